@@ -1,0 +1,287 @@
+package program
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Builder collects the calls of a program. It does no I/O. Its first error is
+// returned by Program.
+type Builder struct {
+	parts  [numParts][]op
+	lines  [numParts][]line
+	part   Part
+	stage  string
+	data   []byte
+	texts  map[string]uint64
+	relocs []uint64
+	files  []string
+	used   [MaxSlots]bool
+	err    error
+}
+
+// Arg is an argument of a call: a number, a pointer into the program's data,
+// or the content of a slot.
+type Arg struct {
+	kind uint8
+	val  uint64
+	text string
+}
+
+// Int is a plain number. Its text, if given, stands for it in Explain.
+func Int[T ~int | ~uint | ~int32 | ~uint32 | ~int64 | ~uint64 | ~uintptr](v T, text ...string) Arg {
+	a := Arg{val: uint64(v)}
+	if len(text) > 0 {
+		a.text = text[0]
+	} else {
+		a.text = strconv.FormatInt(int64(v), 10)
+	}
+	return a
+}
+
+// Use is the content of a slot.
+func Use(s Slot) Arg { return Arg{kind: kindSlot, val: uint64(s), text: s.String()} }
+
+// NewBuilder starts an empty program, in its Setup part.
+func NewBuilder() *Builder {
+	b := &Builder{texts: map[string]uint64{}}
+	b.File("socket to the host") // Report
+	return b
+}
+
+// In continues in the given part.
+func (b *Builder) In(p Part) { b.part = p }
+
+// Stage names what the following calls are for.
+func (b *Builder) Stage(name string) { b.stage = name }
+
+// File declares the next descriptor that accompanies the program.
+func (b *Builder) File(what string) Slot {
+	if len(b.files) >= MaxFiles {
+		b.fail(fmt.Errorf("more than %d descriptors", MaxFiles))
+		return 0
+	}
+	if b.used[len(b.files)] {
+		b.fail(errors.New("descriptors are declared before the first result"))
+	}
+	s := Slot(len(b.files))
+	b.used[s] = true
+	b.files = append(b.files, what)
+	return s
+}
+
+func (b *Builder) newSlot() Slot {
+	for i := MaxSlots - 1; i >= len(b.files); i-- {
+		if !b.used[i] {
+			b.used[i] = true
+			return Slot(i)
+		}
+	}
+	b.fail(fmt.Errorf("more than %d results in use", MaxSlots))
+	return 0
+}
+
+// Free lets a later result use the slot again.
+func (b *Builder) Free(s Slot) { b.used[s] = false }
+
+func (b *Builder) fail(err error) {
+	if b.err == nil {
+		b.err = err
+	}
+}
+
+// Str is a pointer to s, terminated by a zero byte.
+func (b *Builder) Str(s string) Arg {
+	if strings.IndexByte(s, 0) >= 0 {
+		b.fail(fmt.Errorf("%q contains a zero byte", s))
+	}
+	off, ok := b.texts[s]
+	if !ok {
+		off = b.put(append([]byte(s), 0))
+		b.texts[s] = off
+	}
+	return Arg{kind: kindData, val: off, text: quote(s)}
+}
+
+// quote shows a string, of a long one the beginning.
+func quote(s string) string {
+	const most = 200
+	if len(s) <= most {
+		return strconv.Quote(s)
+	}
+	return fmt.Sprintf("%s... (%d bytes)", strconv.Quote(s[:most]), len(s))
+}
+
+// Bytes is a pointer to a copy of p; text stands for it in Explain.
+func (b *Builder) Bytes(p []byte, text string) Arg {
+	return Arg{kind: kindData, val: b.put(p), text: text}
+}
+
+// Pointers is a pointer to an array of pointers, ended by a null pointer
+// where null is set (argv, envp).
+func (b *Builder) Pointers(to []Arg, null bool, text string) Arg {
+	n := len(to)
+	if null {
+		n++
+	}
+	words := make([]byte, 8*n)
+	for i, a := range to {
+		native.PutUint64(words[8*i:], a.val)
+	}
+	off := b.put(words)
+	for i := range to {
+		b.relocs = append(b.relocs, off+8*uint64(i))
+	}
+	return Arg{kind: kindData, val: off, text: text}
+}
+
+// Strings is Pointers to strings, as execve(2) takes them.
+func (b *Builder) Strings(list []string) Arg {
+	to := make([]Arg, len(list))
+	quoted := make([]string, len(list))
+	for i, s := range list {
+		to[i] = b.Str(s)
+		quoted[i] = to[i].text
+	}
+	return b.Pointers(to, true, "["+strings.Join(quoted, ", ")+"]")
+}
+
+// Struct is a pointer to 64-bit words of which those that are pointers into
+// the data are given as Args from Str, Bytes or Pointers.
+func (b *Builder) Struct(text string, words ...Arg) Arg {
+	raw := make([]byte, 8*len(words))
+	for i, w := range words {
+		native.PutUint64(raw[8*i:], w.val)
+	}
+	off := b.put(raw)
+	for i, w := range words {
+		if w.kind == kindData {
+			b.relocs = append(b.relocs, off+8*uint64(i))
+		}
+	}
+	return Arg{kind: kindData, val: off, text: text}
+}
+
+func (b *Builder) put(p []byte) uint64 {
+	off := uint64(len(b.data))
+	b.data = append(b.data, p...)
+	for len(b.data)%8 != 0 {
+		b.data = append(b.data, 0)
+	}
+	if len(b.data) > MaxImage {
+		b.fail(fmt.Errorf("arguments, environment and paths are larger than %d bytes together", MaxImage))
+	}
+	return off
+}
+
+// Call adds a system call whose failure ends the program.
+func (b *Builder) Call(name string, num uintptr, args ...Arg) { b.add(name, num, NoSlot, 0, args) }
+
+// CallTo adds a system call whose result a slot keeps.
+func (b *Builder) CallTo(name string, num uintptr, args ...Arg) Slot {
+	s := b.newSlot()
+	b.add(name, num, s, 0, args)
+	return s
+}
+
+// CallInto adds a system call whose result replaces what the slot holds.
+func (b *Builder) CallInto(s Slot, name string, num uintptr, args ...Arg) {
+	b.add(name, num, s, 0, args)
+}
+
+// CallMaybe adds a system call that may fail.
+func (b *Builder) CallMaybe(name string, num uintptr, args ...Arg) {
+	b.add(name, num, NoSlot, flagIgnore, args)
+}
+
+// CallWait adds a system call that waits for a peer: a result of zero means
+// that the peer is gone and ends the program.
+func (b *Builder) CallWait(name string, num uintptr, args ...Arg) {
+	b.add(name, num, NoSlot, flagPositive, args)
+}
+
+// CallTry adds a system call that only returns when it failed, one of several
+// places to try: that nothing is there is remembered and the next one tried.
+// FailTried ends the list.
+func (b *Builder) CallTry(name string, num uintptr, args ...Arg) {
+	b.add(name, num, NoSlot, flagTry, args)
+}
+
+// FailTried ends the program with what the calls that were tried reported: permission
+// denied if one did, else not found.
+func (b *Builder) FailTried(name string) { b.add(name, callTried, NoSlot, 0, nil) }
+
+// poke stores the slot's content as 32 bits into the data, n bytes behind at.
+func (b *Builder) poke(at Arg, n int, s Slot) {
+	// The executor adds the offset to the data's address itself.
+	b.add("store", callPoke, NoSlot, 0, []Arg{Int(at.val+uint64(n), at.text), Use(s)})
+}
+
+// Event reports an event without a value to the host.
+func (b *Builder) Event(k Kind) {
+	b.add("report", callEvent, NoSlot, 0, []Arg{Int(uint32(k), k.String())})
+}
+
+func (b *Builder) add(name string, num uintptr, out Slot, flags uint8, args []Arg) {
+	if len(args) > 6 {
+		b.fail(fmt.Errorf("%s: more than six arguments", name))
+		return
+	}
+	o := op{num: uint32(num), out: out, flags: flags}
+	texts := make([]string, len(args))
+	for i, a := range args {
+		o.args[i], o.kinds[i], texts[i] = a.val, a.kind, a.text
+	}
+	text := name + "(" + strings.Join(texts, ", ") + ")"
+	if out != NoSlot {
+		text = out.String() + " = " + text
+	}
+	b.parts[b.part] = append(b.parts[b.part], o)
+	b.lines[b.part] = append(b.lines[b.part], line{b.stage, text})
+}
+
+// Program encodes what was collected.
+func (b *Builder) Program() (*Program, error) {
+	if b.err != nil {
+		return nil, b.err
+	}
+	p := &Program{files: b.files}
+	h := header{magic: magic, relocs: uint32(len(b.relocs)), data: uint32(len(b.data)), files: uint32(len(b.files))}
+	calls := 0
+	for i := range b.parts {
+		p.first[i] = calls
+		calls += len(b.parts[i])
+		p.lines = append(p.lines, b.lines[i]...)
+		h.calls[i] = uint32(len(b.parts[i]))
+	}
+	total := headerSize + opSize*calls + 8*len(b.relocs) + len(b.data)
+	if total > MaxImage {
+		return nil, fmt.Errorf("program of %d bytes is larger than %d", total, MaxImage)
+	}
+	h.total = uint32(total)
+	out := h.marshal(make([]byte, 0, total))
+	for _, part := range b.parts {
+		for i := range part {
+			out = part[i].marshal(out)
+		}
+	}
+	for _, r := range b.relocs {
+		out = native.AppendUint64(out, r)
+	}
+	p.image = append(out, b.data...)
+	return p, nil
+}
+
+func (o *op) marshal(b []byte) []byte {
+	b = native.AppendUint32(b, o.num)
+	b = native.AppendUint16(b, uint16(o.out))
+	b = append(b, o.flags, 0)
+	b = append(b, o.kinds[:]...)
+	b = append(b, 0, 0)
+	for _, a := range o.args {
+		b = native.AppendUint64(b, a)
+	}
+	return b
+}

@@ -1,0 +1,158 @@
+package program
+
+import (
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The calls of the kernel's mount interface (open_tree(2), move_mount(2),
+// fsopen(2)) and of path resolution inside a root, as programs use them.
+
+// AtCWD is the current directory as a directory descriptor.
+var AtCWD = Int(unix.AT_FDCWD, "AT_FDCWD")
+
+// CloneTree makes a detached copy of the mount at a path.
+func (b *Builder) CloneTree(at string) Slot {
+	return b.CallTo("open_tree", unix.SYS_OPEN_TREE, AtCWD, b.Str(at),
+		Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC, "OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC"))
+}
+
+// FileSystem makes a detached mount of a new file system. Each option is
+// "key=value" or a flag.
+func (b *Builder) FileSystem(fstype string, attr int, options ...string) Slot {
+	ctx := b.CallTo("fsopen", unix.SYS_FSOPEN, b.Str(fstype), Int(unix.FSOPEN_CLOEXEC, "FSOPEN_CLOEXEC"))
+	for _, o := range options {
+		key, value, isString := strings.Cut(o, "=")
+		if isString {
+			b.Call("fsconfig", unix.SYS_FSCONFIG, Use(ctx), Int(unix.FSCONFIG_SET_STRING, "SET_STRING"), b.Str(key), b.Str(value), Int(0))
+		} else {
+			b.Call("fsconfig", unix.SYS_FSCONFIG, Use(ctx), Int(unix.FSCONFIG_SET_FLAG, "SET_FLAG"), b.Str(key), Int(0, "NULL"), Int(0))
+		}
+	}
+	b.Call("fsconfig", unix.SYS_FSCONFIG, Use(ctx), Int(unix.FSCONFIG_CMD_CREATE, "CMD_CREATE"), Int(0, "NULL"), Int(0, "NULL"), Int(0))
+	m := b.CallTo("fsmount", unix.SYS_FSMOUNT, Use(ctx), Int(unix.FSMOUNT_CLOEXEC, "FSMOUNT_CLOEXEC"), Int(attr, attrText(uint64(attr))))
+	b.Close(ctx)
+	return m
+}
+
+// Attach puts a detached mount onto what target refers to.
+func (b *Builder) Attach(mount, target Slot) {
+	b.Call("move_mount", unix.SYS_MOVE_MOUNT, Use(mount), b.Str(""), Use(target), b.Str(""),
+		Int(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH, "F_EMPTY_PATH|T_EMPTY_PATH"))
+}
+
+// AttachAt puts a detached mount onto a path of the cell.
+func (b *Builder) AttachAt(mount Slot, at string) {
+	b.Call("move_mount", unix.SYS_MOVE_MOUNT, Use(mount), b.Str(""), AtCWD, b.Str(at),
+		Int(unix.MOVE_MOUNT_F_EMPTY_PATH, "F_EMPTY_PATH"))
+}
+
+// SetAttr changes the attributes of a mount, of all below it with recursive.
+func (b *Builder) SetAttr(mount Slot, attr uint64, recursive bool) {
+	a := unix.MountAttr{Attr_set: attr, Propagation: unix.MS_PRIVATE}
+	raw := append([]byte(nil), (*[unsafe.Sizeof(a)]byte)(unsafe.Pointer(&a))[:]...)
+	flags := Int(unix.AT_EMPTY_PATH, "AT_EMPTY_PATH")
+	if recursive {
+		flags = Int(unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, "AT_EMPTY_PATH|AT_RECURSIVE")
+	}
+	b.Call("mount_setattr", unix.SYS_MOUNT_SETATTR, Use(mount), b.Str(""), flags, b.Bytes(raw, attrText(attr)), Int(len(raw)))
+}
+
+func attrText(set uint64) string {
+	text := []string{}
+	for _, f := range []struct {
+		bit  uint64
+		name string
+	}{{unix.MOUNT_ATTR_RDONLY, "ro"}, {unix.MOUNT_ATTR_NOSUID, "nosuid"}, {unix.MOUNT_ATTR_NODEV, "nodev"}, {unix.MOUNT_ATTR_NOEXEC, "noexec"}} {
+		if set&f.bit != 0 {
+			text = append(text, f.name)
+		}
+	}
+	return strings.Join(text, "|")
+}
+
+// OpenInRoot refers to a path inside a root. No symbolic link on the way,
+// whoever put it there, leads out of the root: openat2(2), RESOLVE_IN_ROOT.
+func (b *Builder) OpenInRoot(root Slot, p string) Slot {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	raw := append([]byte(nil), (*[unsafe.Sizeof(how)]byte)(unsafe.Pointer(&how))[:]...)
+	return b.CallTo("openat2", unix.SYS_OPENAT2, Use(root), b.Str(p),
+		b.Bytes(raw, "{O_PATH|O_CLOEXEC, RESOLVE_IN_ROOT|RESOLVE_NO_MAGICLINKS}"), Int(len(raw)))
+}
+
+// MkdirAll makes the directories of a path inside a root that are not there,
+// the last one included. have is the part of the path that is known to exist.
+func (b *Builder) MkdirAll(root Slot, have, p string) {
+	for dir := have; dir != p; {
+		rest := strings.TrimPrefix(strings.TrimPrefix(p, dir), "/")
+		name, _, _ := strings.Cut(rest, "/")
+		at := b.OpenInRoot(root, dir)
+		b.CallMaybe("mkdirat", unix.SYS_MKDIRAT, Use(at), b.Str(name), mode(0o755))
+		b.Close(at)
+		dir = path.Join(dir, name)
+	}
+}
+
+// Mkdir makes one directory that is not there yet.
+func (b *Builder) Mkdir(at Arg, p string, m fs.FileMode) {
+	b.Call("mkdirat", unix.SYS_MKDIRAT, at, b.Str(p), mode(m))
+}
+
+// Symlink makes a symbolic link.
+func (b *Builder) Symlink(target string, at Arg, p string) {
+	b.Call("symlinkat", unix.SYS_SYMLINKAT, b.Str(target), at, b.Str(p))
+}
+
+// CreateFile makes a file, which must not exist, with the given content. The
+// umask is taken to be zero.
+func (b *Builder) CreateFile(at Arg, p string, data []byte, m fs.FileMode) {
+	f := b.CallTo("openat", unix.SYS_OPENAT, at, b.Str(p),
+		Int(unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, "O_WRONLY|O_CREAT|O_EXCL|O_CLOEXEC|O_NOFOLLOW"), mode(m))
+	if len(data) > 0 {
+		// A write to a file system that is nearly full writes a part.
+		b.Call("fallocate", unix.SYS_FALLOCATE, Use(f), Int(0), Int(0), Int(len(data)))
+		b.CallWait("write", unix.SYS_WRITE, Use(f), b.Bytes(data, fmt.Sprintf("%d bytes", len(data))), Int(len(data)))
+	}
+	b.Close(f)
+}
+
+// Chown changes the owner of a path, not following a link.
+func (b *Builder) Chown(at Arg, p string, uid, gid int) {
+	b.Call("fchownat", unix.SYS_FCHOWNAT, at, b.Str(p), Int(uid), Int(gid), Int(unix.AT_SYMLINK_NOFOLLOW, "AT_SYMLINK_NOFOLLOW"))
+}
+
+// Close closes a descriptor and frees its slot.
+func (b *Builder) Close(s Slot) {
+	b.Call("close", unix.SYS_CLOSE, Use(s))
+	b.Free(s)
+}
+
+// Wait reads one byte: the program waits for its peer.
+func (b *Builder) Wait(s Slot) {
+	b.CallWait("read", unix.SYS_READ, Use(s), b.Bytes(make([]byte, 8), "buf"), Int(1))
+}
+
+func mode(m fs.FileMode) Arg {
+	bits := uint32(m.Perm())
+	if m&fs.ModeSticky != 0 {
+		bits |= unix.S_ISVTX
+	}
+	return Int(bits, fmt.Sprintf("%#o", bits))
+}
+
+// SendFile sends the host an event of kind Ready with a descriptor: sendmsg(2),
+// unix(7) SCM_RIGHTS.
+func (b *Builder) SendFile(fd Slot) {
+	payload := b.Bytes(Event{Kind: Ready}.Marshal(), "ready")
+	rights := unix.UnixRights(0)
+	control := b.Bytes(rights, "SCM_RIGHTS")
+	b.poke(control, unix.CmsgLen(0), fd)
+	iov := b.Struct("iov", payload, Int(EventSize))
+	msg := b.Struct("{ready, SCM_RIGHTS "+fd.String()+"}", Int(0), Int(0), iov, Int(1), control, Int(len(rights)), Int(0))
+	b.Call("sendmsg", unix.SYS_SENDMSG, Use(Report), msg, Int(unix.MSG_NOSIGNAL, "MSG_NOSIGNAL"))
+}

@@ -1,0 +1,87 @@
+package program
+
+import (
+	"fmt"
+	"time"
+)
+
+// Kind says what an Event reports.
+type Kind uint32
+
+const (
+	Cloned   Kind = iota + 1 // by the fork server: the clone exists; a pidfd comes along
+	Refused                  // by the fork server: no clone; Errno says why
+	Ready                    // by the command: set up, waiting for its cgroup
+	Started                  // by PID 1: the command has been executed
+	Failed                   // by PID 1 or the command: call Index failed with Errno
+	Exited                   // by PID 1: the command ended with Status
+	Finished                 // by a task: all of its calls are done
+	numKinds
+)
+
+func (k Kind) String() string {
+	names := [...]string{"?", "cloned", "refused", "ready", "started", "failed", "exited", "finished"}
+	if k >= numKinds {
+		k = 0
+	}
+	return names[k]
+}
+
+// Event is what comes back over a run's socket, in one message of EventSize
+// bytes.
+type Event struct {
+	Kind   Kind
+	Index  uint32
+	Errno  uint32
+	Status uint32 // as wait4(2) gives it
+	// What the command and the children that it waited for used (getrusage(2)).
+	UserCPU, SystemCPU time.Duration
+	MaxRSS             uint64 // bytes
+}
+
+// EventSize is the size of an encoded Event.
+const EventSize = 40
+
+// event is Event as the executor writes it.
+type event struct {
+	kind, index, errno, status uint32
+	user, system, maxrss       int64 // microseconds, microseconds, KiB
+}
+
+// ParseEvent decodes a message. It accepts nothing but a whole event.
+func ParseEvent(b []byte) (Event, error) {
+	if len(b) != EventSize {
+		return Event{}, fmt.Errorf("event of %d bytes, want %d", len(b), EventSize)
+	}
+	e := Event{
+		Kind:      Kind(native.Uint32(b)),
+		Index:     native.Uint32(b[4:]),
+		Errno:     native.Uint32(b[8:]),
+		Status:    native.Uint32(b[12:]),
+		UserCPU:   time.Duration(native.Uint64(b[16:])) * time.Microsecond,
+		SystemCPU: time.Duration(native.Uint64(b[24:])) * time.Microsecond,
+		MaxRSS:    native.Uint64(b[32:]) * 1024,
+	}
+	if e.Kind == 0 || e.Kind >= numKinds {
+		return Event{}, fmt.Errorf("event of unknown kind %d", e.Kind)
+	}
+	return e, nil
+}
+
+// PutEvent encodes into b, of EventSize bytes, what the fork server itself
+// reports.
+//
+//go:norace
+func PutEvent[E ~uintptr](b []byte, k Kind, errno E) {
+	native.PutUint32(b, uint32(k))
+	native.PutUint32(b[8:], uint32(errno))
+}
+
+// Marshal encodes an event without figures.
+func (e Event) Marshal() []byte {
+	b := make([]byte, 0, EventSize)
+	for _, v := range [...]uint32{uint32(e.Kind), e.Index, e.Errno, e.Status} {
+		b = native.AppendUint32(b, v)
+	}
+	return append(b, make([]byte, EventSize-len(b))...)
+}

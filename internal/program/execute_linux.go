@@ -1,0 +1,229 @@
+package program
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// What follows runs between clone and exec, in a child of a process with
+// several threads: only this thread exists, locks may be held for ever, the
+// stack can't grow and nothing may be allocated. So: raw system calls only,
+// no stack check, no race detector, no pointer check.
+
+//go:linkname runtimeBeforeFork syscall.runtime_BeforeFork
+func runtimeBeforeFork()
+
+//go:linkname runtimeAfterFork syscall.runtime_AfterFork
+func runtimeAfterFork()
+
+// vfork makes a child that shares its parent's memory, and so its stack, while
+// the parent waits for it to exec or exit. The return address is kept in a
+// register meanwhile.
+func vfork(num, args, size uintptr) (pid uintptr, errno syscall.Errno)
+
+// cloneArgs are the first fields of clone3(2)'s struct clone_args.
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls uint64
+}
+
+var vforkArgs = cloneArgs{flags: unix.CLONE_VM | unix.CLONE_VFORK, exitSignal: uint64(unix.SIGCHLD)}
+
+// Clone makes a child with clone3(2) and runs the loaded program in it. It
+// returns, in the parent, the child's pid and a pidfd of it.
+//
+//go:norace
+func (m *Machine) Clone(flags uint64) (pid, pidfd int, errno syscall.Errno) {
+	s := m.state
+	s.clone = cloneArgs{
+		// The kernel resets the Go runtime's signal handlers, 64 calls less
+		// than doing it here. A program's first calls do the rest.
+		flags:      flags | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND,
+		pidfd:      uint64(uintptr(unsafe.Pointer(&s.pidfd))),
+		exitSignal: uint64(unix.SIGCHLD),
+	}
+	runtimeBeforeFork()
+	r, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&s.clone)), unsafe.Sizeof(s.clone), 0)
+	if e != 0 || r != 0 {
+		runtimeAfterFork()
+		return int(r), int(s.pidfd), e
+	}
+	execute(s)
+	return 0, 0, 0
+}
+
+// Fork makes a child in which f runs, with this thread as its only one, and
+// which ends when f returns. f must not allocate much, nor block in the
+// runtime: no collector and no scheduler come along.
+//
+//go:norace
+func Fork(f func()) (pid int, errno syscall.Errno) {
+	args := &cloneArgs{flags: unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD)}
+	runtimeBeforeFork()
+	r, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0)
+	runtimeAfterFork() // in the child too: f may use the stack that there is
+	if e != 0 || r != 0 {
+		return int(r), e
+	}
+	f()
+	exit(0)
+	return 0, 0
+}
+
+// execute runs the three parts. It does not return.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func execute(s *state) {
+	runPart(s, Setup)
+	if s.first[Command+1] == s.first[Command] {
+		report(s, Finished)
+		exit(0)
+	}
+	pid, errno := vfork(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&vforkArgs)), unsafe.Sizeof(vforkArgs))
+	if errno != 0 {
+		s.pc = s.first[Command]
+		fail(s, errno)
+	}
+	if pid == 0 {
+		runPart(s, Command)
+		exit(127)
+	}
+	// The child used the frames below this one and s. Only what it never
+	// writes is read from here on.
+	if s.failed != 0 {
+		exit(127)
+	}
+	runPart(s, Init)
+	reap(s, pid)
+}
+
+// runPart does the calls of one part in order.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func runPart(s *state, part Part) {
+	end := s.first[part+1]
+	for s.pc = s.first[part]; s.pc < end; s.pc++ {
+		o := (*op)(unsafe.Add(s.ops, s.pc*opSize))
+		r, errno := call(s, o)
+		if errno != 0 {
+			if o.flags&flagTry != 0 && (errno == syscall.ENOENT || errno == syscall.ENOTDIR || errno == syscall.EACCES) {
+				if errno == syscall.EACCES {
+					s.tried = errno
+				}
+				continue
+			}
+			if o.flags&flagIgnore != 0 {
+				continue
+			}
+			fail(s, errno)
+		}
+		if r == 0 && o.flags&flagPositive != 0 {
+			fail(s, syscall.ECONNRESET)
+		}
+		if o.out != NoSlot {
+			*slot(s, uint64(o.out)) = uint64(r)
+		}
+	}
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func call(s *state, o *op) (uintptr, syscall.Errno) {
+	switch o.num {
+	case callTried:
+		if s.tried == 0 { // also where there was no place to try
+			return 0, syscall.ENOENT
+		}
+		return 0, s.tried
+	case callEvent:
+		report(s, Kind(arg(s, o, 0)))
+		return 0, 0
+	case callPoke:
+		*(*uint32)(unsafe.Add(s.data, arg(s, o, 0))) = uint32(arg(s, o, 1))
+		return 0, 0
+	}
+	r, _, errno := syscall.RawSyscall6(uintptr(o.num),
+		arg(s, o, 0), arg(s, o, 1), arg(s, o, 2), arg(s, o, 3), arg(s, o, 4), arg(s, o, 5))
+	return r, errno
+}
+
+// arg reads an argument without an index check, which could panic.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func arg(s *state, o *op, i uintptr) uintptr {
+	v := *(*uint64)(unsafe.Add(unsafe.Pointer(&o.args), i*8))
+	if *(*uint8)(unsafe.Add(unsafe.Pointer(&o.kinds), i)) == kindSlot {
+		v = *slot(s, v)
+	}
+	return uintptr(v)
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func slot(s *state, i uint64) *uint64 {
+	return (*uint64)(unsafe.Add(unsafe.Pointer(&s.slots), i*8))
+}
+
+// reap is the rest of PID 1's life: collect orphans until the command ends,
+// report that, and exit, which kills all that is left in the run.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func reap(s *state, command uintptr) {
+	for {
+		pid, _, errno := syscall.RawSyscall6(unix.SYS_WAIT4, ^uintptr(0),
+			uintptr(unsafe.Pointer(&s.status)), unix.WALL, uintptr(unsafe.Pointer(&s.rusage)), 0, 0)
+		if errno == syscall.EINTR {
+			continue
+		}
+		if errno != 0 {
+			exit(126)
+		}
+		if pid == command {
+			break
+		}
+	}
+	s.event.status = s.status
+	s.event.user = int64(s.rusage.Utime.Sec)*1e6 + int64(s.rusage.Utime.Usec)
+	s.event.system = int64(s.rusage.Stime.Sec)*1e6 + int64(s.rusage.Stime.Usec)
+	s.event.maxrss = int64(s.rusage.Maxrss)
+	report(s, Exited)
+	exit(0)
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func fail(s *state, errno syscall.Errno) {
+	s.failed = 1
+	s.event.index = uint32(s.pc)
+	s.event.errno = uint32(errno)
+	report(s, Failed)
+	exit(127)
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func report(s *state, k Kind) {
+	s.event.kind = uint32(k)
+	syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(*slot(s, uint64(Report))), uintptr(unsafe.Pointer(&s.event)), EventSize, unix.MSG_NOSIGNAL, 0, 0)
+}
+
+//go:nosplit
+//go:norace
+func exit(code uintptr) {
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, code, 0, 0)
+	}
+}

@@ -1,0 +1,186 @@
+// Package program describes what turns a fresh clone into a run: a flat list
+// of system calls, built in the host process, sent to the fork server as one
+// block of memory, and executed between clone and exec.
+//
+// A program has three parts. Setup runs in the clone that becomes the run's
+// PID 1. Command runs in a child of it and normally ends in execve. Init runs
+// in PID 1 again, once the command has been executed. A program with a Setup
+// part only is a task: it does its calls and exits.
+package program
+
+import (
+	"encoding/binary"
+	"fmt"
+	"strings"
+)
+
+// MaxSlots is the number of results and received descriptors that a program
+// can hold at one time. The kernel passes at most 253 descriptors in one
+// message (SCM_MAX_FD).
+const (
+	MaxSlots = 512
+	MaxFiles = 253
+	// MaxImage bounds an encoded program: arguments and environment, which
+	// the kernel limits to 6 MiB (execve(2)), are the bulk of a large one.
+	MaxImage = 8 << 20
+)
+
+// Slot holds a received descriptor or the result of a call.
+type Slot uint16
+
+// Report is the slot of the socket that events are written to: the first
+// descriptor that accompanies a program.
+const Report Slot = 0
+
+// NoSlot says that nothing keeps the result of a call.
+const NoSlot Slot = 0xffff
+
+// Part is one of the three parts of a program.
+type Part uint8
+
+const (
+	Setup Part = iota
+	Command
+	Init
+	numParts
+)
+
+func (p Part) String() string { return [...]string{"setup", "command", "init"}[p] }
+
+// Calls beyond the kernel's own numbers.
+const (
+	callPoke  = 1<<31 + iota // store a slot (arg 1) as 32 bits into data (arg 0)
+	callEvent                // report an event of kind (arg 0)
+	callTried                // fail with the error of the calls that were tried
+)
+
+const (
+	kindInt = iota
+	kindData
+	kindSlot
+)
+
+const (
+	flagIgnore   = 1 << iota // go on whatever the result
+	flagTry                  // ENOENT, ENOTDIR and EACCES: remember and go on
+	flagPositive             // zero is a failure: the peer of a gate is gone
+)
+
+// op is one call as the executor reads it. Size and layout are part of the
+// encoding; both ends are the same binary on the same machine.
+type op struct {
+	num   uint32
+	out   Slot
+	flags uint8
+	_     uint8
+	kinds [6]uint8
+	_     [2]uint8
+	args  [6]uint64
+}
+
+const opSize = 64
+
+// Program is an immutable list of calls, ready to be sent.
+type Program struct {
+	image []byte
+	files []string // what each received descriptor is, for people
+	lines []line
+	first [numParts]int // index of each part's first call
+}
+
+type line struct{ stage, text string }
+
+// Image is the encoded form that Load reads.
+func (p *Program) Image() []byte { return p.image }
+
+// Files is the number of descriptors that must accompany the image.
+func (p *Program) Files() int { return len(p.files) }
+
+// Describe names call i as a person would want to read it in an error.
+func (p *Program) Describe(i int) (stage, call string) {
+	if i < 0 || i >= len(p.lines) {
+		return "unknown stage", fmt.Sprintf("call %d", i)
+	}
+	return p.lines[i].stage, p.lines[i].text
+}
+
+// Explain lists the program, one line per call, in the order of execution.
+func (p *Program) Explain() string {
+	var b strings.Builder
+	for i, f := range p.files {
+		fmt.Fprintf(&b, "%s = received: %s\n", Slot(i), f)
+	}
+	stage := ""
+	for i, l := range p.lines {
+		for part := Setup; part < numParts; part++ {
+			if p.first[part] == i && p.partLen(part) > 0 {
+				fmt.Fprintf(&b, "%s:\n", part)
+				stage = ""
+			}
+		}
+		if l.stage != stage {
+			stage = l.stage
+			fmt.Fprintf(&b, "  # %s\n", stage)
+		}
+		fmt.Fprintf(&b, "  %s\n", l.text)
+	}
+	return b.String()
+}
+
+func (p *Program) partLen(part Part) int {
+	if part+1 < numParts {
+		return p.first[part+1] - p.first[part]
+	}
+	return len(p.lines) - p.first[part]
+}
+
+func (s Slot) String() string { return fmt.Sprintf("$%d", uint16(s)) }
+
+// The image: a header, the calls, the offsets of pointers inside the data
+// (argv, envp, iovecs), the data.
+const (
+	magic      = 0x53425831 // "SBX1"
+	headerSize = 4 * 8
+)
+
+var native = binary.NativeEndian
+
+// imageError is what is wrong with an image. It is a constant wherever it is
+// returned: the fork server, which loads images, must not allocate.
+type imageError string
+
+func (e imageError) Error() string { return "malformed program: " + string(e) }
+
+type header struct {
+	magic, total        uint32
+	calls               [numParts]uint32
+	relocs, data, files uint32
+}
+
+func (h *header) marshal(b []byte) []byte {
+	for _, v := range [...]uint32{h.magic, h.total, h.calls[0], h.calls[1], h.calls[2], h.relocs, h.data, h.files} {
+		b = native.AppendUint32(b, v)
+	}
+	return b
+}
+
+//go:norace
+func (h *header) unmarshal(b []byte) error {
+	if len(b) < headerSize {
+		return imageError("no header")
+	}
+	for i, v := range [...]*uint32{&h.magic, &h.total, &h.calls[0], &h.calls[1], &h.calls[2], &h.relocs, &h.data, &h.files} {
+		*v = native.Uint32(b[4*i:])
+	}
+	sum := uint64(headerSize) + opSize*(uint64(h.calls[0])+uint64(h.calls[1])+uint64(h.calls[2])) +
+		8*uint64(h.relocs) + uint64(h.data)
+	switch {
+	case h.magic != magic:
+		return imageError("wrong magic")
+	case uint64(h.total) != sum || int(h.total) != len(b) || h.total > MaxImage:
+		return imageError("sizes disagree")
+	case h.files == 0 || h.files > MaxFiles || h.data%8 != 0:
+		return imageError("descriptor count or alignment")
+	}
+	return nil
+}
