@@ -1,0 +1,206 @@
+//go:build linux
+
+package seccomp
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// childEnv makes the test binary a process that lives under a filter. With the default one, "probe" makes a few
+// calls and prints what came of them, and "exec" becomes the command in its arguments. "random" makes the
+// calls of TestKernelArguments.
+const childEnv = "SECCOMP_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	switch os.Getenv(childEnv) {
+	case "":
+		os.Exit(m.Run())
+	case "probe":
+		confine(CachedDefault(nil))
+		_ = json.NewEncoder(os.Stdout).Encode(probe())
+	case "exec":
+		path, args := os.Args[1], os.Args[1:]
+		confine(CachedDefault(nil))
+		fmt.Fprintln(os.Stderr, "exec:", syscall.Exec(path, args, os.Environ()))
+		os.Exit(1)
+	case "random":
+		p, calls := harmless()
+		confine(Compile(p, runtime.GOARCH))
+		_ = json.NewEncoder(os.Stdout).Encode(errnos(calls))
+	}
+}
+
+// confine puts this thread under a filter. An exec by this thread makes it the whole process.
+func confine(f *Filter, err error) {
+	runtime.LockOSThread()
+	if err != nil {
+		panic(err)
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	code := f.Bytes()
+	program := unix.SockFprog{Len: uint16(f.Len()), Filter: (*unix.SockFilter)(unsafe.Pointer(&code[0]))}
+	_, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(f.Flags), uintptr(unsafe.Pointer(&program)))
+	runtime.KeepAlive(code)
+	if e != 0 {
+		panic(e)
+	}
+}
+
+// probe returns the errno of each call, 0 if it succeeded.
+func probe() map[string]int {
+	high := uint64(1) << 32
+	results := map[string]int{}
+	for name, c := range map[string][4]uintptr{
+		"getpid":          {unix.SYS_GETPID},
+		"keyctl":          {unix.SYS_KEYCTL},
+		"clone3":          {unix.SYS_CLONE3},
+		"unshare":         {unix.SYS_UNSHARE, unix.CLONE_NEWUSER},
+		"clone namespace": {unix.SYS_CLONE, unix.CLONE_NEWUSER | uintptr(unix.SIGCHLD)},
+		"unknown":         {9999},
+		"io_uring_setup":  {unix.SYS_IO_URING_SETUP, 1},
+		"TIOCSTI":         {unix.SYS_IOCTL, ^uintptr(0), unix.TIOCSTI},
+		"TIOCSTI, high":   {unix.SYS_IOCTL, ^uintptr(0), uintptr(unix.TIOCSTI | high)},
+		"TIOCGWINSZ":      {unix.SYS_IOCTL, ^uintptr(0), unix.TIOCGWINSZ},
+		"AF_VSOCK":        {unix.SYS_SOCKET, unix.AF_VSOCK, unix.SOCK_STREAM},
+		"AF_UNIX":         {unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM},
+		"personality":     {unix.SYS_PERSONALITY, 0xffffffff},
+	} {
+		_, _, e := unix.RawSyscall(c[0], c[1], c[2], c[3])
+		results[name] = int(e)
+	}
+	return results
+}
+
+func child(t *testing.T, mode string, args ...string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(t.Context(), self, args...)
+	cmd.Env = append(os.Environ(), childEnv+"="+mode)
+	return cmd
+}
+
+// TestKernel loads the default filter and asks the kernel.
+func TestKernel(t *testing.T) {
+	out, err := child(t, "probe").Output()
+	require.NoError(t, err)
+	var got map[string]int
+	require.NoError(t, json.Unmarshal(out, &got))
+	eperm, enosys := int(unix.EPERM), int(unix.ENOSYS)
+	assert.Equal(t, map[string]int{
+		"getpid":          0,
+		"keyctl":          eperm,
+		"clone3":          enosys,
+		"unshare":         eperm,
+		"clone namespace": eperm,
+		"unknown":         enosys,
+		"io_uring_setup":  eperm,
+		"TIOCSTI":         eperm,
+		"TIOCSTI, high":   eperm,
+		"TIOCGWINSZ":      int(unix.EBADF), // got through to the kernel, and the descriptor is -1
+		"AF_VSOCK":        eperm,
+		"AF_UNIX":         0,
+		"personality":     0,
+	}, got)
+}
+
+// harmless returns a profile with random rules about calls that take no arguments, so that any may be passed, and
+// such calls. It is the same in every process.
+func harmless() (*specs.LinuxSeccomp, []call) {
+	r := rand.New(rand.NewPCG(1, 3))
+	p := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
+	numbers := map[string]uint32{
+		"getuid": unix.SYS_GETUID, "geteuid": unix.SYS_GETEUID, "getgid": unix.SYS_GETGID,
+		"getegid": unix.SYS_GETEGID, "getppid": unix.SYS_GETPPID,
+	}
+	names := slices.Sorted(maps.Keys(numbers))
+	var calls []call
+	for n := range uint(120) {
+		rule := when(specs.ActErrno, pick(r, names))
+		rule.ErrnoRet = ptr(1 + n)
+		for _, index := range r.Perm(6)[:1+r.IntN(3)] {
+			rule.Args = append(rule.Args, arg(uint(index), pick(r, allOps), randomValue(r), randomValue(r)))
+		}
+		p.Syscalls = append(p.Syscalls, rule)
+		for range 50 {
+			c := call{nr: numbers[rule.Names[0]]}
+			for i := range c.args {
+				c.args[i] = randomValue(r)
+			}
+			for _, a := range rule.Args {
+				c.args[a.Index] = pick(r, []uint64{a.Value, a.Value + 1, a.Value - 1, a.ValueTwo & a.Value})
+			}
+			calls = append(calls, c)
+		}
+	}
+	return p, calls
+}
+
+func errnos(calls []call) []int {
+	results := make([]int, len(calls))
+	for i, c := range calls {
+		a := c.args
+		_, _, e := unix.RawSyscall6(uintptr(c.nr), uintptr(a[0]), uintptr(a[1]), uintptr(a[2]), uintptr(a[3]), uintptr(a[4]), uintptr(a[5]))
+		results[i] = int(e)
+	}
+	return results
+}
+
+// TestKernelArguments compares the kernel's run of a filter, its offsets and byte order among them, with the
+// meaning of the profile.
+func TestKernelArguments(t *testing.T) {
+	out, err := child(t, "random").Output()
+	require.NoError(t, err)
+	var got []int
+	require.NoError(t, json.Unmarshal(out, &got))
+	p, calls := harmless()
+	require.Len(t, got, len(calls))
+	refused := 0
+	for i, c := range calls {
+		c.audit = on(t, runtime.GOARCH, "read").audit
+		want := evaluate(t, p, runtime.GOARCH, c)
+		if want == allow {
+			require.Zero(t, got[i], "%+v", c)
+			continue
+		}
+		require.Equal(t, want, errno|uint32(got[i]), "%+v", c)
+		refused++
+	}
+	require.Greater(t, refused, len(calls)/10)
+	require.Less(t, refused, len(calls))
+}
+
+// TestPrograms runs programs of other people under the default filter.
+func TestPrograms(t *testing.T) {
+	for _, command := range [][]string{
+		{"true"},
+		{"sh", "-c", "echo hello | cat >/dev/null && ls / >/dev/null"},
+		{"python3", "-c", "import subprocess, threading; subprocess.run(['true'], check=True); t = threading.Thread(target=int); t.start(); t.join()"},
+	} {
+		t.Run(command[0], func(t *testing.T) {
+			path, err := exec.LookPath(command[0])
+			if err != nil {
+				t.Skip(err)
+			}
+			out, err := child(t, "exec", append([]string{path}, command[1:]...)...).CombinedOutput()
+			require.NoError(t, err, "%s", out)
+		})
+	}
+}
