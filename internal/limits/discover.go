@@ -1,0 +1,191 @@
+//go:build linux
+
+package limits
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/containerd/cgroups/v3/cgroup2"
+	"golang.org/x/sys/unix"
+)
+
+// top is the directory that Discover chooses at the top of each hierarchy, or in a subtree that
+// was delegated to this user.
+const top = "sandbox"
+
+// Discover finds the hierarchies of this machine and the place where runs go: parent, a path
+// below the cgroup mounts such as "/jobs", or, if parent is "", a directory of its own.
+// It changes nothing. The error wraps ErrUnavailable when there is no such place.
+func Discover(parent string) (*Tree, error) {
+	if parent != "" && (!path.IsAbs(parent) || path.Clean(parent) != parent || strings.HasPrefix(parent, "/sys/fs/cgroup")) {
+		return nil, fmt.Errorf("WithCgroupParent: %q: must be an absolute, clean path below the cgroup mount, such as \"/jobs\"", parent)
+	}
+	all, err := mounts()
+	if err != nil {
+		return nil, err
+	}
+	if version(all) == "" {
+		return nil, unavailable("no cgroup hierarchy is mounted; mount one: mount -t cgroup2 none /sys/fs/cgroup")
+	}
+	for tries := 0; ; tries++ {
+		t := &Tree{version: version(all), all: all, v1: map[string]string{}, missing: map[string]string{}}
+		if t.version == "v2" {
+			err = t.discoverV2(parent)
+		} else {
+			err = t.discoverV1(parent)
+		}
+		// Another process may have removed, meanwhile, a directory that was looked at: its last
+		// cell has gone. Then what was seen means nothing.
+		if slices.ContainsFunc(t.seen, func(dir string) bool { return !exists(dir) }) && tries < maxTries {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return t, nil
+	}
+}
+
+// maxTries is far more often than others can come and go at the wrong moment.
+const maxTries = 100
+
+// nearest is the directory in which the parent, or the first of it that is missing, is made.
+func (t *Tree) nearest(mount string) string {
+	dir := nearest(mount, t.parent)
+	t.seen = append(t.seen, dir)
+	return dir
+}
+
+func unavailable(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrUnavailable, fmt.Sprintf(format, args...))
+}
+
+// discoverV1 takes the controllers that are mounted and writable. Without write access to some,
+// only the limits that need those are missing.
+func (t *Tree) discoverV1(parent string) error {
+	t.parent = parent
+	if parent == "" {
+		t.parent = "/" + top
+	}
+	for _, h := range t.all {
+		for _, c := range h.v1 {
+			if why := writable(t.nearest(h.mount)); why != "" {
+				t.missing[c] = why
+			} else {
+				t.v1[c] = h.mount
+			}
+		}
+	}
+	for _, c := range used {
+		if why := t.missing[c]; why != "" && len(t.v1) == 0 {
+			return unavailable("%s", why) // one will do: they are all alike
+		}
+		if t.v1[c] == "" && t.missing[c] == "" {
+			t.missing[c] = fmt.Sprintf("the %s controller is not mounted; mount it: mount -t cgroup -o %s none /sys/fs/cgroup/%s, "+
+				"or boot with systemd.unified_cgroup_hierarchy=1 for cgroup v2", c, c, c)
+		}
+	}
+	return nil
+}
+
+// discoverV2 takes the controllers that can be enabled for the children of parent.
+func (t *Tree) discoverV2(parent string) error {
+	h := t.all[slices.IndexFunc(t.all, func(h hierarchy) bool { return h.v2 })]
+	t.v2, t.all = h.mount, []hierarchy{h} // a stray v1 mount is not libcontainer's affair either
+	var err error
+	if t.parent, err = placeV2(h, parent); err != nil {
+		return err
+	}
+	dir := t.nearest(t.v2)
+	if why := writable(dir); why != "" {
+		return unavailable("%s", why)
+	}
+	offered := readWords(dir + "/cgroup.controllers")
+	if why := occupied(dir); why != "" {
+		// What was enabled earlier works all the same.
+		offered = readWords(dir + "/cgroup.subtree_control")
+		if len(offered) == 0 {
+			return unavailable("%s", why)
+		}
+		for _, c := range usedV2 {
+			t.missing[c] = why
+		}
+	}
+	for _, c := range usedV2 {
+		if slices.Contains(offered, c) {
+			delete(t.missing, c)
+		} else if t.missing[c] == "" {
+			t.missing[c] = fmt.Sprintf("%s/cgroup.controllers does not offer the %s controller; enable it in cgroup.subtree_control "+
+				"of every directory above (systemd: Delegate=yes), and check that no v1 mount nor cgroup_disable= on the kernel's command line holds it", dir, c)
+		}
+	}
+	return nil
+}
+
+// placeV2 decides where runs go, before it is known whether that works. This is where a systemd
+// scope would be asked for.
+func placeV2(h hierarchy, parent string) (string, error) {
+	if parent != "" {
+		return parent, nil
+	}
+	if os.Geteuid() == 0 {
+		return "/" + top, nil
+	}
+	own, err := cgroup2.PidGroupPath(os.Getpid())
+	if err != nil {
+		return "", unavailable("/proc/self/cgroup: %v", err)
+	}
+	own = path.Join("/", strings.TrimPrefix(own, strings.TrimSuffix(h.root, "/")))
+	// This process is in own, so no controllers can be enabled there; but the directory above
+	// can be ours and empty, as with systemd's DelegateSubgroup=.
+	above := path.Join(h.mount, path.Dir(own))
+	const remedy = "run as root, or in a subgroup of a delegated cgroup (systemd-run --user -p Delegate=yes -p DelegateSubgroup=main), " +
+		"or name a cgroup without processes that this user owns with WithCgroupParent"
+	for _, file := range []string{"", "/cgroup.procs", "/cgroup.subtree_control"} {
+		if err := unix.Faccessat(unix.AT_FDCWD, above+file, unix.W_OK, unix.AT_EACCESS); err != nil || own == "/" {
+			return "", unavailable("uid %d may not make cgroups beside its own, %s; %s", os.Geteuid(), own, remedy)
+		}
+	}
+	if why := occupied(above); why != "" {
+		return "", unavailable("%s", why)
+	}
+	return path.Join(path.Dir(own), top), nil
+}
+
+// occupied says why no controller can be enabled for the children of dir: v2's rule that a
+// cgroup has processes or children with controllers. The root alone is exempt; it is the one
+// directory without a cgroup.type file.
+func occupied(dir string) string {
+	if !exists(dir + "/cgroup.type") {
+		return ""
+	}
+	data, err := readFile(dir+"/cgroup.procs", nil)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return dir + " is a threaded cgroup; name one of type \"domain\" with WithCgroupParent"
+	case err == nil && len(data) > 0:
+		return dir + " has processes of its own, so its children get no controllers; " +
+			"move them into a child of it, or name a cgroup without processes with WithCgroupParent"
+	}
+	return ""
+}
+
+// writable says why dir can't be given children.
+func writable(dir string) string {
+	err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK, unix.AT_EACCESS)
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, unix.EROFS):
+		return dir + " is mounted read-only; give this container a writable cgroup mount " +
+			"(docker run --privileged, or --cgroupns=private with a writable /sys/fs/cgroup)"
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return fmt.Sprintf("uid %d may not make cgroups in %s; run as root, or name a directory that this user owns with WithCgroupParent", os.Geteuid(), dir)
+	}
+	return fmt.Sprintf("%s: %v", dir, err)
+}

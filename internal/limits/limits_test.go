@@ -1,0 +1,399 @@
+//go:build linux
+
+package limits
+
+import (
+	"context"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+const mib = 1 << 20
+
+func TestMemoryLimit(t *testing.T) {
+	s := Spec{Memory: 32 * mib}
+	g, err := testCell(t, s).Create("run", s)
+	require.NoError(t, err)
+	c := start(t, g, "exec tail /dev/zero") // keeps what it reads until a line ends
+	assert.Equal(t, unix.SIGKILL, c.signal())
+
+	kills, err := g.OOMKills()
+	require.NoError(t, err)
+	assert.Contains(t, []uint64{1, 2}, kills, "v2 may count the first one twice")
+	u, err := g.Usage()
+	require.NoError(t, err)
+	assert.Equal(t, kills, u.OOMKills)
+	assert.LessOrEqual(t, u.MemoryPeak, uint64(32*mib))
+	if g.v2 == "" || exists(g.v2+"/memory.peak") {
+		assert.Greater(t, u.MemoryPeak, uint64(24*mib))
+	}
+	assert.Positive(t, u.UserCPU+u.SystemCPU)
+}
+
+func TestNoMemoryNoOOM(t *testing.T) {
+	g, err := testCell(t, Spec{}).Create("run", Spec{})
+	require.NoError(t, err)
+	c := start(t, g, "head -c 8000000 /dev/zero | tail | wc -c")
+	assert.Equal(t, "8000000", strings.TrimSpace(c.output(t)))
+	kills, err := g.OOMKills()
+	require.NoError(t, err)
+	assert.Zero(t, kills)
+}
+
+func TestSwapLimit(t *testing.T) {
+	s := Spec{Memory: 32 * mib, Swap: 8 * mib}
+	cell := testCell(t, Spec{Memory: s.Memory})
+	g, err := cell.Create("run", s)
+	if !cell.swap {
+		require.ErrorContains(t, err, "WithSwap")
+		return
+	}
+	require.NoError(t, err)
+	if g.v2 != "" {
+		assert.Equal(t, []string{"8388608"}, readWords(g.v2+"/memory.swap.max"))
+	} else {
+		assert.Equal(t, []string{"41943040"}, readWords(g.counters.(*countersV1).memory+"/memory.memsw.limit_in_bytes"))
+	}
+}
+
+func TestPIDsLimit(t *testing.T) {
+	s := Spec{PIDs: 4}
+	g, err := testCell(t, s).Create("run", s)
+	require.NoError(t, err)
+	c := start(t, g, "for i in 1 2 3 4 5 6; do sleep 1000 & done; echo unlimited")
+	out := c.output(t)
+	assert.NotContains(t, out, "unlimited")
+	assert.Contains(t, strings.ToLower(out), "fork")
+	u, err := g.Usage()
+	require.NoError(t, err)
+	if u.PIDsPeak != 0 { // a kernel that has pids.peak
+		assert.EqualValues(t, 4, u.PIDsPeak)
+	}
+	require.NoError(t, g.Kill())
+	population(t, g, 0)
+}
+
+func TestCPUQuota(t *testing.T) {
+	s := Spec{CPUs: 0.2}
+	g, err := testCell(t, s).Create("run", s)
+	require.NoError(t, err)
+	begin := time.Now()
+	start(t, g, "while :; do :; done")
+	time.Sleep(3 * time.Second)
+	used, err := g.CPU()
+	wall := time.Since(begin)
+	require.NoError(t, err)
+	ratio := float64(used) / float64(wall)
+	assert.Greater(t, ratio, 0.02)
+	assert.Less(t, ratio, 0.4, "%v of CPU in %v", used, wall)
+
+	u, err := g.Usage()
+	require.NoError(t, err)
+	assert.Positive(t, u.Throttled)
+	assert.GreaterOrEqual(t, u.UserCPU+u.SystemCPU+time.Millisecond, used)
+}
+
+func TestCPUWeight(t *testing.T) {
+	s := Spec{CPUWeight: 50}
+	cell := testCell(t, s)
+	g, err := cell.Create("run", s)
+	require.NoError(t, err)
+	if g.v2 != "" {
+		assert.Equal(t, []string{"50"}, readWords(g.v2+"/cpu.weight"))
+	} else {
+		assert.Equal(t, []string{"512"}, readWords(path.Join(cell.tree.v1["cpu"], g.path, "cpu.shares")))
+	}
+}
+
+func TestCPUSet(t *testing.T) {
+	cell := testCell(t, Spec{CPUSet: "0"})
+	g, err := cell.Create("run", Spec{CPUSet: "0"})
+	require.NoError(t, err)
+	c := start(t, g, "grep Cpus_allowed_list /proc/self/status")
+	assert.Equal(t, []string{"Cpus_allowed_list:", "0"}, strings.Fields(c.output(t)))
+
+	err = cell.tree.Missing(Spec{CPUSet: "0,8000"})
+	assert.ErrorContains(t, err, "WithCPUSet")
+	assert.ErrorContains(t, err, "8000")
+}
+
+func TestFreeze(t *testing.T) {
+	g, err := testCell(t, Spec{}).Create("run", Spec{})
+	require.NoError(t, err)
+	start(t, g, "while :; do :; done")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	require.NoError(t, g.Freeze(ctx))
+	before, err := g.CPU()
+	require.NoError(t, err)
+	time.Sleep(300 * time.Millisecond)
+	after, err := g.CPU()
+	require.NoError(t, err)
+	assert.InDelta(t, float64(before), float64(after), float64(5*time.Millisecond))
+
+	require.NoError(t, g.Thaw())
+	require.Eventually(t, func() bool {
+		now, err := g.CPU()
+		return err == nil && now > after+20*time.Millisecond
+	}, time.Minute, 10*time.Millisecond)
+
+	canceled, cancel := context.WithCancel(ctx)
+	cancel()
+	assert.ErrorIs(t, g.Freeze(canceled), context.Canceled)
+}
+
+func TestKillTree(t *testing.T) {
+	for name, frozen := range map[string]bool{"running": false, "frozen": true} {
+		t.Run(name, func(t *testing.T) {
+			g, err := testCell(t, Spec{}).Create("run", Spec{})
+			require.NoError(t, err)
+			c := start(t, g, "for i in 1 2 3 4 5 6 7 8; do (setsid sh -c 'sleep 1000 & sleep 1000' &) ; done; sleep 1000")
+			population(t, g, 20)
+			if frozen {
+				require.NoError(t, g.Freeze(t.Context()))
+			}
+			require.NoError(t, g.Kill())
+			assert.Equal(t, unix.SIGKILL, c.signal())
+			population(t, g, 0)
+			assert.ErrorContains(t, g.Freeze(t.Context()), "killed")
+			require.NoError(t, g.Kill(), "again")
+			require.NoError(t, g.Delete())
+			require.NoError(t, g.Kill(), "and when it is gone")
+		})
+	}
+}
+
+func TestKillForkBomb(t *testing.T) {
+	s := Spec{PIDs: 300}
+	cell := testCell(t, s)
+	for _, way := range []string{"cgroup.kill", "pidfd"} {
+		g, err := cell.Create(strings.ReplaceAll(way, ".", "-"), s)
+		require.NoError(t, err)
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), "LIMITS_TEST_FORK_BOMB=1")
+		startCmd(t, g, cmd)
+		population(t, g, 200)
+		if way == "pidfd" {
+			g.v2 = "" // as on v1, and on kernels before 5.14
+		}
+		begin := time.Now()
+		require.NoError(t, g.Kill())
+		t.Logf("%s: killed in %v", way, time.Since(begin))
+		_ = cmd.Wait()
+		population(t, g, 0)
+		require.NoError(t, g.Delete())
+	}
+}
+
+func TestDeleteWithMembers(t *testing.T) {
+	g, err := testCell(t, Spec{}).Create("run", Spec{})
+	require.NoError(t, err)
+	c := start(t, g, "sleep 1000 & sleep 1000")
+	go func() { _ = c.Process.Release() }()
+	require.NoError(t, g.Delete())
+	requireGone(t, g.Path())
+	require.NoError(t, g.Delete(), "again")
+	_, err = g.Usage()
+	assert.ErrorIs(t, err, fs.ErrNotExist)
+}
+
+func TestCreateTwice(t *testing.T) {
+	cell := testCell(t, Spec{})
+	g, err := cell.Create("run", Spec{})
+	require.NoError(t, err)
+	_, err = cell.Create("run", Spec{})
+	assert.ErrorIs(t, err, fs.ErrExist)
+	for _, dir := range g.dirs {
+		assert.DirExists(t, dir, "the first one is untouched")
+	}
+	_, err = cell.Create("cell", Spec{})
+	assert.ErrorContains(t, err, "own")
+
+	_, err = cell.tree.NewCell(path.Base(cell.Path()))
+	assert.ErrorIs(t, err, fs.ErrExist)
+	assert.DirExists(t, g.dirs[0])
+}
+
+func TestCreateRefused(t *testing.T) {
+	cell := testCell(t, Spec{PIDs: 1, Memory: mib})
+	_, err := cell.Create("run", Spec{PIDs: 1 << 40, Memory: mib})
+	assert.ErrorContains(t, err, cell.Path()+"/run/pids.max: invalid argument")
+	requireGone(t, cell.Path()+"/run")
+}
+
+func TestDirAndDelegate(t *testing.T) {
+	cell := testCell(t, Spec{})
+	require.NoError(t, cell.Delegate(1234, 1234))
+	g, err := cell.Create("run", Spec{})
+	require.NoError(t, err)
+	dir, err := g.Dir()
+	require.NoError(t, err)
+	if g.v2 == "" {
+		assert.Nil(t, dir)
+		return
+	}
+	defer dir.Close()
+	for _, name := range []string{path.Dir(g.v2), g.v2} {
+		var st unix.Stat_t
+		require.NoError(t, unix.Stat(name+"/cgroup.procs", &st))
+		assert.EqualValues(t, 1234, st.Uid)
+	}
+	cmd := exec.Command("cat", "/proc/self/cgroup")
+	cmd.SysProcAttr = &unix.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	out, err := cmd.Output()
+	require.NoError(t, err)
+	assert.Equal(t, "0::"+g.Path(), strings.TrimSpace(string(out)))
+}
+
+// TestRemoveDeadTree removes what a killed owner leaves: runs, and libcontainer's own cgroup in
+// every hierarchy of the machine, all with processes in them.
+func TestRemoveDeadTree(t *testing.T) {
+	cell := testCell(t, Spec{})
+	g, err := cell.Create("run", Spec{})
+	require.NoError(t, err)
+	run := start(t, g, "sleep 1000 & sleep 1000")
+	population(t, g, 2)
+	require.NoError(t, g.Freeze(t.Context()))
+
+	own := &Group{}
+	for _, h := range cell.tree.all {
+		dir := path.Join(h.mount, cell.Path(), "cell")
+		require.NoError(t, mkdir(dir))
+		if len(h.v1) > 0 && h.v1[0] == "cpuset" {
+			for _, file := range []string{"/cpuset.cpus", "/cpuset.mems"} {
+				require.NoError(t, writeFile(dir+file, strings.Join(readWords(path.Dir(dir)+file), "")))
+			}
+		}
+		own.dirs = append(own.dirs, dir)
+	}
+	boot := start(t, own, "sleep 1000 & sleep 1000")
+	population(t, own, 2)
+
+	require.NoError(t, Remove(cell.Path()))
+	requireGone(t, cell.Path())
+	assert.Equal(t, unix.SIGKILL, run.signal())
+	assert.Equal(t, unix.SIGKILL, boot.signal())
+	require.NoError(t, Remove(cell.Path()), "missing is fine")
+}
+
+func TestOwnTop(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	tree, err := Discover("")
+	require.NoError(t, err)
+	assert.Equal(t, "/sandbox", tree.Parent())
+	a, err := tree.NewCell("limits-a")
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, a.Delete()) }()
+	b, err := tree.NewCell("limits-b")
+	require.NoError(t, err)
+	require.NoError(t, b.Delete())
+	assert.DirExists(t, path.Join(tree.all[0].mount, a.Path()), "the other cell stays")
+	require.NoError(t, Remove(a.Path()))
+	requireGone(t, a.Path())
+}
+
+// TestRaceForTheTop has owners come and go, each of whom removes the directory that all share
+// when it looks empty.
+func TestRaceForTheTop(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	done := make(chan error, 4)
+	for _, name := range []string{"a", "b", "c", "d"} {
+		go func() {
+			done <- func() error {
+				for range 60 {
+					tree, err := Discover(testParent + "/sandbox")
+					if err != nil {
+						return err
+					}
+					cell, err := tree.NewCell(name)
+					if err != nil {
+						return err
+					}
+					if err := cell.Delete(); err != nil {
+						return err
+					}
+				}
+				return nil
+			}()
+		}()
+	}
+	for range 4 {
+		assert.NoError(t, <-done)
+	}
+	_ = Remove(testParent + "/sandbox") // the last to make a directory may not be the last to use it
+	_ = Remove(testParent)
+}
+
+func TestUnavailable(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to become somebody without rights")
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "LIMITS_TEST_DISCOVER=1")
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &unix.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	assert.Contains(t, string(out), "true cgroups can't be used: uid 65534 may not make cgroups")
+	assert.Contains(t, string(out), "run as root")
+	assert.Contains(t, string(out), "WithCgroupParent")
+	assert.Contains(t, writable("/nowhere"), "/nowhere: no such file")
+}
+
+// TestOccupied has a parent with a process in it, which on v2 can give its children nothing.
+func TestOccupied(t *testing.T) {
+	cell := testCell(t, Spec{})
+	g, err := cell.Create("run", Spec{})
+	require.NoError(t, err)
+	start(t, g, "sleep 1000")
+	tree, err := Discover(g.Path())
+	if g.v2 == "" {
+		require.NoError(t, err)
+		return
+	}
+	assert.Nil(t, tree)
+	assert.ErrorIs(t, err, ErrUnavailable)
+	assert.ErrorContains(t, err, "has processes of its own")
+}
+
+// TestDelegatedSubtree is a user without rights in a subgroup of a cgroup that is his, as systemd
+// makes it with Delegate= and DelegateSubgroup=.
+func TestDelegatedSubtree(t *testing.T) {
+	cell := testCell(t, Spec{PIDs: 1})
+	g, err := cell.Create("delegated", Spec{})
+	require.NoError(t, err)
+	if g.v2 == "" {
+		return // v1 is not delegated that way
+	}
+	require.NoError(t, mkdir(g.v2+"/main"))
+	for _, name := range []string{"", "/cgroup.procs", "/cgroup.subtree_control", "/main", "/main/cgroup.procs"} {
+		require.NoError(t, os.Chown(g.v2+name, 65534, 65534))
+	}
+	dir, err := os.Open(g.v2 + "/main")
+	require.NoError(t, err)
+	defer dir.Close()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "LIMITS_TEST_DISCOVER=1")
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &unix.SysProcAttr{
+		Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
+		UseCgroupFD: true, CgroupFD: int(dir.Fd()),
+	}
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	assert.Equal(t, g.Path()+"/sandbox pids.max=7\n", string(out))
+}

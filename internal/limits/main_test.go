@@ -1,0 +1,188 @@
+//go:build linux
+
+package limits
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// testParent has the cells of this test process, apart from those of other programs.
+var testParent = fmt.Sprintf("/limits-test-%d", os.Getpid())
+
+// TestMain is also the fork bomb of TestKillForkBomb and the user without rights of others, and fails when a test left a cgroup behind.
+func TestMain(m *testing.M) {
+	if os.Getenv("LIMITS_TEST_FORK_BOMB") != "" {
+		_, _ = os.Stdin.Read(make([]byte, 1)) // until it is in its cgroup
+		for {
+			// Only raw system calls: the children of this fork have no Go runtime.
+			_, _, _ = syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+		}
+	}
+	if os.Getenv("LIMITS_TEST_DISCOVER") != "" {
+		discover()
+		os.Exit(0)
+	}
+	code := m.Run()
+	all, err := mounts()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	for _, h := range all {
+		if dir := path.Join(h.mount, testParent); exists(dir) {
+			fmt.Fprintln(os.Stderr, "left behind:", below(dir))
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// discover says what a user without rights finds, and makes use of it.
+func discover() {
+	tree, err := Discover("")
+	if err != nil {
+		fmt.Println(errors.Is(err, ErrUnavailable), err)
+		return
+	}
+	cell, err := tree.NewCell("mine")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	g, err := cell.Create("run", Spec{PIDs: 7})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	limit := readWords(g.v2 + "/pids.max")
+	if err := cell.Delete(); err != nil {
+		fmt.Println(err)
+	}
+	fmt.Println(tree.Parent(), "pids.max="+strings.Join(limit, ""))
+}
+
+// testCell makes a cell that can enforce s, and removes it after the test.
+func testCell(t testing.TB, s Spec) *Cell {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	tree, err := Discover(testParent)
+	require.NoError(t, err)
+	mayLack(t, tree, s)
+	cell, err := tree.NewCell(strings.Map(func(r rune) rune {
+		if strings.ContainsRune("/.", r) {
+			return '-'
+		}
+		return r
+	}, t.Name()))
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		require.NoError(t, cell.Delete())
+		requireGone(t, cell.Path())
+	})
+	return cell
+}
+
+// mayLack skips the test when this machine lacks what s needs, but only if the kernel really
+// does not have the controller.
+func mayLack(t testing.TB, tree *Tree, s Spec) {
+	t.Helper()
+	err := tree.Missing(s)
+	if err == nil {
+		return
+	}
+	for _, n := range s.needs() {
+		has := slices.ContainsFunc(tree.all, func(h hierarchy) bool { return slices.Contains(h.v1, n.controller) }) ||
+			slices.Contains(readWords(path.Join(tree.v2, "cgroup.controllers")), n.controller)
+		if !has {
+			t.Skip(err)
+		}
+	}
+	require.NoError(t, err)
+}
+
+func requireGone(t testing.TB, p string) {
+	t.Helper()
+	all, err := mounts()
+	require.NoError(t, err)
+	for _, h := range all {
+		require.NoDirExists(t, path.Join(h.mount, p))
+	}
+}
+
+// child is a process that waits to be let go.
+type child struct {
+	*exec.Cmd
+	gate io.WriteCloser
+}
+
+// start starts a shell with the given script in the group.
+func start(t testing.TB, g *Group, script string) *child {
+	t.Helper()
+	return startCmd(t, g, exec.Command("/bin/sh", "-c", "read go; "+script))
+}
+
+func startCmd(t testing.TB, g *Group, cmd *exec.Cmd) *child {
+	t.Helper()
+	c := &child{Cmd: cmd}
+	var err error
+	c.gate, err = cmd.StdinPipe()
+	require.NoError(t, err)
+	out, err := os.CreateTemp(t.TempDir(), "") // a file: Wait must not wait for orphans to close it
+	require.NoError(t, err)
+	cmd.Stdout, cmd.Stderr = out, out
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = g.Kill() // thaws too: on v1 Wait would wait for ever for a frozen one
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		_ = out.Close()
+	})
+	require.NoError(t, g.Add(cmd.Process.Pid))
+	_, err = io.WriteString(c.gate, "go\n")
+	require.NoError(t, err)
+	return c
+}
+
+// output waits for the end and returns what was written.
+func (c *child) output(t testing.TB) string {
+	t.Helper()
+	_ = c.Wait()
+	data, err := os.ReadFile(c.Stdout.(*os.File).Name())
+	require.NoError(t, err)
+	return string(data)
+}
+
+// signal waits for the end and returns the signal that brought it.
+func (c *child) signal() unix.Signal {
+	_ = c.Wait()
+	return c.ProcessState.Sys().(syscall.WaitStatus).Signal()
+}
+
+// population waits until the group has at least or, for want 0, exactly that many processes.
+func population(t testing.TB, g *Group, want int) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		for _, dir := range g.dirs {
+			pids, err := members(dir)
+			if err != nil || want == 0 && len(pids) > 0 || len(pids) < want {
+				return false
+			}
+		}
+		return true
+	}, time.Minute, 5*time.Millisecond, "want %d processes", want)
+}

@@ -1,0 +1,148 @@
+//go:build linux
+
+package limits
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// removeWait bounds how long a removal waits for killed processes to be gone. They are usually
+// gone within a millisecond; one in an uninterruptible sleep can take for ever.
+const removeWait = 10 * time.Second
+
+// Remove cleans up after a dead owner: it kills every process below path (such as
+// "/sandbox/<id>") and removes the directories, in every hierarchy of this machine. A path that
+// does not exist is fine. The directory above goes too if it is Discover's own and now empty.
+func Remove(p string) error {
+	if !path.IsAbs(p) || path.Clean(p) != p || p == "/" {
+		return fmt.Errorf("cgroup %q: must be an absolute, clean path below the cgroup mount", p)
+	}
+	all, err := mounts()
+	if err != nil {
+		return err
+	}
+	points := mountPoints(all)
+	if err := removeTree(points, p); err != nil {
+		return err
+	}
+	return removeTop(points, p)
+}
+
+// removeTop removes the directory above p if Discover chose it and nobody uses it any more.
+func removeTop(mounts []string, p string) error {
+	above := path.Dir(p)
+	if path.Base(above) != top {
+		return nil
+	}
+	var errs []error
+	for _, mount := range mounts {
+		dir := path.Join(mount, above)
+		// EBUSY: other cells. EROFS, EACCES: not a hierarchy of ours.
+		if err := unix.Rmdir(dir); err != nil && !gone(err) && err != unix.EBUSY && err != unix.EROFS && err != unix.EACCES {
+			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeTree kills what is in p and below it and removes the directories, below each mount.
+func removeTree(mounts []string, p string) error {
+	if inside(p) {
+		return fmt.Errorf("cgroup %s: this process is in it; it can't be removed from within", p)
+	}
+	var dirs []string // children before their parents
+	for _, mount := range mounts {
+		dirs = append(dirs, below(path.Join(mount, p))...)
+	}
+	return removeDirs(dirs, func() error { return killTree(mounts, p) })
+}
+
+// removeDirs removes directories in the given order. Only when one is busy are members killed,
+// and then it is tried again for removeWait.
+func removeDirs(dirs []string, kill func() error) error {
+	var (
+		deadline = time.Now().Add(removeWait)
+		delay    = 100 * time.Microsecond
+		killErr  error
+	)
+	for {
+		left := dirs[:0:0]
+		var err error
+		for _, dir := range dirs {
+			if e := unix.Rmdir(dir); e != nil && !gone(e) {
+				left = append(left, dir)
+				err = &fs.PathError{Op: "rmdir", Path: dir, Err: e}
+				if e != unix.EBUSY {
+					deadline = time.Time{} // waiting does not help
+				}
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		if dirs = left; time.Now().After(deadline) {
+			return fmt.Errorf("%d cgroup directories are left: %w", len(left), errors.Join(err, killErr))
+		}
+		killErr = kill()
+		time.Sleep(delay)
+		delay = min(2*delay, 20*time.Millisecond)
+	}
+}
+
+// killTree kills the members of p and of everything below it.
+func killTree(mounts []string, p string) error {
+	var dirs []string
+	for _, mount := range mounts {
+		dir := path.Join(mount, p)
+		if writeFile(dir+"/cgroup.kill", "1") != nil {
+			dirs = append(dirs, below(dir)...)
+		}
+	}
+	// Freezing from the top down stops whoever forks faster than he is killed. v1 holds a frozen
+	// process back even from SIGKILL, so all are thawed at the end, wherever they were frozen.
+	for _, dir := range slices.Backward(dirs) {
+		_ = freezerOf(dir).set(true)
+	}
+	err := killMembers(dirs)
+	for _, dir := range dirs {
+		_ = freezerOf(dir).set(false)
+	}
+	return err
+}
+
+// below returns dir and all directories below it, children first; none if dir does not exist.
+func below(dir string) []string {
+	var dirs []string
+	_ = filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return fs.SkipDir // went away meanwhile, or can't be read: rmdir will tell
+		}
+		if entry.IsDir() {
+			dirs = append(dirs, name)
+		}
+		return nil
+	})
+	slices.Reverse(dirs)
+	return dirs
+}
+
+// inside tells whether this process is in p or below it, in any hierarchy.
+func inside(p string) bool {
+	data, _ := os.ReadFile("/proc/self/cgroup")
+	for line := range strings.Lines(string(data)) {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 && strings.HasPrefix(f[2]+"/", p+"/") {
+			return true
+		}
+	}
+	return false
+}
