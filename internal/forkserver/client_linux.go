@@ -1,0 +1,243 @@
+package forkserver
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// Client is the host's end of a fork server's control socket.
+type Client struct {
+	mu   sync.Mutex // one request at a time on the stream
+	sock *os.File
+}
+
+// NewClient makes the two ends of a control socket. The second is for the fork
+// server, as its descriptor ControlFD; the caller closes it after the start.
+func NewClient() (*Client, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		return nil, nil, err
+	}
+	return &Client{sock: os.NewFile(uintptr(fds[0]), "fork server")}, os.NewFile(uintptr(fds[1]), "control"), nil
+}
+
+// Hello waits until the fork server is up.
+func (c *Client) Hello(timeout time.Duration) error {
+	if err := c.sock.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+		return err
+	}
+	defer c.sock.SetReadDeadline(time.Time{})
+	var b [1]byte
+	if _, err := io.ReadFull(c.sock, b[:]); err != nil {
+		return fmt.Errorf("waiting for the fork server: %w", err)
+	}
+	return nil
+}
+
+// Close ends the fork server and with it every run of its cell.
+func (c *Client) Close() error { return c.sock.Close() }
+
+// Dup returns another descriptor of the host's end. The fork server goes on until
+// all of them are closed.
+func (c *Client) Dup() (*os.File, error) {
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var fd int
+	var dupErr error
+	if err := raw.Control(func(s uintptr) { fd, dupErr = unix.FcntlInt(s, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if dupErr != nil {
+		return nil, os.NewSyscallError("fcntl", dupErr)
+	}
+	return os.NewFile(uintptr(fd), "fork server"), nil
+}
+
+// Gone tells whether the fork server has ended. After its greeting it never
+// writes, so whatever there is to read is the end.
+func (c *Client) Gone() bool {
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := false
+	err = raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, _ := unix.Poll(p, 0)
+		gone = n > 0
+	})
+	return gone || err != nil
+}
+
+// Send asks for a clone. files accompany the program, after the socket that
+// the returned Conn is the host's end of; they stay open and the caller's.
+func (c *Client) Send(r *Request, files []int) (*Conn, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	defer unix.Close(fds[1])
+	conn := &Conn{sock: os.NewFile(uintptr(fds[0]), "run")}
+	if err = prepare(fds); err == nil {
+		err = c.send(r, append([]int{fds[1]}, files...))
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// prepare makes the far end blocking, since programs wait on it, and the near
+// end learn the sender's pid with each message (unix(7), SO_PASSCRED).
+func prepare(fds [2]int) error {
+	if err := unix.SetNonblock(fds[1], false); err != nil {
+		return err
+	}
+	return unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+}
+
+func (c *Client) send(r *Request, files []int) error {
+	head, err := r.marshal()
+	if err != nil {
+		return err
+	}
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	oob := unix.UnixRights(files...)
+	parts := [][]byte{head, r.Image}
+	for len(parts) > 0 {
+		var n int
+		var sendErr error
+		err := raw.Write(func(fd uintptr) bool {
+			n, sendErr = unix.SendmsgBuffers(int(fd), parts, oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+			return sendErr != unix.EAGAIN && sendErr != unix.EINTR
+		})
+		if err = errors.Join(err, sendErr); err != nil {
+			return fmt.Errorf("request to the fork server: %w", err)
+		}
+		oob = nil
+		for len(parts) > 0 && n >= len(parts[0]) {
+			n -= len(parts[0])
+			parts = parts[1:]
+		}
+		if len(parts) > 0 {
+			parts[0] = parts[0][n:]
+		}
+	}
+	return nil
+}
+
+// Conn is the host's end of the socket of one run or task.
+type Conn struct {
+	sock *os.File
+	oob  [128]byte
+	buf  [program.EventSize + 1]byte
+}
+
+// Message is an Event and what came with it.
+type Message struct {
+	program.Event
+	PID  int      // of the sender, as this process sees it
+	File *os.File // the pidfd of a Cloned event, or a task's result
+}
+
+// Next waits for an event. io.EOF means that nobody holds the other end any
+// more. The caller closes the message's File.
+func (c *Conn) Next() (Message, error) {
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return Message{}, err
+	}
+	var n, oobn, flags int
+	var recvErr error
+	err = raw.Read(func(fd uintptr) bool {
+		n, oobn, flags, _, recvErr = unix.Recvmsg(int(fd), c.buf[:], c.oob[:], unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+		return recvErr != unix.EAGAIN && recvErr != unix.EINTR
+	})
+	if err = errors.Join(err, recvErr); err != nil {
+		return Message{}, err
+	}
+	m, err := parseMessage(c.buf[:n], c.oob[:oobn], flags)
+	if err == nil && n == 0 {
+		return Message{}, io.EOF
+	}
+	return m, err
+}
+
+func parseMessage(b, oob []byte, flags int) (m Message, err error) {
+	files, err := parseFiles(oob)
+	defer func() {
+		for _, fd := range files[min(len(files), 1):] {
+			unix.Close(fd)
+		}
+		if len(files) > 0 && (err != nil || len(b) == 0) {
+			unix.Close(files[0])
+		} else if len(files) > 0 {
+			_ = unix.SetNonblock(files[0], true) // so that a pidfd can be polled
+			m.File = os.NewFile(uintptr(files[0]), "received")
+		}
+	}()
+	if err != nil || len(b) == 0 {
+		return m, err
+	}
+	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		return m, errors.New("truncated event")
+	}
+	m.PID = senderPID(oob)
+	m.Event, err = program.ParseEvent(b)
+	return m, err
+}
+
+func senderPID(oob []byte) int {
+	messages, _ := unix.ParseSocketControlMessage(oob)
+	for i := range messages {
+		if cred, err := unix.ParseUnixCredentials(&messages[i]); err == nil {
+			return int(cred.Pid)
+		}
+	}
+	return 0
+}
+
+// Go lets the command, which waits after its Ready event, go on.
+func (c *Conn) Go() error {
+	_, err := c.sock.Write([]byte{1})
+	return err
+}
+
+// Close closes the socket. A command that waits for Go then gives up.
+func (c *Conn) Close() error { return c.sock.Close() }
+
+func parseFiles(oob []byte) (files []int, err error) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	for i := range messages {
+		if messages[i].Header.Level == unix.SOL_SOCKET && messages[i].Header.Type == unix.SCM_RIGHTS {
+			fds, err := unix.ParseUnixRights(&messages[i])
+			files = append(files, fds...)
+			if err != nil {
+				return files, err
+			}
+		}
+	}
+	return files, nil
+}

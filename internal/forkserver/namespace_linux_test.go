@@ -1,0 +1,157 @@
+package forkserver
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+func needRoot(t *testing.T, why string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: " + why)
+	}
+}
+
+// TestMapsAreWrittenBeforeTheGate waits for the gate as a run does. The events
+// of the clone and that of the fork server come in any order.
+func TestMapsAreWrittenBeforeTheGate(t *testing.T) {
+	needRoot(t, "the fork server, not being dumpable, writes id maps of its clones with capabilities")
+	s := startServer(t)
+	r := task(t, func(b *program.Builder) {
+		b.Wait(b.File("gate"))
+		b.Event(program.Ready)
+		b.Wait(program.Report)
+	})
+	r.CloneFlags = unix.CLONE_NEWUSER
+	r.UIDMap, r.GIDMap = "0 70000 10\n", "5 80000 3\n"
+	for range 20 {
+		conn, err := s.Send(r, nil)
+		require.NoError(t, err)
+		cloned, ready := nextOf(t, conn), nextOf(t, conn)
+		if cloned.Kind != program.Cloned {
+			cloned, ready = ready, cloned
+		}
+		require.Equal(t, program.Cloned, cloned.Kind, "errno %d", cloned.Errno)
+		require.NotNil(t, cloned.File)
+		require.Equal(t, program.Ready, ready.Kind)
+		require.Positive(t, ready.PID)
+		for name, want := range map[string][]string{"uid_map": {"0", "70000", "10"}, "gid_map": {"5", "80000", "3"}} {
+			got, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", ready.PID, name))
+			require.NoError(t, err)
+			require.Equal(t, want, strings.Fields(string(got)))
+		}
+		require.NoError(t, conn.Go())
+		require.Equal(t, program.Finished, nextOf(t, conn).Kind)
+		require.NoError(t, conn.Close())
+	}
+}
+
+func nextOf(t *testing.T, conn *Conn) Message {
+	t.Helper()
+	m, err := conn.Next()
+	require.NoError(t, err)
+	if m.File != nil {
+		t.Cleanup(func() { m.File.Close() })
+	}
+	return m
+}
+
+func TestBadMapEndsTheClone(t *testing.T) {
+	needRoot(t, "an ordinary user's map fails for other reasons")
+	s := startServer(t)
+	r := task(t, func(b *program.Builder) { b.Wait(b.File("gate")) })
+	r.CloneFlags = unix.CLONE_NEWUSER
+	r.UIDMap, r.GIDMap = "0 70000 10\n", "no map\n"
+	require.Equal(t, []program.Event{{Kind: program.Refused, Errno: uint32(unix.EINVAL)}}, s.follow(r))
+	require.ElementsMatch(t, finished, s.follow(task(t, nothing)))
+}
+
+func TestTreeAccompaniesRequest(t *testing.T) {
+	needRoot(t, "open_tree(2) with OPEN_TREE_CLONE")
+	s := startServer(t)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o600))
+	r := task(t, func(b *program.Builder) {
+		tree := b.File("tree")
+		file := b.CallTo("openat", unix.SYS_OPENAT, program.Use(tree), b.Str("file"), program.Int(unix.O_RDONLY|unix.O_CLOEXEC))
+		b.SendFile(file)
+	})
+	r.Tree = dir
+	conn, err := s.Send(r, nil)
+	require.NoError(t, err)
+	defer conn.Close()
+	for {
+		m := nextOf(t, conn)
+		require.NotNil(t, m.File, "event %v", m.Kind)
+		if m.Kind == program.Ready {
+			content, err := io.ReadAll(m.File)
+			require.NoError(t, err)
+			require.Equal(t, "content", string(content))
+			return
+		}
+	}
+}
+
+// TestServerForgets looks for the arguments of requests that are over in the
+// memory of the fork server, of which every clone is a copy.
+func TestServerForgets(t *testing.T) {
+	needRoot(t, "reads the memory of a process that is not dumpable")
+	s := startServer(t)
+	secret := "argument of a run " + strings.Repeat("that is over ", 3)
+	good := func(size int) *Request {
+		return task(t, func(b *program.Builder) {
+			b.Str(secret)
+			b.Bytes(make([]byte, size), "")
+		})
+	}
+	refused := good(0)
+	refused.Image = append(refused.Image, 0)
+	for _, r := range []*Request{good(0), good(200 << 10), refused} {
+		s.follow(r)
+		s.follow(task(t, nothing)) // one after the other: what follows the first's last event is over
+		require.False(t, memoryContains(t, s.serving(), []byte(secret)))
+	}
+}
+
+// memoryContains searches the writable memory of a process.
+func memoryContains(t *testing.T, pid int, what []byte) bool {
+	t.Helper()
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if os.IsPermission(err) {
+		t.Skipf("this root may not read the memory of other processes: %v", err)
+	}
+	require.NoError(t, err)
+	defer mem.Close()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	require.NoError(t, err)
+	searched := 0
+	for lines := bufio.NewScanner(bytes.NewReader(maps)); lines.Scan(); {
+		var from, to uint64
+		var mode string
+		_, err := fmt.Sscanf(lines.Text(), "%x-%x %s", &from, &to, &mode)
+		require.NoError(t, err)
+		// The race detector reserves terabytes.
+		if !strings.HasPrefix(mode, "rw") || to-from > 128<<20 {
+			continue
+		}
+		b := make([]byte, to-from)
+		n, _ := mem.ReadAt(b, int64(from))
+		searched += n
+		if bytes.Contains(b[:n], what) {
+			return true
+		}
+	}
+	require.Positive(t, searched)
+	return false
+}

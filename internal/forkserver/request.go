@@ -1,0 +1,85 @@
+// Package forkserver is PID 1 of a cell and the host's connection to it. The
+// fork server receives a program with its descriptors, clones, and goes on to
+// the next request. It decides nothing: what a run may do is in its program,
+// when it ends is the host's business, and what becomes of it is reported by
+// the run itself over a socket of its own.
+package forkserver
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// A Request asks for one clone.
+type Request struct {
+	// CloneFlags go to clone3(2). Namespaces that need no clone are better
+	// unshared by the program, side by side with the next request.
+	CloneFlags uint64
+	// UIDMap and GIDMap are written to the clone's user namespace, in the
+	// form of user_namespaces(7). They must be empty without CLONE_NEWUSER.
+	UIDMap, GIDMap string
+	// Tree, if not empty, is a directory of the cell. A detached copy of what
+	// is mounted there, for this clone alone, follows the request's files.
+	Tree string
+	// Image is the encoded program.
+	Image []byte
+}
+
+// A request is a head, the three strings and the image. The last string has a
+// zero byte behind it.
+const (
+	requestMagic = 0x53425251 // "SBRQ"
+	requestHead  = 32
+	maxIDMap     = 4096 // user_namespaces(7): one page; PATH_MAX is the same
+)
+
+var native = binary.NativeEndian
+
+// marshal encodes the request without the image.
+func (r *Request) marshal() ([]byte, error) {
+	tree := len(r.Tree)
+	if tree > 0 {
+		tree++
+	}
+	v := view{flags: r.CloneFlags, uid: len(r.UIDMap), gid: len(r.GIDMap), tree: tree, image: len(r.Image)}
+	b := v.append(make([]byte, 0, requestHead+v.uid+v.gid+v.tree))
+	if _, ok := parseHead(b); !ok {
+		return nil, fmt.Errorf("request too large: strings of %d, %d and %d bytes, program of %d", v.uid, v.gid, v.tree, v.image)
+	}
+	b = append(append(append(b, r.UIDMap...), r.GIDMap...), r.Tree...)
+	if tree > 0 {
+		b = append(b, 0)
+	}
+	return b, nil
+}
+
+// view is what a head says: the clone's flags, and the lengths of what follows.
+type view struct {
+	flags                 uint64
+	uid, gid, tree, image int
+}
+
+func (v *view) append(b []byte) []byte {
+	b = native.AppendUint32(b, requestMagic)
+	b = native.AppendUint32(b, uint32(v.image))
+	b = native.AppendUint64(b, v.flags)
+	b = native.AppendUint32(b, uint32(v.uid))
+	b = native.AppendUint32(b, uint32(v.gid))
+	return native.AppendUint64(b, uint64(v.tree))
+}
+
+// parseHead reads a head. It accepts no length that is out of bounds.
+//
+//go:norace
+func parseHead(b []byte) (v view, ok bool) {
+	if len(b) < requestHead || native.Uint32(b) != requestMagic {
+		return v, false
+	}
+	image, uid, gid, tree := native.Uint32(b[4:]), native.Uint32(b[16:]), native.Uint32(b[20:]), native.Uint64(b[24:])
+	if image > program.MaxImage || uid > maxIDMap || gid > maxIDMap || tree > maxIDMap {
+		return v, false
+	}
+	return view{native.Uint64(b[8:]), int(uid), int(gid), int(tree), int(image)}, true
+}

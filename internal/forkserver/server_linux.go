@@ -1,0 +1,94 @@
+package forkserver
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// Name is the argument, and Env the environment, by which a process of this
+// binary knows that it is a fork server. Both must agree: a user's program may
+// have an argument of any name.
+const (
+	Name = "sandbox-forkserver"
+	Env  = "_SANDBOX_FORKSERVER=1"
+)
+
+// ControlFD is where the fork server finds its control socket.
+const ControlFD = 3
+
+func init() {
+	if len(os.Args) == 2 && os.Args[1] == Name && os.Getenv("_SANDBOX_FORKSERVER") == "1" {
+		unix.Close(ControlFD + 1) // this program's own file, in a cell
+		// Not os.Exit, which does more: a race detector sleeps for a second first.
+		if err := serve(ControlFD); err != nil {
+			fmt.Fprintln(os.Stderr, "sandbox: fork server:", err)
+			unix.Exit(1)
+		}
+		unix.Exit(0)
+	}
+}
+
+// serve answers requests until the control socket closes, which it also does
+// when the host dies. PID 1's exit then ends everything in the cell.
+//
+// The requests are served by a child that has a single thread. A process with
+// several, as the Go runtime makes it, pays for every clone: afterwards each page that
+// one of them writes to has to be copied, and all CPUs that run one have to be
+// told. That took half of the time of a run.
+func serve(control int) error {
+	runtime.LockOSThread()
+	os.Clearenv()
+	unix.CloseOnExec(control)
+	// Children are reaped by the kernel: their end is seen through pidfds.
+	signal.Ignore(syscall.SIGCHLD, syscall.SIGPIPE)
+	// The thread that made this process may end before the host does.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl(PR_SET_PDEATHSIG): %w", err)
+	}
+	// Nothing in a run may trace or inspect this process or its copies.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl(PR_SET_DUMPABLE): %w", err)
+	}
+	m, err := program.NewMachine()
+	if err != nil {
+		return err
+	}
+	s := newServer(control, m)
+	if s.spared, err = spare(m.Address()); err != nil {
+		return err
+	}
+	debug.SetGCPercent(-1) // the child could not collect, nor need it
+	growStack()
+	pid, errno := program.Fork(s.loop)
+	if errno != 0 {
+		return fmt.Errorf("clone: %w", errno)
+	}
+	unix.Close(control)
+	// SIGCHLD is ignored, so this returns when there is no child any more.
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+			return nil
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// growStack makes the stack large enough for the child, in which it can't grow.
+//
+//go:noinline
+func growStack() byte {
+	var room [64 << 10]byte
+	for i := range room {
+		room[i] = byte(i)
+	}
+	return room[len(room)-1]
+}

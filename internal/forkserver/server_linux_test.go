@@ -1,0 +1,290 @@
+package forkserver
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// patience is beyond what anything here takes, also under emulation.
+const patience = time.Minute
+
+// testServer is a fork server without a cell: this binary, executed again.
+type testServer struct {
+	*Client
+	t      testing.TB
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+}
+
+func startServer(t testing.TB) *testServer {
+	t.Helper()
+	client, control, err := NewClient()
+	require.NoError(t, err)
+	defer control.Close()
+	exe, err := os.Executable()
+	require.NoError(t, err)
+	s := &testServer{Client: client, t: t, cmd: exec.Command(exe, Name)}
+	s.cmd.Env = []string{Env, "GORACE=atexit_sleep_ms=0"}
+	s.cmd.ExtraFiles = []*os.File{control}
+	s.cmd.Stderr = &s.stderr
+	require.NoError(t, s.cmd.Start())
+	t.Cleanup(func() {
+		client.Close()
+		if s.cmd.ProcessState == nil {
+			_ = s.cmd.Wait()
+		}
+	})
+	require.NoError(t, client.Hello(patience))
+	return s
+}
+
+// follow returns the events of a request up to the end, without what they say
+// about usage, and the pid of the last sender.
+func (s *testServer) follow(r *Request, files ...int) (events []program.Event) {
+	s.t.Helper()
+	conn, err := s.Send(r, files)
+	require.NoError(s.t, err)
+	defer conn.Close()
+	for {
+		m, err := conn.Next()
+		if errors.Is(err, io.EOF) {
+			return events
+		}
+		require.NoError(s.t, err)
+		if m.File != nil {
+			require.Equal(s.t, program.Cloned, m.Kind)
+			m.File.Close()
+		}
+		events = append(events, program.Event{Kind: m.Kind, Index: m.Index, Errno: m.Errno, Status: m.Status})
+	}
+}
+
+// The report of the fork server and that of a task come in any order.
+var finished = []program.Event{{Kind: program.Cloned}, {Kind: program.Finished}}
+
+func task(t testing.TB, build func(b *program.Builder)) *Request {
+	t.Helper()
+	b := program.NewBuilder()
+	build(b)
+	p, err := b.Program()
+	require.NoError(t, err)
+	return &Request{Image: p.Image()}
+}
+
+func nothing(*program.Builder) {}
+
+func TestManyRequests(t *testing.T) {
+	s := startServer(t)
+	dir := t.TempDir()
+	var before int
+	for i := range 200 {
+		if i == 0 {
+			before = s.openFiles()
+		}
+		path := filepath.Join(dir, strconv.Itoa(i))
+		r := task(t, func(b *program.Builder) { b.Mkdir(program.AtCWD, path, 0o700) })
+		require.ElementsMatch(t, finished, s.follow(r))
+		require.DirExists(t, path)
+	}
+	// The last request may still be under way, after its clone has ended.
+	require.Eventually(t, func() bool { return s.openFiles() == before }, patience, time.Millisecond, "descriptors are left open")
+	require.Eventually(t, func() bool { return len(childrenOf(t, s.serving())) == 0 }, patience, time.Millisecond, "children are left")
+}
+
+// serving is the process that serves requests, the child of the one started.
+func (s *testServer) serving() int {
+	s.t.Helper()
+	children := childrenOf(s.t, s.cmd.Process.Pid)
+	require.Len(s.t, children, 1)
+	return children[0]
+}
+
+// openFiles is 0 for an ordinary user, who may not look into a process that
+// is not dumpable.
+func (s *testServer) openFiles() int {
+	s.t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.serving()))
+	if os.Geteuid() == 0 {
+		require.NoError(s.t, err)
+	}
+	return len(entries)
+}
+
+// childrenOf finds the children of a process, zombies included: proc(5),
+// /proc/pid/stat.
+func childrenOf(t testing.TB, parent int) (children []int) {
+	t.Helper()
+	paths, err := filepath.Glob("/proc/[0-9]*/stat")
+	require.NoError(t, err)
+	for _, path := range paths {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		fields := strings.Fields(rest)
+		if len(fields) > 1 && fields[1] == strconv.Itoa(parent) {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			require.NoError(t, err)
+			children = append(children, pid)
+		}
+	}
+	return children
+}
+
+func TestConcurrentRequests(t *testing.T) {
+	s := startServer(t)
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 10 {
+				r := task(t, func(b *program.Builder) { b.Bytes(make([]byte, 100<<10), "") })
+				conn, err := s.Send(r, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for m, err := conn.Next(); !errors.Is(err, io.EOF); m, err = conn.Next() {
+					if err != nil || m.Kind != program.Cloned && m.Kind != program.Finished {
+						t.Error(m.Kind, err)
+						break
+					}
+					if m.File != nil {
+						m.File.Close()
+					}
+				}
+				conn.Close()
+			}
+		})
+	}
+	all.Wait()
+}
+
+func TestLargeRequest(t *testing.T) {
+	s := startServer(t)
+	path := filepath.Join(t.TempDir(), "file")
+	content := bytes.Repeat([]byte("0123456789abcde\n"), 3<<20/16)
+	r := task(t, func(b *program.Builder) { b.CreateFile(program.AtCWD, path, content, 0o600) })
+	require.ElementsMatch(t, finished, s.follow(r))
+	got, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.True(t, bytes.Equal(content, got))
+	require.ElementsMatch(t, finished, s.follow(task(t, nothing)), "a small one after it")
+}
+
+func TestFilesAccompanyRequest(t *testing.T) {
+	s := startServer(t)
+	read, write, err := os.Pipe()
+	require.NoError(t, err)
+	defer read.Close()
+	defer write.Close()
+	// As many as there can be: the last of them is written to.
+	files := make([]int, program.MaxFiles-1)
+	for i := range files {
+		files[i] = int(write.Fd())
+	}
+	r := task(t, func(b *program.Builder) {
+		var last program.Slot
+		for range files {
+			last = b.File("pipe")
+		}
+		b.CallWait("write", unix.SYS_WRITE, program.Use(last), b.Str("hello"), program.Int(5))
+	})
+	require.ElementsMatch(t, finished, s.follow(r, files...))
+	got := make([]byte, 16)
+	n, err := read.Read(got)
+	require.NoError(t, err)
+	require.Equal(t, "hello", string(got[:n]))
+}
+
+func TestRefusedRequests(t *testing.T) {
+	s := startServer(t)
+	refused := func(errno unix.Errno) []program.Event {
+		return []program.Event{{Kind: program.Refused, Errno: uint32(errno)}}
+	}
+	damaged := task(t, nothing).Image
+	damaged[0]++
+	require.Equal(t, refused(unix.EBADMSG), s.follow(&Request{Image: damaged}))
+	require.Equal(t, refused(unix.EBADMSG), s.follow(&Request{}), "no image")
+	require.Equal(t, refused(unix.EBADMSG), s.follow(task(t, nothing), 0), "a descriptor too many")
+	r := task(t, nothing)
+	r.CloneFlags = unix.CLONE_NEWUSER | unix.CLONE_FS
+	require.Equal(t, refused(unix.EBADMSG), s.follow(r), "no slot for the gate")
+	r = task(t, func(b *program.Builder) { b.File("gate") })
+	r.CloneFlags = unix.CLONE_NEWUSER | unix.CLONE_FS
+	require.Equal(t, refused(unix.EINVAL), s.follow(r), "flags that clone3 refuses")
+	r = task(t, func(b *program.Builder) { b.File("tree") })
+	r.Tree = filepath.Join(t.TempDir(), "missing")
+	events := s.follow(r)
+	require.Len(t, events, 1)
+	require.Equal(t, program.Refused, events[0].Kind)
+	require.ElementsMatch(t, finished, s.follow(task(t, nothing)), "after all of them")
+}
+
+// TestEnd has what ends a fork server, once its host is gone or can't be
+// understood.
+func TestEnd(t *testing.T) {
+	tests := []struct {
+		name string
+		last []byte // what the host sends
+		goes bool   // and then closes the socket
+	}{
+		{"nothing", nil, true},
+		{"no request", []byte(strings.Repeat("not a request. ", 10)), false},
+		{"a request without a socket", (&Request{Image: []byte{1}}).encode(t), false},
+		{"part of a head", (&Request{}).encode(t)[:requestHead-1], false},
+		{"part of a request", (&Request{Image: []byte{1}}).encode(t)[:requestHead], true},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := startServer(t)
+			require.False(t, s.Gone())
+			_, err := s.sock.Write(test.last)
+			require.NoError(t, err)
+			if test.goes {
+				require.NoError(t, s.Close())
+			}
+			_ = s.cmd.Wait()
+			require.True(t, s.Gone())
+			require.Empty(t, s.stderr.String())
+			_, err = s.Send(task(t, nothing), nil)
+			require.Error(t, err)
+		})
+	}
+}
+
+// TestDupKeepsServerAlive closes one end of the host after the other.
+func TestDupKeepsServerAlive(t *testing.T) {
+	s := startServer(t)
+	second, err := s.Dup()
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	require.Len(t, childrenOf(t, s.cmd.Process.Pid), 1)
+	require.NoError(t, second.Close())
+	require.NoError(t, s.cmd.Wait())
+}
+
+func TestHelloTimesOut(t *testing.T) {
+	client, control, err := NewClient()
+	require.NoError(t, err)
+	defer client.Close()
+	require.ErrorIs(t, client.Hello(time.Millisecond), os.ErrDeadlineExceeded)
+	require.NoError(t, control.Close())
+	require.ErrorIs(t, client.Hello(patience), io.EOF)
+	require.True(t, client.Gone())
+}

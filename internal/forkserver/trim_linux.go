@@ -1,0 +1,126 @@
+package forkserver
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"reflect"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A clone of the fork server executes a program and nothing else. It needs this
+// binary's own code and data, the program's memory, the stack that it is on, and what
+// libc keeps for the thread, to which the kernel writes (rseq(2)). Copying the
+// page tables of all the rest would take most of the time of a clone.
+
+// span is a range of addresses.
+type span struct{ start, end uintptr }
+
+// mapping is a line of /proc/pid/maps: proc(5).
+type mapping struct {
+	span
+	file string // device and inode, "" for memory
+	name string
+}
+
+// spare returns the mappings that a clone does not need. keep lies in memory that it
+// does. Where libc does not tell which memory is the thread's, nothing is spared.
+func spare(keep ...uintptr) ([]span, error) {
+	var head, size uintptr
+	if _, _, errno := syscall.RawSyscall(unix.SYS_GET_ROBUST_LIST, 0, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&size))); errno != 0 || head == 0 {
+		return nil, nil
+	}
+	all, err := mappings()
+	if err != nil {
+		return nil, err
+	}
+	return spareOf(all, reflect.ValueOf(serve).Pointer(), append(keep, head)), nil
+}
+
+// spareOf leaves out the mappings of the file that code is in, with the zeroed data behind
+// it, those with an address to keep, and the kernel's own.
+func spareOf(all []mapping, code uintptr, keep []uintptr) (spared []span) {
+	binary := ""
+	for _, m := range all {
+		if m.contains(code) {
+			binary = m.file
+		}
+	}
+	var last span // of what belongs to the binary
+	for _, m := range all {
+		own := binary != "" && m.file == binary || m.file == "" && m.name == "" && m.start == last.end
+		for _, k := range keep {
+			own = own || m.contains(k)
+		}
+		switch {
+		case own && m.file == binary:
+			last = m.span
+		case own, strings.HasPrefix(m.name, "[v"): // vdso, vvar, vsyscall
+		default:
+			spared = append(spared, m.span)
+		}
+	}
+	return spared
+}
+
+func (s span) contains(a uintptr) bool { return a >= s.start && a < s.end }
+
+func mappings() (all []mapping, err error) {
+	f, err := os.Open("/proc/self/maps")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 5 {
+			return nil, fmt.Errorf("/proc/self/maps: %q", lines.Text())
+		}
+		var m mapping
+		if _, err := fmt.Sscanf(fields[0], "%x-%x", &m.start, &m.end); err != nil {
+			return nil, fmt.Errorf("/proc/self/maps: %q: %w", lines.Text(), err)
+		}
+		if fields[4] != "0" {
+			m.file = fields[3] + " " + fields[4]
+		}
+		if len(fields) > 5 {
+			m.name = fields[5]
+		}
+		all = append(all, m)
+	}
+	return all, lines.Err()
+}
+
+// stackRoom is kept around the current frame: what clones use is far less.
+const stackRoom = 32 << 10
+
+// trim keeps the spared mappings out of clones: madvise(2), MADV_DONTFORK. Of the
+// one that holds the stack, the part around the current frame stays.
+//
+//go:norace
+func trim(spared []span) {
+	var here byte
+	page := uintptr(os.Getpagesize())
+	at := uintptr(unsafe.Pointer(&here)) &^ (page - 1)
+	for _, s := range spared {
+		if !s.contains(at) {
+			dontFork(s.start, s.end)
+			continue
+		}
+		dontFork(s.start, max(s.start, at-stackRoom))
+		dontFork(min(s.end, at+stackRoom), s.end)
+	}
+}
+
+//go:norace
+func dontFork(start, end uintptr) {
+	if start < end {
+		// Where it fails, clones take longer.
+		syscall.RawSyscall(unix.SYS_MADVISE, start, end-start, unix.MADV_DONTFORK)
+	}
+}
