@@ -1,0 +1,353 @@
+// Package cell makes the outer wall: a container, made by libcontainer, whose
+// PID 1 is the fork server and in which every run of this process is cloned.
+// It is the only package that uses libcontainer.
+package cell
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runc/libcontainer"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/forkserver"
+	"github.com/cellkit/sandbox/internal/limits"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+func init() {
+	// libcontainer starts "/proc/self/exe init". A user's own program may have
+	// an init subcommand, so the argument alone says nothing.
+	if len(os.Args) > 1 && os.Args[1] == "init" && os.Getenv("_LIBCONTAINER_INITPIPE") != "" {
+		// libcontainer sets the parent death signal for the first of its three processes
+		// only, and this one, the third, may wait for ever to be told to go on. If the
+		// parent is dead already, libcontainer finds its pipe closed.
+		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+		libcontainer.Init()
+	}
+}
+
+// ErrLost says that the cell ended while it was in use.
+var ErrLost = errors.New("the cell is gone")
+
+// Config is what makes one cell differ from another.
+type Config struct {
+	HostNetwork  bool
+	CgroupParent string // "" to choose
+}
+
+// Cell is a booted cell.
+type Cell struct {
+	config    Config
+	state     *state
+	ids       *ids
+	client    *forkserver.Client
+	container *libcontainer.Container
+	porter    *porter // rootless only
+	stderr    *os.File
+	process   *libcontainer.Process
+
+	// Limits is where runs get their cgroups; nil where cgroups can't be
+	// used, and then LimitsErr says why.
+	Limits    *limits.Cell
+	LimitsErr error
+	Tree      *limits.Tree
+
+	done chan struct{} // closed when the fork server has ended
+	once sync.Once
+
+	templates templates
+	staging   sync.Mutex // one template is assembled at a time
+	maps      idmaps
+	guards    guards
+
+	mu      sync.Mutex
+	closing bool
+	busy    sync.WaitGroup // runs that have not given back what they had
+}
+
+// bootTimeout is far beyond any boot seen, also under emulation.
+const bootTimeout = 60 * time.Second
+
+// Boot makes a cell. Before, it removes what dead owners of cells left.
+func Boot(config Config) (_ *Cell, err error) {
+	if !cgo {
+		return nil, errors.New("this program was built without cgo, which the cell needs: build with CGO_ENABLED=1 and a C compiler")
+	}
+	root, err := stateRoot()
+	if err != nil {
+		return nil, err
+	}
+	if err := sweep(root); err != nil {
+		slog.Debug("sandbox: sweeping dead cells", "error", err)
+	}
+	c := &Cell{config: config, done: make(chan struct{})}
+	if c.ids, err = chooseIDs(); err != nil {
+		return nil, err
+	}
+	if c.state, err = newState(root); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			c.destroy()
+		}
+	}()
+	if err := c.makeCgroups(); err != nil {
+		return nil, err
+	}
+	if err := c.boot(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// makeCgroups makes the parent of the cell's own cgroup and of the runs', if
+// this process may. The place is written down first, for a later sweep.
+func (c *Cell) makeCgroups() error {
+	tree, err := limits.Discover(c.config.CgroupParent)
+	if err != nil {
+		if c.config.CgroupParent != "" {
+			return err
+		}
+		c.LimitsErr = err
+		slog.Debug("sandbox: no cgroups", "error", err)
+		return nil
+	}
+	c.Tree = tree
+	path := filepath.Join(tree.Parent(), c.state.id)
+	if err := os.WriteFile(filepath.Join(c.state.dir, cgroupName), []byte(path), 0o600); err != nil {
+		return err
+	}
+	c.Limits, err = tree.NewCell(c.state.id)
+	return err
+}
+
+func (c *Cell) boot() error {
+	bin, err := ownBinary()
+	if err != nil {
+		return err
+	}
+	defer bin.exe.Close()
+	rootfs := filepath.Join(c.state.dir, "rootfs")
+	if err := os.Mkdir(rootfs, 0o755); err != nil {
+		return err
+	}
+	// Runs have other users than the cell's root and must get in, whatever the umask.
+	if err := os.Chmod(rootfs, 0o755); err != nil {
+		return err
+	}
+	if !c.ids.rootless {
+		// The cell's root makes its mount points here.
+		if err := os.Chown(rootfs, int(c.ids.uid.start), int(c.ids.gid.start)); err != nil {
+			return err
+		}
+	}
+	cgroupPath := ""
+	if c.Limits != nil {
+		cgroupPath = c.Limits.Path()
+	}
+	if !c.ids.rootless {
+		if err := bin.reach(filepath.Join(c.state.dir, "libraries")); err != nil {
+			return err
+		}
+	}
+	conf := containerConfig(c.state, c.ids, bin, c.config.HostNetwork, cgroupPath)
+	if c.container, err = libcontainer.Create(filepath.Join(c.state.dir, "container"), "cell", conf); err != nil {
+		return fmt.Errorf("describing the cell: %w", err)
+	}
+	client, control, err := forkserver.NewClient()
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	c.client = client
+	if err := c.start(bin, control); err != nil {
+		return err
+	}
+	if err := c.makeDirs(); err != nil {
+		return fmt.Errorf("preparing the cell: %w", err)
+	}
+	if c.ids.rootless {
+		if c.porter, err = startPorter(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// start runs libcontainer's part of the boot on a thread of its own: the
+// parent death signal follows the thread that starts the process, until the
+// fork server, once up, cancels it.
+func (c *Cell) start(bin *binary, control *os.File) error {
+	fd, err := unix.MemfdCreate("stderr", unix.MFD_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("memfd_create", err)
+	}
+	c.stderr = os.NewFile(uintptr(fd), "fork server's stderr")
+	c.process = &libcontainer.Process{
+		// The third of ExtraFiles and up begin at 3: the control socket is 3.
+		Args:       []string{fmt.Sprintf("/proc/self/fd/%d", forkserver.ControlFD+1), forkserver.Name},
+		Env:        []string{forkserver.Env, "GOTRACEBACK=single", "GODEBUG=asyncpreemptoff=1", "LD_LIBRARY_PATH=" + bin.searchPath()},
+		Cwd:        "/",
+		Stdout:     c.stderr,
+		Stderr:     c.stderr,
+		ExtraFiles: []*os.File{control, bin.exe},
+		Init:       true,
+	}
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := c.container.Run(c.process)
+		control.Close()
+		if err == nil {
+			go c.reap()
+			err = c.client.Hello(bootTimeout)
+		}
+		result <- err
+	}()
+	if err := <-result; err != nil {
+		return fmt.Errorf("booting the cell: %w%s", err, c.complaint())
+	}
+	return nil
+}
+
+// reap waits for the fork server, a child of this process.
+func (c *Cell) reap() {
+	_, _ = c.process.Wait()
+	close(c.done)
+}
+
+// complaint is the end of what the fork server wrote to its standard error.
+func (c *Cell) complaint() string {
+	if c.stderr == nil {
+		return ""
+	}
+	const most = 2048
+	b := make([]byte, most)
+	size, _ := c.stderr.Seek(0, io.SeekEnd)
+	n, _ := c.stderr.ReadAt(b, max(0, size-most))
+	if n == 0 {
+		return ""
+	}
+	return ": " + string(b[:n])
+}
+
+// makeDirs makes the mount points that programs rely on.
+func (c *Cell) makeDirs() error {
+	b := program.NewBuilder()
+	b.Call("umask", unix.SYS_UMASK, program.Int(0))
+	for _, dir := range []string{Root, Scratch, Staging, Empty, Templates} {
+		b.Mkdir(program.AtCWD, dir, 0o755)
+	}
+	p, err := b.Program()
+	if err != nil {
+		return err
+	}
+	_, err = c.Task(p, nil)
+	return err
+}
+
+// Alive tells whether the cell can still take runs.
+func (c *Cell) Alive() bool {
+	select {
+	case <-c.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// Dying tells whether the fork server has ended, also if it has not been
+// waited for yet.
+func (c *Cell) Dying() bool { return !c.Alive() || c.client.Gone() }
+
+// DiesNow tells whether the unexpected end of a run is due to the cell's. It gives the
+// cell a moment: a clone that is still being set up holds the fork server's socket too.
+func (c *Cell) DiesNow() bool {
+	for range 100 {
+		if c.Dying() {
+			return true
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return false
+}
+
+// Lost is the error of what was under way in a cell that has ended.
+func (c *Cell) Lost() error { return fmt.Errorf("%w%s", ErrLost, c.complaint()) }
+
+// Config is what the cell was booted with.
+func (c *Cell) Config() Config { return c.config }
+
+// Rootless tells whether the cell's root is an ordinary user.
+func (c *Cell) Rootless() bool { return c.ids.rootless }
+
+// SingleID tells whether all that runs in the cell has the same id.
+func (c *Cell) SingleID() bool { return c.ids.single() }
+
+// Blocks is how many runs can have ids of their own at one time.
+func (c *Cell) Blocks() int64 { return c.ids.blocks() }
+
+// enter registers a run that Close has to wait for, unless the cell is ending.
+func (c *Cell) enter() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closing || !c.Alive() {
+		return false
+	}
+	c.busy.Add(1)
+	return true
+}
+
+// Close ends the cell with every run in it and removes all traces.
+func (c *Cell) Close(ctx context.Context) error {
+	var err error
+	c.once.Do(func() {
+		c.guards.fire()
+		c.client.Close()
+		select {
+		case <-c.done:
+		case <-ctx.Done():
+			err = fmt.Errorf("waiting for the cell to end: %w", ctx.Err())
+			_ = c.process.Signal(unix.SIGKILL)
+			<-c.done
+		}
+		c.busy.Wait()
+		err = errors.Join(err, c.destroy())
+	})
+	return err
+}
+
+func (c *Cell) destroy() error {
+	var errs []error
+	if c.porter != nil {
+		errs = append(errs, c.porter.close())
+	}
+	if c.client != nil {
+		c.client.Close()
+	}
+	if c.container != nil {
+		errs = append(errs, c.container.Destroy())
+	}
+	c.maps.close()
+	if c.stderr != nil {
+		c.stderr.Close()
+	}
+	if c.Limits != nil {
+		if err := c.Limits.Delete(); err != nil {
+			c.state.release() // the directory stays: it tells a later sweep where the rest is
+			return errors.Join(append(errs, err)...)
+		}
+	}
+	return errors.Join(append(errs, c.state.remove())...)
+}

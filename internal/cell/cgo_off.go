@@ -1,0 +1,5 @@
+//go:build linux && !cgo
+
+package cell
+
+const cgo = false

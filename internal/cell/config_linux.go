@@ -1,0 +1,137 @@
+package cell
+
+import (
+	"cmp"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/cgroups"
+	_ "github.com/opencontainers/cgroups/devices" // lets libcontainer set device rules
+	devices "github.com/opencontainers/cgroups/devices/config"
+	"github.com/opencontainers/runc/libcontainer/capabilities"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"golang.org/x/sys/unix"
+)
+
+// Places in a cell that programs refer to.
+const (
+	// Root is the directory over which a run mounts its root before it moves
+	// there.
+	Root = "/cell/root"
+	// Scratch is where a run mounts the file system that takes its changes.
+	Scratch = "/cell/scratch"
+	// Templates holds assembled roots, a directory each.
+	Templates = "/cell/templates"
+	// Staging is where a template is assembled before it gets its place.
+	Staging = "/cell/staging"
+	// Empty is a directory in which nothing ever is, to cover others with.
+	Empty = "/cell/empty"
+)
+
+// containerConfig describes the outer wall: every namespace, no host directory
+// but the files that this program's binary needs, all capabilities in the
+// cell's own user namespace and none outside.
+func containerConfig(s *state, i *ids, b *binary, hostNetwork bool, cgroupPath string) *configs.Config {
+	all := capabilities.KnownCapabilities()
+	namespaces := configs.Namespaces{
+		{Type: configs.NEWUSER}, {Type: configs.NEWPID}, {Type: configs.NEWNS},
+		{Type: configs.NEWIPC}, {Type: configs.NEWUTS},
+	}
+	if !hostNetwork {
+		namespaces = append(namespaces, configs.Namespace{Type: configs.NEWNET})
+	}
+	c := &configs.Config{
+		Rootfs:     filepath.Join(s.dir, "rootfs"),
+		Readonlyfs: true,
+		// Programs rely on a private tree; pivot_root(2) demands it too.
+		RootPropagation: unix.MS_PRIVATE | unix.MS_REC,
+		Namespaces:      namespaces,
+		Hostname:        "cell",
+		Mounts:          mounts(b),
+		Devices:         deviceNodes(),
+		Capabilities: &configs.Capabilities{
+			Bounding: all, Effective: all, Permitted: all,
+		},
+		Cgroups:      &cgroups.Cgroup{Resources: &cgroups.Resources{}},
+		NoNewKeyring: false,
+		// Until the fork server is up, nothing else ends the boot when the
+		// host is killed.
+		ParentDeathSignal: int(unix.SIGKILL),
+		UIDMappings:       mapping(i.uid, i.rootless, os.Geteuid()),
+		GIDMappings:       mapping(i.gid, i.rootless, os.Getegid()),
+		// Also as root: otherwise libcontainer moves a thread of this process
+		// into the cell's mount namespace, to open bind mounts' sources for the
+		// cell, and has the runtime end it. If that is the first thread, it can't
+		// be ended (runtime.mexit), and /proc/self shows the cell from then on.
+		RootlessEUID: true,
+	}
+	if cgroupPath != "" {
+		c.Cgroups.Path = filepath.Join(cgroupPath, "cell")
+		for _, d := range append(deviceNodes(), terminals...) {
+			c.Cgroups.Resources.Devices = append(c.Cgroups.Resources.Devices, &d.Rule)
+		}
+	} else {
+		c.RootlessCgroups = true
+		c.Cgroups.Rootless = true
+		c.Cgroups.Name = s.id // with a Path, libcontainer would insist on it
+		c.Cgroups.Resources.Devices = []*devices.Rule{}
+	}
+	return c
+}
+
+// deviceNodes are all the devices that a cell, and so a run, has. Their numbers
+// are fixed: Documentation/admin-guide/devices.txt.
+func deviceNodes() (list []*devices.Device) {
+	for _, d := range []struct {
+		path         string
+		major, minor int64
+	}{
+		{"/dev/null", 1, 3}, {"/dev/zero", 1, 5}, {"/dev/full", 1, 7},
+		{"/dev/random", 1, 8}, {"/dev/urandom", 1, 9}, {"/dev/tty", 5, 0},
+	} {
+		list = append(list, &devices.Device{Path: d.path, FileMode: 0o666, Rule: deviceRule(d.major, d.minor)})
+	}
+	return list
+}
+
+// terminals may be used too, /dev/ptmx and what is in a run's own /dev/pts.
+var terminals = []*devices.Device{{Rule: deviceRule(5, 2)}, {Rule: deviceRule(136, devices.Wildcard)}}
+
+func deviceRule(major, minor int64) devices.Rule {
+	return devices.Rule{Type: devices.CharDevice, Major: major, Minor: minor, Permissions: "rwm", Allow: true}
+}
+
+func mapping(r idRange, rootless bool, own int) []configs.IDMap {
+	if !rootless || r.size == 1 {
+		return []configs.IDMap{{ContainerID: 0, HostID: r.start, Size: r.size}}
+	}
+	return []configs.IDMap{
+		{ContainerID: 0, HostID: int64(own), Size: 1},
+		{ContainerID: 1, HostID: r.start, Size: r.size - 1},
+	}
+}
+
+func mounts(b *binary) []*configs.Mount {
+	list := []*configs.Mount{
+		// Unmasked: the kernel lets a run mount its own /proc only where a
+		// fully visible one exists (fs/namespace.c, mount_too_revealing).
+		{Device: "proc", Source: "proc", Destination: "/proc", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC},
+		{Device: "tmpfs", Source: "tmpfs", Destination: "/dev", Flags: unix.MS_NOSUID | unix.MS_STRICTATIME, Data: "mode=755,size=64k"},
+		{Device: "tmpfs", Source: "cell", Destination: "/cell", Flags: unix.MS_NOSUID | unix.MS_NODEV, Data: "mode=755,size=1m"},
+	}
+	bind := func(src, dst string) {
+		list = append(list, &configs.Mount{Device: "bind", Source: src, Destination: dst,
+			Flags: unix.MS_BIND | unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV})
+	}
+	if b.loader != "" {
+		if real, err := filepath.EvalSymlinks(b.loader); err == nil {
+			bind(cmp.Or(b.copies[real], real), b.loader)
+		}
+	}
+	for _, l := range b.libs {
+		if l != b.loader {
+			bind(cmp.Or(b.copies[l], l), l)
+		}
+	}
+	return list
+}

@@ -1,0 +1,199 @@
+package cell
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func span(size int64) idRange { return idRange{100000, size} }
+
+func TestWidth(t *testing.T) {
+	tests := []struct {
+		uid, gid     int64
+		single, wide bool
+		block        int64
+	}{
+		{1, 1, true, false, 2},
+		{3, 100, true, false, 2},
+		{4, 4, false, false, 2},
+		{65537, 65537, false, false, 2},
+		{64*wideBlock - 1, 1 << 32, false, false, 2},
+		{64 * wideBlock, 64 * wideBlock, false, true, wideBlock},
+		{rootSize, rootSize, false, true, wideBlock},
+	}
+	for _, test := range tests {
+		i := &ids{uid: span(test.uid), gid: span(test.gid)}
+		require.Equal(t, test.single, i.single(), "%+v", test)
+		require.Equal(t, test.wide, i.wide(), "%+v", test)
+		require.Equal(t, test.block, i.block(), "%+v", test)
+	}
+}
+
+// TestTake takes all blocks there are: none overlaps another, nor what the
+// fork server has, nor the end of the range.
+func TestTake(t *testing.T) {
+	for _, size := range []int64{4, 5, 6, 7, 100, 65537, 64 * wideBlock, 100*wideBlock + 7} {
+		i := &ids{uid: span(size), gid: span(size + 3)}
+		used := map[int64]bool{}
+		var blocks []int64
+		for {
+			b, err := i.take()
+			if err != nil {
+				require.ErrorContains(t, err, "user id blocks of this cell are in use by live runs")
+				break
+			}
+			require.Positive(t, b)
+			require.LessOrEqual(t, b+i.block(), size)
+			for id := b; id < b+i.block(); id++ {
+				if i.wide() && id != b && id != b+i.block()-1 {
+					continue // the ends will do
+				}
+				require.False(t, used[id], "size %d: id %d twice", size, id)
+				used[id] = true
+			}
+			blocks = append(blocks, b)
+		}
+		require.Len(t, blocks, int(size/i.block()-1), "size %d", size)
+		for _, b := range blocks {
+			i.give(b)
+		}
+		again := map[int64]bool{}
+		for range blocks {
+			b, err := i.take()
+			require.NoError(t, err)
+			require.False(t, again[b])
+			again[b] = true
+		}
+		_, err := i.take()
+		require.Error(t, err)
+	}
+}
+
+func TestTakeSingle(t *testing.T) {
+	i := &ids{uid: span(1), gid: span(1)}
+	for range 10 {
+		b, err := i.take()
+		require.NoError(t, err)
+		require.Zero(t, b)
+	}
+	i.give(0)
+	require.Empty(t, i.free)
+}
+
+func TestRunMap(t *testing.T) {
+	wide, narrow, single := &ids{uid: span(rootSize), gid: span(rootSize)}, &ids{uid: span(100), gid: span(100)}, &ids{uid: span(1), gid: span(1)}
+	tests := []struct {
+		name      string
+		ids       *ids
+		block, id int64
+		own       bool
+		want      string
+		userID    int64 // -1: own, not used
+	}{
+		{"wide", wide, 3 * wideBlock, 1000, false, "0 196608 65536\n", 197608},
+		{"wide root", wide, 3 * wideBlock, 0, false, "0 196608 65536\n", 196608},
+		{"wide own", wide, 3 * wideBlock, 1000, true, "0 196608 1\n1000 0 1\n", -1},
+		{"narrow", narrow, 4, 1000, false, "0 4 1\n1000 5 1\n", 5},
+		{"narrow root", narrow, 4, 0, false, "0 4 1\n", 4},
+		{"narrow own", narrow, 4, 1000, true, "0 4 1\n1000 0 1\n", -1},
+		{"narrow own root", narrow, 4, 0, true, "0 0 1\n", -1},
+		{"single", single, 0, 1000, false, "1000 0 1\n", 0},
+		{"single own", single, 0, 1000, true, "1000 0 1\n", 0},
+		{"single root", single, 0, 0, false, "0 0 1\n", 0},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			require.Equal(t, test.want, test.ids.runMap(test.block, test.id, test.own))
+			if test.userID >= 0 {
+				require.Equal(t, test.userID, test.ids.userID(test.block, test.id))
+			}
+		})
+	}
+}
+
+func TestParseSubIDs(t *testing.T) {
+	tests := []struct {
+		name, content string
+		want          idRange
+	}{
+		{"empty", "", idRange{}},
+		{"of the user", "other:100000:65536\nme:165536:65536\n", idRange{165536, 65536}},
+		{"by number", "1234:165536:65536", idRange{165536, 65536}},
+		{"the largest of several", "me:1000:10\nme:5000:30\n1234:9000:20\n", idRange{5000, 30}},
+		{"only a prefix", "m:1:1\nmee:1000:10\n", idRange{}},
+		{"spaces around a line", "  me:1000:10  \n", idRange{1000, 10}},
+		{"comments and rubbish", "# me:1:1\nme:1000\nme:a:b\nme:1000:b\nme:1000:10:1\n\n:::\n", idRange{}},
+		{"rubbish before", "me:x:10\nme:1000:10\n", idRange{1000, 10}},
+		{"root's own ids", "me:0:10\n", idRange{}},
+		{"negative", "me:-5:10\nme:1000:-10\n", idRange{}},
+		{"beyond all ids", "me:4294967290:10\n", idRange{}},
+		{"overflow", "me:9223372036854775807:2\nme:2:9223372036854775807\n", idRange{}},
+		{"too large to parse", "me:99999999999999999999:2\n", idRange{}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			require.Equal(t, test.want, parseSubIDs(strings.NewReader(test.content), "me", "1234"))
+		})
+	}
+}
+
+func TestRootRange(t *testing.T) {
+	tests := []struct {
+		name string
+		own  []idRange
+		want idRange
+	}{
+		{"all ids", []idRange{{0, 1<<32 - 1}}, idRange{rootStart, rootSize}},
+		{"just enough", []idRange{{0, 10}, {rootStart, rootSize}}, idRange{rootStart, rootSize}},
+		{"one too few", []idRange{{rootStart, rootSize - 1}}, idRange{rootStart + rootSize/2, rootSize/2 - 1}},
+		{"a container's", []idRange{{0, 65536}}, idRange{32768, 32768}},
+		{"the largest of several", []idRange{{0, 1}, {1, 1000}, {5000, 10}}, idRange{501, 500}},
+		{"hardly any", []idRange{{0, 7}}, idRange{0, 1}},
+		{"one", []idRange{{0, 1}}, idRange{0, 1}},
+		{"none", nil, idRange{0, 1}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			require.Equal(t, test.want, rootRange(test.own))
+		})
+	}
+}
+
+func TestReadIDMap(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "uid_map")
+	require.NoError(t, os.WriteFile(path, []byte("         0       1000          1\n         1     100000      65536\n"), 0o600))
+	got, err := readIDMap(path)
+	require.NoError(t, err)
+	require.Equal(t, []idRange{{0, 1}, {1, 65536}}, got)
+
+	require.NoError(t, os.WriteFile(path, []byte("0 1000\n"), 0o600))
+	_, err = readIDMap(path)
+	require.ErrorContains(t, err, path)
+	_, err = readIDMap(path + "/missing")
+	require.ErrorContains(t, err, "user namespaces")
+}
+
+func TestChooseIDs(t *testing.T) {
+	i, err := chooseIDs()
+	require.NoError(t, err)
+	require.Equal(t, os.Geteuid() != 0, i.rootless)
+	require.Positive(t, i.size())
+}
+
+func TestMapping(t *testing.T) {
+	r := idRange{100000, 10}
+	type m = [3]int64
+	flat := func(r idRange, rootless bool) (all []m) {
+		for _, x := range mapping(r, rootless, 1234) {
+			all = append(all, m{x.ContainerID, x.HostID, x.Size})
+		}
+		return all
+	}
+	require.Equal(t, []m{{0, 100000, 10}}, flat(r, false))
+	require.Equal(t, []m{{0, 1234, 1}, {1, 100000, 9}}, flat(r, true))
+	require.Equal(t, []m{{0, 1234, 1}}, flat(idRange{1234, 1}, true))
+}

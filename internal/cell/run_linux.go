@@ -1,0 +1,203 @@
+package cell
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/forkserver"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// CallError is a call of a program that failed.
+type CallError struct {
+	Stage, Call string
+	Errno       unix.Errno
+}
+
+func (e *CallError) Error() string { return fmt.Sprintf("%s: %v", e.Call, e.Errno) }
+func (e *CallError) Unwrap() error { return e.Errno }
+
+// Failure turns a Failed or Refused event of a program into an error.
+func Failure(p *program.Program, e program.Event) error {
+	if e.Kind == program.Refused {
+		return &CallError{Stage: "clone", Call: "clone3", Errno: unix.Errno(e.Errno)}
+	}
+	stage, call := p.Describe(int(e.Index))
+	return &CallError{Stage: stage, Call: call, Errno: unix.Errno(e.Errno)}
+}
+
+// Block is a run's share of the cell's ids, taken from Take until Give.
+type Block struct {
+	c     *Cell
+	first int64
+	own   bool
+	uid   int
+	gid   int
+}
+
+// Take reserves ids for a run whose user is uid:gid. With own, a rootless
+// cell makes that user the caller itself, who owns files outside.
+func (c *Cell) Take(uid, gid int, own bool) (*Block, error) {
+	if !c.enter() {
+		return nil, c.Lost()
+	}
+	first, err := c.ids.take()
+	if err != nil {
+		c.busy.Done()
+		return nil, err
+	}
+	return &Block{c: c, first: first, own: own && c.ids.rootless, uid: uid, gid: gid}, nil
+}
+
+// Give returns the ids. No process may have them any more. Close waits for it.
+func (b *Block) Give() {
+	b.c.ids.give(b.first)
+	b.c.busy.Done()
+}
+
+// Spawn asks for a run in new user and pid namespaces. t may be nil.
+func (c *Cell) Spawn(p *program.Program, b *Block, t *Template, files []int) (*forkserver.Conn, error) {
+	r := &forkserver.Request{
+		CloneFlags: unix.CLONE_NEWUSER | unix.CLONE_NEWPID,
+		UIDMap:     c.ids.runMap(b.first, int64(b.uid), b.own),
+		GIDMap:     c.ids.runMap(b.first, int64(b.gid), b.own),
+		Image:      p.Image(),
+	}
+	if t != nil {
+		r.Tree = t.Path
+	}
+	return c.send(r, files)
+}
+
+func (c *Cell) send(r *forkserver.Request, files []int) (*forkserver.Conn, error) {
+	conn, err := c.client.Send(r, files)
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	return conn, nil
+}
+
+// explain turns an error of the control socket into ErrLost.
+func (c *Cell) explain(err error) error {
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, os.ErrClosed) || errors.Is(err, io.EOF) {
+		return c.Lost()
+	}
+	return err
+}
+
+// Task runs a program in the cell itself and waits for its end. What the
+// program sent along with its last event, if anything, is the result.
+func (c *Cell) Task(p *program.Program, files []int) (*os.File, error) {
+	file, err := task(c.client, p, files)
+	var call *CallError
+	if err != nil && !errors.As(err, &call) {
+		err = c.explain(err)
+	}
+	return file, err
+}
+
+func task(client *forkserver.Client, p *program.Program, files []int) (result *os.File, err error) {
+	conn, err := client.Send(&forkserver.Request{Image: p.Image()}, files)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	for {
+		m, err := conn.Next()
+		if err != nil {
+			if result != nil {
+				result.Close()
+			}
+			return nil, err
+		}
+		if m.Kind == program.Ready {
+			result = m.File
+		} else if m.File != nil {
+			m.File.Close()
+		}
+		switch m.Kind {
+		case program.Finished:
+			return result, nil
+		case program.Failed, program.Refused:
+			return nil, Failure(p, m.Event)
+		}
+	}
+}
+
+// idmaps caches user namespaces whose only use is to say how a mount's owners
+// are mapped: one for each block and pair of owners.
+type idmaps struct {
+	mu    sync.Mutex
+	files map[string]*os.File
+}
+
+func (m *idmaps) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, f := range m.files {
+		f.Close()
+	}
+	m.files = nil
+}
+
+// idmap returns a user namespace in which the owner uid:gid of a host file is
+// the block's user.
+func (c *Cell) idmap(b *Block, uid, gid uint32) (*os.File, error) {
+	uidMap := fmt.Sprintf("%d %d 1\n", uid, c.ids.userID(b.first, int64(b.uid)))
+	gidMap := fmt.Sprintf("%d %d 1\n", gid, c.ids.userID(b.first, int64(b.gid)))
+	key := uidMap + gidMap
+	c.maps.mu.Lock()
+	defer c.maps.mu.Unlock()
+	if f := c.maps.files[key]; f != nil {
+		return f, nil
+	}
+	f, err := c.newIDMap(uidMap, gidMap)
+	if err != nil {
+		return nil, err
+	}
+	if c.maps.files == nil {
+		c.maps.files = map[string]*os.File{}
+	}
+	c.maps.files[key] = f
+	return f, nil
+}
+
+// newIDMap clones a child that does nothing but wait in the namespace until
+// this process has opened it.
+func (c *Cell) newIDMap(uidMap, gidMap string) (*os.File, error) {
+	b := program.NewBuilder()
+	gate := b.File("gate")
+	b.Wait(gate)
+	b.Event(program.Ready)
+	b.Wait(program.Report)
+	p, err := b.Program()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := c.send(&forkserver.Request{CloneFlags: unix.CLONE_NEWUSER, UIDMap: uidMap, GIDMap: gidMap, Image: p.Image()}, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	for {
+		m, err := conn.Next()
+		if err != nil {
+			return nil, c.explain(err)
+		}
+		if m.File != nil {
+			m.File.Close()
+		}
+		switch m.Kind {
+		case program.Ready:
+			return os.Open("/proc/" + strconv.Itoa(m.PID) + "/ns/user")
+		case program.Failed, program.Refused:
+			return nil, Failure(p, m.Event)
+		}
+	}
+}

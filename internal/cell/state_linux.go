@@ -1,0 +1,166 @@
+package cell
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/limits"
+)
+
+// state is a cell's directory. Its lock file is locked for as long as its
+// owner lives, and the kernel unlocks it however the owner ends; so whoever
+// gets the lock of another directory knows that it is a dead owner's.
+type state struct {
+	id   string
+	dir  string
+	lock *os.File
+}
+
+const lockName = "lock"
+
+// stateRoot is /run/sandbox for root, else a directory of the user's own.
+func stateRoot() (string, error) {
+	if os.Geteuid() == 0 {
+		return ensureDir("/run/sandbox", 0o711)
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+		if dir, err := ensureDir(filepath.Join(dir, "sandbox"), 0o700); err == nil {
+			return dir, nil
+		}
+	}
+	return ensureDir(filepath.Join(os.TempDir(), fmt.Sprintf("sandbox-%d", os.Geteuid())), 0o700)
+}
+
+// ensureDir makes the directory or accepts one that is this user's and that
+// nobody else can write to.
+func ensureDir(dir string, mode os.FileMode) (string, error) {
+	if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", fmt.Errorf("state directory: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return "", &os.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return "", fmt.Errorf("state directory %s is not a directory of this user's that only it can write to: remove it", dir)
+	}
+	if err := os.Chmod(dir, mode); err != nil { // whatever the umask made of it
+		return "", err
+	}
+	return filepath.EvalSymlinks(dir)
+}
+
+// newState makes a locked directory of its own. The lock is taken before the
+// directory gets the name by which others find it.
+func newState(root string) (*state, error) {
+	var random [8]byte
+	_, _ = rand.Read(random[:])
+	s := &state{id: hex.EncodeToString(random[:])}
+	s.dir = filepath.Join(root, s.id)
+	tmp := filepath.Join(root, "."+s.id)
+	if err := os.Mkdir(tmp, 0o711); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	if err := s.prepare(tmp); err != nil {
+		s.release()
+		os.RemoveAll(tmp)
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	return s, nil
+}
+
+func (s *state) prepare(tmp string) error {
+	if err := os.Chmod(tmp, 0o711); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(filepath.Join(tmp, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	s.lock = lock
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return os.NewSyscallError("flock", err)
+	}
+	if _, err := fmt.Fprintln(lock, os.Getpid()); err != nil { // for people, and tests, who wonder whose it is
+		return err
+	}
+	return os.Rename(tmp, s.dir)
+}
+
+func (s *state) release() {
+	if s.lock != nil {
+		s.lock.Close()
+	}
+}
+
+// remove deletes the directory and then gives up the lock.
+func (s *state) remove() error {
+	err := os.RemoveAll(s.dir)
+	s.release()
+	return err
+}
+
+// unnamedFor is how long a directory may exist without a locked lock file: the
+// time between its creation and its owner's flock, with a wide margin.
+const unnamedFor = time.Minute
+
+// sweep removes what dead owners left: processes, cgroups, directories.
+func sweep(root string) error {
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if e.IsDir() {
+			errs = append(errs, sweepOne(root, e))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func sweepOne(root string, e os.DirEntry) error {
+	dir := filepath.Join(root, e.Name())
+	if strings.HasPrefix(e.Name(), ".") && recent(e) {
+		return nil // its owner is about to lock it, and must not find it locked
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		if recent(e) {
+			return nil
+		}
+		return os.RemoveAll(dir)
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
+		return nil // its owner lives
+	}
+	// The owner may have died between making the file and writing it.
+	if path, err := os.ReadFile(filepath.Join(dir, cgroupName)); err == nil && len(path) > 0 {
+		if err := limits.Remove(string(path)); err != nil {
+			return fmt.Errorf("removing the cgroups of dead cell %s: %w", e.Name(), err)
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+// recent tells whether the directory is too young to be left over, or gone.
+func recent(e os.DirEntry) bool {
+	info, err := e.Info()
+	return err != nil || time.Since(info.ModTime()) < unnamedFor
+}
+
+// cgroupName is the file in which a cell writes where its cgroups are, before
+// it makes them.
+const cgroupName = "cgroup"

@@ -1,0 +1,153 @@
+package cell
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/forkserver"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// Tree asks for a host directory or file, with what is mounted below it.
+type Tree struct {
+	Path     string
+	Writable bool
+	// Owner, where not nil, makes files of the source's own owner belong to
+	// the block's user, in both directions.
+	Owner *Block
+}
+
+// ErrNoIDMap says that a file system can't be mounted with mapped owners.
+var ErrNoIDMap = errors.New("its file system does not support idmapped mounts")
+
+// Open returns the tree as a descriptor of a detached mount, which a program
+// attaches with move_mount. Set-uid bits and device nodes have no effect
+// in it.
+func (c *Cell) Open(t Tree) (*os.File, error) {
+	if c.porter != nil {
+		return c.porter.open(t)
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, t.Path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return nil, &os.PathError{Op: "open_tree", Path: t.Path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), t.Path)
+	attr := t.attr()
+	if t.Owner != nil {
+		err = c.mapOwner(fd, t.Owner, &attr)
+	}
+	if err == nil {
+		err = setAttr(fd, &attr)
+	}
+	if err != nil {
+		f.Close()
+		return nil, &os.PathError{Op: "mount_setattr", Path: t.Path, Err: err}
+	}
+	return f, nil
+}
+
+func (t Tree) attr() unix.MountAttr {
+	a := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV, Propagation: unix.MS_PRIVATE}
+	if !t.Writable {
+		a.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	return a
+}
+
+// mapOwner adds the mapping of the source's owner, unless nothing needs to
+// be mapped because the owner is the block's user already.
+func (c *Cell) mapOwner(fd int, b *Block, attr *unix.MountAttr) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(fd, "", &st, unix.AT_EMPTY_PATH); err != nil {
+		return err
+	}
+	userns, err := c.idmap(b, st.Uid, st.Gid)
+	if err != nil {
+		return err
+	}
+	attr.Attr_set |= unix.MOUNT_ATTR_IDMAP
+	attr.Userns_fd = uint64(userns.Fd())
+	err = setAttr(fd, attr)
+	attr.Attr_set &^= unix.MOUNT_ATTR_IDMAP
+	if err == unix.EINVAL || err == unix.EPERM {
+		return ErrNoIDMap
+	}
+	return err
+}
+
+func setAttr(fd int, attr *unix.MountAttr) error {
+	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr)
+}
+
+// porter opens host directories for a rootless process, which may not clone
+// mounts itself: it is a fork server of its own in a user and mount namespace
+// where the host's whole tree is still to be seen, and the cell is not.
+type porter struct {
+	client *forkserver.Client
+	cmd    *exec.Cmd
+}
+
+func startPorter() (*porter, error) {
+	client, control, err := forkserver.NewClient()
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close()
+	cmd := exec.Command("/proc/self/exe", forkserver.Name)
+	cmd.Env = []string{forkserver.Env}
+	cmd.ExtraFiles = []*os.File{control}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
+		Setsid:      true,
+	}
+	if err := cmd.Start(); err != nil {
+		client.Close()
+		return nil, fmt.Errorf("starting a process that opens host directories: %w", err)
+	}
+	control.Close()
+	p := &porter{client: client, cmd: cmd}
+	if err := client.Hello(bootTimeout); err != nil {
+		return nil, errors.Join(err, p.close())
+	}
+	return p, nil
+}
+
+func (p *porter) close() error {
+	p.client.Close()
+	_ = p.cmd.Wait() // it exits with 0 or was killed; both are the end of it
+	return nil
+}
+
+// open has a task clone the tree and send it along with an event.
+func (p *porter) open(t Tree) (*os.File, error) {
+	path, err := filepath.Abs(t.Path)
+	if err != nil {
+		return nil, err
+	}
+	b := program.NewBuilder()
+	fd := b.CallTo("open_tree", unix.SYS_OPEN_TREE, program.AtCWD, b.Str(path),
+		program.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE, "OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC|AT_RECURSIVE"))
+	b.SetAttr(fd, t.attr().Attr_set, true)
+	b.SendFile(fd)
+	prog, err := b.Program()
+	if err != nil {
+		return nil, err
+	}
+	f, err := task(p.client, prog, nil)
+	var call *CallError
+	if errors.As(err, &call) {
+		return nil, &os.PathError{Op: "open_tree", Path: path, Err: call.Errno}
+	}
+	if err == nil && f == nil {
+		err = errors.New("no descriptor came back")
+	}
+	return f, err
+}
