@@ -1,0 +1,132 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+
+	"github.com/cellkit/sandbox/internal/cell"
+)
+
+type cellImpl = *cell.Cell
+
+func newCell(config cellConfig) (*Cell, error) {
+	c, err := boot(cell.Config{HostNetwork: config.network == NetworkHost, CgroupParent: config.cgroupParent})
+	if err != nil {
+		return nil, err
+	}
+	return &Cell{c}, nil
+}
+
+func (c *Cell) close(ctx context.Context) error {
+	live.thaw(c.impl)
+	return c.impl.Close(ctx)
+}
+
+func boot(config cell.Config) (*cell.Cell, error) {
+	c, err := cell.Boot(config)
+	if err != nil {
+		return nil, bootError(err)
+	}
+	return c, nil
+}
+
+// cells are the default ones, one for each outer configuration in use.
+var cells struct {
+	mu  sync.Mutex
+	all map[cell.Config]*cell.Cell
+}
+
+// findCell returns the cell that the options ask for.
+func (c *config) findCell() (*cell.Cell, error) {
+	want := cell.Config{HostNetwork: c.namespace.network == NetworkHost, CgroupParent: c.cgroup.parent}
+	if c.cell != nil {
+		have := c.cell.impl.Config()
+		switch {
+		case have.HostNetwork != want.HostNetwork:
+			return nil, optionError("WithCell", "the cell was made for another network than %v: use CellNetwork", c.namespace.network)
+		case want.CgroupParent != "" && have.CgroupParent != want.CgroupParent:
+			return nil, optionError("WithCell", "the cell's cgroup parent is %q, WithCgroupParent says %q", have.CgroupParent, want.CgroupParent)
+		}
+		return c.cell.impl, nil
+	}
+	cells.mu.Lock()
+	defer cells.mu.Unlock()
+	if have := cells.all[want]; have != nil {
+		if !have.Dying() {
+			return have, nil
+		}
+		live.thaw(have)                      // or what is paused keeps it from dying
+		_ = have.Close(context.Background()) // clean up after one that was lost
+		delete(cells.all, want)
+	}
+	booted, err := boot(want)
+	if err != nil {
+		return nil, err
+	}
+	if cells.all == nil {
+		cells.all = map[cell.Config]*cell.Cell{}
+	}
+	cells.all[want] = booted
+	return booted, nil
+}
+
+func shutdown(ctx context.Context) error {
+	cells.mu.Lock()
+	defer cells.mu.Unlock()
+	var errs []error
+	for config, c := range cells.all {
+		live.thaw(c)
+		errs = append(errs, c.Close(ctx))
+		delete(cells.all, config)
+	}
+	return errors.Join(errs...)
+}
+
+// live is the runs that have not ended.
+var live liveRuns
+
+type liveRuns struct {
+	mu  sync.Mutex
+	all map[*running]struct{}
+}
+
+func (l *liveRuns) add(r *running) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all == nil {
+		l.all = map[*running]struct{}{}
+	}
+	l.all[r] = struct{}{}
+}
+
+func (l *liveRuns) remove(r *running) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.all, r)
+}
+
+// thaw lets the cell's paused runs go on, so that they can die with it.
+func (l *liveRuns) thaw(c *cell.Cell) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for r := range l.all {
+		if r.cell == c {
+			_ = r.resume()
+		}
+	}
+}
+
+func (c *cgroupConfig) busyCPUs() int {
+	n := runtime.NumCPU()
+	if c.cpus != nil {
+		n = min(n, int(*c.cpus)+1)
+	}
+	return n
+}
+
+// bootError says what to do about a cell that could not be booted.
+func bootError(err error) error {
+	return &SetupError{Stage: "cell", Err: err, Hint: bootHint(err)}
+}

@@ -1,0 +1,194 @@
+package sandbox
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"path"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Sizes in bytes.
+const (
+	KiB = 1 << 10
+	MiB = 1 << 20
+	GiB = 1 << 30
+)
+
+// IOLimit limits a run's access to the block device that Path lies on, in
+// bytes and operations per second. Zero means no limit.
+type IOLimit struct {
+	Path                  string
+	ReadBytes, WriteBytes uint64
+	ReadOps, WriteOps     uint64
+}
+
+type cgroupConfig struct {
+	memory, swap, pids *int64
+	cpus               *float64
+	weight             *uint64
+	cpuset             *string
+	cpuTime            *time.Duration
+	io                 []IOLimit
+	rlimits            map[string]rlimit
+	parent             string
+}
+
+type rlimit struct{ soft, hard uint64 }
+
+// defaultPIDs is also enforced where nothing is asked for, if it can be.
+const defaultPIDs = 512
+
+// minMemory is less than any process can start with: a smaller number is a
+// mistake in its unit.
+const minMemory = 64 * KiB
+
+// WithMemory limits the memory of all processes of the run together, in bytes,
+// page cache and tmpfs included. A run that needs more is killed:
+// ErrOutOfMemory. Needs the memory controller. Default: none.
+func WithMemory(bytes int64) Option { return func(c *config) { c.cgroup.memory = &bytes } }
+
+// WithSwap sets how many bytes the run may swap out on top of WithMemory, which
+// it needs. Default: none where WithMemory is set and the kernel counts swap.
+func WithSwap(bytes int64) Option { return func(c *config) { c.cgroup.swap = &bytes } }
+
+// WithCPUs limits the CPU time that the run gets, in CPUs: 0.5 is half of one,
+// enforced over periods of 100 ms. At least 0.01, at most what this process
+// has. Needs the cpu controller. Default: none.
+func WithCPUs(n float64) Option { return func(c *config) { c.cgroup.cpus = &n } }
+
+// WithCPUWeight sets the run's share of busy CPUs in proportion to others, from
+// 1 to 10000. Needs the cpu controller. Default: 100.
+func WithCPUWeight(weight uint64) Option { return func(c *config) { c.cgroup.weight = &weight } }
+
+// WithCPUSet binds the run to CPUs, as in "0-2,5". Needs the cpuset controller.
+// Default: all.
+func WithCPUSet(cpus string) Option { return func(c *config) { c.cgroup.cpuset = &cpus } }
+
+// WithPIDs limits the number of processes and threads of the run. Needs the
+// pids controller. Default: 512, where the controller is there.
+func WithPIDs(n int64) Option { return func(c *config) { c.cgroup.pids = &n } }
+
+// WithCPUTime limits the CPU time, user and system, that all processes of the
+// run use together. A run that uses more is killed: ErrCPUTime. The limit is
+// checked as often as it could be reached, but not more than once per
+// millisecond. Needs a cgroup. Default: none.
+func WithCPUTime(d time.Duration) Option { return func(c *config) { c.cgroup.cpuTime = &d } }
+
+// WithIO limits access to block devices. Several limits, and several calls, add
+// up. Needs the io (v1: blkio) controller. Default: none.
+func WithIO(limits ...IOLimit) Option {
+	return func(c *config) { c.cgroup.io = append(slices.Clip(c.cgroup.io), limits...) }
+}
+
+// WithRlimit sets a resource limit of getrlimit(2) by its name: "as", "core",
+// "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile",
+// "nproc", "rss", "rtprio", "rttime", "sigpending" or "stack", in the units given
+// there. RlimitInfinity means no limit. Several calls add up. Raising a hard
+// limit of this process needs CAP_SYS_RESOURCE, which no run has. Default: core 0,
+// nofile 1024 with this process's hard limit, the rest as this process.
+func WithRlimit(resource string, soft, hard uint64) Option {
+	return func(c *config) {
+		if c.cgroup.rlimits == nil {
+			c.cgroup.rlimits = map[string]rlimit{}
+		}
+		c.cgroup.rlimits[resource] = rlimit{soft, hard}
+	}
+}
+
+// RlimitInfinity is no limit, for WithRlimit.
+const RlimitInfinity = math.MaxUint64
+
+// WithCgroupParent places the runs' cgroups below the given one, a path as in
+// /proc/self/cgroup, which must be writable for this process and, on cgroup v2, hold
+// no process itself. If it does not exist it is made, and removed with the
+// last cell. Default: as root, a cgroup "sandbox" of
+// its own at the top; else this process's own cgroup if that was delegated.
+// Sandboxes with different parents use different cells.
+func WithCgroupParent(path string) Option { return func(c *config) { c.cgroup.parent = path } }
+
+// rlimits by name, with their numbers on amd64 and arm64: asm-generic/resource.h.
+var rlimitNumbers = map[string]int{
+	"cpu": 0, "fsize": 1, "data": 2, "stack": 3, "core": 4, "rss": 5, "nproc": 6, "nofile": 7,
+	"memlock": 8, "as": 9, "locks": 10, "sigpending": 11, "msgqueue": 12, "nice": 13, "rtprio": 14, "rttime": 15,
+}
+
+func (g *cgroupConfig) check() (errs []error) {
+	bad := func(option, format string, args ...any) {
+		errs = append(errs, optionError(option, format, args...))
+	}
+	if g.memory != nil && *g.memory < minMemory {
+		bad("WithMemory", "%d bytes is less than the least that makes sense, %d", *g.memory, minMemory)
+	}
+	if g.swap != nil && *g.swap < 0 {
+		bad("WithSwap", "%d is not a number of bytes", *g.swap)
+	}
+	if g.swap != nil && g.memory == nil {
+		bad("WithSwap", "means nothing without WithMemory")
+	}
+	if n := float64(runtime.NumCPU()); g.cpus != nil && !(*g.cpus >= 0.01 && *g.cpus <= n) {
+		bad("WithCPUs", "%v is not between 0.01 and the %v CPUs of this process", *g.cpus, n)
+	}
+	if g.weight != nil && (*g.weight < 1 || *g.weight > 10000) {
+		bad("WithCPUWeight", "%d is not between 1 and 10000", *g.weight)
+	}
+	if g.cpuset != nil {
+		if err := checkCPUSet(*g.cpuset); err != nil {
+			bad("WithCPUSet", "%w", err)
+		}
+	}
+	if g.pids != nil && *g.pids < 1 {
+		bad("WithPIDs", "%d is less than 1", *g.pids)
+	}
+	if g.cpuTime != nil && *g.cpuTime <= 0 {
+		bad("WithCPUTime", "%v is not a positive duration", *g.cpuTime)
+	}
+	for _, l := range g.io {
+		if err := checkPath(l.Path); err != nil {
+			bad("WithIO", "%w", err)
+		} else if l == (IOLimit{Path: l.Path}) {
+			bad("WithIO", "%s: limits nothing", l.Path)
+		}
+	}
+	if g.parent != "" {
+		if err := checkPath(g.parent); err != nil {
+			bad("WithCgroupParent", "%w", err)
+		} else if path.Clean(g.parent) != g.parent {
+			bad("WithCgroupParent", "%q is not in its shortest form, %q", g.parent, path.Clean(g.parent))
+		}
+	}
+	return append(errs, g.checkRlimits()...)
+}
+
+func (g *cgroupConfig) checkRlimits() (errs []error) {
+	for _, name := range slices.Sorted(maps.Keys(g.rlimits)) {
+		l := g.rlimits[name]
+		if _, ok := rlimitNumbers[name]; !ok {
+			errs = append(errs, optionError("WithRlimit", "%q is unknown: use one of %s", name,
+				strings.Join(slices.Sorted(maps.Keys(rlimitNumbers)), ", ")))
+		} else if l.soft > l.hard {
+			errs = append(errs, optionError("WithRlimit", "%s: the soft limit %d is above the hard limit %d", name, l.soft, l.hard))
+		}
+	}
+	return errs
+}
+
+// checkCPUSet accepts the list format of cpuset(7).
+func checkCPUSet(list string) error {
+	for _, part := range strings.Split(list, ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		if !isRange {
+			last = first
+		}
+		a, err1 := strconv.ParseUint(first, 10, 16)
+		b, err2 := strconv.ParseUint(last, 10, 16)
+		if err1 != nil || err2 != nil || a > b {
+			return fmt.Errorf("%q is not a list of CPUs such as 0-2,5", list)
+		}
+	}
+	return nil
+}

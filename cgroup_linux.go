@@ -1,0 +1,113 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/limits"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// spec is what the run's cgroup enforces. It looks up devices.
+func (g *cgroupConfig) spec() (limits.Spec, error) {
+	s := limits.Spec{PIDs: defaultPIDs}
+	set(&s.Memory, g.memory)
+	set(&s.Swap, g.swap)
+	set(&s.PIDs, g.pids)
+	set(&s.CPUs, g.cpus)
+	set(&s.CPUWeight, g.weight)
+	set(&s.CPUSet, g.cpuset)
+	for _, l := range g.io {
+		major, minor, err := blockDevice(l.Path)
+		if err != nil {
+			return s, optionError("WithIO", "%s: %w", l.Path, err)
+		}
+		s.IO = append(s.IO, limits.IO{Major: major, Minor: minor,
+			ReadBytes: l.ReadBytes, WriteBytes: l.WriteBytes, ReadOps: l.ReadOps, WriteOps: l.WriteOps})
+	}
+	return s, nil
+}
+
+// blockDevice finds the whole device that a path lies on, or is: the kernel
+// does not limit partitions of their own (block/blk-cgroup.c, blkg_conf_open_bdev).
+func blockDevice(path string) (major, minor int64, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, 0, err
+	}
+	dev := st.Dev
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		dev = st.Rdev
+	}
+	sys := fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(dev), unix.Minor(dev))
+	if _, err := os.Stat(sys + "/partition"); err == nil {
+		sys += "/.."
+	}
+	b, err := os.ReadFile(sys + "/dev")
+	if err != nil {
+		return 0, 0, errors.New("it does not lie on a single block device: name the device itself, such as /dev/sda")
+	}
+	_, err = fmt.Sscanf(string(b), "%d:%d", &major, &minor)
+	return major, minor, err
+}
+
+func set[T any](to *T, from *T) {
+	if from != nil {
+		*to = *from
+	}
+}
+
+// options names those that were given and take a cgroup.
+func (g *cgroupConfig) options() (names []string) {
+	for _, o := range []struct {
+		name  string
+		given bool
+	}{
+		{"WithMemory", g.memory != nil}, {"WithSwap", g.swap != nil}, {"WithCPUs", g.cpus != nil}, {"WithCPUWeight", g.weight != nil},
+		{"WithCPUSet", g.cpuset != nil}, {"WithPIDs", g.pids != nil}, {"WithCPUTime", g.cpuTime != nil}, {"WithIO", len(g.io) > 0},
+	} {
+		if o.given {
+			names = append(names, o.name)
+		}
+	}
+	return names
+}
+
+func (g *cgroupConfig) timeLimit() time.Duration {
+	if g.cpuTime == nil {
+		return 0
+	}
+	return *g.cpuTime
+}
+
+// addRlimits sets the resource limits of the command, while it still is root
+// of its user namespace: prlimit(2).
+func (k *compiler) addRlimits() {
+	b := k.b
+	b.Stage("resource limits")
+	all := map[string]rlimit{"core": {}}
+	if k.m.nofile > 0 {
+		all["nofile"] = rlimit{min(1024, k.m.nofile), k.m.nofile}
+	}
+	maps.Copy(all, k.c.cgroup.rlimits)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		l := unix.Rlimit{Cur: all[name].soft, Max: all[name].hard}
+		raw := append([]byte(nil), (*[unsafe.Sizeof(l)]byte)(unsafe.Pointer(&l))[:]...)
+		b.Call("prlimit64", unix.SYS_PRLIMIT64, program.Int(0), program.Int(rlimitNumbers[name], "RLIMIT_"+name),
+			b.Bytes(raw, fmt.Sprintf("{%s, %s}", limitText(l.Cur), limitText(l.Max))), program.Int(0, "NULL"))
+	}
+}
+
+func limitText(n uint64) string {
+	if n == RlimitInfinity {
+		return "unlimited"
+	}
+	return fmt.Sprint(n)
+}

@@ -1,0 +1,64 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+)
+
+// Feature is one thing that this package uses where it is there.
+type Feature struct {
+	// Name says what it is for the user of a sandbox, such as "memory limit".
+	Name string
+	// Required says that nothing runs without it.
+	Required bool
+	// Err is nil if the feature works here, else why it does not.
+	Err error
+	// Detail tells more about a feature that works.
+	Detail string
+	// Remedy is what to do about one that does not.
+	Remedy string
+}
+
+// Report is what this machine can do for this process.
+type Report struct{ Features []Feature }
+
+// OK tells whether runs are possible.
+func (r *Report) OK() bool {
+	for _, f := range r.Features {
+		if f.Required && f.Err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// String is a table of the features, one a line.
+func (r *Report) String() string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "FEATURE\tSUPPORTED\tDETAIL")
+	for _, f := range r.Features {
+		if f.Err == nil {
+			fmt.Fprintf(w, "%s\tyes\t%s\n", f.Name, f.Detail)
+			continue
+		}
+		no := "no"
+		if f.Required {
+			no = "NO (required)"
+		}
+		text := f.Err.Error()
+		if f.Remedy != "" {
+			text += "; remedy: " + f.Remedy
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", f.Name, no, strings.ReplaceAll(text, "\n", "; "))
+	}
+	w.Flush()
+	return b.String()
+}
+
+// Check tries every feature and tells, for each that does not work, why and what to do
+// about it. It boots a cell and makes a run, and leaves the default cell
+// as it is.
+func Check(ctx context.Context) *Report { return check(ctx) }

@@ -1,0 +1,139 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/limits"
+)
+
+// check is a list of probes. Each that comes after the cell tries the thing
+// itself, in a run where it takes one.
+func check(ctx context.Context) *Report {
+	r := &Report{}
+	r.add(kernelFeature())
+	options := defaults()
+	c, err := options.findCell()
+	r.add(cellFeature(c, err))
+	if err != nil {
+		return r
+	}
+	probe := New(WithCommand("true"))
+	_, err = probe.Run(ctx)
+	r.add(Feature{Name: "runs", Required: true, Err: err, Detail: "all namespaces, seccomp and no capabilities", Remedy: hintOf(err)})
+	r.add(idsFeature(c))
+	r.add(cgroupFeatures(c)...)
+	r.add(idmapFeature(c))
+	_, err = probe.With(WithWritableRoot(MiB)).Run(ctx)
+	r.add(Feature{Name: "WithWritableRoot", Err: err, Detail: writableDetail(c), Remedy: "Linux 5.11 or later with overlayfs (modprobe overlay)"})
+	_, err = probe.With(WithNetwork(NetworkHost)).Run(ctx)
+	r.add(Feature{Name: "WithNetwork(NetworkHost)", Err: err, Detail: "in a cell of its own", Remedy: hintOf(err)})
+	return r
+}
+
+func (r *Report) add(f ...Feature) { r.Features = append(r.Features, f...) }
+
+func hintOf(err error) string {
+	var setup *SetupError
+	if errors.As(err, &setup) {
+		return setup.Hint
+	}
+	return ""
+}
+
+func kernelFeature() Feature {
+	m := thisMachine()
+	f := Feature{Name: "kernel", Required: true, Detail: fmt.Sprintf("Linux %d.%d", m.kernel[0], m.kernel[1])}
+	if !m.atLeast(5, 10) {
+		f.Err = fmt.Errorf("kernel %d.%d is older than 5.10", m.kernel[0], m.kernel[1])
+		f.Remedy = "a newer kernel"
+	}
+	return f
+}
+
+func cellFeature(c *cell.Cell, err error) Feature {
+	f := Feature{Name: "cell", Required: true, Err: err, Remedy: hintOf(err)}
+	if err == nil {
+		f.Detail = "as root"
+		if c.Rootless() {
+			f.Detail = "as an ordinary user"
+		}
+	}
+	return f
+}
+
+func idsFeature(c *cell.Cell) Feature {
+	f := Feature{Name: "user ids of its own for every run", Detail: fmt.Sprintf("for %d live runs", c.Blocks())}
+	if !c.SingleID() {
+		return f
+	}
+	f.Err = errors.New("all runs have the host user id of this process")
+	f.Remedy = fmt.Sprintf("install newuidmap and newgidmap (package uidmap) and add a line like %d:100000:65536 to /etc/subuid and /etc/subgid", os.Geteuid())
+	if os.Geteuid() == 0 {
+		f.Remedy = "give this container a range of user ids"
+	}
+	return f
+}
+
+// cgroupFeatures asks for each limit separately.
+func cgroupFeatures(c *cell.Cell) []Feature {
+	if c.Limits == nil {
+		return []Feature{{Name: "cgroups, and with them all limits but WithTimeout, WithOutputLimit and WithRlimit", Err: c.LimitsErr}}
+	}
+	t := c.Tree
+	list := []Feature{{Name: "cgroups", Detail: t.Version() + ", runs below " + t.Parent()}}
+	for _, l := range []struct {
+		name string
+		spec limits.Spec
+	}{
+		{"WithMemory", limits.Spec{Memory: GiB}},
+		{"WithSwap", limits.Spec{Memory: GiB, Swap: MiB}},
+		{"WithCPUs", limits.Spec{CPUs: 1}},
+		{"WithCPUWeight", limits.Spec{CPUWeight: 50}},
+		{"WithCPUSet", limits.Spec{CPUSet: "0"}},
+		{"WithPIDs", limits.Spec{PIDs: defaultPIDs}},
+		{"WithIO", limits.Spec{IO: []limits.IO{{}}}},
+	} {
+		list = append(list, Feature{Name: l.name, Err: t.Missing(l.spec)})
+	}
+	return append(list,
+		Feature{Name: "WithCPUTime", Err: t.MissingCPUTime()},
+		Feature{Name: "Pause and Resume", Err: t.MissingFreeze()})
+}
+
+// writableDetail says whether a run may change the host's own files in its copy.
+func writableDetail(c *cell.Cell) string {
+	if c.Rootless() || !thisMachine().atLeast(5, 19) || tryIDMap(c, "/usr") != nil {
+		return "new files only: what belongs to the host's root stays read-only"
+	}
+	return "all of it"
+}
+
+// tryIDMap makes, and drops, an idmapped mount of a directory.
+func tryIDMap(c *cell.Cell, dir string) error {
+	b, err := c.Take(1000, 1000, false)
+	if err != nil {
+		return err
+	}
+	defer b.Give()
+	tree, err := c.Open(cell.Tree{Path: dir, Writable: true, Owner: b})
+	if err != nil {
+		return err
+	}
+	return tree.Close()
+}
+
+// idmapFeature tries an idmapped mount where temporary files go.
+func idmapFeature(c *cell.Cell) Feature {
+	dir := os.TempDir()
+	f := Feature{Name: "WithBind with owners mapped", Detail: "for " + dir}
+	if c.Rootless() {
+		f.Detail = "the run's user is this process's user"
+		return f
+	}
+	f.Err, f.Remedy = tryIDMap(c, dir), "bind directories on ext4, xfs, btrfs or (from Linux 6.3) tmpfs"
+	return f
+}

@@ -1,0 +1,330 @@
+package sandbox
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/seccomp"
+)
+
+// machine is what compiling needs to know about the host. It is gathered once
+// per process.
+type machine struct {
+	rootDirs  []string          // directories that HostRootfs shows, such as /usr
+	rootLinks map[string]string // symbolic links at the top, such as bin -> usr/bin
+	etc       []string          // what it shows of /etc
+	etcLinks  map[string]string
+	resolv    string // the host's resolv.conf
+	masks     []mask // what of /proc a run must not see
+	lastCap   int
+	nofile    uint64 // hard limit of this process
+	kernel    [2]int
+}
+
+// mask is a path below /proc that is covered.
+type mask struct {
+	path string
+	dir  bool
+}
+
+// shape is what compiling needs to know about the cell.
+type shape struct {
+	singleID bool // every id in the cell is the same
+}
+
+// plan is a compiled sandbox.
+type plan struct {
+	template *program.Program // assembles the root that runs copy; nil if each run assembles its own
+	key      [32]byte         // hash of template
+	trees    []tree           // what accompanies template
+	run      *program.Program
+	files    []tree // what accompanies run, after the standard streams and extra files
+	ownUser  bool   // rootless: the run's user must be the caller
+}
+
+// tree is a host directory or file that accompanies a program.
+type tree struct {
+	path      string
+	writable  bool
+	mapOwner  bool
+	mapIfCan  bool   // go on without the mapping where it is not possible
+	forOption string // what to name in an error
+}
+
+// plans caches a sandbox's plans, one per shape of cell.
+type plans struct {
+	mu  sync.Mutex
+	all map[shape]*plan
+}
+
+// compiler builds the two programs of a plan.
+type compiler struct {
+	c       *config
+	m       *machine
+	shape   shape
+	b       *program.Builder // of the run
+	plan    *plan
+	layout  *layout
+	missing []point              // mount points that a DirRootfs lacks
+	bind    map[int]program.Slot // by index of c.root.mounts
+	lower   map[string]program.Slot
+	streams []program.Slot
+	tree    program.Slot // the copy of the template
+	gate    program.Slot
+}
+
+// compile turns the options into programs. It is pure: the same options on the
+// same machine give the same programs.
+func compile(c *config, m *machine, s shape, missing []point) (*plan, error) {
+	k := &compiler{c: c, m: m, shape: s, b: program.NewBuilder(), plan: &plan{}, layout: c.root.layout(), missing: missing}
+	filter, err := c.security.filter()
+	if err != nil {
+		return nil, err
+	}
+	if c.root.writable == nil {
+		if err := k.compileTemplate(); err != nil {
+			return nil, err
+		}
+	}
+	k.declareFiles()
+
+	k.b.In(program.Setup)
+	k.addNamespaces()
+	k.addIdentity()
+	k.addRoot()
+	k.addEnterRoot()
+
+	k.b.In(program.Command)
+	k.addStreams()
+	k.addRlimits()
+	k.addGate()
+	k.addPrivileges()
+	k.addSeccomp(filter)
+	k.addExec()
+
+	k.b.In(program.Init)
+	k.addReaper()
+	k.plan.run, err = k.b.Program()
+	return k.plan, err
+}
+
+// declareFiles says in which order descriptors accompany the run's program.
+func (k *compiler) declareFiles() {
+	for _, name := range []string{"stdin", "stdout", "stderr"} {
+		k.streams = append(k.streams, k.b.File(name))
+	}
+	for i := range k.c.extra {
+		k.streams = append(k.streams, k.b.File(fmt.Sprintf("extra file %d", i)))
+	}
+	k.declareTrees()
+	if k.plan.template != nil {
+		k.tree = k.b.File("copy of the template")
+	}
+	k.gate = k.b.File("gate, open once the id maps are written")
+}
+
+// addIdentity makes the clone root in its new user namespace, once the fork
+// server has written the id maps. What needs no ids comes before, meanwhile.
+func (k *compiler) addIdentity() {
+	b := k.b
+	b.Stage("user namespace")
+	b.Wait(k.gate)
+	if !k.shape.singleID {
+		b.Call("setresgid", unix.SYS_SETRESGID, program.Int(0), program.Int(0), program.Int(0))
+		b.Call("setresuid", unix.SYS_SETRESUID, program.Int(0), program.Int(0), program.Int(0))
+	}
+	// The command and PID 1 have descriptors of their own but share the slots.
+	b.CallInto(program.Report, "fcntl", unix.SYS_FCNTL, program.Use(program.Report), dupAbove, firstFree)
+	b.Call("umask", unix.SYS_UMASK, program.Int(0))
+	// All signals are blocked around the clone, and the fork server ignores two,
+	// which exec would pass on.
+	b.Call("rt_sigprocmask", unix.SYS_RT_SIGPROCMASK, program.Int(unix.SIG_SETMASK, "SIG_SETMASK"), b.Bytes(make([]byte, 8), "[]"), program.Int(0, "NULL"), program.Int(8))
+	for _, s := range []unix.Signal{unix.SIGCHLD, unix.SIGPIPE} {
+		b.Call("rt_sigaction", unix.SYS_RT_SIGACTION, program.Int(int(s), unix.SignalName(s)), b.Bytes(make([]byte, 32), "SIG_DFL"), program.Int(0, "NULL"), program.Int(8))
+	}
+	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NAME, "PR_SET_NAME"), b.Str("sandbox-init"))
+}
+
+// addEnterRoot makes the assembled root the root and forgets the cell's:
+// pivot_root(2), "pivot_root(".", ".")".
+func (k *compiler) addEnterRoot() {
+	b := k.b
+	b.Stage("entering the root")
+	b.Call("fchdir", unix.SYS_FCHDIR, program.Use(k.tree))
+	b.Call("pivot_root", unix.SYS_PIVOT_ROOT, b.Str("."), b.Str("."))
+	b.Call("umount2", unix.SYS_UMOUNT2, b.Str("."), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
+	b.Call("chdir", unix.SYS_CHDIR, b.Str("/"))
+}
+
+// Descriptors that must not be in the way of a run's own move above these.
+var (
+	dupAbove  = program.Int(unix.F_DUPFD_CLOEXEC, "F_DUPFD_CLOEXEC")
+	firstFree = program.Int(maxExtraFiles + 3)
+)
+
+// addStreams puts the standard streams and extra files at 0, 1, 2 and so on.
+// They are moved out of the way first.
+func (k *compiler) addStreams() {
+	b := k.b
+	b.Stage("standard streams")
+	b.Call("setsid", unix.SYS_SETSID)
+	moved := make([]program.Slot, len(k.streams))
+	for i, s := range k.streams {
+		moved[i] = b.CallTo("fcntl", unix.SYS_FCNTL, program.Use(s), dupAbove, firstFree)
+	}
+	for i, s := range moved {
+		b.Call("dup3", unix.SYS_DUP3, program.Use(s), program.Int(i), program.Int(0))
+	}
+	// All others are close-on-exec from the start. In case one is not: Linux 5.11.
+	b.CallMaybe("close_range", unix.SYS_CLOSE_RANGE, program.Int(len(moved)), program.Int(uint32(math.MaxUint32), "~0"),
+		program.Int(unix.CLOSE_RANGE_CLOEXEC, "CLOSE_RANGE_CLOEXEC"))
+}
+
+// addGate tells the host that the command is ready to join its cgroup and waits until
+// it has.
+func (k *compiler) addGate() {
+	b := k.b
+	b.Stage("cgroup")
+	b.Event(program.Ready)
+	b.Wait(program.Report)
+	b.Call("unshare", unix.SYS_UNSHARE, program.Int(unix.CLONE_NEWCGROUP, "CLONE_NEWCGROUP"))
+}
+
+// addExec executes the command, in the first place of the list where it is.
+func (k *compiler) addExec() {
+	b := k.b
+	name, env := k.c.command[0], k.c.environ()
+	b.Stage("exec " + name)
+	argv, envp := b.Strings(k.c.command), b.Strings(env)
+	for _, path := range lookupList(name, env) {
+		b.CallTry("execve", unix.SYS_EXECVE, b.Str(path), argv, envp)
+	}
+	b.FailTried("not found: " + name)
+}
+
+// addReaper leaves PID 1 with nothing but the socket to the host.
+func (k *compiler) addReaper() {
+	b := k.b
+	b.Stage("init")
+	b.Event(program.Started)
+	b.CallInto(program.Report, "dup3", unix.SYS_DUP3, program.Use(program.Report), program.Int(0), program.Int(unix.O_CLOEXEC, "O_CLOEXEC"))
+	b.Call("close_range", unix.SYS_CLOSE_RANGE, program.Int(1), program.Int(uint32(math.MaxUint32), "~0"), program.Int(0))
+	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"), program.Int(1), program.Int(0), program.Int(0), program.Int(0))
+	k.addCapset(0)
+}
+
+// filter is the compiled seccomp filter, nil without one.
+func (s *securityConfig) filter() (*seccomp.Filter, error) {
+	switch {
+	case s.noSeccomp:
+		return nil, nil
+	case s.seccomp != nil:
+		f, err := seccomp.CachedCompile(s.seccomp)
+		if err != nil {
+			return nil, optionError("WithSeccomp", "%w", err)
+		}
+		return f, nil
+	}
+	return seccomp.CachedDefault(s.capabilities)
+}
+
+// thisMachine gathers what compile needs.
+var thisMachine = sync.OnceValue(func() *machine {
+	m := &machine{rootLinks: map[string]string{}, etcLinks: map[string]string{}, lastCap: lastCapability()}
+	names, _ := filepath.Glob("/lib*")
+	for _, dir := range append([]string{"/usr", "/bin", "/sbin"}, names...) {
+		m.show(dir, &m.rootDirs, m.rootLinks)
+	}
+	for _, p := range []string{"ld.so.cache", "ssl/certs", "ssl/openssl.cnf", "pki/tls/certs", "pki/ca-trust/extracted",
+		"ca-certificates/extracted", "alternatives", "localtime"} {
+		m.show("/etc/"+p, &m.etc, m.etcLinks)
+	}
+	resolv, _ := os.ReadFile("/etc/resolv.conf")
+	m.resolv = string(resolv[:min(len(resolv), 64*KiB)])
+	for _, p := range []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kmsg", "/proc/latency_stats",
+		"/proc/sched_debug", "/proc/scsi", "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats"} {
+		if info, err := os.Lstat(p); err == nil {
+			m.masks = append(m.masks, mask{p, info.IsDir()})
+		}
+	}
+	var nofile unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &nofile) == nil {
+		m.nofile = nofile.Max
+	}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &m.kernel[0], &m.kernel[1])
+	}
+	return m
+})
+
+func (m *machine) show(p string, list *[]string, links map[string]string) {
+	info, err := os.Lstat(p)
+	switch {
+	case err != nil:
+	case info.Mode()&os.ModeSymlink != 0:
+		if to, err := os.Readlink(p); err == nil {
+			links[p] = to
+		}
+	default:
+		*list = append(*list, p)
+	}
+}
+
+func lastCapability() int {
+	b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
+	n := 0
+	if _, scanErr := fmt.Sscan(strings.TrimSpace(string(b)), &n); err != nil || scanErr != nil {
+		return len(capabilityNumbers) - 1
+	}
+	return n
+}
+
+// planFor compiles once per shape.
+func (s *Sandbox) planFor(sh shape) (*plan, error) {
+	s.plans.mu.Lock()
+	defer s.plans.mu.Unlock()
+	if p := s.plans.all[sh]; p != nil {
+		return p, nil
+	}
+	c := s.config
+	c.root = c.root.withSources()
+	missing, err := c.root.missingPoints()
+	if err != nil {
+		return nil, err
+	}
+	p, err := compile(&c, thisMachine(), sh, missing)
+	if err != nil {
+		return nil, err
+	}
+	if s.plans.all == nil {
+		s.plans.all = map[shape]*plan{}
+	}
+	s.plans.all[sh] = p
+	return p, nil
+}
+
+func (s *Sandbox) explain() (string, error) {
+	if err := s.config.validate(); err != nil {
+		return "", err
+	}
+	p, err := s.planFor(shape{})
+	if err != nil {
+		return "", err
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, "# %s/%s\n", runtime.GOOS, runtime.GOARCH)
+	if p.template != nil {
+		text.WriteString("## once per cell: assemble the root\n" + p.template.Explain())
+	}
+	text.WriteString("## every run: clone3(CLONE_NEWUSER|CLONE_NEWPID|CLONE_PIDFD), then\n" + p.run.Explain())
+	return text.String(), nil
+}

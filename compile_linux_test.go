@@ -1,0 +1,268 @@
+package sandbox
+
+import (
+	"context"
+	"flag"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+var update = flag.Bool("update", false, "write the golden files of Explain")
+
+// goldenMachine is what the programs of golden files are compiled for.
+func goldenMachine() *machine {
+	return &machine{
+		rootDirs:  []string{"/usr", "/lib64"},
+		rootLinks: map[string]string{"/bin": "usr/bin", "/lib": "usr/lib", "/sbin": "usr/sbin"},
+		etc:       []string{"/etc/ld.so.cache", "/etc/ssl/certs"},
+		etcLinks:  map[string]string{"/etc/localtime": "/usr/share/zoneinfo/Etc/UTC"},
+		resolv:    "nameserver 192.0.2.1\n",
+		masks:     []mask{{"/proc/acpi", true}, {"/proc/kcore", false}},
+		lastCap:   13, // CAP_NET_RAW
+		nofile:    4096,
+		kernel:    [2]int{6, 12},
+	}
+}
+
+// golden is the sandboxes whose programs are kept in testdata/explain.
+var golden = []struct {
+	name    string
+	shape   shape
+	missing []point
+	opts    []Option
+}{
+	{name: "host", opts: nil},
+	{name: "host-everything", opts: []Option{
+		WithEnv("A=1", "PATH=/opt/bin:/bin"), WithDir("/work"), WithExtraFiles(os.Stdin, os.Stdout),
+		WithHostname("golden"), WithUser(7, 8), WithRlimit("nofile", 64, RlimitInfinity), WithRlimit("as", MiB, GiB),
+		WithBind("/host/work", "/work"), WithReadOnlyBind("/host/data", "/opt/data"), WithReadOnlyBind("/host/under", "/tmp/a/b"),
+		WithTmpfs("/tmp", 8*MiB), WithTmpfs("/cache/deep", MiB),
+		WithFile("/etc/app.conf", []byte("a = 1\n"), 0o640), WithFile("/tmp/c/d", nil, 0o600),
+	}},
+	{name: "host-writable", opts: []Option{WithWritableRoot(64 * MiB), WithBind("/host/work", "/work"), WithFile("/etc/app.conf", []byte("x"), 0o600)}},
+	{name: "network-host", opts: []Option{WithNetwork(NetworkHost)}},
+	{name: "capabilities", opts: []Option{WithCapabilities("CAP_NET_RAW", "CAP_CHOWN")}},
+	{name: "root-user", opts: []Option{WithUser(0, 0)}},
+	{name: "no-seccomp", opts: []Option{WithoutSeccomp()}},
+	{name: "single-id", shape: shape{singleID: true}, opts: nil},
+	{name: "dir", opts: []Option{WithRootfs(DirRootfs("/srv/root"))}},
+	{name: "dir-missing", missing: []point{{path: "/proc"}, {path: "/usr/home/sandbox"}, {path: "/opt/a/file", file: true}, {path: "/opt/a/b"}},
+		opts: []Option{WithRootfs(DirRootfs("/srv/root")), WithFile("/opt/a/file", []byte("x"), 0o644), WithTmpfs("/opt/a/b", MiB)}},
+	{name: "dir-writable", missing: []point{{path: "/dev/shm"}, {path: "/opt"}},
+		opts: []Option{WithRootfs(DirRootfs("/srv/root")), WithWritableRoot(MiB), WithFile("/opt/file", []byte("x"), 0o644)}},
+}
+
+func compileGolden(t testing.TB, i int) *plan {
+	t.Helper()
+	g := golden[i]
+	c := &New(append([]Option{WithCommand("true", "and", "arguments")}, g.opts...)...).config
+	require.NoError(t, c.validate())
+	p, err := compile(c, goldenMachine(), g.shape, g.missing)
+	require.NoError(t, err)
+	return p
+}
+
+// The length of a filter depends on the architecture.
+var instructions = regexp.MustCompile(`\{[0-9]+ instructions\}`)
+
+func (p *plan) text() string {
+	var b strings.Builder
+	if p.template != nil {
+		b.WriteString("## template\n" + p.template.Explain())
+	}
+	b.WriteString("## run\n" + p.run.Explain())
+	return instructions.ReplaceAllString(b.String(), "{... instructions}")
+}
+
+func TestExplainGolden(t *testing.T) {
+	for i, g := range golden {
+		t.Run(g.name, func(t *testing.T) {
+			got := compileGolden(t, i).text()
+			path := filepath.Join("testdata", "explain", g.name+".golden")
+			if *update {
+				require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+				require.NoError(t, os.WriteFile(path, []byte(got), 0o644))
+			}
+			want, err := os.ReadFile(path)
+			require.NoError(t, err)
+			require.Equal(t, string(want), got, "if the change is intended: go test -run TestExplainGolden . -update")
+		})
+	}
+	files, err := filepath.Glob("testdata/explain/*.golden")
+	require.NoError(t, err)
+	require.Len(t, files, len(golden), "files of no test")
+}
+
+func TestGoldenPrograms(t *testing.T) {
+	for i, g := range golden {
+		t.Run(g.name, func(t *testing.T) {
+			c := &New(append([]Option{WithCommand("true", "and", "arguments")}, g.opts...)...).config
+			checkPlan(t, c, compileGolden(t, i))
+		})
+	}
+}
+
+func TestCompileIsDeterministic(t *testing.T) {
+	for i, g := range golden {
+		t.Run(g.name, func(t *testing.T) {
+			first := compileGolden(t, i)
+			for range 5 {
+				again := compileGolden(t, i)
+				require.Equal(t, first.run.Image(), again.run.Image())
+				require.Equal(t, first.template == nil, again.template == nil)
+				if first.template != nil {
+					require.Equal(t, first.template.Image(), again.template.Image())
+				}
+				require.Equal(t, first.files, again.files)
+				require.Equal(t, first.trees, again.trees)
+			}
+		})
+	}
+}
+
+// TestPlan has what accompanies the programs.
+func TestPlan(t *testing.T) {
+	find := func(name string) *plan {
+		for i, g := range golden {
+			if g.name == name {
+				return compileGolden(t, i)
+			}
+		}
+		t.Fatal(name)
+		return nil
+	}
+	hostTrees := []tree{
+		{path: "/usr", forOption: "WithRootfs"}, {path: "/lib64", forOption: "WithRootfs"},
+		{path: "/etc/ld.so.cache", forOption: "WithRootfs"}, {path: "/etc/ssl/certs", forOption: "WithRootfs"},
+	}
+	p := find("host")
+	require.Equal(t, hostTrees, p.trees)
+	require.Empty(t, p.files)
+	require.False(t, p.ownUser)
+
+	p = find("host-everything")
+	require.Equal(t, hostTrees, p.trees)
+	require.Equal(t, []tree{
+		{path: "/host/work", writable: true, mapOwner: true, forOption: "WithBind"},
+		{path: "/host/data", mapOwner: true, mapIfCan: true, forOption: "WithReadOnlyBind"},
+		{path: "/host/under", mapOwner: true, mapIfCan: true, forOption: "WithReadOnlyBind"},
+	}, p.files)
+	require.True(t, p.ownUser)
+
+	p = find("dir-writable")
+	require.Nil(t, p.template)
+	require.Equal(t, []tree{{path: "/srv/root", mapOwner: true, mapIfCan: true, forOption: "WithWritableRoot"}}, p.files)
+}
+
+// TestEtc has the files that programs look up users and hosts in.
+func TestEtc(t *testing.T) {
+	const root, nobody = "root:x:0:0:root:/:/bin/sh\n", "nobody:x:65534:65534:nobody:/:/bin/false\n"
+	tests := []struct {
+		name string
+		opt  Option
+		file string
+		want string
+	}{
+		{"passwd", WithUser(7, 8), "/etc/passwd", root + "sandbox:x:7:8::/home/sandbox:/bin/sh\n" + nobody},
+		{"passwd of root", WithUser(0, 8), "/etc/passwd", root + nobody},
+		{"group", WithUser(7, 8), "/etc/group", "root:x:0:\nsandbox:x:8:\nnogroup:x:65534:\n"},
+		{"group of root", WithUser(7, 0), "/etc/group", "root:x:0:\nnogroup:x:65534:\n"},
+		{"hosts", WithHostname("golden"), "/etc/hosts", "127.0.0.1 localhost golden\n::1 localhost\n"},
+		{"hostname", WithHostname("golden"), "/etc/hostname", "golden\n"},
+		{"resolv.conf", WithNetwork(NetworkNone), "/etc/resolv.conf", "# no network\n"},
+		{"resolv.conf of the host", WithNetwork(NetworkHost), "/etc/resolv.conf", "nameserver 192.0.2.1\n"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			k := &compiler{c: &New(valid, test.opt).config, m: goldenMachine()}
+			for _, f := range k.etcFiles() {
+				if f[0] == test.file {
+					require.Equal(t, test.want, f[1])
+					return
+				}
+			}
+			t.Fatal("no such file")
+		})
+	}
+}
+
+// TestOldKernelMapsNoLayer leaves owners alone where overlayfs can't take
+// idmapped layers.
+func TestOldKernelMapsNoLayer(t *testing.T) {
+	for kernel, want := range map[[2]int]bool{{5, 10}: false, {5, 18}: false, {5, 19}: true, {6, 0}: true} {
+		m := goldenMachine()
+		m.kernel = kernel
+		p, err := compile(&New(valid, WithRootfs(DirRootfs("/srv")), WithWritableRoot(MiB)).config, m, shape{}, nil)
+		require.NoError(t, err)
+		require.Equal(t, want, p.files[0].mapOwner, kernel)
+	}
+}
+
+// TestTooLargeToCompile has what only the program's size shows.
+func TestTooLargeToCompile(t *testing.T) {
+	c := &New(WithCommand("true", strings.Repeat("x", 9*MiB))).config
+	require.NoError(t, c.validate())
+	_, err := compile(c, goldenMachine(), shape{}, nil)
+	require.ErrorContains(t, err, "arguments, environment and paths are larger than 8388608 bytes together")
+}
+
+// TestExplain compiles for this machine, and reports wrong options.
+func TestExplain(t *testing.T) {
+	s := New(WithCommand("some-command"))
+	text, err := s.Explain()
+	require.NoError(t, err)
+	require.Contains(t, text, `execve("/usr/bin/some-command"`)
+	require.Contains(t, text, "## once per cell: assemble the root")
+	again, err := s.Explain()
+	require.NoError(t, err)
+	require.Equal(t, text, again)
+
+	_, err = New().Explain()
+	require.ErrorContains(t, err, "WithCommand")
+	_, err = New(valid, WithRootfs(DirRootfs(filepath.Join(t.TempDir(), "missing")))).Explain()
+	require.ErrorIs(t, err, os.ErrNotExist)
+	require.ErrorContains(t, err, "WithRootfs")
+}
+
+// bootedCells is the number of default cells.
+func bootedCells() int {
+	cells.mu.Lock()
+	defer cells.mu.Unlock()
+	return len(cells.all)
+}
+
+// TestWrongOptionsStartNothing gives each wrong option to Start: the error is
+// that of the option, whether or not a cell can be booted, and none is.
+func TestWrongOptionsStartNothing(t *testing.T) {
+	before := bootedCells()
+	for _, test := range wrong {
+		p, err := New(append([]Option{valid}, test.opts...)...).Start(context.Background())
+		require.Nil(t, p, test.name)
+		require.ErrorContains(t, err, test.want, test.name)
+	}
+	require.Equal(t, before, bootedCells())
+}
+
+func TestMissingSourcesStartNothing(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "missing")
+	tests := map[string]Option{
+		"WithBind":         WithBind(missing, "/a"),
+		"WithReadOnlyBind": WithReadOnlyBind(missing, "/a"),
+		"WithRootfs":       WithRootfs(DirRootfs(missing)),
+	}
+	for name, opt := range tests {
+		_, err := New(valid, WithMemory(-1), opt).Start(context.Background())
+		require.ErrorContains(t, err, "sandbox: "+name)
+		require.ErrorIs(t, err, os.ErrNotExist)
+		require.ErrorContains(t, err, "WithMemory", "the wrong option beside it")
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	_, err := New(valid, WithRootfs(DirRootfs(file))).Start(context.Background())
+	require.ErrorContains(t, err, "is not a directory")
+}

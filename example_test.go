@@ -1,0 +1,128 @@
+//go:build linux
+
+package sandbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/cellkit/sandbox"
+)
+
+func ExampleNew() {
+	ctx := context.Background()
+	out, err := sandbox.New(
+		sandbox.WithCommand("python3", "-c", "print(6*7)"),
+		sandbox.WithMemory(64*sandbox.MiB),
+		sandbox.WithTimeout(20*time.Second),
+	).Output(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s", out)
+	// Output: 42
+}
+
+// A limit that ends a run is told apart from every other end.
+func ExampleExitError() {
+	_, err := sandbox.New(
+		sandbox.WithCommand("sh", "-c", "while :; do :; done"),
+		sandbox.WithCPUTime(200*time.Millisecond),
+	).Run(context.Background())
+	var exit *sandbox.ExitError
+	if errors.As(err, &exit) {
+		fmt.Println(exit.Reason, errors.Is(err, sandbox.ErrCPUTime), exit.Usage.UserCPU > 0)
+	}
+	// Output: out of CPU time true true
+}
+
+// One sandbox describes many runs.
+func ExampleSandbox_With() {
+	base := sandbox.New(sandbox.WithMemory(64*sandbox.MiB), sandbox.WithTimeout(time.Minute))
+	for _, text := range []string{"one", "two"} {
+		out, err := base.With(
+			sandbox.WithCommand("tr", "a-z", "A-Z"),
+			sandbox.WithStdin(strings.NewReader(text)),
+		).Output(context.Background())
+		fmt.Printf("%s %v\n", out, err)
+	}
+	// Output:
+	// ONE <nil>
+	// TWO <nil>
+}
+
+func ExampleSandbox_Start() {
+	p, err := sandbox.New(sandbox.WithCommand("sleep", "1000")).Start(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := p.Signal(os.Interrupt); err != nil {
+		log.Fatal(err)
+	}
+	res, err := p.Wait()
+	fmt.Println(res.Reason, res.Signal, err)
+	// Output: signaled interrupt sandbox: signal: interrupt
+}
+
+// Files of the job go in through WithFile and out through a bind.
+func ExampleWithBind() {
+	dir, err := os.MkdirTemp("", "results")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	_, err = sandbox.New(
+		sandbox.WithCommand("sh", "-c", "sort words > /results/sorted"),
+		sandbox.WithFile("/home/sandbox/words", []byte("pear\napple\n"), 0o644),
+		sandbox.WithBind(dir, "/results"),
+	).Run(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	sorted, err := os.ReadFile(dir + "/sorted")
+	fmt.Printf("%s%v\n", sorted, err)
+	// Output:
+	// apple
+	// pear
+	// <nil>
+}
+
+func ExampleDirRootfs() {
+	// A directory that holds a whole system works the same: a container image
+	// that was unpacked, or what debootstrap makes.
+	root, err := os.MkdirTemp("", "root")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(root)
+	if err := os.Chmod(root, 0o755); err != nil {
+		log.Fatal(err)
+	}
+	for _, dir := range []string{"usr", "lib", "lib64", "bin"} {
+		if err := os.Mkdir(root+"/"+dir, 0o755); err != nil {
+			log.Fatal(err)
+		}
+	}
+	out, err := sandbox.New(
+		sandbox.WithRootfs(sandbox.DirRootfs(root)),
+		sandbox.WithReadOnlyBind("/usr", "/usr"),
+		sandbox.WithReadOnlyBind("/lib", "/lib"),
+		sandbox.WithReadOnlyBind("/lib64", "/lib64"),
+		sandbox.WithReadOnlyBind("/bin", "/bin"),
+		sandbox.WithCommand("ls", "/"),
+	).Output(context.Background())
+	fmt.Println(strings.Fields(string(out)), err)
+	// Output: [bin dev home lib lib64 proc tmp usr] <nil>
+}
+
+// Explain shows what a run does, call by call.
+func ExampleSandbox_Explain() {
+	text, err := sandbox.New(sandbox.WithCommand("true"), sandbox.WithHostname("job")).Explain()
+	fmt.Println(strings.Contains(text, `sethostname("job", 3)`), err)
+	// Output: true <nil>
+}

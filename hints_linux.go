@@ -1,0 +1,56 @@
+package sandbox
+
+import (
+	"errors"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
+)
+
+// hint says what to do about a call that failed, where that is known.
+func hint(e *cell.CallError) string {
+	switch {
+	case strings.HasPrefix(e.Call, "prlimit64") && e.Errno == unix.EPERM:
+		return "WithRlimit: a hard limit can't be raised above this process's own"
+	case strings.Contains(e.Call, "F_DUPFD_CLOEXEC") && e.Errno == unix.EINVAL:
+		return "raise this process's hard limit on open files (RLIMIT_NOFILE) to 256 or more"
+	case strings.HasPrefix(e.Call, "unshare") && e.Errno == unix.ENOSPC:
+		return "raise the sysctls user.max_*_namespaces"
+	case e.Stage == "clone" && e.Errno == unix.ENOSPC:
+		return "raise the sysctls user.max_user_namespaces and user.max_pid_namespaces"
+	case e.Stage == "clone" && e.Errno == unix.EAGAIN:
+		return "this user or its cgroup has too many processes"
+	case e.Stage == "WithDir" && e.Errno == unix.ENOENT:
+		return "the directory must exist in the run's root"
+	case strings.HasPrefix(e.Stage, "With") && strings.Contains(e.Call, "openat2") && e.Errno == unix.EACCES:
+		return "the directories above the mount point must be open to others: to the host's files a run is a stranger"
+	case strings.HasPrefix(e.Stage, "With") && strings.Contains(e.Call, "openat2") && e.Errno == unix.ENOENT:
+		return "the mount point must exist where the root is a read-only directory of the host"
+	}
+	return ""
+}
+
+// bootHint says what to do about a cell that could not be booted.
+func bootHint(err error) string {
+	if n, readErr := os.ReadFile("/proc/sys/user/max_user_namespaces"); readErr == nil && strings.TrimSpace(string(n)) == "0" {
+		return "user namespaces are switched off: sysctl user.max_user_namespaces=65536"
+	}
+	if v, readErr := os.ReadFile("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"); readErr == nil &&
+		strings.TrimSpace(string(v)) == "1" && os.Geteuid() != 0 {
+		return "AppArmor keeps ordinary users from using user namespaces: sysctl kernel.apparmor_restrict_unprivileged_userns=0, or a profile for this program"
+	}
+	if v, readErr := os.ReadFile("/proc/sys/kernel/unprivileged_userns_clone"); readErr == nil &&
+		strings.TrimSpace(string(v)) == "0" && os.Geteuid() != 0 {
+		return "ordinary users can't make user namespaces here: sysctl kernel.unprivileged_userns_clone=1"
+	}
+	if strings.Contains(err.Error(), "no child processes") {
+		return "this process ignores SIGCHLD, so it can't wait for its children: signal.Reset(syscall.SIGCHLD)"
+	}
+	if errors.Is(err, unix.EPERM) || strings.Contains(err.Error(), "operation not permitted") {
+		return "inside a container, allow user namespaces and mounts, or run with --privileged"
+	}
+	return ""
+}

@@ -1,0 +1,197 @@
+//go:build linux
+
+package sandbox_test
+
+import (
+	"bufio"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// inventory is everything that a forgotten cell or run would add to, by kind.
+type inventory map[string][]string
+
+func takeInventory() inventory {
+	startPoller()
+	return inventory{
+		"child processes":   childProcesses(),
+		"cgroups":           cgroups(),
+		"state directories": stateDirs(),
+		"mounts":            mountPoints(),
+		"descriptors":       descriptors(),
+		"goroutines":        goroutines(),
+	}
+}
+
+// awaitNothingAdded gives what is about to end the time to do so, and returns
+// a readable list of what then is there and was not when i was taken.
+func (i inventory) awaitNothingAdded(patience time.Duration) string {
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		added := i.added(takeInventory())
+		if added == "" || time.Now().After(end) {
+			return added
+		}
+	}
+}
+
+func (i inventory) added(now inventory) string {
+	var text strings.Builder
+	for _, kind := range slices.Sorted(maps.Keys(now)) {
+		for _, item := range now[kind] {
+			if !slices.Contains(i[kind], item) {
+				fmt.Fprintf(&text, "%s: %s\n", kind, item)
+			}
+		}
+	}
+	return text.String()
+}
+
+// startPoller makes the runtime open its own descriptors, so that they are
+// there in every inventory.
+func startPoller() {
+	if r, w, err := os.Pipe(); err == nil {
+		r.Close()
+		w.Close()
+	}
+}
+
+// childProcesses are this process's, zombies included: proc_pid_stat(5).
+func childProcesses() (list []string) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, name := range stats {
+		b, _ := os.ReadFile(name)
+		// pid (comm) state ppid ...: comm may contain anything.
+		end := strings.LastIndexByte(string(b), ')')
+		if end < 0 {
+			continue
+		}
+		if fields := strings.Fields(string(b[end+1:])); fields[1] == strconv.Itoa(os.Getpid()) {
+			list = append(list, string(b[:end+1])+" in state "+fields[0])
+		}
+	}
+	return list
+}
+
+// cellID is how cells name their directories.
+var cellID = regexp.MustCompile(`^[0-9a-f]{16}$`)
+
+// cgroups are those of cells that no other live process owns, and the
+// directory above cells if no cell is left in it.
+func cgroups() (list []string) {
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil || !d.IsDir():
+		case cellID.MatchString(d.Name()):
+			if _, err := os.Stat(filepath.Join(stateRoot(), d.Name())); err != nil || owned(d.Name()) {
+				list = append(list, path)
+			}
+			return fs.SkipDir
+		case d.Name() == "sandbox" && len(subdirectories(path)) == 0:
+			list = append(list, path)
+		}
+		return nil
+	})
+	return list
+}
+
+func subdirectories(path string) (names []string) {
+	entries, _ := os.ReadDir(path)
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+func stateRoot() string {
+	if os.Geteuid() == 0 {
+		return "/run/sandbox"
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return filepath.Join(dir, "sandbox")
+	}
+	return filepath.Join(os.TempDir(), fmt.Sprintf("sandbox-%d", os.Geteuid()))
+}
+
+// stateDirs are the directories of this process's cells.
+func stateDirs() (list []string) {
+	for _, id := range subdirectories(stateRoot()) {
+		if owned(id) {
+			list = append(list, filepath.Join(stateRoot(), id))
+		}
+	}
+	return list
+}
+
+// owned tells whether a cell is this process's: its lock file says so.
+func owned(id string) bool {
+	b, err := os.ReadFile(filepath.Join(stateRoot(), id, "lock"))
+	return err == nil && strings.TrimSpace(string(b)) == strconv.Itoa(os.Getpid())
+}
+
+func mountPoints() (list []string) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		list = append(list, lines.Text())
+	}
+	return list
+}
+
+// descriptors are this process's open files, by number and what they refer to.
+func descriptors() (list []string) {
+	entries, _ := os.ReadDir("/proc/self/fd")
+	for _, e := range entries {
+		path := "/proc/self/fd/" + e.Name()
+		// The descriptor of ReadDir itself is closed by now.
+		if target, err := os.Readlink(path); err == nil && !keptByLibcontainer(path, target) {
+			list = append(list, e.Name()+" -> "+target)
+		}
+	}
+	return list
+}
+
+// keptByLibcontainer tells whether a descriptor is one of the two that
+// libcontainer opens once in a process's life: the roots of the cgroup file
+// system and of procfs.
+func keptByLibcontainer(path, target string) bool {
+	var fs unix.Statfs_t
+	return target == "/sys/fs/cgroup" || target == "/" && unix.Statfs(path, &fs) == nil && fs.Type == unix.PROC_SUPER_MAGIC
+}
+
+// goroutines are those that have to do with this module, but for the caller and tests.
+func goroutines() (list []string) {
+	buf := make([]byte, 4<<20)
+	all := strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n")
+	for _, stack := range all[1:] { // the first is the caller
+		if strings.Contains(stack, "cellkit/sandbox") && !strings.Contains(stack, "testing.tRunner(") {
+			list = append(list, stack)
+		}
+	}
+	return list
+}
+
+// cgroupMounts are where the cgroup hierarchies of this machine are.
+func cgroupMounts() (list []string) {
+	for _, m := range mountPoints() {
+		if _, after, _ := strings.Cut(m, " - "); strings.HasPrefix(after, "cgroup") {
+			list = append(list, strings.Fields(m)[4])
+		}
+	}
+	return list
+}

@@ -1,0 +1,39 @@
+package sandbox
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// addNamespaces gives the clone the namespaces that it does not have from its
+// clone already, and sets up what needs no root.
+func (k *compiler) addNamespaces() {
+	b, n := k.b, &k.c.namespace
+	b.Stage("namespaces")
+	flags, text := unix.CLONE_NEWNS|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS, "CLONE_NEWNS|CLONE_NEWIPC|CLONE_NEWUTS"
+	if n.network == NetworkNone {
+		flags, text = flags|unix.CLONE_NEWNET, text+"|CLONE_NEWNET"
+	}
+	b.Call("unshare", unix.SYS_UNSHARE, program.Int(flags, text))
+	b.Call("mount", unix.SYS_MOUNT, program.Int(0, "NULL"), b.Str("/"), program.Int(0, "NULL"),
+		program.Int(unix.MS_REC|unix.MS_PRIVATE, "MS_REC|MS_PRIVATE"), program.Int(0, "NULL"))
+	b.Call("sethostname", unix.SYS_SETHOSTNAME, b.Str(n.hostname), program.Int(len(n.hostname)))
+	b.Call("setdomainname", unix.SYS_SETDOMAINNAME, b.Str("(none)"), program.Int(len("(none)")))
+	if n.network == NetworkNone {
+		k.addLoopback()
+	}
+}
+
+// addLoopback brings up lo: netdevice(7). A struct ifreq is a name of 16 bytes
+// and a union of 24, which begins with the flags.
+func (k *compiler) addLoopback() {
+	b := k.b
+	ifreq := make([]byte, 40)
+	copy(ifreq, "lo")
+	ifreq[16] = unix.IFF_UP
+	s := b.CallTo("socket", unix.SYS_SOCKET, program.Int(unix.AF_UNIX, "AF_UNIX"),
+		program.Int(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, "SOCK_DGRAM|SOCK_CLOEXEC"), program.Int(0))
+	b.Call("ioctl", unix.SYS_IOCTL, program.Use(s), program.Int(unix.SIOCSIFFLAGS, "SIOCSIFFLAGS"), b.Bytes(ifreq, "{lo, IFF_UP}"))
+	b.Close(s)
+}

@@ -1,0 +1,247 @@
+package sandbox
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Option changes one thing of a sandbox. Where an option takes a single value
+// the last one given counts; With says of each whether it adds instead.
+type Option func(*config)
+
+// config is what the options have set. It holds no resource and is validated
+// as a whole, once nothing changes it any more.
+type config struct {
+	command []string
+	env     []string
+	dir     string
+	stdin   io.Reader
+	stdout  io.Writer
+	stderr  io.Writer
+	extra   []*os.File
+
+	timeout     *time.Duration
+	outputLimit *int64
+	cell        *Cell
+
+	cgroup    cgroupConfig
+	namespace namespaceConfig
+	root      rootConfig
+	security  securityConfig
+}
+
+type securityConfig struct {
+	capabilities []string
+	seccomp      *specs.LinuxSeccomp
+	noSeccomp    bool
+}
+
+func defaults() config {
+	return config{
+		namespace: namespaceConfig{hostname: "sandbox", uid: 1000, gid: 1000},
+		root:      rootConfig{rootfs: HostRootfs()},
+	}
+}
+
+// clone copies what a later option may append to.
+func (c config) clone() config {
+	c.env = slices.Clip(c.env)
+	c.extra = slices.Clip(c.extra)
+	c.root.mounts = slices.Clip(c.root.mounts)
+	c.security.capabilities = slices.Clip(c.security.capabilities)
+	c.cgroup.rlimits = maps.Clone(c.cgroup.rlimits)
+	return c
+}
+
+// samePrograms tells whether two configurations differ, if at all, only in what
+// is not compiled: streams, timeouts, cgroup limits, the cell.
+func (c *config) samePrograms(o *config) bool {
+	sameRoot := c.root.rootfs == o.root.rootfs && equalPointed(c.root.writable, o.root.writable) &&
+		slices.EqualFunc(c.root.mounts, o.root.mounts, func(a, b mount) bool {
+			return a.kind == b.kind && a.src == b.src && a.dst == b.dst && a.size == b.size && a.mode == b.mode && bytes.Equal(a.data, b.data)
+		})
+	return sameRoot && slices.Equal(c.command, o.command) && slices.Equal(c.env, o.env) && c.dir == o.dir &&
+		len(c.extra) == len(o.extra) && maps.Equal(c.cgroup.rlimits, o.cgroup.rlimits) && c.namespace == o.namespace &&
+		slices.Equal(c.security.capabilities, o.security.capabilities) &&
+		c.security.seccomp == o.security.seccomp && c.security.noSeccomp == o.security.noSeccomp
+}
+
+func equalPointed[T comparable](a, b *T) bool { return a == b || a != nil && b != nil && *a == *b }
+
+// WithCommand sets the program and its arguments. A name without a slash is
+// looked up in the PATH of the run's environment, inside the run's root; one
+// with a slash is taken relative to WithDir. Required.
+func WithCommand(name string, args ...string) Option {
+	return func(c *config) { c.command = append([]string{name}, args...) }
+}
+
+// WithEnv adds variables in the form "KEY=value" to the environment; a later
+// value of a key replaces an earlier one. Nothing of this process's own
+// environment is passed on. Default: PATH, HOME=/home/sandbox, USER=sandbox,
+// LANG=C.UTF-8.
+func WithEnv(kv ...string) Option {
+	return func(c *config) { c.env = append(c.env, kv...) }
+}
+
+// WithDir sets the working directory, an absolute path inside the run's root.
+// Default: the user's home directory, /home/sandbox.
+func WithDir(dir string) Option { return func(c *config) { c.dir = dir } }
+
+// WithStdin sets the standard input. An *os.File is handed to the run as it
+// is; anything else is copied through a pipe, until it or the run ends. Wait
+// does not wait for a Read that blocks after the run has ended. Default:
+// /dev/null.
+func WithStdin(r io.Reader) Option { return func(c *config) { c.stdin = r } }
+
+// WithStdout sets the standard output. An *os.File is handed to the run as it
+// is, unless WithOutputLimit needs to count; to anything else what the run
+// writes is copied through a pipe. Where stdout and stderr are the same
+// comparable value, both write to the same pipe. Default: /dev/null.
+func WithStdout(w io.Writer) Option { return func(c *config) { c.stdout = w } }
+
+// WithStderr sets the standard error, in the same way as WithStdout.
+func WithStderr(w io.Writer) Option { return func(c *config) { c.stderr = w } }
+
+// WithExtraFiles adds open files that the run gets as descriptors 3, 4 and so
+// on. What they give access to, the run has access to.
+func WithExtraFiles(files ...*os.File) Option {
+	return func(c *config) { c.extra = append(c.extra, files...) }
+}
+
+// WithTimeout limits the run's duration, counted from the execution of the
+// command. A run that takes longer is killed: ErrTimeout. Default: none.
+func WithTimeout(d time.Duration) Option { return func(c *config) { c.timeout = &d } }
+
+// WithOutputLimit limits what the run may write to its standard output and
+// standard error together, in bytes. A run that writes more is killed:
+// ErrOutputLimit; the first bytes up to the limit are delivered. Default: none.
+func WithOutputLimit(bytes int64) Option { return func(c *config) { c.outputLimit = &bytes } }
+
+// WithCell runs in the given cell instead of this process's default one.
+func WithCell(cell *Cell) Option { return func(c *config) { c.cell = cell } }
+
+// optionError is one wrong option.
+func optionError(option, format string, args ...any) error {
+	return fmt.Errorf("sandbox: %s: %w", option, fmt.Errorf(format, args...))
+}
+
+// validate reports everything that is wrong without looking at the machine
+// beyond its number of CPUs.
+func (c *config) validate() error {
+	errs := c.checkCommand()
+	errs = append(errs, c.cgroup.check()...)
+	errs = append(errs, c.namespace.check()...)
+	errs = append(errs, c.root.check()...)
+	errs = append(errs, c.security.check()...)
+	return errors.Join(errs...)
+}
+
+func (c *config) checkCommand() (errs []error) {
+	bad := func(option, format string, args ...any) {
+		errs = append(errs, optionError(option, format, args...))
+	}
+	if len(c.command) == 0 || c.command[0] == "" {
+		bad("WithCommand", "no command is set")
+	}
+	for _, s := range c.command {
+		if strings.IndexByte(s, 0) >= 0 {
+			bad("WithCommand", "%q contains a zero byte", s)
+		}
+	}
+	for _, kv := range c.env {
+		if strings.IndexByte(kv, 0) >= 0 {
+			bad("WithEnv", "%q contains a zero byte", kv)
+		} else if strings.IndexByte(kv, '=') < 1 {
+			bad("WithEnv", "%q does not have the form KEY=value", kv)
+		}
+	}
+	if c.dir != "" {
+		if err := checkPath(c.dir); err != nil {
+			bad("WithDir", "%w", err)
+		}
+	}
+	if c.timeout != nil && *c.timeout <= 0 {
+		bad("WithTimeout", "%v is not a positive duration", *c.timeout)
+	}
+	if c.outputLimit != nil && *c.outputLimit <= 0 {
+		bad("WithOutputLimit", "%d is not a positive number of bytes", *c.outputLimit)
+	}
+	if len(c.extra) > maxExtraFiles {
+		bad("WithExtraFiles", "%d files, at most %d are possible", len(c.extra), maxExtraFiles)
+	}
+	for i, f := range c.extra {
+		if f == nil {
+			bad("WithExtraFiles", "file %d is nil", i)
+		}
+	}
+	return errs
+}
+
+// maxExtraFiles keeps the descriptors of a run within one message.
+const maxExtraFiles = 100
+
+// checkPath accepts absolute paths in their shortest form.
+func checkPath(p string) error {
+	switch {
+	case strings.IndexByte(p, 0) >= 0:
+		return fmt.Errorf("%q contains a zero byte", p)
+	case !path.IsAbs(p):
+		return fmt.Errorf("%q is not an absolute path", p)
+	case len(p) > 4095: // PATH_MAX
+		return fmt.Errorf("a path of %d bytes is longer than 4095", len(p))
+	}
+	return nil
+}
+
+const (
+	homeDir     = "/home/sandbox"
+	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+)
+
+// environ is the run's environment: the defaults, overridden by WithEnv.
+func (c *config) environ() []string {
+	env := []string{"PATH=" + defaultPath, "HOME=" + homeDir, "USER=" + userName, "LANG=C.UTF-8"}
+	at := map[string]int{}
+	for i, kv := range env {
+		at[kv[:strings.IndexByte(kv, '=')]] = i
+	}
+	for _, kv := range c.env {
+		key := kv[:strings.IndexByte(kv, '=')]
+		if i, ok := at[key]; ok {
+			env[i] = kv
+		} else {
+			at[key] = len(env)
+			env = append(env, kv)
+		}
+	}
+	return env
+}
+
+// lookupList is the places where the command may be, in order.
+func lookupList(name string, env []string) []string {
+	if strings.Contains(name, "/") {
+		return []string{name}
+	}
+	var list []string
+	for _, kv := range env {
+		if dirs, ok := strings.CutPrefix(kv, "PATH="); ok {
+			for _, dir := range strings.Split(dirs, ":") {
+				if !path.IsAbs(dir) {
+					continue // as os/exec: the current directory is never searched
+				}
+				list = append(list, path.Join(dir, name))
+			}
+		}
+	}
+	return list
+}

@@ -1,0 +1,333 @@
+package sandbox
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/stretchr/testify/require"
+)
+
+// valid is what every sandbox of these tests begins with.
+var valid = WithCommand("true")
+
+func repeated(n int, opt func(i int) Option) (opts []Option) {
+	for i := range n {
+		opts = append(opts, opt(i))
+	}
+	return opts
+}
+
+func nulls(n int) (files []*os.File) {
+	for range n {
+		files = append(files, new(os.File))
+	}
+	return files
+}
+
+// wrong is every way in which options can be wrong, with what the error says.
+var wrong = []struct {
+	name string
+	opts []Option
+	want string
+}{
+	{"no command", []Option{WithCommand("")}, "WithCommand: no command is set"},
+	{"zero byte in the command", []Option{WithCommand("tr\x00ue")}, `WithCommand: "tr\x00ue" contains a zero byte`},
+	{"zero byte in an argument", []Option{WithCommand("echo", "a", "b\x00")}, `WithCommand: "b\x00" contains a zero byte`},
+	{"zero byte in the environment", []Option{WithEnv("A=\x00")}, `WithEnv: "A=\x00" contains a zero byte`},
+	{"variable without value", []Option{WithEnv("A=1", "HOME")}, `WithEnv: "HOME" does not have the form KEY=value`},
+	{"variable without name", []Option{WithEnv("=x")}, `WithEnv: "=x" does not have the form KEY=value`},
+	{"empty variable", []Option{WithEnv("")}, `WithEnv: "" does not have the form KEY=value`},
+	{"relative directory", []Option{WithDir("tmp")}, `WithDir: "tmp" is not an absolute path`},
+	{"zero byte in the directory", []Option{WithDir("/\x00")}, `WithDir: "/\x00" contains a zero byte`},
+	{"long directory", []Option{WithDir("/" + strings.Repeat("d", 4095))}, "WithDir: a path of 4096 bytes is longer than 4095"},
+	{"no time", []Option{WithTimeout(0)}, "WithTimeout: 0s is not a positive duration"},
+	{"negative time", []Option{WithTimeout(-time.Second)}, "WithTimeout: -1s is not a positive duration"},
+	{"no output", []Option{WithOutputLimit(0)}, "WithOutputLimit: 0 is not a positive number of bytes"},
+	{"negative output", []Option{WithOutputLimit(-1)}, "WithOutputLimit: -1 is not a positive number of bytes"},
+	{"too many files", []Option{WithExtraFiles(nulls(60)...), WithExtraFiles(nulls(41)...)}, "WithExtraFiles: 101 files, at most 100 are possible"},
+	{"nil file", []Option{WithExtraFiles(new(os.File), nil)}, "WithExtraFiles: file 1 is nil"},
+
+	{"negative swap", []Option{WithMemory(MiB), WithSwap(-1)}, "WithSwap: -1 is not a number of bytes"},
+	{"swap alone", []Option{WithSwap(MiB)}, "WithSwap: means nothing without WithMemory"},
+	{"memory in MiB", []Option{WithMemory(64)}, "WithMemory: 64 bytes is less than the least that makes sense, 65536"},
+	{"negative memory", []Option{WithMemory(-1)}, "WithMemory: -1 bytes is less than"},
+	{"no CPU", []Option{WithCPUs(0)}, "WithCPUs: 0 is not between 0.01 and"},
+	{"negative CPUs", []Option{WithCPUs(-1)}, "WithCPUs: -1 is not between"},
+	{"more CPUs than there are", []Option{WithCPUs(float64(runtime.NumCPU()) + 0.01)}, "WithCPUs: "},
+	{"infinitely many CPUs", []Option{WithCPUs(math.Inf(1))}, "WithCPUs: +Inf is not between"},
+	{"CPUs that are no number", []Option{WithCPUs(math.NaN())}, "WithCPUs: NaN is not between"},
+	{"no weight", []Option{WithCPUWeight(0)}, "WithCPUWeight: 0 is not between 1 and 10000"},
+	{"large weight", []Option{WithCPUWeight(10001)}, "WithCPUWeight: 10001 is not between"},
+	{"empty cpuset", []Option{WithCPUSet("")}, `WithCPUSet: "" is not a list of CPUs such as 0-2,5`},
+	{"cpuset upside down", []Option{WithCPUSet("2-1")}, `WithCPUSet: "2-1" is not a list`},
+	{"cpuset with a hole", []Option{WithCPUSet("1,,2")}, `WithCPUSet: "1,,2" is not a list`},
+	{"cpuset with a space", []Option{WithCPUSet("0, 1")}, `WithCPUSet: "0, 1" is not a list`},
+	{"cpuset in words", []Option{WithCPUSet("all")}, `WithCPUSet: "all" is not a list`},
+	{"endless cpuset", []Option{WithCPUSet("0-")}, `WithCPUSet: "0-" is not a list`},
+	{"no processes", []Option{WithPIDs(0)}, "WithPIDs: 0 is less than 1"},
+	{"negative processes", []Option{WithPIDs(-5)}, "WithPIDs: -5 is less than 1"},
+	{"no CPU time", []Option{WithCPUTime(0)}, "WithCPUTime: 0s is not a positive duration"},
+	{"relative device path", []Option{WithIO(IOLimit{Path: "dev/sda", ReadBytes: 1})}, `WithIO: "dev/sda" is not an absolute path`},
+	{"I/O limit without limit", []Option{WithIO(IOLimit{Path: "/dev/sda"})}, "WithIO: /dev/sda: limits nothing"},
+	{"unknown rlimit", []Option{WithRlimit("files", 1, 1)}, `WithRlimit: "files" is unknown: use one of as, core`},
+	{"soft above hard", []Option{WithRlimit("nofile", 2, 1)}, "WithRlimit: nofile: the soft limit 2 is above the hard limit 1"},
+	{"relative cgroup", []Option{WithCgroupParent("a/b")}, `WithCgroupParent: "a/b" is not an absolute path`},
+	{"roundabout cgroup", []Option{WithCgroupParent("/a/../b")}, `WithCgroupParent: "/a/../b" is not in its shortest form, "/b"`},
+
+	{"empty host name", []Option{WithHostname("")}, "WithHostname: the name is empty"},
+	{"long host name", []Option{WithHostname(strings.Repeat("h", 65))}, "is longer than 64 bytes"},
+	{"zero byte in the host name", []Option{WithHostname("a\x00")}, `WithHostname: "a\x00" contains a character`},
+	{"host name of two lines", []Option{WithHostname("a\nroot")}, `WithHostname: "a\nroot" contains a character`},
+	{"negative uid", []Option{WithUser(-1, 1)}, "WithUser: -1:1: ids go from 0 to 65533"},
+	{"negative gid", []Option{WithUser(1, -1)}, "WithUser: 1:-1: ids go from 0 to 65533"},
+	{"large uid", []Option{WithUser(65534, 1)}, "WithUser: 65534:1: ids go from 0 to 65533"},
+	{"unknown network", []Option{WithNetwork(7)}, "WithNetwork: 7 is neither NetworkNone nor NetworkHost"},
+
+	{"relative root", []Option{WithRootfs(DirRootfs("root"))}, `WithRootfs: "root" is not an absolute path`},
+	{"empty root", []Option{WithRootfs(DirRootfs(""))}, `WithRootfs: "." is not an absolute path`},
+	{"zero byte in the root", []Option{WithRootfs(DirRootfs("/a\x00"))}, `WithRootfs: "/a\x00" contains a zero byte`},
+	{"no room for changes", []Option{WithWritableRoot(0)}, "WithWritableRoot: 0 is not a positive number of bytes"},
+	{"relative target", []Option{WithBind("/a", "b")}, `WithBind: "b" is not an absolute path`},
+	{"relative source", []Option{WithReadOnlyBind("a", "/b")}, `WithReadOnlyBind: "a" is not an absolute path`},
+	{"zero byte in a source", []Option{WithBind("/a\x00", "/b")}, `WithBind: "/a\x00" contains a zero byte`},
+	{"zero byte in a target", []Option{WithTmpfs("/a\x00", 1)}, `WithTmpfs: "/a\x00" contains a zero byte`},
+	{"bind over the root", []Option{WithBind("/a", "/")}, "WithBind: /: use WithRootfs"},
+	{"roundabout root", []Option{WithBind("/a", "/b/..")}, "WithBind: /: use WithRootfs"},
+	{"bind over /proc", []Option{WithBind("/a", "/proc/")}, "WithBind: /proc: /proc is the run's own"},
+	{"file in /proc", []Option{WithFile("/proc/x", nil, 0)}, "WithFile: /proc/x: /proc is the run's own"},
+	{"tmpfs over /dev", []Option{WithTmpfs("/dev", 1)}, "WithTmpfs: /dev: /dev is the run's own, but for /dev/shm"},
+	{"bind in /dev", []Option{WithBind("/a", "/dev/shmx")}, "WithBind: /dev/shmx: /dev is the run's own, but for /dev/shm"},
+	{"tmpfs without size", []Option{WithTmpfs("/a", 0)}, "WithTmpfs: /a: 0 is not a positive number of bytes"},
+	{"set-uid file", []Option{WithFile("/a", nil, fs.ModeSetuid|0o755)}, "WithFile: /a: mode urwxr-xr-x is more than permission bits"},
+	{"twice the same place", []Option{WithBind("/x", "/a"), WithTmpfs("/a/", 1)}, "WithTmpfs: /a: hides what WithBind puts there"},
+	{"twice the same file", []Option{WithFile("/a", nil, 0), WithFile("//b/../a", nil, 0)}, "WithFile: /a: hides what WithFile puts there"},
+	{"file in a bind", []Option{WithBind("/x", "/a"), WithFile("/a/b/c", nil, 0)}, "WithFile: /a/b/c: lies in the bind of /x: write the file there"},
+	{"file in a read-only bind", []Option{WithFile("/a/b", nil, 0), WithReadOnlyBind("/x", "/a")}, "WithFile: /a/b: lies in the bind of /x"},
+	{"file below a file", []Option{WithFile("/a", nil, 0), WithFile("/a/b", nil, 0)}, "WithFile: /a/b: lies below the file /a"},
+	{"tmpfs below a file", []Option{WithTmpfs("/a/b", 1), WithFile("/a", nil, 0)}, "WithTmpfs: /a/b: lies below the file /a"},
+	{"too many bytes", []Option{WithFile("/a", make([]byte, MiB), 0), WithFile("/b", []byte("x"), 0)}, "WithFile: 1048577 bytes together, at most 1048576 are possible"},
+	{"too many binds", repeated(101, func(i int) Option { return WithBind("/x", fmt.Sprint("/a", i)) }), "WithBind: 101 binds, at most 100 are possible"},
+
+	{"unknown capability", []Option{WithCapabilities("CAP_KILL", "KILL")}, `WithCapabilities: "KILL" is unknown: names look like CAP_NET_BIND_SERVICE`},
+}
+
+func TestWrongOptions(t *testing.T) {
+	for _, test := range wrong {
+		t.Run(test.name, func(t *testing.T) {
+			s := New(append([]Option{valid}, test.opts...)...)
+			err := s.config.validate()
+			require.ErrorContains(t, err, test.want)
+			require.Len(t, strings.Split(err.Error(), "\n"), 1, "more than the one error")
+			require.True(t, strings.HasPrefix(err.Error(), "sandbox: With"), err)
+		})
+	}
+}
+
+// TestAllErrorsAtOnce has one wrong value of each option in one sandbox.
+func TestAllErrorsAtOnce(t *testing.T) {
+	once := map[string]bool{}
+	var opts []Option
+	var want []string
+	for _, test := range wrong {
+		option, _, _ := strings.Cut(test.want, ":")
+		if strings.HasPrefix(option, "With") && !once[option] {
+			once[option] = true
+			opts = append(opts, test.opts...)
+			want = append(want, test.want)
+		}
+	}
+	require.Greater(t, len(want), 20)
+	err := New(opts...).config.validate()
+	for _, text := range want {
+		require.ErrorContains(t, err, text)
+	}
+}
+
+func TestCommandIsRequired(t *testing.T) {
+	require.ErrorContains(t, New().config.validate(), "WithCommand: no command is set")
+}
+
+func TestGoodOptions(t *testing.T) {
+	tests := map[string][]Option{
+		"nothing else":          nil,
+		"nil":                   {nil},
+		"equals sign in value":  {WithEnv("A=b=c", "EMPTY=")},
+		"least memory":          {WithMemory(minMemory), WithSwap(0)},
+		"least CPUs":            {WithCPUs(0.01), WithCPUWeight(1), WithCPUSet("0-2,5,7-7")},
+		"all CPUs":              {WithCPUs(float64(runtime.NumCPU())), WithCPUWeight(10000)},
+		"rlimits":               {WithRlimit("core", 0, RlimitInfinity), WithRlimit("nofile", 5, 5)},
+		"longest host name":     {WithHostname(strings.Repeat("h", 64))},
+		"root":                  {WithUser(0, 0)},
+		"largest ids":           {WithUser(65533, 65533)},
+		"shared memory":         {WithTmpfs("/dev/shm", 1), WithFile("/dev/shm/a/b", nil, 0o600)},
+		"tmpfs in a bind":       {WithBind("/x", "/a"), WithTmpfs("/a/b", 1), WithFile("/a/b/c", nil, 0)},
+		"bind in a bind":        {WithBind("/x", "/a"), WithReadOnlyBind("/y", "/a/b")},
+		"names with a prefix":   {WithFile("/a", nil, 0), WithFile("/ab", nil, 0), WithBind("/x", "/abc")},
+		"as much as there can":  {WithFile("/a", make([]byte, MiB), 0o777), WithExtraFiles(nulls(100)...)},
+		"as many binds":         repeated(100, func(i int) Option { return WithBind("/x", fmt.Sprint("/a", i)) }),
+		"all capabilities":      {WithCapabilities("CAP_CHOWN", "CAP_CHECKPOINT_RESTORE", "CAP_CHOWN")},
+		"a path like no option": {WithDir("/../..//x"), WithCgroupParent("/a/b")},
+	}
+	for name, opts := range tests {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, New(append([]Option{valid}, opts...)...).config.validate())
+		})
+	}
+}
+
+// TestLaterValueMendsEarlier overrides a wrong value of each option that takes
+// a single one.
+func TestLaterValueMendsEarlier(t *testing.T) {
+	s := New(
+		WithCommand(""), WithDir("x"), WithTimeout(-1), WithOutputLimit(-1),
+		WithMemory(-1), WithSwap(-1), WithCPUs(-1), WithCPUWeight(0), WithCPUSet("x"), WithPIDs(0), WithCPUTime(-1),
+		WithRlimit("nofile", 2, 1), WithCgroupParent("x"),
+		WithHostname(""), WithUser(-1, -1), WithNetwork(9),
+		WithRootfs(DirRootfs("x")), WithWritableRoot(-1),
+	)
+	require.Error(t, s.config.validate())
+	mended := s.With(
+		valid, WithDir("/x"), WithTimeout(1), WithOutputLimit(1),
+		WithMemory(MiB), WithSwap(1), WithCPUs(0.5), WithCPUWeight(1), WithCPUSet("0"), WithPIDs(1), WithCPUTime(1),
+		WithRlimit("nofile", 1, 2), WithCgroupParent("/x"),
+		WithHostname("x"), WithUser(1, 1), WithNetwork(NetworkHost),
+		WithRootfs(HostRootfs()), WithWritableRoot(1),
+	)
+	require.NoError(t, mended.config.validate())
+	require.Error(t, s.config.validate(), "the receiver")
+}
+
+func TestLastValueWins(t *testing.T) {
+	profile := &specs.LinuxSeccomp{}
+	c := New(valid, WithCommand("a", "b"), WithDir("/a"), WithDir("/b"), WithMemory(MiB), WithMemory(2*MiB),
+		WithRlimit("core", 1, 1), WithRlimit("core", 2, 3), WithUser(1, 1), WithUser(2, 3),
+		WithoutSeccomp(), WithSeccomp(profile)).config
+	require.Equal(t, []string{"a", "b"}, c.command)
+	require.Equal(t, "/b", c.dir)
+	require.Equal(t, int64(2*MiB), *c.cgroup.memory)
+	require.Equal(t, map[string]rlimit{"core": {2, 3}}, c.cgroup.rlimits)
+	require.Equal(t, [2]int{2, 3}, [2]int{c.namespace.uid, c.namespace.gid})
+	require.Same(t, profile, c.security.seccomp)
+	require.False(t, c.security.noSeccomp)
+
+	c = New(WithSeccomp(profile), WithoutSeccomp()).config
+	require.Nil(t, c.security.seccomp)
+	require.True(t, c.security.noSeccomp)
+}
+
+// adding is a change through every option that adds to what there is.
+func adding(name string) []Option {
+	return []Option{
+		WithEnv("WHO="+name, name+"=1"), WithExtraFiles(os.NewFile(0, name)), WithBind("/"+name, "/bind-"+name),
+		WithReadOnlyBind("/"+name, "/ro-"+name), WithTmpfs("/tmp-"+name, 1), WithFile("/file-"+name, []byte(name), 0),
+		WithCapabilities("CAP_" + name), WithIO(IOLimit{Path: "/" + name, ReadBytes: 1}), WithRlimit(name, 1, 1),
+	}
+}
+
+// names is what adding left in a config.
+func (c *config) names() string {
+	all := slices.Clone(c.env)
+	for _, f := range c.extra {
+		all = append(all, f.Name())
+	}
+	for _, m := range c.root.mounts {
+		all = append(all, m.src+">"+m.dst+string(m.data))
+	}
+	all = append(all, c.security.capabilities...)
+	for _, l := range c.cgroup.io {
+		all = append(all, l.Path)
+	}
+	return fmt.Sprint(all, c.cgroup.rlimits)
+}
+
+func TestWithLeavesReceiverUnchanged(t *testing.T) {
+	// Several calls, so that slices have room to append to in place.
+	base := New(valid).With(adding("a")...).With(adding("b")...).With(adding("c")...)
+	before := base.config.names()
+	var all sync.WaitGroup
+	for i := range 20 {
+		all.Go(func() {
+			name := fmt.Sprint("derived", i)
+			one := base.With(adding(name)...)
+			want := New(valid).With(adding("a")...).With(adding("b")...).With(adding("c")...).With(adding(name)...)
+			two := one.With(adding("x")...)
+			if got := one.config.names(); got != want.config.names() {
+				t.Errorf("got %s\nwant %s", got, want.config.names())
+			}
+			if got := two.config.names(); !strings.Contains(got, name) || !strings.Contains(got, "file-x") {
+				t.Errorf("got %s", got)
+			}
+		})
+	}
+	all.Wait()
+	require.Equal(t, before, base.config.names())
+}
+
+// TestOptionsKeepNoReference changes what options were made from afterwards.
+func TestOptionsKeepNoReference(t *testing.T) {
+	args, env, data, caps := []string{"a"}, []string{"A=1"}, []byte("data"), []string{"CAP_KILL"}
+	io := []IOLimit{{Path: "/a", ReadBytes: 1}}
+	opts := []Option{WithFile("/f", data, 0)}
+	data[0] = 'X'
+	s := New(append(opts, WithCommand("c", args...), WithEnv(env...), WithCapabilities(caps...), WithIO(io...))...)
+	args[0], env[0], caps[0], io[0].Path = "X", "X=1", "X", "X"
+	require.Equal(t, []string{"c", "a"}, s.config.command)
+	require.Equal(t, []string{"A=1"}, s.config.env)
+	require.Equal(t, []byte("data"), s.config.root.mounts[0].data)
+	require.Equal(t, []string{"CAP_KILL"}, s.config.security.capabilities)
+	require.Equal(t, "/a", s.config.cgroup.io[0].Path)
+}
+
+func TestOptionsAreReusable(t *testing.T) {
+	opts := append(adding("a"), valid, WithStdout(&bytes.Buffer{}))
+	one, two := New(opts...), New(opts...)
+	require.Equal(t, one.config.names(), two.config.names())
+	require.NotEqual(t, one.config.names(), one.With(opts...).config.names())
+}
+
+func TestEnviron(t *testing.T) {
+	tests := []struct {
+		set, want []string
+	}{
+		{nil, []string{"PATH=" + defaultPath, "HOME=/home/sandbox", "USER=sandbox", "LANG=C.UTF-8"}},
+		{[]string{"A=1", "B=2"}, []string{"PATH=" + defaultPath, "HOME=/home/sandbox", "USER=sandbox", "LANG=C.UTF-8", "A=1", "B=2"}},
+		{[]string{"HOME=/x", "A=1", "HOME=/y", "A=2"}, []string{"PATH=" + defaultPath, "HOME=/y", "USER=sandbox", "LANG=C.UTF-8", "A=2"}},
+		{[]string{"PATH=", "LANG="}, []string{"PATH=", "HOME=/home/sandbox", "USER=sandbox", "LANG="}},
+		{[]string{"A=b=c", "A=d=e"}, []string{"PATH=" + defaultPath, "HOME=/home/sandbox", "USER=sandbox", "LANG=C.UTF-8", "A=d=e"}},
+		{[]string{"home=/x"}, []string{"PATH=" + defaultPath, "HOME=/home/sandbox", "USER=sandbox", "LANG=C.UTF-8", "home=/x"}},
+	}
+	for _, test := range tests {
+		c := New(WithEnv(test.set...)).config
+		require.Equal(t, test.want, c.environ())
+		require.Equal(t, test.want, c.environ(), "the second time")
+	}
+}
+
+func TestLookupList(t *testing.T) {
+	tests := []struct {
+		name, path string
+		want       []string
+	}{
+		{"sh", "/usr/bin:/bin", []string{"/usr/bin/sh", "/bin/sh"}},
+		{"/bin/sh", "/usr/bin", []string{"/bin/sh"}},
+		{"./sh", "/usr/bin", []string{"./sh"}},
+		{"dir/sh", "/usr/bin", []string{"dir/sh"}},
+		{"sh", "", nil},
+		{"sh", ".:bin::/a/:", []string{"/a/sh"}},
+		{"..", "/a/b", []string{"/a"}},
+	}
+	for _, test := range tests {
+		require.Equal(t, test.want, lookupList(test.name, []string{"A=/x", "PATH=" + test.path}), "%s in %s", test.name, test.path)
+	}
+	require.Nil(t, lookupList("sh", []string{"A=/x"}))
+}

@@ -1,0 +1,35 @@
+package sandbox
+
+import "os"
+
+// Process is a run that was started. Its methods are safe for concurrent use.
+type Process struct{ r *running }
+
+// PID is the command's process id as this process sees it. The number may
+// belong to another process once Wait has returned.
+func (p *Process) PID() int { return p.r.pid }
+
+// Wait waits until nothing of the run is left, and until all of its output has
+// been written, and returns how it ended. The errors are those of Run; a failure
+// to copy input or output is reported if there is no other. Every
+// call returns the same.
+func (p *Process) Wait() (*Result, error) { return p.r.wait() }
+
+// Signal sends a signal to the command. It returns os.ErrProcessDone if that has
+// ended.
+func (p *Process) Signal(sig os.Signal) error { return p.r.signal(sig) }
+
+// Kill kills every process of the run.
+func (p *Process) Kill() error { return p.r.killAll() }
+
+// Pause stops every process of the run until Resume, without their noticing.
+// Time goes on: a timeout still ends the run. It needs the freezer (cgroup v1) or
+// cgroup v2.
+func (p *Process) Pause() error { return p.r.pause() }
+
+// Resume lets a paused run go on.
+func (p *Process) Resume() error { return p.r.resume() }
+
+// Usage is what the run has used so far. Without cgroups only Wall is known
+// before the end.
+func (p *Process) Usage() (Usage, error) { return p.r.usageNow() }

@@ -1,0 +1,346 @@
+package sandbox
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// loader is a machine into which the tests load programs. Its memory is never
+// given back, so there is one.
+var loader = sync.OnceValues(program.NewMachine)
+
+func requireLoads(t testing.TB, p *program.Program) {
+	t.Helper()
+	m, err := loader()
+	require.NoError(t, err)
+	require.NoError(t, m.Load(p.Image(), make([]int, p.Files())))
+}
+
+// calls returns the text of each part's calls, as Explain gives them.
+func calls(p *program.Program) map[string][]string {
+	parts, part := map[string][]string{}, ""
+	for line := range strings.Lines(p.Explain()) {
+		line = strings.TrimSuffix(line, "\n")
+		if call, ok := strings.CutPrefix(line, "  "); ok && !strings.HasPrefix(call, "#") {
+			parts[part] = append(parts[part], call)
+		} else if name, ok := strings.CutSuffix(line, ":"); ok {
+			part = name
+		}
+	}
+	return parts
+}
+
+// checkPlan requires of the programs what must hold whatever the options are.
+func checkPlan(t testing.TB, c *config, p *plan) {
+	t.Helper()
+	requireLoads(t, p.run)
+	files := 1 + 3 + len(c.extra) + len(p.files) + 1 // socket, streams, gate
+	if p.template != nil {
+		files++ // the copy
+		requireLoads(t, p.template)
+		require.Equal(t, 1+len(p.trees), p.template.Files())
+		checkSlots(t, p.template.Files(), calls(p.template)["setup"])
+		require.NotContains(t, p.template.Explain(), "pivot_root")
+	} else {
+		require.NotNil(t, c.root.writable)
+		require.Empty(t, p.trees)
+	}
+	require.Equal(t, files, p.run.Files())
+
+	parts := calls(p.run)
+	checkSlots(t, files, slices.Concat(parts["setup"], parts["command"]))
+	checkAfterPivot(t, parts)
+	checkCommandEnd(t, c, parts["command"])
+	for _, call := range parts["init"] {
+		for _, slot := range slotUses(call) {
+			require.Equal(t, "$0", slot, "the command had its own way with the slots: %s", call)
+		}
+	}
+	require.Equal(t, "report(started)", parts["init"][0])
+}
+
+var (
+	quoted   = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
+	slotName = regexp.MustCompile(`\$[0-9]+`)
+	result   = regexp.MustCompile(`^(\$[0-9]+) = (.*)$`)
+	closing  = regexp.MustCompile(`^close\((\$[0-9]+)\)$`)
+)
+
+func slotUses(call string) []string {
+	return slotName.FindAllString(quoted.ReplaceAllString(call, ""), -1)
+}
+
+// checkSlots follows the descriptors: none is used that is not open, and none
+// is forgotten by putting another into its slot.
+func checkSlots(t testing.TB, files int, calls []string) {
+	t.Helper()
+	open := map[string]bool{}
+	for i := range files {
+		open[fmt.Sprintf("$%d", i)] = true
+	}
+	for _, call := range calls {
+		to := ""
+		if m := result.FindStringSubmatch(call); m != nil {
+			to, call = m[1], m[2]
+		}
+		for _, slot := range slotUses(call) {
+			require.True(t, open[slot], "%s is not open in %s", slot, call)
+		}
+		if m := closing.FindStringSubmatch(call); m != nil {
+			delete(open, m[1])
+		}
+		if to != "" {
+			require.True(t, to == "$0" || !open[to], "%s is still open at %s", to, call)
+			open[to] = true
+		}
+	}
+}
+
+// checkAfterPivot requires that the cell is out of sight of what comes after.
+func checkAfterPivot(t testing.TB, parts map[string][]string) {
+	t.Helper()
+	at := slices.Index(parts["setup"], `pivot_root(".", ".")`)
+	require.GreaterOrEqual(t, at, 0)
+	require.Equal(t, []string{`umount2(".", MNT_DETACH)`, `chdir("/")`}, parts["setup"][at+1:])
+	require.True(t, strings.HasPrefix(parts["setup"][at-1], "fchdir("))
+	for _, call := range slices.Concat(parts["setup"][at:], parts["command"], parts["init"]) {
+		require.NotContains(t, call, `"/cell`)
+	}
+}
+
+// checkCommandEnd requires that privileges are dropped, then the filter loaded,
+// then the command executed.
+func checkCommandEnd(t testing.TB, c *config, command []string) {
+	t.Helper()
+	places := len(lookupList(c.command[0], c.environ()))
+	end := len(command) - 1
+	require.True(t, strings.HasPrefix(command[end], "not found: "), command[end])
+	for _, call := range command[end-places : end] {
+		require.True(t, strings.HasPrefix(call, "execve("), call)
+	}
+	rest := command[:end-places]
+	if !c.security.noSeccomp {
+		last := len(rest) - 1
+		require.True(t, strings.HasPrefix(rest[last], "seccomp(SECCOMP_SET_MODE_FILTER"), rest[last])
+		rest = rest[:last]
+	}
+	last := len(rest) - 1
+	require.Equal(t, "prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)", rest[last])
+	ready := slices.Index(rest, "report(ready)")
+	capset := slices.IndexFunc(rest, func(call string) bool { return strings.HasPrefix(call, "capset(") })
+	require.Greater(t, capset, ready, "joins its cgroup with the capabilities of root")
+	require.Positive(t, ready)
+	var dropped int
+	for _, call := range rest {
+		if strings.HasPrefix(call, "prctl(PR_CAPBSET_DROP") {
+			dropped++
+		}
+	}
+	kept := map[string]bool{}
+	for _, name := range c.security.capabilities {
+		if capabilityNumbers[name] <= goldenMachine().lastCap {
+			kept[name] = true
+		}
+	}
+	require.Equal(t, goldenMachine().lastCap+1-len(kept), dropped)
+}
+
+// TestRandomOptions compiles sandboxes of random options.
+func TestRandomOptions(t *testing.T) {
+	compiled := 0
+	for seed := range uint64(1000) {
+		r := rand.New(rand.NewPCG(seed, 7))
+		g := &generator{next: func(n int) int { return r.IntN(n) }, tame: true}
+		c := &New(append([]Option{valid}, g.options()...)...).config
+		if c.validate() != nil {
+			continue // mounts over each other
+		}
+		compiled++
+		p, err := compile(c, goldenMachine(), shape{singleID: seed%3 == 0}, emptyRoot(c))
+		require.NoError(t, err, "seed %d", seed)
+		again, err := compile(c, goldenMachine(), shape{singleID: seed%3 == 0}, emptyRoot(c))
+		require.NoError(t, err)
+		require.Equal(t, p.run.Image(), again.run.Image(), "seed %d", seed)
+		checkPlan(t, c, p)
+		if seed%3 == 0 {
+			require.NotContains(t, p.run.Explain(), "setresuid", "seed %d", seed)
+		}
+	}
+	require.Greater(t, compiled, 300)
+}
+
+func FuzzOptions(f *testing.F) {
+	f.Add([]byte{})
+	f.Add([]byte("\x00\x04/bin\x01\x03A=b\x10\x02/a\x11\x05/host\x04/dst"))
+	for seed := range uint64(8) {
+		r := rand.New(rand.NewPCG(seed, 8))
+		b := make([]byte, 64)
+		for i := range b {
+			b[i] = byte(r.IntN(30))
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		next := func(n int) int {
+			if len(data) == 0 {
+				return 0
+			}
+			b := int(data[0])
+			data = data[1:]
+			return b % n
+		}
+		g := &generator{next: next, rest: &data}
+		c := &New(append([]Option{valid}, g.options()...)...).config
+		if c.validate() != nil {
+			return
+		}
+		p, err := compile(c, goldenMachine(), shape{singleID: next(2) == 1}, emptyRoot(c))
+		if err != nil {
+			require.NotNil(t, c.security.seccomp, "valid options: %v", err)
+			return
+		}
+		requireLoads(t, p.run)
+		if p.template != nil {
+			requireLoads(t, p.template)
+		}
+	})
+}
+
+// emptyRoot is what is missing where a DirRootfs is an empty directory.
+func emptyRoot(c *config) (missing []point) {
+	if c.root.rootfs.dir == "" {
+		return nil
+	}
+	l := c.root.layout()
+	for _, dir := range l.mkdirs {
+		missing = append(missing, point{path: dir})
+	}
+	for _, m := range l.mounts {
+		if m.kind == fileMount && m.on == nil && c.root.writable == nil {
+			missing = append(missing, point{path: m.dst, file: true})
+		} else if m.kind == fileMount && m.on == nil && path.Dir(m.dst) != "/" {
+			missing = append(missing, point{path: path.Dir(m.dst)})
+		}
+	}
+	return missing
+}
+
+// generator makes up options: good ones if it is tame, else any.
+type generator struct {
+	next func(n int) int // a choice of n
+	rest *[]byte         // where wild strings come from
+	tame bool
+}
+
+func (g *generator) options() (opts []Option) {
+	for range g.next(12) {
+		opts = append(opts, g.option())
+	}
+	return opts
+}
+
+func (g *generator) pick(from ...string) string { return from[g.next(len(from))] }
+
+// text is one of the given strings, or, half of the time, anything if wild.
+func (g *generator) text(from ...string) string {
+	if g.tame || g.next(2) == 0 {
+		return g.pick(from...)
+	}
+	n := min(g.next(16), len(*g.rest))
+	s := string((*g.rest)[:n])
+	*g.rest = (*g.rest)[n:]
+	return s
+}
+
+func (g *generator) path() string {
+	parts := []string{"/a", "/b", "/tmp", "/usr", "/etc", "/home", "/opt"}
+	p := g.text(parts...)
+	for range g.next(3) {
+		p += g.text("/x", "/y", "/sandbox")
+	}
+	return p
+}
+
+func (g *generator) number() int64 {
+	if g.tame {
+		return int64(1+g.next(100)) * MiB
+	}
+	return []int64{-1 << 63, -1, 0, 1, 4096, MiB, GiB, 1<<63 - 1}[g.next(8)]
+}
+
+func (g *generator) option() Option {
+	switch g.next(27) {
+	case 0:
+		return WithCommand(g.text("true", "/bin/true", "./run"), g.text("a", "b c", ""))
+	case 1:
+		return WithEnv(g.text("A=1", "PATH=/x:/y", "PATH=", "HOME=/"))
+	case 2:
+		return WithDir(g.path())
+	case 3:
+		return WithExtraFiles(nulls(g.next(5))...)
+	case 4:
+		return WithTimeout(time.Duration(g.number()))
+	case 5:
+		return WithOutputLimit(g.number())
+	case 6:
+		return WithMemory(g.number())
+	case 7:
+		return func(c *config) {
+			WithMemory(MiB)(c)
+			WithSwap(g.number())(c)
+		}
+	case 8:
+		return WithCPUs(float64(1+g.next(100)) / 100)
+	case 9:
+		return WithCPUWeight(uint64(1 + g.next(10000)))
+	case 10:
+		return WithCPUSet(g.text("0", "0-3", "1,2"))
+	case 11:
+		return WithPIDs(g.number())
+	case 12:
+		return WithCPUTime(time.Duration(g.number()))
+	case 13:
+		return WithIO(IOLimit{Path: g.text("/", "/dev/sda"), ReadBytes: uint64(g.number())})
+	case 14:
+		return WithRlimit(g.text("core", "nofile", "as"), uint64(g.next(10)), uint64(10+g.next(10)))
+	case 15:
+		return WithCgroupParent(g.text("/a", "/a/b"))
+	case 16:
+		return WithHostname(g.text("a", "host.example"))
+	case 17:
+		return WithUser(g.next(3)*1000, g.next(3)*100)
+	case 18:
+		return WithNetwork(Network(g.next(2)))
+	case 19:
+		return WithRootfs([]Rootfs{HostRootfs(), DirRootfs(g.path())}[g.next(2)])
+	case 20:
+		return WithBind(g.path(), g.path())
+	case 21:
+		return WithReadOnlyBind(g.path(), g.path())
+	case 22:
+		return WithTmpfs(g.path(), g.number())
+	case 23:
+		return WithFile(g.path(), make([]byte, g.next(3)*g.next(256)), 0o644)
+	case 24:
+		return WithWritableRoot(g.number())
+	case 25:
+		return WithCapabilities(g.text("CAP_CHOWN", "CAP_NET_RAW", "CAP_KILL"))
+	default:
+		if g.next(2) == 0 {
+			return WithoutSeccomp()
+		}
+		return WithSeccomp(&specs.LinuxSeccomp{DefaultAction: specs.LinuxSeccompAction(g.text("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"))})
+	}
+}

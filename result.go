@@ -1,0 +1,131 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Result is how a run ended.
+type Result struct {
+	// ExitCode is the command's exit status, or -1 if a signal ended it.
+	ExitCode int
+	// Signal is what ended the command, or 0 if it exited.
+	Signal syscall.Signal
+	// Reason says whether the command ended by itself or what ended it.
+	Reason Reason
+	// Usage is what the run used.
+	Usage Usage
+}
+
+// Reason is why a run ended.
+type Reason int
+
+const (
+	Exited         Reason = iota // the command exited
+	Signaled                     // a signal that no limit sent ended it
+	TimedOut                     // WithTimeout
+	CPUTimedOut                  // WithCPUTime
+	OutOfMemory                  // WithMemory or WithSwap: the kernel killed a process of the run, and the command failed
+	OutputExceeded               // WithOutputLimit
+	Canceled                     // the context ended
+)
+
+func (r Reason) String() string {
+	names := [...]string{"exited", "signaled", "timed out", "out of CPU time", "out of memory", "too much output", "canceled"}
+	if r < 0 || int(r) >= len(names) {
+		return fmt.Sprintf("Reason(%d)", int(r))
+	}
+	return names[r]
+}
+
+// Usage is what a run used. A figure that this machine can't tell is 0: without
+// cgroups all but Wall, UserCPU, SystemCPU and MemoryPeak, which then cover the
+// command and the children that it waited for; MemoryPeak on cgroup v2 before
+// kernel 5.19, and PIDsPeak before 6.1.
+type Usage struct {
+	Wall       time.Duration // from the execution of the command to its end
+	UserCPU    time.Duration // of all processes
+	SystemCPU  time.Duration
+	Throttled  time.Duration // time that WithCPUs held the run back
+	MemoryPeak uint64        // bytes, page cache and tmpfs included
+	ReadBytes  uint64        // from block devices
+	WriteBytes uint64
+	PIDsPeak   uint64 // processes and threads at one time
+	OOMKills   uint64 // processes that the kernel killed for memory
+}
+
+// What errors.Is finds in an *ExitError whose Reason is a limit, and in other
+// errors where a comment says so.
+var (
+	ErrTimeout     = errors.New("timed out")
+	ErrCPUTime     = errors.New("out of CPU time")
+	ErrOutOfMemory = errors.New("out of memory")
+	ErrOutputLimit = errors.New("too much output")
+	// ErrCellLost says that the cell ended under its runs, killed from
+	// outside or closed. The runs are gone; the next Run boots another.
+	ErrCellLost = errors.New("the cell is gone")
+)
+
+// ExitError is the error of a run whose command did not exit with status 0.
+type ExitError struct {
+	*Result
+	// Stderr is, from Output, what the command wrote to its standard error,
+	// shortened in the middle where it is long.
+	Stderr []byte
+
+	cause error // of a cancellation
+}
+
+func (e *ExitError) Error() string {
+	var how string
+	switch {
+	case e.Signal != 0:
+		how = "signal: " + e.Signal.String()
+	default:
+		how = fmt.Sprintf("exit status %d", e.ExitCode)
+	}
+	if e.Reason != Exited && e.Reason != Signaled {
+		how = e.Reason.String() + " (" + how + ")"
+	}
+	return "sandbox: " + how
+}
+
+// Unwrap returns the sentinel of the limit that ended the run, or the cause of
+// the context's end.
+func (e *ExitError) Unwrap() error {
+	switch e.Reason {
+	case TimedOut:
+		return ErrTimeout
+	case CPUTimedOut:
+		return ErrCPUTime
+	case OutOfMemory:
+		return ErrOutOfMemory
+	case OutputExceeded:
+		return ErrOutputLimit
+	}
+	return e.cause
+}
+
+// SetupError is a run that could not start.
+type SetupError struct {
+	// Stage is the step that failed, such as "cgroup" or "root file system".
+	Stage string
+	// Err is why: for a system call, its name, arguments and errno.
+	Err error
+	// Hint is what to do about it; it may be empty.
+	Hint string
+}
+
+func (e *SetupError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "sandbox: %s: %v", e.Stage, e.Err)
+	if e.Hint != "" {
+		b.WriteString(" (" + e.Hint + ")")
+	}
+	return b.String()
+}
+
+func (e *SetupError) Unwrap() error { return e.Err }

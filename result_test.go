@@ -1,0 +1,64 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestReasonString(t *testing.T) {
+	seen := map[string]bool{}
+	for r := Exited; r <= Canceled; r++ {
+		require.NotContains(t, r.String(), "Reason(")
+		require.False(t, seen[r.String()], r.String())
+		seen[r.String()] = true
+	}
+	require.Equal(t, "Reason(-1)", Reason(-1).String())
+	require.Equal(t, "Reason(7)", (Canceled + 1).String())
+}
+
+func TestExitError(t *testing.T) {
+	killed := func(r Reason) Result { return Result{ExitCode: -1, Signal: syscall.SIGKILL, Reason: r} }
+	tests := []struct {
+		result Result
+		cause  error
+		text   string
+		is     error
+	}{
+		{Result{ExitCode: 3}, nil, "sandbox: exit status 3", nil},
+		{Result{ExitCode: -1, Signal: syscall.SIGSEGV, Reason: Signaled}, nil, "sandbox: signal: segmentation fault", nil},
+		{killed(TimedOut), nil, "sandbox: timed out (signal: killed)", ErrTimeout},
+		{killed(CPUTimedOut), nil, "sandbox: out of CPU time (signal: killed)", ErrCPUTime},
+		{killed(OutOfMemory), nil, "sandbox: out of memory (signal: killed)", ErrOutOfMemory},
+		{Result{ExitCode: 1, Reason: OutOfMemory}, nil, "sandbox: out of memory (exit status 1)", ErrOutOfMemory},
+		{Result{Reason: OutputExceeded}, nil, "sandbox: too much output (exit status 0)", ErrOutputLimit},
+		{killed(Canceled), context.Canceled, "sandbox: canceled (signal: killed)", context.Canceled},
+		{killed(Canceled), context.DeadlineExceeded, "sandbox: canceled (signal: killed)", context.DeadlineExceeded},
+	}
+	sentinels := []error{ErrTimeout, ErrCPUTime, ErrOutOfMemory, ErrOutputLimit, ErrCellLost, context.Canceled, context.DeadlineExceeded}
+	for _, test := range tests {
+		t.Run(test.text, func(t *testing.T) {
+			var err error = &ExitError{Result: &test.result, cause: test.cause}
+			require.EqualError(t, err, test.text)
+			for _, sentinel := range sentinels {
+				require.Equal(t, sentinel == test.is, errors.Is(err, sentinel), "%v", sentinel)
+			}
+			var exit *ExitError
+			require.ErrorAs(t, fmt.Errorf("task 7: %w", err), &exit)
+			require.Equal(t, test.result.ExitCode, exit.ExitCode)
+		})
+	}
+}
+
+func TestSetupError(t *testing.T) {
+	err := &SetupError{Stage: "exec", Err: &fs.PathError{Op: "exec", Path: "x", Err: syscall.ENOENT}}
+	require.EqualError(t, err, "sandbox: exec: exec x: no such file or directory")
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	err.Hint = "install x"
+	require.EqualError(t, err, "sandbox: exec: exec x: no such file or directory (install x)")
+}

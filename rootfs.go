@@ -1,0 +1,233 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+)
+
+// Rootfs is what a run has as its root file system: HostRootfs or DirRootfs.
+type Rootfs struct {
+	dir string // "" is the host's
+}
+
+// HostRootfs shows the host's programs and libraries, read-only: /usr and /bin,
+// /sbin, /lib*. /etc is made up of what programs need to work (passwd, group,
+// hosts, hostname, resolv.conf, nsswitch.conf) and, read-only, the host's
+// dynamic loader cache, certificates, alternatives and time zone. Nothing else
+// of the host is visible: no /home, /root, /var, /run. The default.
+func HostRootfs() Rootfs { return Rootfs{} }
+
+// DirRootfs uses a directory of the host as the root, read-only unless
+// WithWritableRoot is set; the directory itself is never written to. Files keep
+// their permissions and belong, inside, to nobody: what others may not read or
+// execute, the run may not. Mount points that the directory lacks are added on
+// a layer of memory above it, which needs Linux 5.11.
+func DirRootfs(dir string) Rootfs {
+	if dir == "" {
+		dir = "." // refused by check: a relative path
+	}
+	return Rootfs{dir: dir}
+}
+
+func (r Rootfs) String() string {
+	if r.dir == "" {
+		return "host"
+	}
+	return r.dir
+}
+
+type rootConfig struct {
+	rootfs   Rootfs
+	mounts   []mount
+	writable *int64
+}
+
+type mountKind int
+
+const (
+	bindMount mountKind = iota
+	readOnlyBindMount
+	tmpfsMount
+	fileMount
+)
+
+func (k mountKind) option() string {
+	return [...]string{"WithBind", "WithReadOnlyBind", "WithTmpfs", "WithFile"}[k]
+}
+
+// mount is one thing that an option puts into the root.
+type mount struct {
+	kind mountKind
+	src  string // of a bind
+	file bool   // src is no directory: see withSources
+	dst  string
+	size int64 // of a tmpfs
+	data []byte
+	mode fs.FileMode
+}
+
+// defaultTmpfs is the size of each writable file system that a run has without
+// asking.
+const defaultTmpfs = 256 * MiB
+
+// WithRootfs sets the root file system. Default: HostRootfs().
+func WithRootfs(r Rootfs) Option { return func(c *config) { c.root.rootfs = r } }
+
+// WithBind shows the host's file or directory src at dst, writable. Inside, its
+// files belong to the run's user if, outside, they belong to the owner of src,
+// and the other way round: what the run creates belongs to the owner of src.
+// As root that needs a file system that supports idmapped mounts (ext4, xfs,
+// btrfs from 5.12-5.15, tmpfs from 6.3); rootless, src has to be the caller's own. Set-uid
+// bits and device nodes have no effect inside. A missing dst is created where
+// the root is in memory. Several calls add up.
+func WithBind(src, dst string) Option { return withMount(mount{kind: bindMount, src: src, dst: dst}) }
+
+// WithReadOnlyBind shows the host's file or directory src at dst, read-only.
+// Owners are mapped as with WithBind where the file system supports it;
+// elsewhere the run may read what others may read.
+func WithReadOnlyBind(src, dst string) Option {
+	return withMount(mount{kind: readOnlyBindMount, src: src, dst: dst})
+}
+
+// WithTmpfs mounts an empty file system at dst, which lives in memory, takes up
+// to the given number of bytes and belongs to the run's user. It replaces the
+// default one at /tmp, /dev/shm or /home/sandbox (256 MiB each). Several calls add up.
+func WithTmpfs(dst string, bytes int64) Option {
+	return withMount(mount{kind: tmpfsMount, dst: dst, size: bytes})
+}
+
+// WithFile puts a file with the given content and permission bits at dst. It
+// belongs to the run's user, and is read-only unless it lies on a tmpfs or a
+// writable root. Up to 1 MiB for all files together. Several calls add up.
+func WithFile(dst string, data []byte, mode fs.FileMode) Option {
+	return withMount(mount{kind: fileMount, dst: dst, data: slices.Clone(data), mode: mode})
+}
+
+// WithWritableRoot lets the run change its root: changes go to memory, up to the
+// given number of bytes, and are gone with the run. Files that belong, outside,
+// to the owner of the root (for HostRootfs: to root) are the run's user's to
+// change, where the kernel (5.19) and the file system allow idmapped mounts below an
+// overlay and the caller is root; elsewhere they keep their protection and
+// only new files can be made, in directories that the run's user owns, such as /.
+func WithWritableRoot(bytes int64) Option { return func(c *config) { c.root.writable = &bytes } }
+
+func withMount(m mount) Option {
+	return func(c *config) { c.root.mounts = append(c.root.mounts, m) }
+}
+
+// maxFiles and maxBinds keep a run's program within one message.
+const (
+	maxFileBytes = MiB
+	maxBinds     = 100
+)
+
+func (r *rootConfig) check() (errs []error) {
+	bad := func(option, format string, args ...any) {
+		errs = append(errs, optionError(option, format, args...))
+	}
+	if r.rootfs.dir != "" {
+		if err := checkPath(r.rootfs.dir); err != nil {
+			bad("WithRootfs", "%w", err)
+		}
+	}
+	if r.writable != nil && *r.writable <= 0 {
+		bad("WithWritableRoot", "%d is not a positive number of bytes", *r.writable)
+	}
+	seen := map[string]mount{}
+	bytes, binds := 0, 0
+	for _, m := range r.mounts {
+		if err := m.check(); err != nil {
+			bad(m.kind.option(), "%w", err)
+			continue
+		}
+		dst := path.Clean(m.dst)
+		if other, ok := seen[dst]; ok {
+			bad(m.kind.option(), "%s: hides what %s puts there", dst, other.kind.option())
+		}
+		seen[dst] = m
+		bytes += len(m.data)
+		if m.kind <= readOnlyBindMount {
+			binds++
+		}
+	}
+	if bytes > maxFileBytes {
+		bad("WithFile", "%d bytes together, at most %d are possible: use WithReadOnlyBind", bytes, maxFileBytes)
+	}
+	if binds > maxBinds {
+		bad("WithBind", "%d binds, at most %d are possible", binds, maxBinds)
+	}
+	return append(errs, r.checkFiles(seen)...)
+}
+
+// checkFiles refuses files below other files and inside binds, where they
+// would be written to the host.
+func (r *rootConfig) checkFiles(all map[string]mount) (errs []error) {
+	for dst, m := range all {
+		for dir := path.Dir(dst); dir != "/"; dir = path.Dir(dir) {
+			switch above, ok := all[dir]; {
+			case !ok:
+				continue
+			case above.kind == fileMount:
+				errs = append(errs, optionError(m.kind.option(), "%s: lies below the file %s", dst, dir))
+			case m.kind == fileMount && above.kind <= readOnlyBindMount:
+				errs = append(errs, optionError("WithFile", "%s: lies in the bind of %s: write the file there", dst, above.src))
+			}
+			break
+		}
+	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return errs
+}
+
+func (m *mount) check() error {
+	if err := checkPath(m.dst); err != nil {
+		return err
+	}
+	dst := path.Clean(m.dst)
+	switch {
+	case dst == "/":
+		return errors.New("/: use WithRootfs")
+	case dst == "/proc" || strings.HasPrefix(dst, "/proc/"):
+		return fmt.Errorf("%s: /proc is the run's own", dst)
+	case dst == "/dev" || strings.HasPrefix(dst, "/dev/") && dst != "/dev/shm" && !strings.HasPrefix(dst, "/dev/shm/"):
+		return fmt.Errorf("%s: /dev is the run's own, but for /dev/shm", dst)
+	}
+	switch m.kind {
+	case bindMount, readOnlyBindMount:
+		return checkPath(m.src)
+	case tmpfsMount:
+		if m.size <= 0 {
+			return fmt.Errorf("%s: %d is not a positive number of bytes", dst, m.size)
+		}
+	case fileMount:
+		if m.mode&^fs.ModePerm != 0 {
+			return fmt.Errorf("%s: mode %v is more than permission bits", dst, m.mode)
+		}
+	}
+	return nil
+}
+
+// checkSources looks on the host for what the options name.
+func (r *rootConfig) checkSources() (errs []error) {
+	for _, m := range r.mounts {
+		if m.kind > readOnlyBindMount {
+			continue
+		}
+		if _, err := os.Stat(m.src); err != nil {
+			errs = append(errs, optionError(m.kind.option(), "the source can't be used: %w", err))
+		}
+	}
+	if dir := r.rootfs.dir; dir != "" {
+		if info, err := os.Stat(dir); err != nil {
+			errs = append(errs, optionError("WithRootfs", "%w", err))
+		} else if !info.IsDir() {
+			errs = append(errs, optionError("WithRootfs", "%s is not a directory", dir))
+		}
+	}
+	return errs
+}

@@ -1,0 +1,396 @@
+package sandbox
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+const (
+	attrRO     = unix.MOUNT_ATTR_RDONLY
+	attrNoSUID = unix.MOUNT_ATTR_NOSUID
+	attrNoDev  = unix.MOUNT_ATTR_NODEV
+	attrNoExec = unix.MOUNT_ATTR_NOEXEC
+)
+
+// devices are all that a run has: the cell's, which are the host's.
+var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
+
+// layout is what is put at which place of a root.
+type layout struct {
+	mounts  []placed // parents before children
+	mkdirs  []string // mount points that the root itself must have
+	mkfiles []string // those of them that are files
+}
+
+// placed is a mount and what its mount point lies on.
+type placed struct {
+	mount
+	index int    // in rootConfig.mounts, -1 for a default
+	perm  string // of a tmpfs
+	on    *placed
+}
+
+// layout arranges the options' mounts and the default ones around them.
+func (r *rootConfig) layout() *layout {
+	var all []*placed
+	for i, m := range r.mounts {
+		m.dst = path.Clean(m.dst)
+		p := &placed{mount: m, index: i, perm: "0755"}
+		if m.dst == "/tmp" || m.dst == "/dev/shm" {
+			p.perm = "1777"
+		}
+		all = append(all, p)
+	}
+	for _, d := range []struct{ dst, mode string }{{"/tmp", "1777"}, {"/dev/shm", "1777"}, {homeDir, "0700"}} {
+		replaced := slices.ContainsFunc(all, func(p *placed) bool {
+			return p.dst == d.dst || p.kind <= readOnlyBindMount && strings.HasPrefix(d.dst, p.dst+"/")
+		})
+		if !replaced {
+			all = append(all, &placed{mount: mount{kind: tmpfsMount, dst: d.dst, size: defaultTmpfs}, index: -1, perm: d.mode})
+		}
+	}
+	slices.SortFunc(all, func(a, b *placed) int {
+		return cmp.Or(cmp.Compare(strings.Count(a.dst, "/"), strings.Count(b.dst, "/")), cmp.Compare(a.dst, b.dst))
+	})
+	l := &layout{mkdirs: []string{"/proc", "/dev"}}
+	for i, p := range all {
+		for _, above := range all[:i] {
+			if above.kind != fileMount && strings.HasPrefix(p.dst, above.dst+"/") {
+				p.on = above // the last one found is the deepest
+			}
+		}
+		if p.on == nil && p.kind != fileMount && !strings.HasPrefix(p.dst, "/dev/") {
+			if p.file {
+				l.mkfiles = append(l.mkfiles, p.dst)
+			} else {
+				l.mkdirs = append(l.mkdirs, p.dst)
+			}
+		}
+	}
+	for _, p := range all {
+		l.mounts = append(l.mounts, *p)
+	}
+	return l
+}
+
+// declareTrees says which host directories and files accompany the run.
+func (k *compiler) declareTrees() {
+	k.bind, k.lower = map[int]program.Slot{}, map[string]program.Slot{}
+	add := func(t tree) program.Slot {
+		k.plan.files = append(k.plan.files, t)
+		how := "read-only"
+		if t.writable {
+			how = "writable"
+		}
+		return k.b.File(t.path + ", " + how)
+	}
+	r := &k.c.root
+	for i, m := range r.mounts {
+		switch m.kind {
+		case bindMount:
+			k.plan.ownUser = true
+			k.bind[i] = add(tree{path: m.src, writable: true, mapOwner: true, forOption: "WithBind"})
+		case readOnlyBindMount:
+			k.bind[i] = add(tree{path: m.src, mapOwner: true, mapIfCan: true, forOption: "WithReadOnlyBind"})
+		}
+	}
+	if r.writable == nil {
+		return
+	}
+	mapOwner := k.m.atLeast(5, 19) // overlayfs takes idmapped layers from there on
+	for _, dir := range k.rootTrees() {
+		if !strings.HasPrefix(dir, "/etc/") {
+			k.lower[dir] = add(tree{path: dir, mapOwner: mapOwner, mapIfCan: true, forOption: "WithWritableRoot"})
+		} else {
+			k.lower[dir] = add(tree{path: dir, forOption: "WithRootfs"})
+		}
+	}
+}
+
+func (m *machine) atLeast(major, minor int) bool {
+	return m.kernel[0] > major || m.kernel[0] == major && m.kernel[1] >= minor
+}
+
+// rootTrees is the host directories and files that the root is made of.
+func (k *compiler) rootTrees() []string {
+	if dir := k.c.root.rootfs.dir; dir != "" {
+		return []string{dir}
+	}
+	return slices.Concat(k.m.rootDirs, k.m.etc)
+}
+
+// compileTemplate builds the program that assembles the root, once per cell, up
+// to what is each run's own.
+func (k *compiler) compileTemplate() error {
+	b := program.NewBuilder()
+	b.Stage("root file system")
+	given := map[string]program.Slot{}
+	for _, p := range k.rootTrees() {
+		k.plan.trees = append(k.plan.trees, tree{path: p, forOption: "WithRootfs"})
+		given[p] = b.File(p + ", read-only")
+	}
+	b.Call("umask", unix.SYS_UMASK, program.Int(0))
+	var root program.Slot
+	if dir := k.c.root.rootfs.dir; dir == "" {
+		root = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=4m")
+		b.AttachAt(root, cell.Staging)
+		k.addHostSkeleton(b, root, false)
+		for _, p := range k.rootTrees() {
+			k.attachIn(b, given[p], root, p)
+		}
+	} else {
+		root = k.addDirRoot(b, given[dir])
+	}
+	k.addDevices(b, root)
+	b.SetAttr(root, attrRO, true)
+	p, err := b.Program()
+	if err != nil {
+		return err
+	}
+	k.plan.template, k.plan.key = p, sha256.Sum256(p.Image())
+	return nil
+}
+
+func (k *compiler) attachIn(b *program.Builder, mount, root program.Slot, at string) {
+	target := b.OpenInRoot(root, at)
+	b.Attach(mount, target)
+	b.Close(target)
+}
+
+// addDirRoot attaches a directory of the host as the template's root. Mount
+// points that it lacks come from a layer above it.
+func (k *compiler) addDirRoot(b *program.Builder, dir program.Slot) program.Slot {
+	missing := k.missing
+	if len(missing) == 0 {
+		b.AttachAt(dir, cell.Staging)
+		return dir
+	}
+	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
+	b.AttachAt(store, cell.Scratch)
+	b.Mkdir(program.Use(store), "lower", 0o755)
+	b.Mkdir(program.Use(store), "points", 0o755)
+	b.AttachAt(dir, cell.Scratch+"/lower")
+	k.addPoints(b, store, "points", false)
+	root := b.FileSystem("overlay", attrRO|attrNoSUID|attrNoDev, "lowerdir="+cell.Scratch+"/points:"+cell.Scratch+"/lower")
+	b.AttachAt(root, cell.Staging)
+	// The overlay has its own hold of its layers.
+	b.Call("umount2", unix.SYS_UMOUNT2, b.Str(cell.Scratch), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
+	return root
+}
+
+// addPoints makes the missing mount points below a directory of store.
+func (k *compiler) addPoints(b *program.Builder, store program.Slot, under string, own bool) {
+	made := map[string]bool{}
+	for _, p := range k.missing {
+		at := under
+		parts := strings.Split(strings.TrimPrefix(p.path, "/"), "/")
+		for i, name := range parts {
+			at = path.Join(at, name)
+			if made[at] {
+				continue
+			}
+			made[at] = true
+			mode := fs.FileMode(0o755)
+			if i < len(p.have) {
+				mode = p.have[i]
+			}
+			if p.file && i == len(parts)-1 {
+				b.CreateFile(program.Use(store), at, nil, 0o644)
+			} else {
+				b.Mkdir(program.Use(store), at, mode)
+			}
+			if own {
+				b.Chown(program.Use(store), at, k.c.namespace.uid, k.c.namespace.gid)
+			}
+		}
+	}
+}
+
+// addDevices assembles /dev but for what is each run's own, pts and shm.
+func (k *compiler) addDevices(b *program.Builder, root program.Slot) {
+	b.Stage("devices")
+	dev := b.FileSystem("tmpfs", attrNoSUID|attrNoDev|attrNoExec, "mode=755", "size=64k")
+	k.attachIn(b, dev, root, "dev")
+	at := program.Use(dev)
+	b.Mkdir(at, "pts", 0o755)
+	b.Mkdir(at, "shm", 0o755)
+	for _, link := range [][2]string{{"ptmx", "pts/ptmx"}, {"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"},
+		{"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"}} {
+		b.Symlink(link[1], at, link[0])
+	}
+	for _, name := range devices {
+		b.CreateFile(at, name, nil, 0o666)
+		node := b.CloneTree("/dev/" + name)
+		b.SetAttr(node, attrNoSUID|attrNoExec, false)
+		k.attachIn(b, node, root, "dev/"+name)
+		b.Close(node)
+	}
+	b.Close(dev)
+}
+
+// addRoot makes the run's root: a copy of the template, or an assembly of its
+// own where it is writable, and what no two runs share on top of it.
+func (k *compiler) addRoot() {
+	b := k.b
+	b.Stage("root file system")
+	if k.c.root.writable == nil {
+		b.AttachAt(k.tree, cell.Root)
+	} else {
+		k.tree = k.addWritableRoot()
+		k.addDevices(b, k.tree)
+	}
+	k.addProc()
+	b.Stage("/dev/pts")
+	pts := b.FileSystem("devpts", attrNoSUID|attrNoExec, "newinstance", "ptmxmode=0666", "mode=0620")
+	k.attachIn(b, pts, k.tree, "dev/pts")
+	b.Close(pts)
+	for i := range k.layout.mounts {
+		if k.layout.mounts[i].kind != fileMount {
+			k.addMount(&k.layout.mounts[i])
+		}
+	}
+	k.addFiles()
+}
+
+// addWritableRoot makes a root whose changes go to a file system in memory.
+func (k *compiler) addWritableRoot() program.Slot {
+	b, n := k.b, &k.c.namespace
+	owner := []string{fmt.Sprintf("uid=%d", n.uid), fmt.Sprintf("gid=%d", n.gid)}
+	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, append(owner, "mode=755", fmt.Sprintf("size=%d", *k.c.root.writable))...)
+	b.AttachAt(store, cell.Scratch)
+	at := program.Use(store)
+	layer := func(name string, lower program.Slot) (upper string, overlay func() program.Slot) {
+		for _, sub := range []string{"lower", "upper", "work"} {
+			b.Mkdir(at, name+sub, 0o755)
+		}
+		b.Chown(at, name+"upper", n.uid, n.gid)
+		b.AttachAt(lower, cell.Scratch+"/"+name+"lower")
+		return name + "upper", func() program.Slot {
+			dir := cell.Scratch + "/" + name
+			return b.FileSystem("overlay", attrNoSUID|attrNoDev, "lowerdir="+dir+"lower", "upperdir="+dir+"upper", "workdir="+dir+"work", "userxattr")
+		}
+	}
+	if dir := k.c.root.rootfs.dir; dir != "" {
+		upper, overlay := layer("", k.lower[dir])
+		k.addPoints(b, store, upper, true)
+		root := overlay()
+		b.AttachAt(root, cell.Root)
+		return root
+	}
+	b.Mkdir(at, "root", 0o755)
+	b.Chown(at, "root", n.uid, n.gid)
+	root := b.CloneTree(cell.Scratch + "/root")
+	b.AttachAt(root, cell.Root)
+	k.addHostSkeleton(b, root, true)
+	for i, p := range k.rootTrees() {
+		if strings.HasPrefix(p, "/etc/") {
+			k.attachIn(b, k.lower[p], root, p)
+			continue
+		}
+		_, overlay := layer(fmt.Sprintf("%d-", i), k.lower[p])
+		m := overlay()
+		k.attachIn(b, m, root, p)
+		b.Close(m)
+	}
+	return root
+}
+
+// addProc mounts the run's own /proc, read-only as a whole, and covers what
+// tells about the host. It must be done while the cell's full /proc is still in sight.
+func (k *compiler) addProc() {
+	b := k.b
+	b.Stage("/proc")
+	proc := b.FileSystem("proc", attrRO|attrNoSUID|attrNoDev|attrNoExec)
+	k.attachIn(b, proc, k.tree, "proc")
+	b.Close(proc)
+	for _, m := range k.m.masks {
+		cover := "/dev/null"
+		if m.dir {
+			cover = cell.Empty
+		}
+		c := b.CloneTree(cover)
+		b.SetAttr(c, attrRO|attrNoSUID|attrNoExec, false)
+		k.attachIn(b, c, k.tree, m.path)
+		b.Close(c)
+	}
+}
+
+// addMount mounts what an option or a default puts into the root.
+func (k *compiler) addMount(p *placed) {
+	b, n := k.b, &k.c.namespace
+	b.Stage(p.kind.option() + " " + p.dst)
+	if p.on != nil && p.on.kind == tmpfsMount {
+		k.addPoint(p)
+	}
+	var m program.Slot
+	if p.kind == tmpfsMount {
+		attr := attrNoSUID | attrNoDev
+		m = b.FileSystem("tmpfs", attr, fmt.Sprintf("uid=%d", n.uid), fmt.Sprintf("gid=%d", n.gid),
+			"mode="+p.perm, fmt.Sprintf("size=%d", p.size))
+	} else {
+		m = k.bind[p.index]
+	}
+	k.attachIn(b, m, k.tree, p.dst)
+	if p.kind == tmpfsMount {
+		b.Close(m)
+	}
+}
+
+// addPoint makes the mount point of what lies on a tmpfs.
+func (k *compiler) addPoint(p *placed) {
+	if !p.file {
+		k.b.MkdirAll(k.tree, p.on.dst, p.dst)
+		return
+	}
+	k.b.MkdirAll(k.tree, p.on.dst, path.Dir(p.dst))
+	dir := k.b.OpenInRoot(k.tree, path.Dir(p.dst))
+	k.b.CreateFile(program.Use(dir), path.Base(p.dst), nil, 0o644)
+	k.b.Close(dir)
+}
+
+// addFiles writes the files of WithFile: in place where that is the run's own memory,
+// else to a file system of their own from where each is mounted, read-only.
+func (k *compiler) addFiles() {
+	b, n := k.b, &k.c.namespace
+	store := program.NoSlot
+	for i, p := range k.layout.mounts {
+		if p.kind != fileMount {
+			continue
+		}
+		b.Stage("WithFile " + p.dst)
+		if p.on != nil || k.c.root.writable != nil {
+			have := "/"
+			if p.on != nil {
+				have = p.on.dst
+			}
+			b.MkdirAll(k.tree, have, path.Dir(p.dst))
+			dir := b.OpenInRoot(k.tree, path.Dir(p.dst))
+			b.CallMaybe("unlinkat", unix.SYS_UNLINKAT, program.Use(dir), b.Str(path.Base(p.dst)), program.Int(0))
+			b.CreateFile(program.Use(dir), path.Base(p.dst), p.data, p.mode)
+			b.Chown(program.Use(dir), path.Base(p.dst), n.uid, n.gid)
+			b.Close(dir)
+			continue
+		}
+		if store == program.NoSlot {
+			store = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=2m")
+			b.AttachAt(store, cell.Scratch)
+		}
+		name := fmt.Sprint(i)
+		b.CreateFile(program.Use(store), name, p.data, p.mode)
+		b.Chown(program.Use(store), name, n.uid, n.gid)
+		f := b.CloneTree(cell.Scratch + "/" + name)
+		b.SetAttr(f, attrRO, false)
+		k.attachIn(b, f, k.tree, p.dst)
+		b.Close(f)
+	}
+}

@@ -1,0 +1,420 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/forkserver"
+	"github.com/cellkit/sandbox/internal/limits"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// running is a run from its clone to its end.
+type running struct {
+	config  *config
+	cell    *cell.Cell
+	block   *cell.Block
+	group   *limits.Group
+	stdio   *stdio
+	conn    *forkserver.Conn
+	pidfd   *os.File // of PID 1
+	command *os.File // pidfd of the command
+	pid     int
+	started time.Time
+
+	mu      sync.Mutex
+	killed  bool
+	reason  Reason // why killed
+	paused  bool
+	unguard func()         // of a paused run; see guard
+	exited  *program.Event // if PID 1's last word came during the start
+	ending  bool           // may not be paused any more
+	over    bool           // pidfds are closed
+	stop    []func()
+	ctx     context.Context
+	done    chan struct{}
+	result  *Result
+	err     error
+	copyErr error
+}
+
+// abandon undoes a start that failed. It waits until nothing of the run lives.
+func (r *running) abandon() {
+	for r.conn != nil && r.pidfd == nil {
+		m, err := r.conn.Next() // there was no answer yet, or another came first
+		if err != nil {
+			break
+		}
+		r.pidfd = m.File
+	}
+	r.kill(Canceled)
+	if r.pidfd != nil {
+		waitPidfd(r.pidfd)
+	}
+	if r.stdio != nil {
+		r.stdio.closeChild()
+		r.stdio.closeMine()
+	}
+	r.release()
+}
+
+// release gives back what the run had. Nothing of it lives any more.
+func (r *running) release() {
+	r.mu.Lock()
+	r.over = true
+	r.mu.Unlock()
+	if r.conn != nil {
+		r.conn.Close()
+	}
+	for _, f := range []*os.File{r.pidfd, r.command} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	group, block := r.group, r.block
+	if group == nil {
+		block.Give()
+		return
+	}
+	go func() {
+		_ = group.Delete() // what could not be deleted, the cell's end tries again
+		block.Give()
+	}()
+}
+
+// begin starts what watches over the run.
+func (r *running) begin(ctx context.Context) {
+	c := r.config
+	r.ctx = ctx
+	isFile := false
+	if c.stdin != nil {
+		_, isFile = c.stdin.(*os.File)
+	}
+	r.stdio.start(c.stdin != nil && !isFile)
+	stopCancel := context.AfterFunc(ctx, func() { r.kill(Canceled) })
+	r.stop = append(r.stop, func() { stopCancel() })
+	if c.timeout != nil {
+		t := time.AfterFunc(*c.timeout-time.Since(r.started), func() { r.kill(TimedOut) })
+		r.stop = append(r.stop, func() { t.Stop() })
+	}
+	if limit := c.cgroup.timeLimit(); limit > 0 {
+		stop := make(chan struct{})
+		go r.watchCPU(limit, stop)
+		r.stop = append(r.stop, func() { close(stop) })
+	}
+	live.add(r)
+	go r.finish()
+}
+
+// watchCPU kills the run when it has used its CPU time. It looks again when
+// that could be, with all CPUs busy, at the earliest.
+func (r *running) watchCPU(limit time.Duration, stop <-chan struct{}) {
+	cpus := time.Duration(r.config.cgroup.busyCPUs())
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-timer.C:
+		}
+		used, err := r.group.CPU()
+		if err != nil {
+			return
+		}
+		if used >= limit {
+			r.kill(CPUTimedOut)
+			return
+		}
+		timer.Reset(max((limit-used)/cpus, time.Millisecond))
+	}
+}
+
+// finish waits for the end and puts the result together.
+func (r *running) finish() {
+	exit, exited := r.awaitExit()
+	r.thawForGood()
+	waitPidfd(r.pidfd)
+	wall := time.Since(r.started)
+	for _, stop := range r.stop {
+		stop()
+	}
+	live.remove(r)
+	lost := !exited && !r.wasKilled() && r.cell.DiesNow()
+	result := &Result{Usage: r.usage(exit, wall)}
+	r.release()
+	r.copyErr = r.stdio.finish()
+	if lost {
+		r.err = fmt.Errorf("sandbox: %w (%w)", ErrCellLost, r.cell.Lost())
+	} else {
+		r.conclude(result, exit, exited)
+	}
+	close(r.done)
+}
+
+// awaitExit returns PID 1's last word, if it came to that.
+func (r *running) awaitExit() (program.Event, bool) {
+	if r.exited != nil {
+		return *r.exited, true
+	}
+	for {
+		m, err := r.conn.Next()
+		if err != nil {
+			return program.Event{Status: uint32(unix.SIGKILL)}, false
+		}
+		if m.File != nil {
+			m.File.Close()
+		}
+		if m.Kind == program.Exited {
+			return m.Event, true
+		}
+	}
+}
+
+// waitPidfd waits until the process has ended, and with it, as PID 1, all of
+// its namespace. The descriptor is used through the runtime's poller.
+func waitPidfd(f *os.File) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		return n > 0 || err != nil && err != unix.EINTR
+	})
+}
+
+func (r *running) usage(exit program.Event, wall time.Duration) Usage {
+	u := Usage{UserCPU: exit.UserCPU, SystemCPU: exit.SystemCPU, MemoryPeak: exit.MaxRSS}
+	if r.group != nil {
+		if g, err := r.group.Usage(); err == nil {
+			u = fromGroup(g)
+		}
+	}
+	u.Wall = wall
+	return u
+}
+
+func fromGroup(g limits.Usage) Usage {
+	return Usage{
+		UserCPU: g.UserCPU, SystemCPU: g.SystemCPU, Throttled: g.Throttled,
+		MemoryPeak: g.MemoryPeak, ReadBytes: g.ReadBytes, WriteBytes: g.WriteBytes,
+		PIDsPeak: g.PIDsPeak, OOMKills: g.OOMKills,
+	}
+}
+
+// conclude decides what the run's end was.
+func (r *running) conclude(result *Result, exit program.Event, exited bool) {
+	status := syscall.WaitStatus(exit.Status)
+	if status.Signaled() {
+		result.ExitCode, result.Signal, result.Reason = -1, status.Signal(), Signaled
+	} else {
+		result.ExitCode = status.ExitStatus()
+	}
+	r.mu.Lock()
+	reason, killed := r.reason, r.killed
+	r.mu.Unlock()
+	failed := result.Signal != 0 || result.ExitCode != 0
+	switch {
+	case killed && !exited:
+		result.Reason = reason
+	case killed && reason == OutputExceeded:
+		result.Reason = reason // the command was quicker than the kill
+	case failed && result.Usage.OOMKills > 0:
+		result.Reason = OutOfMemory
+	}
+	r.result = result
+	if failed || result.Reason != Exited {
+		e := &ExitError{Result: result}
+		if result.Reason == Canceled {
+			e.cause = r.ctx.Err()
+		}
+		r.err = e
+	} else if r.copyErr != nil {
+		r.err = fmt.Errorf("sandbox: copying standard streams: %w", r.copyErr)
+	}
+}
+
+func (r *running) wait() (*Result, error) {
+	<-r.done
+	return r.result, r.err
+}
+
+func (r *running) wasKilled() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.killed
+}
+
+// kill ends the run for the given reason. The first reason counts.
+func (r *running) kill(reason Reason) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.killed {
+		return
+	}
+	r.killed, r.reason = true, reason
+	if r.over {
+		return // only the output was still to be read
+	}
+	if r.pidfd != nil {
+		_ = pidfdSignal(r.pidfd, unix.SIGKILL)
+	}
+	if r.paused {
+		_ = r.thaw() // on cgroup v1 a frozen process can't die
+	}
+}
+
+func (r *running) killAll() error {
+	select {
+	case <-r.done:
+		return os.ErrProcessDone
+	default:
+	}
+	r.kill(Signaled)
+	return nil
+}
+
+func (r *running) signal(sig os.Signal) error {
+	s, ok := sig.(syscall.Signal)
+	if !ok {
+		return fmt.Errorf("sandbox: unsupported signal %v", sig)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		return os.ErrProcessDone
+	}
+	err := pidfdSignal(r.command, s)
+	if errors.Is(err, unix.ESRCH) {
+		return os.ErrProcessDone
+	}
+	return err
+}
+
+func pidfdSignal(f *os.File, s syscall.Signal) (err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	ctlErr := raw.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), s, nil, 0) })
+	return errors.Join(ctlErr, err)
+}
+
+func (r *running) pause() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ending || r.killed {
+		return os.ErrProcessDone
+	}
+	if r.group == nil {
+		return &SetupError{Stage: "Pause", Err: r.cell.LimitsErr}
+	}
+	if err := r.cell.Tree.MissingFreeze(); err != nil {
+		return &SetupError{Stage: "Pause", Err: err}
+	}
+	if err := r.guard(); err != nil {
+		return &SetupError{Stage: "Pause", Err: err}
+	}
+	r.paused = true
+	ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
+	defer cancel()
+	if err := r.group.Freeze(ctx); err != nil {
+		r.paused = false
+		return errors.Join(fmt.Errorf("sandbox: pause: %w", err), r.thaw())
+	}
+	return nil
+}
+
+// guard sees to it that the run can die if this process does while it is paused:
+// on cgroup v1 somebody must thaw it first.
+func (r *running) guard() error {
+	if r.unguard != nil {
+		return nil
+	}
+	f, err := r.group.ThawFile()
+	if f == nil || err != nil {
+		return err
+	}
+	defer f.Close()
+	r.unguard, err = r.cell.AtEnd(f, limits.Thawed)
+	return err
+}
+
+// thawForGood lets what is left of the run die, once its command has ended or its
+// cell died: on cgroup v1 a frozen process can't.
+func (r *running) thawForGood() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ending = true
+	if r.paused {
+		_ = r.thaw()
+		r.paused = false
+	}
+}
+
+func (r *running) thaw() error {
+	err := r.group.Thaw()
+	if err == nil && r.unguard != nil {
+		r.unguard()
+		r.unguard = nil
+	}
+	return err
+}
+
+// freezeTimeout is for processes that the kernel can't stop at once, because
+// they wait for a device.
+const freezeTimeout = 10 * time.Second
+
+func (r *running) resume() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		return os.ErrProcessDone
+	}
+	if !r.paused {
+		return nil
+	}
+	if err := r.thaw(); err != nil {
+		return fmt.Errorf("sandbox: resume: %w", err)
+	}
+	r.paused = false
+	return nil
+}
+
+func (r *running) usageNow() (Usage, error) {
+	select {
+	case <-r.done:
+		if r.result == nil {
+			return Usage{}, r.err
+		}
+		return r.result.Usage, nil
+	default:
+	}
+	u := Usage{Wall: time.Since(r.started)}
+	if r.group == nil {
+		return u, nil
+	}
+	g, err := r.group.Usage()
+	if err != nil {
+		<-r.done // the run ended meanwhile
+		return r.usageNow()
+	}
+	wall := u.Wall
+	u = fromGroup(g)
+	u.Wall = wall
+	return u, nil
+}
+
+// cutExec returns the command of an exec stage.
+func cutExec(stage string) (string, bool) { return strings.CutPrefix(stage, "exec ") }

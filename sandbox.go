@@ -1,0 +1,140 @@
+// Package sandbox runs a command as an isolated worker process: in Linux
+// namespaces of its own, under cgroup limits, on a root file system of its
+// own. Nothing has to be installed, configured or called in main.
+//
+//	out, err := sandbox.New(
+//		sandbox.WithCommand("python3", "-c", "print(6*7)"),
+//		sandbox.WithMemory(64*sandbox.MiB),
+//		sandbox.WithTimeout(2*time.Second),
+//	).Output(ctx)
+//
+// # What a run may do
+//
+// By default a run has no network but its own loopback, no capability, no way
+// to gain any, Docker's seccomp filter, at most 512 processes, the user
+// sandbox (1000:1000), a read-only root that shows the host's programs and
+// libraries and nothing else of it, and small writable file systems at /tmp,
+// /dev/shm and its home directory. Options widen or narrow that.
+//
+// # How it works
+//
+// The first run of a process boots a cell: a container, made by libcontainer,
+// that holds nothing but a small copy of this program, the fork server. Every
+// run is a clone of the fork server, in fresh namespaces nested in the cell's.
+// A run costs the same however large this process is, and whatever happens to
+// this process, nothing of a run outlives it.
+//
+// # What it needs
+//
+// Linux 5.10 or later, cgo, and root or a machine that lets ordinary users
+// make user namespaces. Check tells what this machine can do. On other systems
+// every call fails with an error that wraps errors.ErrUnsupported.
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync"
+)
+
+// Sandbox describes how to run a command. It is immutable and safe for
+// concurrent use; each Run or Start makes a new run from it.
+type Sandbox struct {
+	config config
+
+	once    sync.Once
+	invalid error // what is wrong with the options
+
+	plans *plans // shared with others whose runs execute the same programs
+}
+
+// New describes a sandbox. It never fails and does nothing else: options that
+// are wrong are reported, all of them in one error, by Run, Start and Explain.
+func New(opts ...Option) *Sandbox {
+	return (&Sandbox{config: defaults(), plans: new(plans)}).With(opts...)
+}
+
+// With returns a copy of the sandbox to which the options are applied. The
+// receiver is unchanged.
+func (s *Sandbox) With(opts ...Option) *Sandbox {
+	derived := &Sandbox{config: s.config.clone()}
+	for _, opt := range opts {
+		if opt != nil {
+			opt(&derived.config)
+		}
+	}
+	if derived.plans = s.plans; !derived.config.samePrograms(&s.config) {
+		derived.plans = new(plans)
+	}
+	return derived
+}
+
+// Run starts a run and waits for its end.
+//
+// The error is nil if the command exited with status 0; an *ExitError, with
+// the Result, if it ended otherwise or was ended by a limit; and something
+// else, with no Result, if it could not be started: the joined errors of wrong
+// options, an error for which errors.Is(err, fs.ErrNotExist) or
+// fs.ErrPermission holds where the command is missing or not executable, or
+// a *SetupError. Cancelling ctx kills the run; then errors.Is(err, ctx.Err())
+// holds.
+func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
+	p, err := s.Start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return p.Wait()
+}
+
+// Start starts a run and returns as soon as the command has been executed.
+// The caller must call Wait. The errors are those of Run.
+func (s *Sandbox) Start(ctx context.Context) (*Process, error) {
+	return s.start(ctx)
+}
+
+// Output is Run with the standard output returned. If WithStderr is not set,
+// an *ExitError holds the beginning and the end of the standard error.
+func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
+	if s.config.stdout != nil {
+		return nil, errors.New("sandbox: Output: WithStdout is set already")
+	}
+	var stdout bytes.Buffer
+	opts := []Option{WithStdout(&stdout)}
+	var stderr *prefixSuffix
+	if s.config.stderr == nil {
+		stderr = &prefixSuffix{n: 32 << 10}
+		opts = append(opts, WithStderr(stderr))
+	}
+	_, err := s.With(opts...).Run(ctx)
+	var exit *ExitError
+	if stderr != nil && errors.As(err, &exit) {
+		exit.Stderr = stderr.bytes()
+	}
+	return stdout.Bytes(), err
+}
+
+// CombinedOutput is Run with the standard output and standard error returned
+// as one, in the order in which they were written.
+func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
+	if s.config.stdout != nil || s.config.stderr != nil {
+		return nil, errors.New("sandbox: CombinedOutput: WithStdout or WithStderr is set already")
+	}
+	var both bytes.Buffer
+	_, err := s.With(WithStdout(&both), WithStderr(&both)).Run(ctx)
+	return both.Bytes(), err
+}
+
+// Explain lists, one readable line per system call, what a run of this sandbox
+// does from its clone to its command, as compiled for this machine. It starts
+// nothing and needs no privilege.
+func (s *Sandbox) Explain() (string, error) { return s.explain() }
+
+// Shutdown ends the default cells with every run in them and waits until
+// nothing of them is left: no process, mount, cgroup or file. A later Run
+// boots a new one. If ctx ends first, what is left is killed at once.
+//
+// Not calling it leaves nothing running either: the end of this process, of
+// whatever kind, ends its cells. What then remains are empty directories
+// (cgroups, state), which the next process to use this package removes.
+func Shutdown(ctx context.Context) error { return shutdown(ctx) }

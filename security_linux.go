@@ -1,0 +1,95 @@
+package sandbox
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/seccomp"
+)
+
+// addPrivileges makes the command the run's user, with no capability but those
+// asked for: capabilities(7).
+func (k *compiler) addPrivileges() {
+	b, n := k.b, &k.c.namespace
+	b.Stage("privileges")
+	var keep uint64
+	for _, name := range k.c.security.capabilities {
+		keep |= 1 << capabilityNumbers[name]
+	}
+	zero := program.Int(0)
+	for i := 0; i <= k.m.lastCap; i++ {
+		if keep&(1<<i) == 0 {
+			b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_CAPBSET_DROP, "PR_CAPBSET_DROP"), program.Int(i), zero, zero, zero)
+		}
+	}
+	if keep != 0 {
+		b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_KEEPCAPS, "PR_SET_KEEPCAPS"), program.Int(1), zero, zero, zero)
+	}
+	if !k.shape.singleID {
+		b.Call("setgroups", unix.SYS_SETGROUPS, zero, program.Int(0, "NULL"))
+		gid, uid := program.Int(n.gid), program.Int(n.uid)
+		b.Call("setresgid", unix.SYS_SETRESGID, gid, gid, gid)
+		b.Call("setresuid", unix.SYS_SETRESUID, uid, uid, uid)
+	}
+	k.addKeyring()
+	k.addCapset(keep)
+	for i := 0; i <= k.m.lastCap; i++ {
+		if keep&(1<<i) != 0 {
+			b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_CAP_AMBIENT, "PR_CAP_AMBIENT"),
+				program.Int(unix.PR_CAP_AMBIENT_RAISE, "PR_CAP_AMBIENT_RAISE"), program.Int(i), zero, zero)
+		}
+	}
+	b.Call("umask", unix.SYS_UMASK, program.Int(0o022, "022"))
+	dir := k.c.dir
+	if dir == "" {
+		dir = homeDir
+	}
+	b.Stage("WithDir")
+	b.Call("chdir", unix.SYS_CHDIR, b.Str(dir))
+}
+
+// addKeyring gives the run a session keyring of its own in place of the cell's:
+// keyctl(2). Where all runs have the same id they share its quota of 200 keys.
+func (k *compiler) addKeyring() {
+	add := k.b.Call
+	if k.shape.singleID {
+		add = k.b.CallMaybe
+	}
+	add("keyctl", unix.SYS_KEYCTL, program.Int(unix.KEYCTL_JOIN_SESSION_KEYRING, "KEYCTL_JOIN_SESSION_KEYRING"), program.Int(0, "NULL"))
+}
+
+// addCapset makes the calling process's effective, permitted and inheritable
+// capabilities those in keep: capset(2), version 3, two structs of 32 bits each.
+func (k *compiler) addCapset(keep uint64) {
+	b := k.b
+	var head, sets []byte
+	head = appendUint32s(head, unix.LINUX_CAPABILITY_VERSION_3, 0)
+	for _, half := range []uint32{uint32(keep), uint32(keep >> 32)} {
+		sets = appendUint32s(sets, half, half, half)
+	}
+	b.Call("capset", unix.SYS_CAPSET, b.Bytes(head, "{_LINUX_CAPABILITY_VERSION_3, 0}"), b.Bytes(sets, fmt.Sprintf("%#x", keep)))
+}
+
+// addSeccomp sets no_new_privs and loads the filter, the last thing before
+// exec: seccomp(2).
+func (k *compiler) addSeccomp(f *seccomp.Filter) {
+	b, zero := k.b, program.Int(0)
+	b.Stage("seccomp")
+	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"), program.Int(1), zero, zero, zero)
+	if f == nil {
+		return
+	}
+	text := fmt.Sprintf("{%d instructions}", f.Len())
+	fprog := b.Struct(text, program.Int(f.Len()), b.Bytes(f.Bytes(), text))
+	b.Call("seccomp", unix.SYS_SECCOMP, program.Int(unix.SECCOMP_SET_MODE_FILTER, "SECCOMP_SET_MODE_FILTER"), program.Int(f.Flags), fprog)
+}
+
+func appendUint32s(b []byte, values ...uint32) []byte {
+	for _, v := range values {
+		b = binary.NativeEndian.AppendUint32(b, v)
+	}
+	return b
+}

@@ -1,0 +1,316 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/limits"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// start makes a run. If the cell turns out to have died before the command was
+// executed, another one is booted and the run started there.
+func (s *Sandbox) start(ctx context.Context) (*Process, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("sandbox: not started: %w", err)
+	}
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	for attempt := 0; ; attempt++ {
+		c, err := s.config.findCell()
+		if err != nil {
+			return nil, err
+		}
+		r, err := s.startIn(ctx, c)
+		if err == nil {
+			return &Process{r}, nil
+		}
+		if !errors.Is(err, cell.ErrLost) {
+			return nil, err
+		}
+		if s.config.cell != nil || attempt == 2 {
+			return nil, fmt.Errorf("sandbox: %w (%w)", ErrCellLost, err)
+		}
+	}
+}
+
+// check reports wrong options.
+func (s *Sandbox) check() error {
+	s.once.Do(func() { s.invalid = s.config.validate() })
+	return errors.Join(append([]error{s.invalid}, s.config.root.checkSources()...)...)
+}
+
+// runCount names the runs' cgroups.
+var runCount atomic.Uint64
+
+// startIn follows a run from its request to the execution of its command.
+func (s *Sandbox) startIn(ctx context.Context, c *cell.Cell) (_ *running, err error) {
+	p, err := s.planFor(shape{singleID: c.SingleID()})
+	if err != nil {
+		return nil, err
+	}
+	spec, err := s.config.cgroup.enforceable(c)
+	if err != nil {
+		return nil, err
+	}
+	n := &s.config.namespace
+	r := &running{config: &s.config, cell: c, done: make(chan struct{})}
+	if r.block, err = c.Take(n.uid, n.gid, p.ownUser); err != nil {
+		return nil, &SetupError{Stage: "user namespace", Err: err}
+	}
+	defer func() {
+		if err != nil {
+			r.abandon()
+		}
+	}()
+	if r.stdio, err = newStdio(&s.config, func() { r.kill(OutputExceeded) }); err != nil {
+		return nil, &SetupError{Stage: "standard streams", Err: err}
+	}
+	if err := r.spawn(p); err != nil {
+		return nil, err
+	}
+	r.stdio.closeChild()
+	// While the clone sets itself up, make the cgroup that it will join.
+	if c.Limits != nil {
+		if r.group, err = c.Limits.Create(fmt.Sprintf("run-%d", runCount.Add(1)), spec); err != nil {
+			return nil, &SetupError{Stage: "cgroup", Err: err}
+		}
+	}
+	if err := r.follow(ctx, p.run); err != nil {
+		return nil, err
+	}
+	r.begin(ctx)
+	return r, nil
+}
+
+// enforceable is the limits of a run in the cell, or what stands in the way of
+// those that were asked for.
+func (g *cgroupConfig) enforceable(c *cell.Cell) (limits.Spec, error) {
+	spec, err := g.spec()
+	if err != nil {
+		return spec, err
+	}
+	asked := spec
+	if g.pids == nil {
+		asked.PIDs = 0
+	}
+	switch {
+	case c.Limits != nil:
+		err = c.Tree.Missing(asked)
+		if g.cpuTime != nil {
+			err = errors.Join(err, c.Tree.MissingCPUTime())
+		}
+	case !asked.Empty() || g.cpuTime != nil:
+		err = fmt.Errorf("%s: %w", strings.Join(g.options(), ", "), c.LimitsErr)
+	}
+	if err != nil {
+		return spec, &SetupError{Stage: "cgroup", Err: err}
+	}
+	if c.Limits != nil && c.Tree.Missing(spec) != nil {
+		spec.PIDs = 0 // a default that can't be enforced: Check says so
+	}
+	return spec, nil
+}
+
+// spawn opens what accompanies the run's program and sends both.
+func (r *running) spawn(p *plan) error {
+	var template *cell.Template
+	if p.template != nil {
+		t, err := r.template(p)
+		if err != nil {
+			return err
+		}
+		defer t.Release()
+		template = t
+	}
+	fds := make([]int, 0, len(r.stdio.child)+len(p.files))
+	for _, f := range r.stdio.child {
+		fds = append(fds, int(f.Fd()))
+	}
+	trees, err := openTrees(r.cell, p.files, r.block)
+	defer closeFiles(trees)
+	if err != nil {
+		return err
+	}
+	for _, f := range trees {
+		fds = append(fds, int(f.Fd()))
+	}
+	r.conn, err = r.cell.Spawn(p.run, r.block, template, fds)
+	if err != nil && !errors.Is(err, cell.ErrLost) {
+		err = &SetupError{Stage: "clone", Err: err}
+	}
+	return err
+}
+
+func (r *running) template(p *plan) (*cell.Template, error) {
+	key, err := p.templateKey()
+	if err != nil {
+		return nil, err
+	}
+	t, err := r.cell.Template(key, p.template, func() ([]*os.File, error) {
+		return openTrees(r.cell, p.trees, r.block)
+	})
+	if err != nil {
+		return nil, setupError(err)
+	}
+	return t, nil
+}
+
+// templateKey tells templates apart: by their program and by which directories
+// are now found at the paths of their trees.
+func (p *plan) templateKey() (string, error) {
+	key := p.key[:]
+	for _, t := range p.trees {
+		var st unix.Stat_t
+		if err := unix.Stat(t.path, &st); err != nil {
+			return "", optionError(t.forOption, "%w", &os.PathError{Op: "stat", Path: t.path, Err: err})
+		}
+		key = fmt.Appendf(key, "\x00%s\x00%d:%d", t.path, st.Dev, st.Ino)
+	}
+	return string(key), nil
+}
+
+func openTrees(c *cell.Cell, trees []tree, b *cell.Block) (files []*os.File, err error) {
+	for _, t := range trees {
+		want := cell.Tree{Path: t.path, Writable: t.writable}
+		if t.mapOwner && !c.Rootless() {
+			want.Owner = b
+		}
+		if t.mapOwner && !t.mapIfCan && c.Rootless() {
+			if err := ownFile(t.path); err != nil {
+				return files, &SetupError{Stage: t.forOption, Err: err, Hint: "bind what belongs to this user, or use WithReadOnlyBind"}
+			}
+		}
+		f, err := c.Open(want)
+		if want.Owner != nil && t.mapIfCan && errors.Is(err, cell.ErrNoIDMap) {
+			want.Owner = nil
+			f, err = c.Open(want)
+		}
+		if errors.Is(err, cell.ErrNoIDMap) {
+			err = &SetupError{Stage: t.forOption, Err: err,
+				Hint: "bind a directory on ext4, xfs, btrfs or (from Linux 6.3) tmpfs"}
+		} else if err != nil && !errors.Is(err, cell.ErrLost) {
+			err = &SetupError{Stage: t.forOption, Err: err}
+		}
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// ownFile refuses what an ordinary user can't bind: without an idmapped mount only
+// its own files change hands with the run.
+func ownFile(path string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s belongs to uid %d, not to this user, %d", path, st.Uid, os.Geteuid())
+	}
+	return nil
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// follow takes the run's events until its command has been executed.
+func (r *running) follow(ctx context.Context, p *program.Program) error {
+	stop := func() bool { return true }
+	defer func() { stop() }()
+	started := false
+	for !started || r.pidfd == nil { // the two come from different processes
+		m, err := r.conn.Next()
+		if err != nil {
+			return r.startLost(ctx, err)
+		}
+		switch m.Kind {
+		case program.Cloned:
+			r.pidfd = m.File
+			stop = context.AfterFunc(ctx, func() { r.kill(Canceled) })
+		case program.Ready:
+			if err := r.join(m.PID); err != nil {
+				return r.startLost(ctx, err)
+			}
+		case program.Started:
+			started = true
+		case program.Exited:
+			r.exited = &m.Event // before the fork server, which is another process, said Cloned
+		case program.Failed, program.Refused:
+			err := setupError(cell.Failure(p, m.Event))
+			if errors.Is(err, unix.ECONNRESET) { // nobody will open its gate
+				return r.startLost(ctx, err)
+			}
+			return err
+		default:
+			return &SetupError{Stage: "clone", Err: fmt.Errorf("unexpected event %v", m.Kind)}
+		}
+	}
+	return nil
+}
+
+// startLost says why a run ended before its command was executed. err is what
+// was noticed of that.
+func (r *running) startLost(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("sandbox: not started: %w", ctx.Err())
+	}
+	isGone := func(e error) bool { return errors.Is(err, e) }
+	if slices.ContainsFunc([]error{io.EOF, unix.ECONNRESET, unix.EPIPE, unix.ESRCH}, isGone) && r.cell.DiesNow() {
+		return r.cell.Lost()
+	}
+	if setup, ok := err.(*SetupError); ok {
+		return setup
+	}
+	return &SetupError{Stage: "clone", Err: fmt.Errorf("PID 1 of the run ended unexpectedly: %w", err)}
+}
+
+// join puts the command, which waits, into its cgroup, and lets it go on.
+func (r *running) join(pid int) error {
+	r.pid = pid
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return &SetupError{Stage: "pidfd_open", Err: err}
+	}
+	r.command = os.NewFile(uintptr(fd), "pidfd")
+	if r.group != nil {
+		if err := r.group.Add(pid); err != nil {
+			return &SetupError{Stage: "cgroup", Err: err}
+		}
+	}
+	r.started = time.Now()
+	if err := r.conn.Go(); err != nil {
+		return &SetupError{Stage: "cgroup", Err: err}
+	}
+	return nil
+}
+
+// setupError gives a failed call the form that callers know.
+func setupError(err error) error {
+	var call *cell.CallError
+	if !errors.As(err, &call) {
+		return err
+	}
+	e := &SetupError{Stage: call.Stage, Err: err, Hint: hint(call)}
+	if name, ok := cutExec(call.Stage); ok {
+		e.Stage, e.Err = "exec", &fs.PathError{Op: "exec", Path: name, Err: call.Errno}
+	}
+	return e
+}

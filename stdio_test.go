@@ -1,0 +1,251 @@
+//go:build unix
+
+package sandbox
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// fakeRun has the descriptors that a run would have.
+type fakeRun struct {
+	*stdio
+	t     *testing.T
+	files []*os.File
+}
+
+// startStdio opens the streams that the options ask for and begins to copy.
+func startStdio(t *testing.T, exceeded func(), opts ...Option) *fakeRun {
+	t.Helper()
+	c := &New(append([]Option{valid}, opts...)...).config
+	require.NoError(t, c.validate())
+	s, err := newStdio(c, exceeded)
+	require.NoError(t, err)
+	r := &fakeRun{stdio: s, t: t}
+	for _, f := range s.child {
+		r.files = append(r.files, duplicate(t, f))
+	}
+	s.closeChild()
+	_, isFile := c.stdin.(*os.File)
+	s.start(c.stdin != nil && !isFile)
+	return r
+}
+
+// duplicate is what the run gets of a file that is closed here.
+func duplicate(t *testing.T, f *os.File) *os.File {
+	t.Helper()
+	fd, err := syscall.Dup(int(f.Fd()))
+	require.NoError(t, err)
+	d := os.NewFile(uintptr(fd), f.Name())
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func (r *fakeRun) write(fd int, text string) {
+	r.t.Helper()
+	_, err := r.files[fd].WriteString(text)
+	require.NoError(r.t, err)
+}
+
+// end is the run's end: all that it has open is closed.
+func (r *fakeRun) end() error {
+	for _, f := range r.files {
+		f.Close()
+	}
+	return r.finish()
+}
+
+func TestStreamsAreNullByDefault(t *testing.T) {
+	r := startStdio(t, nil)
+	require.Len(t, r.files, 3)
+	got, err := io.ReadAll(r.files[0])
+	require.NoError(t, err)
+	require.Empty(t, got)
+	r.write(1, "nobody reads this")
+	r.write(2, "nor this")
+	require.NoError(t, r.end())
+}
+
+func TestStreamsAreCopied(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	input := strings.Repeat("input\n", 100_000) // more than a pipe holds
+	r := startStdio(t, nil, WithStdin(strings.NewReader(input)), WithStdout(&stdout), WithStderr(&stderr))
+	got, err := io.ReadAll(r.files[0])
+	require.NoError(t, err)
+	require.Equal(t, input, string(got))
+	r.write(1, "out")
+	r.write(2, "err")
+	require.NoError(t, r.end())
+	require.Equal(t, "out", stdout.String())
+	require.Equal(t, "err", stderr.String())
+}
+
+func TestSameWriterSharesAPipe(t *testing.T) {
+	var both bytes.Buffer
+	r := startStdio(t, nil, WithStdout(&both), WithStderr(&both))
+	for range 100 {
+		r.write(1, "1")
+		r.write(2, "2")
+	}
+	require.NoError(t, r.end())
+	require.Equal(t, strings.Repeat("12", 100), both.String())
+}
+
+// uncomparable can't be compared with ==, which panics.
+type uncomparable struct {
+	io.Writer
+	_ []int
+}
+
+func TestSameWriter(t *testing.T) {
+	var a, b bytes.Buffer
+	require.True(t, sameWriter(&a, &a))
+	require.False(t, sameWriter(&a, &b))
+	require.False(t, sameWriter(&a, nil))
+	require.False(t, sameWriter(uncomparable{Writer: &a}, uncomparable{Writer: &a}))
+	require.True(t, sameWriter(os.Stdout, os.Stdout))
+}
+
+// TestFilesAreHandedOver has files of the caller, which are not copied, not
+// closed, and follow each other as 0, 1, 2, 3 and so on.
+func TestFilesAreHandedOver(t *testing.T) {
+	dir := t.TempDir()
+	var files []*os.File
+	for _, name := range []string{"in", "out", "err", "extra0", "extra1"} {
+		f, err := os.Create(filepath.Join(dir, name))
+		require.NoError(t, err)
+		defer f.Close()
+		files = append(files, f)
+	}
+	c := &New(valid, WithStdin(files[0]), WithStdout(files[1]), WithStderr(files[2]), WithExtraFiles(files[3:]...)).config
+	s, err := newStdio(c, nil)
+	require.NoError(t, err)
+	require.Equal(t, files, s.child)
+	require.Empty(t, s.close)
+	require.Empty(t, s.copies)
+	s.closeChild()
+	require.NoError(t, s.finish())
+	for _, f := range files {
+		_, err := f.WriteString("still open")
+		require.NoError(t, err)
+	}
+}
+
+func TestOutputLimitCountsBoth(t *testing.T) {
+	tests := []struct {
+		name     string
+		out, err string
+		exceeded int
+		want     int // bytes that arrive
+	}{
+		{"below", "1234", "567", 0, 7},
+		{"exactly", "12345", "678", 0, 8},
+		{"above", "12345", "6789", 1, 8},
+		{"far above", strings.Repeat("x", 100), strings.Repeat("y", 100), 1, 8},
+		{"nothing", "", "", 0, 0},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			exceeded := 0
+			var mu sync.Mutex
+			count := func() { mu.Lock(); exceeded++; mu.Unlock() }
+			r := startStdio(t, count, WithStdout(&stdout), WithStderr(&stderr), WithOutputLimit(8))
+			r.write(1, test.out)
+			r.write(2, test.err)
+			require.NoError(t, r.end())
+			require.Equal(t, test.exceeded, exceeded)
+			require.Equal(t, test.want, stdout.Len()+stderr.Len())
+			require.True(t, strings.HasPrefix(test.out, stdout.String()))
+			require.True(t, strings.HasPrefix(test.err, stderr.String()))
+		})
+	}
+}
+
+// TestOutputLimitOfFilesAndNothing counts also what would need no copy.
+func TestOutputLimitOfFilesAndNothing(t *testing.T) {
+	file, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	require.NoError(t, err)
+	defer file.Close()
+	exceeded := make(chan struct{}, 2)
+	r := startStdio(t, func() { exceeded <- struct{}{} }, WithStdout(file), WithOutputLimit(4))
+	r.write(1, "12")
+	r.write(2, "3456") // stderr is not set
+	require.NoError(t, r.end())
+	require.Len(t, exceeded, 1)
+	content, err := os.ReadFile(file.Name())
+	require.NoError(t, err)
+	require.Contains(t, []string{"12", ""}, string(content), "what the limit let through of both")
+}
+
+// failing is a Reader and Writer that fails.
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error)  { return 0, f.err }
+func (f failing) Write([]byte) (int, error) { return 0, f.err }
+
+func TestCopyErrors(t *testing.T) {
+	disk := errors.New("disk full")
+	r := startStdio(t, nil, WithStdout(failing{disk}))
+	r.write(1, "x")
+	require.ErrorIs(t, r.end(), disk)
+
+	r = startStdio(t, nil, WithStdin(failing{disk}))
+	_, err := io.ReadAll(r.files[0]) // returns once the copy has ended
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.err != nil
+	}, time.Minute, time.Millisecond)
+	require.ErrorIs(t, r.end(), disk)
+}
+
+// TestInputThatNobodyWants ends with the run, and is no error.
+func TestInputThatNobodyWants(t *testing.T) {
+	r := startStdio(t, nil, WithStdin(strings.NewReader(strings.Repeat("x", MiB))))
+	require.NoError(t, r.end())
+}
+
+// TestReaderThatBlocks does not keep the run's end waiting.
+func TestReaderThatBlocks(t *testing.T) {
+	read, write := io.Pipe()
+	r := startStdio(t, nil, WithStdin(read))
+	require.NoError(t, r.end())
+	require.NoError(t, write.Close())
+}
+
+func TestPrefixSuffix(t *testing.T) {
+	tests := []struct {
+		writes []string
+		want   string
+	}{
+		{nil, ""},
+		{[]string{"abc"}, "abc"},
+		{[]string{"abcd", "efgh"}, "abcdefgh"},
+		{[]string{"a", "b", "c", "d", "e", "f", "g", "h"}, "abcdefgh"},
+		{[]string{"abcdefghi"}, "abcd\n... omitting 1 bytes ...\nfghi"},
+		{[]string{"abcde", "", "fghijkl"}, "abcd\n... omitting 4 bytes ...\nijkl"},
+		{[]string{"abcd", strings.Repeat("x", 1000), "end!"}, "abcd\n... omitting 1000 bytes ...\nend!"},
+	}
+	for _, test := range tests {
+		p := &prefixSuffix{n: 4}
+		for _, w := range test.writes {
+			n, err := p.Write([]byte(w))
+			require.NoError(t, err)
+			require.Equal(t, len(w), n)
+		}
+		require.Equal(t, test.want, string(p.bytes()))
+		require.Equal(t, test.want, string(p.bytes()), "the second time")
+	}
+}

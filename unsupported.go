@@ -1,0 +1,42 @@
+//go:build !linux
+
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+
+	"errors"
+)
+
+// Elsewhere than on Linux everything compiles, options are validated, and
+// nothing runs.
+
+func unsupported() error {
+	return fmt.Errorf("sandbox: %s: %w", runtime.GOOS, errors.ErrUnsupported)
+}
+
+type (
+	plans    struct{}
+	cellImpl struct{}
+	running  struct{ pid int }
+)
+
+func (s *Sandbox) start(context.Context) (*Process, error) { return nil, unsupported() }
+func (s *Sandbox) explain() (string, error)                { return "", unsupported() }
+func shutdown(context.Context) error                       { return unsupported() }
+func newCell(cellConfig) (*Cell, error)                    { return nil, unsupported() }
+func (c *Cell) close(context.Context) error                { return unsupported() }
+
+func check(context.Context) *Report {
+	return &Report{Features: []Feature{{Name: "Linux", Required: true, Err: unsupported(), Remedy: "use Linux 5.10 or later"}}}
+}
+
+func (r *running) wait() (*Result, error)   { return nil, unsupported() }
+func (r *running) signal(os.Signal) error   { return unsupported() }
+func (r *running) killAll() error           { return unsupported() }
+func (r *running) pause() error             { return unsupported() }
+func (r *running) resume() error            { return unsupported() }
+func (r *running) usageNow() (Usage, error) { return Usage{}, unsupported() }
