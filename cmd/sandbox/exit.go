@@ -1,0 +1,78 @@
+package main
+
+// What a run's end is to the caller: an exit status, and a line on the standard error if the status isn't the command's
+// own.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"syscall"
+
+	"github.com/cellkit/sandbox"
+)
+
+// Those of env(1), timeout(1) and the shell.
+const (
+	statusTimeout       = 124
+	statusSetup         = 125
+	statusNotExecutable = 126
+	statusNotFound      = 127
+	statusSignal        = 128 // plus the signal's number
+	statusOutOfMemory   = statusSignal + int(syscall.SIGKILL)
+	statusOutput        = statusSignal + 25 // as if by SIGXFSZ; the number is Linux's
+)
+
+// outcome returns the exit status of a run, and the reason if that isn't the command's own. cause is why the run's context
+// ended.
+func outcome(s *settings, result *sandbox.Result, err, cause error) (status int, reason error) {
+	var signal interrupt
+	switch {
+	case err == nil:
+		return 0, nil
+	case errors.Is(err, context.Canceled) && errors.As(cause, &signal):
+		return statusSignal + int(signal.Signal), signal
+	case result == nil:
+		return startFailure(err)
+	}
+	switch result.Reason {
+	case sandbox.Exited:
+		if result.ExitCode == 0 {
+			return statusSetup, err // the command did well, but its input or output could not be copied
+		}
+		return result.ExitCode, nil
+	case sandbox.Signaled:
+		return statusSignal + int(result.Signal), fmt.Errorf("ended by signal %d (%v)", result.Signal, result.Signal)
+	case sandbox.TimedOut:
+		return statusTimeout, fmt.Errorf("timed out (limit %v)", s.timeout)
+	case sandbox.CPUTimedOut:
+		return statusTimeout, fmt.Errorf("out of CPU time (limit %v)", s.cpuTime)
+	case sandbox.OutOfMemory:
+		return statusOutOfMemory, outOfMemory(s.memory)
+	case sandbox.OutputExceeded:
+		return statusOutput, fmt.Errorf("too much output (limit %s)", formatSize(uint64(s.output)))
+	}
+	return statusSetup, err
+}
+
+func outOfMemory(limit int64) error {
+	if limit == 0 { // the limit of a parent, or the machine's own
+		return errors.New("out of memory")
+	}
+	return fmt.Errorf("out of memory (limit %s)", formatSize(uint64(limit)))
+}
+
+// startFailure tells a command that is not there, or is none, from everything else.
+func startFailure(err error) (int, error) {
+	var setup *sandbox.SetupError
+	var exec *fs.PathError
+	if !errors.As(err, &setup) || setup.Stage != "exec" || !errors.As(err, &exec) {
+		return statusSetup, flagNames(err)
+	}
+	if errors.Is(exec, fs.ErrNotExist) {
+		return statusNotFound, fmt.Errorf("%s: %w (the command and its interpreter must be in the run's root: -ro-bind shows files of the host there)",
+			exec.Path, exec.Err)
+	}
+	return statusNotExecutable, fmt.Errorf("%s: %w (the command must be a program that the run's user may execute)", exec.Path, exec.Err)
+}

@@ -1,0 +1,224 @@
+package main
+
+// The flags of "sandbox run": which there are, and how they are parsed. Every flag becomes an option of the library; what
+// their values look like is in values.go.
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/cellkit/sandbox"
+)
+
+// settings is what the command line asks for.
+type settings struct {
+	opts    []sandbox.Option
+	explain bool
+	usage   bool
+
+	// What the reason of a run's end tells; the rest is in opts.
+	memory, output   int64
+	timeout, cpuTime time.Duration
+}
+
+func (s *settings) add(o sandbox.Option) { s.opts = append(s.opts, o) }
+
+// runFlag is a flag of "sandbox run".
+type runFlag struct {
+	name   string
+	arg    string // what stands for its value in the help, "" if it takes none
+	help   string
+	option string // the option of the library that it stands for, in whose name the library complains
+	set    func(s *settings, value string) error
+}
+
+var limitFlags = []runFlag{
+	{"memory", "SIZE", "memory of all processes together, such as 64m", "WithMemory", size(func(s *settings, n int64) {
+		s.memory = n
+		s.add(sandbox.WithMemory(n))
+	})},
+	{"swap", "SIZE", "swap on top of -memory (default 0)", "WithSwap", size(func(s *settings, n int64) { s.add(sandbox.WithSwap(n)) })},
+	{"cpus", "N", "CPUs, such as 0.5 for half of one", "WithCPUs", cpus},
+	{"cpu-weight", "N", "share of busy CPUs in proportion to others, 1 to 10000 (default 100)", "WithCPUWeight", cpuWeight},
+	{"cpuset", "LIST", "CPUs to run on, such as 0-2,5", "WithCPUSet", text(sandbox.WithCPUSet)},
+	{"pids", "N", "processes and threads (default 512)", "WithPIDs", pids},
+	{"cpu-time", "TIME", "CPU time of all processes together, such as 500ms or 10s", "WithCPUTime", duration(func(s *settings, d time.Duration) {
+		s.cpuTime = d
+		s.add(sandbox.WithCPUTime(d))
+	})},
+	{"timeout", "TIME", "duration of the run, such as 2s or 1m30s", "WithTimeout", duration(func(s *settings, d time.Duration) {
+		s.timeout = d
+		s.add(sandbox.WithTimeout(d))
+	})},
+	{"output-limit", "SIZE", "bytes that may be written to stdout and stderr together", "WithOutputLimit", size(func(s *settings, n int64) {
+		s.output = n
+		s.add(sandbox.WithOutputLimit(n))
+	})},
+	{"rlimit", "NAME=SOFT[:HARD]", "resource limit of getrlimit(2), such as nofile=64; \"unlimited\" is a value*", "WithRlimit", rlimit},
+	{"cgroup-parent", "PATH", "cgroup below which the run's is made", "WithCgroupParent", text(sandbox.WithCgroupParent)},
+}
+
+var fileFlags = []runFlag{
+	{"bind", "SRC[:DST]", "show SRC at DST, writable; without DST, at its own path*", "WithBind", bind(sandbox.WithBind)},
+	{"ro-bind", "SRC[:DST]", "the same, read-only*", "WithReadOnlyBind", bind(sandbox.WithReadOnlyBind)},
+	{"tmpfs", "DST:SIZE", "an empty file system in memory at DST*", "WithTmpfs", tmpfs},
+	{"file", "DST=SRC", "a copy of the file SRC at DST*", "WithFile", file},
+	{"rootfs", "DIR", "use DIR as the root, not the host's programs and libraries", "WithRootfs", rootfs},
+	{"writable-root", "SIZE", "keep changes of the root in memory, up to SIZE", "WithWritableRoot", size(func(s *settings, n int64) { s.add(sandbox.WithWritableRoot(n)) })},
+}
+
+var commandFlags = []runFlag{
+	{"env", "NAME[=VALUE]", "add to the environment; without VALUE, the caller's*", "WithEnv", env},
+	{"dir", "DIR", "working directory (default /home/sandbox)", "WithDir", text(sandbox.WithDir)},
+	{"user", "UID[:GID]", "ids inside (default 1000:1000; GID is UID if not given)", "WithUser", user},
+	{"hostname", "NAME", "name of the machine (default sandbox)", "WithHostname", text(sandbox.WithHostname)},
+	{"net", "none|host", "network: a loopback interface (default), or the host's", "WithNetwork", network},
+	{"cap", "NAME", "keep a capability, such as NET_BIND_SERVICE*", "WithCapabilities", capability},
+	{"seccomp", "FILE", "seccomp profile, the linux.seccomp object of an OCI configuration in JSON", "WithSeccomp", seccomp},
+	{"no-seccomp", "", "no seccomp filter", "WithoutSeccomp", toggle(func(s *settings) { s.add(sandbox.WithoutSeccomp()) })},
+}
+
+var otherFlags = []runFlag{
+	{"explain", "", "run nothing, list the system calls that a run makes", "", toggle(func(s *settings) { s.explain = true })},
+	{"usage", "", "tell on stderr what the run used", "", toggle(func(s *settings) { s.usage = true })},
+}
+
+// flagGroups is all flags in the order of the help.
+var flagGroups = []struct {
+	title string
+	flags []runFlag
+}{
+	{"limits", limitFlags},
+	{"files", fileFlags},
+	{"command", commandFlags},
+	{"other", otherFlags},
+}
+
+// parse turns the arguments of "sandbox run" into settings. The error is all that is wrong, or flag.ErrHelp.
+func parse(args []string) (*settings, error) {
+	s := &settings{}
+	var wrong []error
+	set := flag.NewFlagSet("sandbox run", flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	for _, group := range flagGroups {
+		for _, f := range group.flags {
+			define(set, f, s, &wrong)
+		}
+	}
+	// Parse stops at the first error; what follows is parsed for its errors.
+	for rest := args; ; rest = set.Args() {
+		err := set.Parse(rest)
+		if err == nil {
+			break
+		}
+		if errors.Is(err, flag.ErrHelp) {
+			return nil, err
+		}
+		wrong = append(wrong, err)
+	}
+	switch command := set.Args(); {
+	case len(command) > 0:
+		s.add(sandbox.WithCommand(command[0], command[1:]...))
+	case len(wrong) == 0:
+		wrong = append(wrong, errors.New("no command is given"))
+	}
+	if len(wrong) > 0 {
+		return nil, errors.Join(append(wrong, s.alsoWrong(wrong)...)...)
+	}
+	return s, nil
+}
+
+// define adds the flag to the set. A wrong value is noted and doesn't end the parsing.
+func define(set *flag.FlagSet, f runFlag, s *settings, wrong *[]error) {
+	note := func(value string) error {
+		if err := f.set(s, value); err != nil {
+			*wrong = append(*wrong, fmt.Errorf("-%s: %w", f.name, err))
+		}
+		return nil
+	}
+	if f.arg == "" {
+		set.BoolFunc(f.name, f.help, note)
+	} else {
+		set.Func(f.name, f.help, note)
+	}
+}
+
+// alsoWrong is what the library says about those flags whose values could be read, so that all errors are seen at once. What it
+// says about the others, and about the command, only follows from their errors.
+func (s *settings) alsoWrong(wrong []error) (more []error) {
+	_, err := sandbox.New(s.opts...).Explain()
+	if err == nil || errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	for line := range strings.Lines(flagNames(err).Error()) {
+		line = strings.TrimSpace(line)
+		follows := strings.HasPrefix(line, commandName+": ")
+		for _, w := range wrong {
+			name, _, _ := strings.Cut(w.Error(), ": ")
+			follows = follows || strings.HasSuffix(line, " "+name)
+		}
+		if !follows {
+			more = append(more, errors.New(line))
+		}
+	}
+	return more
+}
+
+// commandName stands for WithCommand, which isn't a flag.
+const commandName = "command"
+
+// optionName is the name of an option in the library's own words: at the beginning of a word, so not in a path.
+var optionName = regexp.MustCompile(`(?m)(^(?:sandbox: )?|[ (])(With[A-Za-z]+)`)
+
+// flagNames returns the library's error with flags in place of options.
+func flagNames(err error) error {
+	flags := map[string]string{"WithCommand": commandName}
+	for _, group := range flagGroups {
+		for _, f := range group.flags {
+			flags[f.option] = "-" + f.name
+		}
+	}
+	text := optionName.ReplaceAllStringFunc(err.Error(), func(found string) string {
+		m := optionName.FindStringSubmatch(found)
+		name := flags[m[2]]
+		if name == "" {
+			name = m[2]
+		}
+		return strings.TrimPrefix(m[1], "sandbox: ") + name
+	})
+	return renamed{text, err}
+}
+
+// renamed is an error with another text.
+type renamed struct {
+	text string
+	error
+}
+
+func (r renamed) Error() string { return r.text }
+func (r renamed) Unwrap() error { return r.error }
+
+// runUsage is the help of "sandbox run".
+func runUsage() string {
+	var b strings.Builder
+	b.WriteString("usage: sandbox run [flags] [--] command [args...]\n")
+	for _, group := range flagGroups {
+		fmt.Fprintf(&b, "\n%s\n", group.title)
+		for _, f := range group.flags {
+			help := f.help
+			if h, ok := strings.CutSuffix(f.help, "*"); ok {
+				help = h + "; repeatable"
+			}
+			fmt.Fprintf(&b, "  %-26s %s\n", strings.TrimSpace("-"+f.name+" "+f.arg), help)
+		}
+	}
+	b.WriteString("\nSIZE is in bytes, or with k, m or g in KiB, MiB or GiB. The exit status is the command's own; 124: out of time,\n" +
+		"125: could not be set up, 126: not executable, 127: not found, 128+N: ended by signal N, 137: out of memory,\n" +
+		"153: too much output.\n")
+	return b.String()
+}

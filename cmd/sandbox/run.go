@@ -1,0 +1,59 @@
+package main
+
+// sandbox run: from the command line to the run and its exit status.
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/cellkit/sandbox"
+)
+
+// run runs a command as the arguments say and returns the exit status.
+func run(ctx context.Context, args []string) int {
+	s, err := parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Print(runUsage())
+		return 0
+	case err != nil:
+		complain(fmt.Errorf("%w\nsee sandbox run -h", err))
+		return statusSetup
+	case s.explain:
+		return explain(s)
+	}
+	box := sandbox.New(s.opts...).With(sandbox.WithStdin(os.Stdin), sandbox.WithStdout(os.Stdout), sandbox.WithStderr(os.Stderr))
+	result, err := box.Run(ctx)
+	status, reason := outcome(s, result, err, context.Cause(ctx))
+	if reason != nil {
+		complain(reason)
+	}
+	if s.usage && result != nil {
+		complain(errors.New(formatUsage(result.Usage)))
+	}
+	return status
+}
+
+// explain prints what a run would do.
+func explain(s *settings) int {
+	text, err := sandbox.New(s.opts...).Explain()
+	if err != nil {
+		complain(flagNames(err))
+		return statusSetup
+	}
+	fmt.Print(text)
+	return 0
+}
+
+// formatUsage tells in a few lines what a run used.
+func formatUsage(u sandbox.Usage) string {
+	short := func(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
+	return fmt.Sprintf("wall %v, user %v, system %v, throttled %v\nmemory peak %s, OOM kills %d, processes peak %d\nblock devices: read %s, written %s",
+		short(u.Wall), short(u.UserCPU), short(u.SystemCPU), short(u.Throttled),
+		formatSize(u.MemoryPeak), u.OOMKills, u.PIDsPeak,
+		formatSize(u.ReadBytes), formatSize(u.WriteBytes))
+}

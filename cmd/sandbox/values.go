@@ -1,0 +1,288 @@
+package main
+
+// The values of flags: each function here reads the value of one kind of flag. Ranges are checked by the library, all at once.
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cellkit/sandbox"
+)
+
+// setter reads a flag's value into the settings.
+type setter = func(s *settings, value string) error
+
+func text(option func(string) sandbox.Option) setter {
+	return func(s *settings, value string) error {
+		s.add(option(value))
+		return nil
+	}
+}
+
+// toggle is a flag without a value; -name=false is as if it were not given.
+func toggle(do func(*settings)) setter {
+	return func(s *settings, value string) error {
+		on, err := strconv.ParseBool(value)
+		if err != nil {
+			return fmt.Errorf("%q is neither true nor false: leave it out", value)
+		}
+		if on {
+			do(s)
+		}
+		return nil
+	}
+}
+
+func size(use func(*settings, int64)) setter {
+	return func(s *settings, value string) error {
+		n, err := parseSize(value)
+		if err == nil {
+			use(s, n)
+		}
+		return err
+	}
+}
+
+// parseSize reads a number of bytes, KiB, MiB or GiB.
+func parseSize(value string) (int64, error) {
+	digits, unit := value, int64(1)
+	if i := len(value) - 1; i > 0 {
+		switch value[i] {
+		case 'k', 'K':
+			digits, unit = value[:i], sandbox.KiB
+		case 'm', 'M':
+			digits, unit = value[:i], sandbox.MiB
+		case 'g', 'G':
+			digits, unit = value[:i], sandbox.GiB
+		}
+	}
+	n, err := strconv.ParseUint(digits, 10, 63)
+	if errors.Is(err, strconv.ErrRange) || err == nil && int64(n) > math.MaxInt64/unit {
+		return 0, fmt.Errorf("%q is more than 63 bits hold", value)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a size such as 500k, 64m or 2g", value)
+	}
+	return int64(n) * unit, nil
+}
+
+// formatSize is the reverse of parseSize for people.
+func formatSize(n uint64) string {
+	for _, u := range []struct {
+		size uint64
+		name string
+	}{{sandbox.GiB, "GiB"}, {sandbox.MiB, "MiB"}, {sandbox.KiB, "KiB"}} {
+		if n >= u.size {
+			number := strconv.FormatFloat(float64(n)/float64(u.size), 'f', 1, 64)
+			return strings.TrimSuffix(number, ".0") + " " + u.name
+		}
+	}
+	return fmt.Sprintf("%d bytes", n)
+}
+
+func duration(use func(*settings, time.Duration)) setter {
+	return func(s *settings, value string) error {
+		d, err := time.ParseDuration(value)
+		if err != nil {
+			return fmt.Errorf("%q is not a duration such as 500ms, 2s or 1m30s", value)
+		}
+		use(s, d)
+		return nil
+	}
+}
+
+func cpus(s *settings, value string) error {
+	n, err := strconv.ParseFloat(value, 64)
+	if err != nil {
+		return fmt.Errorf("%q is not a number such as 0.5 or 2", value)
+	}
+	s.add(sandbox.WithCPUs(n))
+	return nil
+}
+
+func cpuWeight(s *settings, value string) error {
+	n, err := strconv.ParseUint(value, 10, 64)
+	if err != nil {
+		return fmt.Errorf("%q is not a number from 1 to 10000", value)
+	}
+	s.add(sandbox.WithCPUWeight(n))
+	return nil
+}
+
+func pids(s *settings, value string) error {
+	n, err := strconv.ParseInt(value, 10, 64)
+	if err != nil {
+		return fmt.Errorf("%q is not a number of processes", value)
+	}
+	s.add(sandbox.WithPIDs(n))
+	return nil
+}
+
+// rlimit reads NAME=SOFT[:HARD]. HARD is SOFT if not given.
+func rlimit(s *settings, value string) error {
+	name, limits, ok := strings.Cut(value, "=")
+	softText, hardText, hasHard := strings.Cut(limits, ":")
+	if !hasHard {
+		hardText = softText
+	}
+	soft, err1 := parseRlimit(softText)
+	hard, err2 := parseRlimit(hardText)
+	if err := errors.Join(err1, err2); !ok || err != nil {
+		return fmt.Errorf("%q is not NAME=SOFT[:HARD] with numbers, sizes or \"unlimited\", such as nofile=64:128 or as=1g", value)
+	}
+	s.add(sandbox.WithRlimit(name, soft, hard))
+	return nil
+}
+
+func parseRlimit(value string) (uint64, error) {
+	if value == "unlimited" {
+		return sandbox.RlimitInfinity, nil
+	}
+	n, err := parseSize(value)
+	return uint64(n), err
+}
+
+// bind reads SRC[:DST]. SRC may contain colons if DST is given.
+func bind(option func(src, dst string) sandbox.Option) setter {
+	return func(s *settings, value string) error {
+		src, dst := value, ""
+		if i := strings.LastIndexByte(value, ':'); i >= 0 {
+			src, dst = value[:i], value[i+1:]
+			if dst == "" {
+				return fmt.Errorf("%q has nothing after its colon: it must be SRC or SRC:DST", value)
+			}
+		}
+		abs, err := absolute(src)
+		if err != nil {
+			return err
+		}
+		if dst == "" {
+			dst = abs
+		}
+		s.add(option(abs, dst))
+		return nil
+	}
+}
+
+// absolute is a path of the caller's, relative to the working directory.
+func absolute(path string) (string, error) {
+	if path == "" {
+		return "", errors.New("the path on the host is empty")
+	}
+	return filepath.Abs(path)
+}
+
+func tmpfs(s *settings, value string) error {
+	i := strings.LastIndexByte(value, ':')
+	if i < 0 {
+		return fmt.Errorf("%q is not DST:SIZE, such as /scratch:64m", value)
+	}
+	n, err := parseSize(value[i+1:])
+	if err != nil {
+		return err
+	}
+	s.add(sandbox.WithTmpfs(value[:i], n))
+	return nil
+}
+
+func rootfs(s *settings, value string) error {
+	dir, err := absolute(value)
+	if err != nil {
+		return err
+	}
+	s.add(sandbox.WithRootfs(sandbox.DirRootfs(dir)))
+	return nil
+}
+
+// file reads DST=SRC. The copy has SRC's permission bits.
+func file(s *settings, value string) error {
+	dst, src, ok := strings.Cut(value, "=")
+	if !ok || src == "" {
+		return fmt.Errorf("%q is not DST=SRC, such as /etc/app.conf=./app.conf", value)
+	}
+	f, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	// One byte more than the library takes is enough for it to refuse.
+	data, err := io.ReadAll(io.LimitReader(f, sandbox.MiB+1))
+	if err != nil {
+		return err
+	}
+	s.add(sandbox.WithFile(dst, data, info.Mode().Perm()))
+	return nil
+}
+
+func env(s *settings, value string) error {
+	if !strings.Contains(value, "=") {
+		mine, ok := os.LookupEnv(value)
+		if !ok {
+			return fmt.Errorf("%s is not set here: set it, or use -env %s=VALUE", value, value)
+		}
+		value += "=" + mine
+	}
+	s.add(sandbox.WithEnv(value))
+	return nil
+}
+
+func user(s *settings, value string) error {
+	uidText, gidText, hasGID := strings.Cut(value, ":")
+	if !hasGID {
+		gidText = uidText
+	}
+	uid, err1 := strconv.Atoi(uidText)
+	gid, err2 := strconv.Atoi(gidText)
+	if err1 != nil || err2 != nil {
+		return fmt.Errorf("%q is not UID or UID:GID in numbers, such as 1000:1000", value)
+	}
+	s.add(sandbox.WithUser(uid, gid))
+	return nil
+}
+
+func network(s *settings, value string) error {
+	for _, n := range []sandbox.Network{sandbox.NetworkNone, sandbox.NetworkHost} {
+		if value == n.String() {
+			s.add(sandbox.WithNetwork(n))
+			return nil
+		}
+	}
+	return fmt.Errorf("%q is neither none nor host", value)
+}
+
+// capability takes names in the forms NET_ADMIN, CAP_NET_ADMIN and cap_net_admin.
+func capability(s *settings, value string) error {
+	s.add(sandbox.WithCapabilities("CAP_" + strings.TrimPrefix(strings.ToUpper(value), "CAP_")))
+	return nil
+}
+
+func seccomp(s *settings, value string) error {
+	data, err := os.ReadFile(value)
+	if err != nil {
+		return err
+	}
+	// Docker's profiles look much the same but have conditions, which must not be ignored.
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	profile := &specs.LinuxSeccomp{}
+	if err := d.Decode(profile); err != nil {
+		return fmt.Errorf("%s is not the linux.seccomp object of an OCI runtime configuration: %w", value, err)
+	}
+	s.add(sandbox.WithSeccomp(profile))
+	return nil
+}
