@@ -1,0 +1,51 @@
+# make test is the whole check, as CI runs it. The other targets are parts of it, and tools.
+# SANDBOX_VM=0 leaves the QEMU guest out, on a machine that can't have one.
+
+GO         ?= go
+BENCHTIME  ?= 2s
+FUZZTIME   ?= 30s
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+VMTEST      = umask 022 && $(GO) run ./internal/vmtest
+
+.PHONY: test deps vet test-host test-vm vm race bench fuzz
+
+test: deps vet
+	@echo "== tests: host, guest, host-user"
+	@$(VMTEST)
+
+# The guest sees to its own packages (internal/vmtest/guest.sh).
+deps:
+	@echo "== packages that the tests need"
+	@internal/vmtest/install.sh gcc libc6-dev python3 busybox-static bubblewrap uidmap
+
+vet:
+	@echo "== vet"
+	@$(GO) vet ./...
+	@echo "== vet: arm64"
+	@GOOS=linux GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
+	@echo "== vet: darwin"
+	@GOOS=darwin $(GO) vet .
+	@echo "== staticcheck"
+	@$(GO) run $(STATICCHECK) ./...
+
+test-host:
+	@$(VMTEST) host
+
+test-vm:
+	@$(VMTEST) guest
+
+# make vm CMD='uname -r': a shell command in the guest
+vm:
+	@internal/vmtest/guest.sh sh -c '$(subst ','\'',$(value CMD))'
+
+race:
+	$(GO) test -race -count=1 .
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) .
+
+fuzz:
+	@for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+		echo "== $$p $$f"; \
+		$(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
+	done; done

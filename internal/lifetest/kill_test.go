@@ -1,0 +1,288 @@
+//go:build linux
+
+package lifetest_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox"
+)
+
+// TestKilledHost kills a host process at random moments. All its processes must end at once, and
+// the next boot of any process must remove the rest.
+func TestKilledHost(t *testing.T) {
+	needRoot(t)
+	seed := seedOf(t)
+	random := rand.New(rand.NewPCG(seed, 0))
+	// Orphans become children of this process, wherever they hide.
+	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+	kills := scale(50, 10)
+	boot, rest := scale(80*time.Millisecond, 4*time.Second), scale(600*time.Millisecond, 15*time.Second)
+	moments := map[string]int{}
+	var slowest time.Duration
+	for i := range kills {
+		most := rest
+		if i%3 == 0 {
+			most = boot
+		}
+		delay := time.Duration(random.Int64N(int64(most)))
+		phase, took := killOne(t, seed+uint64(i), delay)
+		moments[phase]++
+		slowest = max(slowest, took)
+		bootOnce(t)
+		requireNothingLeft(t)
+	}
+	t.Logf("%d kills, while the host was: %v; the last process was gone after %v at most", kills, moments, slowest)
+}
+
+// TestKilledHostPaused kills a host process whose run is paused: on cgroup v1 a frozen process
+// can't die, and with it its cell can't.
+func TestKilledHostPaused(t *testing.T) {
+	needRoot(t)
+	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+	for range scale(5, 2) {
+		v := startVictim(t, "pause")
+		require.Eventually(t, func() bool { return v.phase() == "paused" }, scale(10*time.Second, 2*time.Minute), time.Millisecond)
+		took := v.kill(t)
+		t.Logf("the last process was gone after %v", took)
+		bootOnce(t)
+		requireNothingLeft(t)
+	}
+}
+
+// seedOf is new every time, or, to see a failure again, the one given.
+func seedOf(t testing.TB) uint64 {
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("SANDBOX_TEST_SEED"); s != "" {
+		var err error
+		seed, err = strconv.ParseUint(s, 10, 64)
+		require.NoError(t, err)
+	}
+	t.Logf("SANDBOX_TEST_SEED=%d", seed)
+	return seed
+}
+
+func killOne(t *testing.T, seed uint64, delay time.Duration) (phase string, took time.Duration) {
+	t.Helper()
+	v := startVictim(t, strconv.FormatUint(seed, 10))
+	time.Sleep(delay)
+	took = v.kill(t)
+	return v.phase(), took
+}
+
+type victimProcess struct {
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+	phases *os.File
+	before map[int]bool // processes that are not its own
+}
+
+func startVictim(t *testing.T, how string) *victimProcess {
+	t.Helper()
+	v := &victimProcess{before: map[int]bool{}}
+	for _, p := range descendants(t) {
+		v.before[p.pid] = true
+	}
+	fd, err := unix.MemfdCreate("phase", unix.MFD_CLOEXEC)
+	require.NoError(t, err)
+	v.phases = os.NewFile(uintptr(fd), "phase")
+	t.Cleanup(func() { v.phases.Close() })
+	v.cmd = exec.Command("/proc/self/exe", how)
+	v.cmd.Env = append(os.Environ(), roleVar+"=victim")
+	v.cmd.ExtraFiles = []*os.File{v.phases}
+	v.cmd.Stderr = &v.stderr
+	require.NoError(t, v.cmd.Start())
+	return v
+}
+
+// kill returns how long it took until the last process was gone.
+func (v *victimProcess) kill(t *testing.T) time.Duration {
+	t.Helper()
+	require.NoError(t, v.cmd.Process.Kill())
+	start := time.Now()
+	limit := scale(time.Second, 30*time.Second)
+	for {
+		// Not cmd.Wait: it would wait for those who hold its standard error too.
+		own := v.reap(t)
+		if len(own) == 0 {
+			break
+		}
+		if time.Since(start) > limit {
+			left := fmt.Sprint(own)
+			v.cleanUp(t, own)
+			t.Fatalf("while %s: %v after the host was killed these processes are left:\n%s", v.phase(), limit, left)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	took := time.Since(start)
+	_ = v.cmd.Wait()
+	require.Empty(t, v.stderr.String(), "the host complained while %s", v.phase())
+	return took
+}
+
+// reap lists the victim's processes and waits for those of them that have ended. The victim
+// itself is exec.Cmd's to wait for.
+func (v *victimProcess) reap(t *testing.T) (own []process) {
+	t.Helper()
+	for _, p := range descendants(t) {
+		if v.before[p.pid] {
+			continue
+		}
+		if p.state == "Z" && p.pid == v.cmd.Process.Pid {
+			continue
+		}
+		if p.state == "Z" && p.parent == os.Getpid() {
+			_, err := unix.Wait4(p.pid, nil, unix.WNOHANG, nil)
+			require.NoError(t, err)
+			continue
+		}
+		own = append(own, p)
+	}
+	return own
+}
+
+// cleanUp lets a failed test leave nothing: a sweep thaws what is frozen.
+func (v *victimProcess) cleanUp(t *testing.T, own []process) {
+	for _, p := range own {
+		_ = unix.Kill(p.pid, unix.SIGKILL)
+	}
+	bootOnce(t)
+	for deadline := time.Now().Add(5 * time.Second); len(v.reap(t)) > 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func (v *victimProcess) phase() string {
+	var b [16]byte
+	n, _ := v.phases.ReadAt(b[:], 0)
+	if n == 0 {
+		return "starting"
+	}
+	return string(bytes.TrimRight(b[:n], " "))
+}
+
+// bootOnce boots a cell, which removes what dead owners left, and ends it.
+func bootOnce(t *testing.T) {
+	t.Helper()
+	c, err := sandbox.NewCell()
+	require.NoError(t, err)
+	out, err := sandbox.New(sandbox.WithCell(c), sandbox.WithCommand("echo", "hi")).Output(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, "hi\n", string(out))
+	require.NoError(t, c.Close())
+}
+
+// victim is the host process that is killed. It runs sandboxes of all kinds until then.
+func victim() {
+	if os.Args[1] == "pause" {
+		pauseForEver()
+	}
+	seed, err := strconv.ParseUint(os.Args[1], 10, 64)
+	check(err)
+	random := rand.New(rand.NewPCG(seed, 1))
+	ctx := context.Background()
+	var background atomic.Int64
+	for {
+		phase("booting")
+		_, err := sandbox.New(sandbox.WithCommand("true")).Run(ctx)
+		check(err)
+		for {
+			s := randomSandbox(random)
+			kind := random.IntN(12)
+			if kind == 0 {
+				break
+			}
+			if kind <= 2 && background.Load() < 5 {
+				background.Add(1)
+				go func() {
+					defer background.Add(-1)
+					_, _ = s.With(sandbox.WithCommand("sh", "-c", "sleep 100 & sleep 100")).Run(ctx) // until the cell is shut down
+				}()
+				continue
+			}
+			if kind == 3 {
+				pauseOne(s)
+				continue
+			}
+			phase("running")
+			out, err := s.With(sandbox.WithCommand("sh", "-c", "true & echo hi")).Output(ctx)
+			check(err)
+			if string(out) != "hi\n" {
+				check(fmt.Errorf("output %q", out))
+			}
+		}
+		phase("shutting down")
+		check(sandbox.Shutdown(ctx))
+	}
+}
+
+func randomSandbox(random *rand.Rand) *sandbox.Sandbox {
+	s := sandbox.New()
+	if random.IntN(2) == 0 {
+		s = s.With(sandbox.WithMemory(int64(16+random.IntN(64)) * sandbox.MiB))
+	}
+	if random.IntN(3) == 0 {
+		s = s.With(sandbox.WithCPUs(0.5 + random.Float64()))
+	}
+	if random.IntN(3) == 0 { // a template of its own
+		s = s.With(sandbox.WithTmpfs(fmt.Sprintf("/tmp%d", random.IntN(50)), sandbox.MiB))
+	}
+	if random.IntN(5) == 0 {
+		s = s.With(sandbox.WithWritableRoot(8 * sandbox.MiB))
+	}
+	return s
+}
+
+func pauseOne(s *sandbox.Sandbox) {
+	phase("pausing")
+	p, err := s.With(sandbox.WithCommand("sh", "-c", "sleep 100 & while :; do :; done")).Start(context.Background())
+	check(err)
+	check(p.Pause())
+	phase("paused")
+	time.Sleep(20 * time.Millisecond)
+	check(p.Resume())
+	phase("killing")
+	check(p.Kill())
+	_, _ = p.Wait()
+}
+
+func pauseForEver() {
+	for range 2 {
+		p, err := sandbox.New(sandbox.WithCommand("sh", "-c", "sleep 100 & while :; do :; done")).Start(context.Background())
+		check(err)
+		check(p.Pause())
+	}
+	phase("paused")
+	select {}
+}
+
+var phases = os.NewFile(3, "phase")
+
+func phase(name string) {
+	_, err := phases.WriteAt(fmt.Appendf(nil, "%-16s", name), 0)
+	check(err)
+}
+
+// check ends a helper process that meets an error. Its standard error must be empty.
+func check(err error) {
+	if err != nil {
+		_, _ = io.WriteString(os.Stderr, err.Error()+"\n")
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,176 @@
+//go:build linux
+
+package lifetest_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// Other processes of this machine may use the library meanwhile. So what counts as left is what
+// has no living owner: one that holds the lock of the state directory of that name.
+
+const (
+	stateRoot  = "/run/sandbox"
+	cgroupRoot = "/sys/fs/cgroup"
+)
+
+// requireNothingLeft fails if anything of a dead owner is there, or of this process once it has
+// no cell any more.
+func requireNothingLeft(t testing.TB) {
+	t.Helper()
+	var left []string
+	for range 20 { // owners come and go while this looks
+		if left = leftovers(t); len(left) == 0 {
+			return
+		}
+		time.Sleep(scale(50*time.Millisecond, 500*time.Millisecond))
+	}
+	require.Empty(t, left, "left behind")
+}
+
+func leftovers(t testing.TB) (left []string) {
+	t.Helper()
+	// The owner of a cgroup has its directory before and after it has the cgroup.
+	groups := cellCgroups(t)
+	states, err := os.ReadDir(stateRoot)
+	if err != nil && !os.IsNotExist(err) {
+		require.NoError(t, err)
+	}
+	live := map[string]bool{}
+	for _, e := range states {
+		dir := filepath.Join(stateRoot, e.Name())
+		switch info, err := e.Info(); {
+		case owned(dir):
+			live[e.Name()] = true
+		case err != nil: // gone meanwhile
+		case young(e.Name(), dir, info):
+		default:
+			left = append(left, dir)
+		}
+	}
+	for _, g := range groups {
+		if id := filepath.Base(g); !live[id] && exists(g) {
+			left = append(left, g)
+		}
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(stateRoot))
+	require.NoError(t, err)
+	for _, m := range mounts {
+		left = append(left, "mount "+m.Mountpoint)
+	}
+	return append(left, temporaryFiles(t)...)
+}
+
+// owned tells whether a process holds the directory's lock.
+func owned(dir string) bool {
+	lock, err := os.Open(filepath.Join(dir, "lock"))
+	if err != nil {
+		return false
+	}
+	defer lock.Close()
+	return unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
+}
+
+// young tells whether it is too early to say that nobody will lock the directory: its owner is
+// about to, or removes it, or died doing one of them. A sweep leaves such a directory for a minute.
+func young(name, dir string, info os.FileInfo) bool {
+	return (strings.HasPrefix(name, ".") || !exists(filepath.Join(dir, "lock"))) && time.Since(info.ModTime()) < time.Minute
+}
+
+// cellCgroups lists the directories of cells, named as in /sandbox/<id>, in every hierarchy.
+func cellCgroups(t testing.TB) (dirs []string) {
+	t.Helper()
+	for _, pattern := range []string{"sandbox/*", "*/sandbox/*"} {
+		found, err := filepath.Glob(filepath.Join(cgroupRoot, pattern))
+		require.NoError(t, err)
+		for _, dir := range found {
+			if info, err := os.Stat(dir); err == nil && info.IsDir() && len(filepath.Base(dir)) == 16 {
+				dirs = append(dirs, dir)
+			}
+		}
+	}
+	return dirs
+}
+
+var temporaryAtStart = temporaryNames()
+
+// temporaryNames lists what in the directory for temporary files looks like this library's or
+// libcontainer's. Tests and builds of others have names of their own.
+func temporaryNames() (names []string) {
+	entries, _ := os.ReadDir(os.TempDir())
+	for _, e := range entries {
+		for _, prefix := range []string{"sandbox-cell", "runc", "cell", "container"} {
+			if strings.HasPrefix(e.Name(), prefix) {
+				names = append(names, e.Name())
+			}
+		}
+	}
+	return names
+}
+
+func temporaryFiles(t testing.TB) (left []string) {
+	t.Helper()
+	for _, name := range temporaryNames() {
+		if !slices.Contains(temporaryAtStart, name) {
+			left = append(left, filepath.Join(os.TempDir(), name))
+		}
+	}
+	return left
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// process is a line of ps.
+type process struct {
+	pid, parent int
+	state, name string
+}
+
+func (p process) String() string {
+	wchan, _ := os.ReadFile(fmt.Sprintf("/proc/%d/wchan", p.pid))
+	call, _ := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", p.pid))
+	return fmt.Sprintf("%d (%s) parent %d state %s in %s, system call %s", p.pid, p.name, p.parent, p.state, wchan, call)
+}
+
+// descendants lists this process's children, theirs, and so on.
+func descendants(t testing.TB) (found []process) {
+	t.Helper()
+	names, err := filepath.Glob("/proc/[0-9]*/stat")
+	require.NoError(t, err)
+	children := map[int][]process{}
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue // gone
+		}
+		// pid (name) state parent ...: proc_pid_stat(5). The name may contain anything.
+		line := string(b)
+		from, to := strings.IndexByte(line, '('), strings.LastIndexByte(line, ')')
+		p := process{name: line[from+1 : to]}
+		_, err = fmt.Sscan(line[:from], &p.pid)
+		require.NoError(t, err)
+		_, err = fmt.Sscan(line[to+1:], &p.state, &p.parent)
+		require.NoError(t, err)
+		children[p.parent] = append(children[p.parent], p)
+	}
+	for next := []int{os.Getpid()}; len(next) > 0; next = next[1:] {
+		for _, p := range children[next[0]] {
+			found = append(found, p)
+			next = append(next, p.pid)
+		}
+	}
+	return found
+}

@@ -1,0 +1,224 @@
+//go:build linux
+
+package lifetest_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+)
+
+// TestManyRuns runs all sorts of sandboxes side by side, derived from one by several goroutines.
+func TestManyRuns(t *testing.T) {
+	needRoot(t)
+	defer shutdown(t)
+	runs, atATime := scale(500, 40), scale(50, 8)
+	start := time.Now()
+	for _, err := range manyRuns(runs, atATime, sandbox.New()) {
+		assert.NoError(t, err)
+	}
+	took := time.Since(start)
+	t.Logf("%d runs, %d at a time, in %v: %v each", runs, atATime, took.Round(time.Millisecond), (took / time.Duration(runs)).Round(time.Microsecond))
+}
+
+// TestManyHosts has several processes use the library at the same time.
+func TestManyHosts(t *testing.T) {
+	needRoot(t)
+	hosts, runs := scale(8, 3), scale(20, 8)
+	start := time.Now()
+	var all sync.WaitGroup
+	for i := range hosts {
+		all.Go(func() {
+			cmd := exec.Command("/proc/self/exe", strconv.Itoa(runs), strconv.Itoa(i%2))
+			cmd.Env = append(os.Environ(), roleVar+"=worker")
+			out, err := cmd.CombinedOutput()
+			assert.NoError(t, err)
+			assert.Equal(t, fmt.Sprintf("%d runs\n", runs), string(out))
+		})
+	}
+	all.Wait()
+	t.Logf("%d processes, %d runs each, in %v", hosts, runs, time.Since(start).Round(time.Millisecond))
+	bootOnce(t) // every other one did not shut down
+	requireNothingLeft(t)
+}
+
+// worker is one of the processes of TestManyHosts.
+func worker() {
+	runs, err := strconv.Atoi(os.Args[1])
+	check(err)
+	check(errors.Join(manyRuns(runs, 5, sandbox.New())...))
+	if os.Args[2] == "1" {
+		check(sandbox.Shutdown(context.Background()))
+	}
+	fmt.Printf("%d runs\n", runs)
+}
+
+// manyRuns makes runs of every kind in turn and returns what was wrong with any.
+func manyRuns(runs, atATime int, base *sandbox.Sandbox) (errs []error) {
+	var (
+		mu   sync.Mutex
+		all  sync.WaitGroup
+		next = make(chan int)
+	)
+	for range atATime {
+		all.Go(func() {
+			for i := range next {
+				kind := kinds[i%len(kinds)]
+				if err := kind.run(base, i); err != nil {
+					mu.Lock()
+					errs = append(errs, fmt.Errorf("run %d, %s: %w", i, kind.name, err))
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	for i := range runs {
+		next <- i
+	}
+	close(next)
+	all.Wait()
+	return errs
+}
+
+var kinds = []struct {
+	name string
+	run  func(base *sandbox.Sandbox, i int) error
+}{
+	{"exit code", exitCode},
+	{"streams", streams},
+	{"memory", memory},
+	{"timeout", timeout},
+	{"files", files},
+	{"processes", processes},
+	{"output", output},
+	{"size", size},
+	{"writable root", writableRoot},
+}
+
+// shell derives a sandbox that runs a script, with what the script is to write.
+func shell(base *sandbox.Sandbox, script string, opts ...sandbox.Option) *sandbox.Sandbox {
+	return base.With(append(opts, sandbox.WithCommand("/bin/sh", "-c", script))...)
+}
+
+// wrote compares the output.
+func wrote(s *sandbox.Sandbox, want string) error {
+	got, err := s.Output(context.Background())
+	var exit *sandbox.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%w: %s", err, exit.Stderr)
+	}
+	if err != nil || string(got) != want {
+		return fmt.Errorf("got %q, want %q: %w", got, want, err)
+	}
+	return nil
+}
+
+func exitCode(base *sandbox.Sandbox, i int) error {
+	want := 1 + i%100
+	res, err := shell(base, "exit $CODE", sandbox.WithEnv(fmt.Sprintf("CODE=%d", want))).Run(context.Background())
+	var exit *sandbox.ExitError
+	if !errors.As(err, &exit) || res.ExitCode != want || res.Reason != sandbox.Exited {
+		return fmt.Errorf("got %+v, %w; want exit code %d", res, err, want)
+	}
+	return nil
+}
+
+func streams(base *sandbox.Sandbox, i int) error {
+	want := strings.Repeat(fmt.Sprintf("%d\n", i), 50_000)
+	return wrote(base.With(sandbox.WithCommand("cat"), sandbox.WithStdin(strings.NewReader(want))), want)
+}
+
+func memory(base *sandbox.Sandbox, i int) error {
+	limit := int64(8+i%8) * sandbox.MiB
+	// tail keeps the last line, which has no end.
+	res, err := shell(base, "tail -n 1 /dev/zero", sandbox.WithMemory(limit), sandbox.WithTimeout(5*time.Minute)).Run(context.Background())
+	if !errors.Is(err, sandbox.ErrOutOfMemory) || res.Usage.OOMKills == 0 || res.Usage.MemoryPeak > uint64(limit) {
+		return fmt.Errorf("got %+v, %w; want it out of %d bytes of memory", res, err, limit)
+	}
+	return nil
+}
+
+func timeout(base *sandbox.Sandbox, i int) error {
+	limit := time.Duration(50+i%50) * time.Millisecond
+	res, err := shell(base, "sleep 1000 & sleep 1000", sandbox.WithTimeout(limit)).Run(context.Background())
+	if !errors.Is(err, sandbox.ErrTimeout) || res.Usage.Wall < limit {
+		return fmt.Errorf("got %+v, %w; want a timeout after %v", res, err, limit)
+	}
+	return nil
+}
+
+func files(base *sandbox.Sandbox, i int) error {
+	name := fmt.Sprintf("host-%d", i)
+	data := bytes.Repeat([]byte{'a' + byte(i%26)}, 10_000)
+	s := shell(base, "hostname; cat /data/file", sandbox.WithHostname(name), sandbox.WithFile("/data/file", data, 0o444))
+	return wrote(s, name+"\n"+string(data))
+}
+
+func processes(base *sandbox.Sandbox, i int) error {
+	limit := int64(3 + i%3)
+	res, err := shell(base, "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done", sandbox.WithPIDs(limit)).Run(context.Background())
+	if res == nil || res.ExitCode <= 0 || res.Usage.PIDsPeak > uint64(limit) {
+		return fmt.Errorf("got %+v, %w; want fork to fail at %d processes", res, err, limit)
+	}
+	return nil
+}
+
+func output(base *sandbox.Sandbox, i int) error {
+	limit := int64(10_000 + i)
+	got, err := base.With(sandbox.WithCommand("yes"), sandbox.WithOutputLimit(limit)).Output(context.Background())
+	if !errors.Is(err, sandbox.ErrOutputLimit) || int64(len(got)) != limit {
+		return fmt.Errorf("got %d bytes, %w; want %d", len(got), err, limit)
+	}
+	return nil
+}
+
+// size has one of several templates: the mount points differ.
+func size(base *sandbox.Sandbox, i int) error {
+	dir := fmt.Sprintf("/space%d", i%20)
+	s := shell(base, "ls -d /space*; head -c 2000000 /dev/zero 2>/dev/null >"+dir+"/file; wc -c <"+dir+"/file", sandbox.WithTmpfs(dir, sandbox.MiB))
+	return wrote(s, fmt.Sprintf("%s\n%d\n", dir, sandbox.MiB))
+}
+
+func writableRoot(base *sandbox.Sandbox, i int) error {
+	s := shell(base, "echo $N >/mine && cat /mine", sandbox.WithWritableRoot(4*sandbox.MiB), sandbox.WithEnv(fmt.Sprintf("N=%d", i)))
+	return wrote(s, fmt.Sprintf("%d\n", i))
+}
+
+// TestCellKilled kills the fork server again and again while runs start and one of them is
+// paused: a run must start in another cell, or say that its own was lost.
+func TestCellKilled(t *testing.T) {
+	needRoot(t)
+	defer shutdown(t)
+	before := map[int]bool{}
+	for _, p := range descendants(t) {
+		before[p.pid] = true
+	}
+	for range scale(10, 2) {
+		p, err := shell(sandbox.New(), "sleep 1000 & while :; do :; done").Start(t.Context())
+		require.NoError(t, err)
+		require.NoError(t, p.Pause())
+		for _, child := range descendants(t) {
+			if child.parent == os.Getpid() && !before[child.pid] && child.state != "Z" {
+				child, err := os.FindProcess(child.pid)
+				require.NoError(t, err)
+				require.NoError(t, child.Kill())
+			}
+		}
+		require.NoError(t, wrote(sandbox.New(sandbox.WithCommand("echo", "hi")), "hi\n"))
+		_, err = p.Wait()
+		require.ErrorIs(t, err, sandbox.ErrCellLost)
+	}
+}

@@ -1,0 +1,19 @@
+// Command minimal is the shortest program that uses the library.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/cellkit/sandbox"
+)
+
+func main() {
+	out, err := sandbox.New(sandbox.WithCommand("echo", "hi")).Output(context.Background())
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Printf("main: %s", out)
+}

@@ -1,0 +1,306 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// A report is what all configurations have come to so far.
+type report struct {
+	out      io.Writer
+	verbose  bool
+	sections []*section
+}
+
+// A section is one configuration's part of the report.
+type section struct {
+	*report
+	name  string
+	total counts
+	skips []string // "TestX (package): reason"
+}
+
+type counts struct{ passed, failed, skipped int }
+
+func (c counts) String() string {
+	return fmt.Sprintf("%d passed, %d failed, %d skipped", c.passed, c.failed, c.skipped)
+}
+
+func (c *counts) add(d counts) {
+	c.passed += d.passed
+	c.failed += d.failed
+	c.skipped += d.skipped
+}
+
+func (r *report) section(name string) *section {
+	s := &section{report: r, name: name}
+	r.sections = append(r.sections, s)
+	return s
+}
+
+func (r *report) broken(name string, err error) { r.section(name).broken(err) }
+
+// broken counts as a failure what is not the fault of one test, such as a guest that died.
+func (s *section) broken(err error) {
+	fmt.Fprintf(s.out, "FAIL  %s: %v\n", s.name, err)
+	s.total.failed++
+}
+
+// print ends the report and tells whether all is well.
+func (r *report) print(w io.Writer) bool {
+	var total counts
+	fmt.Fprintln(w)
+	for _, s := range r.sections {
+		fmt.Fprintf(w, "%s: %v\n", s.name, s.total)
+		for _, skip := range s.skips {
+			fmt.Fprintf(w, "    skipped %s\n", skip)
+		}
+		total.add(s.total)
+	}
+	fmt.Fprintln(w, total)
+	return total.failed == 0 && total.passed > 0
+}
+
+// read takes in the output of suite.sh until it ends. Its error is about the configuration, not about a test.
+func (s *section) read(ctx context.Context, r io.Reader, packages []testPackage) error {
+	var (
+		current *packageRun
+		ended   int
+		lines   = bufio.NewReader(r)
+	)
+	for {
+		line, err := lines.ReadString('\n')
+		var (
+			dir  string
+			exit int
+		)
+		switch {
+		case scan(line, "##vmtest begin %s\n", &dir):
+			current = startPackage(ctx, dir)
+		case current == nil:
+			if strings.TrimSpace(line) != "" {
+				fmt.Fprint(s.out, line)
+			}
+		case scan(line, "##vmtest end %d %s\n", &exit, &dir):
+			s.packageEnded(current, exit)
+			current = nil
+			ended++
+		default:
+			current.write(line)
+		}
+		if err == nil {
+			continue
+		}
+		if current != nil { // the guest died, or the whole is being stopped
+			s.packageEnded(current, -1)
+		}
+		switch {
+		case !errors.Is(err, io.EOF):
+			return err
+		case ended < len(packages):
+			return fmt.Errorf("only %d of %d packages ran to their end", ended, len(packages))
+		case s.total == counts{}:
+			return errors.New("no tests ran")
+		}
+		return nil
+	}
+}
+
+func scan(line, format string, args ...any) bool {
+	n, err := fmt.Sscanf(line, format, args...)
+	return err == nil && n == len(args)
+}
+
+func (s *section) packageEnded(p *packageRun, exit int) {
+	if exit != 0 && exit != 1 {
+		p.write("\n\x16FAIL\n") // what a binary that was cut off owes: test2json holds the last result back until then
+	}
+	results := p.end()
+	count, skips := results.finish(exit)
+	for _, t := range results.tests {
+		if s.verbose || t.outcome == "fail" {
+			fmt.Fprint(s.out, tidy(t.output.String()))
+		}
+	}
+	if s.verbose || exit != 0 || results.err != nil {
+		fmt.Fprint(s.out, tidy(results.output.String()))
+	}
+	for _, skip := range skips {
+		s.skips = append(s.skips, fmt.Sprintf("%s (%s): %s", skip.name, p.dir, skip.reason()))
+	}
+	word := "ok  "
+	if count.failed > 0 {
+		word = "FAIL"
+	}
+	fmt.Fprintf(s.out, "%s  %-10s %-24s %v  %.1fs\n", word, s.name, p.dir, count, time.Since(p.start).Seconds())
+	s.total.add(count)
+}
+
+// tidy removes the lines that only say which test is at work.
+func tidy(output string) string {
+	var b strings.Builder
+	for line := range strings.Lines(output) {
+		if !strings.HasPrefix(line, "=== ") && strings.TrimSpace(line) != "" {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// A packageRun passes the output of a test binary through go tool test2json.
+type packageRun struct {
+	dir     string
+	start   time.Time
+	stdin   *io.PipeWriter
+	results chan *packageResults // one, after stdin is closed
+}
+
+func startPackage(ctx context.Context, dir string) *packageRun {
+	stdin, w := io.Pipe()
+	events, stdout := io.Pipe()
+	cmd := exec.CommandContext(ctx, "go", "tool", "test2json")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, os.Stderr
+	go func() {
+		err := cmd.Run()
+		stdin.CloseWithError(err)
+		stdout.CloseWithError(err)
+	}()
+	p := &packageRun{dir: dir, start: time.Now(), stdin: w, results: make(chan *packageResults, 1)}
+	go func() {
+		results := newPackageResults()
+		results.err = results.read(events)
+		events.Close()
+		p.results <- results
+	}()
+	return p
+}
+
+// write never fails: when test2json has ended early, its results carry the error.
+func (p *packageRun) write(line string) { io.WriteString(p.stdin, line) }
+
+func (p *packageRun) end() *packageResults {
+	p.stdin.Close()
+	return <-p.results
+}
+
+// packageResults are the tests of a package and what they wrote.
+type packageResults struct {
+	tests  []*testResult // in the order of their start
+	byName map[string]*testResult
+	output strings.Builder // outside of any test
+	err    error           // of test2json
+}
+
+type testResult struct {
+	name    string
+	outcome string // "pass", "fail", "skip"; "" while it runs
+	parent  bool
+	output  strings.Builder
+}
+
+func newPackageResults() *packageResults {
+	return &packageResults{byName: make(map[string]*testResult)}
+}
+
+// An event is what test2json writes; see go doc test2json.
+type event struct{ Action, Test, Output string }
+
+func (p *packageResults) read(r io.Reader) error {
+	for d := json.NewDecoder(r); ; {
+		var e event
+		if err := d.Decode(&e); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		p.add(e)
+	}
+}
+
+func (p *packageResults) add(e event) {
+	if e.Test == "" {
+		p.output.WriteString(e.Output)
+		return
+	}
+	t := p.byName[e.Test]
+	if t == nil {
+		t = &testResult{name: e.Test}
+		p.byName[e.Test] = t
+		p.tests = append(p.tests, t)
+	}
+	switch e.Action {
+	case "output":
+		t.output.WriteString(e.Output)
+	case "pass", "fail", "skip":
+		t.outcome = e.Action
+	}
+}
+
+// finish counts the tests of a binary that ended with the exit status given, or -1 if it never did. A test with subtests counts only
+// where the subtests don't tell its outcome: every check is counted once.
+func (p *packageResults) finish(exit int) (c counts, skips []*testResult) {
+	failedBelow := make(map[string]bool)
+	for _, t := range p.tests {
+		if t.outcome == "" { // a panic, a deadline, os.Exit: it never came to its end
+			t.outcome = "fail"
+			fmt.Fprintf(&t.output, "--- FAIL: %s (it did not end)\n", t.name)
+		}
+		for _, parent := range p.parents(t.name) {
+			parent.parent = true
+			failedBelow[parent.name] = failedBelow[parent.name] || t.outcome == "fail"
+		}
+	}
+	for _, t := range p.tests {
+		switch {
+		case t.outcome == "skip":
+			c.skipped++
+			skips = append(skips, t)
+		case t.outcome == "fail" && !failedBelow[t.name]:
+			c.failed++
+		case t.outcome == "pass" && !t.parent:
+			c.passed++
+		}
+	}
+	switch {
+	case p.err != nil:
+		fmt.Fprintf(&p.output, "test2json: %v\n", p.err)
+	case exit == -1:
+		fmt.Fprintf(&p.output, "the output ends before the test binary does\n")
+	case exit != 0:
+		fmt.Fprintf(&p.output, "exit status %d\n", exit)
+	}
+	if (exit != 0 || p.err != nil) && c.failed == 0 {
+		c.failed++
+	}
+	return c, skips
+}
+
+// parents returns the tests that name is a subtest of. A subtest's own name may contain slashes.
+func (p *packageResults) parents(name string) []*testResult {
+	var parents []*testResult
+	for i := range len(name) {
+		if t := p.byName[name[:i]]; name[i] == '/' && t != nil {
+			parents = append(parents, t)
+		}
+	}
+	return parents
+}
+
+// reason is what a skipped test said, on one line.
+func (t *testResult) reason() string {
+	var words []string
+	for line := range strings.Lines(tidy(t.output.String())) {
+		if line = strings.TrimSpace(line); !strings.HasPrefix(line, "--- SKIP") {
+			words = append(words, line)
+		}
+	}
+	return strings.Join(words, " ")
+}
