@@ -244,6 +244,7 @@ func TestCellKilledFromOutside(t *testing.T) {
 	require.NoError(t, syscall.Kill(servers[0], syscall.SIGKILL))
 	_, err := p.Wait()
 	require.ErrorIs(t, err, sandbox.ErrCellLost)
+	require.EqualError(t, err, "sandbox: the cell is gone (the fork server has ended: signal: killed)")
 	requireGone(t, mark)
 	require.Equal(t, "fine", output(t, shell("echo fine")))
 

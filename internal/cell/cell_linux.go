@@ -36,7 +36,7 @@ func init() {
 }
 
 // ErrLost says that the cell ended while it was in use.
-var ErrLost = errors.New("the cell is gone")
+var ErrLost = errors.New("the fork server has ended")
 
 // Config is what makes one cell differ from another.
 type Config struct {
@@ -61,7 +61,8 @@ type Cell struct {
 	LimitsErr error
 	Tree      *limits.Tree
 
-	done chan struct{} // closed when the fork server has ended
+	done chan struct{}    // closed when the fork server has ended
+	end  *os.ProcessState // how, once done is closed
 	once sync.Once
 
 	templates templates
@@ -70,7 +71,7 @@ type Cell struct {
 	guards    guards
 
 	mu      sync.Mutex
-	closing bool
+	closing bool           // no further run is let in
 	busy    sync.WaitGroup // runs that have not given back what they had
 }
 
@@ -223,7 +224,7 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 
 // reap waits for the fork server, a child of this process.
 func (c *Cell) reap() {
-	_, _ = c.process.Wait()
+	c.end, _ = c.process.Wait()
 	close(c.done)
 }
 
@@ -283,8 +284,18 @@ func (c *Cell) DiesNow() bool {
 	return false
 }
 
-// Lost is the error of what was under way in a cell that has ended.
-func (c *Cell) Lost() error { return fmt.Errorf("%w%s", ErrLost, c.complaint()) }
+// Lost is the error of what was under way in a cell that has ended. It gives PID 1
+// a moment to say why.
+func (c *Cell) Lost() error {
+	select {
+	case <-c.done:
+		if c.end != nil && !c.end.Exited() {
+			return fmt.Errorf("%w: %v", ErrLost, c.end)
+		}
+	case <-time.After(time.Second):
+	}
+	return fmt.Errorf("%w%s", ErrLost, c.complaint())
+}
 
 // Config is what the cell was booted with.
 func (c *Cell) Config() Config { return c.config }
@@ -313,6 +324,9 @@ func (c *Cell) enter() bool {
 func (c *Cell) Close(ctx context.Context) error {
 	var err error
 	c.once.Do(func() {
+		c.mu.Lock()
+		c.closing = true
+		c.mu.Unlock()
 		c.guards.fire()
 		c.client.Close()
 		select {

@@ -22,6 +22,7 @@ type server struct {
 	spared  []span // what clones do without
 	head    [requestHead]byte
 
+	ended  bool  // the host is gone
 	files  []int // received with the request, then what the server adds
 	gate   [2]int32
 	pidfd  int
@@ -47,15 +48,23 @@ func newServer(control int, m *program.Machine) *server {
 	}
 }
 
-// loop greets the host and serves its requests one after the other.
+// exitConfused is the exit status of a loop that can't understand the host.
+const exitConfused = 3
+
+// loop greets the host and serves its requests one after the other. It returns 0
+// when the host is gone.
 //
 //go:norace
-func (s *server) loop() {
+func (s *server) loop() (code int) {
 	trim(s.spared)
 	greeting := [1]byte{1}
 	syscall.RawSyscall(unix.SYS_WRITE, s.control, uintptr(unsafe.Pointer(&greeting)), 1)
 	for s.one() {
 	}
+	if !s.ended {
+		return exitConfused
+	}
+	return 0
 }
 
 // one receives and serves a single request. It returns false when the host is
@@ -97,7 +106,7 @@ func (s *server) receive() (r view, ok bool) {
 	text, image := s.strings[:r.uid+r.gid+r.tree], s.image[:r.image]
 	for len(text)+len(image) > 0 {
 		n, ok := s.read(text, image)
-		if !ok || n == 0 {
+		if !ok {
 			return r, false
 		}
 		k := min(n, len(text))
@@ -125,7 +134,10 @@ func (s *server) read(a, b []byte) (int, bool) {
 		if errno == unix.EINTR {
 			continue
 		}
-		return int(n), s.keep() && errno == 0
+		if s.ended = errno != 0 || n == 0; s.ended {
+			return 0, false
+		}
+		return int(n), s.keep()
 	}
 }
 

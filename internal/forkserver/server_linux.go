@@ -1,13 +1,13 @@
 package forkserver
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"runtime"
 	"runtime/debug"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -73,12 +73,28 @@ func serve(control int) error {
 		return fmt.Errorf("clone: %w", errno)
 	}
 	unix.Close(control)
-	// SIGCHLD is ignored, so this returns when there is no child any more.
+	return await(pid)
+}
+
+// await waits for the end of the child that serves. Its status is the only trace of what
+// ended it, other than the host's end.
+func await(pid int) error {
 	for {
-		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
-			return nil
+		var status unix.WaitStatus
+		_, err := unix.Wait4(pid, &status, unix.WALL, nil)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return fmt.Errorf("wait4: %w", err)
+		case status.Signaled():
+			return fmt.Errorf("ended by signal %d (%v)", status.Signal(), status.Signal())
+		case status.ExitStatus() == exitConfused:
+			return errors.New("a request made no sense")
+		case status.ExitStatus() != 0:
+			return fmt.Errorf("exit status %d", status.ExitStatus())
 		}
-		time.Sleep(time.Millisecond)
+		return nil
 	}
 }
 

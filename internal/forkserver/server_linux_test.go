@@ -261,11 +261,23 @@ func TestEnd(t *testing.T) {
 			}
 			_ = s.cmd.Wait()
 			require.True(t, s.Gone())
-			require.Empty(t, s.stderr.String())
+			if test.goes {
+				require.Empty(t, s.stderr.String())
+			} else {
+				require.Equal(t, "sandbox: fork server: a request made no sense\n", s.stderr.String())
+			}
 			_, err = s.Send(task(t, nothing), nil)
 			require.Error(t, err)
 		})
 	}
+}
+
+// TestKilledServer: PID 1 says what ended the process that served.
+func TestKilledServer(t *testing.T) {
+	s := startServer(t)
+	require.NoError(t, unix.Kill(s.serving(), unix.SIGSEGV))
+	require.Error(t, s.cmd.Wait())
+	require.Equal(t, "sandbox: fork server: ended by signal 11 (segmentation fault)\n", s.stderr.String())
 }
 
 // TestDupKeepsServerAlive closes one end of the host after the other.

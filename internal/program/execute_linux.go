@@ -54,20 +54,21 @@ func (m *Machine) Clone(flags uint64) (pid, pidfd int, errno syscall.Errno) {
 }
 
 // Fork makes a child in which f runs, with this thread as its only one, and
-// which ends when f returns. f must not allocate much, nor block in the
-// runtime: no collector and no scheduler come along.
+// which exits with f's result. f must not allocate much, nor block in the
+// runtime: no collector and no scheduler come along. The child's end sends no
+// signal, so that a parent which ignores SIGCHLD still learns its status: wait
+// with WALL.
 //
 //go:norace
-func Fork(f func()) (pid int, errno syscall.Errno) {
-	args := &cloneArgs{flags: unix.CLONE_CLEAR_SIGHAND, exitSignal: uint64(unix.SIGCHLD)}
+func Fork(f func() (code int)) (pid int, errno syscall.Errno) {
+	args := &cloneArgs{flags: unix.CLONE_CLEAR_SIGHAND}
 	runtimeBeforeFork()
 	r, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0)
 	runtimeAfterFork() // in the child too: f may use the stack that there is
 	if e != 0 || r != 0 {
 		return int(r), e
 	}
-	f()
-	exit(0)
+	exit(uintptr(f()))
 	return 0, 0
 }
 
