@@ -22,10 +22,9 @@ type Cell struct {
 	tree *Tree
 	path string
 
-	mu       sync.Mutex
-	enabled  map[string]error // v2: controllers that were switched on for the runs, or why not
-	uid, gid int              // owner of the runs' cgroup.procs; see Delegate
-	swap     bool             // swap can be limited: memory.memsw.limit_in_bytes, memory.swap.max
+	mu      sync.Mutex
+	enabled map[string]error // v2: controllers that were switched on for the runs, or why not
+	swap    bool             // swap can be limited: memory.memsw.limit_in_bytes, memory.swap.max
 }
 
 // NewCell makes the directory of a cell. The id must not be in use (errors.Is fs.ErrExist): it
@@ -34,7 +33,7 @@ func (t *Tree) NewCell(id string) (*Cell, error) {
 	if err := checkName(id); err != nil {
 		return nil, fmt.Errorf("cell id %w", err)
 	}
-	c := &Cell{tree: t, path: path.Join(t.parent, id), uid: -1, gid: -1, enabled: map[string]error{}}
+	c := &Cell{tree: t, path: path.Join(t.parent, id), enabled: map[string]error{}}
 	made, err := c.makeDirs()
 	if err != nil {
 		// Not Delete: where the directory existed before, it is not ours.
@@ -131,23 +130,6 @@ func (c *Cell) enable(controller string) error {
 // Path is the path of the cell below the cgroup mounts, such as "/sandbox/<id>". libcontainer
 // uses it as the parent of its own cgroup, "cell".
 func (c *Cell) Path() string { return c.path }
-
-// Delegate lets the given user (the cell's root, as the host sees it) put processes that are in
-// the cell into runs made from now on, which clone3 with CLONE_INTO_CGROUP needs. On v1, where
-// that does not exist, it does nothing.
-func (c *Cell) Delegate(uid, gid int) error {
-	if c.tree.v2 == "" {
-		return nil
-	}
-	// The kernel asks for write access to cgroup.procs of the common ancestor too.
-	if err := os.Chown(path.Join(c.tree.v2, c.path, "cgroup.procs"), uid, gid); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.uid, c.gid = uid, gid
-	return nil
-}
 
 // Create makes <path>/<name> for one run and sets its limits. It fails if there is one already:
 // its members and its counters would be somebody else's.

@@ -4,12 +4,9 @@ package limits
 
 import (
 	"fmt"
-	"os"
 	"strconv"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Group is the cgroup of one run. Its methods are safe for concurrent use. It holds no file
@@ -45,15 +42,6 @@ func (g *Group) Add(pid int) error {
 		}
 	}
 	return nil
-}
-
-// Dir opens the directory for clone3 with CLONE_INTO_CGROUP; see Cell.Delegate. On v1, which
-// has nothing like it, Dir returns nil.
-func (g *Group) Dir() (*os.File, error) {
-	if g.v2 == "" {
-		return nil, nil
-	}
-	return os.OpenFile(g.v2, os.O_RDONLY|unix.O_DIRECTORY, 0)
 }
 
 // Usage reads what the run has used so far; after its end, and before Delete, that is all it

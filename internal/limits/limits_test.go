@@ -231,30 +231,6 @@ func TestCreateRefused(t *testing.T) {
 	requireGone(t, cell.Path()+"/run")
 }
 
-func TestDirAndDelegate(t *testing.T) {
-	cell := testCell(t, Spec{})
-	require.NoError(t, cell.Delegate(1234, 1234))
-	g, err := cell.Create("run", Spec{})
-	require.NoError(t, err)
-	dir, err := g.Dir()
-	require.NoError(t, err)
-	if g.v2 == "" {
-		assert.Nil(t, dir)
-		return
-	}
-	defer dir.Close()
-	for _, name := range []string{path.Dir(g.v2), g.v2} {
-		var st unix.Stat_t
-		require.NoError(t, unix.Stat(name+"/cgroup.procs", &st))
-		assert.EqualValues(t, 1234, st.Uid)
-	}
-	cmd := exec.Command("cat", "/proc/self/cgroup")
-	cmd.SysProcAttr = &unix.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	out, err := cmd.Output()
-	require.NoError(t, err)
-	assert.Equal(t, "0::"+g.Path(), strings.TrimSpace(string(out)))
-}
-
 // TestRemoveDeadTree removes what a killed owner leaves: runs, and libcontainer's own cgroup in
 // every hierarchy of the machine, all with processes in them.
 func TestRemoveDeadTree(t *testing.T) {

@@ -4,7 +4,6 @@ package limits
 
 import (
 	"fmt"
-	"os"
 	"path"
 	"sync/atomic"
 	"time"
@@ -40,16 +39,7 @@ func (c *Cell) limitV2(p string, s Spec) error {
 	if err != nil {
 		return err
 	}
-	if err := m.Update(s.resourcesV2(c.swap)); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	uid, gid := c.uid, c.gid
-	c.mu.Unlock()
-	if uid < 0 {
-		return nil
-	}
-	return os.Chown(path.Join(c.tree.v2, p, "cgroup.procs"), uid, gid)
+	return m.Update(s.resourcesV2(c.swap))
 }
 
 // resourcesV2 converts s. swap is false on kernels without swap accounting; with no WithSwap
