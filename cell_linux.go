@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/cellkit/sandbox/internal/cell"
 )
@@ -19,9 +20,25 @@ func newCell(config cellConfig) (*Cell, error) {
 	return &Cell{c}, nil
 }
 
-func (c *Cell) close(ctx context.Context) error {
-	live.thaw(c.impl)
-	return c.impl.Close(ctx)
+func (c *Cell) close(ctx context.Context) error { return end(ctx, c.impl) }
+
+// end closes a cell. Paused runs of it are thawed, or they could not die: those that are
+// paused now, and those that get there meanwhile.
+func end(ctx context.Context, c *cell.Cell) error {
+	live.thaw(c)
+	closed := make(chan struct{})
+	defer close(closed)
+	go func() {
+		for {
+			select {
+			case <-closed:
+				return
+			case <-time.After(10 * time.Millisecond):
+				live.thaw(c)
+			}
+		}
+	}()
+	return c.Close(ctx)
 }
 
 func boot(config cell.Config) (*cell.Cell, error) {
@@ -57,8 +74,7 @@ func (c *config) findCell() (*cell.Cell, error) {
 		if !have.Dying() {
 			return have, nil
 		}
-		live.thaw(have)                      // or what is paused keeps it from dying
-		_ = have.Close(context.Background()) // clean up after one that was lost
+		_ = end(context.Background(), have) // clean up after one that was lost
 		delete(cells.all, want)
 	}
 	booted, err := boot(want)
@@ -77,8 +93,7 @@ func shutdown(ctx context.Context) error {
 	defer cells.mu.Unlock()
 	var errs []error
 	for config, c := range cells.all {
-		live.thaw(c)
-		errs = append(errs, c.Close(ctx))
+		errs = append(errs, end(ctx, c))
 		delete(cells.all, config)
 	}
 	return errors.Join(errs...)
@@ -107,13 +122,13 @@ func (l *liveRuns) remove(r *running) {
 	delete(l.all, r)
 }
 
-// thaw lets the cell's paused runs go on, so that they can die with it.
+// thaw lets the cell's paused runs die with it.
 func (l *liveRuns) thaw(c *cell.Cell) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for r := range l.all {
 		if r.cell == c {
-			_ = r.resume()
+			r.letEnd()
 		}
 	}
 }

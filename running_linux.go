@@ -31,13 +31,14 @@ type running struct {
 	pid     int
 	started time.Time
 
+	pausing pausing
+
 	mu      sync.Mutex
 	killed  bool
-	reason  Reason // why killed
-	paused  bool
-	unguard func()         // of a paused run; see guard
+	reason  Reason         // why killed
 	exited  *program.Event // if PID 1's last word came during the start
 	ending  bool           // may not be paused any more
+	paused  bool           // is frozen, or about to be
 	over    bool           // pidfds are closed
 	stop    []func()
 	ctx     context.Context
@@ -47,14 +48,38 @@ type running struct {
 	copyErr error
 }
 
-// abandon undoes a start that failed. It waits until nothing of the run lives.
+// abandonWait is how long a start that failed waits until nothing of the run is left. It only takes
+// longer if the fork server does not answer.
+const abandonWait = time.Second
+
+// abandon undoes a start that failed, if need be behind the caller's back.
 func (r *running) abandon() {
+	done := make(chan struct{})
+	go func() {
+		r.cleanUp()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(abandonWait):
+	}
+}
+
+// cleanUp ends what there is of a run whose start failed and waits until nothing of it lives.
+func (r *running) cleanUp() {
+	if r.conn != nil {
+		_ = r.conn.HangUp() // a command that waits to go on gives up
+	}
+	if r.command != nil {
+		_ = pidfdSignal(r.command, unix.SIGKILL)
+	}
 	for r.conn != nil && r.pidfd == nil {
 		m, err := r.conn.Next() // there was no answer yet, or another came first
-		if err != nil {
-			break
+		if err == nil {
+			r.pidfd = m.File
+		} else if !errors.Is(err, forkserver.ErrLostFile) {
+			break // nobody is left who could say more
 		}
-		r.pidfd = m.File
 	}
 	r.kill(Canceled)
 	if r.pidfd != nil {
@@ -128,22 +153,24 @@ func (r *running) watchCPU(limit time.Duration, stop <-chan struct{}) {
 		case <-timer.C:
 		}
 		used, err := r.group.CPU()
-		if err != nil {
-			return
-		}
-		if used >= limit {
+		switch {
+		case err != nil: // out of descriptors, say; the limit holds all the same
+			timer.Reset(10 * time.Millisecond)
+		case used >= limit:
 			r.kill(CPUTimedOut)
 			return
+		default:
+			timer.Reset(max((limit-used)/cpus, time.Millisecond))
 		}
-		timer.Reset(max((limit-used)/cpus, time.Millisecond))
 	}
 }
 
 // finish waits for the end and puts the result together.
 func (r *running) finish() {
 	exit, exited := r.awaitExit()
-	r.thawForGood()
+	r.letEnd()
 	waitPidfd(r.pidfd)
+	r.dropGuard()
 	wall := time.Since(r.started)
 	for _, stop := range r.stop {
 		stop()
@@ -256,6 +283,12 @@ func (r *running) wasKilled() bool {
 	return r.killed
 }
 
+func (r *running) isOver() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.over
+}
+
 // kill ends the run for the given reason. The first reason counts.
 func (r *running) kill(reason Reason) {
 	r.mu.Lock()
@@ -271,7 +304,7 @@ func (r *running) kill(reason Reason) {
 		_ = pidfdSignal(r.pidfd, unix.SIGKILL)
 	}
 	if r.paused {
-		_ = r.thaw() // on cgroup v1 a frozen process can't die
+		_ = r.group.Thaw() // on cgroup v1 a frozen process can't die
 	}
 }
 
@@ -311,87 +344,6 @@ func pidfdSignal(f *os.File, s syscall.Signal) (err error) {
 	return errors.Join(ctlErr, err)
 }
 
-func (r *running) pause() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.ending || r.killed {
-		return os.ErrProcessDone
-	}
-	if r.group == nil {
-		return &SetupError{Stage: "Pause", Err: r.cell.LimitsErr}
-	}
-	if err := r.cell.Tree.MissingFreeze(); err != nil {
-		return &SetupError{Stage: "Pause", Err: err}
-	}
-	if err := r.guard(); err != nil {
-		return &SetupError{Stage: "Pause", Err: err}
-	}
-	r.paused = true
-	ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
-	defer cancel()
-	if err := r.group.Freeze(ctx); err != nil {
-		r.paused = false
-		return errors.Join(fmt.Errorf("sandbox: pause: %w", err), r.thaw())
-	}
-	return nil
-}
-
-// guard sees to it that the run can die if this process does while it is paused:
-// on cgroup v1 somebody must thaw it first.
-func (r *running) guard() error {
-	if r.unguard != nil {
-		return nil
-	}
-	f, err := r.group.ThawFile()
-	if f == nil || err != nil {
-		return err
-	}
-	defer f.Close()
-	r.unguard, err = r.cell.AtEnd(f, limits.Thawed)
-	return err
-}
-
-// thawForGood lets what is left of the run die, once its command has ended or its
-// cell died: on cgroup v1 a frozen process can't.
-func (r *running) thawForGood() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.ending = true
-	if r.paused {
-		_ = r.thaw()
-		r.paused = false
-	}
-}
-
-func (r *running) thaw() error {
-	err := r.group.Thaw()
-	if err == nil && r.unguard != nil {
-		r.unguard()
-		r.unguard = nil
-	}
-	return err
-}
-
-// freezeTimeout is for processes that the kernel can't stop at once, because
-// they wait for a device.
-const freezeTimeout = 10 * time.Second
-
-func (r *running) resume() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.over {
-		return os.ErrProcessDone
-	}
-	if !r.paused {
-		return nil
-	}
-	if err := r.thaw(); err != nil {
-		return fmt.Errorf("sandbox: resume: %w", err)
-	}
-	r.paused = false
-	return nil
-}
-
 func (r *running) usageNow() (Usage, error) {
 	select {
 	case <-r.done:
@@ -406,9 +358,12 @@ func (r *running) usageNow() (Usage, error) {
 		return u, nil
 	}
 	g, err := r.group.Usage()
-	if err != nil {
-		<-r.done // the run ended meanwhile
+	if err != nil && r.isOver() {
+		<-r.done
 		return r.usageNow()
+	}
+	if err != nil {
+		return Usage{}, fmt.Errorf("sandbox: usage: %w", err)
 	}
 	wall := u.Wall
 	u = fromGroup(g)

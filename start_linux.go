@@ -22,8 +22,8 @@ import (
 // start makes a run. If the cell turns out to have died before the command was
 // executed, another one is booted and the run started there.
 func (s *Sandbox) start(ctx context.Context) (*Process, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("sandbox: not started: %w", err)
+	if ctx.Err() != nil {
+		return nil, notStarted(ctx)
 	}
 	if err := s.check(); err != nil {
 		return nil, err
@@ -46,6 +46,10 @@ func (s *Sandbox) start(ctx context.Context) (*Process, error) {
 	}
 }
 
+func notStarted(ctx context.Context) error {
+	return fmt.Errorf("sandbox: not started: %w", ctx.Err())
+}
+
 // check reports wrong options.
 func (s *Sandbox) check() error {
 	s.once.Do(func() { s.invalid = s.config.validate() })
@@ -57,6 +61,9 @@ var runCount atomic.Uint64
 
 // startIn follows a run from its request to the execution of its command.
 func (s *Sandbox) startIn(ctx context.Context, c *cell.Cell) (_ *running, err error) {
+	if ctx.Err() != nil { // it took a boot to get here
+		return nil, notStarted(ctx)
+	}
 	p, err := s.planFor(shape{singleID: c.SingleID()})
 	if err != nil {
 		return nil, err
@@ -231,10 +238,19 @@ func closeFiles(files []*os.File) {
 	}
 }
 
-// follow takes the run's events until its command has been executed.
+// follow takes the run's events until its command has been executed, or ctx ends.
 func (r *running) follow(ctx context.Context, p *program.Program) error {
-	stop := func() bool { return true }
-	defer func() { stop() }()
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		r.conn.Interrupt()
+		close(interrupted)
+	})
+	defer func() {
+		if !stop() {
+			<-interrupted
+			r.conn.Continue()
+		}
+	}()
 	started := false
 	for !started || r.pidfd == nil { // the two come from different processes
 		m, err := r.conn.Next()
@@ -244,7 +260,6 @@ func (r *running) follow(ctx context.Context, p *program.Program) error {
 		switch m.Kind {
 		case program.Cloned:
 			r.pidfd = m.File
-			stop = context.AfterFunc(ctx, func() { r.kill(Canceled) })
 		case program.Ready:
 			if err := r.join(m.PID); err != nil {
 				return r.startLost(ctx, err)
@@ -270,7 +285,7 @@ func (r *running) follow(ctx context.Context, p *program.Program) error {
 // was noticed of that.
 func (r *running) startLost(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return fmt.Errorf("sandbox: not started: %w", ctx.Err())
+		return notStarted(ctx)
 	}
 	isGone := func(e error) bool { return errors.Is(err, e) }
 	if slices.ContainsFunc([]error{io.EOF, unix.ECONNRESET, unix.EPIPE, unix.ESRCH}, isGone) && r.cell.DiesNow() {
@@ -279,7 +294,10 @@ func (r *running) startLost(ctx context.Context, err error) error {
 	if setup, ok := err.(*SetupError); ok {
 		return setup
 	}
-	return &SetupError{Stage: "clone", Err: fmt.Errorf("PID 1 of the run ended unexpectedly: %w", err)}
+	if errors.Is(err, io.EOF) {
+		err = errors.New("PID 1 of the run ended without a word")
+	}
+	return &SetupError{Stage: "clone", Err: err}
 }
 
 // join puts the command, which waits, into its cgroup, and lets it go on.

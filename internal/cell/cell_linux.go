@@ -51,7 +51,8 @@ type Cell struct {
 	ids       *ids
 	client    *forkserver.Client
 	container *libcontainer.Container
-	porter    *porter // rootless only
+	porting   sync.Mutex
+	porter    *porter // rootless only; see livePorter
 	stderr    *os.File
 	process   *libcontainer.Process
 
@@ -61,7 +62,8 @@ type Cell struct {
 	LimitsErr error
 	Tree      *limits.Tree
 
-	done chan struct{}    // closed when the fork server has ended
+	up   bool             // the fork server was started
+	done chan struct{}    // closed when it has ended
 	end  *os.ProcessState // how, once done is closed
 	once sync.Once
 
@@ -178,11 +180,9 @@ func (c *Cell) boot() error {
 		return fmt.Errorf("preparing the cell: %w", err)
 	}
 	if c.ids.rootless {
-		if c.porter, err = startPorter(); err != nil {
-			return err
-		}
+		_, err = c.livePorter()
 	}
-	return nil
+	return err
 }
 
 // start runs libcontainer's part of the boot on a thread of its own: the
@@ -211,6 +211,7 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 		err := c.container.Run(c.process)
 		control.Close()
 		if err == nil {
+			c.up = true
 			go c.reap()
 			err = c.client.Hello(bootTimeout)
 		}
@@ -344,9 +345,15 @@ func (c *Cell) Close(ctx context.Context) error {
 
 func (c *Cell) destroy() error {
 	var errs []error
-	if c.porter != nil {
-		errs = append(errs, c.porter.close())
+	if c.up { // also after a boot that failed late
+		_ = c.process.Signal(unix.SIGKILL)
+		<-c.done
 	}
+	c.porting.Lock()
+	if c.porter != nil {
+		c.porter.close()
+	}
+	c.porting.Unlock()
 	if c.client != nil {
 		c.client.Close()
 	}

@@ -13,8 +13,9 @@ import (
 
 // guards are processes of the cell that do a last thing before the cell ends.
 type guards struct {
-	mu  sync.Mutex
-	all map[*guard]struct{}
+	mu    sync.Mutex
+	all   map[*guard]struct{}
+	fired bool // the cell is being closed
 }
 
 type guard struct {
@@ -49,7 +50,6 @@ func (c *Cell) AtEnd(f *os.File, data string) (stop func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &guard{conn: conn}
 	m, err := conn.Next()
 	if err == nil && m.Kind != program.Cloned {
 		err = Failure(p, m.Event)
@@ -58,18 +58,32 @@ func (c *Cell) AtEnd(f *os.File, data string) (stop func(), err error) {
 		conn.Close()
 		return nil, c.explain(err)
 	}
-	g.pidfd = m.File
-	c.guards.add(g)
+	g := &guard{conn: conn, pidfd: m.File}
+	if !c.guards.add(g) {
+		g.close()
+		return nil, c.Lost()
+	}
 	return func() { c.guards.stop(g) }, nil
 }
 
-func (gs *guards) add(g *guard) {
+// close gives up the guard. If it still waits, it does its last thing.
+func (g *guard) close() {
+	g.conn.Close()
+	g.pidfd.Close()
+}
+
+// add returns false if the cell is being closed, which would wait for the guard for ever.
+func (gs *guards) add(g *guard) bool {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
+	if gs.fired {
+		return false
+	}
 	if gs.all == nil {
 		gs.all = map[*guard]struct{}{}
 	}
 	gs.all[g] = struct{}{}
+	return true
 }
 
 func (gs *guards) stop(g *guard) {
@@ -87,8 +101,7 @@ func (gs *guards) stop(g *guard) {
 			break
 		}
 	}
-	g.conn.Close()
-	g.pidfd.Close()
+	g.close()
 }
 
 // fire lets all of them do what they wait for.
@@ -96,8 +109,7 @@ func (gs *guards) fire() {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
 	for g := range gs.all {
-		g.conn.Close()
-		g.pidfd.Close()
+		g.close()
 	}
-	gs.all = nil
+	gs.all, gs.fired = nil, true
 }

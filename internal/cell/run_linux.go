@@ -83,10 +83,14 @@ func (c *Cell) send(r *forkserver.Request, files []int) (*forkserver.Conn, error
 	return conn, nil
 }
 
-// explain turns an error of the control socket into ErrLost.
+// explain turns an error of the control socket, or the end of a task that said nothing,
+// into ErrLost if it is due to the cell's end.
 func (c *Cell) explain(err error) error {
-	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, os.ErrClosed) || errors.Is(err, io.EOF) {
+	switch {
+	case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET), errors.Is(err, os.ErrClosed), errors.Is(err, io.EOF) && c.DiesNow():
 		return c.Lost()
+	case errors.Is(err, io.EOF):
+		return errors.New("a process of the cell ended without a word")
 	}
 	return err
 }

@@ -137,7 +137,9 @@ func (c *Cell) makeTemplate(t *Template, p *program.Program, open func() ([]*os.
 	if err != nil {
 		return err
 	}
-	_, err = c.Task(move, nil)
+	if _, err = c.Task(move, nil); err != nil {
+		c.unmount(Staging, t.Path)
+	}
 	return err
 }
 

@@ -30,8 +30,8 @@ var ErrNoIDMap = errors.New("its file system does not support idmapped mounts")
 // attaches with move_mount. Set-uid bits and device nodes have no effect
 // in it.
 func (c *Cell) Open(t Tree) (*os.File, error) {
-	if c.porter != nil {
-		return c.porter.open(t)
+	if c.ids.rootless {
+		return c.openByPorter(t)
 	}
 	fd, err := unix.OpenTree(unix.AT_FDCWD, t.Path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
@@ -93,15 +93,50 @@ type porter struct {
 	cmd    *exec.Cmd
 }
 
+// openByPorter tries once more where the porter died meanwhile.
+func (c *Cell) openByPorter(t Tree) (f *os.File, err error) {
+	for range 2 {
+		p, err := c.livePorter()
+		if err != nil {
+			return nil, err
+		}
+		if f, err = p.open(t); err == nil || !p.client.Gone() {
+			return f, err
+		}
+	}
+	return f, err
+}
+
+// livePorter returns the cell's porter. One that has died is replaced.
+func (c *Cell) livePorter() (*porter, error) {
+	c.porting.Lock()
+	defer c.porting.Unlock()
+	if c.porter != nil && !c.porter.client.Gone() {
+		return c.porter, nil
+	}
+	if c.porter != nil {
+		c.porter.close()
+	}
+	var err error
+	c.porter, err = startPorter()
+	return c.porter, err
+}
+
 func startPorter() (*porter, error) {
 	client, control, err := forkserver.NewClient()
 	if err != nil {
 		return nil, err
 	}
 	defer control.Close()
+	exe, err := os.Open("/proc/self/exe")
+	if err != nil {
+		client.Close()
+		return nil, err
+	}
+	defer exe.Close()
 	cmd := exec.Command("/proc/self/exe", forkserver.Name)
 	cmd.Env = []string{forkserver.Env}
-	cmd.ExtraFiles = []*os.File{control}
+	cmd.ExtraFiles = []*os.File{control, exe}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
@@ -115,15 +150,15 @@ func startPorter() (*porter, error) {
 	control.Close()
 	p := &porter{client: client, cmd: cmd}
 	if err := client.Hello(bootTimeout); err != nil {
-		return nil, errors.Join(err, p.close())
+		p.close()
+		return nil, err
 	}
 	return p, nil
 }
 
-func (p *porter) close() error {
+func (p *porter) close() {
 	p.client.Close()
 	_ = p.cmd.Wait() // it exits with 0 or was killed; both are the end of it
-	return nil
 }
 
 // open has a task clone the tree and send it along with an event.

@@ -123,7 +123,7 @@ func (c *Client) send(r *Request, files []int) error {
 	defer c.mu.Unlock()
 	oob := unix.UnixRights(files...)
 	parts := [][]byte{head, r.Image}
-	for len(parts) > 0 {
+	for begun := false; len(parts) > 0; begun = true {
 		var n int
 		var sendErr error
 		err := raw.Write(func(fd uintptr) bool {
@@ -131,6 +131,9 @@ func (c *Client) send(r *Request, files []int) error {
 			return sendErr != unix.EAGAIN && sendErr != unix.EINTR
 		})
 		if err = errors.Join(err, sendErr); err != nil {
+			if begun {
+				c.sock.Close() // what came next would be taken for the rest of this request
+			}
 			return fmt.Errorf("request to the fork server: %w", err)
 		}
 		oob = nil
@@ -152,6 +155,10 @@ type Conn struct {
 	buf  [program.EventSize + 1]byte
 }
 
+// ErrLostFile says that an event's descriptor found no place in this process. Further
+// events may follow.
+var ErrLostFile = fmt.Errorf("receiving a descriptor: %w", unix.EMFILE)
+
 // Message is an Event and what came with it.
 type Message struct {
 	program.Event
@@ -168,9 +175,15 @@ func (c *Conn) Next() (Message, error) {
 	}
 	var n, oobn, flags int
 	var recvErr error
-	err = raw.Read(func(fd uintptr) bool {
+	receive := func(fd uintptr) bool {
 		n, oobn, flags, _, recvErr = unix.Recvmsg(int(fd), c.buf[:], c.oob[:], unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 		return recvErr != unix.EAGAIN && recvErr != unix.EINTR
+	}
+	err = raw.Read(func(fd uintptr) bool {
+		// An end that the kernel reports may be one too early: it looks at the queue, then
+		// whether the peer is gone, and a peer that says its last word and exits in between leaves a
+		// message behind (net/unix/af_unix.c, unix_dgram_recvmsg). Then it is there at the second look.
+		return receive(fd) && (recvErr != nil || n > 0 || receive(fd))
 	})
 	if err = errors.Join(err, recvErr); err != nil {
 		return Message{}, err
@@ -198,7 +211,10 @@ func parseMessage(b, oob []byte, flags int) (m Message, err error) {
 	if err != nil || len(b) == 0 {
 		return m, err
 	}
-	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+	if flags&unix.MSG_CTRUNC != 0 {
+		return m, ErrLostFile
+	}
+	if flags&unix.MSG_TRUNC != 0 {
 		return m, errors.New("truncated event")
 	}
 	m.PID = senderPID(oob)
@@ -221,6 +237,22 @@ func (c *Conn) Go() error {
 	_, err := c.sock.Write([]byte{1})
 	return err
 }
+
+// HangUp makes a command that waits for Go give up. Events can still be received.
+func (c *Conn) HangUp() error {
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return err
+	}
+	ctlErr := raw.Control(func(fd uintptr) { err = unix.Shutdown(int(fd), unix.SHUT_WR) })
+	return errors.Join(ctlErr, err)
+}
+
+// Interrupt makes Next return os.ErrDeadlineExceeded, now and until Continue.
+func (c *Conn) Interrupt() { _ = c.sock.SetReadDeadline(time.Unix(1, 0)) }
+
+// Continue undoes Interrupt.
+func (c *Conn) Continue() { _ = c.sock.SetReadDeadline(time.Time{}) }
 
 // Close closes the socket. A command that waits for Go then gives up.
 func (c *Conn) Close() error { return c.sock.Close() }

@@ -22,12 +22,13 @@ const (
 	Env  = "_SANDBOX_FORKSERVER=1"
 )
 
-// ControlFD is where the fork server finds its control socket.
+// ControlFD is where the fork server finds its control socket. Behind it is this
+// program's own file, which it was executed from.
 const ControlFD = 3
 
 func init() {
 	if len(os.Args) == 2 && os.Args[1] == Name && os.Getenv("_SANDBOX_FORKSERVER") == "1" {
-		unix.Close(ControlFD + 1) // this program's own file, in a cell
+		unix.Close(ControlFD + 1)
 		// Not os.Exit, which does more: a race detector sleeps for a second first.
 		if err := serve(ControlFD); err != nil {
 			fmt.Fprintln(os.Stderr, "sandbox: fork server:", err)

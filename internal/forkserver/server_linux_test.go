@@ -40,7 +40,10 @@ func startServer(t testing.TB) *testServer {
 	require.NoError(t, err)
 	s := &testServer{Client: client, t: t, cmd: exec.Command(exe, Name)}
 	s.cmd.Env = []string{Env, "GORACE=atexit_sleep_ms=0"}
-	s.cmd.ExtraFiles = []*os.File{control}
+	file, err := os.Open(exe)
+	require.NoError(t, err)
+	defer file.Close()
+	s.cmd.ExtraFiles = []*os.File{control, file}
 	s.cmd.Stderr = &s.stderr
 	require.NoError(t, s.cmd.Start())
 	t.Cleanup(func() {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,10 +61,16 @@ func writeFile(name, value string) error {
 	return nil
 }
 
+// open waits a little for a descriptor where all are in use: a run must be thawed, and its
+// counters read, all the same.
 func open(name string, flags int) (int, error) {
-	for {
+	for tries := 0; ; tries++ {
 		fd, err := unix.Open(name, flags|unix.O_CLOEXEC, 0)
 		if err == unix.EINTR {
+			continue
+		}
+		if (err == unix.EMFILE || err == unix.ENFILE) && tries < 100 {
+			time.Sleep(10 * time.Millisecond)
 			continue
 		}
 		if err != nil {

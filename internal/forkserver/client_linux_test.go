@@ -1,0 +1,55 @@
+package forkserver
+
+import (
+	"io"
+	"os"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// TestLastWord has a peer that says one thing and is gone, which the kernel may report the other
+// way round. Both sides are spinning, for the moments have to meet.
+func TestLastWord(t *testing.T) {
+	word := program.Event{Kind: program.Finished}.Marshal()
+	var peer atomic.Int64
+	go func() {
+		for {
+			switch fd := int(peer.Load()); fd {
+			case 0:
+			case -1:
+				return
+			default:
+				_ = unix.Send(fd, word, unix.MSG_NOSIGNAL)
+				unix.Close(fd)
+				peer.Store(0)
+			}
+		}
+	}()
+	defer peer.Store(-1)
+	for range 20000 {
+		conn, end := newConn(t)
+		peer.Store(int64(end))
+		m, err := conn.Next()
+		require.NoError(t, err)
+		require.Equal(t, program.Finished, m.Kind)
+		_, err = conn.Next()
+		require.Equal(t, io.EOF, err)
+		require.NoError(t, conn.Close())
+		for peer.Load() != 0 {
+		}
+	}
+}
+
+// newConn returns a Conn and the descriptor of its other end.
+func newConn(t testing.TB) (*Conn, int) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	require.NoError(t, err)
+	require.NoError(t, prepare(fds))
+	return &Conn{sock: os.NewFile(uintptr(fds[0]), "run")}, fds[1]
+}

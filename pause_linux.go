@@ -1,0 +1,140 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/cellkit/sandbox/internal/limits"
+)
+
+// Pausing can take long, and a run may be killed, time out or end meanwhile. So Pause and Resume
+// exclude each other by a lock of their own, and whoever ends a run only thaws it,
+// which makes a freeze that is under way give up.
+
+// pausing is what Pause and Resume work on.
+type pausing struct {
+	mu      sync.Mutex
+	unguard func() // of a paused run; see guard
+}
+
+// freezeTimeout is for processes that the kernel can't stop at once, because
+// they wait for a device.
+const freezeTimeout = 10 * time.Second
+
+func (r *running) pause() error {
+	r.pausing.mu.Lock()
+	defer r.pausing.mu.Unlock()
+	if r.group == nil {
+		return &SetupError{Stage: "Pause", Err: r.cell.LimitsErr}
+	}
+	if err := r.cell.Tree.MissingFreeze(); err != nil {
+		return &SetupError{Stage: "Pause", Err: err}
+	}
+	if !r.setPaused(true) {
+		return os.ErrProcessDone
+	}
+	err := r.freeze()
+	if r.setPaused(err == nil) && err == nil {
+		return nil
+	}
+	// It was killed or has ended meanwhile, maybe before there was anything to thaw.
+	thawErr := r.thaw()
+	if err == nil {
+		return os.ErrProcessDone
+	}
+	return errors.Join(err, thawErr)
+}
+
+// setPaused notes whether the run is paused. It returns false if the run is ending.
+func (r *running) setPaused(paused bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ending := r.ending || r.killed || r.over
+	r.paused = paused && !ending
+	return !ending
+}
+
+func (r *running) freeze() error {
+	if err := r.guard(); err != nil {
+		return &SetupError{Stage: "Pause", Err: err}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), freezeTimeout)
+	defer cancel()
+	if err := r.group.Freeze(ctx); err != nil {
+		return fmt.Errorf("sandbox: pause: %w", err)
+	}
+	return nil
+}
+
+// guard sees to it that the run can die if this process does while it is paused:
+// on cgroup v1 somebody must thaw it first.
+func (r *running) guard() error {
+	if r.pausing.unguard != nil {
+		return nil
+	}
+	f, err := r.group.ThawFile()
+	if f == nil || err != nil {
+		return err
+	}
+	defer f.Close()
+	r.pausing.unguard, err = r.cell.AtEnd(f, limits.Thawed)
+	return err
+}
+
+// thaw lets the run go on. The guard stays if that failed.
+func (r *running) thaw() error {
+	err := r.group.Thaw()
+	if err == nil && r.pausing.unguard != nil {
+		r.pausing.unguard()
+		r.pausing.unguard = nil
+	}
+	return err
+}
+
+func (r *running) resume() error {
+	r.pausing.mu.Lock()
+	defer r.pausing.mu.Unlock()
+	if r.isOver() {
+		return os.ErrProcessDone
+	}
+	if !r.isPaused() {
+		return nil
+	}
+	if err := r.thaw(); err != nil {
+		return fmt.Errorf("sandbox: resume: %w", err)
+	}
+	r.setPaused(false)
+	return nil
+}
+
+func (r *running) isPaused() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.paused
+}
+
+// letEnd lets a paused run die, for its command has ended or its cell ends, and keeps it from
+// being paused again.
+func (r *running) letEnd() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ending = true
+	if r.paused {
+		_ = r.group.Thaw()
+		r.paused = false
+	}
+}
+
+// dropGuard ends the guard of a run of which nothing lives any more.
+func (r *running) dropGuard() {
+	r.pausing.mu.Lock()
+	defer r.pausing.mu.Unlock()
+	if r.pausing.unguard != nil {
+		r.pausing.unguard()
+		r.pausing.unguard = nil
+	}
+}
