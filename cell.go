@@ -1,6 +1,9 @@
 package sandbox
 
-import "context"
+import (
+	"context"
+	"errors"
+)
 
 // CellOption changes one thing of a cell.
 type CellOption func(*cellConfig)
@@ -27,11 +30,36 @@ type Cell struct{ impl cellImpl }
 func NewCell(opts ...CellOption) (*Cell, error) {
 	var c cellConfig
 	for _, opt := range opts {
-		opt(&c)
+		if opt != nil {
+			opt(&c)
+		}
+	}
+	if err := c.check(); err != nil {
+		return nil, err
 	}
 	return newCell(c)
 }
 
+// check reports all wrong options, with the words of the runs' own.
+func (c *cellConfig) check() error {
+	var errs []error
+	if err := c.network.check(); err != nil {
+		errs = append(errs, optionError("CellNetwork", "%w", err))
+	}
+	if err := checkCgroupParent(c.cgroupParent); err != nil {
+		errs = append(errs, optionError("CellCgroupParent", "%w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// made tells whether the cell is one of NewCell's.
+func (c *Cell) made() bool { return c != nil && *c != Cell{} }
+
 // Close kills what runs in the cell, ends it and waits until nothing of it is
 // left. Runs that it ended report ErrCellLost.
-func (c *Cell) Close() error { return c.close(context.Background()) }
+func (c *Cell) Close() error {
+	if !c.made() {
+		return errors.New("sandbox: Close: the cell was not made by NewCell: look at the error of that")
+	}
+	return c.close(context.Background())
+}

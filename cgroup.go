@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"os"
 	"path"
 	"runtime"
 	"slices"
@@ -42,6 +43,9 @@ type rlimit struct{ soft, hard uint64 }
 
 // defaultPIDs is also enforced where nothing is asked for, if it can be.
 const defaultPIDs = 512
+
+// maxPIDs is PID_MAX_LIMIT of include/linux/threads.h.
+const maxPIDs = 4 << 20
 
 // minMemory is less than any process can start with: a smaller number is a
 // mistake in its unit.
@@ -137,31 +141,55 @@ func (g *cgroupConfig) check() (errs []error) {
 		bad("WithCPUWeight", "%d is not between 1 and 10000", *g.weight)
 	}
 	if g.cpuset != nil {
-		if err := checkCPUSet(*g.cpuset); err != nil {
+		if _, err := parseCPUSet(*g.cpuset); err != nil {
 			bad("WithCPUSet", "%w", err)
 		}
 	}
 	if g.pids != nil && *g.pids < 1 {
 		bad("WithPIDs", "%d is less than 1", *g.pids)
 	}
+	if g.pids != nil && *g.pids > maxPIDs {
+		bad("WithPIDs", "%d is more than a machine can have, %d", *g.pids, maxPIDs)
+	}
 	if g.cpuTime != nil && *g.cpuTime <= 0 {
 		bad("WithCPUTime", "%v is not a positive duration", *g.cpuTime)
 	}
 	for _, l := range g.io {
-		if err := checkPath(l.Path); err != nil {
+		if err := l.check(); err != nil {
 			bad("WithIO", "%w", err)
-		} else if l == (IOLimit{Path: l.Path}) {
-			bad("WithIO", "%s: limits nothing", l.Path)
 		}
 	}
-	if g.parent != "" {
-		if err := checkPath(g.parent); err != nil {
-			bad("WithCgroupParent", "%w", err)
-		} else if path.Clean(g.parent) != g.parent {
-			bad("WithCgroupParent", "%q is not in its shortest form, %q", g.parent, path.Clean(g.parent))
-		}
+	if err := checkCgroupParent(g.parent); err != nil {
+		bad("WithCgroupParent", "%w", err)
 	}
 	return append(errs, g.checkRlimits()...)
+}
+
+func (l IOLimit) check() error {
+	if err := checkPath(l.Path); err != nil {
+		return err
+	}
+	if l == (IOLimit{Path: l.Path}) {
+		return fmt.Errorf("%s: limits nothing", l.Path)
+	}
+	return nil
+}
+
+// checkCgroupParent accepts a path as in /proc/self/cgroup, or "" for the default.
+func checkCgroupParent(p string) error {
+	if p == "" {
+		return nil
+	}
+	if err := checkPath(p); err != nil {
+		return err
+	}
+	switch {
+	case path.Clean(p) != p:
+		return fmt.Errorf("%q is not in its shortest form, %q", p, path.Clean(p))
+	case strings.Contains(p, "\n"): // no cgroup can have it in its name: cgroup_mkdir in kernel/cgroup/cgroup.c
+		return fmt.Errorf("%q contains a line break", p)
+	}
+	return nil
 }
 
 func (g *cgroupConfig) checkRlimits() (errs []error) {
@@ -177,8 +205,9 @@ func (g *cgroupConfig) checkRlimits() (errs []error) {
 	return errs
 }
 
-// checkCPUSet accepts the list format of cpuset(7).
-func checkCPUSet(list string) error {
+// parseCPUSet reads the list format of cpuset(7).
+func parseCPUSet(list string) (map[uint64]bool, error) {
+	cpus := map[uint64]bool{}
 	for _, part := range strings.Split(list, ",") {
 		first, last, isRange := strings.Cut(part, "-")
 		if !isRange {
@@ -187,7 +216,33 @@ func checkCPUSet(list string) error {
 		a, err1 := strconv.ParseUint(first, 10, 16)
 		b, err2 := strconv.ParseUint(last, 10, 16)
 		if err1 != nil || err2 != nil || a > b {
-			return fmt.Errorf("%q is not a list of CPUs such as 0-2,5", list)
+			return nil, fmt.Errorf("%q is not a list of CPUs such as 0-2,5", list)
+		}
+		for cpu := a; cpu <= b; cpu++ {
+			cpus[cpu] = true
+		}
+	}
+	return cpus, nil
+}
+
+// checkOnline looks whether the machine has the CPUs, where it tells.
+func (g *cgroupConfig) checkOnline() error {
+	if g.cpuset == nil {
+		return nil
+	}
+	asked, err := parseCPUSet(*g.cpuset)
+	if err != nil {
+		return nil // refused by check
+	}
+	b, err := os.ReadFile("/sys/devices/system/cpu/online")
+	online := strings.TrimSpace(string(b))
+	have, parseErr := parseCPUSet(online)
+	if err != nil || parseErr != nil {
+		return nil
+	}
+	for _, cpu := range slices.Sorted(maps.Keys(asked)) {
+		if !have[cpu] {
+			return optionError("WithCPUSet", "%q: there is no CPU %d: use some of %s", *g.cpuset, cpu, online)
 		}
 	}
 	return nil

@@ -87,15 +87,18 @@ func (g *cgroupConfig) timeLimit() time.Duration {
 	return *g.cpuTime
 }
 
-// addRlimits sets the resource limits of the command, while it still is root
-// of its user namespace: prlimit(2).
+// addRlimits sets the resource limits of the command, once it needs no more
+// descriptors itself: prlimit(2).
 func (k *compiler) addRlimits() {
 	b := k.b
 	b.Stage("resource limits")
+	// What queued signals and messages take is also counted together for all runs: getrlimit(2).
 	all := map[string]rlimit{"core": {}}
-	if k.m.nofile > 0 {
-		all["nofile"] = rlimit{min(1024, k.m.nofile), k.m.nofile}
+	for name, most := range map[string]uint64{"sigpending": 1024, "msgqueue": 128 * KiB} {
+		n := min(most, k.m.hard[name])
+		all[name] = rlimit{n, n}
 	}
+	all["nofile"] = rlimit{min(1024, k.m.hard["nofile"]), k.m.hard["nofile"]}
 	maps.Copy(all, k.c.cgroup.rlimits)
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		l := unix.Rlimit{Cur: all[name].soft, Max: all[name].hard}

@@ -25,7 +25,7 @@ type machine struct {
 	resolv    string // the host's resolv.conf
 	masks     []mask // what of /proc a run must not see
 	lastCap   int
-	nofile    uint64 // hard limit of this process
+	hard      map[string]uint64 // hard limits of this process
 	kernel    [2]int
 }
 
@@ -38,6 +38,7 @@ type mask struct {
 // shape is what compiling needs to know about the cell.
 type shape struct {
 	singleID bool // every id in the cell is the same
+	savedID  bool // until it joins its cgroup, the command has this process's user id as its saved one
 }
 
 // plan is a compiled sandbox.
@@ -63,6 +64,27 @@ type tree struct {
 type plans struct {
 	mu  sync.Mutex
 	all map[shape]*plan
+
+	filter    sync.Once
+	filterErr error
+}
+
+// forget makes the next start compile anew.
+func (p *plans) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all = nil
+}
+
+// checkFilter reports, compiled once, a seccomp profile that can't be. Wrong capabilities are
+// refused elsewhere.
+func (p *plans) checkFilter(s *securityConfig) error {
+	p.filter.Do(func() {
+		if len(s.check()) == 0 {
+			_, p.filterErr = s.filter()
+		}
+	})
+	return p.filterErr
 }
 
 // compiler builds the two programs of a plan.
@@ -104,9 +126,9 @@ func compile(c *config, m *machine, s shape, missing []point) (*plan, error) {
 
 	k.b.In(program.Command)
 	k.addStreams()
-	k.addRlimits()
 	k.addGate()
 	k.addPrivileges()
+	k.addRlimits()
 	k.addSeccomp(filter)
 	k.addExec()
 
@@ -139,7 +161,11 @@ func (k *compiler) addIdentity() {
 	b.Wait(k.gate)
 	if !k.shape.singleID {
 		b.Call("setresgid", unix.SYS_SETRESGID, program.Int(0), program.Int(0), program.Int(0))
-		b.Call("setresuid", unix.SYS_SETRESUID, program.Int(0), program.Int(0), program.Int(0))
+		saved := program.Int(0)
+		if k.shape.savedID {
+			saved = program.Int(-1)
+		}
+		b.Call("setresuid", unix.SYS_SETRESUID, program.Int(0), program.Int(0), saved)
 	}
 	// The command and PID 1 have descriptors of their own but share the slots.
 	b.CallInto(program.Report, "fcntl", unix.SYS_FCNTL, program.Use(program.Report), dupAbove, firstFree)
@@ -151,6 +177,8 @@ func (k *compiler) addIdentity() {
 		b.Call("rt_sigaction", unix.SYS_RT_SIGACTION, program.Int(int(s), unix.SignalName(s)), b.Bytes(make([]byte, 32), "SIG_DFL"), program.Int(0, "NULL"), program.Int(8))
 	}
 	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NAME, "PR_SET_NAME"), b.Str("sandbox-init"))
+	// The host counts them for all runs together, and has 128.
+	b.WriteFile("/proc/sys/user/max_inotify_instances", "16")
 }
 
 // addEnterRoot makes the assembled root the root and forgets the cell's:
@@ -238,7 +266,7 @@ func (s *securityConfig) filter() (*seccomp.Filter, error) {
 
 // thisMachine gathers what compile needs.
 var thisMachine = sync.OnceValue(func() *machine {
-	m := &machine{rootLinks: map[string]string{}, etcLinks: map[string]string{}, lastCap: lastCapability()}
+	m := &machine{rootLinks: map[string]string{}, etcLinks: map[string]string{}, hard: map[string]uint64{}, lastCap: lastCapability()}
 	names, _ := filepath.Glob("/lib*")
 	for _, dir := range append([]string{"/usr", "/bin", "/sbin"}, names...) {
 		m.show(dir, &m.rootDirs, m.rootLinks)
@@ -255,9 +283,10 @@ var thisMachine = sync.OnceValue(func() *machine {
 			m.masks = append(m.masks, mask{p, info.IsDir()})
 		}
 	}
-	var nofile unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &nofile) == nil {
-		m.nofile = nofile.Max
+	for _, name := range []string{"nofile", "sigpending", "msgqueue"} {
+		var l unix.Rlimit
+		_ = unix.Getrlimit(rlimitNumbers[name], &l) // fails for unknown numbers only
+		m.hard[name] = l.Max
 	}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
@@ -302,8 +331,10 @@ func (s *Sandbox) planFor(sh shape) (*plan, error) {
 		return nil, err
 	}
 	p, err := compile(&c, thisMachine(), sh, missing)
-	if err != nil {
+	if err != nil && strings.HasPrefix(err.Error(), "sandbox: ") {
 		return nil, err
+	} else if err != nil { // once the options have been checked nothing else can be wrong
+		return nil, fmt.Errorf("sandbox: WithCommand, WithEnv and WithFile: %w: pass what is large in a file, with WithReadOnlyBind", err)
 	}
 	if s.plans.all == nil {
 		s.plans.all = map[shape]*plan{}
@@ -313,7 +344,7 @@ func (s *Sandbox) planFor(sh shape) (*plan, error) {
 }
 
 func (s *Sandbox) explain() (string, error) {
-	if err := s.config.validate(); err != nil {
+	if err := s.check(); err != nil {
 		return "", err
 	}
 	p, err := s.planFor(shape{})

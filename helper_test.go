@@ -73,6 +73,7 @@ var helpers = map[string]func(args []string) error{
 	"orphan":   orphanHelper,
 	"inspect":  inspectHelper,
 	"affinity": affinityHelper,
+	"count":    countHelper,
 }
 
 func runHelper(args []string) int {
@@ -133,6 +134,22 @@ func syscallHelper(args []string) error {
 	} else {
 		fmt.Println("OK")
 	}
+	return nil
+}
+
+// countHelper makes things of a kind as long as that works, and prints how many.
+func countHelper(args []string) error {
+	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1024, Max: 1024})
+	makers := map[string]func(i int) error{
+		"inotify": func(int) error { _, err := unix.InotifyInit1(0); return err },
+		"pty":     func(int) error { _, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY, 0); return err },
+		"file":    func(i int) error { return unix.Mknod(fmt.Sprintf("%s/%d", args[1], i), unix.S_IFREG|0o600, 0) },
+	}
+	n := 0
+	for n < 900 && makers[args[0]](n) == nil {
+		n++
+	}
+	fmt.Println(n)
 	return nil
 }
 

@@ -12,7 +12,12 @@ import (
 
 // hint says what to do about a call that failed, where that is known.
 func hint(e *cell.CallError) string {
+	place := strings.HasPrefix(e.Stage, "With")
 	switch {
+	case strings.HasPrefix(e.Call, "execve") && e.Errno == unix.E2BIG:
+		return "WithCommand and WithEnv are too large together, or one string of them is larger than 128 KiB: pass what is large in a file, with WithReadOnlyBind"
+	case strings.HasPrefix(e.Call, "execve") && e.Errno == unix.EPERM:
+		return "a profile of WithSeccomp must allow execve"
 	case strings.HasPrefix(e.Call, "prlimit64") && e.Errno == unix.EPERM:
 		return "WithRlimit: a hard limit can't be raised above this process's own"
 	case strings.Contains(e.Call, "F_DUPFD_CLOEXEC") && e.Errno == unix.EINVAL:
@@ -25,10 +30,12 @@ func hint(e *cell.CallError) string {
 		return "this user or its cgroup has too many processes"
 	case e.Stage == "WithDir" && e.Errno == unix.ENOENT:
 		return "the directory must exist in the run's root"
-	case strings.HasPrefix(e.Stage, "With") && strings.Contains(e.Call, "openat2") && e.Errno == unix.EACCES:
-		return "the directories above the mount point must be open to others: to the host's files a run is a stranger"
-	case strings.HasPrefix(e.Stage, "With") && strings.Contains(e.Call, "openat2") && e.Errno == unix.ENOENT:
-		return "the mount point must exist where the root is a read-only directory of the host"
+	case strings.Contains(e.Call, "openat2") && e.Errno == unix.EACCES:
+		return "the directory and those above it must be open to others: to the host's files a run is a stranger"
+	case place && strings.Contains(e.Call, "openat2") && e.Errno == unix.ENOENT:
+		return "the mount point must exist where its place can't be written: in a directory of the host, or in a bind"
+	case place && strings.HasPrefix(e.Call, "move_mount") && (e.Errno == unix.ENOTDIR || e.Errno == unix.EINVAL):
+		return "the source and the mount point must both be directories, or neither"
 	}
 	return ""
 }
@@ -47,7 +54,11 @@ func bootHint(err error) string {
 		return "ordinary users can't make user namespaces here: sysctl kernel.unprivileged_userns_clone=1"
 	}
 	if strings.Contains(err.Error(), "no child processes") {
-		return "this process ignores SIGCHLD, so it can't wait for its children: signal.Reset(syscall.SIGCHLD)"
+		return "this process can't wait for its children: it ignores SIGCHLD, so signal.Reset(syscall.SIGCHLD), " +
+			"or something in it waits for all children, Wait4(-1), and must wait for its own only"
+	}
+	if errors.Is(err, unix.EACCES) && strings.Contains(err.Error(), "/proc/self/exe") {
+		return "this program's file must be readable for the user that it runs as: chmod a+r"
 	}
 	if errors.Is(err, unix.EPERM) || strings.Contains(err.Error(), "operation not permitted") {
 		return "inside a container, allow user namespaces and mounts, or run with --privileged"

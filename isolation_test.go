@@ -4,11 +4,13 @@ package sandbox_test
 
 import (
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -242,4 +244,15 @@ func TestNoSignalsOutside(t *testing.T) {
 	_, err := shell(fmt.Sprintf("for pid in %d %d; do kill -0 $pid 2>/dev/null && exit 1; done; kill -0 -1 2>/dev/null; exit 0", os.Getpid(), p.PID())).Run(deadline(t))
 	require.NoError(t, err)
 	require.NoError(t, p.Signal(unix.Signal(0)))
+}
+
+// A profile that refuses what a run needs to begin is an error, also if it refuses to report it or to exit.
+func TestSeccompRefusesAll(t *testing.T) {
+	t.Parallel()
+	base := shell("exit 0", sandbox.WithTimeout(patience/10))
+	_, err := base.With(sandbox.WithSeccomp(&specs.LinuxSeccomp{DefaultAction: specs.ActErrno})).Run(deadline(t))
+	require.ErrorIs(t, err, fs.ErrPermission)
+	require.Equal(t, "exec", setupError(t, err).Stage)
+	_, err = base.With(sandbox.WithSeccomp(&specs.LinuxSeccomp{DefaultAction: specs.ActKillProcess})).Run(deadline(t))
+	require.Equal(t, syscall.SIGSYS, exitError(t, err).Signal)
 }

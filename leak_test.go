@@ -67,7 +67,9 @@ func startPoller() {
 }
 
 // childProcesses are this process's, zombies included: proc_pid_stat(5).
-func childProcesses() (list []string) {
+func childProcesses() []string { return childrenOf(os.Getpid()) }
+
+func childrenOf(pid int) (list []string) {
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, name := range stats {
 		b, _ := os.ReadFile(name)
@@ -76,7 +78,7 @@ func childProcesses() (list []string) {
 		if end < 0 {
 			continue
 		}
-		if fields := strings.Fields(string(b[end+1:])); fields[1] == strconv.Itoa(os.Getpid()) {
+		if fields := strings.Fields(string(b[end+1:])); fields[1] == strconv.Itoa(pid) {
 			list = append(list, string(b[:end+1])+" in state "+fields[0])
 		}
 	}

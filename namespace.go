@@ -1,6 +1,9 @@
 package sandbox
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // Network is what a run sees of networks.
 type Network int
@@ -36,7 +39,8 @@ const (
 	maxID       = 65533 // 65534 stands for ids that the run does not have
 )
 
-// WithHostname sets what the run sees as the machine's name, 1 to 64 bytes.
+// WithHostname sets what the run sees as the machine's name, 1 to 64
+// characters of ASCII, of which none is a space, "/" or ":".
 // Default: sandbox.
 func WithHostname(name string) Option { return func(c *config) { c.namespace.hostname = name } }
 
@@ -57,14 +61,21 @@ func (n *namespaceConfig) check() (errs []error) {
 		errs = append(errs, optionError("WithHostname", "the name is empty"))
 	case len(n.hostname) > maxHostname:
 		errs = append(errs, optionError("WithHostname", "%q is longer than %d bytes", n.hostname, maxHostname))
-	case strings.ContainsAny(n.hostname, "\x00\n\t /:"):
+	case strings.ContainsFunc(n.hostname, func(r rune) bool { return r <= ' ' || r > '~' || r == '/' || r == ':' }):
 		errs = append(errs, optionError("WithHostname", "%q contains a character that no host name has", n.hostname))
 	}
 	if n.uid < 0 || n.uid > maxID || n.gid < 0 || n.gid > maxID {
 		errs = append(errs, optionError("WithUser", "%d:%d: ids go from 0 to %d", n.uid, n.gid, maxID))
 	}
-	if n.network != NetworkNone && n.network != NetworkHost {
-		errs = append(errs, optionError("WithNetwork", "%d is neither NetworkNone nor NetworkHost", int(n.network)))
+	if err := n.network.check(); err != nil {
+		errs = append(errs, optionError("WithNetwork", "%w", err))
 	}
 	return errs
+}
+
+func (n Network) check() error {
+	if n != NetworkNone && n != NetworkHost {
+		return fmt.Errorf("%d is neither NetworkNone nor NetworkHost", int(n))
+	}
+	return nil
 }

@@ -33,6 +33,7 @@ type config struct {
 	timeout     *time.Duration
 	outputLimit *int64
 	cell        *Cell
+	ownCell     bool // cell was given, if only a nil one
 
 	cgroup    cgroupConfig
 	namespace namespaceConfig
@@ -128,7 +129,7 @@ func WithTimeout(d time.Duration) Option { return func(c *config) { c.timeout = 
 func WithOutputLimit(bytes int64) Option { return func(c *config) { c.outputLimit = &bytes } }
 
 // WithCell runs in the given cell instead of this process's default one.
-func WithCell(cell *Cell) Option { return func(c *config) { c.cell = cell } }
+func WithCell(cell *Cell) Option { return func(c *config) { c.cell, c.ownCell = cell, true } }
 
 // optionError is one wrong option.
 func optionError(option, format string, args ...any) error {
@@ -182,6 +183,49 @@ func (c *config) checkCommand() (errs []error) {
 	for i, f := range c.extra {
 		if f == nil {
 			bad("WithExtraFiles", "file %d is nil", i)
+		}
+	}
+	for _, s := range c.streams() {
+		if s.file == nil {
+			bad(s.option, "the file is nil: leave the option out for /dev/null")
+		}
+	}
+	if c.ownCell && !c.cell.made() {
+		bad("WithCell", "the cell was not made by NewCell: look at the error of that")
+	}
+	return errs
+}
+
+// stream is a standard stream that is a file.
+type stream struct {
+	option string
+	file   *os.File
+}
+
+func (c *config) streams() (list []stream) {
+	for _, s := range []struct {
+		option string
+		value  any
+	}{{"WithStdin", c.stdin}, {"WithStdout", c.stdout}, {"WithStderr", c.stderr}} {
+		if f, ok := s.value.(*os.File); ok {
+			list = append(list, stream{s.option, f})
+		}
+	}
+	return list
+}
+
+// checkFiles looks whether the files that the run is to have are still open.
+func (c *config) checkFiles() (errs []error) {
+	list := c.streams()
+	for _, f := range c.extra {
+		list = append(list, stream{"WithExtraFiles", f})
+	}
+	for _, s := range list {
+		if s.file == nil {
+			continue // refused by validate
+		}
+		if _, err := s.file.Stat(); err != nil {
+			errs = append(errs, optionError(s.option, "the file can't be used: %w", err))
 		}
 	}
 	return errs

@@ -29,7 +29,7 @@ func repeated(n int, opt func(i int) Option) (opts []Option) {
 
 func nulls(n int) (files []*os.File) {
 	for range n {
-		files = append(files, new(os.File))
+		files = append(files, os.Stdin)
 	}
 	return files
 }
@@ -55,7 +55,12 @@ var wrong = []struct {
 	{"no output", []Option{WithOutputLimit(0)}, "WithOutputLimit: 0 is not a positive number of bytes"},
 	{"negative output", []Option{WithOutputLimit(-1)}, "WithOutputLimit: -1 is not a positive number of bytes"},
 	{"too many files", []Option{WithExtraFiles(nulls(60)...), WithExtraFiles(nulls(41)...)}, "WithExtraFiles: 101 files, at most 100 are possible"},
-	{"nil file", []Option{WithExtraFiles(new(os.File), nil)}, "WithExtraFiles: file 1 is nil"},
+	{"nil file", []Option{WithExtraFiles(os.Stdin, nil)}, "WithExtraFiles: file 1 is nil"},
+	{"nil input", []Option{WithStdin((*os.File)(nil))}, "WithStdin: the file is nil"},
+	{"nil output", []Option{WithStdout((*os.File)(nil))}, "WithStdout: the file is nil"},
+	{"nil error output", []Option{WithStderr((*os.File)(nil))}, "WithStderr: the file is nil"},
+	{"nil cell", []Option{WithCell(nil)}, "WithCell: the cell was not made by NewCell"},
+	{"cell of nothing", []Option{WithCell(&Cell{})}, "WithCell: the cell was not made by NewCell"},
 
 	{"negative swap", []Option{WithMemory(MiB), WithSwap(-1)}, "WithSwap: -1 is not a number of bytes"},
 	{"swap alone", []Option{WithSwap(MiB)}, "WithSwap: means nothing without WithMemory"},
@@ -76,6 +81,7 @@ var wrong = []struct {
 	{"endless cpuset", []Option{WithCPUSet("0-")}, `WithCPUSet: "0-" is not a list`},
 	{"no processes", []Option{WithPIDs(0)}, "WithPIDs: 0 is less than 1"},
 	{"negative processes", []Option{WithPIDs(-5)}, "WithPIDs: -5 is less than 1"},
+	{"more processes than there can be", []Option{WithPIDs(4194305)}, "WithPIDs: 4194305 is more than a machine can have, 4194304"},
 	{"no CPU time", []Option{WithCPUTime(0)}, "WithCPUTime: 0s is not a positive duration"},
 	{"relative device path", []Option{WithIO(IOLimit{Path: "dev/sda", ReadBytes: 1})}, `WithIO: "dev/sda" is not an absolute path`},
 	{"I/O limit without limit", []Option{WithIO(IOLimit{Path: "/dev/sda"})}, "WithIO: /dev/sda: limits nothing"},
@@ -83,11 +89,18 @@ var wrong = []struct {
 	{"soft above hard", []Option{WithRlimit("nofile", 2, 1)}, "WithRlimit: nofile: the soft limit 2 is above the hard limit 1"},
 	{"relative cgroup", []Option{WithCgroupParent("a/b")}, `WithCgroupParent: "a/b" is not an absolute path`},
 	{"roundabout cgroup", []Option{WithCgroupParent("/a/../b")}, `WithCgroupParent: "/a/../b" is not in its shortest form, "/b"`},
+	{"cgroup of two lines", []Option{WithCgroupParent("/a\nb")}, `WithCgroupParent: "/a\nb" contains a line break`},
+	{"zero byte in the cgroup", []Option{WithCgroupParent("/a\x00")}, `WithCgroupParent: "/a\x00" contains a zero byte`},
 
 	{"empty host name", []Option{WithHostname("")}, "WithHostname: the name is empty"},
 	{"long host name", []Option{WithHostname(strings.Repeat("h", 65))}, "is longer than 64 bytes"},
 	{"zero byte in the host name", []Option{WithHostname("a\x00")}, `WithHostname: "a\x00" contains a character`},
 	{"host name of two lines", []Option{WithHostname("a\nroot")}, `WithHostname: "a\nroot" contains a character`},
+	{"host name with an escape", []Option{WithHostname("a\x1b[1m")}, `WithHostname: "a\x1b[1m" contains a character`},
+	{"host name with a delete", []Option{WithHostname("a\x7f")}, `WithHostname: "a\x7f" contains a character`},
+	{"host name beyond ASCII", []Option{WithHostname("bücher")}, `WithHostname: "bücher" contains a character`},
+	{"host name of bytes", []Option{WithHostname("\xff")}, `WithHostname: "\xff" contains a character`},
+	{"host name and port", []Option{WithHostname("a:1")}, `WithHostname: "a:1" contains a character`},
 	{"negative uid", []Option{WithUser(-1, 1)}, "WithUser: -1:1: ids go from 0 to 65533"},
 	{"negative gid", []Option{WithUser(1, -1)}, "WithUser: 1:-1: ids go from 0 to 65533"},
 	{"large uid", []Option{WithUser(65534, 1)}, "WithUser: 65534:1: ids go from 0 to 65533"},
@@ -167,6 +180,8 @@ func TestGoodOptions(t *testing.T) {
 		"all CPUs":              {WithCPUs(float64(runtime.NumCPU())), WithCPUWeight(10000)},
 		"rlimits":               {WithRlimit("core", 0, RlimitInfinity), WithRlimit("nofile", 5, 5)},
 		"longest host name":     {WithHostname(strings.Repeat("h", 64))},
+		"odd host name":         {WithHostname("!_.-~")},
+		"most processes":        {WithPIDs(4194304)},
 		"root":                  {WithUser(0, 0)},
 		"largest ids":           {WithUser(65533, 65533)},
 		"shared memory":         {WithTmpfs("/dev/shm", 1), WithFile("/dev/shm/a/b", nil, 0o600)},
@@ -228,7 +243,7 @@ func TestLastValueWins(t *testing.T) {
 // adding is a change through every option that adds to what there is.
 func adding(name string) []Option {
 	return []Option{
-		WithEnv("WHO="+name, name+"=1"), WithExtraFiles(os.NewFile(0, name)), WithBind("/"+name, "/bind-"+name),
+		WithEnv("WHO="+name, name+"=1"), WithExtraFiles(os.NewFile(1<<20, name)), WithBind("/"+name, "/bind-"+name),
 		WithReadOnlyBind("/"+name, "/ro-"+name), WithTmpfs("/tmp-"+name, 1), WithFile("/file-"+name, []byte(name), 0),
 		WithCapabilities("CAP_" + name), WithIO(IOLimit{Path: "/" + name, ReadBytes: 1}), WithRlimit(name, 1, 1),
 	}

@@ -38,12 +38,13 @@ func (r *running) pause() error {
 		return os.ErrProcessDone
 	}
 	err := r.freeze()
-	if r.setPaused(err == nil) && err == nil {
+	alive := r.setPaused(err == nil)
+	if alive && err == nil {
 		return nil
 	}
-	// It was killed or has ended meanwhile, maybe before there was anything to thaw.
-	thawErr := r.thaw()
-	if err == nil {
+	thawErr := r.group.Thaw()
+	r.dropGuard()
+	if !alive { // it was killed or has ended meanwhile, maybe before there was anything to thaw
 		return os.ErrProcessDone
 	}
 	return errors.Join(err, thawErr)
@@ -85,16 +86,6 @@ func (r *running) guard() error {
 	return err
 }
 
-// thaw lets the run go on. The guard stays if that failed.
-func (r *running) thaw() error {
-	err := r.group.Thaw()
-	if err == nil && r.pausing.unguard != nil {
-		r.pausing.unguard()
-		r.pausing.unguard = nil
-	}
-	return err
-}
-
 func (r *running) resume() error {
 	r.pausing.mu.Lock()
 	defer r.pausing.mu.Unlock()
@@ -104,9 +95,10 @@ func (r *running) resume() error {
 	if !r.isPaused() {
 		return nil
 	}
-	if err := r.thaw(); err != nil {
+	if err := r.group.Thaw(); err != nil {
 		return fmt.Errorf("sandbox: resume: %w", err)
 	}
+	r.dropGuard()
 	r.setPaused(false)
 	return nil
 }
@@ -129,12 +121,25 @@ func (r *running) letEnd() {
 	}
 }
 
-// dropGuard ends the guard of a run of which nothing lives any more.
+// dropGuard ends the guard, if there is one.
 func (r *running) dropGuard() {
-	r.pausing.mu.Lock()
-	defer r.pausing.mu.Unlock()
 	if r.pausing.unguard != nil {
 		r.pausing.unguard()
 		r.pausing.unguard = nil
 	}
+}
+
+// dropLastGuard is for a run of which nothing lives any more. It does not wait for a Pause that is
+// under way.
+func (r *running) dropLastGuard() {
+	if r.pausing.mu.TryLock() {
+		defer r.pausing.mu.Unlock()
+		r.dropGuard()
+		return
+	}
+	go func() {
+		r.pausing.mu.Lock()
+		defer r.pausing.mu.Unlock()
+		r.dropGuard()
+	}()
 }

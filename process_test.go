@@ -265,8 +265,59 @@ func TestCellKilledFromOutside(t *testing.T) {
 	require.Equal(t, "fine", output(t, shell("echo fine")))
 }
 
-func childPIDs() (pids []int) {
-	for _, child := range childProcesses() {
+// A fork server that does not answer holds up nobody beyond his own time limit.
+func TestStoppedServer(t *testing.T) {
+	need(t, "root")
+	require.NoError(t, sandbox.Shutdown(deadline(t)))
+	p := start(t, shell("sleep 1000 & sleep 1000", sandbox.WithTimeout(patience/60)))
+	servers := childPIDs()
+	require.Len(t, servers, 1)
+	serving := pidsOf(childrenOf(servers[0]))
+	require.Len(t, serving, 1)
+	require.NoError(t, syscall.Kill(serving[0], syscall.SIGSTOP))
+	defer syscall.Kill(serving[0], syscall.SIGCONT)
+
+	paused := make(chan error, 1)
+	go func() { paused <- p.Pause() }() // on cgroup v1 that takes the fork server
+	_, err := p.Wait()
+	require.ErrorIs(t, err, sandbox.ErrTimeout)
+
+	ctx, cancel := context.WithTimeout(deadline(t), patience/60)
+	defer cancel()
+	_, err = shell("exit 0").Run(ctx)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+
+	require.NoError(t, syscall.Kill(serving[0], syscall.SIGCONT))
+	if err := <-paused; err != nil {
+		require.ErrorIs(t, err, os.ErrProcessDone)
+	}
+	require.Equal(t, "fine", output(t, shell("echo fine")))
+	eventually(t, "nothing is left of the other two", func() bool { return len(childrenOf(serving[0])) == 0 })
+}
+
+// Pausing must not keep a cell from ending, whatever comes first.
+func TestCloseWhilePausing(t *testing.T) {
+	need(t, "freezer")
+	for range 10 {
+		c, err := sandbox.NewCell()
+		require.NoError(t, err)
+		p := start(t, shell("sleep 1000 & sleep 1000", sandbox.WithCell(c)))
+		paused := make(chan struct{})
+		go func() {
+			_ = p.Pause()
+			close(paused)
+		}()
+		require.NoError(t, c.Close())
+		_, err = p.Wait()
+		require.ErrorIs(t, err, sandbox.ErrCellLost)
+		<-paused
+	}
+}
+
+func childPIDs() []int { return pidsOf(childProcesses()) }
+
+func pidsOf(children []string) (pids []int) {
+	for _, child := range children {
 		pid, _ := strconv.Atoi(strings.Fields(child)[0])
 		pids = append(pids, pid)
 	}

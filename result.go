@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -62,7 +63,7 @@ type Usage struct {
 var (
 	ErrTimeout     = errors.New("timed out")
 	ErrCPUTime     = errors.New("out of CPU time")
-	ErrOutOfMemory = errors.New("out of memory")
+	ErrOutOfMemory = errors.New("out of memory") // also in a *SetupError: WithMemory is too little to execute the command
 	ErrOutputLimit = errors.New("too much output")
 	// ErrCellLost says that the cell ended under its runs, killed from
 	// outside or closed. The runs are gone; the next Run boots another.
@@ -107,6 +108,16 @@ func (e *ExitError) Unwrap() error {
 		return ErrOutputLimit
 	}
 	return e.cause
+}
+
+// contextError is why a context has ended: errors.Is finds in it both ctx.Err()
+// and the cause that was given to the context's cancel function.
+func contextError(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if errors.Is(cause, err) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", err, cause)
 }
 
 // SetupError is a run that could not start.

@@ -55,6 +55,34 @@ func TestExitError(t *testing.T) {
 	}
 }
 
+func TestContextError(t *testing.T) {
+	mine := errors.New("the client has gone")
+	canceled, cancel := context.WithCancelCause(context.Background())
+	cancel(mine)
+	plain, cancelPlain := context.WithCancel(context.Background())
+	cancelPlain()
+	late, cancelLate := context.WithTimeoutCause(context.Background(), 0, mine)
+	defer cancelLate()
+	wrapping, cancel := context.WithCancelCause(context.Background())
+	cancel(fmt.Errorf("job 7: %w", context.Canceled))
+	for _, test := range []struct {
+		ctx  context.Context
+		text string
+	}{
+		{canceled, "context canceled: the client has gone"},
+		{plain, "context canceled"},
+		{late, "context deadline exceeded: the client has gone"},
+		{wrapping, "job 7: context canceled"},
+	} {
+		err := contextError(test.ctx)
+		require.EqualError(t, err, test.text)
+		for _, err := range []error{err, &ExitError{Result: &Result{Reason: Canceled}, cause: err}} {
+			require.ErrorIs(t, err, test.ctx.Err())
+			require.ErrorIs(t, err, context.Cause(test.ctx))
+		}
+	}
+}
+
 func TestSetupError(t *testing.T) {
 	err := &SetupError{Stage: "exec", Err: &fs.PathError{Op: "exec", Path: "x", Err: syscall.ENOENT}}
 	require.EqualError(t, err, "sandbox: exec: exec x: no such file or directory")

@@ -212,17 +212,18 @@ func (m *mount) check() error {
 	return nil
 }
 
-// checkSources looks on the host for what the options name.
+// checkSources looks on the host for what the options name, unless check has
+// something to say about that already.
 func (r *rootConfig) checkSources() (errs []error) {
 	for _, m := range r.mounts {
-		if m.kind > readOnlyBindMount {
+		if m.kind > readOnlyBindMount || m.check() != nil {
 			continue
 		}
 		if _, err := os.Stat(m.src); err != nil {
 			errs = append(errs, optionError(m.kind.option(), "the source can't be used: %w", err))
 		}
 	}
-	if dir := r.rootfs.dir; dir != "" {
+	if dir := r.rootfs.dir; dir != "" && checkPath(dir) == nil {
 		if info, err := os.Stat(dir); err != nil {
 			errs = append(errs, optionError("WithRootfs", "%w", err))
 		} else if !info.IsDir() {

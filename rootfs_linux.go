@@ -251,7 +251,7 @@ func (k *compiler) addRoot() {
 	}
 	k.addProc()
 	b.Stage("/dev/pts")
-	pts := b.FileSystem("devpts", attrNoSUID|attrNoExec, "newinstance", "ptmxmode=0666", "mode=0620")
+	pts := b.FileSystem("devpts", attrNoSUID|attrNoExec, "newinstance", "ptmxmode=0666", "mode=0620", "max=64") // the machine has 4096
 	k.attachIn(b, pts, k.tree, "dev/pts")
 	b.Close(pts)
 	for i := range k.layout.mounts {
@@ -266,7 +266,7 @@ func (k *compiler) addRoot() {
 func (k *compiler) addWritableRoot() program.Slot {
 	b, n := k.b, &k.c.namespace
 	owner := []string{fmt.Sprintf("uid=%d", n.uid), fmt.Sprintf("gid=%d", n.gid)}
-	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, append(owner, "mode=755", fmt.Sprintf("size=%d", *k.c.root.writable))...)
+	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, append(append(owner, "mode=755"), tmpfsSize(*k.c.root.writable)...)...)
 	b.AttachAt(store, cell.Scratch)
 	at := program.Use(store)
 	layer := func(name string, lower program.Slot) (upper string, overlay func() program.Slot) {
@@ -335,8 +335,8 @@ func (k *compiler) addMount(p *placed) {
 	var m program.Slot
 	if p.kind == tmpfsMount {
 		attr := attrNoSUID | attrNoDev
-		m = b.FileSystem("tmpfs", attr, fmt.Sprintf("uid=%d", n.uid), fmt.Sprintf("gid=%d", n.gid),
-			"mode="+p.perm, fmt.Sprintf("size=%d", p.size))
+		m = b.FileSystem("tmpfs", attr, append([]string{fmt.Sprintf("uid=%d", n.uid), fmt.Sprintf("gid=%d", n.gid),
+			"mode=" + p.perm}, tmpfsSize(p.size)...)...)
 	} else {
 		m = k.bind[p.index]
 	}
@@ -344,6 +344,12 @@ func (k *compiler) addMount(p *placed) {
 	if p.kind == tmpfsMount {
 		b.Close(m)
 	}
+}
+
+// tmpfsSize bounds a file system in memory. Files that are empty take none of its size but a
+// kilobyte of the kernel's: tmpfs(5).
+func tmpfsSize(bytes int64) []string {
+	return []string{fmt.Sprintf("size=%d", bytes), fmt.Sprintf("nr_inodes=%d", bytes/(4*KiB)+256)}
 }
 
 // addPoint makes the mount point of what lies on a tmpfs.
@@ -363,6 +369,10 @@ func (k *compiler) addPoint(p *placed) {
 func (k *compiler) addFiles() {
 	b, n := k.b, &k.c.namespace
 	store := program.NoSlot
+	size := int64(64 * KiB)
+	for _, p := range k.layout.mounts {
+		size += (int64(len(p.data))/(4*KiB) + 1) * 4 * KiB
+	}
 	for i, p := range k.layout.mounts {
 		if p.kind != fileMount {
 			continue
@@ -382,7 +392,7 @@ func (k *compiler) addFiles() {
 			continue
 		}
 		if store == program.NoSlot {
-			store = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=2m")
+			store = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", fmt.Sprintf("size=%d", size))
 			b.AttachAt(store, cell.Scratch)
 		}
 		name := fmt.Sprint(i)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -128,6 +129,53 @@ func TestRootlessDirRootfs(t *testing.T) {
 			"touch /tmp/x ~/x; cat /proc/1/comm; touch /bin/x 2>/dev/null || echo refused"))))
 		require.Equal(t, "/x", output(t, base.With(sandbox.WithWritableRoot(sandbox.MiB), sandbox.WithCommand("sh", "-c", "touch /x; ls /x"))))
 		require.NoFileExists(t, root+"/x")
+	}
+}
+
+// Until it executes its command, a run is a clone of this program. A command that is a link to that gets nothing
+// of it: CVE-2019-5736.
+func TestRootlessOwnBinary(t *testing.T) {
+	t.Parallel()
+	root := busyboxRoot(t)
+	require.NoError(t, os.Symlink("/proc/self/exe", root+"/bin/link"))
+	writeFile(t, root+"/bin/script", "#!/proc/self/exe\n", 0o755)
+	for _, name := range []string{"/proc/self/exe", "/bin/link", "/bin/script"} {
+		for _, user := range []int{1000, 0} {
+			_, err := sandbox.New(sandbox.WithRootfs(sandbox.DirRootfs(root)), sandbox.WithCommand(name), sandbox.WithUser(user, user)).Run(deadline(t))
+			require.ErrorIs(t, err, fs.ErrPermission, name)
+		}
+	}
+}
+
+// What the kernel counts for all runs together, or not at all, no run can use up.
+func TestRootlessQuotas(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, "16", output(t, helper("count", "inotify")))
+	require.Equal(t, "64", output(t, helper("count", "pty")))
+	// Of 512 inodes some are taken: the root's own, say.
+	n, err := strconv.Atoi(output(t, helper("count", "file", "/space").With(sandbox.WithTmpfs("/space", sandbox.MiB))))
+	require.NoError(t, err)
+	require.InDelta(t, 512, n, 2)
+	limits := output(t, shell("grep -E 'signals|msgqueue' /proc/self/limits"))
+	require.Regexp(t, `pending signals +1024 +1024 .*\n.*msgqueue size +131072 +131072 `, limits)
+	require.Equal(t, "7", output(t, shell("ulimit -Hn", sandbox.WithRlimit("nofile", 7, 7))))
+}
+
+// The set-up's own descriptors are still open when the command's working directory is entered: CVE-2024-21626.
+func TestRootlessWorkingDirectory(t *testing.T) {
+	t.Parallel()
+	need(t, "idmapped tmpfs or an ordinary user")
+	dir := openDir(t)
+	for fd := range 140 {
+		link := fmt.Sprintf("%s/%d", dir, fd)
+		require.NoError(t, os.Symlink(fmt.Sprintf("/proc/self/fd/%d", fd), link))
+	}
+	require.NoError(t, os.Symlink("/tmp", dir+"/fine"))
+	base := shell("pwd -P", sandbox.WithBind(dir, "/job"), sandbox.WithFile("/ro/secret", []byte("abc"), 0o600))
+	require.Equal(t, "/tmp", output(t, base.With(sandbox.WithDir("/job/fine"))))
+	for fd := range 140 {
+		_, err := base.With(sandbox.WithDir(fmt.Sprintf("/job/%d", fd))).Run(deadline(t))
+		require.Equal(t, "WithDir", setupError(t, err).Stage)
 	}
 }
 

@@ -170,7 +170,7 @@ func (r *running) finish() {
 	exit, exited := r.awaitExit()
 	r.letEnd()
 	waitPidfd(r.pidfd)
-	r.dropGuard()
+	r.dropLastGuard()
 	wall := time.Since(r.started)
 	for _, stop := range r.stop {
 		stop()
@@ -264,7 +264,7 @@ func (r *running) conclude(result *Result, exit program.Event, exited bool) {
 	if failed || result.Reason != Exited {
 		e := &ExitError{Result: result}
 		if result.Reason == Canceled {
-			e.cause = r.ctx.Err()
+			e.cause = contextError(r.ctx)
 		}
 		r.err = e
 	} else if r.copyErr != nil {

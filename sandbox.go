@@ -78,7 +78,7 @@ func (s *Sandbox) With(opts ...Option) *Sandbox {
 // options, an error for which errors.Is(err, fs.ErrNotExist) or
 // fs.ErrPermission holds where the command is missing or not executable, or
 // a *SetupError. Cancelling ctx kills the run; then errors.Is(err, ctx.Err())
-// holds.
+// and errors.Is(err, context.Cause(ctx)) hold.
 func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
 	p, err := s.Start(ctx)
 	if err != nil {

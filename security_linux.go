@@ -48,7 +48,9 @@ func (k *compiler) addPrivileges() {
 		dir = homeDir
 	}
 	b.Stage("WithDir")
-	b.Call("chdir", unix.SYS_CHDIR, b.Str(dir))
+	at := b.OpenDir(dir)
+	b.Call("fchdir", unix.SYS_FCHDIR, program.Use(at))
+	b.Close(at)
 }
 
 // addKeyring gives the run a session keyring of its own in place of the cell's:

@@ -22,11 +22,11 @@ import (
 // start makes a run. If the cell turns out to have died before the command was
 // executed, another one is booted and the run started there.
 func (s *Sandbox) start(ctx context.Context) (*Process, error) {
-	if ctx.Err() != nil {
-		return nil, notStarted(ctx)
-	}
 	if err := s.check(); err != nil {
 		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, notStarted(ctx)
 	}
 	for attempt := 0; ; attempt++ {
 		c, err := s.config.findCell()
@@ -38,6 +38,10 @@ func (s *Sandbox) start(ctx context.Context) (*Process, error) {
 			return &Process{r}, nil
 		}
 		if !errors.Is(err, cell.ErrLost) {
+			var setup *SetupError
+			if errors.As(err, &setup) {
+				s.plans.forget() // the host's files may have changed since it was compiled
+			}
 			return nil, err
 		}
 		if s.config.cell != nil || attempt == 2 {
@@ -47,13 +51,33 @@ func (s *Sandbox) start(ctx context.Context) (*Process, error) {
 }
 
 func notStarted(ctx context.Context) error {
-	return fmt.Errorf("sandbox: not started: %w", ctx.Err())
+	return fmt.Errorf("sandbox: not started: %w", contextError(ctx))
 }
 
-// check reports wrong options.
+// check reports all wrong options: first what is wrong whatever this machine is like, which is
+// looked for once, then what they name and is not there.
 func (s *Sandbox) check() error {
-	s.once.Do(func() { s.invalid = s.config.validate() })
-	return errors.Join(append([]error{s.invalid}, s.config.root.checkSources()...)...)
+	c := &s.config
+	s.once.Do(func() { s.invalid = errors.Join(c.validate(), s.plans.checkFilter(&c.security)) })
+	errs := append([]error{s.invalid, c.cgroup.checkOnline()}, c.cgroup.checkDevices()...)
+	errs = append(errs, c.root.checkSources()...)
+	errs = append(errs, c.checkFiles()...)
+	if c.cell.made() {
+		_, err := c.findCell() // boots none
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// checkDevices looks for the block devices of WithIO.
+func (g *cgroupConfig) checkDevices() (errs []error) {
+	for _, l := range g.io {
+		if l.check() == nil {
+			_, err := (&cgroupConfig{io: []IOLimit{l}}).spec()
+			errs = append(errs, err)
+		}
+	}
+	return errs
 }
 
 // runCount names the runs' cgroups.
@@ -64,7 +88,7 @@ func (s *Sandbox) startIn(ctx context.Context, c *cell.Cell) (_ *running, err er
 	if ctx.Err() != nil { // it took a boot to get here
 		return nil, notStarted(ctx)
 	}
-	p, err := s.planFor(shape{singleID: c.SingleID()})
+	p, err := s.planFor(shapeOf(c))
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +98,9 @@ func (s *Sandbox) startIn(ctx context.Context, c *cell.Cell) (_ *running, err er
 	}
 	n := &s.config.namespace
 	r := &running{config: &s.config, cell: c, done: make(chan struct{})}
-	if r.block, err = c.Take(n.uid, n.gid, p.ownUser); err != nil {
+	if r.block, err = c.Take(n.uid, n.gid, p.ownUser); errors.Is(err, cell.ErrLost) {
+		return nil, err
+	} else if err != nil {
 		return nil, &SetupError{Stage: "user namespace", Err: err}
 	}
 	defer func() {
@@ -100,6 +126,12 @@ func (s *Sandbox) startIn(ctx context.Context, c *cell.Cell) (_ *running, err er
 	}
 	r.begin(ctx)
 	return r, nil
+}
+
+// shapeOf is what the cell means for the run's program. On cgroup v1 an ordinary user may only move
+// processes that have its own id (kernel/cgroup/cgroup-v1.c, __cgroup1_procs_write).
+func shapeOf(c *cell.Cell) shape {
+	return shape{singleID: c.SingleID(), savedID: c.Rootless() && c.Limits != nil && c.Tree.Version() != "v2"}
 }
 
 // enforceable is the limits of a run in the cell, or what stands in the way of
@@ -170,7 +202,7 @@ func (r *running) template(p *plan) (*cell.Template, error) {
 		return openTrees(r.cell, p.trees, r.block)
 	})
 	if err != nil {
-		return nil, setupError(err)
+		return nil, setupError(err, r.config)
 	}
 	return t, nil
 }
@@ -269,7 +301,7 @@ func (r *running) follow(ctx context.Context, p *program.Program) error {
 		case program.Exited:
 			r.exited = &m.Event // before the fork server, which is another process, said Cloned
 		case program.Failed, program.Refused:
-			err := setupError(cell.Failure(p, m.Event))
+			err := setupError(cell.Failure(p, m.Event), r.config)
 			if errors.Is(err, unix.ECONNRESET) { // nobody will open its gate
 				return r.startLost(ctx, err)
 			}
@@ -320,15 +352,19 @@ func (r *running) join(pid int) error {
 	return nil
 }
 
-// setupError gives a failed call the form that callers know.
-func setupError(err error) error {
+// setupError gives a failed call of a run, or of its template, the form that callers know.
+func setupError(err error, c *config) error {
 	var call *cell.CallError
 	if !errors.As(err, &call) {
 		return err
 	}
 	e := &SetupError{Stage: call.Stage, Err: err, Hint: hint(call)}
 	if name, ok := cutExec(call.Stage); ok {
-		e.Stage, e.Err = "exec", &fs.PathError{Op: "exec", Path: name, Err: call.Errno}
+		var why error = call.Errno
+		if call.Errno == unix.ENOMEM && c.cgroup.memory != nil { // the kernel kills nobody for what execve itself takes
+			why, e.Hint = fmt.Errorf("%w (%w)", ErrOutOfMemory, call.Errno), "raise WithMemory"
+		}
+		e.Stage, e.Err = "exec", &fs.PathError{Op: "exec", Path: name, Err: why}
 	}
 	return e
 }

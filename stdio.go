@@ -11,10 +11,11 @@ import (
 
 // stdio is the host's side of a run's standard streams.
 type stdio struct {
-	child  []*os.File // for the run, in the order of their numbers
-	close  []*os.File // those of child that are closed once the run has them
-	copies []func() error
-	mine   []*os.File // ends that copies use
+	child   []*os.File // for the run, in the order of their numbers
+	close   []*os.File // those of child that are closed once the run has them
+	copies  []func() error
+	mine    []*os.File // ends that copies use
+	outputs []*pipeReader
 
 	limit *outputLimit
 	wait  sync.WaitGroup
@@ -110,8 +111,10 @@ func (s *stdio) output(w io.Writer) error {
 	if s.limit != nil {
 		w = &limitedWriter{w, s.limit}
 	}
+	read := &pipeReader{f: pr}
+	s.outputs = append(s.outputs, read)
 	s.copies = append(s.copies, func() error {
-		_, err := io.Copy(w, pr)
+		_, err := io.Copy(w, read)
 		// With the reading end closed, a run whose output nobody takes gets
 		// SIGPIPE, as under os/exec.
 		return errors.Join(err, ignoreClosed(pr.Close()))
@@ -160,8 +163,12 @@ func (s *stdio) closeMine() {
 	}
 }
 
-// finish waits for the output, all writers of which are gone, and ends the input.
+// finish waits for the output and ends the input. Nothing of the run lives any more, but the pipes
+// may still have writers: a descriptor can be sent to another run.
 func (s *stdio) finish() error {
+	for _, o := range s.outputs {
+		o.end()
+	}
 	s.wait.Wait()
 	s.closeMine()
 	s.mu.Lock()

@@ -30,6 +30,12 @@ func shutdown(context.Context) error                       { return unsupported(
 func newCell(cellConfig) (*Cell, error)                    { return nil, unsupported() }
 func (c *Cell) close(context.Context) error                { return unsupported() }
 
+// pipeReader reads a pipe to its end.
+type pipeReader struct{ f *os.File }
+
+func (p *pipeReader) Read(b []byte) (int, error) { return p.f.Read(b) }
+func (p *pipeReader) end()                       {}
+
 func check(context.Context) *Report {
 	return &Report{Features: []Feature{{Name: "Linux", Required: true, Err: unsupported(), Remedy: "use Linux 5.10 or later"}}}
 }

@@ -33,6 +33,8 @@ func outcome(s *settings, result *sandbox.Result, err, cause error) (status int,
 		return 0, nil
 	case errors.Is(err, context.Canceled) && errors.As(cause, &signal):
 		return statusSignal + int(signal.Signal), signal
+	case result == nil && errors.Is(err, sandbox.ErrOutOfMemory):
+		return statusOutOfMemory, outOfMemory(s.memory)
 	case result == nil:
 		return startFailure(err)
 	}
@@ -74,5 +76,13 @@ func startFailure(err error) (int, error) {
 		return statusNotFound, fmt.Errorf("%s: %w (the command and its interpreter must be in the run's root: -ro-bind shows files of the host there)",
 			exec.Path, exec.Err)
 	}
-	return statusNotExecutable, fmt.Errorf("%s: %w (the command must be a program that the run's user may execute)", exec.Path, exec.Err)
+	remedy := flagNames(errors.New(setup.Hint)).Error()
+	switch exec.Err {
+	case syscall.EACCES, syscall.EPERM, syscall.ENOEXEC:
+		remedy = "the command must be a program that the run's user may execute"
+	}
+	if remedy == "" {
+		return statusNotExecutable, fmt.Errorf("%s: %w", exec.Path, exec.Err)
+	}
+	return statusNotExecutable, fmt.Errorf("%s: %w (%s)", exec.Path, exec.Err, remedy)
 }

@@ -55,8 +55,8 @@ func TestOutcomeOfRuns(t *testing.T) {
 }
 
 func TestOutcomeOfFailures(t *testing.T) {
-	exec := func(errno syscall.Errno) error {
-		return &sandbox.SetupError{Stage: "exec", Err: &fs.PathError{Op: "exec", Path: "x", Err: errno}}
+	exec := func(why error) error {
+		return &sandbox.SetupError{Stage: "exec", Err: &fs.PathError{Op: "exec", Path: "x", Err: why}}
 	}
 	missing := &fs.PathError{Op: "stat", Path: "/x", Err: syscall.ENOENT}
 	copying := errors.New("sandbox: copying standard streams: no space left on device")
@@ -68,7 +68,8 @@ func TestOutcomeOfFailures(t *testing.T) {
 	}{
 		{nil, exec(syscall.ENOENT), 127, "x: no such file or directory"},
 		{nil, exec(syscall.EACCES), 126, "x: permission denied"},
-		{nil, exec(syscall.ENOEXEC), 126, "x: exec format error"},
+		{nil, exec(syscall.ENOEXEC), 126, "x: exec format error (the command must be a program that the run's user may execute)"},
+		{nil, exec(syscall.EPERM), 126, "x: operation not permitted (the command must be a program"},
 		{nil, fmt.Errorf("sandbox: WithBind: %w", missing), 125, "-bind: stat /x: no such file or directory"},
 		{nil, &sandbox.SetupError{Stage: "WithRootfs", Err: missing}, 125, "-rootfs: stat /x"},
 		{nil, &sandbox.SetupError{Stage: "cell", Err: errors.New("broken"), Hint: "mend it"}, 125, "sandbox: cell: broken (mend it)"},
@@ -78,6 +79,14 @@ func TestOutcomeOfFailures(t *testing.T) {
 	} {
 		checkOutcome(t, &settings{}, c.result, c.err, nil, c.status, c.line)
 	}
+	_, reason := outcome(&settings{}, nil, exec(syscall.EIO), nil)
+	assert.EqualError(t, reason, "x: input/output error")
+	tooBig := &sandbox.SetupError{Stage: "exec", Err: &fs.PathError{Op: "exec", Path: "x", Err: syscall.E2BIG}, Hint: "WithEnv is too large"}
+	status, reason := outcome(&settings{}, nil, tooBig, nil)
+	assert.Equal(t, 126, status)
+	assert.EqualError(t, reason, "x: argument list too long (-env is too large)")
+	tooSmall := exec(fmt.Errorf("%w (%w)", sandbox.ErrOutOfMemory, syscall.ENOMEM))
+	checkOutcome(t, &settings{memory: 64 * sandbox.KiB}, nil, tooSmall, nil, 137, "out of memory (limit 64 KiB)")
 }
 
 func TestOutcomeOfSignals(t *testing.T) {

@@ -105,6 +105,10 @@ func TestParseWrongValues(t *testing.T) {
 		{"user", "root", "is not UID or UID:GID in numbers"},
 		{"user", "1:", "is not UID or UID:GID in numbers"},
 		{"net", "bridge", "is neither none nor host"},
+		{"env", "", "is not NAME or NAME=VALUE"},
+		{"dir", "", "is empty"},
+		{"hostname", "", "is empty"},
+		{"cgroup-parent", "", "is empty"},
 		{"usage", "perhaps", "is neither true nor false"},
 		{"no-seccomp", "perhaps", "is neither true nor false"},
 	} {

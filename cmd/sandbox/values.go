@@ -23,8 +23,12 @@ import (
 // setter reads a flag's value into the settings.
 type setter = func(s *settings, value string) error
 
+// text is a value that the library takes as it is. Empty it would stand for the default, or for none.
 func text(option func(string) sandbox.Option) setter {
 	return func(s *settings, value string) error {
+		if value == "" {
+			return errors.New(`"" is empty: give a value, or leave the flag out`)
+		}
 		s.add(option(value))
 		return nil
 	}
@@ -230,6 +234,9 @@ func file(s *settings, value string) error {
 }
 
 func env(s *settings, value string) error {
+	if value == "" {
+		return errors.New(`"" is not NAME or NAME=VALUE, such as LANG=C`)
+	}
 	if !strings.Contains(value, "=") {
 		mine, ok := os.LookupEnv(value)
 		if !ok {

@@ -15,8 +15,15 @@ import (
 )
 
 // binary is what it takes to execute this program's own file in a cell.
+//
+// Until a run's clone executes the command, its /proc/self/exe is this file. A command, or the
+// interpreter of one, that is a link to that must get nothing of it (CVE-2019-5736). So the cell
+// gets the file through a read-only mount or a copy of its own, and once the fork server is up, seal
+// sees to it that nobody can execute or open that again.
 type binary struct {
 	exe    *os.File
+	seal   func() error
+	close  func()
 	loader string            // the dynamic loader, as the file names it; "" if static
 	libs   []string          // shared objects mapped into this process
 	copies map[string]string // of those that the cell's root can't reach
@@ -67,16 +74,23 @@ func ownBinary() (*binary, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening this program's own file: %w", err)
 	}
-	b := &binary{exe: exe}
-	if b.loader, err = interpreter(exe); err == nil {
-		err = b.readable()
-	}
-	if err == nil && b.loader != "" {
-		b.libs, err = mappedLibraries()
-	}
-	if err != nil {
-		b.exe.Close()
+	defer exe.Close()
+	b := &binary{}
+	if b.loader, err = interpreter(exe); err != nil {
 		return nil, err
+	}
+	if b.loader != "" {
+		if b.libs, err = mappedLibraries(); err != nil {
+			return nil, err
+		}
+	}
+	info, err := exe.Stat()
+	if err != nil {
+		return nil, err
+	}
+	// To the host's file systems the cell's root is nobody.
+	if info.Mode().Perm()&0o005 != 0o005 || b.mount(exe) != nil {
+		return b, b.copy(exe, info.Size())
 	}
 	return b, nil
 }
@@ -95,32 +109,72 @@ func interpreter(exe *os.File) (string, error) {
 	return "", nil
 }
 
-// readable replaces a file that only its owner may execute by a copy in
-// memory, since the cell's root is nobody to the host's file systems.
-func (b *binary) readable() error {
-	info, err := b.exe.Stat()
-	if err != nil || info.Mode().Perm()&0o005 == 0o005 {
+// mount opens the file on a mount of its own. That takes CAP_SYS_ADMIN, and a file that was not deleted.
+func (b *binary) mount(exe *os.File) error {
+	fd, err := unix.OpenTree(int(exe.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return os.NewSyscallError("open_tree", err)
+	}
+	tree := os.NewFile(uintptr(fd), "mount of this program's own file")
+	set := func(attr uint64) error {
+		return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: attr})
+	}
+	if err = set(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV); err == nil {
+		b.exe, err = os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
+	}
+	if err != nil {
+		tree.Close()
 		return err
 	}
-	fd, err := unix.MemfdCreate("sandbox", unix.MFD_CLOEXEC)
+	b.seal = func() error { return os.NewSyscallError("mount_setattr", set(unix.MOUNT_ATTR_NOEXEC)) }
+	b.close = func() {
+		b.exe.Close()
+		tree.Close()
+	}
+	return nil
+}
+
+// copy copies the file to memory.
+func (b *binary) copy(exe *os.File, size int64) error {
+	fd, err := unix.MemfdCreate("sandbox", unix.MFD_CLOEXEC|unix.MFD_EXEC)
+	if err == unix.EINVAL { // before Linux 6.3
+		fd, err = unix.MemfdCreate("sandbox", unix.MFD_CLOEXEC)
+	}
 	if err != nil {
 		return os.NewSyscallError("memfd_create", err)
 	}
-	memory := os.NewFile(uintptr(fd), "sandbox")
-	defer memory.Close()
-	if _, err := io.Copy(memory, io.NewSectionReader(b.exe, 0, info.Size())); err != nil {
-		return err
+	memory := os.NewFile(uintptr(fd), "copy of this program's own file")
+	err = sendFile(fd, int(exe.Fd()), size)
+	if err == nil {
+		err = memory.Chmod(0o755)
 	}
-	if err := memory.Chmod(0o755); err != nil {
-		return err
+	if err == nil {
+		// A file that is open for writing can't be executed.
+		b.exe, err = os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
 	}
-	// A file that is open for writing can't be executed.
-	copied, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
+	memory.Close()
 	if err != nil {
-		return err
+		return fmt.Errorf("copying this program's own file: %w", err)
 	}
-	b.exe.Close()
-	b.exe = copied
+	b.seal = func() error { return b.exe.Chmod(0) }
+	b.close = func() { b.exe.Close() }
+	return nil
+}
+
+// sendFile copies size bytes within the kernel.
+func sendFile(to, from int, size int64) error {
+	for at := int64(0); at < size; {
+		n, err := unix.Sendfile(to, from, &at, int(min(size-at, 1<<30)))
+		if err == unix.EINTR {
+			continue
+		}
+		if err == nil && n == 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return os.NewSyscallError("sendfile", err)
+		}
+	}
 	return nil
 }
 

@@ -46,3 +46,12 @@ func TestReachCopiesPrivateLibraries(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "code", string(data))
 }
+
+// A guard that comes too late would keep the fork server from ending.
+func TestNoGuardInClosingCell(t *testing.T) {
+	var gs guards
+	require.True(t, gs.add(&guard{}))
+	gs.all = nil
+	gs.fire()
+	require.False(t, gs.add(&guard{}))
+}

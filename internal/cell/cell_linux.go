@@ -26,7 +26,7 @@ import (
 func init() {
 	// libcontainer starts "/proc/self/exe init". A user's own program may have
 	// an init subcommand, so the argument alone says nothing.
-	if len(os.Args) > 1 && os.Args[1] == "init" && os.Getenv("_LIBCONTAINER_INITPIPE") != "" {
+	if len(os.Args) > 1 && os.Args[1] == "init" && os.Getenv("_LIBCONTAINER_INITPIPE") != "" && !forkserver.Privileged() {
 		// libcontainer sets the parent death signal for the first of its three processes
 		// only, and this one, the third, may wait for ever to be told to go on. If the
 		// parent is dead already, libcontainer finds its pipe closed.
@@ -139,7 +139,7 @@ func (c *Cell) boot() error {
 	if err != nil {
 		return err
 	}
-	defer bin.exe.Close()
+	defer bin.close()
 	rootfs := filepath.Join(c.state.dir, "rootfs")
 	if err := os.Mkdir(rootfs, 0o755); err != nil {
 		return err
@@ -155,7 +155,7 @@ func (c *Cell) boot() error {
 		}
 	}
 	cgroupPath := ""
-	if c.Limits != nil {
+	if c.Limits != nil && !c.ids.rootless { // libcontainer wants hierarchies and device rules that only root has
 		cgroupPath = c.Limits.Path()
 	}
 	if !c.ids.rootless {
@@ -174,6 +174,9 @@ func (c *Cell) boot() error {
 	defer control.Close()
 	c.client = client
 	if err := c.start(bin, control); err != nil {
+		return err
+	}
+	if err := bin.seal(); err != nil {
 		return err
 	}
 	if err := c.makeDirs(); err != nil {

@@ -31,12 +31,29 @@ func stateRoot() (string, error) {
 	if os.Geteuid() == 0 {
 		return ensureDir("/run/sandbox", 0o711)
 	}
+	return userStateRoot()
+}
+
+// userStateRoot takes the first place that will do. In the directory for temporary files
+// another user may have been there first.
+func userStateRoot() (string, error) {
+	var places []string
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
-		if dir, err := ensureDir(filepath.Join(dir, "sandbox"), 0o700); err == nil {
+		places = append(places, filepath.Join(dir, "sandbox"))
+	}
+	places = append(places, filepath.Join(os.TempDir(), fmt.Sprintf("sandbox-%d", os.Geteuid())))
+	if dir, err := os.UserHomeDir(); err == nil && filepath.IsAbs(dir) {
+		places = append(places, filepath.Join(dir, ".sandbox"))
+	}
+	var errs []error
+	for _, place := range places {
+		dir, err := ensureDir(place, 0o700)
+		if err == nil {
 			return dir, nil
 		}
+		errs = append(errs, err)
 	}
-	return ensureDir(filepath.Join(os.TempDir(), fmt.Sprintf("sandbox-%d", os.Geteuid())), 0o700)
+	return "", errors.Join(errs...)
 }
 
 // ensureDir makes the directory or accepts one that is this user's and that

@@ -1,6 +1,7 @@
 package cell
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -199,24 +200,30 @@ func mkdirMode(dir string, mode os.FileMode) error {
 	return os.Chmod(dir, mode) // whatever the umask
 }
 
-func TestStateRoot(t *testing.T) {
-	if os.Geteuid() == 0 {
-		t.Skip("root has its state in /run/sandbox, which other cells use")
-	}
-	runtimeDir := t.TempDir()
-	t.Setenv("XDG_RUNTIME_DIR", runtimeDir)
-	got, err := stateRoot()
-	require.NoError(t, err)
-	want, err := filepath.EvalSymlinks(filepath.Join(runtimeDir, "sandbox"))
-	require.NoError(t, err)
-	require.Equal(t, want, got)
-
-	tmp := t.TempDir()
+func TestUserStateRoot(t *testing.T) {
+	runtimeDir, tmp, home := t.TempDir(), t.TempDir(), t.TempDir()
 	t.Setenv("TMPDIR", tmp)
+	t.Setenv("HOME", home)
+	in := func(dir, name string) {
+		t.Helper()
+		got, err := userStateRoot()
+		require.NoError(t, err)
+		want, err := filepath.EvalSymlinks(filepath.Join(dir, name))
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+	own := fmt.Sprintf("sandbox-%d", os.Geteuid())
+	t.Setenv("XDG_RUNTIME_DIR", runtimeDir)
+	in(runtimeDir, "sandbox")
 	for _, unusable := range []string{"", "relative", filepath.Join(tmp, "missing")} {
 		t.Setenv("XDG_RUNTIME_DIR", unusable)
-		got, err = stateRoot()
-		require.NoError(t, err)
-		require.Contains(t, got, "sandbox-")
+		in(tmp, own)
 	}
+	// As if it were another user's.
+	require.NoError(t, os.Chmod(filepath.Join(tmp, own), 0o777))
+	in(home, ".sandbox")
+	require.NoError(t, os.Chmod(filepath.Join(home, ".sandbox"), 0o777))
+	_, err := userStateRoot()
+	require.ErrorContains(t, err, "only it can write to")
+	require.ErrorContains(t, err, own)
 }

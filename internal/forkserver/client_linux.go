@@ -130,7 +130,10 @@ func (c *Client) send(r *Request, files []int) error {
 			n, sendErr = unix.SendmsgBuffers(int(fd), parts, oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
 			return sendErr != unix.EAGAIN && sendErr != unix.EINTR
 		})
-		if err = errors.Join(err, sendErr); err != nil {
+		if err != nil {
+			return os.ErrClosed
+		}
+		if err = sendErr; err != nil {
 			if begun {
 				c.sock.Close() // what came next would be taken for the rest of this request
 			}

@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -27,7 +28,7 @@ const (
 const ControlFD = 3
 
 func init() {
-	if len(os.Args) == 2 && os.Args[1] == Name && os.Getenv("_SANDBOX_FORKSERVER") == "1" {
+	if len(os.Args) == 2 && os.Args[1] == Name && os.Getenv("_SANDBOX_FORKSERVER") == "1" && !Privileged() {
 		unix.Close(ControlFD + 1)
 		// Not os.Exit, which does more: a race detector sleeps for a second first.
 		if err := serve(ControlFD); err != nil {
@@ -36,6 +37,14 @@ func init() {
 		}
 		unix.Exit(0)
 	}
+}
+
+// Privileged tells whether this program was executed with more rights than its caller has, as a
+// set-uid one is. Then what the caller says it is means nothing: getauxval(3), AT_SECURE.
+func Privileged() bool {
+	const atSecure = 23
+	vector, err := unix.Auxv()
+	return err != nil || slices.ContainsFunc(vector, func(v [2]uintptr) bool { return v[0] == atSecure && v[1] != 0 })
 }
 
 // serve answers requests until the control socket closes, which it also does

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -281,6 +282,50 @@ func TestKilledServer(t *testing.T) {
 	require.NoError(t, unix.Kill(s.serving(), unix.SIGSEGV))
 	require.Error(t, s.cmd.Wait())
 	require.Equal(t, "sandbox: fork server: ended by signal 11 (segmentation fault)\n", s.stderr.String())
+}
+
+const notServing = 77
+
+// TestMain is also this program where it was told to be a fork server but is not.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == Name {
+		os.Exit(notServing)
+	}
+	os.Exit(m.Run())
+}
+
+// TestPrivileged executes a set-uid program, whose caller must not be obeyed.
+func TestPrivileged(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root, to make a set-uid program")
+	}
+	dir, err := os.MkdirTemp("", "sandbox-setuid")
+	require.NoError(t, err)
+	defer os.RemoveAll(dir)
+	require.NoError(t, os.Chmod(dir, 0o755))
+	exe, err := os.ReadFile("/proc/self/exe")
+	require.NoError(t, err)
+	program := filepath.Join(dir, "program")
+	require.NoError(t, os.WriteFile(program, exe, 0o755))
+	for mode, want := range map[os.FileMode]int{0o755: 0, 0o755 | os.ModeSetuid: notServing} {
+		require.NoError(t, os.Chmod(program, mode))
+		client, control, err := NewClient()
+		require.NoError(t, err)
+		cmd := exec.Command(program, Name)
+		cmd.Env = []string{Env}
+		cmd.ExtraFiles = []*os.File{control, control}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1234, Gid: 1234}}
+		require.NoError(t, cmd.Start())
+		control.Close()
+		if want == 0 {
+			require.NoError(t, client.Hello(patience))
+		} else {
+			require.ErrorIs(t, client.Hello(patience), io.EOF)
+		}
+		client.Close()
+		_ = cmd.Wait()
+		require.Equal(t, want, cmd.ProcessState.ExitCode())
+	}
 }
 
 // TestDupKeepsServerAlive closes one end of the host after the other.

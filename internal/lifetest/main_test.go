@@ -18,8 +18,10 @@ import (
 const roleVar = "SANDBOX_LIFETEST_ROLE"
 
 var roles = map[string]func(){
-	"victim": victim,
-	"worker": worker,
+	"victim":    victim,
+	"worker":    worker,
+	"crowded":   crowded,
+	"delegated": delegated,
 }
 
 func TestMain(m *testing.M) {

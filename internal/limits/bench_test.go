@@ -92,7 +92,7 @@ func runContainerdV1(s *steps, cell *Cell, pid int, end func()) {
 	root := func(c string) string { return path.Dir(cell.tree.v1[c]) }
 	var g cgroup1.Cgroup
 	s.do("create", func() (err error) {
-		g, err = cgroup1.New(cgroup1.StaticPath(cell.path+"/lib"), benchSpec.resourcesV1(cell.swap), cgroup1.WithHierarchy(
+		g, err = cgroup1.New(cgroup1.StaticPath(cell.path+"/lib"), benchSpec.resourcesV1(cell.swap, cell.sockets), cgroup1.WithHierarchy(
 			func() ([]cgroup1.Subsystem, error) {
 				return []cgroup1.Subsystem{cgroup1.NewMemory(root("memory"), cgroup1.OptionalSwap()), cgroup1.NewPids(root("pids")),
 					cgroup1.NewCpuacct(root("cpuacct")), cgroup1.NewFreezer(root("freezer")), cgroup1.NewBlkio(root("blkio")), cgroup1.NewCpu(root("cpu"))}, nil

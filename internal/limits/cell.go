@@ -25,6 +25,7 @@ type Cell struct {
 	mu      sync.Mutex
 	enabled map[string]error // v2: controllers that were switched on for the runs, or why not
 	swap    bool             // swap can be limited: memory.memsw.limit_in_bytes, memory.swap.max
+	sockets bool             // v1: socket buffers can be limited: memory.kmem.tcp.limit_in_bytes
 }
 
 // NewCell makes the directory of a cell. The id must not be in use (errors.Is fs.ErrExist): it
@@ -82,7 +83,9 @@ func (c *Cell) setUp() {
 		_, _ = cgroup1.New(cgroup1.StaticPath(c.path), &specs.LinuxResources{}, cgroup1.WithHierarchy(
 			func() ([]cgroup1.Subsystem, error) { return []cgroup1.Subsystem{cgroup1.NewCpuset(root)}, nil }))
 	}
-	c.swap = t.v1["memory"] != "" && exists(t.v1["memory"]+"/memory.memsw.limit_in_bytes")
+	memory := t.v1["memory"]
+	c.swap = memory != "" && exists(memory+"/memory.memsw.limit_in_bytes")
+	c.sockets = memory != "" && exists(memory+"/memory.kmem.tcp.limit_in_bytes")
 }
 
 // makeDir makes one directory below mount, and those above it that are not there. Those can

@@ -101,7 +101,7 @@ func TestSpecCheck(t *testing.T) {
 
 func TestResources(t *testing.T) {
 	s := Spec{Memory: 64 << 20, Swap: 1 << 20, CPUs: 0.5, CPUWeight: 200, CPUSet: "0", PIDs: 9}
-	r1 := s.resourcesV1(true)
+	r1 := s.resourcesV1(true, true)
 	assert.EqualValues(t, 64<<20, *r1.Memory.Limit)
 	assert.EqualValues(t, 65<<20, *r1.Memory.Swap, "v1 limits memory and swap together")
 	assert.Nil(t, r1.Memory.Swappiness)
@@ -110,7 +110,7 @@ func TestResources(t *testing.T) {
 	assert.Equal(t, "0", r1.CPU.Cpus)
 	assert.EqualValues(t, 9, *r1.Pids.Limit)
 
-	r1 = Spec{Memory: 64 << 20}.resourcesV1(false)
+	r1 = Spec{Memory: 64 << 20}.resourcesV1(false, false)
 	assert.Nil(t, r1.Memory.Swap)
 	assert.EqualValues(t, 0, *r1.Memory.Swappiness)
 	assert.Nil(t, r1.CPU)

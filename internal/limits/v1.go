@@ -80,18 +80,21 @@ func (c *Cell) limitV1(p string, s Spec) error {
 	if len(subsystems) == 0 {
 		return nil
 	}
-	_, err := cgroup1.New(cgroup1.StaticPath(p), s.resourcesV1(c.swap), cgroup1.WithHierarchy(
+	_, err := cgroup1.New(cgroup1.StaticPath(p), s.resourcesV1(c.swap, c.sockets), cgroup1.WithHierarchy(
 		func() ([]cgroup1.Subsystem, error) { return subsystems, nil }))
 	return err
 }
 
 // resourcesV1 converts s. Where v1 accounts swap, it limits memory and swap together. Where it
 // does not, "no swap" is a swappiness of 0, with which the limit's own reclaim leaves anonymous
-// memory alone.
-func (s Spec) resourcesV1(swap bool) *specs.LinuxResources {
+// memory alone. What sockets buffer has a limit of its own on v1, and none is set otherwise.
+func (s Spec) resourcesV1(swap, sockets bool) *specs.LinuxResources {
 	r := &specs.LinuxResources{}
 	if s.Memory > 0 {
 		r.Memory = &specs.LinuxMemory{Limit: &s.Memory}
+		if sockets {
+			r.Memory.KernelTCP = &s.Memory
+		}
 		if total := s.Memory + s.Swap; swap {
 			r.Memory.Swap = &total
 		} else {

@@ -80,9 +80,19 @@ func attrText(set uint64) string {
 // whoever put it there, leads out of the root: openat2(2), RESOLVE_IN_ROOT.
 func (b *Builder) OpenInRoot(root Slot, p string) Slot {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	return b.openat2(Use(root), p, how, "{O_PATH|O_CLOEXEC, RESOLVE_IN_ROOT|RESOLVE_NO_MAGICLINKS}")
+}
+
+// OpenDir refers to a directory. A link in /proc/self/fd on the way, to a descriptor that
+// the command will not have (CVE-2024-21626), is refused.
+func (b *Builder) OpenDir(p string) Slot {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS}
+	return b.openat2(AtCWD, p, how, "{O_PATH|O_DIRECTORY|O_CLOEXEC, RESOLVE_NO_MAGICLINKS}")
+}
+
+func (b *Builder) openat2(at Arg, p string, how unix.OpenHow, text string) Slot {
 	raw := append([]byte(nil), (*[unsafe.Sizeof(how)]byte)(unsafe.Pointer(&how))[:]...)
-	return b.CallTo("openat2", unix.SYS_OPENAT2, Use(root), b.Str(p),
-		b.Bytes(raw, "{O_PATH|O_CLOEXEC, RESOLVE_IN_ROOT|RESOLVE_NO_MAGICLINKS}"), Int(len(raw)))
+	return b.CallTo("openat2", unix.SYS_OPENAT2, at, b.Str(p), b.Bytes(raw, text), Int(len(raw)))
 }
 
 // MkdirAll makes the directories of a path inside a root that are not there,
@@ -119,6 +129,15 @@ func (b *Builder) CreateFile(at Arg, p string, data []byte, m fs.FileMode) {
 		b.CallWait("write", unix.SYS_WRITE, Use(f), b.Bytes(data, fmt.Sprintf("%d bytes", len(data))), Int(len(data)))
 	}
 	b.Close(f)
+}
+
+// WriteFile writes to a file of the kernel's, if it is there and may be written to.
+func (b *Builder) WriteFile(p, content string) {
+	f := b.newSlot()
+	b.add("openat", unix.SYS_OPENAT, f, flagIgnore, []Arg{AtCWD, b.Str(p), Int(unix.O_WRONLY|unix.O_CLOEXEC, "O_WRONLY|O_CLOEXEC"), Int(0)})
+	b.CallMaybe("write", unix.SYS_WRITE, Use(f), b.Str(content), Int(len(content)))
+	b.CallMaybe("close", unix.SYS_CLOSE, Use(f))
+	b.Free(f)
 }
 
 // Chown changes the owner of a path, not following a link.

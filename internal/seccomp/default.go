@@ -4,6 +4,7 @@ package seccomp
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/moby/profiles/seccomp"
@@ -21,7 +22,8 @@ import (
 // fails with ENOSYS, since its flags are in memory, where a filter can't look.
 //
 // Refused beyond Docker's, whatever the capabilities: the ioctl requests TIOCSTI and TIOCLINUX, which
-// type commands into the terminal that a run may share with its caller (CVE-2017-5226, CVE-2023-28100). The
+// type commands into the terminal that a run may share with its caller (CVE-2017-5226, CVE-2023-28100), and
+// netlink sockets of the protocol NETLINK_USERSOCK. The
 // calls above that no capability unlocks are refused by rules of their own too, so that a later
 // version of Docker's list can't open them.
 //
@@ -56,6 +58,8 @@ func refusals() []specs.LinuxSyscall {
 		},
 		refuseSocket(unix.AF_VSOCK),
 		refuseSocket(unix.AF_ALG),
+		// Lets processes keep messages in the kernel that no memory limit counts.
+		refuseInts("socket", map[uint]uint64{0: unix.AF_NETLINK, 2: unix.NETLINK_USERSOCK}),
 	}
 	for _, request := range []uint64{unix.TIOCSTI, unix.TIOCLINUX} {
 		rules = append(rules, refuseInt("ioctl", 1, request))
@@ -69,11 +73,15 @@ func refuseSocket(family uint64) specs.LinuxSyscall { return refuseInt("socket",
 // refuseInt refuses a call whose argument has a value. The kernel takes these arguments as 32-bit integers, so a
 // comparison of all 64 bits could be dodged by setting a high one (CVE-2019-10063).
 func refuseInt(name string, arg uint, value uint64) specs.LinuxSyscall {
+	return refuseInts(name, map[uint]uint64{arg: value})
+}
+
+// refuseInts refuses a call whose arguments have all of the values.
+func refuseInts(name string, values map[uint]uint64) specs.LinuxSyscall {
 	eperm := uint(unix.EPERM)
-	return specs.LinuxSyscall{
-		Names:    []string{name},
-		Action:   specs.ActErrno,
-		ErrnoRet: &eperm,
-		Args:     []specs.LinuxSeccompArg{{Index: arg, Value: 0xffffffff, ValueTwo: value, Op: specs.OpMaskedEqual}},
+	rule := specs.LinuxSyscall{Names: []string{name}, Action: specs.ActErrno, ErrnoRet: &eperm}
+	for _, arg := range slices.Sorted(maps.Keys(values)) {
+		rule.Args = append(rule.Args, specs.LinuxSeccompArg{Index: arg, Value: 0xffffffff, ValueTwo: values[arg], Op: specs.OpMaskedEqual})
 	}
+	return rule
 }

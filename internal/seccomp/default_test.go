@@ -86,6 +86,10 @@ func TestDefaultArguments(t *testing.T) {
 		for _, family := range []uint64{unix.AF_VSOCK, unix.AF_ALG, unix.AF_VSOCK | high, unix.AF_ALG | high, 99, ^uint64(0)} {
 			check(eperm, "socket", family)
 		}
+		check(eperm, "socket", unix.AF_NETLINK, unix.SOCK_DGRAM, unix.NETLINK_USERSOCK)
+		check(eperm, "socket", unix.AF_NETLINK|high, unix.SOCK_RAW, unix.NETLINK_USERSOCK|high)
+		check(allow, "socket", unix.AF_NETLINK, unix.SOCK_DGRAM, unix.NETLINK_ROUTE)
+		check(allow, "socket", unix.AF_INET, unix.SOCK_DGRAM, unix.NETLINK_USERSOCK)
 		for _, persona := range []uint64{0, 8, 0x20000, 0x20008, 0xffffffff} {
 			check(allow, "personality", persona)
 		}

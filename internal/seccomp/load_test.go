@@ -79,6 +79,7 @@ func probe() map[string]int {
 		"TIOCSTI, high":   {unix.SYS_IOCTL, ^uintptr(0), uintptr(unix.TIOCSTI | high)},
 		"TIOCGWINSZ":      {unix.SYS_IOCTL, ^uintptr(0), unix.TIOCGWINSZ},
 		"AF_VSOCK":        {unix.SYS_SOCKET, unix.AF_VSOCK, unix.SOCK_STREAM},
+		"USERSOCK":        {unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_DGRAM, unix.NETLINK_USERSOCK},
 		"AF_UNIX":         {unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM},
 		"personality":     {unix.SYS_PERSONALITY, 0xffffffff},
 	} {
@@ -116,6 +117,7 @@ func TestKernel(t *testing.T) {
 		"TIOCSTI, high":   eperm,
 		"TIOCGWINSZ":      int(unix.EBADF), // got through to the kernel, and the descriptor is -1
 		"AF_VSOCK":        eperm,
+		"USERSOCK":        eperm,
 		"AF_UNIX":         0,
 		"personality":     0,
 	}, got)
