@@ -29,11 +29,7 @@ func (s *Sandbox) start(ctx context.Context) (*Process, error) {
 		return nil, notStarted(ctx)
 	}
 	for attempt := 0; ; attempt++ {
-		c, err := s.config.findCell()
-		if err != nil {
-			return nil, err
-		}
-		r, err := s.startIn(ctx, c)
+		r, err := s.startOnce(ctx)
 		if err == nil {
 			return &Process{r}, nil
 		}
@@ -48,6 +44,14 @@ func (s *Sandbox) start(ctx context.Context) (*Process, error) {
 			return nil, fmt.Errorf("sandbox: %w (%w)", ErrCellLost, err)
 		}
 	}
+}
+
+func (s *Sandbox) startOnce(ctx context.Context) (*running, error) {
+	c, err := s.config.findCell()
+	if err != nil {
+		return nil, err
+	}
+	return s.startIn(ctx, c)
 }
 
 func notStarted(ctx context.Context) error {

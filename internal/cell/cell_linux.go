@@ -220,7 +220,13 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 		}
 		result <- err
 	}()
-	if err := <-result; err != nil {
+	err = <-result
+	if c.up && errors.Is(err, io.EOF) {
+		if lost := c.Lost(); c.killed() {
+			err = lost // as it would be later
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("booting the cell: %w%s", err, c.complaint())
 	}
 	return nil
@@ -288,15 +294,18 @@ func (c *Cell) DiesNow() bool {
 	return false
 }
 
+// killed tells whether PID 1 was ended by a signal, from outside.
+func (c *Cell) killed() bool { return !c.Alive() && c.end != nil && !c.end.Exited() }
+
 // Lost is the error of what was under way in a cell that has ended. It gives PID 1
 // a moment to say why.
 func (c *Cell) Lost() error {
 	select {
 	case <-c.done:
-		if c.end != nil && !c.end.Exited() {
-			return fmt.Errorf("%w: %v", ErrLost, c.end)
-		}
 	case <-time.After(time.Second):
+	}
+	if c.killed() {
+		return fmt.Errorf("%w: %v", ErrLost, c.end)
 	}
 	return fmt.Errorf("%w%s", ErrLost, c.complaint())
 }

@@ -31,7 +31,11 @@ func TestLastWord(t *testing.T) {
 		}
 	}()
 	defer peer.Store(-1)
-	for range 20000 {
+	tries := 50000 // without the second look, more often than not one of them fails
+	if os.Getenv("VM_GUEST") == "1" {
+		tries = 500 // all is slow there, and the moments hardly meet
+	}
+	for range tries {
 		conn, end := newConn(t)
 		peer.Store(int64(end))
 		m, err := conn.Next()
