@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"sync"
 	"time"
@@ -93,7 +94,9 @@ func shutdown(ctx context.Context) error {
 	defer cells.mu.Unlock()
 	var errs []error
 	for config, c := range cells.all {
-		errs = append(errs, end(ctx, c))
+		if err := end(ctx, c); err != nil {
+			errs = append(errs, fmt.Errorf("sandbox: shutdown: %w", err))
+		}
 		delete(cells.all, config)
 	}
 	return errors.Join(errs...)

@@ -94,7 +94,8 @@ func WithIO(limits ...IOLimit) Option {
 // "nproc", "rss", "rtprio", "rttime", "sigpending" or "stack", in the units given
 // there. RlimitInfinity means no limit. Several calls add up. Raising a hard
 // limit of this process needs CAP_SYS_RESOURCE, which no run has. Default: core 0,
-// nofile 1024 with this process's hard limit, the rest as this process.
+// nofile 1024 with this process's hard limit, sigpending 1024, msgqueue 128 KiB,
+// the rest as this process.
 func WithRlimit(resource string, soft, hard uint64) Option {
 	return func(c *config) {
 		if c.cgroup.rlimits == nil {
@@ -110,8 +111,8 @@ const RlimitInfinity = math.MaxUint64
 // WithCgroupParent places the runs' cgroups below the given one, a path as in
 // /proc/self/cgroup, which must be writable for this process and, on cgroup v2, hold
 // no process itself. If it does not exist it is made, and removed with the
-// last cell. Default: as root, a cgroup "sandbox" of
-// its own at the top; else this process's own cgroup if that was delegated.
+// last cell; if this process is killed it stays, empty. Default: as root, a cgroup
+// "sandbox" of its own at the top; else this process's own cgroup if that was delegated.
 // Sandboxes with different parents use different cells.
 func WithCgroupParent(path string) Option { return func(c *config) { c.cgroup.parent = path } }
 

@@ -54,8 +54,7 @@ func bootHint(err error) string {
 		return "ordinary users can't make user namespaces here: sysctl kernel.unprivileged_userns_clone=1"
 	}
 	if strings.Contains(err.Error(), "no child processes") {
-		return "this process can't wait for its children: it ignores SIGCHLD, so signal.Reset(syscall.SIGCHLD), " +
-			"or something in it waits for all children, Wait4(-1), and must wait for its own only"
+		return "something in this process waits for all children, Wait4(-1), and must wait for its own only"
 	}
 	if errors.Is(err, unix.EACCES) && strings.Contains(err.Error(), "/proc/self/exe") {
 		return "this program's file must be readable for the user that it runs as: chmod a+r"

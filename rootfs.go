@@ -84,7 +84,8 @@ func WithRootfs(r Rootfs) Option { return func(c *config) { c.root.rootfs = r } 
 // As root that needs a file system that supports idmapped mounts (ext4, xfs,
 // btrfs from 5.12-5.15, tmpfs from 6.3); rootless, src has to be the caller's own. Set-uid
 // bits and device nodes have no effect inside. A missing dst is created where
-// the root is in memory. Several calls add up.
+// the root is in memory. What a run leaves there is the host's to distrust: links, and set-uid
+// programs of the owner of src. Several calls add up.
 func WithBind(src, dst string) Option { return withMount(mount{kind: bindMount, src: src, dst: dst}) }
 
 // WithReadOnlyBind shows the host's file or directory src at dst, read-only.
@@ -94,9 +95,10 @@ func WithReadOnlyBind(src, dst string) Option {
 	return withMount(mount{kind: readOnlyBindMount, src: src, dst: dst})
 }
 
-// WithTmpfs mounts an empty file system at dst, which lives in memory, takes up
-// to the given number of bytes and belongs to the run's user. It replaces the
-// default one at /tmp, /dev/shm or /home/sandbox (256 MiB each). Several calls add up.
+// WithTmpfs mounts an empty file system at dst, which lives in memory and belongs to the
+// run's user. It takes up to the given number of bytes, and one file for each 4 KiB
+// of them, plus 256. It replaces the default one at /tmp, /dev/shm or /home/sandbox
+// (256 MiB each). Several calls add up.
 func WithTmpfs(dst string, bytes int64) Option {
 	return withMount(mount{kind: tmpfsMount, dst: dst, size: bytes})
 }

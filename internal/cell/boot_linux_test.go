@@ -4,7 +4,9 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -45,6 +47,20 @@ func TestReachCopiesPrivateLibraries(t *testing.T) {
 	data, err := os.ReadFile(b.copies[lib])
 	require.NoError(t, err)
 	require.Equal(t, "code", string(data))
+}
+
+// The remedy that the error names must work.
+func TestIgnoredChildren(t *testing.T) {
+	signal.Ignore(syscall.SIGCHLD)
+	remedy := make(chan os.Signal, 1)
+	defer signal.Stop(remedy)
+	defer signal.Notify(remedy, syscall.SIGCHLD)
+	_, err := Boot(Config{})
+	require.ErrorContains(t, err, "ignores SIGCHLD")
+	signal.Notify(remedy, syscall.SIGCHLD)
+	c, err := Boot(Config{})
+	require.NoError(t, err)
+	require.NoError(t, c.Close(context.Background()))
 }
 
 // A guard that comes too late would keep the fork server from ending.

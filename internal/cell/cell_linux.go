@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -85,6 +86,9 @@ func Boot(config Config) (_ *Cell, err error) {
 	if !cgo {
 		return nil, errors.New("this program was built without cgo, which the cell needs: build with CGO_ENABLED=1 and a C compiler")
 	}
+	if err := waitsForChildren(); err != nil {
+		return nil, err
+	}
 	root, err := stateRoot()
 	if err != nil {
 		return nil, err
@@ -111,6 +115,21 @@ func Boot(config Config) (_ *Cell, err error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// waitsForChildren looks whether SIGCHLD is ignored: then the kernel lets nobody wait for
+// children, wait(2), and libcontainer fails late and slowly.
+func waitsForChildren() error {
+	b, err := os.ReadFile("/proc/self/status")
+	_, rest, ok := strings.Cut(string(b), "\nSigIgn:\t")
+	var ignored uint64
+	if _, scanErr := fmt.Sscanf(rest, "%x", &ignored); err != nil || !ok || scanErr != nil {
+		return nil // it does not tell
+	}
+	if ignored>>(unix.SIGCHLD-1)&1 != 0 {
+		return errors.New("this process ignores SIGCHLD, so it can't wait for its children: undo that with signal.Notify(make(chan os.Signal, 1), syscall.SIGCHLD)")
+	}
+	return nil
 }
 
 // makeCgroups makes the parent of the cell's own cgroup and of the runs', if
