@@ -169,6 +169,7 @@ func TestCPUWeight(t *testing.T) {
 func TestCPUSet(t *testing.T) {
 	t.Parallel()
 	need(t, "cgroup cpuset")
+	require.Equal(t, "0", output(t, helper("affinity").With(sandbox.WithCPUSet("0"))))
 	need(t, "2 CPUs")
 	require.Equal(t, "1", output(t, helper("affinity").With(sandbox.WithCPUSet("1"))))
 	require.Equal(t, "0\n1", output(t, helper("affinity").With(sandbox.WithCPUSet("0-1"))))
