@@ -93,6 +93,29 @@ func TestRootlessBind(t *testing.T) {
 	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
+// The process that opens directories for an ordinary user's cell is replaced if it dies. Not in parallel: others
+// boot cells.
+func TestRootlessPorterDies(t *testing.T) {
+	need(t, "an ordinary user")
+	dir := openDir(t)
+	s := shell("touch /data/x", sandbox.WithBind(dir, "/data"))
+	output(t, s)
+	killed := 0
+	for _, pid := range childPIDs() {
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if string(line) == "/proc/self/exe\x00sandbox-forkserver\x00" {
+			for _, serving := range pidsOf(childrenOf(pid)) {
+				require.NoError(t, syscall.Kill(serving, syscall.SIGKILL))
+				killed++
+			}
+		}
+	}
+	require.Positive(t, killed)
+	for range 3 {
+		output(t, s)
+	}
+}
+
 // An ordinary user's run can't do more to a directory than the user.
 func TestRootlessForeignBind(t *testing.T) {
 	t.Parallel()
