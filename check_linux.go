@@ -47,6 +47,9 @@ func hintOf(err error) string {
 func kernelFeature() Feature {
 	m := thisMachine()
 	f := Feature{Name: "kernel", Required: true, Detail: fmt.Sprintf("Linux %d.%d", m.kernel[0], m.kernel[1])}
+	if !m.hasSetAttr() {
+		f.Detail += ": HostRootfs is without what is mounted below its directories, binds can't have any or map owners (Linux 5.12)"
+	}
 	if !m.atLeast(5, 10) {
 		f.Err = fmt.Errorf("kernel %d.%d is older than 5.10", m.kernel[0], m.kernel[1])
 		f.Remedy = "a newer kernel"
@@ -134,6 +137,6 @@ func idmapFeature(c *cell.Cell) Feature {
 		f.Detail = "the run's user is this process's user"
 		return f
 	}
-	f.Err, f.Remedy = tryIDMap(c, dir), "bind directories on ext4, xfs, btrfs or (from Linux 6.3) tmpfs"
+	f.Err, f.Remedy = tryIDMap(c, dir), noIDMapHint()
 	return f
 }

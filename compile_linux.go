@@ -56,6 +56,7 @@ type tree struct {
 	path      string
 	writable  bool
 	mapOwner  bool
+	partial   bool   // go on without what is mounted below where that can't be had
 	mapIfCan  bool   // go on without the mapping where it is not possible
 	forOption string // what to name in an error
 }
@@ -330,6 +331,9 @@ func (s *Sandbox) planFor(sh shape) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := thisMachine().checkOverlay(&c.root, missing); err != nil {
+		return nil, err
+	}
 	p, err := compile(&c, thisMachine(), sh, missing)
 	if err != nil && strings.HasPrefix(err.Error(), "sandbox: ") {
 		return nil, err
@@ -341,6 +345,20 @@ func (s *Sandbox) planFor(sh shape) (*plan, error) {
 	}
 	s.plans.all[sh] = p
 	return p, nil
+}
+
+// checkOverlay refuses what takes overlayfs in a user namespace: Linux 5.11.
+func (m *machine) checkOverlay(r *rootConfig, missing []point) error {
+	old := fmt.Errorf("overlayfs in a user namespace takes Linux 5.11, and this is %d.%d", m.kernel[0], m.kernel[1])
+	switch {
+	case m.atLeast(5, 11):
+		return nil
+	case r.writable != nil:
+		return &SetupError{Stage: "WithWritableRoot", Err: old, Hint: "a newer kernel, or WithTmpfs and WithBind where the command writes"}
+	case len(missing) > 0:
+		return &SetupError{Stage: "WithRootfs", Err: fmt.Errorf("the directory has no %s: %w", missing[0].path, old), Hint: "make the mount points in it, or a newer kernel"}
+	}
+	return nil
 }
 
 func (s *Sandbox) explain() (string, error) {

@@ -35,6 +35,7 @@ var golden = []struct {
 	shape   shape
 	missing []point
 	opts    []Option
+	kernel  [2]int // where not goldenMachine's
 }{
 	{name: "host", opts: nil},
 	{name: "host-everything", opts: []Option{
@@ -51,6 +52,7 @@ var golden = []struct {
 	{name: "no-seccomp", opts: []Option{WithoutSeccomp()}},
 	{name: "single-id", shape: shape{singleID: true}, opts: nil},
 	{name: "dir", opts: []Option{WithRootfs(DirRootfs("/srv/root"))}},
+	{name: "host-5.10", kernel: [2]int{5, 10}, opts: []Option{WithReadOnlyBind("/host/data", "/opt/data"), WithFile("/etc/app.conf", []byte("x"), 0o600)}},
 	{name: "dir-missing", missing: []point{{path: "/proc"}, {path: "/usr/home/sandbox"}, {path: "/opt/a/file", file: true}, {path: "/opt/a/b"}},
 		opts: []Option{WithRootfs(DirRootfs("/srv/root")), WithFile("/opt/a/file", []byte("x"), 0o644), WithTmpfs("/opt/a/b", MiB)}},
 	{name: "dir-writable", missing: []point{{path: "/dev/shm"}, {path: "/opt"}},
@@ -62,7 +64,11 @@ func compileGolden(t testing.TB, i int) *plan {
 	g := golden[i]
 	c := &New(append([]Option{WithCommand("true", "and", "arguments")}, g.opts...)...).config
 	require.NoError(t, c.validate())
-	p, err := compile(c, goldenMachine(), g.shape, g.missing)
+	m := goldenMachine()
+	if g.kernel != [2]int{} {
+		m.kernel = g.kernel
+	}
+	p, err := compile(c, m, g.shape, g.missing)
 	require.NoError(t, err)
 	return p
 }

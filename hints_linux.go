@@ -22,6 +22,8 @@ func hint(e *cell.CallError) string {
 		return "WithRlimit: a hard limit can't be raised above this process's own"
 	case strings.Contains(e.Call, "F_DUPFD_CLOEXEC") && e.Errno == unix.EINVAL:
 		return "raise this process's hard limit on open files (RLIMIT_NOFILE) to 256 or more"
+	case strings.HasPrefix(e.Call, "dup3") && e.Errno == unix.EBADF:
+		return "before Linux 5.12: raise this process's hard limit on open files (RLIMIT_NOFILE) to 1024 or more"
 	case strings.HasPrefix(e.Call, "unshare") && e.Errno == unix.ENOSPC:
 		return "raise the sysctls user.max_*_namespaces"
 	case e.Stage == "clone" && e.Errno == unix.ENOSPC:

@@ -109,16 +109,35 @@ func (k *compiler) declareTrees() {
 	}
 	mapOwner := k.m.atLeast(5, 19) // overlayfs takes idmapped layers from there on
 	for _, dir := range k.rootTrees() {
+		t := tree{path: dir, forOption: "WithRootfs", partial: k.partial()}
 		if !strings.HasPrefix(dir, "/etc/") {
-			k.lower[dir] = add(tree{path: dir, mapOwner: mapOwner, mapIfCan: true, forOption: "WithWritableRoot"})
-		} else {
-			k.lower[dir] = add(tree{path: dir, forOption: "WithRootfs"})
+			t.mapOwner, t.mapIfCan, t.forOption = mapOwner, true, "WithWritableRoot"
 		}
+		k.lower[dir] = add(t)
 	}
 }
 
 func (m *machine) atLeast(major, minor int) bool {
 	return m.kernel[0] > major || m.kernel[0] == major && m.kernel[1] >= minor
+}
+
+// hasSetAttr tells whether the kernel has mount_setattr(2), which came with Linux 5.12.
+func (m *machine) hasSetAttr() bool { return m.atLeast(5, 12) }
+
+// partial tells whether what is mounted below HostRootfs's directories is left out, as it
+// can't be made read-only in one call.
+func (k *compiler) partial() bool { return k.c.root.rootfs.dir == "" && !k.m.hasSetAttr() }
+
+// attachSet attaches a mount with attributes added to those that it has. Before Linux 5.12 they
+// are set once it is attached, all of them: mount(2), MS_REMOUNT|MS_BIND.
+func (k *compiler) attachSet(b *program.Builder, mount, root program.Slot, at string, has, add int) {
+	if k.m.hasSetAttr() {
+		b.SetAttr(mount, uint64(add), false)
+	}
+	k.attachIn(b, mount, root, at)
+	if !k.m.hasSetAttr() {
+		b.Remount(mount, has|add)
+	}
 }
 
 // rootTrees is the host directories and files that the root is made of.
@@ -136,7 +155,7 @@ func (k *compiler) compileTemplate() error {
 	b.Stage("root file system")
 	given := map[string]program.Slot{}
 	for _, p := range k.rootTrees() {
-		k.plan.trees = append(k.plan.trees, tree{path: p, forOption: "WithRootfs"})
+		k.plan.trees = append(k.plan.trees, tree{path: p, forOption: "WithRootfs", partial: k.partial()})
 		given[p] = b.File(p + ", read-only")
 	}
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
@@ -152,7 +171,11 @@ func (k *compiler) compileTemplate() error {
 		root = k.addDirRoot(b, given[dir])
 	}
 	k.addDevices(b, root)
-	b.SetAttr(root, attrRO, true)
+	if k.m.hasSetAttr() {
+		b.SetAttr(root, attrRO, true)
+	} else if k.c.root.rootfs.dir == "" {
+		b.Remount(root, attrRO|attrNoSUID|attrNoDev) // the rest is read-only already
+	}
 	p, err := b.Program()
 	if err != nil {
 		return err
@@ -231,9 +254,15 @@ func (k *compiler) addDevices(b *program.Builder, root program.Slot) {
 	for _, name := range devices {
 		b.CreateFile(at, name, nil, 0o666)
 		node := b.CloneTree("/dev/" + name)
-		b.SetAttr(node, attrNoSUID|attrNoExec, false)
-		k.attachIn(b, node, root, "dev/"+name)
+		attr := attrNoSUID | attrNoExec
+		if k.c.root.writable == nil && !k.m.hasSetAttr() {
+			attr |= attrRO // with the whole template
+		}
+		k.attachSet(b, node, root, "dev/"+name, 0, attr)
 		b.Close(node)
+	}
+	if k.c.root.writable == nil && !k.m.hasSetAttr() {
+		b.Remount(dev, attrRO|attrNoSUID|attrNoDev|attrNoExec)
 	}
 	b.Close(dev)
 }
@@ -318,9 +347,12 @@ func (k *compiler) addProc() {
 		if m.dir {
 			cover = cell.Empty
 		}
+		has := 0
+		if m.dir {
+			has = attrNoDev // it may have, and then must keep it
+		}
 		c := b.CloneTree(cover)
-		b.SetAttr(c, attrRO|attrNoSUID|attrNoExec, false)
-		k.attachIn(b, c, k.tree, m.path)
+		k.attachSet(b, c, k.tree, m.path, has, attrRO|attrNoSUID|attrNoExec)
 		b.Close(c)
 	}
 }
@@ -399,8 +431,7 @@ func (k *compiler) addFiles() {
 		b.CreateFile(program.Use(store), name, p.data, p.mode)
 		b.Chown(program.Use(store), name, n.uid, n.gid)
 		f := b.CloneTree(cell.Scratch + "/" + name)
-		b.SetAttr(f, attrRO, false)
-		k.attachIn(b, f, k.tree, p.dst)
+		k.attachSet(b, f, k.tree, p.dst, attrNoSUID|attrNoDev, attrRO)
 		b.Close(f)
 	}
 }

@@ -227,7 +227,7 @@ func (p *plan) templateKey() (string, error) {
 
 func openTrees(c *cell.Cell, trees []tree, b *cell.Block) (files []*os.File, err error) {
 	for _, t := range trees {
-		want := cell.Tree{Path: t.path, Writable: t.writable}
+		want := cell.Tree{Path: t.path, Writable: t.writable, Partial: t.partial}
 		if t.mapOwner && !c.Rootless() {
 			want.Owner = b
 		}
@@ -243,7 +243,7 @@ func openTrees(c *cell.Cell, trees []tree, b *cell.Block) (files []*os.File, err
 		}
 		if errors.Is(err, cell.ErrNoIDMap) {
 			err = &SetupError{Stage: t.forOption, Err: err,
-				Hint: "bind a directory on ext4, xfs, btrfs or (from Linux 6.3) tmpfs"}
+				Hint: noIDMapHint()}
 		} else if err != nil && !errors.Is(err, cell.ErrLost) {
 			err = &SetupError{Stage: t.forOption, Err: err}
 		}
@@ -253,6 +253,13 @@ func openTrees(c *cell.Cell, trees []tree, b *cell.Block) (files []*os.File, err
 		files = append(files, f)
 	}
 	return files, nil
+}
+
+func noIDMapHint() string {
+	if !thisMachine().hasSetAttr() {
+		return "Linux 5.12 or later, or WithReadOnlyBind"
+	}
+	return "bind a directory on ext4, xfs, btrfs or (from Linux 6.3) tmpfs"
 }
 
 // ownFile refuses what an ordinary user can't bind: without an idmapped mount only

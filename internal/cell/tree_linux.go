@@ -18,6 +18,8 @@ import (
 type Tree struct {
 	Path     string
 	Writable bool
+	// Partial leaves out what is mounted below rather than refuse, before Linux 5.12.
+	Partial bool
 	// Owner, where not nil, makes files of the source's own owner belong to
 	// the block's user, in both directions.
 	Owner *Block
@@ -30,6 +32,9 @@ var ErrNoIDMap = errors.New("its file system does not support idmapped mounts")
 // attaches with move_mount. Set-uid bits and device nodes have no effect
 // in it.
 func (c *Cell) Open(t Tree) (*os.File, error) {
+	if !hasSetAttr() {
+		return c.openOld(t)
+	}
 	if c.ids.rootless {
 		return c.openByPorter(t)
 	}
@@ -168,10 +173,14 @@ func (p *porter) open(t Tree) (*os.File, error) {
 		return nil, err
 	}
 	b := program.NewBuilder()
-	fd := b.CallTo("open_tree", unix.SYS_OPEN_TREE, program.AtCWD, b.Str(path),
-		program.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE, "OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC|AT_RECURSIVE"))
-	b.SetAttr(fd, t.attr().Attr_set, true)
-	b.SendFile(fd)
+	if hasSetAttr() {
+		fd := b.CallTo("open_tree", unix.SYS_OPEN_TREE, program.AtCWD, b.Str(path),
+			program.Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE, "OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC|AT_RECURSIVE"))
+		b.SetAttr(fd, t.attr().Attr_set, true)
+		b.SendFile(fd)
+	} else if err := t.addOldOpen(b, path); err != nil {
+		return nil, err
+	}
 	prog, err := b.Program()
 	if err != nil {
 		return nil, err

@@ -63,6 +63,27 @@ func (b *Builder) SetAttr(mount Slot, attr uint64, recursive bool) {
 	b.Call("mount_setattr", unix.SYS_MOUNT_SETATTR, Use(mount), b.Str(""), flags, b.Bytes(raw, attrText(attr)), Int(len(raw)))
 }
 
+// remountFD is where Remount puts a mount's descriptor, above those of the streams and
+// extra files.
+const remountFD = 900
+
+// Remount sets exactly these attributes of an attached mount, as SetAttr can't before
+// Linux 5.12. The descriptor leads to the mount itself, whatever lies on its path.
+func (b *Builder) Remount(mount Slot, attr int) {
+	b.Call("dup3", unix.SYS_DUP3, Use(mount), Int(remountFD), Int(unix.O_CLOEXEC, "O_CLOEXEC"))
+	flags := unix.MS_REMOUNT | unix.MS_BIND
+	for _, f := range []struct{ attr, ms int }{{unix.MOUNT_ATTR_RDONLY, unix.MS_RDONLY}, {unix.MOUNT_ATTR_NOSUID, unix.MS_NOSUID},
+		{unix.MOUNT_ATTR_NODEV, unix.MS_NODEV}, {unix.MOUNT_ATTR_NOEXEC, unix.MS_NOEXEC}} {
+		if attr&f.attr != 0 {
+			flags |= f.ms
+		}
+	}
+	at := b.Str(fmt.Sprintf("/proc/self/fd/%d", remountFD))
+	b.Call("mount", unix.SYS_MOUNT, Int(0, "NULL"), at, Int(0, "NULL"), Int(unix.MS_PRIVATE, "MS_PRIVATE"), Int(0, "NULL"))
+	b.Call("mount", unix.SYS_MOUNT, Int(0, "NULL"), at, Int(0, "NULL"), Int(flags, "MS_REMOUNT|MS_BIND|"+attrText(uint64(attr))), Int(0, "NULL"))
+	b.Call("close", unix.SYS_CLOSE, Int(remountFD))
+}
+
 func attrText(set uint64) string {
 	text := []string{}
 	for _, f := range []struct {
