@@ -84,7 +84,7 @@ func cgroupFeatures(c *cell.Cell) []Feature {
 		return []Feature{{Name: "cgroups, and with them all limits but WithTimeout, WithOutputLimit and WithRlimit", Err: c.LimitsErr}}
 	}
 	t := c.Tree
-	list := []Feature{{Name: "cgroups", Detail: t.Version() + ", runs below " + t.Parent()}}
+	list := []Feature{{Name: "cgroups", Detail: t.Version() + ", runs below " + t.Place()}}
 	for _, l := range []struct {
 		name string
 		spec limits.Spec

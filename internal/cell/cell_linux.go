@@ -62,6 +62,7 @@ type Cell struct {
 	Limits    *limits.Cell
 	LimitsErr error
 	Tree      *limits.Tree
+	uncounted []string
 
 	up   bool             // the fork server was started
 	done chan struct{}    // closed when it has ended
@@ -144,14 +145,24 @@ func (c *Cell) makeCgroups() error {
 		slog.Debug("sandbox: no cgroups", "error", err)
 		return nil
 	}
-	c.Tree = tree
-	path := filepath.Join(tree.Parent(), c.state.id)
-	if err := os.WriteFile(filepath.Join(c.state.dir, cgroupName), []byte(path), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(c.state.dir, cgroupName), []byte(tree.Path(c.state.id)), 0o600); err != nil {
 		return err
 	}
-	c.Limits, err = tree.NewCell(c.state.id)
-	return err
+	c.Limits, err = tree.NewCell(c.state.id, startKeeper)
+	if errors.Is(err, limits.ErrUnavailable) && c.config.CgroupParent == "" {
+		c.LimitsErr = err
+		slog.Debug("sandbox: no cgroups", "error", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.Tree, c.uncounted = tree, c.Limits.Uncounted()
+	return nil
 }
+
+// Uncounted names what of a run's usage its cgroup does not tell.
+func (c *Cell) Uncounted() []string { return c.uncounted }
 
 func (c *Cell) boot() error {
 	bin, err := ownBinary()
@@ -195,6 +206,9 @@ func (c *Cell) boot() error {
 	if err := c.start(bin, control); err != nil {
 		return err
 	}
+	if c.Limits != nil {
+		c.Limits.Settle()
+	}
 	if err := bin.seal(); err != nil {
 		return err
 	}
@@ -230,7 +244,7 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := c.container.Run(c.process)
+		err := c.run()
 		control.Close()
 		if err == nil {
 			c.up = true
@@ -249,6 +263,28 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 		return fmt.Errorf("booting the cell: %w%s", err, c.complaint())
 	}
 	return nil
+}
+
+// run is libcontainer's own Run, but for the cgroup that a rootless cell does not get from it.
+func (c *Cell) run() error {
+	if c.Limits == nil || !c.ids.rootless {
+		return c.container.Run(c.process)
+	}
+	if err := c.container.Start(c.process); err != nil {
+		return err
+	}
+	pid, err := c.process.Pid()
+	if err == nil {
+		err = c.Limits.Adopt(pid)
+	}
+	if err == nil {
+		err = c.container.Exec()
+	}
+	if err != nil {
+		_ = c.process.Signal(unix.SIGKILL)
+		_, _ = c.process.Wait()
+	}
+	return err
 }
 
 // reap waits for the fork server, a child of this process.
