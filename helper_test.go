@@ -407,6 +407,7 @@ var features = map[string]struct {
 	"CPU accounting":                     {controller("cpuacct"), "host guest"},
 	"freezer":                            {controller("freezer"), "host guest"},
 	"block I/O limits":                   {func() bool { return (controller("blkio")() || controller("io")()) && onDisk("/var/tmp") }, "host"},
+	"limits for loop devices":            {func() bool { return (controller("blkio")() || controller("io")()) && loopDevices() }, "host guest"},
 	"2 CPUs":                             {func() bool { var s unix.CPUSet; return unix.SchedGetaffinity(0, &s) == nil && s.Count() > 1 }, "host guest host-user"},
 	"idmapped tmpfs":                     {kernelAsRoot(6, 3), "host guest"},
 	"idmapped tmpfs or an ordinary user": {func() bool { return os.Geteuid() != 0 || kernelAsRoot(6, 3)() }, "host guest host-user"},
