@@ -415,7 +415,8 @@ var features = map[string]struct {
 	"gcc":                                {command("gcc"), "host guest host-user"},
 	"python3":                            {command("python3"), "host guest host-user"},
 	"a static busybox":                   {command("busybox"), "host guest host-user"},
-	"no cgroups at hand":                 {func() bool { return os.Geteuid() != 0 && !controller("pids")() }, "host-user"},
+	"a user's own systemd":               {usersSystemd, "systemd-user"},
+	"no cgroups at hand":                 {func() bool { return os.Geteuid() != 0 && !usersSystemd() }, "host-user"},
 }
 
 func command(name string) func() bool {
@@ -423,6 +424,13 @@ func command(name string) func() bool {
 		_, err := exec.LookPath(name)
 		return err == nil
 	}
+}
+
+// usersSystemd tells whether this is a user on cgroup v2 with a manager of its own.
+func usersSystemd() bool {
+	_, err := os.Stat(os.Getenv("XDG_RUNTIME_DIR") + "/systemd/private")
+	_, v2 := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+	return os.Geteuid() != 0 && err == nil && v2 == nil
 }
 
 // onDisk tells whether a path is on ext4, xfs or btrfs.
