@@ -28,6 +28,8 @@ func hint(e *cell.CallError) string {
 		return "raise the sysctls user.max_user_namespaces and user.max_pid_namespaces"
 	case e.Stage == "clone" && e.Errno == unix.EAGAIN:
 		return "this user or its cgroup has too many processes"
+	case strings.HasPrefix(e.Call, "fsconfig") && e.Errno == unix.EINVAL && os.Geteuid() != 0:
+		return "as an ordinary user, WithWritableRoot takes no directories with other file systems mounted below them (fs/namespace.c, clone_private_mount)"
 	case e.Stage == "WithDir" && e.Errno == unix.ENOENT:
 		return "the directory must exist in the run's root"
 	case strings.Contains(e.Call, "openat2") && e.Errno == unix.EACCES:
