@@ -50,7 +50,7 @@ func boot(config cell.Config) (*cell.Cell, error) {
 	}
 	c, err := cell.Boot(config)
 	if err != nil {
-		return nil, bootError(err)
+		return nil, bootError(err, config.HostIDs)
 	}
 	return c, nil
 }
@@ -154,6 +154,6 @@ func (c *cgroupConfig) busyCPUs() int {
 }
 
 // bootError says what to do about a cell that could not be booted.
-func bootError(err error) error {
-	return &SetupError{Stage: "cell", Err: err, Hint: bootHint(err)}
+func bootError(err error, hostIDs bool) error {
+	return &SetupError{Stage: "cell", Err: err, Hint: bootHint(err, hostIDs)}
 }
