@@ -48,6 +48,10 @@ func boot(config cell.Config) (*cell.Cell, error) {
 		return nil, &SetupError{Stage: "cell", Err: errors.New("WithoutUserNamespace needs root: others get their other namespaces from one of users"),
 			Hint: "run this program as root, or leave the option out"}
 	}
+	// libcontainer would find out too, and leave a dead child behind.
+	if why, remedy, sure := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil && sure && !config.HostIDs {
+		return nil, &SetupError{Stage: "cell", Err: why, Hint: remedy}
+	}
 	c, err := cell.Boot(config)
 	if err != nil {
 		return nil, bootError(err, config.HostIDs)

@@ -27,7 +27,7 @@ func hint(e *cell.CallError) string {
 	case strings.HasPrefix(e.Call, "unshare") && e.Errno == unix.ENOSPC:
 		return "raise the sysctls user.max_*_namespaces"
 	case e.Stage == "clone" && e.Errno == unix.ENOSPC:
-		if why, remedy := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil {
+		if why, remedy, _ := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil {
 			return fmt.Sprintf("%v: %s", why, remedy)
 		}
 		return "raise the sysctls user.max_user_namespaces and user.max_pid_namespaces"
@@ -48,12 +48,13 @@ func hint(e *cell.CallError) string {
 }
 
 // noUserNamespaces says what keeps this user from making user namespaces, and what to do about it. Nil means
-// that nothing known does. sysctls is /proc/sys.
-func noUserNamespaces(sysctls string, root bool) (why error, remedy string) {
+// that nothing known does; unless it is sure, it may be that this program is an exception. sysctls is /proc/sys.
+func noUserNamespaces(sysctls string, root bool) (why error, remedy string, sure bool) {
 	value := func(name string) string {
 		b, _ := os.ReadFile(filepath.Join(sysctls, name))
 		return strings.TrimSpace(string(b))
 	}
+	sure = true
 	switch {
 	case value("user/max_user_namespaces") == "0":
 		why = errors.New("user namespaces are switched off: the sysctl user.max_user_namespaces is 0")
@@ -67,16 +68,17 @@ func noUserNamespaces(sysctls string, root bool) (why error, remedy string) {
 	case value("kernel/apparmor_restrict_unprivileged_userns") == "1":
 		why = errors.New("AppArmor keeps ordinary users from using user namespaces: the sysctl kernel.apparmor_restrict_unprivileged_userns is 1")
 		remedy = "sysctl kernel.apparmor_restrict_unprivileged_userns=0, an AppArmor profile for this program that has userns, or run it as root"
+		sure = false
 	case value("kernel/unprivileged_userns_clone") == "0":
 		why = errors.New("ordinary users can't make user namespaces: the sysctl kernel.unprivileged_userns_clone is 0")
 		remedy = "sysctl kernel.unprivileged_userns_clone=1, or run this program as root"
 	}
-	return why, remedy
+	return why, remedy, sure
 }
 
 // bootHint says what to do about a cell that could not be booted.
 func bootHint(err error, hostIDs bool) string {
-	if why, remedy := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil && !hostIDs {
+	if why, remedy, _ := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil && !hostIDs {
 		return fmt.Sprintf("%v: %s", why, remedy)
 	}
 	if strings.Contains(err.Error(), "no child processes") {

@@ -30,10 +30,11 @@ func TestNoUserNamespacesDetected(t *testing.T) {
 			require.NoError(t, os.WriteFile(path, []byte(value+"\n"), 0o644))
 		}
 		for root, want := range map[bool]string{false: test.user, true: test.asRoot} {
-			why, remedy := noUserNamespaces(dir, root)
+			why, remedy, sure := noUserNamespaces(dir, root)
 			require.Equal(t, want == "", why == nil, test)
 			require.Equal(t, want, remedy[:min(len(want), len(remedy))], test)
 			require.Equal(t, want == "", remedy == "")
+			require.Equal(t, test.sysctls[apparmor] != "1" || root, sure, "profiles make exceptions")
 		}
 	}
 }

@@ -47,7 +47,7 @@ func WithHostname(name string) Option { return func(c *config) { c.namespace.hos
 
 // WithUser sets the ids that the command has inside the run, 0 to 65533.
 // Outside they are ids that belong to no user and no other live run, where
-// the machine has such ids to give. 0:0 is the run's root, still without
+// the machine has such ids to give, but for WithoutUserNamespace. 0:0 is the run's root, still without
 // capabilities. Default: 1000:1000, named sandbox.
 func WithUser(uid, gid int) Option {
 	return func(c *config) { c.namespace.uid, c.namespace.gid = uid, gid }
