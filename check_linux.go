@@ -17,7 +17,7 @@ func check(ctx context.Context) *Report {
 	r.add(kernelFeature())
 	options := defaults()
 	c, err := options.findCell()
-	r.add(cellFeature(c, err))
+	r.add(userNamespaceFeature(err), cellFeature(c, err), hostIDsFeature(ctx))
 	if err != nil {
 		return r
 	}
@@ -51,6 +51,25 @@ func kernelFeature() Feature {
 		f.Err = fmt.Errorf("kernel %d.%d is older than 5.10", m.kernel[0], m.kernel[1])
 		f.Remedy = "a newer kernel"
 	}
+	return f
+}
+
+// userNamespaceFeature knows of the switches; the cell shows whether it works.
+func userNamespaceFeature(cellErr error) Feature {
+	f := Feature{Name: "user namespaces", Detail: "every run has one of its own"}
+	if f.Err, f.Remedy, _ = noUserNamespaces("/proc/sys", os.Geteuid() == 0); cellErr == nil {
+		f.Err, f.Remedy = nil, ""
+	} else if f.Err == nil {
+		f.Detail = "nothing switches them off"
+	}
+	return f
+}
+
+// hostIDsFeature makes a run, unless this process may not.
+func hostIDsFeature(ctx context.Context) Feature {
+	f := Feature{Name: "WithoutUserNamespace", Detail: "one wall less, for machines without user namespaces"}
+	_, f.Err = New(WithCommand("true"), WithoutUserNamespace()).Run(ctx)
+	f.Remedy = hintOf(f.Err)
 	return f
 }
 

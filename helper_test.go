@@ -74,6 +74,7 @@ var helpers = map[string]func(args []string) error{
 	"inspect":  inspectHelper,
 	"affinity": affinityHelper,
 	"count":    countHelper,
+	"start":    startHelper,
 }
 
 func runHelper(args []string) int {
@@ -187,6 +188,17 @@ func inspectHelper([]string) error {
 	_ = unix.Kill(-1, unix.SIGTERM)
 	fmt.Println("alive")
 	return nil
+}
+
+// startHelper, as another user of the host, tries to make a run, and prints why that fails.
+func startHelper(args []string) error {
+	s := sandbox.New(sandbox.WithCommand("true"))
+	if len(args) > 0 {
+		s = s.With(sandbox.WithoutUserNamespace())
+	}
+	_, err := s.Run(context.Background())
+	fmt.Println(err)
+	return sandbox.Shutdown(context.Background())
 }
 
 func affinityHelper([]string) error {
@@ -415,6 +427,7 @@ var features = map[string]struct {
 	"gcc":                                {command("gcc"), "host guest host-user"},
 	"python3":                            {command("python3"), "host guest host-user"},
 	"a static busybox":                   {command("busybox"), "host guest host-user"},
+	"a guest's sysctls":                  {func() bool { return os.Getenv("VM_GUEST") == "1" && os.Geteuid() == 0 }, "guest"},
 	"a user's own systemd":               {usersSystemd, "systemd-user"},
 	"no cgroups at hand":                 {func() bool { return os.Geteuid() != 0 && !usersSystemd() }, "host-user"},
 }

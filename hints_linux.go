@@ -2,7 +2,9 @@ package sandbox
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +27,9 @@ func hint(e *cell.CallError) string {
 	case strings.HasPrefix(e.Call, "unshare") && e.Errno == unix.ENOSPC:
 		return "raise the sysctls user.max_*_namespaces"
 	case e.Stage == "clone" && e.Errno == unix.ENOSPC:
+		if why, remedy, _ := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil {
+			return fmt.Sprintf("%v: %s", why, remedy)
+		}
 		return "raise the sysctls user.max_user_namespaces and user.max_pid_namespaces"
 	case e.Stage == "clone" && e.Errno == unix.EAGAIN:
 		return "this user or its cgroup has too many processes"
@@ -34,6 +39,8 @@ func hint(e *cell.CallError) string {
 		return "the directory must exist in the run's root"
 	case strings.Contains(e.Call, "openat2") && e.Errno == unix.EACCES:
 		return "the directory and those above it must be open to others: to the host's files a run is a stranger"
+	case place && strings.Contains(e.Call, "O_CREAT") && e.Errno == unix.EACCES:
+		return "its place must be in a directory that the run's user may write to, such as a tmpfs"
 	case place && strings.Contains(e.Call, "openat2") && e.Errno == unix.ENOENT:
 		return "the mount point must exist where its place can't be written: in a directory of the host, or in a bind"
 	case place && strings.HasPrefix(e.Call, "move_mount") && (e.Errno == unix.ENOTDIR || e.Errno == unix.EINVAL):
@@ -42,18 +49,39 @@ func hint(e *cell.CallError) string {
 	return ""
 }
 
+// noUserNamespaces says what keeps this user from making user namespaces, and what to do about it. Nil means
+// that nothing known does; unless it is sure, it may be that this program is an exception. sysctls is /proc/sys.
+func noUserNamespaces(sysctls string, root bool) (why error, remedy string, sure bool) {
+	value := func(name string) string {
+		b, _ := os.ReadFile(filepath.Join(sysctls, name))
+		return strings.TrimSpace(string(b))
+	}
+	sure = true
+	switch {
+	case value("user/max_user_namespaces") == "0":
+		why = errors.New("user namespaces are switched off: the sysctl user.max_user_namespaces is 0")
+		remedy = "sysctl user.max_user_namespaces=65536"
+		if root {
+			remedy += ", or WithoutUserNamespace, which says what wall is missing then"
+		} else {
+			remedy += ", or run this program as root and use WithoutUserNamespace, which says what wall is missing then"
+		}
+	case root:
+	case value("kernel/apparmor_restrict_unprivileged_userns") == "1":
+		why = errors.New("AppArmor keeps ordinary users from using user namespaces: the sysctl kernel.apparmor_restrict_unprivileged_userns is 1")
+		remedy = "sysctl kernel.apparmor_restrict_unprivileged_userns=0, an AppArmor profile for this program that has userns, or run it as root"
+		sure = false
+	case value("kernel/unprivileged_userns_clone") == "0":
+		why = errors.New("ordinary users can't make user namespaces: the sysctl kernel.unprivileged_userns_clone is 0")
+		remedy = "sysctl kernel.unprivileged_userns_clone=1, or run this program as root"
+	}
+	return why, remedy, sure
+}
+
 // bootHint says what to do about a cell that could not be booted.
-func bootHint(err error) string {
-	if n, readErr := os.ReadFile("/proc/sys/user/max_user_namespaces"); readErr == nil && strings.TrimSpace(string(n)) == "0" {
-		return "user namespaces are switched off: sysctl user.max_user_namespaces=65536"
-	}
-	if v, readErr := os.ReadFile("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"); readErr == nil &&
-		strings.TrimSpace(string(v)) == "1" && os.Geteuid() != 0 {
-		return "AppArmor keeps ordinary users from using user namespaces: sysctl kernel.apparmor_restrict_unprivileged_userns=0, or a profile for this program"
-	}
-	if v, readErr := os.ReadFile("/proc/sys/kernel/unprivileged_userns_clone"); readErr == nil &&
-		strings.TrimSpace(string(v)) == "0" && os.Geteuid() != 0 {
-		return "ordinary users can't make user namespaces here: sysctl kernel.unprivileged_userns_clone=1"
+func bootHint(err error, hostIDs bool) string {
+	if why, remedy, _ := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil && !hostIDs {
+		return fmt.Sprintf("%v: %s", why, remedy)
 	}
 	if strings.Contains(err.Error(), "no child processes") {
 		return "something in this process waits for all children, Wait4(-1), and must wait for its own only"

@@ -99,18 +99,18 @@ func (k *compiler) declareTrees() {
 		switch m.kind {
 		case bindMount:
 			k.plan.ownUser = true
-			k.bind[i] = add(tree{path: m.src, writable: true, mapOwner: true, forOption: "WithBind"})
+			k.bind[i] = add(tree{path: m.src, writable: true, mapOwner: !k.shape.hostIDs, forOption: "WithBind"})
 		case readOnlyBindMount:
-			k.bind[i] = add(tree{path: m.src, mapOwner: true, mapIfCan: true, forOption: "WithReadOnlyBind"})
+			k.bind[i] = add(tree{path: m.src, mapOwner: !k.shape.hostIDs, mapIfCan: !k.shape.hostIDs, forOption: "WithReadOnlyBind"})
 		}
 	}
 	if r.writable == nil {
 		return
 	}
-	mapOwner := k.m.atLeast(5, 19) // overlayfs takes idmapped layers from there on
+	mapOwner := k.m.atLeast(5, 19) && !k.shape.hostIDs // overlayfs takes idmapped layers from there on
 	for _, dir := range k.rootTrees() {
 		if !strings.HasPrefix(dir, "/etc/") {
-			k.lower[dir] = add(tree{path: dir, mapOwner: mapOwner, mapIfCan: true, forOption: "WithWritableRoot"})
+			k.lower[dir] = add(tree{path: dir, mapOwner: mapOwner, mapIfCan: !k.shape.hostIDs, forOption: "WithWritableRoot"})
 		} else {
 			k.lower[dir] = add(tree{path: dir, forOption: "WithRootfs"})
 		}
@@ -254,6 +254,9 @@ func (k *compiler) addRoot() {
 	pts := b.FileSystem("devpts", attrNoSUID|attrNoExec, "newinstance", "ptmxmode=0666", "mode=0620", "max=64") // the machine has 4096
 	k.attachIn(b, pts, k.tree, "dev/pts")
 	b.Close(pts)
+	if k.shape.hostIDs {
+		k.addFileRights()
+	}
 	for i := range k.layout.mounts {
 		if k.layout.mounts[i].kind != fileMount {
 			k.addMount(&k.layout.mounts[i])

@@ -42,6 +42,7 @@ var ErrLost = errors.New("the fork server has ended")
 // Config is what makes one cell differ from another.
 type Config struct {
 	HostNetwork  bool
+	HostIDs      bool   // no user namespace: root only
 	CgroupParent string // "" to choose
 }
 
@@ -98,7 +99,9 @@ func Boot(config Config) (_ *Cell, err error) {
 		slog.Debug("sandbox: sweeping dead cells", "error", err)
 	}
 	c := &Cell{config: config, done: make(chan struct{})}
-	if c.ids, err = chooseIDs(); err != nil {
+	if config.HostIDs {
+		c.ids = hostIDs()
+	} else if c.ids, err = chooseIDs(); err != nil {
 		return nil, err
 	}
 	if c.state, err = newState(root); err != nil {
@@ -194,9 +197,11 @@ func (c *Cell) boot() error {
 		}
 	}
 	conf := containerConfig(c.state, c.ids, bin, c.config.HostNetwork, cgroupPath)
-	if c.container, err = libcontainer.Create(filepath.Join(c.state.dir, "container"), "cell", conf); err != nil {
+	// The id is also the name of a keyring, which without a user namespace is the whole host's.
+	if c.container, err = libcontainer.Create(filepath.Join(c.state.dir, "container"), c.state.id, conf); err != nil {
 		return fmt.Errorf("describing the cell: %w", err)
 	}
+	conf.RootlessEUID = true // see containerConfig: refused above where there is no user namespace, but needed
 	client, control, err := forkserver.NewClient()
 	if err != nil {
 		return err
