@@ -39,6 +39,9 @@ func init() {
 // ErrLost says that the cell ended while it was in use.
 var ErrLost = errors.New("the fork server has ended")
 
+// ErrNested says that this process is in a run itself.
+var ErrNested = errors.New("this process is in a run, and runs can't be nested")
+
 // Config is what makes one cell differ from another.
 type Config struct {
 	HostNetwork  bool
@@ -85,6 +88,9 @@ const bootTimeout = 60 * time.Second
 func Boot(config Config) (_ *Cell, err error) {
 	if !cgo {
 		return nil, errors.New("this program was built without cgo, which the cell needs: build with CGO_ENABLED=1 and a C compiler")
+	}
+	if inRun() {
+		return nil, ErrNested
 	}
 	if err := waitsForChildren(); err != nil {
 		return nil, err
@@ -332,7 +338,7 @@ func (c *Cell) Lost() error {
 // Config is what the cell was booted with.
 func (c *Cell) Config() Config { return c.config }
 
-// Rootless tells whether the cell's root is an ordinary user.
+// Rootless tells whether the cell was made the way of an ordinary user: by one, or by root without CAP_SYS_ADMIN.
 func (c *Cell) Rootless() bool { return c.ids.rootless }
 
 // SingleID tells whether all that runs in the cell has the same id.
