@@ -1,9 +1,9 @@
 #!/bin/bash
 # docker.sh MODE SRC BIN TIMEOUT RUN DIR...: suite.sh in a Docker container, with the output of suite.sh. As root.
 #
-#   docker-default      docker run without flags that matter
-#   docker              the least that makes runs work (docs/CONTAINERS.md)
-#   docker-cap          the same for a container that has CAP_SYS_ADMIN, and may write to its cgroups
+#   docker-default      docker run without flags that matter; with no RUN, only the test that the error says so
+#   docker              the least that makes runs work (docs/CONTAINERS.md); with no RUN, the rootless tests
+#   docker-cap          the same with CAP_SYS_ADMIN
 #   docker-privileged   docker run --privileged
 #
 # The image is made of this machine's own files: the test binaries, and the programs that tests start. The engine is
@@ -12,14 +12,16 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 6 ] || { echo "usage: docker.sh MODE SRC BIN TIMEOUT RUN DIR..." >&2; exit 126; }
 mode=$1 src=$2 bin=$3
-shift 3    # the rest is suite.sh's: TIMEOUT RUN DIR...
+timeout=$4 run=$5
+shift 5
 
 case $mode in
-docker-default) flags=() ;;
-docker) flags=(--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined) ;;
-docker-cap) flags=(--cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined
+docker-default) flags=() run=${run:-Container} ;;
+docker) run=${run:-Rootless|Container}
+	flags=(--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined) ;;
+docker-cap) flags=(--tmpfs /tmp:exec --cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined
 	--security-opt systempaths=unconfined) ;;
-docker-privileged) flags=(--privileged) ;;
+docker-privileged) flags=(--tmpfs /tmp:exec --privileged) ;;    # /tmp: overlayfs can't be mounted with owners mapped
 *) echo "docker: no mode $mode" >&2; exit 126 ;;
 esac
 [ "$(id -u)" = 0 ] || { echo "docker: the engine needs root" >&2; exit 126; }
@@ -93,4 +95,4 @@ image() {
 image | $docker import - sandbox-test >/dev/null
 
 $docker run --rm --network none -e SANDBOX_TEST_CONFIG="$mode" -e PATH="$PATH" ${DOCKER_FLAGS:-} "${flags[@]}" sandbox-test \
-	${DOCKER_CMD:-/sandbox/suite.sh /sandbox/src /sandbox/bin "$@"} </dev/null
+	${DOCKER_CMD:-/sandbox/suite.sh /sandbox/src /sandbox/bin "$timeout" "$run" "$@"} </dev/null
