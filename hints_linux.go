@@ -137,7 +137,7 @@ func bootHint(err error) string {
 	if errors.Is(err, cell.ErrNested) {
 		return "start it from the process that started this run"
 	}
-	text := err.Error()
+	text := strings.ToLower(err.Error()) // libcontainer's C code has capitals in its errors
 	for _, errno := range []unix.Errno{unix.EPERM, unix.EACCES, unix.ENOSYS} {
 		if errors.Is(err, errno) || strings.Contains(text, errno.Error()) {
 			return containerHint(text)

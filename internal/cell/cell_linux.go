@@ -11,7 +11,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -252,9 +254,29 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 		}
 	}
 	if err != nil {
+		reapStage(err.Error())
 		return fmt.Errorf("booting the cell: %w%s", err, c.complaint())
 	}
 	return nil
+}
+
+// stage is how libcontainer's second process signs its errors, with its process id.
+var stage = regexp.MustCompile(`nsexec-1\[(\d+)\]`)
+
+// reapStage waits for libcontainer's second process, a child of this one (CLONE_PARENT). After it failed,
+// libcontainer, which was not told its process id yet, does not.
+func reapStage(failure string) {
+	m := stage.FindStringSubmatch(failure)
+	if m == nil {
+		return
+	}
+	pid, _ := strconv.Atoi(m[1])
+	for range 100 {
+		if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); got == pid || err != nil && err != unix.EINTR {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // reap waits for the fork server, a child of this process.
