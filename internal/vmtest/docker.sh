@@ -24,6 +24,10 @@ docker-cap) flags=(--tmpfs /tmp:exec --cap-add SYS_ADMIN --security-opt seccomp=
 docker-privileged) flags=(--tmpfs /tmp:exec --privileged) ;;    # /tmp: overlayfs can't be mounted with owners mapped
 *) echo "docker: no mode $mode" >&2; exit 126 ;;
 esac
+# This machine's own root may be in a container that lacks some of what --privileged gives.
+bounding=$(awk '/^CapBnd/ {print $2}' /proc/self/status) last=$(cat /proc/sys/kernel/cap_last_cap)
+[ "$mode" != docker-privileged ] || [ $((0x$bounding)) = $(((1 << (last + 1)) - 1)) ] ||
+	{ echo "docker: --privileged takes all capabilities, and this machine's root has only $bounding" >&2; exit 126; }
 [ "$(id -u)" = 0 ] || { echo "docker: the engine needs root" >&2; exit 126; }
 "$here/install.sh" docker.io busybox-static uidmap tar >&2
 docker=/usr/bin/docker dockerd=$(command -v /usr/sbin/dockerd /usr/bin/dockerd | head -n 1)
@@ -75,10 +79,10 @@ start_engine overlay2 || start_engine vfs || { tail -n 20 "$dir/log" >&2; exit 1
 image() {
 	set +o pipefail    # ldd fails for static programs
 	local root=$dir/image f
-	mkdir -p "$root"/{proc,sys,dev,run,root,home,tmp,var/tmp,etc,usr/bin,usr/sbin,usr/lib,usr/lib64,sandbox/bin}
+	mkdir -p "$root"/{proc,sys,dev,run,root,home,tmp,var/tmp,etc,usr/bin,usr/sbin,usr/lib,usr/lib64,usr/share,sandbox/bin}
 	chmod 1777 "$root/tmp" "$root/var/tmp"
 	for f in bin sbin lib lib64; do if [ -L /$f ]; then cp -a /$f "$root/"; else mkdir "$root/$f"; fi; done
-	dpkg -L dash bash coreutils grep sed findutils util-linux procps busybox-static uidmap hostname 2>/dev/null |
+	dpkg -L dash bash coreutils grep sed findutils util-linux procps busybox-static uidmap hostname bsdutils 2>/dev/null |
 		grep -E '^(/usr)?/s?bin/.' >"$dir/programs"
 	{ cat "$dir/programs"; xargs ldd <"$dir/programs" 2>/dev/null | grep -oE '/[^ ]+\.so[^ ]*'; } | sort -u | while read -r f; do
 		[ ! -e "$f" ] || printf '%s\n' "$f" "$(readlink -f "$f")"
