@@ -134,6 +134,10 @@ func bootHint(err error) string {
 	if errors.Is(err, unix.EACCES) && strings.Contains(err.Error(), "/proc/self/exe") {
 		return "this program's file must be readable for the user that it runs as: chmod a+r"
 	}
+	if os.Geteuid() == 0 && strings.Contains(err.Error(), "failed to use newuid map") {
+		return "root needs CAP_SETFCAP to map its own id into a user namespace: docker run --cap-add SETFCAP, " +
+			"or run as another user (docker run --user 1000; docs/CONTAINERS.md)"
+	}
 	if errors.Is(err, cell.ErrNested) {
 		return "start it from the process that started this run"
 	}
