@@ -79,6 +79,9 @@ func cellFeature(c *cell.Cell, err error) Feature {
 		f.Detail = "as root"
 		if c.Rootless() {
 			f.Detail = "as an ordinary user"
+			if os.Geteuid() == 0 {
+				f.Detail = "as root without CAP_SYS_ADMIN over the mounts here, so like an ordinary user"
+			}
 		}
 	}
 	return f

@@ -75,6 +75,7 @@ var helpers = map[string]func(args []string) error{
 	"affinity": affinityHelper,
 	"count":    countHelper,
 	"start":    startHelper,
+	"nested":   nestedHelper,
 }
 
 func runHelper(args []string) int {
@@ -199,6 +200,18 @@ func startHelper(args []string) error {
 	_, err := s.Run(context.Background())
 	fmt.Println(err)
 	return sandbox.Shutdown(context.Background())
+}
+
+// nestedHelper tries a run, and prints how it went.
+func nestedHelper([]string) error {
+	defer func() { _ = sandbox.Shutdown(context.Background()) }()
+	out, err := shell("id -u").Output(context.Background())
+	if err != nil {
+		fmt.Println(err)
+		return nil
+	}
+	fmt.Printf("ran as %s", out)
+	return nil
 }
 
 func affinityHelper([]string) error {
@@ -410,8 +423,8 @@ var features = map[string]struct {
 	here  func() bool
 	known string
 }{
-	"root":                               {func() bool { return os.Geteuid() == 0 }, "host guest"},
-	"an ordinary user":                   {func() bool { return os.Geteuid() != 0 }, "host-user"},
+	"root":                               {asRoot, "host guest docker-cap docker-privileged"},
+	"an ordinary user":                   {func() bool { return !asRoot() }, "host-user docker"},
 	"cgroup memory":                      {controller("memory"), "host guest"},
 	"cgroup pids":                        {controller("pids"), "host guest"},
 	"cgroup cpu":                         {controller("cpu"), "host guest"},
@@ -422,14 +435,15 @@ var features = map[string]struct {
 	"limits for loop devices":            {func() bool { return (controller("blkio")() || controller("io")()) && loopDevices() }, "host guest"},
 	"2 CPUs":                             {func() bool { var s unix.CPUSet; return unix.SchedGetaffinity(0, &s) == nil && s.Count() > 1 }, "host guest host-user"},
 	"idmapped tmpfs":                     {kernelAsRoot(6, 3), "host guest"},
-	"idmapped tmpfs or an ordinary user": {func() bool { return os.Geteuid() != 0 || kernelAsRoot(6, 3)() }, "host guest host-user"},
+	"idmapped tmpfs or an ordinary user": {func() bool { return !asRoot() || kernelAsRoot(6, 3)() }, "host guest host-user docker"},
 	"idmapped /usr":                      {func() bool { return kernelAsRoot(5, 19)() && onDisk("/usr") }, ""}, // the guest's is on 9p
 	"gcc":                                {command("gcc"), "host guest host-user"},
 	"python3":                            {command("python3"), "host guest host-user"},
 	"a static busybox":                   {command("busybox"), "host guest host-user"},
 	"a guest's sysctls":                  {func() bool { return os.Getenv("VM_GUEST") == "1" && os.Geteuid() == 0 }, "guest"},
 	"a user's own systemd":               {usersSystemd, "systemd-user"},
-	"no cgroups at hand":                 {func() bool { return os.Geteuid() != 0 && !usersSystemd() }, "host-user"},
+	"no cgroups at hand":                 {func() bool { return !asRoot() && !controller("pids")() && !usersSystemd() }, "host-user docker"},
+	"user namespaces":                    {command("unshare"), "host guest host-user docker docker-cap docker-privileged"},
 }
 
 func command(name string) func() bool {
@@ -452,6 +466,15 @@ func onDisk(path string) bool {
 	return unix.Statfs(path, &st) == nil && slices.Contains([]int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC}, int64(st.Type))
 }
 
+// asRoot tells whether this process is root and has root's power over mounts, which it mostly has not in a container.
+func asRoot() bool {
+	b, _ := os.ReadFile("/proc/self/status")
+	_, rest, _ := strings.Cut(string(b), "\nCapEff:\t")
+	var effective uint64
+	_, _ = fmt.Sscanf(rest, "%x", &effective)
+	return os.Geteuid() == 0 && effective>>unix.CAP_SYS_ADMIN&1 != 0
+}
+
 // kernelAsRoot tells whether this is root on such a kernel or a later one.
 func kernelAsRoot(major, minor int) func() bool {
 	return func() bool {
@@ -460,11 +483,11 @@ func kernelAsRoot(major, minor int) func() bool {
 		if unix.Uname(&u) == nil {
 			_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &have[0], &have[1])
 		}
-		return os.Geteuid() == 0 && (have[0] > major || have[0] == major && have[1] >= minor)
+		return asRoot() && (have[0] > major || have[0] == major && have[1] >= minor)
 	}
 }
 
-// controller tells whether this process is root and a cgroup controller is there.
+// controller tells whether this process is root and a cgroup controller is there, mounted writable.
 func controller(name string) func() bool {
 	return func() bool {
 		if os.Geteuid() != 0 {
@@ -474,6 +497,7 @@ func controller(name string) func() bool {
 			_, after, _ := strings.Cut(m, " - ")
 			fields := strings.Fields(after) // type, source, options
 			switch {
+			case unix.Access(strings.Fields(m)[4], unix.W_OK) != nil:
 			case len(fields) == 3 && fields[0] == "cgroup" && slices.Contains(strings.Split(fields[2], ","), name):
 				return true
 			case len(fields) == 3 && fields[0] == "cgroup2":

@@ -78,6 +78,80 @@ func noUserNamespaces(sysctls string, root bool) (why error, remedy string, sure
 	return why, remedy, sure
 }
 
+// An obstacle is something that a container engine puts in the way of a cell, and what to say to it instead.
+type obstacle struct {
+	name, docker, kubernetes string
+}
+
+var (
+	seccompFilter   = obstacle{"a seccomp filter", "--security-opt seccomp=unconfined", "seccompProfile: {type: Unconfined}"}
+	apparmorProfile = obstacle{"an AppArmor profile", "--security-opt apparmor=unconfined", "appArmorProfile: {type: Unconfined}"}
+	maskedProc      = obstacle{"a /proc of which parts are covered", "--security-opt systempaths=unconfined", "procMount: Unmasked"}
+)
+
+// containerHint names the flags that this process's container lacks, of those that matter where the boot failed and later:
+// namespaces come first, then mounts, then /proc.
+func containerHint(failed string) string {
+	inProc := strings.Contains(failed, `mounting "proc"`)
+	return obstacleHint(
+		!inProc && statusField("Seccomp") == "2",
+		!inProc && confined(),
+		covered("/proc/self/mountinfo"))
+}
+
+func obstacleHint(seccomp, apparmor, masked bool) string {
+	var names, docker, kubernetes []string
+	for _, o := range []struct {
+		there bool
+		obstacle
+	}{{seccomp, seccompFilter}, {apparmor, apparmorProfile}, {masked, maskedProc}} {
+		if o.there {
+			names = append(names, o.name)
+			docker = append(docker, o.docker)
+			kubernetes = append(kubernetes, o.kubernetes)
+		}
+	}
+	if len(names) == 0 {
+		return "inside a container, allow user namespaces and mounts, or run with --privileged"
+	}
+	return fmt.Sprintf("this container has %s: docker run %s, or in a Kubernetes securityContext %s (docs/CONTAINERS.md)",
+		strings.Join(names, ", "), strings.Join(docker, " "), strings.Join(kubernetes, ", "))
+}
+
+// statusField is a line of /proc/self/status.
+func statusField(name string) string {
+	b, _ := os.ReadFile("/proc/self/status")
+	_, rest, _ := strings.Cut(string(b), "\n"+name+":")
+	value, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimSpace(value)
+}
+
+// confined tells whether an AppArmor profile holds for this process: apparmor(7). Without AppArmor, the files
+// are not there, or are another module's.
+func confined() bool {
+	if _, err := os.Stat("/sys/module/apparmor"); err != nil {
+		return false
+	}
+	for _, file := range []string{"/proc/self/attr/apparmor/current", "/proc/self/attr/current"} {
+		if b, err := os.ReadFile(file); err == nil {
+			profile := strings.TrimRight(string(b), "\x00\n")
+			return profile != "" && profile != "unconfined"
+		}
+	}
+	return false
+}
+
+// covered tells whether something is mounted below /proc, other than where the kernel has a place for it.
+func covered(mountinfo string) bool {
+	b, _ := os.ReadFile(mountinfo)
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], "/proc/") && f[4] != "/proc/sys/fs/binfmt_misc" {
+			return true
+		}
+	}
+	return false
+}
+
 // bootHint says what to do about a cell that could not be booted.
 func bootHint(err error, hostIDs bool) string {
 	if why, remedy, _ := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil && !hostIDs {
@@ -89,8 +163,18 @@ func bootHint(err error, hostIDs bool) string {
 	if errors.Is(err, unix.EACCES) && strings.Contains(err.Error(), "/proc/self/exe") {
 		return "this program's file must be readable for the user that it runs as: chmod a+r"
 	}
-	if errors.Is(err, unix.EPERM) || strings.Contains(err.Error(), "operation not permitted") {
-		return "inside a container, allow user namespaces and mounts, or run with --privileged"
+	if os.Geteuid() == 0 && strings.Contains(err.Error(), "failed to use newuid map") {
+		return "root needs CAP_SETFCAP to map its own id into a user namespace: docker run --cap-add SETFCAP, " +
+			"or run as another user (docker run --user 1000; docs/CONTAINERS.md)"
+	}
+	if errors.Is(err, cell.ErrNested) {
+		return "start it from the process that started this run"
+	}
+	text := strings.ToLower(err.Error()) // libcontainer's C code has capitals in its errors
+	for _, errno := range []unix.Errno{unix.EPERM, unix.EACCES, unix.ENOSYS} {
+		if errors.Is(err, errno) || strings.Contains(text, errno.Error()) {
+			return containerHint(text)
+		}
 	}
 	return ""
 }

@@ -11,7 +11,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -38,6 +40,9 @@ func init() {
 
 // ErrLost says that the cell ended while it was in use.
 var ErrLost = errors.New("the fork server has ended")
+
+// ErrNested says that this process is in a run itself.
+var ErrNested = errors.New("this process is in a run, and runs can't be nested")
 
 // Config is what makes one cell differ from another.
 type Config struct {
@@ -87,6 +92,9 @@ const bootTimeout = 60 * time.Second
 func Boot(config Config) (_ *Cell, err error) {
 	if !cgo {
 		return nil, errors.New("this program was built without cgo, which the cell needs: build with CGO_ENABLED=1 and a C compiler")
+	}
+	if inRun() {
+		return nil, ErrNested
 	}
 	if err := waitsForChildren(); err != nil {
 		return nil, err
@@ -265,6 +273,7 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 		}
 	}
 	if err != nil {
+		reapStage(err.Error())
 		return fmt.Errorf("booting the cell: %w%s", err, c.complaint())
 	}
 	return nil
@@ -290,6 +299,25 @@ func (c *Cell) run() error {
 		_, _ = c.process.Wait()
 	}
 	return err
+}
+
+// stage is how libcontainer's second process signs its errors, with its process id.
+var stage = regexp.MustCompile(`nsexec-1\[(\d+)\]`)
+
+// reapStage waits for libcontainer's second process, a child of this one (CLONE_PARENT). After it failed,
+// libcontainer, which was not told its process id yet, does not.
+func reapStage(failure string) {
+	m := stage.FindStringSubmatch(failure)
+	if m == nil {
+		return
+	}
+	pid, _ := strconv.Atoi(m[1])
+	for range 100 {
+		if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); got == pid || err != nil && err != unix.EINTR {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // reap waits for the fork server, a child of this process.
@@ -373,7 +401,7 @@ func (c *Cell) Lost() error {
 // Config is what the cell was booted with.
 func (c *Cell) Config() Config { return c.config }
 
-// Rootless tells whether the cell's root is an ordinary user.
+// Rootless tells whether the cell was made the way of an ordinary user: by one, or by root without CAP_SYS_ADMIN.
 func (c *Cell) Rootless() bool { return c.ids.rootless }
 
 // SingleID tells whether all that runs in the cell has the same id.

@@ -125,12 +125,15 @@ func chooseIDs() (*ids, error) {
 	if err != nil {
 		return nil, err
 	}
-	if os.Geteuid() == 0 {
+	if asRoot() {
 		return &ids{uid: rootRange(uidMap), gid: rootRange(gidMap)}, nil
 	}
 	own := &ids{rootless: true, uid: idRange{int64(os.Geteuid()), 1}, gid: idRange{int64(os.Getegid()), 1}}
-	uid, gid := subIDs("/etc/subuid"), subIDs("/etc/subgid")
-	if min(uid.size, gid.size) >= 3 && mappingTools() {
+	uid, gid, may := subIDs("/etc/subuid"), subIDs("/etc/subgid"), mappingTools
+	if os.Geteuid() == 0 {
+		uid, gid, may = rootRange(uidMap), rootRange(gidMap), mayMapIDs
+	}
+	if min(uid.size, gid.size) >= 3 && may() {
 		own.uid, own.gid = uid, gid
 		own.uid.size++ // and the caller's own id, as the cell's root
 		own.gid.size++
