@@ -149,7 +149,8 @@ export HOME=/run/vm-home XDG_RUNTIME_DIR=/run/user/1000
 for d in "$HOME" "$XDG_RUNTIME_DIR"; do [ $as = systemd-user -a $d != "$HOME" ] || install -d -m 700 -o 1000 -g 1000 $d; done
 esac
 [ $as != systemd-user ] || export DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus
-{ export -p; declare -p cmd; printf 'cd %q\nulimit -n 20000\nexec "${cmd[@]}"\n' "$PWD"; } > /run/vm-cmd
+{ export -p; declare -p cmd; printf 'cd %q\nexec "${cmd[@]}"\n' "$PWD"; } > /run/vm-cmd
+ulimit -n 20000      # systemd gives more than that
 case $as in          # a service of its own, so that its cgroup has nobody else in it
 root) run=(bash) ;;
 user) run=(as_user bash) ;;
