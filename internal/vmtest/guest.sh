@@ -149,8 +149,9 @@ export HOME=/run/vm-home XDG_RUNTIME_DIR=/run/user/1000
 for d in "$HOME" "$XDG_RUNTIME_DIR"; do [ $as = systemd-user -a $d != "$HOME" ] || install -d -m 700 -o 1000 -g 1000 $d; done
 esac
 [ $as != systemd-user ] || export DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus
+unset INVOCATION_ID JOURNAL_STREAM SYSTEMD_EXEC_PID    # of vmjob.service
 { export -p; declare -p cmd; printf 'cd %q\nexec "${cmd[@]}"\n' "$PWD"; } > /run/vm-cmd
-ulimit -n 20000      # systemd gives more than that
+ulimit -n 20000
 case $as in          # a service of its own, so that its cgroup has nobody else in it
 root) run=(bash) ;;
 user) run=(as_user bash) ;;
