@@ -61,7 +61,7 @@ var patience = func() time.Duration {
 	return time.Minute
 }()
 
-func inGuest() bool { return os.Getenv("SANDBOX_TEST_CONFIG") == "guest" }
+func inGuest() bool { return os.Getenv("VM_GUEST") == "1" }
 
 const helperEnv = "SANDBOX_TEST_HELPER"
 
@@ -411,10 +411,24 @@ func need(t testing.TB, name string) {
 	if config == "host" && os.Geteuid() != 0 {
 		config = "host-user" // an ordinary user's own machine
 	}
-	if slices.Contains(strings.Fields(f.known), config) {
+	if knownIn(f.known, config) {
 		require.FailNow(t, "missing feature", "%s: configuration %s is known to have it", name, config)
 	}
 	t.Skipf("needs %s", name)
+}
+
+// configurations are groups of those in internal/vmtest, for the table below.
+var configurations = map[string]string{
+	"ROOT": "host guest systemd systemd-service linux-6.1 linux-5.10 linux-newest",
+	"USER": "host-user systemd-user linux-6.1-user",
+	"NEW":  "host guest systemd systemd-service linux-newest", // root on Linux 6.3 or later
+}
+
+// knownIn tells whether known, names of configurations and of groups of them, contains config.
+func knownIn(known, config string) bool {
+	return slices.ContainsFunc(strings.Fields(known), func(name string) bool {
+		return name == config || slices.Contains(strings.Fields(configurations[name]), config)
+	})
 }
 
 // features are what tests may need: how to find out, without the help of this
@@ -423,27 +437,27 @@ var features = map[string]struct {
 	here  func() bool
 	known string
 }{
-	"root":                               {asRoot, "host guest docker-cap docker-privileged"},
-	"an ordinary user":                   {func() bool { return !asRoot() }, "host-user docker"},
-	"cgroup memory":                      {controller("memory"), "host guest"},
-	"cgroup pids":                        {controller("pids"), "host guest"},
-	"cgroup cpu":                         {controller("cpu"), "host guest"},
-	"cgroup cpuset":                      {controller("cpuset"), "host guest"},
-	"CPU accounting":                     {controller("cpuacct"), "host guest"},
-	"freezer":                            {controller("freezer"), "host guest"},
+	"root":                               {asRoot, "ROOT docker-cap docker-privileged"},
+	"an ordinary user":                   {func() bool { return !asRoot() }, "USER docker"},
+	"cgroup memory":                      {controller("memory"), "ROOT"},
+	"cgroup pids":                        {controller("pids"), "ROOT"},
+	"cgroup cpu":                         {controller("cpu"), "ROOT"},
+	"cgroup cpuset":                      {controller("cpuset"), "ROOT"},
+	"CPU accounting":                     {controller("cpuacct"), "ROOT"},
+	"freezer":                            {controller("freezer"), "ROOT"},
 	"block I/O limits":                   {func() bool { return (controller("blkio")() || controller("io")()) && onDisk("/var/tmp") }, "host"},
-	"limits for loop devices":            {func() bool { return (controller("blkio")() || controller("io")()) && loopDevices() }, "host guest"},
-	"2 CPUs":                             {func() bool { var s unix.CPUSet; return unix.SchedGetaffinity(0, &s) == nil && s.Count() > 1 }, "host guest host-user"},
-	"idmapped tmpfs":                     {kernelAsRoot(6, 3), "host guest"},
-	"idmapped tmpfs or an ordinary user": {func() bool { return !asRoot() || kernelAsRoot(6, 3)() }, "host guest host-user docker"},
+	"limits for loop devices":            {func() bool { return (controller("blkio")() || controller("io")()) && loopDevices() }, "ROOT"},
+	"2 CPUs":                             {func() bool { var s unix.CPUSet; return unix.SchedGetaffinity(0, &s) == nil && s.Count() > 1 }, "ROOT USER"},
+	"idmapped tmpfs":                     {kernelAsRoot(6, 3), "NEW"},
+	"idmapped tmpfs or an ordinary user": {func() bool { return !asRoot() || kernelAsRoot(6, 3)() }, "NEW USER docker"},
 	"idmapped /usr":                      {func() bool { return kernelAsRoot(5, 19)() && onDisk("/usr") }, ""}, // the guest's is on 9p
-	"gcc":                                {command("gcc"), "host guest host-user"},
-	"python3":                            {command("python3"), "host guest host-user"},
-	"a static busybox":                   {command("busybox"), "host guest host-user"},
+	"gcc":                                {command("gcc"), "ROOT USER"},
+	"python3":                            {command("python3"), "ROOT USER"},
+	"a static busybox":                   {command("busybox"), "ROOT USER"},
 	"a guest's sysctls":                  {func() bool { return os.Getenv("VM_GUEST") == "1" && os.Geteuid() == 0 }, "guest"},
 	"a user's own systemd":               {usersSystemd, "systemd-user"},
-	"no cgroups at hand":                 {func() bool { return !asRoot() && !controller("pids")() && !usersSystemd() }, "host-user docker"},
-	"user namespaces":                    {command("unshare"), "host guest host-user docker docker-cap docker-privileged"},
+	"no cgroups at hand":                 {func() bool { return !asRoot() && !controller("pids")() && !usersSystemd() }, "host-user linux-6.1-user docker"},
+	"user namespaces":                    {command("unshare"), "ROOT USER docker docker-cap docker-privileged"},
 }
 
 func command(name string) func() bool {

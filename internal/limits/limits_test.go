@@ -263,9 +263,7 @@ func TestRemoveDeadTree(t *testing.T) {
 }
 
 func TestOwnTop(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	needRoot(t)
 	tree, err := Discover("")
 	require.NoError(t, err)
 	if tree.why != whyTop {
@@ -286,9 +284,7 @@ func TestOwnTop(t *testing.T) {
 // TestRaceForTheTop has owners come and go, each of whom removes the directory that all share
 // when it looks empty.
 func TestRaceForTheTop(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	needRoot(t)
 	done := make(chan error, 4)
 	for _, name := range []string{"a", "b", "c", "d"} {
 		go func() {
@@ -318,9 +314,7 @@ func TestRaceForTheTop(t *testing.T) {
 }
 
 func TestUnavailable(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to become somebody without rights")
-	}
+	needRoot(t)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "LIMITS_TEST_DISCOVER=1")
 	cmd.Dir = "/"

@@ -81,12 +81,20 @@ func discover() {
 	fmt.Println(tree.parent, "pids.max="+strings.Join(limit, ""))
 }
 
+// needRoot skips for ordinary users, unless this is a configuration of internal/vmtest that runs these tests: all of them do so as root.
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	require.Empty(t, os.Getenv("VM_GUEST"), "the tests of this package run as root in every guest")
+	t.Skip("needs root")
+}
+
 // testCell makes a cell that can enforce s, and removes it after the test.
 func testCell(t testing.TB, s Spec) *Cell {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	needRoot(t)
 	tree, err := Discover(testParent)
 	require.NoError(t, err)
 	mayLack(t, tree, s)
