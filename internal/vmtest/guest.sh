@@ -124,8 +124,9 @@ mount -t 9p -o ro,$O,cache=loose host /lower || poweroff -f
 mount -t tmpfs -o mode=755,size=75% rw /rw; mkdir -m 755 /rw/u /rw/w
 mount -t overlay -o lowerdir=/lower,upperdir=/rw/u,workdir=/rw/w root /root || poweroff -f
 mount -t tmpfs -o mode=1777 tmp /root/tmp; mount -t tmpfs -o mode=755 run /root/run
-mkdir -p /root/lib/modules
-mount -t 9p -o ro,$O,cache=loose mods /root/lib/modules || poweroff -f
+mkdir -p /root/run/vm-modules                            # not below /usr, which has nothing else mounted in it
+mount -t 9p -o ro,$O,cache=loose mods /root/run/vm-modules || poweroff -f
+rm -rf /root/lib/modules; ln -s /run/vm-modules /root/lib/modules
 mount -t 9p -o $O,cache=loose job /job || poweroff -f
 cp /job/.guest /root/run/vm-guest
 job=$(cat /job/.dir); mkdir -p "/root$job"; mount --move /job "/root$job"
