@@ -1,12 +1,13 @@
 #!/bin/bash
 # guest.sh CMD [ARG...]: runs CMD as root in a QEMU guest whose / is this machine's / (read-only over 9p,
 # a tmpfs overlay on top), with cgroup2 on /sys/fs/cgroup, and exits with CMD's status.
-# 123: CMD succeeded, but a process outlived it; 124: out of time; 125: the guest died; 126: it could not be made.
+# 123: CMD succeeded, but a process outlived it; 124: out of time; 125: the guest died; 126: it could not be made;
+# 127: Debian's packages of that kernel (5.10, newest) can't be had.
 #
 #   VM_ACCEL=kvm|tcg     default tcg, which runs everywhere; kvm where it can boot Debian kernels
 #   VM_MEM=3072 VM_CPUS=2 VM_TIMEOUT=600          MiB, processors, seconds
 #   VM_JOB=DIR           the one directory that host and guest share writable (default: a fresh one)
-#   VM_KERNEL=VERSION    a Debian kernel, such as 6.1.0-49-amd64 (default: the 6.12 one)
+#   VM_KERNEL=6.12|6.1|5.10|newest    the latest of that line (default 6.12), or a version, such as 6.1.0-49-amd64
 #   VM_DIR=DIR           cache of kernels (default: $XDG_CACHE_HOME/sandbox-vm)
 #   VM_AS=WHO            root (default), or user: uid 1000 with subordinate ids;
 #                        with systemd as PID 1: systemd (root, in a service), systemd-service (in one with
@@ -43,29 +44,66 @@ esac
 
 # --- once: a kernel, unpacked from its Debian package and never installed, and an initrd that mounts the root ---
 
-newest_cached() {  # so that a warm cache needs neither network nor package lists
-	find "$VM" -maxdepth 2 -path '*/k-6.12.*/.ok' | sed 's,.*/k-\(.*\)/.ok$,\1,' | sort -V | tail -n 1
+cached() {         # so that a warm cache needs neither network nor package lists
+	case $1 in
+	newest) sed 1q "$VM/newest" 2>/dev/null || : ;;
+	5.10 | 6.1 | 6.12) find "$VM" -maxdepth 2 -path "*/k-$1.*/.ok" | sed 's,.*/k-\(.*\)/.ok$,\1,' | sort -V | tail -n 1 ;;
+	*) echo "$1" ;;
+	esac
 }
-newest_612() {     # the version that the metapackage stands for: from Debian 13 on 6.12 is the plain one
-	apt-cache depends linux-image-6.12-amd64 linux-image-amd64 2>/dev/null |
-		sed -n 's/.*Depends: linux-image-\(6\.12\.[^ ]*-amd64\)$/\1/p' | head -n 1
+added_source() {   # of a suite that this machine need not have: lists and all stay in VM, its own apt is left as it is
+	local uri
+	for uri in $(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' | sort -u); do case $1:$uri in
+	*:*/debian/) echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $1 main" ;;
+	bullseye:*/debian-security/) echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $1-security main" ;;
+	esac; done > "$VM/apt/$1.list"
+	[ -s "$VM/apt/$1.list" ] || { echo "guest: none of apt's sources is a mirror of Debian, where $1 would be" >&2; exit 127; }
+	apt=(-o "Dir::Etc::sourcelist=$VM/apt/$1.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$VM/apt/lists-$1" -o "Dir::Cache=$VM/apt/cache")
+	mkdir -p "$VM/apt/lists-$1/partial" "$VM/apt/cache/archives/partial"
+	update
 }
-download() {       # leaves VM/linux-image-K_*.deb; the generic kernel, as the cloud one has no 9p
-	K=${VM_KERNEL:-$(newest_612)}
-	[ -n "$K" ] && (cd "$VM" && apt-get download -q -o APT::Sandbox::User=root "linux-image-$K" >&2)
+update() { apt-get "${apt[@]}" -o APT::Sandbox::User=root update -qq >&2; }
+behind() {         # the version that one of the metapackages stands for
+	apt-cache "${apt[@]}" depends "$@" 2>/dev/null | sed -n "s/.*Depends: linux-image-\($WANT\.[^ ]*-amd64\)\$/\1/p" | head -n 1
+}
+resolve() {        # prints the version of WANT; the generic kernel, as the cloud one has no 9p
+	case $WANT in
+	6.12) behind linux-image-6.12-amd64 linux-image-amd64 ;;    # from Debian 13 on it is the plain one
+	6.1 | 5.10) behind linux-image-amd64 ;;
+	newest) apt-cache "${apt[@]}" search --names-only '^linux-image-[0-9.]+[^-]*-amd64$' | sed 's/^linux-image-\([^ ]*\).*/\1/' | sort -V | tail -n 1 ;;
+	*) echo "$WANT" ;;
+	esac
+}
+download() {       # leaves the packages in VM/new; newer kernels are split into several
+	local names=()
+	K=$(resolve); [ -n "$K" ] || return 1
+	mapfile -t names < <(apt-cache "${apt[@]}" depends "linux-image-$K" | sed -n "s/.*Depends: \(linux-\(base\|binary\|modules\)-$K\)\$/\1/p")
+	rm -rf "$VM/new"; mkdir "$VM/new"
+	(cd "$VM/new" && apt-get "${apt[@]}" download -q -o APT::Sandbox::User=root "linux-image-$K" "${names[@]}" >&2)
 }
 unpack_kernel() {
+	local deb
 	echo "guest: fetching a kernel into $VM (once, about 110 MB)" >&2
 	command -v apt-get >/dev/null || die "kernels come from Debian's packages, and there is no apt-get; SANDBOX_VM=0 leaves the guest out"
-	download || {  # the package list is empty, or names a version that the mirror no longer has
-		[ "$(id -u)" = 0 ] || die "no package linux-image-${K:-6.12-amd64}; try 'apt-get update' as root; SANDBOX_VM=0 leaves the guest out"
-		apt-get update -qq >&2 && download || die "can't fetch the package linux-image-${K:-6.12-amd64}; SANDBOX_VM=0 leaves the guest out"
-	}
+	case $WANT in
+	5.10 | newest) # 127: the tests go on without it
+		local suite=bullseye; [ "$WANT" = 5.10 ] || suite=trixie-backports
+		mkdir -p "$VM/apt"
+		{ added_source $suite && download; } 2> "$VM/apt/log" || {
+			echo "guest: no $WANT kernel from Debian's $suite: $(grep -m 1 -e '^[EW]:' -e '^guest:' "$VM/apt/log" || echo 'no such package')" >&2; exit 127; } ;;
+	*)  download || {  # the package list is empty, or names a version that the mirror no longer has
+		[ "$(id -u)" = 0 ] || die "no package linux-image-${K:-$WANT-amd64}; try 'apt-get update' as root; SANDBOX_VM=0 leaves the guest out"
+		update && download || die "can't fetch the package linux-image-${K:-$WANT-amd64}; SANDBOX_VM=0 leaves the guest out"
+	} ;;
+	esac
 	rm -rf "$VM/k-$K"
-	dpkg -x "$VM/linux-image-$K"_*.deb "$VM/k-$K"
+	for deb in "$VM"/new/*.deb; do dpkg -x "$deb" "$VM/k-$K"; done
+	[ -e "$VM/k-$K/lib" ] || ln -s usr/lib "$VM/k-$K/lib"    # where Debian 13 has the modules, and from 7.x on the kernel
+	[ -e "$VM/k-$K/boot/vmlinuz-$K" ] || { mkdir -p "$VM/k-$K/boot"; ln -s "../lib/modules/$K/vmlinuz" "$VM/k-$K/boot/vmlinuz-$K"; }
 	depmod -b "$VM/k-$K" "$K"
+	[ "$WANT" != newest ] || echo "$K" > "$VM/newest"
 	touch "$VM/k-$K/.ok"
-	rm "$VM/linux-image-$K"_*.deb
+	rm -r "$VM/new"
 }
 make_initrd() {    # busybox, the modules that / needs in the order of their dependencies, and the init below
 	local T n=10 m f
@@ -108,7 +146,8 @@ INIT
 for c in qemu-system-x86_64 busybox depmod cpio xz ip flock; do command -v $c >/dev/null || die "no $c command"; done
 mkdir -p "$VM"
 exec 9> "$VM/.lock"; flock 9       # guests may start at the same time, in an empty cache too
-K=${VM_KERNEL:-$(newest_cached)}
+WANT=${VM_KERNEL:-6.12} apt=()
+K=$(cached "$WANT")
 [ -n "$K" ] && [ -e "$VM/k-$K/.ok" ] || unpack_kernel
 [ "$VM/initrd-$K.cpio" -nt "$0" ] || make_initrd
 exec 9>&-
