@@ -67,7 +67,6 @@ func testAll(ctx context.Context, names []string) (*report, error) {
 	// The host's tests have the machine for themselves. An emulated guest keeps one CPU busy.
 	guests := make(chan struct{}, runtime.NumCPU())
 	var running sync.WaitGroup
-	defer running.Wait()
 	for _, c := range configurations {
 		section := s.section(c, report)
 		switch {
