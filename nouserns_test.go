@@ -58,6 +58,17 @@ func TestNoUserNamespacesAtAll(t *testing.T) {
 	testNoUserNamespace(t)
 }
 
+// TestNoUserNamespaceDumpable has the sysctl that would let processes of one id trace each other whatever they were.
+func TestNoUserNamespaceDumpable(t *testing.T) {
+	need(t, "a guest's sysctls")
+	const sysctl = "/proc/sys/fs/suid_dumpable"
+	was, err := os.ReadFile(sysctl)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(sysctl, []byte("1"), 0))
+	defer func() { require.NoError(t, os.WriteFile(sysctl, was, 0)) }()
+	require.Equal(t, "alive", output(t, hostUser(helper("inspect"))))
+}
+
 // asOrdinaryUser is why a run does not start.
 func asOrdinaryUser(t *testing.T, args ...string) string {
 	t.Helper()
@@ -116,11 +127,13 @@ func hostUserUser(t *testing.T) {
 
 func hostUserPrivileges(t *testing.T) {
 	none := strings.ReplaceAll("CapInh:M CapPrm:M CapEff:M CapBnd:M CapAmb:M NoNewPrivs:1", "M", "0000000000000000")
+	// PID 1 has the last of its own calls to make when the command begins.
+	await := "until grep -q 'NoNewPrivs:.1' /proc/1/status; do :; done; "
 	for _, pid := range []string{"1", "self"} {
-		require.Equal(t, none, output(t, hostUser(shell("echo $(grep -E '^Cap|^NoNewPrivs' /proc/"+pid+"/status | tr -d '\\t')"))), pid)
+		require.Equal(t, none, output(t, hostUser(shell(await+"echo $(grep -E '^Cap|^NoNewPrivs' /proc/"+pid+"/status | tr -d '\\t')"))), pid)
 	}
 	require.Equal(t, "Uid: 65534 65534 65534 65534 Gid: 65534 65534 65534 65534 Groups:",
-		output(t, hostUser(shell("echo $(grep -E '^[UG]id|^Groups' /proc/1/status)"))), "PID 1")
+		output(t, hostUser(shell(await+"echo $(grep -E '^[UG]id|^Groups' /proc/1/status)"))), "PID 1")
 	require.Equal(t, "2", output(t, hostUser(shell("grep Seccomp: /proc/self/status | cut -f2"))))
 	require.Equal(t, "alive", output(t, hostUser(helper("inspect"))))
 	for _, call := range []string{fmt.Sprint(unix.SYS_KEYCTL), fmt.Sprint(unix.SYS_BPF)} {
