@@ -10,7 +10,7 @@ VMTEST      = umask 022 && $(GO) run ./internal/vmtest
 .PHONY: test deps vet test-host test-vm vm race bench fuzz
 
 test: deps vet
-	@echo "== tests: host, guest, host-user"
+	@echo "== tests: host, host-user, guests"
 	@$(VMTEST)
 
 # The guest sees to its own packages (internal/vmtest/guest.sh).
@@ -32,7 +32,7 @@ test-host:
 	@$(VMTEST) host
 
 test-vm:
-	@$(VMTEST) guest
+	@$(VMTEST) guests
 
 # make vm CMD='uname -r': a shell command in the guest
 vm:

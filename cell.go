@@ -11,6 +11,7 @@ type CellOption func(*cellConfig)
 type cellConfig struct {
 	network      Network
 	cgroupParent string
+	hostIDs      bool
 }
 
 // CellNetwork sets which network runs of the cell can have: with NetworkHost
@@ -19,6 +20,10 @@ func CellNetwork(n Network) CellOption { return func(c *cellConfig) { c.network 
 
 // CellCgroupParent is WithCgroupParent for all runs of the cell.
 func CellCgroupParent(path string) CellOption { return func(c *cellConfig) { c.cgroupParent = path } }
+
+// CellWithoutUserNamespace makes a cell for runs with WithoutUserNamespace, which says what is
+// missing then; all of its runs must use that option. It needs root.
+func CellWithoutUserNamespace() CellOption { return func(c *cellConfig) { c.hostIDs = true } }
 
 // Cell is an outer container of its own for runs that must not share one with
 // others. Most programs need none: runs share a default cell, which is booted by

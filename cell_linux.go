@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 	"time"
@@ -14,7 +15,7 @@ import (
 type cellImpl = *cell.Cell
 
 func newCell(config cellConfig) (*Cell, error) {
-	c, err := boot(cell.Config{HostNetwork: config.network == NetworkHost, CgroupParent: config.cgroupParent})
+	c, err := boot(cell.Config{HostNetwork: config.network == NetworkHost, HostIDs: config.hostIDs, CgroupParent: config.cgroupParent})
 	if err != nil {
 		return nil, err
 	}
@@ -43,9 +44,17 @@ func end(ctx context.Context, c *cell.Cell) error {
 }
 
 func boot(config cell.Config) (*cell.Cell, error) {
+	if config.HostIDs && os.Geteuid() != 0 {
+		return nil, &SetupError{Stage: "cell", Err: errors.New("WithoutUserNamespace needs root: others get their other namespaces from one of users"),
+			Hint: "run this program as root, or leave the option out"}
+	}
+	// libcontainer would find out too, and leave a dead child behind.
+	if why, remedy, sure := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil && sure && !config.HostIDs {
+		return nil, &SetupError{Stage: "cell", Err: why, Hint: remedy}
+	}
 	c, err := cell.Boot(config)
 	if err != nil {
-		return nil, bootError(err)
+		return nil, bootError(err, config.HostIDs)
 	}
 	return c, nil
 }
@@ -58,12 +67,16 @@ var cells struct {
 
 // findCell returns the cell that the options ask for.
 func (c *config) findCell() (*cell.Cell, error) {
-	want := cell.Config{HostNetwork: c.namespace.network == NetworkHost, CgroupParent: c.cgroup.parent}
+	want := cell.Config{HostNetwork: c.namespace.network == NetworkHost, HostIDs: c.namespace.hostIDs, CgroupParent: c.cgroup.parent}
 	if c.cell != nil {
 		have := c.cell.impl.Config()
 		switch {
 		case have.HostNetwork != want.HostNetwork:
 			return nil, optionError("WithCell", "the cell was made for another network than %v: use CellNetwork", c.namespace.network)
+		case have.HostIDs && !want.HostIDs:
+			return nil, optionError("WithCell", "the cell was made with CellWithoutUserNamespace: use WithoutUserNamespace, or another cell")
+		case want.HostIDs && !have.HostIDs:
+			return nil, optionError("WithCell", "the cell was made for runs with a user namespace, not for WithoutUserNamespace: use CellWithoutUserNamespace")
 		case want.CgroupParent != "" && have.CgroupParent != want.CgroupParent:
 			return nil, optionError("WithCell", "the cell's cgroup parent is %q, WithCgroupParent says %q", have.CgroupParent, want.CgroupParent)
 		}
@@ -145,6 +158,6 @@ func (c *cgroupConfig) busyCPUs() int {
 }
 
 // bootError says what to do about a cell that could not be booted.
-func bootError(err error) error {
-	return &SetupError{Stage: "cell", Err: err, Hint: bootHint(err)}
+func bootError(err error, hostIDs bool) error {
+	return &SetupError{Stage: "cell", Err: err, Hint: bootHint(err, hostIDs)}
 }

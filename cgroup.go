@@ -111,10 +111,22 @@ const RlimitInfinity = math.MaxUint64
 // WithCgroupParent places the runs' cgroups below the given one, a path as in
 // /proc/self/cgroup, which must be writable for this process and, on cgroup v2, hold
 // no process itself. If it does not exist it is made, and removed with the
-// last cell; if this process is killed it stays, empty. Default: as root, a cgroup
-// "sandbox" of its own at the top; else this process's own cgroup if that was delegated.
-// Sandboxes with different parents use different cells.
+// last cell; if this process is killed it stays, empty. Default, on v2: a cgroup above
+// this process's own that was delegated to it, if it holds no process; else a transient scope that
+// systemd makes, the system's for root and the user's own for others; else, as root, a
+// cgroup "sandbox" at the top, as always on v1. docs/CGROUPS.md has the whole table, and
+// Check tells what was chosen. Sandboxes with different parents use different cells.
 func WithCgroupParent(path string) Option { return func(c *config) { c.cgroup.parent = path } }
+
+// DelegateSubgroup moves this process, and all others of its cgroup, into a child
+// of that cgroup with the given name, so that runs can have their cgroups beside it: a
+// cgroup with processes of its own gives its children no controllers (cgroups(7), "no
+// internal processes"). Call it first thing, in a service with Delegate=yes where systemd has
+// no DelegateSubgroup= (before version 254), or in a container whose cgroup is
+// writable. It does nothing where nothing is in the way: on cgroup v1, at the top of v2,
+// or if it was called before. It is the only thing that moves this process.
+// It needs write permission on the cgroup.
+func DelegateSubgroup(name string) error { return delegateSubgroup(name) }
 
 // rlimits by name, with their numbers on amd64 and arm64: asm-generic/resource.h.
 var rlimitNumbers = map[string]int{

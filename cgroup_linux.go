@@ -35,6 +35,13 @@ func (g *cgroupConfig) spec() (limits.Spec, error) {
 	return s, nil
 }
 
+func delegateSubgroup(name string) error {
+	if err := limits.Subgroup(name); err != nil {
+		return fmt.Errorf("sandbox: DelegateSubgroup: %w", err)
+	}
+	return nil
+}
+
 // blockDevice finds the whole device that a path lies on, or is: the kernel
 // does not limit partitions of their own (block/blk-cgroup.c, blkg_conf_open_bdev).
 func blockDevice(path string) (major, minor int64, err error) {

@@ -17,7 +17,7 @@ func check(ctx context.Context) *Report {
 	r.add(kernelFeature())
 	options := defaults()
 	c, err := options.findCell()
-	r.add(cellFeature(c, err))
+	r.add(userNamespaceFeature(err), cellFeature(c, err), hostIDsFeature(ctx))
 	if err != nil {
 		return r
 	}
@@ -57,12 +57,34 @@ func kernelFeature() Feature {
 	return f
 }
 
+// userNamespaceFeature knows of the switches; the cell shows whether it works.
+func userNamespaceFeature(cellErr error) Feature {
+	f := Feature{Name: "user namespaces", Detail: "every run has one of its own"}
+	if f.Err, f.Remedy, _ = noUserNamespaces("/proc/sys", os.Geteuid() == 0); cellErr == nil {
+		f.Err, f.Remedy = nil, ""
+	} else if f.Err == nil {
+		f.Detail = "nothing switches them off"
+	}
+	return f
+}
+
+// hostIDsFeature makes a run, unless this process may not.
+func hostIDsFeature(ctx context.Context) Feature {
+	f := Feature{Name: "WithoutUserNamespace", Detail: "one wall less, for machines without user namespaces"}
+	_, f.Err = New(WithCommand("true"), WithoutUserNamespace()).Run(ctx)
+	f.Remedy = hintOf(f.Err)
+	return f
+}
+
 func cellFeature(c *cell.Cell, err error) Feature {
 	f := Feature{Name: "cell", Required: true, Err: err, Remedy: hintOf(err)}
 	if err == nil {
 		f.Detail = "as root"
 		if c.Rootless() {
 			f.Detail = "as an ordinary user"
+			if os.Geteuid() == 0 {
+				f.Detail = "as root without CAP_SYS_ADMIN over the mounts here, so like an ordinary user"
+			}
 		}
 	}
 	return f
@@ -87,7 +109,7 @@ func cgroupFeatures(c *cell.Cell) []Feature {
 		return []Feature{{Name: "cgroups, and with them all limits but WithTimeout, WithOutputLimit and WithRlimit", Err: c.LimitsErr}}
 	}
 	t := c.Tree
-	list := []Feature{{Name: "cgroups", Detail: t.Version() + ", runs below " + t.Parent()}}
+	list := []Feature{{Name: "cgroups", Detail: t.Version() + ", runs below " + t.Place()}}
 	for _, l := range []struct {
 		name string
 		spec limits.Spec

@@ -38,6 +38,7 @@ type mask struct {
 // shape is what compiling needs to know about the cell.
 type shape struct {
 	singleID bool // every id in the cell is the same
+	hostIDs  bool // there is no user namespace
 	savedID  bool // until it joins its cgroup, the command has this process's user id as its saved one
 }
 
@@ -151,16 +152,22 @@ func (k *compiler) declareFiles() {
 	if k.plan.template != nil {
 		k.tree = k.b.File("copy of the template")
 	}
-	k.gate = k.b.File("gate, open once the id maps are written")
+	if !k.shape.hostIDs {
+		k.gate = k.b.File("gate, open once the id maps are written")
+	}
 }
 
 // addIdentity makes the clone root in its new user namespace, once the fork
 // server has written the id maps. What needs no ids comes before, meanwhile.
 func (k *compiler) addIdentity() {
 	b := k.b
-	b.Stage("user namespace")
-	b.Wait(k.gate)
-	if !k.shape.singleID {
+	if k.shape.hostIDs {
+		k.addHostIdentity()
+	} else {
+		b.Stage("user namespace")
+		b.Wait(k.gate)
+	}
+	if !k.shape.singleID && !k.shape.hostIDs {
 		b.Call("setresgid", unix.SYS_SETRESGID, program.Int(0), program.Int(0), program.Int(0))
 		saved := program.Int(0)
 		if k.shape.savedID {
@@ -178,8 +185,10 @@ func (k *compiler) addIdentity() {
 		b.Call("rt_sigaction", unix.SYS_RT_SIGACTION, program.Int(int(s), unix.SignalName(s)), b.Bytes(make([]byte, 32), "SIG_DFL"), program.Int(0, "NULL"), program.Int(8))
 	}
 	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NAME, "PR_SET_NAME"), b.Str("sandbox-init"))
-	// The host counts them for all runs together, and has 128.
-	b.WriteFile("/proc/sys/user/max_inotify_instances", "16")
+	if !k.shape.hostIDs { // the limit would be the host's own
+		// The host counts them for all runs together, and has 128.
+		b.WriteFile("/proc/sys/user/max_inotify_instances", "16")
+	}
 }
 
 // addEnterRoot makes the assembled root the root and forgets the cell's:
@@ -243,6 +252,9 @@ func (k *compiler) addExec() {
 func (k *compiler) addReaper() {
 	b := k.b
 	b.Stage("init")
+	if k.shape.hostIDs {
+		k.addNobody()
+	}
 	b.Event(program.Started)
 	b.CallInto(program.Report, "dup3", unix.SYS_DUP3, program.Use(program.Report), program.Int(0), program.Int(unix.O_CLOEXEC, "O_CLOEXEC"))
 	b.Call("close_range", unix.SYS_CLOSE_RANGE, program.Int(1), program.Int(uint32(math.MaxUint32), "~0"), program.Int(0))
@@ -365,7 +377,7 @@ func (s *Sandbox) explain() (string, error) {
 	if err := s.check(); err != nil {
 		return "", err
 	}
-	p, err := s.planFor(shape{})
+	p, err := s.planFor(shape{hostIDs: s.config.namespace.hostIDs})
 	if err != nil {
 		return "", err
 	}
@@ -374,6 +386,10 @@ func (s *Sandbox) explain() (string, error) {
 	if p.template != nil {
 		text.WriteString("## once per cell: assemble the root\n" + p.template.Explain())
 	}
-	text.WriteString("## every run: clone3(CLONE_NEWUSER|CLONE_NEWPID|CLONE_PIDFD), then\n" + p.run.Explain())
+	flags := "CLONE_NEWUSER|CLONE_NEWPID|CLONE_PIDFD"
+	if s.config.namespace.hostIDs {
+		flags = "CLONE_NEWPID|CLONE_PIDFD"
+	}
+	text.WriteString("## every run: clone3(" + flags + "), then\n" + p.run.Explain())
 	return text.String(), nil
 }

@@ -51,6 +51,8 @@ var golden = []struct {
 	{name: "root-user", opts: []Option{WithUser(0, 0)}},
 	{name: "no-seccomp", opts: []Option{WithoutSeccomp()}},
 	{name: "single-id", shape: shape{singleID: true}, opts: nil},
+	{name: "no-user-namespace", shape: shape{hostIDs: true}, opts: []Option{WithoutUserNamespace(), WithBind("/host/work", "/work"), WithFile("/tmp/a", []byte("x"), 0o600)}},
+	{name: "no-user-namespace-writable", shape: shape{hostIDs: true}, opts: []Option{WithoutUserNamespace(), WithUser(7, 8), WithWritableRoot(MiB), WithFile("/etc/app.conf", []byte("x"), 0o600)}},
 	{name: "dir", opts: []Option{WithRootfs(DirRootfs("/srv/root"))}},
 	{name: "host-5.10", kernel: [2]int{5, 10}, opts: []Option{WithReadOnlyBind("/host/data", "/opt/data"), WithFile("/etc/app.conf", []byte("x"), 0o600)}},
 	{name: "dir-missing", missing: []point{{path: "/proc"}, {path: "/usr/home/sandbox"}, {path: "/opt/a/file", file: true}, {path: "/opt/a/b"}},

@@ -61,7 +61,7 @@ var patience = func() time.Duration {
 	return time.Minute
 }()
 
-func inGuest() bool { return os.Getenv("SANDBOX_TEST_CONFIG") == "guest" }
+func inGuest() bool { return os.Getenv("VM_GUEST") == "1" }
 
 const helperEnv = "SANDBOX_TEST_HELPER"
 
@@ -74,6 +74,8 @@ var helpers = map[string]func(args []string) error{
 	"inspect":  inspectHelper,
 	"affinity": affinityHelper,
 	"count":    countHelper,
+	"start":    startHelper,
+	"nested":   nestedHelper,
 }
 
 func runHelper(args []string) int {
@@ -186,6 +188,29 @@ func inspectHelper([]string) error {
 	}
 	_ = unix.Kill(-1, unix.SIGTERM)
 	fmt.Println("alive")
+	return nil
+}
+
+// startHelper, as another user of the host, tries to make a run, and prints why that fails.
+func startHelper(args []string) error {
+	s := sandbox.New(sandbox.WithCommand("true"))
+	if len(args) > 0 {
+		s = s.With(sandbox.WithoutUserNamespace())
+	}
+	_, err := s.Run(context.Background())
+	fmt.Println(err)
+	return sandbox.Shutdown(context.Background())
+}
+
+// nestedHelper tries a run, and prints how it went.
+func nestedHelper([]string) error {
+	defer func() { _ = sandbox.Shutdown(context.Background()) }()
+	out, err := shell("id -u").Output(context.Background())
+	if err != nil {
+		fmt.Println(err)
+		return nil
+	}
+	fmt.Printf("ran as %s", out)
 	return nil
 }
 
@@ -386,10 +411,24 @@ func need(t testing.TB, name string) {
 	if config == "host" && os.Geteuid() != 0 {
 		config = "host-user" // an ordinary user's own machine
 	}
-	if slices.Contains(strings.Fields(f.known), config) {
+	if knownIn(f.known, config) {
 		require.FailNow(t, "missing feature", "%s: configuration %s is known to have it", name, config)
 	}
 	t.Skipf("needs %s", name)
+}
+
+// configurations are groups of those in internal/vmtest, for the table below.
+var configurations = map[string]string{
+	"ROOT": "host guest systemd systemd-service linux-6.1 linux-5.10 linux-newest",
+	"USER": "host-user systemd-user linux-6.1-user",
+	"NEW":  "host guest systemd systemd-service linux-newest", // root on Linux 6.3 or later
+}
+
+// knownIn tells whether known, names of configurations and of groups of them, contains config.
+func knownIn(known, config string) bool {
+	return slices.ContainsFunc(strings.Fields(known), func(name string) bool {
+		return name == config || slices.Contains(strings.Fields(configurations[name]), config)
+	})
 }
 
 // features are what tests may need: how to find out, without the help of this
@@ -398,23 +437,27 @@ var features = map[string]struct {
 	here  func() bool
 	known string
 }{
-	"root":                               {func() bool { return os.Geteuid() == 0 }, "host guest"},
-	"an ordinary user":                   {func() bool { return os.Geteuid() != 0 }, "host-user"},
-	"cgroup memory":                      {controller("memory"), "host guest"},
-	"cgroup pids":                        {controller("pids"), "host guest"},
-	"cgroup cpu":                         {controller("cpu"), "host guest"},
-	"cgroup cpuset":                      {controller("cpuset"), "host guest"},
-	"CPU accounting":                     {controller("cpuacct"), "host guest"},
-	"freezer":                            {controller("freezer"), "host guest"},
+	"root":                               {asRoot, "ROOT docker-cap docker-privileged"},
+	"an ordinary user":                   {func() bool { return !asRoot() }, "USER docker"},
+	"cgroup memory":                      {controller("memory"), "ROOT"},
+	"cgroup pids":                        {controller("pids"), "ROOT"},
+	"cgroup cpu":                         {controller("cpu"), "ROOT"},
+	"cgroup cpuset":                      {controller("cpuset"), "ROOT"},
+	"CPU accounting":                     {controller("cpuacct"), "ROOT"},
+	"freezer":                            {controller("freezer"), "ROOT"},
 	"block I/O limits":                   {func() bool { return (controller("blkio")() || controller("io")()) && onDisk("/var/tmp") }, "host"},
-	"2 CPUs":                             {func() bool { var s unix.CPUSet; return unix.SchedGetaffinity(0, &s) == nil && s.Count() > 1 }, "host guest host-user"},
-	"idmapped tmpfs":                     {kernelAsRoot(6, 3), "host guest"},
-	"idmapped tmpfs or an ordinary user": {func() bool { return os.Geteuid() != 0 || kernelAsRoot(6, 3)() }, "host guest host-user"},
+	"limits for loop devices":            {func() bool { return (controller("blkio")() || controller("io")()) && loopDevices() }, "ROOT"},
+	"2 CPUs":                             {func() bool { var s unix.CPUSet; return unix.SchedGetaffinity(0, &s) == nil && s.Count() > 1 }, "ROOT USER"},
+	"idmapped tmpfs":                     {kernelAsRoot(6, 3), "NEW"},
+	"idmapped tmpfs or an ordinary user": {func() bool { return !asRoot() || kernelAsRoot(6, 3)() }, "NEW USER docker"},
 	"idmapped /usr":                      {func() bool { return kernelAsRoot(5, 19)() && onDisk("/usr") }, ""}, // the guest's is on 9p
-	"gcc":                                {command("gcc"), "host guest host-user"},
-	"python3":                            {command("python3"), "host guest host-user"},
-	"a static busybox":                   {command("busybox"), "host guest host-user"},
-	"no cgroups at hand":                 {func() bool { return os.Geteuid() != 0 && !controller("pids")() }, "host-user"},
+	"gcc":                                {command("gcc"), "ROOT USER"},
+	"python3":                            {command("python3"), "ROOT USER"},
+	"a static busybox":                   {command("busybox"), "ROOT USER"},
+	"a guest's sysctls":                  {func() bool { return os.Getenv("VM_GUEST") == "1" && os.Geteuid() == 0 }, "guest"},
+	"a user's own systemd":               {usersSystemd, "systemd-user"},
+	"no cgroups at hand":                 {func() bool { return !asRoot() && !controller("pids")() && !usersSystemd() }, "host-user linux-6.1-user docker"},
+	"user namespaces":                    {command("unshare"), "ROOT USER docker docker-cap docker-privileged"},
 }
 
 func command(name string) func() bool {
@@ -424,10 +467,26 @@ func command(name string) func() bool {
 	}
 }
 
+// usersSystemd tells whether this is a user on cgroup v2 with a manager of its own.
+func usersSystemd() bool {
+	_, err := os.Stat(os.Getenv("XDG_RUNTIME_DIR") + "/systemd/private")
+	_, v2 := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+	return os.Geteuid() != 0 && err == nil && v2 == nil
+}
+
 // onDisk tells whether a path is on ext4, xfs or btrfs.
 func onDisk(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && slices.Contains([]int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC}, int64(st.Type))
+}
+
+// asRoot tells whether this process is root and has root's power over mounts, which it mostly has not in a container.
+func asRoot() bool {
+	b, _ := os.ReadFile("/proc/self/status")
+	_, rest, _ := strings.Cut(string(b), "\nCapEff:\t")
+	var effective uint64
+	_, _ = fmt.Sscanf(rest, "%x", &effective)
+	return os.Geteuid() == 0 && effective>>unix.CAP_SYS_ADMIN&1 != 0
 }
 
 // kernelAsRoot tells whether this is root on such a kernel or a later one.
@@ -438,11 +497,11 @@ func kernelAsRoot(major, minor int) func() bool {
 		if unix.Uname(&u) == nil {
 			_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &have[0], &have[1])
 		}
-		return os.Geteuid() == 0 && (have[0] > major || have[0] == major && have[1] >= minor)
+		return asRoot() && (have[0] > major || have[0] == major && have[1] >= minor)
 	}
 }
 
-// controller tells whether this process is root and a cgroup controller is there.
+// controller tells whether this process is root and a cgroup controller is there, mounted writable.
 func controller(name string) func() bool {
 	return func() bool {
 		if os.Geteuid() != 0 {
@@ -452,6 +511,7 @@ func controller(name string) func() bool {
 			_, after, _ := strings.Cut(m, " - ")
 			fields := strings.Fields(after) // type, source, options
 			switch {
+			case unix.Access(strings.Fields(m)[4], unix.W_OK) != nil:
 			case len(fields) == 3 && fields[0] == "cgroup" && slices.Contains(strings.Split(fields[2], ","), name):
 				return true
 			case len(fields) == 3 && fields[0] == "cgroup2":

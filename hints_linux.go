@@ -2,7 +2,9 @@ package sandbox
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -27,13 +29,20 @@ func hint(e *cell.CallError) string {
 	case strings.HasPrefix(e.Call, "unshare") && e.Errno == unix.ENOSPC:
 		return "raise the sysctls user.max_*_namespaces"
 	case e.Stage == "clone" && e.Errno == unix.ENOSPC:
+		if why, remedy, _ := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil {
+			return fmt.Sprintf("%v: %s", why, remedy)
+		}
 		return "raise the sysctls user.max_user_namespaces and user.max_pid_namespaces"
 	case e.Stage == "clone" && e.Errno == unix.EAGAIN:
 		return "this user or its cgroup has too many processes"
+	case strings.HasPrefix(e.Call, "fsconfig") && e.Errno == unix.EINVAL && os.Geteuid() != 0:
+		return "as an ordinary user, WithWritableRoot takes no directories with other file systems mounted below them (fs/namespace.c, clone_private_mount)"
 	case e.Stage == "WithDir" && e.Errno == unix.ENOENT:
 		return "the directory must exist in the run's root"
 	case strings.Contains(e.Call, "openat2") && e.Errno == unix.EACCES:
 		return "the directory and those above it must be open to others: to the host's files a run is a stranger"
+	case place && strings.Contains(e.Call, "O_CREAT") && e.Errno == unix.EACCES:
+		return "its place must be in a directory that the run's user may write to, such as a tmpfs"
 	case place && strings.Contains(e.Call, "openat2") && e.Errno == unix.ENOENT:
 		return "the mount point must exist where its place can't be written: in a directory of the host, or in a bind"
 	case place && strings.HasPrefix(e.Call, "move_mount") && (e.Errno == unix.ENOTDIR || e.Errno == unix.EINVAL):
@@ -42,18 +51,113 @@ func hint(e *cell.CallError) string {
 	return ""
 }
 
+// noUserNamespaces says what keeps this user from making user namespaces, and what to do about it. Nil means
+// that nothing known does; unless it is sure, it may be that this program is an exception. sysctls is /proc/sys.
+func noUserNamespaces(sysctls string, root bool) (why error, remedy string, sure bool) {
+	value := func(name string) string {
+		b, _ := os.ReadFile(filepath.Join(sysctls, name))
+		return strings.TrimSpace(string(b))
+	}
+	sure = true
+	switch {
+	case value("user/max_user_namespaces") == "0":
+		why = errors.New("user namespaces are switched off: the sysctl user.max_user_namespaces is 0")
+		remedy = "sysctl user.max_user_namespaces=65536"
+		if root {
+			remedy += ", or WithoutUserNamespace, which says what wall is missing then"
+		} else {
+			remedy += ", or run this program as root and use WithoutUserNamespace, which says what wall is missing then"
+		}
+	case root:
+	case value("kernel/apparmor_restrict_unprivileged_userns") == "1":
+		why = errors.New("AppArmor keeps ordinary users from using user namespaces: the sysctl kernel.apparmor_restrict_unprivileged_userns is 1")
+		remedy = "sysctl kernel.apparmor_restrict_unprivileged_userns=0, an AppArmor profile for this program that has userns, or run it as root"
+		sure = false
+	case value("kernel/unprivileged_userns_clone") == "0":
+		why = errors.New("ordinary users can't make user namespaces: the sysctl kernel.unprivileged_userns_clone is 0")
+		remedy = "sysctl kernel.unprivileged_userns_clone=1, or run this program as root"
+	}
+	return why, remedy, sure
+}
+
+// An obstacle is something that a container engine puts in the way of a cell, and what to say to it instead.
+type obstacle struct {
+	name, docker, kubernetes string
+}
+
+var (
+	seccompFilter   = obstacle{"a seccomp filter", "--security-opt seccomp=unconfined", "seccompProfile: {type: Unconfined}"}
+	apparmorProfile = obstacle{"an AppArmor profile", "--security-opt apparmor=unconfined", "appArmorProfile: {type: Unconfined}"}
+	maskedProc      = obstacle{"a /proc of which parts are covered", "--security-opt systempaths=unconfined", "procMount: Unmasked"}
+)
+
+// containerHint names the flags that this process's container lacks, of those that matter where the boot failed and later:
+// namespaces come first, then mounts, then /proc.
+func containerHint(failed string) string {
+	inProc := strings.Contains(failed, `mounting "proc"`)
+	return obstacleHint(
+		!inProc && statusField("Seccomp") == "2",
+		!inProc && confined(),
+		covered("/proc/self/mountinfo"))
+}
+
+func obstacleHint(seccomp, apparmor, masked bool) string {
+	var names, docker, kubernetes []string
+	for _, o := range []struct {
+		there bool
+		obstacle
+	}{{seccomp, seccompFilter}, {apparmor, apparmorProfile}, {masked, maskedProc}} {
+		if o.there {
+			names = append(names, o.name)
+			docker = append(docker, o.docker)
+			kubernetes = append(kubernetes, o.kubernetes)
+		}
+	}
+	if len(names) == 0 {
+		return "inside a container, allow user namespaces and mounts, or run with --privileged"
+	}
+	return fmt.Sprintf("this container has %s: docker run %s, or in a Kubernetes securityContext %s (docs/CONTAINERS.md)",
+		strings.Join(names, ", "), strings.Join(docker, " "), strings.Join(kubernetes, ", "))
+}
+
+// statusField is a line of /proc/self/status.
+func statusField(name string) string {
+	b, _ := os.ReadFile("/proc/self/status")
+	_, rest, _ := strings.Cut(string(b), "\n"+name+":")
+	value, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimSpace(value)
+}
+
+// confined tells whether an AppArmor profile holds for this process: apparmor(7). Without AppArmor, the files
+// are not there, or are another module's.
+func confined() bool {
+	if _, err := os.Stat("/sys/module/apparmor"); err != nil {
+		return false
+	}
+	for _, file := range []string{"/proc/self/attr/apparmor/current", "/proc/self/attr/current"} {
+		if b, err := os.ReadFile(file); err == nil {
+			profile := strings.TrimRight(string(b), "\x00\n")
+			return profile != "" && profile != "unconfined"
+		}
+	}
+	return false
+}
+
+// covered tells whether something is mounted below /proc, other than where the kernel has a place for it.
+func covered(mountinfo string) bool {
+	b, _ := os.ReadFile(mountinfo)
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], "/proc/") && f[4] != "/proc/sys/fs/binfmt_misc" {
+			return true
+		}
+	}
+	return false
+}
+
 // bootHint says what to do about a cell that could not be booted.
-func bootHint(err error) string {
-	if n, readErr := os.ReadFile("/proc/sys/user/max_user_namespaces"); readErr == nil && strings.TrimSpace(string(n)) == "0" {
-		return "user namespaces are switched off: sysctl user.max_user_namespaces=65536"
-	}
-	if v, readErr := os.ReadFile("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"); readErr == nil &&
-		strings.TrimSpace(string(v)) == "1" && os.Geteuid() != 0 {
-		return "AppArmor keeps ordinary users from using user namespaces: sysctl kernel.apparmor_restrict_unprivileged_userns=0, or a profile for this program"
-	}
-	if v, readErr := os.ReadFile("/proc/sys/kernel/unprivileged_userns_clone"); readErr == nil &&
-		strings.TrimSpace(string(v)) == "0" && os.Geteuid() != 0 {
-		return "ordinary users can't make user namespaces here: sysctl kernel.unprivileged_userns_clone=1"
+func bootHint(err error, hostIDs bool) string {
+	if why, remedy, _ := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil && !hostIDs {
+		return fmt.Sprintf("%v: %s", why, remedy)
 	}
 	if strings.Contains(err.Error(), "no child processes") {
 		return "something in this process waits for all children, Wait4(-1), and must wait for its own only"
@@ -61,8 +165,18 @@ func bootHint(err error) string {
 	if errors.Is(err, unix.EACCES) && strings.Contains(err.Error(), "/proc/self/exe") {
 		return "this program's file must be readable for the user that it runs as: chmod a+r"
 	}
-	if errors.Is(err, unix.EPERM) || strings.Contains(err.Error(), "operation not permitted") {
-		return "inside a container, allow user namespaces and mounts, or run with --privileged"
+	if os.Geteuid() == 0 && strings.Contains(err.Error(), "failed to use newuid map") {
+		return "root needs CAP_SETFCAP to map its own id into a user namespace: docker run --cap-add SETFCAP, " +
+			"or run as another user (docker run --user 1000; docs/CONTAINERS.md)"
+	}
+	if errors.Is(err, cell.ErrNested) {
+		return "start it from the process that started this run"
+	}
+	text := strings.ToLower(err.Error()) // libcontainer's C code has capitals in its errors
+	for _, errno := range []unix.Errno{unix.EPERM, unix.EACCES, unix.ENOSYS} {
+		if errors.Is(err, errno) || strings.Contains(text, errno.Error()) {
+			return containerHint(text)
+		}
 	}
 	return ""
 }

@@ -3,11 +3,14 @@
 package sandbox_test
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
 )
@@ -31,6 +34,75 @@ func TestIO(t *testing.T) {
 	res, err = few.Run(deadline(t))
 	require.NoError(t, err)
 	require.Greater(t, res.Usage.Wall, 600*time.Millisecond)
+}
+
+// At 2 MiB or 32 operations of 64 KiB a second, 8 MiB that go past the page cache take 4 seconds.
+func TestIODevice(t *testing.T) {
+	t.Parallel()
+	need(t, "limits for loop devices")
+	device := loopDevice(t)
+	size := sandbox.WithCommand("dd", "if=/dev/zero", "bs=64k", "count=128")
+	for name, limit := range map[string]sandbox.IOLimit{
+		"write bytes": {WriteBytes: 2 * sandbox.MiB},
+		"write ops":   {WriteOps: 32},
+		"read bytes":  {ReadBytes: 2 * sandbox.MiB},
+		"read ops":    {ReadOps: 32},
+	} {
+		limit.Path = device
+		f, err := os.OpenFile(device, os.O_RDWR|unix.O_DIRECT, 0)
+		require.NoError(t, err)
+		s := sandbox.New(size, sandbox.WithStdout(f))
+		moved := func(u sandbox.Usage) uint64 { return u.WriteBytes }
+		if limit.ReadBytes+limit.ReadOps > 0 {
+			s = sandbox.New(sandbox.WithCommand("dd", "of=/dev/null", "bs=64k", "count=128"), sandbox.WithStdin(f))
+			moved = func(u sandbox.Usage) uint64 { return u.ReadBytes }
+		}
+		res, err := s.With(sandbox.WithIO(limit)).Run(deadline(t))
+		require.NoError(t, err, name)
+		require.NoError(t, f.Close())
+		t.Logf("%s: %v", name, res.Usage.Wall)
+		require.InDelta(t, 4.0, res.Usage.Wall.Seconds(), 1.5, name)
+		require.InDelta(t, 8*sandbox.MiB, moved(res.Usage), sandbox.MiB, name)
+	}
+}
+
+// loopDevice is a block device of 8 MiB in memory.
+func loopDevice(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.MemfdCreate("disk", unix.MFD_CLOEXEC)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	require.NoError(t, unix.Ftruncate(fd, 8*sandbox.MiB))
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	require.NoError(t, err)
+	defer control.Close()
+	for {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		require.NoError(t, err)
+		name := fmt.Sprintf("/dev/loop%d", n)
+		device, err := os.OpenFile(name, os.O_RDWR, 0)
+		require.NoError(t, err)
+		if err = unix.IoctlSetInt(int(device.Fd()), unix.LOOP_SET_FD, fd); err == unix.EBUSY { // another was quicker
+			device.Close()
+			continue
+		}
+		require.NoError(t, err)
+		t.Cleanup(func() {
+			require.NoError(t, unix.IoctlSetInt(int(device.Fd()), unix.LOOP_CLR_FD, 0))
+			device.Close()
+		})
+		return name
+	}
+}
+
+// loopDevices tells whether there are any, and asks for the module that makes them.
+func loopDevices() bool {
+	_ = exec.Command("modprobe", "loop").Run()
+	f, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err == nil {
+		f.Close()
+	}
+	return err == nil
 }
 
 func TestIORefused(t *testing.T) {

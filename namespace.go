@@ -31,6 +31,7 @@ type namespaceConfig struct {
 	hostname string
 	uid, gid int
 	network  Network
+	hostIDs  bool
 }
 
 const (
@@ -46,7 +47,7 @@ func WithHostname(name string) Option { return func(c *config) { c.namespace.hos
 
 // WithUser sets the ids that the command has inside the run, 0 to 65533.
 // Outside they are ids that belong to no user and no other live run, where
-// the machine has such ids to give. 0:0 is the run's root, still without
+// the machine has such ids to give, but for WithoutUserNamespace. 0:0 is the run's root, still without
 // capabilities. Default: 1000:1000, named sandbox.
 func WithUser(uid, gid int) Option {
 	return func(c *config) { c.namespace.uid, c.namespace.gid = uid, gid }
@@ -54,6 +55,41 @@ func WithUser(uid, gid int) Option {
 
 // WithNetwork sets what the run sees of networks. Default: NetworkNone.
 func WithNetwork(n Network) Option { return func(c *config) { c.namespace.network = n } }
+
+// WithoutUserNamespace runs without the wall that user namespaces are, for machines where they are
+// switched off (sysctl user.max_user_namespaces=0). It needs root. All other walls stand: the run has no capability
+// in any set, no_new_privs, seccomp, and namespaces of its own of every other kind. But its
+// user and group ids are the host's, and so:
+//   - to the kernel it is the host's user of that id: it may use what that user may use of all it is shown, sockets and named
+//     pipes in read-only binds too, shares that user's quotas (processes, inotify instances, pending signals, pipe buffers) with it and
+//     with other runs of that id, and that user's own processes on the host may signal and trace it. With NetworkHost,
+//     services that ask for a peer's user id take it for that user. Choose an id with
+//     WithUser that nothing else on the machine has, best one for each run;
+//   - what sets it up, up to its command, is root on the host, with some capabilities. What breaks out of the run into that
+//     is root; with user namespaces it would be nobody.
+//
+// In binds and writable roots files keep their owners: a run with id 1000 can write what the host's user 1000
+// may write there, and nothing else. Refused together with WithUser of uid or gid 0, with WithCapabilities and with
+// WithoutSeccomp. Such runs share a cell of their own; see CellWithoutUserNamespace.
+func WithoutUserNamespace() Option { return func(c *config) { c.namespace.hostIDs = true } }
+
+// checkHostIDs refuses what only the missing user namespace makes harmless.
+func (c *config) checkHostIDs() (errs []error) {
+	n := &c.namespace
+	if !n.hostIDs {
+		return nil
+	}
+	if n.uid == 0 || n.gid == 0 {
+		errs = append(errs, optionError("WithUser", "%d:%d: with WithoutUserNamespace that is the host's root, who owns its files: use other ids", n.uid, n.gid))
+	}
+	if len(c.security.capabilities) > 0 {
+		errs = append(errs, optionError("WithCapabilities", "with WithoutUserNamespace capabilities are the host's, and give power over all of it: leave one of the two out"))
+	}
+	if c.security.noSeccomp {
+		errs = append(errs, optionError("WithoutSeccomp", "with WithoutUserNamespace seccomp is what keeps a run from the host's keyrings and the kernel's rarer interfaces: leave one of the two out, or use WithSeccomp"))
+	}
+	return errs
+}
 
 func (n *namespaceConfig) check() (errs []error) {
 	switch {

@@ -25,6 +25,35 @@ func (k *compiler) addNamespaces() {
 	}
 }
 
+// addHostIdentity makes the best of having no user namespace: the clone, root on the host, and all that comes
+// from it lose what capabilities can be gained from.
+func (k *compiler) addHostIdentity() {
+	b := k.b
+	b.Stage("no user namespace")
+	b.Call("setgroups", unix.SYS_SETGROUPS, program.Int(0), program.Int(0, "NULL"))
+	k.addBounding(0)
+}
+
+// addFileRights is for the rest of the set-up, in which paths may lead through what the run, or another that is still alive,
+// can change. As root of the host the clone could be led to any file there. From here on it has the rights to files of the
+// run's user: setfsuid(2). The capabilities that mounting takes are not affected: capabilities(7).
+func (k *compiler) addFileRights() {
+	b, n := k.b, &k.c.namespace
+	b.Stage("rights to files")
+	b.Call("setfsgid", unix.SYS_SETFSGID, program.Int(n.gid))
+	b.Call("setfsuid", unix.SYS_SETFSUID, program.Int(n.uid))
+}
+
+// addNobody takes from PID 1 all that it has of root. Its id is none that a command can have, so that nothing in the run may trace it.
+func (k *compiler) addNobody() {
+	b, id := k.b, program.Int(maxID+1)
+	b.Call("setresgid", unix.SYS_SETRESGID, id, id, id)
+	b.Call("setresuid", unix.SYS_SETRESUID, id, id, id)
+	// A change of ids sets it to the sysctl fs.suid_dumpable.
+	zero := program.Int(0)
+	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_DUMPABLE, "PR_SET_DUMPABLE"), zero, zero, zero, zero)
+}
+
 // addLoopback brings up lo: netdevice(7). A struct ifreq is a name of 16 bytes
 // and a union of 24, which begins with the flags.
 func (k *compiler) addLoopback() {

@@ -146,6 +146,7 @@ func (c *config) validate() error {
 	errs = append(errs, c.namespace.check()...)
 	errs = append(errs, c.root.check()...)
 	errs = append(errs, c.security.check()...)
+	errs = append(errs, c.checkHostIDs()...)
 	return errors.Join(errs...)
 }
 

@@ -40,6 +40,10 @@ var wrong = []struct {
 	opts []Option
 	want string
 }{
+	{"the host's root", []Option{WithoutUserNamespace(), WithUser(0, 1)}, "WithUser: 0:1: with WithoutUserNamespace that is the host's root"},
+	{"the host's root group", []Option{WithUser(1, 0), WithoutUserNamespace()}, "WithUser: 1:0: with WithoutUserNamespace that is the host's root"},
+	{"the host's capabilities", []Option{WithoutUserNamespace(), WithCapabilities("CAP_KILL")}, "WithCapabilities: with WithoutUserNamespace capabilities are the host's"},
+	{"two walls less", []Option{WithoutUserNamespace(), WithoutSeccomp()}, "WithoutSeccomp: with WithoutUserNamespace seccomp is"},
 	{"no command", []Option{WithCommand("")}, "WithCommand: no command is set"},
 	{"zero byte in the command", []Option{WithCommand("tr\x00ue")}, `WithCommand: "tr\x00ue" contains a zero byte`},
 	{"zero byte in an argument", []Option{WithCommand("echo", "a", "b\x00")}, `WithCommand: "b\x00" contains a zero byte`},

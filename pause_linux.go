@@ -28,11 +28,15 @@ const freezeTimeout = 10 * time.Second
 func (r *running) pause() error {
 	r.pausing.mu.Lock()
 	defer r.pausing.mu.Unlock()
-	if r.group == nil {
-		return &SetupError{Stage: "Pause", Err: r.cell.LimitsErr}
+	missing := r.cell.LimitsErr
+	if r.group != nil {
+		missing = r.cell.Tree.MissingFreeze()
 	}
-	if err := r.cell.Tree.MissingFreeze(); err != nil {
-		return &SetupError{Stage: "Pause", Err: err}
+	if missing != nil {
+		if !r.setPaused(false) {
+			return os.ErrProcessDone
+		}
+		return &SetupError{Stage: "Pause", Err: missing}
 	}
 	if !r.setPaused(true) {
 		return os.ErrProcessDone

@@ -46,7 +46,10 @@ func calls(p *program.Program) map[string][]string {
 func checkPlan(t testing.TB, c *config, p *plan) {
 	t.Helper()
 	requireLoads(t, p.run)
-	files := 1 + 3 + len(c.extra) + len(p.files) + 1 // socket, streams, gate
+	files := 1 + 3 + len(c.extra) + len(p.files) // socket, streams
+	if !c.namespace.hostIDs {
+		files++ // gate
+	}
 	if p.template != nil {
 		files++ // the copy
 		requireLoads(t, p.template)
@@ -62,7 +65,10 @@ func checkPlan(t testing.TB, c *config, p *plan) {
 	parts := calls(p.run)
 	checkSlots(t, files, slices.Concat(parts["setup"], parts["command"]))
 	checkAfterPivot(t, parts)
-	checkCommandEnd(t, c, parts["command"])
+	if c.namespace.hostIDs {
+		parts["init"] = checkHostIDs(t, c, parts)
+	}
+	checkCommandEnd(t, c, parts["command"], parts["setup"])
 	for _, call := range parts["init"] {
 		for _, slot := range slotUses(call) {
 			require.Equal(t, "$0", slot, "the command had its own way with the slots: %s", call)
@@ -122,7 +128,7 @@ func checkAfterPivot(t testing.TB, parts map[string][]string) {
 
 // checkCommandEnd requires that privileges are dropped, then the filter loaded,
 // then the command executed.
-func checkCommandEnd(t testing.TB, c *config, command []string) {
+func checkCommandEnd(t testing.TB, c *config, command, setup []string) {
 	t.Helper()
 	places := len(lookupList(c.command[0], c.environ()))
 	end := len(command) - 1
@@ -143,7 +149,7 @@ func checkCommandEnd(t testing.TB, c *config, command []string) {
 	require.Greater(t, capset, ready, "joins its cgroup with the capabilities of root")
 	require.Positive(t, ready)
 	var dropped int
-	for _, call := range rest {
+	for _, call := range slices.Concat(setup, rest) {
 		if strings.HasPrefix(call, "prctl(PR_CAPBSET_DROP") {
 			dropped++
 		}
@@ -155,6 +161,28 @@ func checkCommandEnd(t testing.TB, c *config, command []string) {
 		}
 	}
 	require.Equal(t, goldenMachine().lastCap+1-len(kept), dropped)
+}
+
+// checkHostIDs requires that root's rights to files end before anything is put where options say, and PID 1's
+// ids before it says that the command was started. It returns the rest of what PID 1 does.
+func checkHostIDs(t testing.TB, c *config, parts map[string][]string) []string {
+	t.Helper()
+	at := slices.Index(parts["setup"], fmt.Sprintf("setfsuid(%d)", c.namespace.uid))
+	require.Positive(t, at)
+	require.Equal(t, fmt.Sprintf("setfsgid(%d)", c.namespace.gid), parts["setup"][at-1])
+	for i, call := range parts["setup"] {
+		if strings.Contains(call, "unlinkat(") || strings.Contains(call, "RESOLVE_IN_ROOT") && strings.Contains(call, `"/`) && !strings.Contains(call, `"/proc`) && !strings.Contains(call, `"/etc/`) && !strings.Contains(call, `"/usr"`) && !strings.Contains(call, `"/lib`) {
+			require.Greater(t, i, at, call)
+		}
+	}
+	for part, list := range parts {
+		for _, call := range list {
+			require.NotContains(t, call, "/proc/sys/", part)
+			require.NotContains(t, call, "CLONE_NEWUSER", part)
+		}
+	}
+	require.Equal(t, []string{"setresgid(65534, 65534, 65534)", "setresuid(65534, 65534, 65534)", "prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)"}, parts["init"][:3])
+	return parts["init"][3:]
 }
 
 // TestRandomOptions compiles sandboxes of random options.
@@ -174,6 +202,11 @@ func TestRandomOptions(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, p.run.Image(), again.run.Image(), "seed %d", seed)
 		checkPlan(t, c, p)
+		if WithoutUserNamespace()(c); c.validate() == nil {
+			p, err := compile(c, goldenMachine(), shape{hostIDs: true}, emptyRoot(c))
+			require.NoError(t, err, "seed %d", seed)
+			checkPlan(t, c, p)
+		}
 		if seed%3 == 0 {
 			require.NotContains(t, p.run.Explain(), "setresuid", "seed %d", seed)
 		}

@@ -42,13 +42,10 @@ func (r Reason) String() string {
 	return names[r]
 }
 
-// Usage is what a run used. A figure that this machine can't tell is 0: without
-// cgroups all but Wall, UserCPU, SystemCPU and MemoryPeak, which then cover the
-// command and the children that it waited for; MemoryPeak on cgroup v2 before
-// kernel 5.19, and PIDsPeak before 6.1.
+// Usage is what a run used, all its processes together.
 type Usage struct {
 	Wall       time.Duration // from the execution of the command to its end
-	UserCPU    time.Duration // of all processes
+	UserCPU    time.Duration
 	SystemCPU  time.Duration
 	Throttled  time.Duration // time that WithCPUs held the run back
 	MemoryPeak uint64        // bytes, page cache and tmpfs included
@@ -56,6 +53,13 @@ type Usage struct {
 	WriteBytes uint64
 	PIDsPeak   uint64 // processes and threads at one time
 	OOMKills   uint64 // processes that the kernel killed for memory
+
+	// Uncounted names the fields above for which this machine has no counter, such as
+	// "PIDsPeak" before kernel 6.1, "MemoryPeak" on cgroup v2 before 5.19, or, without
+	// cgroups, all but Wall. They are 0, but for UserCPU, SystemCPU and MemoryPeak: of a run that has
+	// ended, those then cover the command and the children that it waited for, MemoryPeak the
+	// largest one of them: getrusage(2). It is nil where all is counted.
+	Uncounted []string
 }
 
 // What errors.Is finds in an *ExitError whose Reason is a limit, and in other

@@ -85,7 +85,7 @@ func WithRootfs(r Rootfs) Option { return func(c *config) { c.root.rootfs = r } 
 // btrfs from 5.12-5.15, tmpfs from 6.3); rootless, src has to be the caller's own. Set-uid
 // bits and device nodes have no effect inside. A missing dst is created where
 // the root is in memory. What a run leaves there is the host's to distrust: links, and set-uid
-// programs of the owner of src. Several calls add up.
+// programs of the owner of src. With WithoutUserNamespace files keep their owners. Several calls add up.
 func WithBind(src, dst string) Option { return withMount(mount{kind: bindMount, src: src, dst: dst}) }
 
 // WithReadOnlyBind shows the host's file or directory src at dst, read-only.
@@ -114,7 +114,7 @@ func WithFile(dst string, data []byte, mode fs.FileMode) Option {
 // given number of bytes, and are gone with the run. Files that belong, outside,
 // to the owner of the root (for HostRootfs: to root) are the run's user's to
 // change, where the kernel (5.19) and the file system allow idmapped mounts below an
-// overlay and the caller is root; elsewhere they keep their protection and
+// overlay and the caller is root, but for WithoutUserNamespace; elsewhere they keep their protection and
 // only new files can be made, in directories that the run's user owns, such as /.
 func WithWritableRoot(bytes int64) Option { return func(c *config) { c.root.writable = &bytes } }
 

@@ -99,19 +99,19 @@ func (k *compiler) declareTrees() {
 		switch m.kind {
 		case bindMount:
 			k.plan.ownUser = true
-			k.bind[i] = add(tree{path: m.src, writable: true, mapOwner: true, forOption: "WithBind"})
+			k.bind[i] = add(tree{path: m.src, writable: true, mapOwner: !k.shape.hostIDs, forOption: "WithBind"})
 		case readOnlyBindMount:
-			k.bind[i] = add(tree{path: m.src, mapOwner: true, mapIfCan: true, forOption: "WithReadOnlyBind"})
+			k.bind[i] = add(tree{path: m.src, mapOwner: !k.shape.hostIDs, mapIfCan: !k.shape.hostIDs, forOption: "WithReadOnlyBind"})
 		}
 	}
 	if r.writable == nil {
 		return
 	}
-	mapOwner := k.m.atLeast(5, 19) // overlayfs takes idmapped layers from there on
+	mapOwner := k.m.atLeast(5, 19) && !k.shape.hostIDs // overlayfs takes idmapped layers from there on
 	for _, dir := range k.rootTrees() {
 		t := tree{path: dir, forOption: "WithRootfs", partial: k.partial()}
 		if !strings.HasPrefix(dir, "/etc/") {
-			t.mapOwner, t.mapIfCan, t.forOption = mapOwner, true, "WithWritableRoot"
+			t.mapOwner, t.mapIfCan, t.forOption = mapOwner, !k.shape.hostIDs, "WithWritableRoot"
 		}
 		k.lower[dir] = add(t)
 	}
@@ -283,6 +283,9 @@ func (k *compiler) addRoot() {
 	pts := b.FileSystem("devpts", attrNoSUID|attrNoExec, "newinstance", "ptmxmode=0666", "mode=0620", "max=64") // the machine has 4096
 	k.attachIn(b, pts, k.tree, "dev/pts")
 	b.Close(pts)
+	if k.shape.hostIDs {
+		k.addFileRights()
+	}
 	for i := range k.layout.mounts {
 		if k.layout.mounts[i].kind != fileMount {
 			k.addMount(&k.layout.mounts[i])

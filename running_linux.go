@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -221,22 +222,38 @@ func waitPidfd(f *os.File) {
 	})
 }
 
+// usage takes what nothing counts for the run as a whole from what PID 1 was told at the command's end.
 func (r *running) usage(exit program.Event, wall time.Duration) Usage {
-	u := Usage{UserCPU: exit.UserCPU, SystemCPU: exit.SystemCPU, MemoryPeak: exit.MaxRSS}
+	own := Usage{UserCPU: exit.UserCPU, SystemCPU: exit.SystemCPU, MemoryPeak: exit.MaxRSS, Uncounted: slices.Clone(withoutCgroup)}
+	u := own
 	if r.group != nil {
 		if g, err := r.group.Usage(); err == nil {
-			u = fromGroup(g)
+			u = r.fromGroup(g)
+		}
+	}
+	for _, name := range u.Uncounted {
+		switch name {
+		case "UserCPU":
+			u.UserCPU = own.UserCPU
+		case "SystemCPU":
+			u.SystemCPU = own.SystemCPU
+		case "MemoryPeak":
+			u.MemoryPeak = max(u.MemoryPeak, own.MemoryPeak)
 		}
 	}
 	u.Wall = wall
 	return u
 }
 
-func fromGroup(g limits.Usage) Usage {
+// withoutCgroup is Usage.Uncounted of a run that has none.
+var withoutCgroup = []string{"UserCPU", "SystemCPU", "Throttled", "MemoryPeak", "ReadBytes", "WriteBytes", "PIDsPeak", "OOMKills"}
+
+func (r *running) fromGroup(g limits.Usage) Usage {
 	return Usage{
 		UserCPU: g.UserCPU, SystemCPU: g.SystemCPU, Throttled: g.Throttled,
 		MemoryPeak: g.MemoryPeak, ReadBytes: g.ReadBytes, WriteBytes: g.WriteBytes,
 		PIDsPeak: g.PIDsPeak, OOMKills: g.OOMKills,
+		Uncounted: slices.Clone(r.cell.Uncounted()),
 	}
 }
 
@@ -353,7 +370,7 @@ func (r *running) usageNow() (Usage, error) {
 		return r.result.Usage, nil
 	default:
 	}
-	u := Usage{Wall: time.Since(r.started)}
+	u := Usage{Wall: time.Since(r.started), Uncounted: slices.Clone(withoutCgroup)}
 	if r.group == nil {
 		return u, nil
 	}
@@ -366,7 +383,7 @@ func (r *running) usageNow() (Usage, error) {
 		return Usage{}, fmt.Errorf("sandbox: usage: %w", err)
 	}
 	wall := u.Wall
-	u = fromGroup(g)
+	u = r.fromGroup(g)
 	u.Wall = wall
 	return u, nil
 }

@@ -20,10 +20,11 @@ func (k *compiler) addPrivileges() {
 		keep |= 1 << capabilityNumbers[name]
 	}
 	zero := program.Int(0)
-	for i := 0; i <= k.m.lastCap; i++ {
-		if keep&(1<<i) == 0 {
-			b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_CAPBSET_DROP, "PR_CAPBSET_DROP"), program.Int(i), zero, zero, zero)
-		}
+	if k.shape.hostIDs {
+		// Before the run is its user: otherwise the host's user of that id would pay for the keyring, of 200 that it may have.
+		k.addKeyring()
+	} else {
+		k.addBounding(keep)
 	}
 	if keep != 0 {
 		b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_KEEPCAPS, "PR_SET_KEEPCAPS"), program.Int(1), zero, zero, zero)
@@ -34,7 +35,9 @@ func (k *compiler) addPrivileges() {
 		b.Call("setresgid", unix.SYS_SETRESGID, gid, gid, gid)
 		b.Call("setresuid", unix.SYS_SETRESUID, uid, uid, uid)
 	}
-	k.addKeyring()
+	if !k.shape.hostIDs {
+		k.addKeyring()
+	}
 	k.addCapset(keep)
 	for i := 0; i <= k.m.lastCap; i++ {
 		if keep&(1<<i) != 0 {
@@ -51,6 +54,16 @@ func (k *compiler) addPrivileges() {
 	at := b.OpenDir(dir)
 	b.Call("fchdir", unix.SYS_FCHDIR, program.Use(at))
 	b.Close(at)
+}
+
+// addBounding drops all capabilities from the bounding set but those in keep.
+func (k *compiler) addBounding(keep uint64) {
+	zero := program.Int(0)
+	for i := 0; i <= k.m.lastCap; i++ {
+		if keep&(1<<i) == 0 {
+			k.b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_CAPBSET_DROP, "PR_CAPBSET_DROP"), program.Int(i), zero, zero, zero)
+		}
+	}
 }
 
 // addKeyring gives the run a session keyring of its own in place of the cell's:

@@ -135,7 +135,7 @@ func (s *Sandbox) startIn(ctx context.Context, c *cell.Cell) (_ *running, err er
 // shapeOf is what the cell means for the run's program. On cgroup v1 an ordinary user may only move
 // processes that have its own id (kernel/cgroup/cgroup-v1.c, __cgroup1_procs_write).
 func shapeOf(c *cell.Cell) shape {
-	return shape{singleID: c.SingleID(), savedID: c.Rootless() && c.Limits != nil && c.Tree.Version() != "v2"}
+	return shape{singleID: c.SingleID(), hostIDs: c.Config().HostIDs, savedID: c.Rootless() && c.Limits != nil && c.Tree.Version() != "v2"}
 }
 
 // enforceable is the limits of a run in the cell, or what stands in the way of

@@ -124,9 +124,9 @@ func TestHints(t *testing.T) {
 
 func TestBootHints(t *testing.T) {
 	unreadable := fmt.Errorf("opening this program's own file: %w", &os.PathError{Op: "open", Path: "/proc/self/exe", Err: unix.EACCES})
-	require.Contains(t, bootHint(unreadable), "must be readable")
+	require.Contains(t, bootHint(unreadable, false), "must be readable")
 	stolen := errors.New("booting the cell: waitid: no child processes")
-	require.Contains(t, bootHint(stolen), "Wait4(-1)")
+	require.Contains(t, bootHint(stolen, false), "Wait4(-1)")
 }
 
 func TestForgottenPlans(t *testing.T) {

@@ -27,6 +27,7 @@ type (
 func (s *Sandbox) start(context.Context) (*Process, error) { return nil, unsupported() }
 func (s *Sandbox) explain() (string, error)                { return "", unsupported() }
 func shutdown(context.Context) error                       { return unsupported() }
+func delegateSubgroup(string) error                        { return unsupported() }
 func newCell(cellConfig) (*Cell, error)                    { return nil, unsupported() }
 func (c *Cell) close(context.Context) error                { return unsupported() }
 

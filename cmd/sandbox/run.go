@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/cellkit/sandbox"
@@ -52,8 +53,12 @@ func explain(s *settings) int {
 // formatUsage tells in a few lines what a run used.
 func formatUsage(u sandbox.Usage) string {
 	short := func(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
-	return fmt.Sprintf("wall %v, user %v, system %v, throttled %v\nmemory peak %s, OOM kills %d, processes peak %d\nblock devices: read %s, written %s",
+	text := fmt.Sprintf("wall %v, user %v, system %v, throttled %v\nmemory peak %s, OOM kills %d, processes peak %d\nblock devices: read %s, written %s",
 		short(u.Wall), short(u.UserCPU), short(u.SystemCPU), short(u.Throttled),
 		formatSize(u.MemoryPeak), u.OOMKills, u.PIDsPeak,
 		formatSize(u.ReadBytes), formatSize(u.WriteBytes))
+	if len(u.Uncounted) > 0 {
+		text += "\nnot counted here: " + strings.Join(u.Uncounted, ", ")
+	}
+	return text
 }

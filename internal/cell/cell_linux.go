@@ -11,7 +11,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -39,9 +41,13 @@ func init() {
 // ErrLost says that the cell ended while it was in use.
 var ErrLost = errors.New("the fork server has ended")
 
+// ErrNested says that this process is in a run itself.
+var ErrNested = errors.New("this process is in a run, and runs can't be nested")
+
 // Config is what makes one cell differ from another.
 type Config struct {
 	HostNetwork  bool
+	HostIDs      bool   // no user namespace: root only
 	CgroupParent string // "" to choose
 }
 
@@ -62,6 +68,7 @@ type Cell struct {
 	Limits    *limits.Cell
 	LimitsErr error
 	Tree      *limits.Tree
+	uncounted []string
 
 	up   bool             // the fork server was started
 	done chan struct{}    // closed when it has ended
@@ -86,6 +93,9 @@ func Boot(config Config) (_ *Cell, err error) {
 	if !cgo {
 		return nil, errors.New("this program was built without cgo, which the cell needs: build with CGO_ENABLED=1 and a C compiler")
 	}
+	if inRun() {
+		return nil, ErrNested
+	}
 	if err := waitsForChildren(); err != nil {
 		return nil, err
 	}
@@ -97,7 +107,9 @@ func Boot(config Config) (_ *Cell, err error) {
 		slog.Debug("sandbox: sweeping dead cells", "error", err)
 	}
 	c := &Cell{config: config, done: make(chan struct{})}
-	if c.ids, err = chooseIDs(); err != nil {
+	if config.HostIDs {
+		c.ids = hostIDs()
+	} else if c.ids, err = chooseIDs(); err != nil {
 		return nil, err
 	}
 	if c.state, err = newState(root); err != nil {
@@ -144,14 +156,24 @@ func (c *Cell) makeCgroups() error {
 		slog.Debug("sandbox: no cgroups", "error", err)
 		return nil
 	}
-	c.Tree = tree
-	path := filepath.Join(tree.Parent(), c.state.id)
-	if err := os.WriteFile(filepath.Join(c.state.dir, cgroupName), []byte(path), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(c.state.dir, cgroupName), []byte(tree.Path(c.state.id)), 0o600); err != nil {
 		return err
 	}
-	c.Limits, err = tree.NewCell(c.state.id)
-	return err
+	c.Limits, err = tree.NewCell(c.state.id, startKeeper)
+	if errors.Is(err, limits.ErrUnavailable) && c.config.CgroupParent == "" {
+		c.LimitsErr = err
+		slog.Debug("sandbox: no cgroups", "error", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.Tree, c.uncounted = tree, c.Limits.Uncounted()
+	return nil
 }
+
+// Uncounted names what of a run's usage its cgroup does not tell.
+func (c *Cell) Uncounted() []string { return c.uncounted }
 
 func (c *Cell) boot() error {
 	bin, err := ownBinary()
@@ -183,9 +205,11 @@ func (c *Cell) boot() error {
 		}
 	}
 	conf := containerConfig(c.state, c.ids, bin, c.config.HostNetwork, cgroupPath)
-	if c.container, err = libcontainer.Create(filepath.Join(c.state.dir, "container"), "cell", conf); err != nil {
+	// The id is also the name of a keyring, which without a user namespace is the whole host's.
+	if c.container, err = libcontainer.Create(filepath.Join(c.state.dir, "container"), c.state.id, conf); err != nil {
 		return fmt.Errorf("describing the cell: %w", err)
 	}
+	conf.RootlessEUID = true // see containerConfig: refused above where there is no user namespace, but needed
 	client, control, err := forkserver.NewClient()
 	if err != nil {
 		return err
@@ -194,6 +218,9 @@ func (c *Cell) boot() error {
 	c.client = client
 	if err := c.start(bin, control); err != nil {
 		return err
+	}
+	if c.Limits != nil {
+		c.Limits.Settle()
 	}
 	if err := bin.seal(); err != nil {
 		return err
@@ -230,7 +257,7 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 	go func() {
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		err := c.container.Run(c.process)
+		err := c.run()
 		control.Close()
 		if err == nil {
 			c.up = true
@@ -246,9 +273,51 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 		}
 	}
 	if err != nil {
+		reapStage(err.Error())
 		return fmt.Errorf("booting the cell: %w%s", err, c.complaint())
 	}
 	return nil
+}
+
+// run is libcontainer's own Run, but for the cgroup that a rootless cell does not get from it.
+func (c *Cell) run() error {
+	if c.Limits == nil || !c.ids.rootless {
+		return c.container.Run(c.process)
+	}
+	if err := c.container.Start(c.process); err != nil {
+		return err
+	}
+	pid, err := c.process.Pid()
+	if err == nil {
+		err = c.Limits.Adopt(pid)
+	}
+	if err == nil {
+		err = c.container.Exec()
+	}
+	if err != nil {
+		_ = c.process.Signal(unix.SIGKILL)
+		_, _ = c.process.Wait()
+	}
+	return err
+}
+
+// stage is how libcontainer's second process signs its errors, with its process id.
+var stage = regexp.MustCompile(`nsexec-1\[(\d+)\]`)
+
+// reapStage waits for libcontainer's second process, a child of this one (CLONE_PARENT). After it failed,
+// libcontainer, which was not told its process id yet, does not.
+func reapStage(failure string) {
+	m := stage.FindStringSubmatch(failure)
+	if m == nil {
+		return
+	}
+	pid, _ := strconv.Atoi(m[1])
+	for range 100 {
+		if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); got == pid || err != nil && err != unix.EINTR {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // reap waits for the fork server, a child of this process.
@@ -332,7 +401,7 @@ func (c *Cell) Lost() error {
 // Config is what the cell was booted with.
 func (c *Cell) Config() Config { return c.config }
 
-// Rootless tells whether the cell's root is an ordinary user.
+// Rootless tells whether the cell was made the way of an ordinary user: by one, or by root without CAP_SYS_ADMIN.
 func (c *Cell) Rootless() bool { return c.ids.rootless }
 
 // SingleID tells whether all that runs in the cell has the same id.

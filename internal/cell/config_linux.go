@@ -30,12 +30,18 @@ const (
 
 // containerConfig describes the outer wall: every namespace, no host directory
 // but the files that this program's binary needs, all capabilities in the
-// cell's own user namespace and none outside.
+// cell's own user namespace and none outside. Without a user namespace there are
+// only a few capabilities, but the host's.
 func containerConfig(s *state, i *ids, b *binary, hostNetwork bool, cgroupPath string) *configs.Config {
-	all := capabilities.KnownCapabilities()
+	caps := capabilities.KnownCapabilities()
 	namespaces := configs.Namespaces{
-		{Type: configs.NEWUSER}, {Type: configs.NEWPID}, {Type: configs.NEWNS},
-		{Type: configs.NEWIPC}, {Type: configs.NEWUTS},
+		{Type: configs.NEWPID}, {Type: configs.NEWNS}, {Type: configs.NEWIPC}, {Type: configs.NEWUTS},
+	}
+	uidMap, gidMap := mapping(i.uid, i.rootless, os.Geteuid()), mapping(i.gid, i.rootless, os.Getegid())
+	if i.host {
+		caps, uidMap, gidMap = hostCapabilities, nil, nil
+	} else {
+		namespaces = append(namespaces, configs.Namespace{Type: configs.NEWUSER})
 	}
 	if !hostNetwork {
 		namespaces = append(namespaces, configs.Namespace{Type: configs.NEWNET})
@@ -50,20 +56,20 @@ func containerConfig(s *state, i *ids, b *binary, hostNetwork bool, cgroupPath s
 		Mounts:          mounts(b),
 		Devices:         deviceNodes(),
 		Capabilities: &configs.Capabilities{
-			Bounding: all, Effective: all, Permitted: all,
+			Bounding: caps, Effective: caps, Permitted: caps,
 		},
 		Cgroups:      &cgroups.Cgroup{Resources: &cgroups.Resources{}},
 		NoNewKeyring: false,
 		// Until the fork server is up, nothing else ends the boot when the
 		// host is killed.
 		ParentDeathSignal: int(unix.SIGKILL),
-		UIDMappings:       mapping(i.uid, i.rootless, os.Geteuid()),
-		GIDMappings:       mapping(i.gid, i.rootless, os.Getegid()),
+		UIDMappings:       uidMap,
+		GIDMappings:       gidMap,
 		// Also as root: otherwise libcontainer moves a thread of this process
 		// into the cell's mount namespace, to open bind mounts' sources for the
 		// cell, and has the runtime end it. If that is the first thread, it can't
 		// be ended (runtime.mexit), and /proc/self shows the cell from then on.
-		RootlessEUID: true,
+		RootlessEUID: !i.host,
 	}
 	if cgroupPath != "" {
 		c.Cgroups.Path = filepath.Join(cgroupPath, "cell")
@@ -77,6 +83,13 @@ func containerConfig(s *state, i *ids, b *binary, hostNetwork bool, cgroupPath s
 		c.Cgroups.Resources.Devices = []*devices.Rule{}
 	}
 	return c
+}
+
+// hostCapabilities are what the fork server has where they are the host's: what setting up a run takes.
+var hostCapabilities = []string{
+	"CAP_SYS_ADMIN", "CAP_NET_ADMIN", // namespaces, mounts, the loopback interface
+	"CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL", // to make a run its user, and end it
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETFCAP", // files of that user; overlayfs works with its mounter's
 }
 
 // deviceNodes are all the devices that a cell, and so a run, has. Their numbers

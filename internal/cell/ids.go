@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,6 +25,7 @@ type idRange struct{ start, size int64 }
 type ids struct {
 	uid, gid idRange
 	rootless bool
+	host     bool // there is no user namespace: ids are the host's, and runs share them
 
 	mu   sync.Mutex
 	next int64
@@ -51,7 +53,7 @@ func (i *ids) block() int64 {
 
 // take reserves a block; the result is the block's first id inside the cell.
 func (i *ids) take() (int64, error) {
-	if i.single() {
+	if i.single() || i.host {
 		return 0, nil
 	}
 	i.mu.Lock()
@@ -71,7 +73,7 @@ func (i *ids) take() (int64, error) {
 }
 
 func (i *ids) give(block int64) {
-	if i.single() {
+	if i.single() || i.host {
 		return
 	}
 	i.mu.Lock()
@@ -123,17 +125,36 @@ func chooseIDs() (*ids, error) {
 	if err != nil {
 		return nil, err
 	}
-	if os.Geteuid() == 0 {
+	if asRoot() {
 		return &ids{uid: rootRange(uidMap), gid: rootRange(gidMap)}, nil
 	}
 	own := &ids{rootless: true, uid: idRange{int64(os.Geteuid()), 1}, gid: idRange{int64(os.Getegid()), 1}}
-	uid, gid := subIDs("/etc/subuid"), subIDs("/etc/subgid")
-	if min(uid.size, gid.size) >= 3 && mappingTools() {
+	uid, gid, may := subIDs("/etc/subuid"), subIDs("/etc/subgid"), mappingTools
+	if os.Geteuid() == 0 {
+		uid, gid, may = rootRange(uidMap), rootRange(gidMap), mayMapIDs
+	}
+	if min(uid.size, gid.size) >= 3 && may() {
 		own.uid, own.gid = uid, gid
 		own.uid.size++ // and the caller's own id, as the cell's root
 		own.gid.size++
 	}
 	return own, nil
+}
+
+// hostIDs are those of a cell without a user namespace.
+func hostIDs() *ids {
+	all := idRange{0, 1<<32 - 1}
+	return &ids{uid: all, gid: all, host: true}
+}
+
+// exists tells whether this process's user namespace has the ids. setfsuid(2), which runs without a
+// namespace of their own rely on, does not say if it has not.
+func exists(uid, gid int) bool {
+	has := func(path string, id int) bool {
+		list, err := readIDMap(path)
+		return err != nil || slices.ContainsFunc(list, func(r idRange) bool { return int64(id) >= r.start && int64(id) < r.start+r.size })
+	}
+	return has("/proc/self/uid_map", uid) && has("/proc/self/gid_map", gid)
 }
 
 func mappingTools() bool {

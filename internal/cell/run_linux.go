@@ -47,6 +47,10 @@ func (c *Cell) Take(uid, gid int, own bool) (*Block, error) {
 	if !c.enter() {
 		return nil, c.Lost()
 	}
+	if c.ids.host && !exists(uid, gid) {
+		c.busy.Done()
+		return nil, fmt.Errorf("the ids %d:%d do not exist in this process's user namespace", uid, gid)
+	}
 	first, err := c.ids.take()
 	if err != nil {
 		c.busy.Done()
@@ -61,13 +65,14 @@ func (b *Block) Give() {
 	b.c.busy.Done()
 }
 
-// Spawn asks for a run in new user and pid namespaces. t may be nil.
+// Spawn asks for a run in new user and pid namespaces, of users only if the cell has one itself.
+// t may be nil.
 func (c *Cell) Spawn(p *program.Program, b *Block, t *Template, files []int) (*forkserver.Conn, error) {
-	r := &forkserver.Request{
-		CloneFlags: unix.CLONE_NEWUSER | unix.CLONE_NEWPID,
-		UIDMap:     c.ids.runMap(b.first, int64(b.uid), b.own),
-		GIDMap:     c.ids.runMap(b.first, int64(b.gid), b.own),
-		Image:      p.Image(),
+	r := &forkserver.Request{CloneFlags: unix.CLONE_NEWPID, Image: p.Image()}
+	if !c.ids.host {
+		r.CloneFlags |= unix.CLONE_NEWUSER
+		r.UIDMap = c.ids.runMap(b.first, int64(b.uid), b.own)
+		r.GIDMap = c.ids.runMap(b.first, int64(b.gid), b.own)
 	}
 	if t != nil {
 		r.Tree = t.Path

@@ -26,13 +26,21 @@ type state struct {
 
 const lockName = "lock"
 
-// stateRoot is /run/sandbox for root, else a directory of the user's own.
+// stateRoot is /run/sandbox for root, else a directory of the user's own. Root of a user namespace, or
+// of a container with a read-only root, is one of the others where /run is not its own.
 func stateRoot() (string, error) {
-	if os.Geteuid() == 0 {
-		return ensureDir("/run/sandbox", 0o711)
+	if os.Geteuid() != 0 {
+		return userStateRoot()
+	}
+	dir, err := ensureDir("/run/sandbox", 0o711)
+	if err == nil || !foreignRun() {
+		return dir, err
 	}
 	return userStateRoot()
 }
+
+// foreignRun tells whether this process may not make anything in /run.
+func foreignRun() bool { return unix.Access("/run", unix.W_OK) != nil }
 
 // userStateRoot takes the first place that will do. In the directory for temporary files
 // another user may have been there first.

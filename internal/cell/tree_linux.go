@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -128,6 +129,33 @@ func (c *Cell) livePorter() (*porter, error) {
 }
 
 func startPorter() (*porter, error) {
+	p, err := startOutside(&syscall.SysProcAttr{
+		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("starting a process that opens host directories: %w", err)
+	}
+	if err := p.client.Hello(bootTimeout); err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// startKeeper starts a process that does nothing but end when it is released, or this process
+// does: a fork server that is never asked for anything.
+func startKeeper() (pid int, release func(), err error) {
+	p, err := startOutside(&syscall.SysProcAttr{})
+	if err != nil {
+		return 0, nil, err
+	}
+	return p.cmd.Process.Pid, sync.OnceFunc(p.close), nil
+}
+
+// startOutside starts a fork server that is not in the cell.
+func startOutside(attr *syscall.SysProcAttr) (*porter, error) {
 	client, control, err := forkserver.NewClient()
 	if err != nil {
 		return nil, err
@@ -142,23 +170,13 @@ func startPorter() (*porter, error) {
 	cmd := exec.Command("/proc/self/exe", forkserver.Name)
 	cmd.Env = []string{forkserver.Env}
 	cmd.ExtraFiles = []*os.File{control, exe}
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS,
-		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
-		Setsid:      true,
-	}
+	attr.Setsid = true
+	cmd.SysProcAttr = attr
 	if err := cmd.Start(); err != nil {
 		client.Close()
-		return nil, fmt.Errorf("starting a process that opens host directories: %w", err)
-	}
-	control.Close()
-	p := &porter{client: client, cmd: cmd}
-	if err := client.Hello(bootTimeout); err != nil {
-		p.close()
 		return nil, err
 	}
-	return p, nil
+	return &porter{client: client, cmd: cmd}, nil
 }
 
 func (p *porter) close() {

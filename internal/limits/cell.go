@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -21,20 +22,32 @@ import (
 type Cell struct {
 	tree *Tree
 	path string
+	unit string // the scope, where systemd made it
 
 	mu      sync.Mutex
 	enabled map[string]error // v2: controllers that were switched on for the runs, or why not
 	swap    bool             // swap can be limited: memory.memsw.limit_in_bytes, memory.swap.max
 	sockets bool             // v1: socket buffers can be limited: memory.kmem.tcp.limit_in_bytes
+	release func()           // lets the scope's first process go
 }
 
+// A Keeper starts a process that does nothing but wait for its release.
+type Keeper func() (pid int, release func(), err error)
+
 // NewCell makes the directory of a cell. The id must not be in use (errors.Is fs.ErrExist): it
-// is the caller's to make it unique, and to Remove what a dead process left.
-func (t *Tree) NewCell(id string) (*Cell, error) {
+// is the caller's to make it unique, and to Remove what a dead process left. The keeper is for
+// systemd, which makes no scope without a process; Settle releases it.
+func (t *Tree) NewCell(id string, keeper Keeper) (*Cell, error) {
 	if err := checkName(id); err != nil {
 		return nil, fmt.Errorf("cell id %w", err)
 	}
-	c := &Cell{tree: t, path: path.Join(t.parent, id), enabled: map[string]error{}}
+	c := &Cell{tree: t, path: path.Join(t.parent, id), enabled: map[string]error{}, release: func() {}}
+	if t.manager != nil {
+		if err := c.makeScope("sandbox-"+id+".scope", keeper); err != nil {
+			return nil, unavailable("%v did not make a scope: %v; name a cgroup with WithCgroupParent", t.manager, err)
+		}
+		return c, nil
+	}
 	made, err := c.makeDirs()
 	if err != nil {
 		// Not Delete: where the directory existed before, it is not ours.
@@ -46,6 +59,58 @@ func (t *Tree) NewCell(id string) (*Cell, error) {
 	}
 	c.setUp()
 	return c, nil
+}
+
+// keeping is the child of a scope that the keeper is put into: one with processes of its own gives
+// its children no controllers.
+const keeping = "keeper"
+
+// makeScope has systemd make the directory of the cell.
+func (c *Cell) makeScope(unit string, keeper Keeper) error {
+	t := c.tree
+	pid, release, err := keeper()
+	if err != nil {
+		return err
+	}
+	c.unit, c.release = unit, release
+	if c.path, err = t.manager.startScope(unit, pid); err == nil {
+		t.parent = path.Dir(c.path)
+		err = subgroup(path.Join(t.v2, c.path), keeping) // with what it has forked
+	}
+	if err == nil {
+		err = t.offers(path.Join(t.v2, c.path))
+	}
+	if err != nil {
+		release() // the scope goes with its last process
+		return err
+	}
+	c.setUp()
+	return nil
+}
+
+// Adopt moves the process that becomes PID 1 of the cell into the cell's own cgroup, where
+// libcontainer does not. On v1 it stays where it is.
+func (c *Cell) Adopt(pid int) error {
+	if c.tree.v2 == "" {
+		return nil
+	}
+	dir := path.Join(c.tree.v2, c.path, "cell")
+	if err := mkdir(dir); err != nil {
+		return err
+	}
+	err := writeFile(dir+"/cgroup.procs", strconv.Itoa(pid))
+	if err != nil && c.unit != "" && !errors.Is(err, unix.ESRCH) {
+		return c.tree.manager.attach(c.unit, "cell", pid)
+	}
+	return err
+}
+
+// Settle says that the cell has a process of its own now.
+func (c *Cell) Settle() {
+	c.release()
+	if c.unit != "" {
+		_ = unix.Rmdir(path.Join(c.tree.v2, c.path, keeping)) // or Delete does it
+	}
 }
 
 // makeDirs makes the directory of the cell in every hierarchy and returns what it made.
@@ -86,6 +151,30 @@ func (c *Cell) setUp() {
 	memory := t.v1["memory"]
 	c.swap = memory != "" && exists(memory+"/memory.memsw.limit_in_bytes")
 	c.sockets = memory != "" && exists(memory+"/memory.kmem.tcp.limit_in_bytes")
+}
+
+// Uncounted names the fields of Usage that have no counter here: for want of the controller, or
+// in an older kernel.
+func (c *Cell) Uncounted() (names []string) {
+	t := c.tree
+	for _, f := range []struct{ field, controller, v1, v2 string }{
+		{"UserCPU", "cpuacct", "cpuacct.usage", "cpu.stat"},
+		{"SystemCPU", "cpuacct", "cpuacct.usage", "cpu.stat"},
+		{"MemoryPeak", "memory", "memory.max_usage_in_bytes", "memory.peak"},
+		{"ReadBytes", "blkio", "blkio.throttle.io_service_bytes", "io.stat"},
+		{"WriteBytes", "blkio", "blkio.throttle.io_service_bytes", "io.stat"},
+		{"PIDsPeak", "pids", "pids.peak", "pids.peak"},
+		{"OOMKills", "memory", "memory.oom_control", "memory.events"},
+	} {
+		mount, file := t.v2, f.v2
+		if t.v2 == "" {
+			mount, file = t.v1[f.controller], f.v1
+		}
+		if mount == "" || !exists(path.Join(mount, c.path, file)) {
+			names = append(names, f.field)
+		}
+	}
+	return names
 }
 
 // makeDir makes one directory below mount, and those above it that are not there. Those can
@@ -163,6 +252,7 @@ func (c *Cell) Create(name string, s Spec) (*Group, error) {
 // Delete kills every process below the cell and removes it. It takes a few seconds at most; the
 // error then names what is left.
 func (c *Cell) Delete() error {
+	c.release()
 	return errors.Join(removeTree(mountPoints(c.tree.all), c.path), c.tidy())
 }
 

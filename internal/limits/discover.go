@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/cgroups/v3/cgroup2"
 	"golang.org/x/sys/unix"
 )
 
@@ -68,9 +67,9 @@ func unavailable(format string, args ...any) error {
 // discoverV1 takes the controllers that are mounted and writable. Without write access to some,
 // only the limits that need those are missing.
 func (t *Tree) discoverV1(parent string) error {
-	t.parent = parent
+	t.parent, t.why = parent, whyNamed
 	if parent == "" {
-		t.parent = "/" + top
+		t.parent, t.why = "/"+top, whyTop
 	}
 	for _, h := range t.all {
 		for _, c := range h.v1 {
@@ -93,25 +92,28 @@ func (t *Tree) discoverV1(parent string) error {
 	return nil
 }
 
-// discoverV2 takes the controllers that can be enabled for the children of parent.
+// discoverV2 takes the controllers that can be enabled for the children of the place.
 func (t *Tree) discoverV2(parent string) error {
 	h := t.all[slices.IndexFunc(t.all, func(h hierarchy) bool { return h.v2 })]
 	t.v2, t.all = h.mount, []hierarchy{h} // a stray v1 mount is not libcontainer's affair either
-	var err error
-	if t.parent, err = placeV2(h, parent); err != nil {
+	if err := t.placeV2(h, parent); err != nil {
 		return err
 	}
-	dir := t.nearest(t.v2)
+	if t.manager != nil {
+		return nil // NewCell knows more
+	}
+	return t.offers(t.nearest(t.v2))
+}
+
+// offers looks which controllers the children of dir can have.
+func (t *Tree) offers(dir string) error {
 	if why := writable(dir); why != "" {
 		return unavailable("%s", why)
 	}
 	offered := readWords(dir + "/cgroup.controllers")
 	if why := occupied(dir); why != "" {
-		// What was enabled earlier works all the same.
+		// What was enabled earlier works all the same, and what needs no controller.
 		offered = readWords(dir + "/cgroup.subtree_control")
-		if len(offered) == 0 {
-			return unavailable("%s", why)
-		}
 		for _, c := range usedV2 {
 			t.missing[c] = why
 		}
@@ -127,36 +129,6 @@ func (t *Tree) discoverV2(parent string) error {
 	return nil
 }
 
-// placeV2 decides where runs go, before it is known whether that works. This is where a systemd
-// scope would be asked for.
-func placeV2(h hierarchy, parent string) (string, error) {
-	if parent != "" {
-		return parent, nil
-	}
-	if os.Geteuid() == 0 {
-		return "/" + top, nil
-	}
-	own, err := cgroup2.PidGroupPath(os.Getpid())
-	if err != nil {
-		return "", unavailable("/proc/self/cgroup: %v", err)
-	}
-	own = path.Join("/", strings.TrimPrefix(own, strings.TrimSuffix(h.root, "/")))
-	// This process is in own, so no controllers can be enabled there; but the directory above
-	// can be ours and empty, as with systemd's DelegateSubgroup=.
-	above := path.Join(h.mount, path.Dir(own))
-	const remedy = "run as root, or in a subgroup of a delegated cgroup (systemd-run --user -p Delegate=yes -p DelegateSubgroup=main), " +
-		"or name a cgroup without processes that this user owns with WithCgroupParent"
-	for _, file := range []string{"", "/cgroup.procs", "/cgroup.subtree_control"} {
-		if err := unix.Faccessat(unix.AT_FDCWD, above+file, unix.W_OK, unix.AT_EACCESS); err != nil || own == "/" {
-			return "", unavailable("uid %d may not make cgroups beside its own, %s; %s", os.Geteuid(), own, remedy)
-		}
-	}
-	if why := occupied(above); why != "" {
-		return "", unavailable("%s", why)
-	}
-	return path.Join(path.Dir(own), top), nil
-}
-
 // occupied says why no controller can be enabled for the children of dir: v2's rule that a
 // cgroup has processes or children with controllers. The root alone is exempt; it is the one
 // directory without a cgroup.type file.
@@ -164,13 +136,10 @@ func occupied(dir string) string {
 	if !exists(dir + "/cgroup.type") {
 		return ""
 	}
-	data, err := readFile(dir+"/cgroup.procs", nil)
-	switch {
-	case errors.Is(err, unix.EOPNOTSUPP):
-		return dir + " is a threaded cgroup; name one of type \"domain\" with WithCgroupParent"
-	case err == nil && len(data) > 0:
+	// EOPNOTSUPP, which a threaded cgroup answers, is for writable.
+	if data, err := readFile(dir+"/cgroup.procs", nil); err == nil && len(data) > 0 {
 		return dir + " has processes of its own, so its children get no controllers; " +
-			"move them into a child of it, or name a cgroup without processes with WithCgroupParent"
+			"move them into a child of it (sandbox.DelegateSubgroup), or name a cgroup without processes with WithCgroupParent"
 	}
 	return ""
 }
@@ -180,6 +149,9 @@ func writable(dir string) string {
 	err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK, unix.AT_EACCESS)
 	switch {
 	case err == nil:
+		if t := readWords(dir + "/cgroup.type"); len(t) > 0 && t[0] == "threaded" {
+			return dir + " is a threaded cgroup; name one of type \"domain\" with WithCgroupParent"
+		}
 		return ""
 	case errors.Is(err, unix.EROFS):
 		return dir + " is mounted read-only; give this container a writable cgroup mount " +

@@ -43,11 +43,11 @@ type IO struct {
 	ReadOps, WriteOps     uint64
 }
 
-// Usage is what a run used so far. What the machine can't tell is zero.
+// Usage is what a run used so far. What Cell.Uncounted names is zero.
 type Usage struct {
 	UserCPU, SystemCPU time.Duration
 	Throttled          time.Duration // time that a CPU quota kept the run waiting
-	MemoryPeak         uint64        // bytes; see Group.Usage for v2 before Linux 5.19
+	MemoryPeak         uint64        // bytes; uncounted on v2 before Linux 5.19, see Group.Usage
 	ReadBytes          uint64        // from block devices
 	WriteBytes         uint64        // to block devices
 	PIDsPeak           uint64        // needs a kernel with pids.peak

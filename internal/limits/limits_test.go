@@ -219,7 +219,7 @@ func TestCreateTwice(t *testing.T) {
 	_, err = cell.Create("cell", Spec{})
 	assert.ErrorContains(t, err, "own")
 
-	_, err = cell.tree.NewCell(path.Base(cell.Path()))
+	_, err = cell.tree.NewCell(path.Base(cell.Path()), nil)
 	assert.ErrorIs(t, err, fs.ErrExist)
 	assert.DirExists(t, g.dirs[0])
 }
@@ -263,16 +263,17 @@ func TestRemoveDeadTree(t *testing.T) {
 }
 
 func TestOwnTop(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	needRoot(t)
 	tree, err := Discover("")
 	require.NoError(t, err)
-	assert.Equal(t, "/sandbox", tree.Parent())
-	a, err := tree.NewCell("limits-a")
+	if tree.why != whyTop {
+		t.Skip("needs root without systemd or a delegated cgroup")
+	}
+	assert.Equal(t, "/sandbox", tree.parent)
+	a, err := tree.NewCell("limits-a", nil)
 	require.NoError(t, err)
 	defer func() { assert.NoError(t, a.Delete()) }()
-	b, err := tree.NewCell("limits-b")
+	b, err := tree.NewCell("limits-b", nil)
 	require.NoError(t, err)
 	require.NoError(t, b.Delete())
 	assert.DirExists(t, path.Join(tree.all[0].mount, a.Path()), "the other cell stays")
@@ -283,9 +284,7 @@ func TestOwnTop(t *testing.T) {
 // TestRaceForTheTop has owners come and go, each of whom removes the directory that all share
 // when it looks empty.
 func TestRaceForTheTop(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
+	needRoot(t)
 	done := make(chan error, 4)
 	for _, name := range []string{"a", "b", "c", "d"} {
 		go func() {
@@ -295,7 +294,7 @@ func TestRaceForTheTop(t *testing.T) {
 					if err != nil {
 						return err
 					}
-					cell, err := tree.NewCell(name)
+					cell, err := tree.NewCell(name, nil)
 					if err != nil {
 						return err
 					}
@@ -315,9 +314,7 @@ func TestRaceForTheTop(t *testing.T) {
 }
 
 func TestUnavailable(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to become somebody without rights")
-	}
+	needRoot(t)
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "LIMITS_TEST_DISCOVER=1")
 	cmd.Dir = "/"
@@ -341,9 +338,54 @@ func TestOccupied(t *testing.T) {
 		require.NoError(t, err)
 		return
 	}
-	assert.Nil(t, tree)
-	assert.ErrorIs(t, err, ErrUnavailable)
-	assert.ErrorContains(t, err, "has processes of its own")
+	require.NoError(t, err)
+	assert.ErrorContains(t, tree.Missing(Spec{PIDs: 1}), "WithPIDs: "+g.v2+" has processes of its own")
+	below, err := tree.NewCell("below", nil)
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, below.Delete()) }()
+	_, err = below.Create("run", Spec{PIDs: 1})
+	assert.ErrorContains(t, err, "sandbox.DelegateSubgroup")
+	assert.Contains(t, below.Uncounted(), "PIDsPeak")
+	free, err := below.Create("run", Spec{}) // what needs no controller works
+	require.NoError(t, err)
+	p := start(t, free, "sleep 1000")
+	require.NoError(t, free.Freeze(t.Context()))
+	require.NoError(t, free.Kill())
+	assert.Equal(t, unix.SIGKILL, p.signal())
+	used, err := free.CPU()
+	require.NoError(t, err)
+	assert.Positive(t, used)
+}
+
+// TestSubgroup is a process that makes room for cgroups beside its own.
+func TestSubgroup(t *testing.T) {
+	cell := testCell(t, Spec{PIDs: 1})
+	g, err := cell.Create("delegated", Spec{})
+	require.NoError(t, err)
+	if g.v2 == "" {
+		require.NoError(t, Subgroup("main"), "nothing is to be done")
+		return
+	}
+	for _, name := range []string{"", "/cgroup.procs", "/cgroup.subtree_control"} {
+		require.NoError(t, os.Chown(g.v2+name, 65534, 65534))
+	}
+	other := start(t, g, "exec sleep 1000")
+	dir, err := os.Open(g.v2)
+	require.NoError(t, err)
+	defer dir.Close()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "LIMITS_TEST_DISCOVER=subgroup")
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &unix.SysProcAttr{
+		Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
+		UseCgroupFD: true, CgroupFD: int(dir.Fd()),
+	}
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err)
+	assert.Equal(t, g.Path()+"/sandbox pids.max=7\n", string(out))
+	moved, err := members(g.v2 + "/main")
+	require.NoError(t, err)
+	assert.Equal(t, []int{other.Process.Pid}, moved)
 }
 
 // TestDelegatedSubtree is a user without rights in a subgroup of a cgroup that is his, as systemd

@@ -190,7 +190,7 @@ func TestBadNames(t *testing.T) {
 	}
 	tree := &Tree{}
 	for _, id := range []string{"", "..", "a/b", "memory.max", "a\nb"} {
-		_, err := tree.NewCell(id)
+		_, err := tree.NewCell(id, nil)
 		assert.ErrorContains(t, err, "must be a file name", "%q", id)
 	}
 	for _, p := range []string{"", "/", "x", "/a/../b"} {

@@ -14,7 +14,9 @@ import (
 // Tree is the place of this machine where cells and their runs get their cgroups.
 type Tree struct {
 	version string
-	parent  string      // path of the cells' directory below the mounts
+	parent  string      // path of the cells' directory below the mounts; with manager, known from NewCell on
+	why     string      // why there
+	manager *manager    // whom NewCell asks for a scope; nil to make a directory
 	all     []hierarchy // every hierarchy, for libcontainer makes a directory in each
 	v1      map[string]string
 	v2      string            // mount point; "" where the controllers are on v1
@@ -28,8 +30,17 @@ type Tree struct {
 // Version is "v1", "hybrid" (v1 controllers beside a v2 hierarchy without them) or "v2".
 func (t *Tree) Version() string { return t.version }
 
-// Parent is the path below the cgroup mounts where the cells' directories are.
-func (t *Tree) Parent() string { return t.parent }
+// Place tells where the cells' directories are, below the cgroup mounts, and why there.
+func (t *Tree) Place() string { return t.parent + ", " + t.why }
+
+// Path is where NewCell will make the cell of that id; "" if systemd decides, who removes it too
+// when nobody is left in it.
+func (t *Tree) Path(id string) string {
+	if t.manager != nil {
+		return ""
+	}
+	return path.Join(t.parent, id)
+}
 
 // Missing says which limits of s can't be enforced here, why, and what to do about it. Each is
 // named by its option. It also refuses values that make no sense.

@@ -9,15 +9,17 @@
 #   VM_JOB=DIR           the one directory that host and guest share writable (default: a fresh one)
 #   VM_KERNEL=6.12|6.1|5.10|newest    the latest of that line (default 6.12), or a version, such as 6.1.0-49-amd64
 #   VM_DIR=DIR           cache of kernels (default: $XDG_CACHE_HOME/sandbox-vm)
-#   VM_APPEND='...'      more words for the kernel's command line; with systemd as PID 1:
-#                        'vm.init=/lib/systemd/systemd systemd.unit=vmjob.service'
+#   VM_AS=WHO            root (default), or user: uid 1000 with subordinate ids;
+#                        with systemd as PID 1: systemd (root, in a service), systemd-service (in one with
+#                        Delegate=yes), systemd-user (uid 1000, in such a service of its user manager)
+#   VM_APPEND='...'      more words for the kernel's command line
 #
 # In the guest VM_GUEST=1, VM_JOB is set, /tmp and /run are empty, and CMD has the caller's working directory
 # (/ if the guest has no such directory, as under /tmp). README.md tells the rest.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 VM=${VM_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/sandbox-vm}
-ACCEL=${VM_ACCEL:-tcg} MEM=${VM_MEM:-3072} CPUS=${VM_CPUS:-2} TIMEOUT=${VM_TIMEOUT:-600}
+ACCEL=${VM_ACCEL:-tcg} MEM=${VM_MEM:-3072} CPUS=${VM_CPUS:-2} TIMEOUT=${VM_TIMEOUT:-600} AS=${VM_AS:-root}
 PATH=$PATH:/usr/sbin:/sbin    # depmod and modprobe, for an ordinary user
 
 die() { echo "guest: $*" >&2; exit 126; }
@@ -29,6 +31,15 @@ tcg) # Two TCG threads in QEMU 7.2 crash a guest that patches its own text, 1 bo
 kvm) [ -w /dev/kvm ] || die "VM_ACCEL=kvm, but /dev/kvm can't be opened for writing"
 	accel=(-accel kvm -cpu host) ;;
 *) die "VM_ACCEL=$ACCEL is neither kvm nor tcg" ;;
+esac
+more=() append=${VM_APPEND:-}    # packages, words for the kernel
+case $AS in
+root) ;;
+user) more=(uidmap) ;;
+systemd | systemd-service | systemd-user)
+	more=(systemd dbus libpam-systemd dbus-user-session uidmap)
+	append="vm.init=/lib/systemd/systemd systemd.unit=vmjob.service $append" ;;
+*) die "VM_AS=$AS is none of root, user, systemd, systemd-service, systemd-user" ;;
 esac
 
 # --- once: a kernel, unpacked from its Debian package and never installed, and an initrd that mounts the root ---
@@ -113,8 +124,9 @@ mount -t 9p -o ro,$O,cache=loose host /lower || poweroff -f
 mount -t tmpfs -o mode=755,size=75% rw /rw; mkdir -m 755 /rw/u /rw/w
 mount -t overlay -o lowerdir=/lower,upperdir=/rw/u,workdir=/rw/w root /root || poweroff -f
 mount -t tmpfs -o mode=1777 tmp /root/tmp; mount -t tmpfs -o mode=755 run /root/run
-mkdir -p /root/lib/modules
-mount -t 9p -o ro,$O,cache=loose mods /root/lib/modules || poweroff -f
+mkdir -p /root/run/vm-modules                            # not below /usr, which has nothing else mounted in it
+mount -t 9p -o ro,$O,cache=loose mods /root/run/vm-modules || poweroff -f
+rm -rf /root/lib/modules; ln -s /run/vm-modules /root/lib/modules
 mount -t 9p -o $O,cache=loose job /job || poweroff -f
 cp /job/.guest /root/run/vm-guest
 job=$(cat /job/.dir); mkdir -p "/root$job"; mount --move /job "/root$job"
@@ -131,7 +143,7 @@ INIT
 	rm -rf "$T"
 }
 
-"$here/install.sh" qemu-system-x86 busybox-static kmod cpio xz-utils iproute2 || die "packages are missing; SANDBOX_VM=0 leaves the guest out"
+"$here/install.sh" qemu-system-x86 busybox-static kmod cpio xz-utils iproute2 "${more[@]}" || die "packages are missing; SANDBOX_VM=0 leaves the guest out"
 for c in qemu-system-x86_64 busybox depmod cpio xz ip flock; do command -v $c >/dev/null || die "no $c command"; done
 mkdir -p "$VM"
 exec 9> "$VM/.lock"; flock 9       # guests may start at the same time, in an empty cache too
@@ -154,7 +166,7 @@ rm -f "$JOB"/.{rc,console,in}
 mkfifo "$JOB/.in"    # stdin that never ends: at its end QEMU closes the port and the guest's writes block
 printf '%s\n' "$JOB" > "$JOB/.dir"
 
-{ printf 'export VM_JOB=%q PATH=%q HOME=%q\ncwd=%q cmd=(' "$JOB" "$PATH" "${HOME:-/root}" "$PWD"
+{ printf 'export VM_JOB=%q PATH=%q HOME=%q\nas=%q cwd=%q cmd=(' "$JOB" "$PATH" "${HOME:-/root}" "$AS" "$PWD"
   printf ' %q' "$@"; echo ')'; cat <<'EOT'; } > "$JOB/.guest"
 [ $$ != 1 ] || {     # as init (not under systemd): mount the rest
 mount -t sysfs sys /sys; mount -t cgroup2 -o nsdelegate,memory_recursiveprot cg /sys/fs/cgroup
@@ -166,8 +178,30 @@ ip link set lo up; hostname vm; }
 chmod +r $(readlink -f /lib64/ld-linux-x86-64.so.2 /lib/x86_64-linux-gnu/libc.so.6) /etc/ld.so.cache
 for p in /sys/class/virtio-ports/*; do read -r n < $p/name; [ "$n" = out ] && break; done
 export VM_GUEST=1 TMPDIR=/tmp; unset XDG_RUNTIME_DIR; cd "$cwd" 2>/dev/null || cd /
-mkfifo /run/vm-out; cat /run/vm-out > /dev/${p##*/} & cat=$!
-(ulimit -n 20000; exec "${cmd[@]}") < /dev/null > /run/vm-out 2>&1; rc=$?
+as_user() { setpriv --reuid=1000 --regid=1000 --clear-groups --inh-caps=-all "$@"; }
+case $as in *user)   # uid 1000: an account with subordinate ids, a home, a runtime directory
+getent passwd 1000 > /run/vm-account || {
+echo 'vmuser:*:1000:1000::/run/vm-home:/bin/sh' | tee /run/vm-account >> /etc/passwd
+getent group 1000 > /dev/null || echo 'vmuser:*:1000:' >> /etc/group; }
+IFS=: read -r name _ < /run/vm-account
+echo "$name:100000:65536" | tee /etc/subuid > /etc/subgid
+export HOME=/run/vm-home XDG_RUNTIME_DIR=/run/user/1000
+for d in "$HOME" "$XDG_RUNTIME_DIR"; do [ $as = systemd-user -a $d != "$HOME" ] || install -d -m 700 -o 1000 -g 1000 $d; done
+esac
+[ $as != systemd-user ] || export DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/bus
+unset INVOCATION_ID JOURNAL_STREAM SYSTEMD_EXEC_PID    # of vmjob.service
+{ export -p; declare -p cmd; printf 'cd %q\nexec "${cmd[@]}"\n' "$PWD"; } > /run/vm-cmd
+ulimit -n 20000
+case $as in          # a service of its own, so that its cgroup has nobody else in it
+root) run=(bash) ;;
+user) run=(as_user bash) ;;
+systemd) run=(systemd-run -q --wait --pipe bash) ;;
+systemd-service) run=(systemd-run -q --wait --pipe -p Delegate=yes bash) ;;
+systemd-user) systemctl start user@1000.service
+run=(as_user systemd-run --user -q --wait --pipe -p Delegate=yes bash) ;;
+esac
+mkfifo -m 666 /run/vm-out; cat /run/vm-out > /dev/${p##*/} & cat=$!
+"${run[@]}" /run/vm-cmd < /dev/null > /run/vm-out 2>&1; rc=$?
 # a process that outlives CMD and keeps its stdout open must not keep the guest up, and is a failure
 (sleep 20; touch /run/vm-late; echo "guest: a process outlived the command and keeps its stdout open" > /run/vm-out
 sleep 1; kill $cat) & wait $cat
@@ -181,7 +215,7 @@ share() { printf 'local,path=%s,mount_tag=%s,security_model=%s,multidevs=remap%s
 rc=0
 timeout -k 5 "$TIMEOUT" qemu-system-x86_64 "${accel[@]}" -smp "$CPUS" -m "$MEM" \
 	-nodefaults -no-user-config -display none -no-reboot -kernel "$VM/k-$K/boot/vmlinuz-$K" -initrd "$VM/initrd-$K.cpio" \
-	-append "console=ttyS0 quiet panic=-1 nokaslr mitigations=off norandmaps ${VM_APPEND:-}" \
+	-append "console=ttyS0 quiet panic=-1 nokaslr mitigations=off norandmaps $append" \
 	-serial "file:$JOB/.console" -device virtio-rng-pci -device virtio-serial-pci \
 	-chardev stdio,id=out,signal=off -device virtserialport,chardev=out,name=out \
 	-virtfs "$(share / host ,readonly=on)" \

@@ -1,13 +1,8 @@
-// Command vmtest runs the tests of this module on the machine at hand and in a QEMU guest.
+// Command vmtest runs the tests of this module on the machine at hand and in QEMU guests.
 //
 //	go run ./internal/vmtest [-pkg pattern] [-run regexp] [-v] [configuration...]
 //
-// Every package's test binary is built once and then run in each configuration:
-//
-//	host       in the repository, as the user at hand
-//	guest      as root on Linux 6.12 with cgroup v2 and nothing mounted but the usual (see guest.sh)
-//	host-user  as uid 1000 on this machine, only if started by root: the root package's rootless tests
-//
+// Every package's test binary is built once and then run in each configuration, which configurations.go lists.
 // With no configuration named, all of them run. README.md lists the environment variables.
 package main
 
@@ -21,8 +16,10 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -57,7 +54,7 @@ func main() {
 
 // testAll builds the test binaries and runs them in the configurations named.
 func testAll(ctx context.Context, names []string) (*report, error) {
-	report := &report{out: os.Stdout, verbose: *verbose}
+	report := &report{out: &lockedWriter{w: os.Stdout}, verbose: *verbose}
 	configurations, err := chooseConfigurations(names)
 	if err != nil {
 		return report, err
@@ -67,36 +64,25 @@ func testAll(ctx context.Context, names []string) (*report, error) {
 		return report, err
 	}
 	defer s.remove()
-	for _, name := range configurations {
-		if ctx.Err() != nil {
-			return report, ctx.Err()
+	// The host's tests have the machine for themselves. An emulated guest keeps one CPU busy.
+	guests := make(chan struct{}, runtime.NumCPU())
+	var running sync.WaitGroup
+	for _, c := range configurations {
+		section := s.section(c, report)
+		switch {
+		case section == nil:
+		case !c.guest():
+			s.run(ctx, c, section)
+		default:
+			guests <- struct{}{}
+			running.Go(func() {
+				defer func() { <-guests }()
+				s.run(ctx, c, section)
+			})
 		}
-		s.run(ctx, name, report)
 	}
+	running.Wait()
 	return report, nil
-}
-
-// chooseConfigurations returns what to run: the configurations named, or all that make sense here.
-func chooseConfigurations(names []string) ([]string, error) {
-	all := []string{"host", "guest", "host-user"}
-	for _, name := range names {
-		if !slices.Contains(all, name) {
-			return nil, fmt.Errorf("no configuration %q: there are %s", name, strings.Join(all, ", "))
-		}
-	}
-	if slices.Contains(names, "host-user") && os.Getuid() != 0 {
-		return nil, errors.New("the configuration host-user needs root: an ordinary user's own tests are host")
-	}
-	if len(names) == 0 {
-		names = all
-	}
-	return slices.DeleteFunc(slices.Clone(names), func(name string) bool {
-		if name == "guest" && os.Getenv("SANDBOX_VM") == "0" {
-			fmt.Println("guest: left out, as SANDBOX_VM=0 says")
-			return true
-		}
-		return name == "host-user" && os.Getuid() != 0
-	}), nil
 }
 
 // A stage is the directory that every configuration can reach: the test binaries, and a copy of the source tree
@@ -216,53 +202,97 @@ func copyFile(src, dst string) error {
 	return nil
 }
 
-// run runs the test binaries in one configuration and adds their results to the report.
-func (s *stage) run(ctx context.Context, name string, report *report) {
-	pattern := *runPattern
-	if name == "host-user" && pattern == "" {
-		pattern = envOr("SANDBOX_HOST_USER_RUN", "Rootless")
+// section starts a configuration's part of the report; nil if none of the packages asked for run there.
+func (s *stage) section(c configuration, report *report) *section {
+	if len(s.packagesOf(c)) == 0 && len(s.packages) > 0 {
+		return nil
 	}
-	packages := slices.DeleteFunc(slices.Clone(s.packages), func(p testPackage) bool {
-		switch name {
-		case "guest":
-			return p.dir == "internal/vmtest" // about this command; its tests start the go command, which is slow there
-		case "host-user":
-			return p.dir != "."
+	return report.section(c.name)
+}
+
+// packagesOf returns the packages that run in the configuration: those asked for with -pkg, or its own.
+func (s *stage) packagesOf(c configuration) []testPackage {
+	asked := *pkgPattern != "./..."
+	return slices.DeleteFunc(slices.Clone(s.packages), func(p testPackage) bool {
+		if c.guest() && p.dir == "internal/vmtest" {
+			return true // about this command; its tests start the go command, which is slow there
 		}
-		return false
+		return !asked && c.packages != nil && !slices.Contains(c.packages, p.dir)
 	})
-	if len(packages) == 0 && len(s.packages) > 0 {
+}
+
+// run runs the test binaries in one configuration and adds their results to the report.
+func (s *stage) run(ctx context.Context, c configuration, section *section) {
+	start := time.Now()
+	defer func() { section.took = time.Since(start) }()
+	if ctx.Err() != nil {
+		section.broken(ctx.Err())
 		return
 	}
-	section := report.section(name)
-	cmd, err := s.command(ctx, name, pattern, packages)
+	packages := s.packagesOf(c)
+	cmd, err := s.command(ctx, c, packages)
 	if err != nil {
 		section.broken(err)
 		return
 	}
-	cmd.Stderr = os.Stderr
+	var last lastLine
+	cmd.Stderr = io.MultiWriter(os.Stderr, &last)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
 	output, w := io.Pipe()
 	cmd.Stdout = w
 	go func() {
 		err := cmd.Run()
-		if errors.Is(err, exec.ErrWaitDelay) {
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		switch {
+		case errors.Is(err, exec.ErrWaitDelay):
 			err = errors.New("a process outlived the tests and holds their output open")
+		case ok && exit.ExitCode() == noKernel && c.optional:
+			err = errNoKernel
 		}
 		w.CloseWithError(err)
 	}()
-	if err := section.read(ctx, output, packages); err != nil {
+	err = section.read(ctx, output, packages)
+	switch {
+	case errors.Is(err, errNoKernel):
+		section.leftOut(last.String())
+	case err != nil:
 		section.broken(err)
 	}
 }
 
+// noKernel is the exit status of guest.sh when the kernel's package can't be had. The last line of its stderr says why.
+const noKernel = 127
+
+var errNoKernel = errors.New("the kernel's package can't be had")
+
+// lastLine keeps the last line that was written, as far as it fits.
+type lastLine struct{ tail []byte }
+
+func (l *lastLine) Write(p []byte) (int, error) {
+	l.tail = append(l.tail, p...)
+	l.tail = l.tail[max(0, len(l.tail)-1000):]
+	return len(p), nil
+}
+
+func (l *lastLine) String() string {
+	text := strings.TrimSpace(string(l.tail))
+	return text[strings.LastIndexByte(text, '\n')+1:]
+}
+
 // command is the one that runs suite.sh with the packages in the configuration.
-func (s *stage) command(ctx context.Context, name, pattern string, packages []testPackage) (*exec.Cmd, error) {
-	var (
-		timeout = envOr("SANDBOX_TEST_TIMEOUT", map[string]string{"guest": "20m"}[name], "5m")
-		env     = []string{"SANDBOX_TEST_CONFIG=" + name}
-	)
+func (s *stage) command(ctx context.Context, c configuration, packages []testPackage) (*exec.Cmd, error) {
+	timeout := envOr("SANDBOX_TEST_TIMEOUT", "5m")
+	if c.guest() {
+		timeout = envOr("SANDBOX_TEST_TIMEOUT", "20m")
+	}
+	pattern := c.run
+	if c.name == "host-user" {
+		pattern = envOr("SANDBOX_HOST_USER_RUN", pattern)
+	}
+	if *runPattern != "" {
+		pattern = *runPattern
+	}
 	suite := func(src, bin string) []string {
 		args := []string{"sh", filepath.Join(src, "internal/vmtest/suite.sh"), src, bin, timeout, pattern}
 		for _, p := range packages {
@@ -270,16 +300,24 @@ func (s *stage) command(ctx context.Context, name, pattern string, packages []te
 		}
 		return args
 	}
-	var args []string
-	switch name {
-	case "host":
-		args = suite(s.root, s.path("bin"))
-	case "guest":
+	var (
+		env  = []string{"SANDBOX_TEST_CONFIG=" + c.name}
+		args []string
+	)
+	switch {
+	case c.guest():
+		job, err := s.job(ctx, c)
+		if err != nil {
+			return nil, err
+		}
 		// The tests run on a tmpfs, as on many machines; 9p can do less than a real file system.
-		env = append(env, "VM_JOB="+s.dir, "VM_TIMEOUT="+envOr("VM_TIMEOUT", "3000"))
 		args = append([]string{filepath.Join(s.root, "internal/vmtest/guest.sh"), "env", env[0],
 			"sh", "-c", `cp -r "$VM_JOB/src" "$VM_JOB/bin" /tmp && exec "$@"`, "sh"}, suite("/tmp/src", "/tmp/bin")...)
-	case "host-user":
+		env = append(env, "VM_JOB="+job, "VM_AS="+c.as, "VM_TIMEOUT="+envOr("VM_TIMEOUT", "3000"))
+		if c.kernel != defaultKernel {
+			env = append(env, "VM_KERNEL="+c.kernel)
+		}
+	case c.as == "user":
 		for _, dir := range []string{"home", "run", "tmp"} {
 			if err := os.MkdirAll(s.path("user", dir), 0o700); err != nil {
 				return nil, err
@@ -292,11 +330,25 @@ func (s *stage) command(ctx context.Context, name, pattern string, packages []te
 		id := fmt.Sprint(userID)
 		args = append([]string{"setpriv", "--reuid=" + id, "--regid=" + id, "--clear-groups", "--inh-caps=-all"},
 			suite(s.path("src"), s.path("bin"))...)
+	default:
+		args = suite(s.root, s.path("bin"))
 	}
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = s.root
 	cmd.Env = append(os.Environ(), env...)
 	return cmd, nil
+}
+
+// job makes the directory that a guest shares: each has its own, with hard links to the binaries and the source tree.
+func (s *stage) job(ctx context.Context, c configuration) (string, error) {
+	dir := s.path("job", c.name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	if out, err := exec.CommandContext(ctx, "cp", "-al", s.path("src"), s.path("bin"), dir).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("cp: %w: %s", err, out)
+	}
+	return dir, nil
 }
 
 func chownTree(root string, id int) error {

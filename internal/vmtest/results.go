@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -26,6 +27,7 @@ type section struct {
 	name  string
 	total counts
 	skips []string // "TestX (package): reason"
+	took  time.Duration
 }
 
 type counts struct{ passed, failed, skipped int }
@@ -38,6 +40,18 @@ func (c *counts) add(d counts) {
 	c.passed += d.passed
 	c.failed += d.failed
 	c.skipped += d.skipped
+}
+
+// A lockedWriter keeps apart what configurations that run at the same time have to say.
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
 
 func (r *report) section(name string) *section {
@@ -54,12 +68,19 @@ func (s *section) broken(err error) {
 	s.total.failed++
 }
 
+// leftOut counts a configuration that this machine can't have as a skip.
+func (s *section) leftOut(why string) {
+	fmt.Fprintf(s.out, "skip  %s: %s\n", s.name, why)
+	s.total.skipped++
+	s.skips = append(s.skips, "the configuration: "+why)
+}
+
 // print ends the report and tells whether all is well.
 func (r *report) print(w io.Writer) bool {
 	var total counts
 	fmt.Fprintln(w)
 	for _, s := range r.sections {
-		fmt.Fprintf(w, "%s: %v\n", s.name, s.total)
+		fmt.Fprintf(w, "%s: %v in %v\n", s.name, s.total, s.took.Round(time.Second))
 		for _, skip := range s.skips {
 			fmt.Fprintf(w, "    skipped %s\n", skip)
 		}
@@ -87,7 +108,7 @@ func (s *section) read(ctx context.Context, r io.Reader, packages []testPackage)
 			current = startPackage(ctx, dir)
 		case current == nil:
 			if strings.TrimSpace(line) != "" {
-				fmt.Fprint(s.out, line)
+				fmt.Fprintf(s.out, "%s: %s", s.name, line)
 			}
 		case scan(line, "##vmtest end %d %s\n", &exit, &dir):
 			s.packageEnded(current, exit)
@@ -124,14 +145,15 @@ func (s *section) packageEnded(p *packageRun, exit int) {
 		p.write("\n\x16FAIL\n") // what a binary that was cut off owes: test2json holds the last result back until then
 	}
 	results := p.end()
+	var out strings.Builder // in one piece: other configurations run at the same time
 	count, skips := results.finish(exit)
 	for _, t := range results.tests {
 		if s.verbose || t.outcome == "fail" {
-			fmt.Fprint(s.out, tidy(t.output.String()))
+			fmt.Fprint(&out, tidy(t.output.String()))
 		}
 	}
 	if s.verbose || exit != 0 || results.err != nil {
-		fmt.Fprint(s.out, tidy(results.output.String()))
+		fmt.Fprint(&out, tidy(results.output.String()))
 	}
 	for _, skip := range skips {
 		s.skips = append(s.skips, fmt.Sprintf("%s (%s): %s", skip.name, p.dir, skip.reason()))
@@ -140,7 +162,8 @@ func (s *section) packageEnded(p *packageRun, exit int) {
 	if count.failed > 0 {
 		word = "FAIL"
 	}
-	fmt.Fprintf(s.out, "%s  %-10s %-24s %v  %.1fs\n", word, s.name, p.dir, count, time.Since(p.start).Seconds())
+	fmt.Fprintf(&out, "%s  %-15s %-24s %v  %.1fs\n", word, s.name, p.dir, count, time.Since(p.start).Seconds())
+	fmt.Fprint(s.out, out.String())
 	s.total.add(count)
 }
 

@@ -1,0 +1,153 @@
+//go:build linux
+
+package limits
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/containerd/cgroups/v3/cgroup2"
+	"golang.org/x/sys/unix"
+)
+
+// Why runs are where they are, for Check.
+const (
+	whyNamed     = "as WithCgroupParent says"
+	whyDelegated = "which was delegated to this process"
+	whyBeside    = "beside this process's own cgroup, as this user owns the one above"
+	whyTop       = "a directory of its own at the top"
+)
+
+// placeV2 decides where runs go, before it is known whether that works: where WithCgroupParent
+// says, else in what was delegated to this process, else in a scope that systemd makes, else at
+// the top. docs/CGROUPS.md has the whole table.
+func (t *Tree) placeV2(h hierarchy, parent string) error {
+	if parent != "" {
+		t.parent, t.why = parent, whyNamed
+		return nil
+	}
+	own, err := ownV2(h)
+	if err != nil {
+		return err
+	}
+	if dir := delegated(h.mount, own); dir != "" {
+		t.parent, t.why = path.Join(dir, top), whyDelegated
+		return nil
+	}
+	if t.manager = findManager(); t.manager != nil {
+		t.why = fmt.Sprintf("a scope made by %v", t.manager)
+		return nil
+	}
+	if os.Geteuid() == 0 {
+		t.parent, t.why = "/"+top, whyTop
+		return nil
+	}
+	// This process is in own, so no controllers can be enabled there; but the directory above
+	// can be ours and empty.
+	above := path.Dir(own)
+	const remedy = "run as root, or where the user has a systemd of its own (a login, or loginctl enable-linger), " +
+		"or in a subgroup of a delegated cgroup (Delegate=yes, and DelegateSubgroup= or sandbox.DelegateSubgroup), " +
+		"or name a cgroup without processes that this user owns with WithCgroupParent"
+	if own == "/" || !owned(path.Join(h.mount, above)) {
+		return unavailable("uid %d may not make cgroups beside its own, %s; %s", os.Geteuid(), own, remedy)
+	}
+	t.parent, t.why = path.Join(above, top), whyBeside
+	return nil
+}
+
+// ownV2 is this process's own cgroup, below the mount.
+func ownV2(h hierarchy) (string, error) {
+	own, err := cgroup2.PidGroupPath(os.Getpid())
+	if err != nil {
+		return "", unavailable("/proc/self/cgroup: %v", err)
+	}
+	return path.Join("/", strings.TrimPrefix(own, strings.TrimSuffix(h.root, "/"))), nil
+}
+
+// delegated returns the nearest directory above own that systemd has delegated to whoever runs in
+// it and that has no processes itself; "" if there is none. The subtree of a user's own systemd is
+// that systemd's: it is to be asked for a scope.
+func delegated(mount, own string) string {
+	for dir := own; dir != "/"; {
+		dir = path.Dir(dir)
+		full := path.Join(mount, dir)
+		if !isDelegated(full) {
+			continue
+		}
+		if strings.HasPrefix(path.Base(dir), "user@") || !owned(full) || occupied(full) != "" {
+			return ""
+		}
+		return dir
+	}
+	return ""
+}
+
+// isDelegated looks for the mark that systemd leaves: its "Control Group APIs and Delegation".
+// Ordinary users can read the second one only, which systemd sets since version 251.
+func isDelegated(dir string) bool {
+	return slices.ContainsFunc([]string{"trusted.delegate", "user.delegate"}, func(name string) bool {
+		var value [8]byte
+		n, err := unix.Getxattr(dir, name, value[:])
+		return err == nil && string(value[:n]) == "1"
+	})
+}
+
+// owned tells whether this user may make cgroups in dir and move its processes about in it:
+// cgroups(7), "Delegation".
+func owned(dir string) bool {
+	return !slices.ContainsFunc([]string{"", "/cgroup.procs", "/cgroup.subtree_control"}, func(file string) bool {
+		return unix.Faccessat(unix.AT_FDCWD, dir+file, unix.W_OK, unix.AT_EACCESS) != nil
+	})
+}
+
+// Subgroup moves every process of this process's own cgroup into a child of it, so that others
+// can get controllers. Nothing is to be done on v1, nor at the top of v2.
+func Subgroup(name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	all, err := mounts()
+	if err != nil {
+		return err
+	}
+	if version(all) != "v2" {
+		return nil
+	}
+	h := all[slices.IndexFunc(all, func(h hierarchy) bool { return h.v2 })]
+	own, err := ownV2(h)
+	if err != nil {
+		return err
+	}
+	dir := path.Join(h.mount, own)
+	if occupied(dir) == "" || path.Base(own) == name && occupied(path.Dir(dir)) == "" {
+		return nil
+	}
+	if why := writable(dir); why != "" {
+		return unavailable("%s", why)
+	}
+	return subgroup(dir, name)
+}
+
+// subgroup moves the processes of a cgroup into a child of it. Some may fork meanwhile.
+func subgroup(dir, name string) error {
+	child := path.Join(dir, name)
+	if err := mkdir(child); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	for range killPasses {
+		pids, err := members(dir)
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		for _, pid := range pids {
+			if err := writeFile(child+"/cgroup.procs", fmt.Sprint(pid)); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
+	}
+	return fmt.Errorf("%s: new processes appear in it as fast as they are moved", dir)
+}

@@ -1,0 +1,73 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+)
+
+// A configuration is a place where the tests run. Those in the guest are one boot each.
+type configuration struct {
+	name     string
+	kernel   string   // VM_KERNEL of guest.sh; "" on this machine
+	as       string   // VM_AS of guest.sh: the user and what PID 1 is; on this machine "user" is uid 1000, "" the user at hand
+	packages []string // directories; nil: all
+	run      string   // -run of its tests
+	optional bool     // skipped if its kernel's package can't be had
+	note     string
+}
+
+// What depends on the place: most of the root package, the cgroups, and the cell's own directories.
+var placed = []string{".", "internal/cell", "internal/limits"}
+
+// Only the root package's tests named Rootless are for everybody.
+var rootless = []string{"."}
+
+// configurations is the matrix. All run in this order, guests beside each other.
+var configurations = []configuration{
+	{name: "host", note: "this machine, as the user at hand"},
+	{name: "host-user", as: "user", packages: rootless, run: "Rootless", note: "this machine, as uid 1000 without subordinate ids"},
+	{name: "guest", kernel: "6.12", as: "root", note: "plain init, cgroup v2, root"},
+	{name: "systemd", kernel: "6.12", as: "systemd", packages: placed, note: "root, in a service without delegation"},
+	{name: "systemd-service", kernel: "6.12", as: "systemd-service", packages: placed, note: "root, in a service with Delegate=yes"},
+	{name: "systemd-user", kernel: "6.12", as: "systemd-user", packages: rootless, run: "Rootless", note: "uid 1000, in a service with Delegate=yes of its user manager"},
+	{name: "linux-6.1", kernel: "6.1", as: "root", packages: placed, note: "plain init, root"},
+	{name: "linux-6.1-user", kernel: "6.1", as: "user", packages: rootless, run: "Rootless", note: "plain init, uid 1000 with subordinate ids, no delegation"},
+	{name: "linux-5.10", kernel: "5.10", as: "root", packages: placed, optional: true, note: "plain init, root"},
+	{name: "linux-newest", kernel: "newest", as: "root", packages: placed, optional: true, note: "plain init, root"},
+}
+
+// defaultKernel is the one that guest.sh takes by itself.
+const defaultKernel = "6.12"
+
+func (c configuration) guest() bool { return c.kernel != "" }
+
+// chooseConfigurations returns what to run: the configurations named, or all that make sense here. "guests" is all in the guest.
+func chooseConfigurations(names []string) ([]configuration, error) {
+	var known []string
+	for _, c := range configurations {
+		known = append(known, c.name)
+	}
+	for _, name := range names {
+		if name != "guests" && !slices.Contains(known, name) {
+			return nil, fmt.Errorf("no configuration %q: there are %s, and guests", name, strings.Join(known, ", "))
+		}
+	}
+	if slices.Contains(names, "host-user") && os.Getuid() != 0 {
+		return nil, errors.New("the configuration host-user needs root: an ordinary user's own tests are host")
+	}
+	var chosen []configuration
+	for _, c := range configurations {
+		switch {
+		case len(names) > 0 && !slices.Contains(names, c.name) && !(c.guest() && slices.Contains(names, "guests")):
+		case c.guest() && os.Getenv("SANDBOX_VM") == "0":
+			fmt.Println(c.name + ": left out, as SANDBOX_VM=0 says")
+		case c.name == "host-user" && os.Getuid() != 0:
+		default:
+			chosen = append(chosen, c)
+		}
+	}
+	return chosen, nil
+}

@@ -1,0 +1,95 @@
+//go:build linux
+
+package sandbox_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+)
+
+// Check tells where runs get their cgroups: docs/CGROUPS.md.
+func TestRootlessPlace(t *testing.T) {
+	t.Parallel()
+	want, known := map[string]string{
+		"host":            "runs below /sandbox, a directory of its own at the top",
+		"guest":           "v2, runs below /sandbox, a directory of its own at the top",
+		"systemd":         "v2, runs below /system.slice, a scope made by systemd",
+		"systemd-service": "v2, runs below /system.slice, a scope made by systemd",
+		"systemd-user":    "v2, runs below /user.slice/user-1000.slice/user@1000.service/app.slice, a scope made by this user's systemd",
+	}[os.Getenv("SANDBOX_TEST_CONFIG")]
+	for _, f := range sandbox.Check(deadline(t)).Features {
+		if strings.HasPrefix(f.Name, "cgroups") {
+			t.Log(f.Name, f.Detail, f.Err, f.Remedy)
+			if known && os.Getenv("SANDBOX_TEST_CONFIG") != "host" || f.Err == nil && os.Geteuid() == 0 {
+				require.NoError(t, f.Err)
+				require.Contains(t, f.Detail, want)
+			}
+			return
+		}
+	}
+	require.Fail(t, "no word about cgroups")
+}
+
+// An ordinary user with a systemd of its own has limits without further ado.
+func TestRootlessScope(t *testing.T) {
+	t.Parallel()
+	need(t, "a user's own systemd")
+	limited := sandbox.WithMemory(32 * sandbox.MiB)
+	result, err := shell("tail /dev/zero", limited).Run(deadline(t))
+	require.ErrorIs(t, err, sandbox.ErrOutOfMemory)
+	require.Equal(t, sandbox.OutOfMemory, result.Reason)
+	result, err = shell("while :; do :; done", sandbox.WithCPUTime(200*time.Millisecond), sandbox.WithCPUs(0.5), sandbox.WithPIDs(20), limited).Run(deadline(t))
+	require.ErrorIs(t, err, sandbox.ErrCPUTime)
+	require.Positive(t, result.Usage.Throttled)
+	require.Positive(t, result.Usage.MemoryPeak)
+	require.NotContains(t, result.Usage.Uncounted, "UserCPU")
+
+	p := start(t, shell("while :; do :; done"))
+	require.NoError(t, p.Pause())
+	before, err := p.Usage()
+	require.NoError(t, err)
+	time.Sleep(300 * time.Millisecond)
+	after, err := p.Usage()
+	require.NoError(t, err)
+	require.Equal(t, before.UserCPU+before.SystemCPU, after.UserCPU+after.SystemCPU)
+	require.NoError(t, p.Resume())
+
+	c, err := sandbox.NewCell()
+	require.NoError(t, err)
+	before2 := scopes(t)
+	require.NotEmpty(t, before2)
+	require.NoError(t, c.Close())
+	eventually(t, "the cell's scope goes", func() bool { return len(scopes(t)) < len(before2) })
+}
+
+func scopes(t *testing.T) []string {
+	list, err := filepath.Glob("/sys/fs/cgroup/user.slice/user-*.slice/user@*.service/app.slice/sandbox-*.scope")
+	require.NoError(t, err)
+	return list
+}
+
+// What nothing counts here is named, and what is named is not a figure by accident.
+func TestRootlessUncounted(t *testing.T) {
+	t.Parallel()
+	result, err := shell("head -c 4M /dev/zero | tail -c 1 >/dev/null").Run(deadline(t))
+	require.NoError(t, err)
+	u := result.Usage
+	for name, value := range map[string]uint64{"PIDsPeak": u.PIDsPeak, "MemoryPeak": u.MemoryPeak, "UserCPU": uint64(u.UserCPU + u.SystemCPU)} {
+		uncounted := strings.Contains(strings.Join(u.Uncounted, " "), name)
+		switch {
+		case !uncounted:
+			require.Positive(t, value, name)
+		case name == "PIDsPeak":
+			require.Zero(t, value)
+		default:
+			require.Positive(t, value, "what the command itself used")
+		}
+	}
+}
