@@ -419,9 +419,10 @@ func need(t testing.TB, name string) {
 
 // configurations are groups of those in internal/vmtest, for the table below.
 var configurations = map[string]string{
-	"ROOT": "host guest systemd systemd-service linux-6.1 linux-5.10 linux-newest",
-	"USER": "host-user systemd-user linux-6.1-user",
-	"NEW":  "host guest systemd systemd-service linux-newest", // root on Linux 6.3 or later
+	"ROOT":      "host guest systemd systemd-service linux-6.1 linux-5.10 linux-newest",
+	"ROOT-5.11": "host guest systemd systemd-service linux-6.1 linux-newest", // root on Linux 5.11 or later
+	"USER":      "host-user systemd-user linux-6.1-user",
+	"NEW":       "host guest systemd systemd-service linux-newest", // root on Linux 6.3 or later
 }
 
 // knownIn tells whether known, names of configurations and of groups of them, contains config.
@@ -451,6 +452,7 @@ var features = map[string]struct {
 	"idmapped tmpfs":                     {kernelAsRoot(6, 3), "NEW"},
 	"idmapped tmpfs or an ordinary user": {func() bool { return !asRoot() || kernelAsRoot(6, 3)() }, "NEW USER docker"},
 	"idmapped /usr":                      {func() bool { return kernelAsRoot(5, 19)() && onDisk("/usr") }, ""}, // the guest's is on 9p
+	"overlayfs for runs":                 {kernel(5, 11), "ROOT-5.11 USER"},
 	"gcc":                                {command("gcc"), "ROOT USER"},
 	"python3":                            {command("python3"), "ROOT USER"},
 	"a static busybox":                   {command("busybox"), "ROOT USER"},
@@ -489,16 +491,21 @@ func asRoot() bool {
 	return os.Geteuid() == 0 && effective>>unix.CAP_SYS_ADMIN&1 != 0
 }
 
-// kernelAsRoot tells whether this is root on such a kernel or a later one.
-func kernelAsRoot(major, minor int) func() bool {
+// kernel tells whether this is such a kernel or a later one.
+func kernel(major, minor int) func() bool {
 	return func() bool {
 		var u unix.Utsname
 		var have [2]int
 		if unix.Uname(&u) == nil {
 			_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &have[0], &have[1])
 		}
-		return asRoot() && (have[0] > major || have[0] == major && have[1] >= minor)
+		return have[0] > major || have[0] == major && have[1] >= minor
 	}
+}
+
+// kernelAsRoot tells whether this is root on such a kernel or a later one.
+func kernelAsRoot(major, minor int) func() bool {
+	return func() bool { return asRoot() && kernel(major, minor)() }
 }
 
 // controller tells whether this process is root and a cgroup controller is there, mounted writable.

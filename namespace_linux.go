@@ -49,9 +49,7 @@ func (k *compiler) addNobody() {
 	b, id := k.b, program.Int(maxID+1)
 	b.Call("setresgid", unix.SYS_SETRESGID, id, id, id)
 	b.Call("setresuid", unix.SYS_SETRESUID, id, id, id)
-	// A change of ids sets it to the sysctl fs.suid_dumpable.
-	zero := program.Int(0)
-	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_DUMPABLE, "PR_SET_DUMPABLE"), zero, zero, zero, zero)
+	k.addUndumpable()
 }
 
 // addLoopback brings up lo: netdevice(7). A struct ifreq is a name of 16 bytes

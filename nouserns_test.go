@@ -59,14 +59,17 @@ func TestNoUserNamespacesAtAll(t *testing.T) {
 }
 
 // TestNoUserNamespaceDumpable has the sysctl that would let processes of one id trace each other whatever they were.
-func TestNoUserNamespaceDumpable(t *testing.T) {
+func TestDumpable(t *testing.T) {
 	need(t, "a guest's sysctls")
 	const sysctl = "/proc/sys/fs/suid_dumpable"
 	was, err := os.ReadFile(sysctl)
 	require.NoError(t, err)
 	require.NoError(t, os.WriteFile(sysctl, []byte("1"), 0))
 	defer func() { require.NoError(t, os.WriteFile(sysctl, was, 0)) }()
-	require.Equal(t, "alive", output(t, hostUser(helper("inspect"))))
+	inspect := helper("inspect")
+	for _, s := range []*sandbox.Sandbox{inspect, inspect.With(sandbox.WithUser(0, 0)), hostUser(inspect)} {
+		require.Equal(t, "alive", output(t, s))
+	}
 }
 
 // asOrdinaryUser is why a run does not start.

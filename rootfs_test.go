@@ -47,6 +47,9 @@ func TestHostRootfs(t *testing.T) {
 func busyboxRoot(t *testing.T, dirs ...string) string {
 	t.Helper()
 	need(t, "a static busybox")
+	if len(dirs) == 0 { // mount points that it lacks are on a layer above
+		need(t, "overlayfs for runs")
+	}
 	root := openDir(t)
 	exe, err := exec.LookPath("busybox")
 	require.NoError(t, err)
@@ -64,6 +67,7 @@ func busyboxRoot(t *testing.T, dirs ...string) string {
 
 func TestDirRootfs(t *testing.T) {
 	t.Parallel()
+	need(t, "overlayfs for runs")
 	need(t, "root")
 	all := []string{"/proc", "/dev", "/tmp", "/home/sandbox"}
 	for name, prepare := range map[string]func(root string) error{
@@ -116,6 +120,7 @@ func TestDirRootfs(t *testing.T) {
 // A mount point below a directory that exists leaves that directory's permissions as they are.
 func TestDirRootfsKeepsPermissions(t *testing.T) {
 	t.Parallel()
+	need(t, "overlayfs for runs")
 	need(t, "root")
 	root := busyboxRoot(t, "/open", "/half")
 	require.NoError(t, os.Chmod(root+"/open", 0o777|os.ModeSticky))
@@ -271,6 +276,7 @@ func TestTmpfs(t *testing.T) {
 
 func TestFiles(t *testing.T) {
 	t.Parallel()
+	need(t, "overlayfs for runs")
 	need(t, "root")
 	big := strings.Repeat("0123456789abcdef", sandbox.MiB/16-100)
 	files := sandbox.New(
@@ -322,6 +328,7 @@ func TestFiles(t *testing.T) {
 func TestWritableRoot(t *testing.T) {
 	t.Parallel()
 	need(t, "root")
+	need(t, "overlayfs for runs")
 	mark := "sandbox-test-" + aLongTime()
 	writable := sandbox.WithWritableRoot(8 * sandbox.MiB)
 	script := "touch /M /etc/M /var/M /home/M /opt-M && mkdir /M.d && mv /M /M.d && ls /M.d; rm /etc/hosts; ls /etc/hosts 2>/dev/null || echo removed"

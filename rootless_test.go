@@ -141,6 +141,7 @@ func TestRootlessMounts(t *testing.T) {
 
 func TestRootlessWritableRoot(t *testing.T) {
 	t.Parallel()
+	need(t, "overlayfs for runs")
 	mark := "sandbox-test-" + aLongTime()
 	writable := sandbox.WithWritableRoot(4 * sandbox.MiB)
 	script := "touch /M && mkdir /M.d && mv /M /M.d && ls /M.d; touch /etc/M; (head -c 20M /dev/zero >/x) 2>/dev/null || echo full"
@@ -150,6 +151,7 @@ func TestRootlessWritableRoot(t *testing.T) {
 
 func TestRootlessDirRootfs(t *testing.T) {
 	t.Parallel()
+	need(t, "overlayfs for runs")
 	for _, dirs := range [][]string{nil, {"/proc", "/dev", "/tmp", "/home/sandbox"}} {
 		root := busyboxRoot(t, dirs...)
 		base := sandbox.New(sandbox.WithRootfs(sandbox.DirRootfs(root)))

@@ -39,6 +39,7 @@ func (k *compiler) addPrivileges() {
 		k.addKeyring()
 	}
 	k.addCapset(keep)
+	k.addUndumpable() // of the memory that the command still shares with PID 1
 	for i := 0; i <= k.m.lastCap; i++ {
 		if keep&(1<<i) != 0 {
 			b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_CAP_AMBIENT, "PR_CAP_AMBIENT"),
@@ -54,6 +55,13 @@ func (k *compiler) addPrivileges() {
 	at := b.OpenDir(dir)
 	b.Call("fchdir", unix.SYS_FCHDIR, program.Use(at))
 	b.Close(at)
+}
+
+// addUndumpable keeps a process's memory from those of its own id. A change of ids sets that to the sysctl
+// fs.suid_dumpable: proc(5), kernel/cred.c, commit_creds.
+func (k *compiler) addUndumpable() {
+	zero := program.Int(0)
+	k.b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_DUMPABLE, "PR_SET_DUMPABLE"), zero, zero, zero, zero)
 }
 
 // addBounding drops all capabilities from the bounding set but those in keep.

@@ -15,7 +15,7 @@ type configuration struct {
 	as       string   // VM_AS of guest.sh: the user and what PID 1 is; on this machine "user" is uid 1000, "" the user at hand
 	packages []string // directories; nil: all
 	run      string   // -run of its tests
-	optional bool     // skipped if its kernel's package can't be had
+	optional bool     // skipped if this machine can't have it: no package of its kernel, no such container
 	note     string
 }
 
@@ -29,6 +29,10 @@ var rootless = []string{"."}
 var configurations = []configuration{
 	{name: "host", note: "this machine, as the user at hand"},
 	{name: "host-user", as: "user", packages: rootless, run: "Rootless", note: "this machine, as uid 1000 without subordinate ids"},
+	{name: "docker-default", as: "docker", packages: rootless, note: "root in a container of docker run without flags: only the error that says which"},
+	{name: "docker", as: "docker", packages: rootless, note: "the same with the least flags that make runs work: the rootless tests"},
+	{name: "docker-cap", as: "docker", packages: rootless, note: "the same with CAP_SYS_ADMIN"},
+	{name: "docker-privileged", as: "docker", packages: rootless, optional: true, note: "docker run --privileged"},
 	{name: "guest", kernel: "6.12", as: "root", note: "plain init, cgroup v2, root"},
 	{name: "systemd", kernel: "6.12", as: "systemd", packages: placed, note: "root, in a service without delegation"},
 	{name: "systemd-service", kernel: "6.12", as: "systemd-service", packages: placed, note: "root, in a service with Delegate=yes"},
@@ -58,13 +62,14 @@ func chooseConfigurations(names []string) ([]configuration, error) {
 	if slices.Contains(names, "host-user") && os.Getuid() != 0 {
 		return nil, errors.New("the configuration host-user needs root: an ordinary user's own tests are host")
 	}
+	needsRoot := func(c configuration) bool { return !c.guest() && c.as != "" }
 	var chosen []configuration
 	for _, c := range configurations {
 		switch {
 		case len(names) > 0 && !slices.Contains(names, c.name) && !(c.guest() && slices.Contains(names, "guests")):
 		case c.guest() && os.Getenv("SANDBOX_VM") == "0":
 			fmt.Println(c.name + ": left out, as SANDBOX_VM=0 says")
-		case c.name == "host-user" && os.Getuid() != 0:
+		case needsRoot(c) && os.Getuid() != 0:
 		default:
 			chosen = append(chosen, c)
 		}

@@ -28,7 +28,7 @@ esac
 # This machine's own root may be in a container that lacks some of what --privileged gives.
 bounding=$(awk '/^CapBnd/ {print $2}' /proc/self/status) last=$(cat /proc/sys/kernel/cap_last_cap)
 [ "$mode" != docker-privileged ] || [ $((0x$bounding)) = $(((1 << (last + 1)) - 1)) ] ||
-	{ echo "docker: --privileged takes all capabilities, and this machine's root has only $bounding" >&2; exit 126; }
+	{ echo "docker: --privileged takes all capabilities, and this machine's root has only $bounding" >&2; exit 127; }
 [ "$(id -u)" = 0 ] || { echo "docker: the engine needs root" >&2; exit 126; }
 "$here/install.sh" docker.io busybox-static uidmap tar >&2
 docker=/usr/bin/docker dockerd=$(command -v /usr/sbin/dockerd /usr/bin/dockerd | head -n 1)

@@ -247,24 +247,25 @@ func (s *stage) run(ctx context.Context, c configuration, section *section) {
 		switch {
 		case errors.Is(err, exec.ErrWaitDelay):
 			err = errors.New("a process outlived the tests and holds their output open")
-		case ok && exit.ExitCode() == noKernel && c.optional:
-			err = errNoKernel
+		case ok && exit.ExitCode() == notHere && c.optional:
+			err = errNotHere
 		}
 		w.CloseWithError(err)
 	}()
 	err = section.read(ctx, output, packages)
 	switch {
-	case errors.Is(err, errNoKernel):
+	case errors.Is(err, errNotHere):
 		section.leftOut(last.String())
 	case err != nil:
 		section.broken(err)
 	}
 }
 
-// noKernel is the exit status of guest.sh when the kernel's package can't be had. The last line of its stderr says why.
-const noKernel = 127
+// notHere is the exit status of guest.sh and docker.sh when this machine can't have what was asked for. The last line of
+// stderr says why.
+const notHere = 127
 
-var errNoKernel = errors.New("the kernel's package can't be had")
+var errNotHere = errors.New("this machine can't have it")
 
 // lastLine keeps the last line that was written, as far as it fits.
 type lastLine struct{ tail []byte }
@@ -294,11 +295,7 @@ func (s *stage) command(ctx context.Context, c configuration, packages []testPac
 		pattern = *runPattern
 	}
 	suite := func(src, bin string) []string {
-		args := []string{"sh", filepath.Join(src, "internal/vmtest/suite.sh"), src, bin, timeout, pattern}
-		for _, p := range packages {
-			args = append(args, p.dir)
-		}
-		return args
+		return append([]string{"sh", filepath.Join(src, "internal/vmtest/suite.sh"), src, bin, timeout, pattern}, dirs(packages)...)
 	}
 	var (
 		env  = []string{"SANDBOX_TEST_CONFIG=" + c.name}
@@ -317,6 +314,8 @@ func (s *stage) command(ctx context.Context, c configuration, packages []testPac
 		if c.kernel != defaultKernel {
 			env = append(env, "VM_KERNEL="+c.kernel)
 		}
+	case c.as == "docker": // which has the flags and the tests of each
+		args = append([]string{filepath.Join(s.root, "internal/vmtest/docker.sh"), c.name, s.path("src"), s.path("bin"), timeout, *runPattern}, dirs(packages)...)
 	case c.as == "user":
 		for _, dir := range []string{"home", "run", "tmp"} {
 			if err := os.MkdirAll(s.path("user", dir), 0o700); err != nil {
@@ -337,6 +336,13 @@ func (s *stage) command(ctx context.Context, c configuration, packages []testPac
 	cmd.Dir = s.root
 	cmd.Env = append(os.Environ(), env...)
 	return cmd, nil
+}
+
+func dirs(packages []testPackage) (list []string) {
+	for _, p := range packages {
+		list = append(list, p.dir)
+	}
+	return list
 }
 
 // job makes the directory that a guest shares: each has its own, with hard links to the binaries and the source tree.
