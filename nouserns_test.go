@@ -58,7 +58,7 @@ func TestNoUserNamespacesAtAll(t *testing.T) {
 	testNoUserNamespace(t)
 }
 
-// TestNoUserNamespaceDumpable has the sysctl that would let processes of one id trace each other whatever they were.
+// TestDumpable has the sysctl that would let processes of one id trace each other whatever they were.
 func TestDumpable(t *testing.T) {
 	need(t, "a guest's sysctls")
 	const sysctl = "/proc/sys/fs/suid_dumpable"
