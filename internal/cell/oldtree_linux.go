@@ -48,18 +48,26 @@ func (c *Cell) openOld(t Tree) (*os.File, error) {
 	if t.Owner != nil {
 		return nil, &os.PathError{Op: "mount_setattr", Path: t.Path, Err: ErrNoIDMap}
 	}
-	type result struct {
-		f   *os.File
-		err error
-	}
-	done := make(chan result)
+	var f *os.File
+	onOwnThread(func() { f, err = t.openHere() })
+	return f, err
+}
+
+// onOwnThread calls f on a thread that ends with it, and whose namespaces end with that. The first thread of
+// a process can't be ended (runtime.mexit), and /proc/self shows its namespaces.
+func onOwnThread(f func()) {
+	done := make(chan struct{})
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends, and with it its namespace
-		f, err := t.openHere()
-		done <- result{f, err}
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			onOwnThread(f) // on another: this one is held meanwhile
+			runtime.UnlockOSThread()
+			return
+		}
+		f()
 	}()
-	r := <-done
-	return r.f, r.err
+	<-done
 }
 
 // openHere changes the mount namespace of its thread.
