@@ -25,6 +25,9 @@ var placed = []string{".", "internal/cell", "internal/limits"}
 // Only the root package's tests named Rootless are for everybody.
 var rootless = []string{"."}
 
+// What meets the kernel and cgroups most is enough where most is as in another configuration.
+const sample = "Rootless|Limit|Memory|CPU|Pause|Cgroup|Check|Bind|Rootfs|Freeze|Kill|Usage|IO"
+
 // configurations is the matrix. All run in this order, guests beside each other.
 var configurations = []configuration{
 	{name: "host", note: "this machine, as the user at hand"},
@@ -35,12 +38,12 @@ var configurations = []configuration{
 	{name: "docker-privileged", as: "docker", packages: rootless, optional: true, note: "docker run --privileged"},
 	{name: "guest", kernel: "6.12", as: "root", note: "plain init, cgroup v2, root"},
 	{name: "systemd", kernel: "6.12", as: "systemd", packages: placed, note: "root, in a service without delegation"},
-	{name: "systemd-service", kernel: "6.12", as: "systemd-service", packages: placed, note: "root, in a service with Delegate=yes"},
+	{name: "systemd-service", kernel: "6.12", as: "systemd-service", packages: placed, run: sample, note: "root, in a service with Delegate=yes"},
 	{name: "systemd-user", kernel: "6.12", as: "systemd-user", packages: rootless, run: "Rootless", note: "uid 1000, in a service with Delegate=yes of its user manager"},
-	{name: "linux-6.1", kernel: "6.1", as: "root", packages: placed, note: "plain init, root"},
+	{name: "linux-6.1", kernel: "6.1", as: "root", packages: placed, run: sample, note: "plain init, root"},
 	{name: "linux-6.1-user", kernel: "6.1", as: "user", packages: rootless, run: "Rootless", note: "plain init, uid 1000 with subordinate ids, no delegation"},
 	{name: "linux-5.10", kernel: "5.10", as: "root", packages: placed, optional: true, note: "plain init, root"},
-	{name: "linux-newest", kernel: "newest", as: "root", packages: placed, optional: true, note: "plain init, root"},
+	{name: "linux-newest", kernel: "newest", as: "root", packages: placed, run: sample, optional: true, note: "plain init, root"},
 }
 
 // defaultKernel is the one that guest.sh takes by itself.
