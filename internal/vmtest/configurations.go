@@ -25,8 +25,12 @@ var placed = []string{".", "internal/cell", "internal/limits"}
 // Only the root package's tests named Rootless are for everybody.
 var rootless = []string{"."}
 
-// What meets the kernel and cgroups most is enough where most is as in another configuration.
-const sample = "Rootless|Limit|Memory|CPU|Pause|Cgroup|Check|Bind|Rootfs|Freeze|Kill|Usage|IO"
+// What meets the kernel and cgroups most is enough where most is as in another configuration. Examples are left
+// out on kernels without idmapped tmpfs (6.3): they can't say what they need.
+const (
+	sample = "^Test.*(Rootless|Limit|Memory|CPU|Pause|Cgroup|Check|Bind|Rootfs|Freeze|Kill|Usage|IO)"
+	tests  = "^Test"
+)
 
 // configurations is the matrix. All run in this order, guests beside each other.
 var configurations = []configuration{
@@ -42,7 +46,7 @@ var configurations = []configuration{
 	{name: "systemd-user", kernel: "6.12", as: "systemd-user", packages: rootless, run: "Rootless", note: "uid 1000, in a service with Delegate=yes of its user manager"},
 	{name: "linux-6.1", kernel: "6.1", as: "root", packages: placed, run: sample, note: "plain init, root"},
 	{name: "linux-6.1-user", kernel: "6.1", as: "user", packages: rootless, run: "Rootless", note: "plain init, uid 1000 with subordinate ids, no delegation"},
-	{name: "linux-5.10", kernel: "5.10", as: "root", packages: placed, optional: true, note: "plain init, root"},
+	{name: "linux-5.10", kernel: "5.10", as: "root", packages: placed, run: tests, optional: true, note: "plain init, root"},
 	{name: "linux-newest", kernel: "newest", as: "root", packages: placed, run: sample, optional: true, note: "plain init, root"},
 }
 
