@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -89,7 +90,11 @@ func TestMemoryLimit(t *testing.T) {
 	require.Equal(t, sandbox.OutOfMemory, result.Reason)
 	require.Equal(t, syscall.SIGKILL, result.Signal)
 	require.Positive(t, result.Usage.OOMKills)
-	require.InDelta(t, 64*sandbox.MiB, result.Usage.MemoryPeak, 8*sandbox.MiB)
+	if slices.Contains(result.Usage.Uncounted, "MemoryPeak") { // the pages of files that the command shares are in it then
+		require.InDelta(t, 64*sandbox.MiB, result.Usage.MemoryPeak, 16*sandbox.MiB)
+	} else {
+		require.InDelta(t, 64*sandbox.MiB, result.Usage.MemoryPeak, 8*sandbox.MiB)
+	}
 
 	// The kernel kills a child of the shell, which then fails; on v2 it kills all.
 	result, err = helper("alloc").With(limit, sandbox.WithCommand("sh", "-c", "/helper alloc 100; exit 7")).Run(deadline(t))

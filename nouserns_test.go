@@ -206,6 +206,7 @@ func hostUserBinds(t *testing.T) {
 
 // A root whose links lead into a bind does not make the set-up, which is root, write there.
 func hostUserPaths(t *testing.T) {
+	need(t, "overlayfs for runs")
 	root, dir := openDir(t), openDir(t)
 	writeFile(t, filepath.Join(dir, "conf"), "the host's", 0o600)
 	for _, name := range []string{"proc", "dev", "tmp", "home/sandbox", "etc", "data"} {
@@ -225,6 +226,7 @@ func hostUserPaths(t *testing.T) {
 }
 
 func hostUserWritableRoot(t *testing.T) {
+	need(t, "overlayfs for runs")
 	require.Equal(t, "x", output(t, hostUser(shell("mkdir /new && echo x >/new/x && cat /new/x", sandbox.WithWritableRoot(sandbox.MiB)))))
 	require.Equal(t, "0\nrefused", output(t, hostUser(shell("stat -c %u /usr/bin/env; (echo x >>/usr/bin/env) 2>/dev/null || echo refused", sandbox.WithWritableRoot(sandbox.MiB)))))
 }

@@ -29,6 +29,7 @@ func TestChangedSources(t *testing.T) {
 	setupError(t, errOf(s.Run(deadline(t))), "WithReadOnlyBind /tmp/it")
 	require.Equal(t, "directory", output(t, s))
 
+	need(t, "overlayfs for runs")
 	root := busyboxRoot(t, "/proc", "/dev", "/tmp", "/home/sandbox")
 	s = sandbox.New(sandbox.WithRootfs(sandbox.DirRootfs(root)), sandbox.WithCommand("touch", "/tmp/x"))
 	output(t, s)
