@@ -49,7 +49,7 @@ func boot(config cell.Config) (*cell.Cell, error) {
 			Hint: "run this program as root, or leave the option out"}
 	}
 	// libcontainer would find out too, and leave a dead child behind.
-	if why, remedy, sure := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil && sure && !config.HostIDs {
+	if remedy, sure, why := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil && sure && !config.HostIDs {
 		return nil, &SetupError{Stage: "cell", Err: why, Hint: remedy}
 	}
 	c, err := cell.Boot(config)

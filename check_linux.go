@@ -60,7 +60,7 @@ func kernelFeature() Feature {
 // userNamespaceFeature knows of the switches; the cell shows whether it works.
 func userNamespaceFeature(cellErr error) Feature {
 	f := Feature{Name: "user namespaces", Detail: "every run has one of its own"}
-	if f.Err, f.Remedy, _ = noUserNamespaces("/proc/sys", os.Geteuid() == 0); cellErr == nil {
+	if f.Remedy, _, f.Err = noUserNamespaces("/proc/sys", os.Geteuid() == 0); cellErr == nil {
 		f.Err, f.Remedy = nil, ""
 	} else if f.Err == nil {
 		f.Detail = "nothing switches them off"

@@ -29,7 +29,7 @@ func hint(e *cell.CallError) string {
 	case strings.HasPrefix(e.Call, "unshare") && e.Errno == unix.ENOSPC:
 		return "raise the sysctls user.max_*_namespaces"
 	case e.Stage == "clone" && e.Errno == unix.ENOSPC:
-		if why, remedy, _ := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil {
+		if remedy, _, why := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil {
 			return fmt.Sprintf("%v: %s", why, remedy)
 		}
 		return "raise the sysctls user.max_user_namespaces and user.max_pid_namespaces"
@@ -53,7 +53,7 @@ func hint(e *cell.CallError) string {
 
 // noUserNamespaces says what keeps this user from making user namespaces, and what to do about it. Nil means
 // that nothing known does; unless it is sure, it may be that this program is an exception. sysctls is /proc/sys.
-func noUserNamespaces(sysctls string, root bool) (why error, remedy string, sure bool) {
+func noUserNamespaces(sysctls string, root bool) (remedy string, sure bool, why error) {
 	value := func(name string) string {
 		b, _ := os.ReadFile(filepath.Join(sysctls, name))
 		return strings.TrimSpace(string(b))
@@ -77,7 +77,7 @@ func noUserNamespaces(sysctls string, root bool) (why error, remedy string, sure
 		why = errors.New("ordinary users can't make user namespaces: the sysctl kernel.unprivileged_userns_clone is 0")
 		remedy = "sysctl kernel.unprivileged_userns_clone=1, or run this program as root"
 	}
-	return why, remedy, sure
+	return remedy, sure, why
 }
 
 // An obstacle is something that a container engine puts in the way of a cell, and what to say to it instead.
@@ -156,7 +156,7 @@ func covered(mountinfo string) bool {
 
 // bootHint says what to do about a cell that could not be booted.
 func bootHint(err error, hostIDs bool) string {
-	if why, remedy, _ := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil && !hostIDs {
+	if remedy, _, why := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil && !hostIDs {
 		return fmt.Sprintf("%v: %s", why, remedy)
 	}
 	if strings.Contains(err.Error(), "no child processes") {

@@ -30,7 +30,7 @@ func TestNoUserNamespacesDetected(t *testing.T) {
 			require.NoError(t, os.WriteFile(path, []byte(value+"\n"), 0o644))
 		}
 		for root, want := range map[bool]string{false: test.user, true: test.asRoot} {
-			why, remedy, sure := noUserNamespaces(dir, root)
+			remedy, sure, why := noUserNamespaces(dir, root)
 			require.Equal(t, want == "", why == nil, test)
 			require.Equal(t, want, remedy[:min(len(want), len(remedy))], test)
 			require.Equal(t, want == "", remedy == "")
