@@ -76,6 +76,7 @@ var helpers = map[string]func(args []string) error{
 	"count":    countHelper,
 	"start":    startHelper,
 	"nested":   nestedHelper,
+	"hold":     holdHelper,
 }
 
 func runHelper(args []string) int {

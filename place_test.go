@@ -3,8 +3,13 @@
 package sandbox_test
 
 import (
+	"context"
+	"fmt"
 	"os"
+	"os/exec"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -67,6 +72,47 @@ func TestRootlessScope(t *testing.T) {
 	require.NotEmpty(t, before2)
 	require.NoError(t, c.Close())
 	eventually(t, "the cell's scope goes", func() bool { return len(scopes(t)) < len(before2) })
+}
+
+// When this process is killed nothing of it stays: a scope is systemd's to remove, the rest the next cell's.
+func TestRootlessKilledHost(t *testing.T) {
+	t.Parallel()
+	mark := aLongTime()
+	usedHelpers.Store("hold", true)
+	host := exec.Command("/proc/self/exe", "hold", mark)
+	host.Env = append(os.Environ(), helperEnv+"=1")
+	require.NoError(t, host.Start())
+	t.Cleanup(func() { _ = host.Process.Kill(); _ = host.Wait() })
+	pids := func() []int {
+		return slices.DeleteFunc(running(mark), func(pid int) bool { return pid == host.Process.Pid })
+	}
+	eventually(t, "the run is there", func() bool { return len(pids()) > 0 })
+	dir := ""
+	for _, pid := range pids() {
+		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		for line := range strings.Lines(string(b)) {
+			if f := strings.SplitN(strings.TrimSpace(line), ":", 3); strings.HasPrefix(path.Base(f[2]), "run-") {
+				dir = filepath.Join("/sys/fs/cgroup", strings.Split(f[1], ",")[0], path.Dir(f[2]))
+			}
+		}
+	}
+	require.NoError(t, host.Process.Kill())
+	_ = host.Wait()
+	eventually(t, "the run is gone", func() bool { return len(pids()) == 0 })
+	isGone := func() bool { _, err := os.Stat(dir); return dir == "" || err != nil }
+	if strings.HasSuffix(dir, ".scope") {
+		eventually(t, dir+" is gone", isGone)
+	}
+	c, err := sandbox.NewCell() // sweeps
+	require.NoError(t, err)
+	require.NoError(t, c.Close())
+	require.True(t, isGone(), dir)
+}
+
+// holdHelper is a host whose run goes on until it is killed.
+func holdHelper(args []string) error {
+	_, err := sandbox.New(sandbox.WithCommand("sleep", args[0])).Run(context.Background())
+	return err
 }
 
 func scopes(t *testing.T) []string {
