@@ -73,10 +73,20 @@ var features = map[string]struct {
 	"gcc":                                {command("gcc"), "ROOT USER"},
 	"python3":                            {command("python3"), "ROOT USER"},
 	"a static busybox":                   {command("busybox"), "ROOT USER"},
+	"root's power over networks":         {func() bool { return asRoot() && effective(unix.CAP_NET_ADMIN) }, "ROOT docker-privileged"},
 	"a guest's sysctls":                  {func() bool { return os.Getenv("VM_GUEST") == "1" && os.Geteuid() == 0 }, "guest"},
 	"a user's own systemd":               {usersSystemd, "systemd-user"},
 	"no cgroups at hand":                 {func() bool { return !asRoot() && !controller("pids")() && !usersSystemd() }, "host-user linux-6.1-user docker"},
 	"user namespaces":                    {command("unshare"), "ROOT USER docker docker-cap docker-privileged"},
+}
+
+// effective tells whether this process has a capability.
+func effective(capability int) bool {
+	b, _ := os.ReadFile("/proc/self/status")
+	_, rest, _ := strings.Cut(string(b), "\nCapEff:\t")
+	var have uint64
+	_, _ = fmt.Sscanf(rest, "%x", &have)
+	return have>>capability&1 != 0
 }
 
 func command(name string) func() bool {

@@ -169,6 +169,9 @@ func bootHint(err error, hostIDs bool) string {
 		return "root needs CAP_SETFCAP to map its own id into a user namespace: docker run --cap-add SETFCAP, " +
 			"or run as another user (docker run --user 1000; docs/CONTAINERS.md)"
 	}
+	if hostIDs && strings.Contains(err.Error(), "can't apply capabilities") {
+		return "WithoutUserNamespace takes capabilities that this container's root lacks: docker run --cap-add SYS_ADMIN --cap-add NET_ADMIN"
+	}
 	if errors.Is(err, cell.ErrNested) {
 		return "start it from the process that started this run"
 	}

@@ -31,7 +31,7 @@ func hostUser(s *sandbox.Sandbox) *sandbox.Sandbox {
 
 func TestNoUserNamespace(t *testing.T) {
 	t.Parallel()
-	need(t, "root")
+	need(t, "root's power over networks")
 	testNoUserNamespace(t)
 }
 

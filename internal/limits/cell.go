@@ -89,11 +89,26 @@ func (c *Cell) makeScope(unit string, keeper Keeper) error {
 }
 
 // Adopt moves the process that becomes PID 1 of the cell into the cell's own cgroup, where
-// libcontainer does not. On v1 it stays where it is.
+// libcontainer does not, and removes the one that libcontainer has made for it beside this process's,
+// which has the cell's id for a name. On v1 it stays where it is.
 func (c *Cell) Adopt(pid int) error {
 	if c.tree.v2 == "" {
 		return nil
 	}
+	was, err := pathV2(c.tree.all[0], pid)
+	if err != nil {
+		return err
+	}
+	if err := c.adopt(pid); err != nil {
+		return err
+	}
+	if strings.Contains(path.Base(c.path), path.Base(was)) {
+		_ = unix.Rmdir(path.Join(c.tree.v2, was)) // or libcontainer does, at the end
+	}
+	return nil
+}
+
+func (c *Cell) adopt(pid int) error {
 	dir := path.Join(c.tree.v2, c.path, "cell")
 	if err := mkdir(dir); err != nil {
 		return err

@@ -30,7 +30,7 @@ func (t *Tree) placeV2(h hierarchy, parent string) error {
 		t.parent, t.why = parent, whyNamed
 		return nil
 	}
-	own, err := ownV2(h)
+	own, err := pathV2(h, os.Getpid())
 	if err != nil {
 		return err
 	}
@@ -59,13 +59,13 @@ func (t *Tree) placeV2(h hierarchy, parent string) error {
 	return nil
 }
 
-// ownV2 is this process's own cgroup, below the mount.
-func ownV2(h hierarchy) (string, error) {
-	own, err := cgroup2.PidGroupPath(os.Getpid())
+// pathV2 is the cgroup of a process, below the mount.
+func pathV2(h hierarchy, pid int) (string, error) {
+	p, err := cgroup2.PidGroupPath(pid)
 	if err != nil {
-		return "", unavailable("/proc/self/cgroup: %v", err)
+		return "", unavailable("/proc/%d/cgroup: %v", pid, err)
 	}
-	return path.Join("/", strings.TrimPrefix(own, strings.TrimSuffix(h.root, "/"))), nil
+	return path.Join("/", strings.TrimPrefix(p, strings.TrimSuffix(h.root, "/"))), nil
 }
 
 // delegated returns the nearest directory above own that systemd has delegated to whoever runs in
@@ -118,7 +118,7 @@ func Subgroup(name string) error {
 		return nil
 	}
 	h := all[slices.IndexFunc(all, func(h hierarchy) bool { return h.v2 })]
-	own, err := ownV2(h)
+	own, err := pathV2(h, os.Getpid())
 	if err != nil {
 		return err
 	}
