@@ -358,6 +358,23 @@ func TestOccupied(t *testing.T) {
 	assert.Positive(t, used)
 }
 
+// discoverIn is what a user without rights in the cgroup prints: see discover.
+func discoverIn(dir, how string) ([]byte, error) {
+	fd, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer fd.Close()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "LIMITS_TEST_DISCOVER="+how)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &unix.SysProcAttr{
+		Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
+		UseCgroupFD: true, CgroupFD: int(fd.Fd()),
+	}
+	return cmd.CombinedOutput()
+}
+
 // TestSubgroup is a process that makes room for cgroups beside its own.
 func TestSubgroup(t *testing.T) {
 	cell := testCell(t, Spec{PIDs: 1})
@@ -371,17 +388,7 @@ func TestSubgroup(t *testing.T) {
 		require.NoError(t, os.Chown(g.v2+name, 65534, 65534))
 	}
 	other := start(t, g, "exec sleep 1000")
-	dir, err := os.Open(g.v2)
-	require.NoError(t, err)
-	defer dir.Close()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), "LIMITS_TEST_DISCOVER=subgroup")
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &unix.SysProcAttr{
-		Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
-		UseCgroupFD: true, CgroupFD: int(dir.Fd()),
-	}
-	out, err := cmd.CombinedOutput()
+	out, err := discoverIn(g.v2, "subgroup")
 	require.NoError(t, err)
 	assert.Equal(t, g.Path()+"/sandbox pids.max=7\n", string(out))
 	moved, err := members(g.v2 + "/main")
@@ -402,17 +409,7 @@ func TestDelegatedSubtree(t *testing.T) {
 	for _, name := range []string{"", "/cgroup.procs", "/cgroup.subtree_control", "/main", "/main/cgroup.procs"} {
 		require.NoError(t, os.Chown(g.v2+name, 65534, 65534))
 	}
-	dir, err := os.Open(g.v2 + "/main")
-	require.NoError(t, err)
-	defer dir.Close()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), "LIMITS_TEST_DISCOVER=1")
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &unix.SysProcAttr{
-		Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
-		UseCgroupFD: true, CgroupFD: int(dir.Fd()),
-	}
-	out, err := cmd.CombinedOutput()
+	out, err := discoverIn(g.v2+"/main", "1")
 	require.NoError(t, err, "%s", out)
 	assert.Equal(t, g.Path()+"/sandbox pids.max=7\n", string(out))
 }
