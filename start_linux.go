@@ -122,7 +122,7 @@ func (s *Sandbox) startIn(ctx context.Context, c *cell.Cell) (_ *running, err er
 	// While the clone sets itself up, make the cgroup that it will join.
 	if c.Limits != nil {
 		if r.group, err = c.Limits.Create(fmt.Sprintf("run-%d", runCount.Add(1)), spec); err != nil {
-			return nil, &SetupError{Stage: "cgroup", Err: err}
+			return nil, r.startLost(ctx, &SetupError{Stage: "cgroup", Err: err})
 		}
 	}
 	if err := r.follow(ctx, p.run); err != nil {
@@ -324,6 +324,10 @@ func (r *running) follow(ctx context.Context, p *program.Program) error {
 	return nil
 }
 
+// startGone is how a start notices that the cell has ended: by its sockets and processes, or its cgroup, which systemd
+// removes when all that was in it has ended.
+var startGone = []error{io.EOF, unix.ECONNRESET, unix.EPIPE, unix.ESRCH, unix.ENOENT, unix.ENODEV}
+
 // startLost says why a run ended before its command was executed. err is what
 // was noticed of that.
 func (r *running) startLost(ctx context.Context, err error) error {
@@ -331,7 +335,7 @@ func (r *running) startLost(ctx context.Context, err error) error {
 		return notStarted(ctx)
 	}
 	isGone := func(e error) bool { return errors.Is(err, e) }
-	if slices.ContainsFunc([]error{io.EOF, unix.ECONNRESET, unix.EPIPE, unix.ESRCH}, isGone) && r.cell.DiesNow() {
+	if slices.ContainsFunc(startGone, isGone) && r.cell.DiesNow() {
 		return r.cell.Lost()
 	}
 	if setup, ok := err.(*SetupError); ok {
