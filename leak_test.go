@@ -95,7 +95,7 @@ func cgroups() (list []string) {
 		switch {
 		case err != nil || !d.IsDir():
 		case cellID.MatchString(d.Name()):
-			if _, err := os.Stat(filepath.Join(stateRoot(), d.Name())); err != nil || owned(d.Name()) {
+			if dir := cellDir(d.Name()); dir == "" || owned(dir) {
 				list = append(list, path)
 			}
 			return fs.SkipDir
@@ -117,29 +117,43 @@ func subdirectories(path string) (names []string) {
 	return names
 }
 
-func stateRoot() string {
+// stateRoots are where cells may have their directories.
+func stateRoots() []string {
 	if os.Geteuid() == 0 {
-		return "/run/sandbox"
+		return []string{"/run/sandbox"}
 	}
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
-		return filepath.Join(dir, "sandbox")
+	return []string{
+		filepath.Join(os.Getenv("XDG_RUNTIME_DIR"), "sandbox"),
+		fmt.Sprintf("/run/user/%d/sandbox", os.Geteuid()),
+		filepath.Join(os.TempDir(), fmt.Sprintf("sandbox-%d", os.Geteuid())),
 	}
-	return filepath.Join(os.TempDir(), fmt.Sprintf("sandbox-%d", os.Geteuid()))
 }
 
 // stateDirs are the directories of this process's cells.
 func stateDirs() (list []string) {
-	for _, id := range subdirectories(stateRoot()) {
-		if owned(id) {
-			list = append(list, filepath.Join(stateRoot(), id))
+	for _, root := range stateRoots() {
+		for _, id := range subdirectories(root) {
+			if owned(filepath.Join(root, id)) {
+				list = append(list, filepath.Join(root, id))
+			}
 		}
 	}
 	return list
 }
 
+// cellDir is the state directory of a cell, whoever's it is, or "".
+func cellDir(id string) string {
+	for _, root := range stateRoots() {
+		if _, err := os.Stat(filepath.Join(root, id)); err == nil {
+			return filepath.Join(root, id)
+		}
+	}
+	return ""
+}
+
 // owned tells whether a cell is this process's: its lock file says so.
-func owned(id string) bool {
-	b, err := os.ReadFile(filepath.Join(stateRoot(), id, "lock"))
+func owned(dir string) bool {
+	b, err := os.ReadFile(filepath.Join(dir, "lock"))
 	return err == nil && strings.TrimSpace(string(b)) == strconv.Itoa(os.Getpid())
 }
 

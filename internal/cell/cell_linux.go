@@ -120,6 +120,9 @@ func Boot(config Config) (_ *Cell, err error) {
 			c.destroy()
 		}
 	}()
+	if err := c.ids.open(root); err != nil {
+		return nil, err
+	}
 	if err := c.makeCgroups(); err != nil {
 		return nil, err
 	}
@@ -191,7 +194,7 @@ func (c *Cell) boot() error {
 	}
 	if !c.ids.rootless {
 		// The cell's root makes its mount points here.
-		if err := os.Chown(rootfs, int(c.ids.uid.start), int(c.ids.gid.start)); err != nil {
+		if err := os.Chown(rootfs, int(c.ids.hostRange(c.ids.uid, 0).start), int(c.ids.hostRange(c.ids.gid, 0).start)); err != nil {
 			return err
 		}
 	}
@@ -250,7 +253,7 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 		Cwd:        "/",
 		Stdout:     c.stderr,
 		Stderr:     c.stderr,
-		ExtraFiles: []*os.File{control, bin.exe},
+		ExtraFiles: []*os.File{control, bin.exe, c.ids.claims.file},
 		Init:       true,
 	}
 	result := make(chan error, 1)
@@ -461,6 +464,7 @@ func (c *Cell) destroy() error {
 		errs = append(errs, c.container.Destroy())
 	}
 	c.maps.close()
+	c.ids.close()
 	if c.stderr != nil {
 		c.stderr.Close()
 	}

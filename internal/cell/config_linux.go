@@ -37,7 +37,7 @@ func containerConfig(s *state, i *ids, b *binary, hostNetwork bool, cgroupPath s
 	namespaces := configs.Namespaces{
 		{Type: configs.NEWPID}, {Type: configs.NEWNS}, {Type: configs.NEWIPC}, {Type: configs.NEWUTS},
 	}
-	uidMap, gidMap := mapping(i.uid, i.rootless, os.Geteuid()), mapping(i.gid, i.rootless, os.Getegid())
+	uidMap, gidMap := mapping(i.extents(i.uid, int64(os.Geteuid()))), mapping(i.extents(i.gid, int64(os.Getegid())))
 	if i.host {
 		caps, uidMap, gidMap = hostCapabilities, nil, nil
 	} else {
@@ -114,14 +114,11 @@ func deviceRule(major, minor int64) devices.Rule {
 	return devices.Rule{Type: devices.CharDevice, Major: major, Minor: minor, Permissions: "rwm", Allow: true}
 }
 
-func mapping(r idRange, rootless bool, own int) []configs.IDMap {
-	if !rootless || r.size == 1 {
-		return []configs.IDMap{{ContainerID: 0, HostID: r.start, Size: r.size}}
+func mapping(extents []extent) (list []configs.IDMap) {
+	for _, e := range extents {
+		list = append(list, configs.IDMap{ContainerID: e.inside, HostID: e.outside, Size: e.size})
 	}
-	return []configs.IDMap{
-		{ContainerID: 0, HostID: int64(own), Size: 1},
-		{ContainerID: 1, HostID: r.start, Size: r.size - 1},
-	}
+	return list
 }
 
 func mounts(b *binary) []*configs.Mount {

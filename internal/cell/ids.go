@@ -2,6 +2,7 @@ package cell
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,7 +18,7 @@ import (
 type idRange struct{ start, size int64 }
 
 // ids says which host ids a cell maps and gives every live run a part of its
-// own of them.
+// own of them, that no other run on the machine has.
 //
 // A wide cell gives each run 65536 ids in a row. A narrow one, which has only
 // what /etc/subuid grants a user, gives each run two: its PID 1's and its
@@ -27,9 +28,13 @@ type ids struct {
 	rootless bool
 	host     bool // there is no user namespace: ids are the host's, and runs share them
 
+	claims *claims
+	root   int64 // as root: where in uid and gid the cell's own block is
+
 	mu   sync.Mutex
 	next int64
-	free []int64 // blocks given back
+	held map[int64]bool // blocks that are claimed
+	free []int64        // those of them that no run has
 }
 
 const (
@@ -51,6 +56,35 @@ func (i *ids) block() int64 {
 	return 2
 }
 
+// open makes the ids ready to be taken, and claims the cell's own block, which is the fork server's. root is
+// the state directory.
+func (i *ids) open(root string) (err error) {
+	if i.claims, err = openClaims(root); err != nil {
+		return err
+	}
+	i.held = map[int64]bool{}
+	if i.single() || i.host || i.rootless {
+		return nil
+	}
+	for ; i.root+i.block() <= i.size(); i.root += i.block() {
+		if ok, err := i.claims.claim(i.hostRange(i.uid, 0), i.hostRange(i.gid, 0)); ok || err != nil {
+			return err
+		}
+	}
+	return errNoBlock
+}
+
+func (i *ids) close() {
+	if i.claims != nil {
+		i.claims.file.Close()
+	}
+}
+
+var errNoBlock = errors.New("all user id blocks of this machine are in use by live runs: wait for runs to end")
+
+// spare is how many blocks a cell keeps for its next runs. The same blocks again means the same idmaps again.
+const spare = 16
+
 // take reserves a block; the result is the block's first id inside the cell.
 func (i *ids) take() (int64, error) {
 	if i.single() || i.host {
@@ -63,13 +97,23 @@ func (i *ids) take() (int64, error) {
 		i.free = i.free[:n-1]
 		return b, nil
 	}
-	// The first block is the fork server's own: id 0 is its root.
-	b := (i.next + 1) * i.block()
-	if b+i.block() > i.size() {
-		return 0, fmt.Errorf("all %d user id blocks of this cell are in use by live runs: wait for runs to end or use another cell", i.next)
+	for range i.blocks() {
+		// The first block is the fork server's own: id 0 is its root.
+		i.next = i.next%i.blocks() + 1
+		b := i.next * i.block()
+		if i.held[b] {
+			continue
+		}
+		ok, err := i.claims.claim(i.hostRange(i.uid, b), i.hostRange(i.gid, b))
+		if err != nil {
+			return 0, err
+		}
+		if ok {
+			i.held[b] = true
+			return b, nil
+		}
 	}
-	i.next++
-	return b, nil
+	return 0, errNoBlock
 }
 
 func (i *ids) give(block int64) {
@@ -77,8 +121,43 @@ func (i *ids) give(block int64) {
 		return
 	}
 	i.mu.Lock()
-	i.free = append(i.free, block)
-	i.mu.Unlock()
+	defer i.mu.Unlock()
+	if len(i.free) < spare {
+		i.free = append(i.free, block)
+		return
+	}
+	delete(i.held, block)
+	i.claims.drop(i.hostRange(i.uid, block), i.hostRange(i.gid, block))
+}
+
+// hostRange is where a block of the cell is on the host.
+func (i *ids) hostRange(r idRange, block int64) idRange {
+	for _, e := range i.extents(r, 0) {
+		if block >= e.inside && block < e.inside+e.size {
+			return idRange{e.outside + block - e.inside, i.block()}
+		}
+	}
+	return idRange{}
+}
+
+// extent is a line of a uid_map or gid_map.
+type extent struct{ inside, outside, size int64 }
+
+// extents is the cell's map of a range. Its root is the caller, own, or as root the cell's own block.
+func (i *ids) extents(r idRange, own int64) (list []extent) {
+	all := []extent{{0, r.start + i.root, i.block()}, {i.block(), r.start, i.root}, {i.root + i.block(), r.start + i.root + i.block(), r.size - i.root - i.block()}}
+	switch {
+	case r.size == 1:
+		all = []extent{{0, r.start, 1}}
+	case i.rootless:
+		all = []extent{{0, own, 1}, {1, r.start, r.size - 1}}
+	}
+	for _, e := range all {
+		if e.size > 0 {
+			list = append(list, e)
+		}
+	}
+	return list
 }
 
 // runMap is the content of uid_map or gid_map of a run whose user has the

@@ -37,13 +37,13 @@ func TestWidth(t *testing.T) {
 // fork server has, nor the end of the range.
 func TestTake(t *testing.T) {
 	for _, size := range []int64{4, 5, 6, 7, 100, 65537, 64 * wideBlock, 100*wideBlock + 7} {
-		i := &ids{uid: span(size), gid: span(size + 3)}
+		i := opened(t, &ids{uid: span(size), gid: span(size + 3)}, t.TempDir())
 		used := map[int64]bool{}
 		var blocks []int64
 		for {
 			b, err := i.take()
 			if err != nil {
-				require.ErrorContains(t, err, "user id blocks of this cell are in use by live runs")
+				require.ErrorIs(t, err, errNoBlock)
 				break
 			}
 			require.Positive(t, b)
@@ -73,8 +73,85 @@ func TestTake(t *testing.T) {
 	}
 }
 
+func opened(t *testing.T, i *ids, root string) *ids {
+	require.NoError(t, i.open(root))
+	t.Cleanup(i.close)
+	return i
+}
+
+// Cells of one machine, whoever's they are, have no block in common, and what one has given back, or had when
+// it ended, is there for the others.
+func TestTakeFromOneMachine(t *testing.T) {
+	for _, rootless := range []bool{false, true} {
+		for _, size := range []int64{41, 64 * wideBlock} {
+			root := t.TempDir()
+			var cells []*ids
+			for range 3 {
+				cells = append(cells, opened(t, &ids{uid: span(size), gid: span(size), rootless: rootless}, root))
+			}
+			used := map[int64]*ids{}
+			for _, i := range cells {
+				if !rootless {
+					r := i.hostRange(i.uid, 0)
+					require.Nil(t, used[r.start])
+					used[r.start] = i
+				}
+			}
+			for n := 0; ; n++ {
+				i := cells[n%3]
+				b, err := i.take()
+				if err != nil {
+					require.ErrorIs(t, err, errNoBlock)
+					break
+				}
+				r := i.hostRange(i.uid, b)
+				require.Nil(t, used[r.start], "%d twice", r.start)
+				require.GreaterOrEqual(t, r.start, int64(100000))
+				require.LessOrEqual(t, r.start+r.size, 100000+size)
+				used[r.start] = i
+			}
+			require.GreaterOrEqual(t, len(used), int(size/cells[0].block())-1)
+
+			cells[0].close()
+			_, err := cells[1].take()
+			require.NoError(t, err, "of a cell that has ended")
+			for b := range cells[1].held {
+				cells[1].give(b)
+			}
+			n := 0
+			for ; err == nil; n++ {
+				_, err = cells[2].take()
+			}
+			require.Greater(t, n, len(used)/3-spare)
+		}
+	}
+}
+
+func TestClaims(t *testing.T) {
+	root := t.TempDir()
+	a, err := openClaims(root)
+	require.NoError(t, err)
+	defer a.file.Close()
+	b, err := openClaims(root)
+	require.NoError(t, err)
+	defer b.file.Close()
+	claim := func(c *claims, uid, gid int64) bool {
+		ok, err := c.claim(idRange{uid, 10}, idRange{gid, 10})
+		require.NoError(t, err)
+		return ok
+	}
+	require.True(t, claim(a, 100, 200))
+	require.False(t, claim(b, 109, 300), "users overlap")
+	require.False(t, claim(b, 300, 191), "groups overlap")
+	require.True(t, claim(b, 300, 100), "users are not groups, and what was refused is not kept")
+	a.drop(idRange{100, 10}, idRange{200, 10})
+	require.True(t, claim(b, 100, 200))
+	b.file.Close()
+	require.True(t, claim(a, 300, 100))
+}
+
 func TestTakeSingle(t *testing.T) {
-	i := &ids{uid: span(1), gid: span(1)}
+	i := opened(t, &ids{uid: span(1), gid: span(1)}, t.TempDir())
 	for range 10 {
 		b, err := i.take()
 		require.NoError(t, err)
@@ -184,16 +261,27 @@ func TestChooseIDs(t *testing.T) {
 	require.Positive(t, i.size())
 }
 
-func TestMapping(t *testing.T) {
-	r := idRange{100000, 10}
-	type m = [3]int64
-	flat := func(r idRange, rootless bool) (all []m) {
-		for _, x := range mapping(r, rootless, 1234) {
-			all = append(all, m{x.ContainerID, x.HostID, x.Size})
-		}
-		return all
+func TestExtents(t *testing.T) {
+	wide := idRange{1 << 20, 100 * wideBlock}
+	tests := []struct {
+		name string
+		ids  *ids
+		r    idRange
+		want []extent
+	}{
+		{"root's", &ids{}, wide, []extent{{0, 1 << 20, wideBlock}, {wideBlock, 1<<20 + wideBlock, 99 * wideBlock}}},
+		{"root's third", &ids{root: 2 * wideBlock}, wide,
+			[]extent{{0, 1<<20 + 2*wideBlock, wideBlock}, {wideBlock, 1 << 20, 2 * wideBlock}, {3 * wideBlock, 1<<20 + 3*wideBlock, 97 * wideBlock}}},
+		{"root's last", &ids{root: 99 * wideBlock}, wide, []extent{{0, 1<<20 + 99*wideBlock, wideBlock}, {wideBlock, 1 << 20, 99 * wideBlock}}},
+		{"root's in a container", &ids{root: 2}, idRange{100, 11}, []extent{{0, 102, 2}, {2, 100, 2}, {4, 104, 7}}},
+		{"root's only one", &ids{}, idRange{7, 1}, []extent{{0, 7, 1}}},
+		{"a user's", &ids{rootless: true}, idRange{100000, 10}, []extent{{0, 1234, 1}, {1, 100000, 9}}},
+		{"a user's only one", &ids{rootless: true}, idRange{1234, 1}, []extent{{0, 1234, 1}}},
 	}
-	require.Equal(t, []m{{0, 100000, 10}}, flat(r, false))
-	require.Equal(t, []m{{0, 1234, 1}, {1, 100000, 9}}, flat(r, true))
-	require.Equal(t, []m{{0, 1234, 1}}, flat(idRange{1234, 1}, true))
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			test.ids.uid, test.ids.gid = test.r, test.r
+			require.Equal(t, test.want, test.ids.extents(test.r, 1234))
+		})
+	}
 }

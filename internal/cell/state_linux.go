@@ -1,6 +1,7 @@
 package cell
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -46,7 +47,8 @@ func foreignRun() bool { return unix.Access("/run", unix.W_OK) != nil }
 // another user may have been there first.
 func userStateRoot() (string, error) {
 	var places []string
-	if dir := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(dir) {
+	// The same place with and without a login's environment: processes share ids there.
+	if dir := cmp.Or(os.Getenv("XDG_RUNTIME_DIR"), fmt.Sprintf("/run/user/%d", os.Geteuid())); filepath.IsAbs(dir) {
 		places = append(places, filepath.Join(dir, "sandbox"))
 	}
 	places = append(places, filepath.Join(os.TempDir(), fmt.Sprintf("sandbox-%d", os.Geteuid())))

@@ -24,7 +24,7 @@ const (
 )
 
 // ControlFD is where the fork server finds its control socket. Behind it is this
-// program's own file, which it was executed from.
+// program's own file, which it was executed from, and then what it only holds open until it ends, if anything.
 const ControlFD = 3
 
 func init() {
@@ -58,6 +58,7 @@ func serve(control int) error {
 	runtime.LockOSThread()
 	os.Clearenv()
 	unix.CloseOnExec(control)
+	unix.CloseOnExec(control + 2)
 	// Children are reaped by the kernel: their end is seen through pidfds.
 	signal.Ignore(syscall.SIGCHLD, syscall.SIGPIPE)
 	// The thread that made this process may end before the host does.
@@ -83,7 +84,22 @@ func serve(control int) error {
 		return fmt.Errorf("clone: %w", errno)
 	}
 	unix.Close(control)
-	return await(pid)
+	err = await(pid)
+	if os.Getpid() == 1 {
+		endAll()
+	}
+	return err
+}
+
+// endAll ends all that is left in the cell, before what this process holds open is closed: the kernel, when PID 1
+// exits, closes its files first and kills the rest then (kernel/exit.c, do_exit).
+func endAll() {
+	_ = unix.Kill(-1, unix.SIGKILL)
+	for { // SIGCHLD is ignored, so it waits until there are no children: wait(2)
+		if _, err := unix.Wait4(-1, nil, unix.WALL, nil); err == unix.ECHILD {
+			return
+		}
+	}
 }
 
 // await waits for the end of the child that serves. Its status is the only trace of what
