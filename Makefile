@@ -44,8 +44,8 @@ race:
 bench:
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) .
 
+# Each target for FUZZTIME, one per CPU at a time.
 fuzz:
-	@for p in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
-		echo "== $$p $$f"; \
-		$(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; \
-	done; done
+	@for p in $$($(GO) list ./...); do $(GO) test -list '^Fuzz' $$p | sed -n "s|^Fuzz|$$p &|p"; done | \
+		xargs -P "$$(nproc)" -L 1 sh -c 'out=$$($(GO) test -run "^$$" -fuzz "^$$2\$$" -fuzztime $(FUZZTIME) -parallel 1 $$1 2>&1) && \
+		echo "ok    $$1 $$2  $$(echo "$$out" | sed -n "s/.*\(execs: [0-9]*\).*/\1/p" | tail -n 1)" || { echo "$$out"; exit 255; }' sh

@@ -17,7 +17,7 @@ shift 5
 
 case $mode in
 docker-default) flags=() run=${run:-Container} ;;
-docker) run=${run:-Rootless|Container}
+docker) run=${run:-Rootless|Attack|Container}
 	flags=(--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined) ;;
 docker-cap) run=${run:-^Test}    # no examples: they have limits
 	flags=(--tmpfs /tmp:exec --cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined
