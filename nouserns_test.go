@@ -38,12 +38,7 @@ func TestNoUserNamespace(t *testing.T) {
 // TestNoUserNamespacesAtAll switches user namespaces off, for a while, in a guest.
 func TestNoUserNamespacesAtAll(t *testing.T) {
 	need(t, "a guest's sysctls")
-	const sysctl = "/proc/sys/user/max_user_namespaces"
-	was, err := os.ReadFile(sysctl)
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(sysctl, []byte("0"), 0))
-	defer func() { require.NoError(t, os.WriteFile(sysctl, was, 0)) }()
-
+	setSysctl(t, "user/max_user_namespaces", "0")
 	c, err := sandbox.NewCell()
 	if err == nil {
 		c.Close()
@@ -61,15 +56,21 @@ func TestNoUserNamespacesAtAll(t *testing.T) {
 // TestDumpable has the sysctl that would let processes of one id trace each other whatever they were.
 func TestDumpable(t *testing.T) {
 	need(t, "a guest's sysctls")
-	const sysctl = "/proc/sys/fs/suid_dumpable"
-	was, err := os.ReadFile(sysctl)
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(sysctl, []byte("1"), 0))
-	defer func() { require.NoError(t, os.WriteFile(sysctl, was, 0)) }()
+	setSysctl(t, "fs/suid_dumpable", "1")
 	inspect := helper("inspect")
 	for _, s := range []*sandbox.Sandbox{inspect, inspect.With(sandbox.WithUser(0, 0)), hostUser(inspect)} {
 		require.Equal(t, "alive", output(t, s))
 	}
+}
+
+// setSysctl sets a sysctl of a guest until the test ends.
+func setSysctl(t *testing.T, name, value string) {
+	t.Helper()
+	file := "/proc/sys/" + name
+	was, err := os.ReadFile(file)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, []byte(value), 0))
+	t.Cleanup(func() { require.NoError(t, os.WriteFile(file, was, 0)) })
 }
 
 // asOrdinaryUser is why a run does not start.

@@ -155,7 +155,7 @@ func writable(dir string) string {
 		return ""
 	case errors.Is(err, unix.EROFS):
 		return dir + " is mounted read-only; give this container a writable cgroup mount " +
-			"(docker run --privileged, or --cgroupns=private with a writable /sys/fs/cgroup)"
+			"(docker run --privileged, or --cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup; docs/CONTAINERS.md)"
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return fmt.Sprintf("uid %d may not make cgroups in %s; run as root, or name a directory that this user owns with WithCgroupParent", os.Geteuid(), dir)
 	}
