@@ -274,7 +274,7 @@ func (s *securityConfig) filter() (*seccomp.Filter, error) {
 		}
 		return f, nil
 	}
-	return seccomp.CachedDefault(s.capabilities)
+	return seccomp.CachedDefault(s.capabilities, s.setID)
 }
 
 // thisMachine gathers what compile needs.

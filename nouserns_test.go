@@ -196,12 +196,13 @@ func hostUserBinds(t *testing.T) {
 	own := filepath.Join(dir, "own")
 	require.NoError(t, os.Mkdir(own, 0o755))
 	require.NoError(t, os.Chown(own, hostID, hostID+1))
-	script := `cd /job; stat -c %u:%g "root's" own; cat "root's" secret; (echo x >"root's") || echo refused; (echo x >new) || echo refused; echo x >own/new; chmod 4755 own/new`
-	require.Equal(t, "0:0\n50123:50124\nrrefused\nrefused", output(t, hostUser(shell("exec 2>/dev/null; "+script, sandbox.WithBind(dir, "/job")))))
+	script := `cd /job; stat -c %u:%g "root's" own; cat "root's" secret; (echo x >"root's") || echo refused; (echo x >new) || echo refused; echo x >own/new; chmod 4755 own/new || echo refused`
+	require.Equal(t, "0:0\n50123:50124\nrrefused\nrefused\nrefused", output(t, hostUser(shell("exec 2>/dev/null; "+script, sandbox.WithBind(dir, "/job")))))
 	var st unix.Stat_t
 	require.NoError(t, unix.Stat(filepath.Join(own, "new"), &st))
 	require.EqualValues(t, hostID, st.Uid)
 	require.EqualValues(t, hostID+1, st.Gid)
+	require.EqualValues(t, 0o644, st.Mode&0o7777)
 	require.Equal(t, "refused", output(t, hostUser(shell("exec 2>/dev/null; (echo x >/job/own/y) || echo refused", sandbox.WithReadOnlyBind(dir, "/job")))))
 }
 

@@ -45,6 +45,7 @@ type securityConfig struct {
 	capabilities []string
 	seccomp      *specs.LinuxSeccomp
 	noSeccomp    bool
+	setID        bool
 }
 
 func defaults() config {
@@ -74,7 +75,7 @@ func (c *config) samePrograms(o *config) bool {
 	return sameRoot && slices.Equal(c.command, o.command) && slices.Equal(c.env, o.env) && c.dir == o.dir &&
 		len(c.extra) == len(o.extra) && maps.Equal(c.cgroup.rlimits, o.cgroup.rlimits) && c.namespace == o.namespace &&
 		slices.Equal(c.security.capabilities, o.security.capabilities) &&
-		c.security.seccomp == o.security.seccomp && c.security.noSeccomp == o.security.noSeccomp
+		c.security.seccomp == o.security.seccomp && c.security.noSeccomp == o.security.noSeccomp && c.security.setID == o.security.setID
 }
 
 func equalPointed[T comparable](a, b *T) bool { return a == b || a != nil && b != nil && *a == *b }

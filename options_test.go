@@ -44,6 +44,8 @@ var wrong = []struct {
 	{"the host's root group", []Option{WithUser(1, 0), WithoutUserNamespace()}, "WithUser: 1:0: with WithoutUserNamespace that is the host's root"},
 	{"the host's capabilities", []Option{WithoutUserNamespace(), WithCapabilities("CAP_KILL")}, "WithCapabilities: with WithoutUserNamespace capabilities are the host's"},
 	{"two walls less", []Option{WithoutUserNamespace(), WithoutSeccomp()}, "WithoutSeccomp: with WithoutUserNamespace seccomp is"},
+	{"capabilities for the host's files", []Option{WithCapabilities("CAP_SETFCAP")}, "WithCapabilities: CAP_SETFCAP is not given to runs"},
+	{"set-uid bits that stay", []Option{WithCapabilities("CAP_FSETID")}, "WithCapabilities: CAP_FSETID keeps set-uid bits of files that are written to: add WithSetID"},
 	{"no command", []Option{WithCommand("")}, "WithCommand: no command is set"},
 	{"zero byte in the command", []Option{WithCommand("tr\x00ue")}, `WithCommand: "tr\x00ue" contains a zero byte`},
 	{"zero byte in an argument", []Option{WithCommand("echo", "a", "b\x00")}, `WithCommand: "b\x00" contains a zero byte`},

@@ -372,7 +372,7 @@ func (g *generator) option() Option {
 		return WithCapabilities(g.text("CAP_CHOWN", "CAP_NET_RAW", "CAP_KILL"))
 	default:
 		if g.next(2) == 0 {
-			return WithoutSeccomp()
+			return []Option{WithoutSeccomp(), WithSetID()}[g.next(2)]
 		}
 		return WithSeccomp(&specs.LinuxSeccomp{DefaultAction: specs.LinuxSeccompAction(g.text("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"))})
 	}

@@ -11,7 +11,8 @@ import (
 // "CAP_NET_BIND_SERVICE", in its own user namespace. They are permitted,
 // effective, inheritable, ambient and bounding, and the default seccomp profile
 // allows the calls that go with them. They give no power over anything outside
-// the run; CAP_SYS_ADMIN, which would let it change its mounts, is refused. Several calls
+// the run. CAP_SYS_ADMIN, which would let it change its mounts, and CAP_SETFCAP, which would let it give programs
+// in binds capabilities of the host, are refused, and CAP_FSETID takes WithSetID. Several calls
 // add up. Default: none.
 func WithCapabilities(names ...string) Option {
 	return func(c *config) {
@@ -24,6 +25,15 @@ func WithCapabilities(names ...string) Option {
 // profile that can't be expressed exactly is an error.
 func WithSeccomp(profile *specs.LinuxSeccomp) Option {
 	return func(c *config) { c.security.seccomp, c.security.noSeccomp = profile, false }
+}
+
+// WithSetID lets the run give files set-uid and set-gid bits, as dpkg, tar -p and install -m 4755 do, and chmod g+s of a
+// directory. The default seccomp profile, of which this is a part, refuses that with EPERM, and openat2 with ENOSYS, since its
+// mode can't be seen. Inside, the bits do nothing. But a program that a run makes in a writable bind belongs to the owner of the
+// bind's directory on the host, and with a set-uid bit whoever executes it there acts for that owner, root for
+// one. Use it where nothing is bound writable, or where the host has the bind's file system mounted nosuid.
+func WithSetID() Option {
+	return func(c *config) { c.security.setID = true }
 }
 
 // WithoutSeccomp runs without a seccomp filter. The kernel's whole interface is
@@ -53,6 +63,10 @@ func (s *securityConfig) check() (errs []error) {
 			errs = append(errs, optionError("WithCapabilities", "%q is unknown: names look like CAP_NET_BIND_SERVICE", name))
 		} else if name == "CAP_SYS_ADMIN" {
 			errs = append(errs, optionError("WithCapabilities", "CAP_SYS_ADMIN is not given to runs: with it a run could undo read-only mounts, those of the host's directories too"))
+		} else if name == "CAP_SETFCAP" {
+			errs = append(errs, optionError("WithCapabilities", "CAP_SETFCAP is not given to runs: with it a run could give a program in a bind capabilities that hold on the host"))
+		} else if name == "CAP_FSETID" && !s.setID {
+			errs = append(errs, optionError("WithCapabilities", "CAP_FSETID keeps set-uid bits of files that are written to: add WithSetID, whose documentation says what that means"))
 		}
 	}
 	return errs

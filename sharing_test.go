@@ -23,7 +23,7 @@ func TestDerivedSandboxesShareTheirPrograms(t *testing.T) {
 		"command": WithCommand("false"), "argument": WithCommand("true", "x"), "env": WithEnv("B=2"), "dir": WithDir("/"),
 		"extra": WithExtraFiles(os.Stdin), "file": WithFile("/g", nil, 0), "bind": WithBind("/a", "/b"), "root": WithWritableRoot(2 * MiB),
 		"rootfs": WithRootfs(DirRootfs("/x")), "rlimit": WithRlimit("nofile", 8, 9), "user": WithUser(1, 1), "network": WithNetwork(NetworkHost),
-		"hostname": WithHostname("x"), "capability": WithCapabilities("CAP_CHOWN"), "seccomp": WithoutSeccomp(),
+		"hostname": WithHostname("x"), "capability": WithCapabilities("CAP_CHOWN"), "seccomp": WithoutSeccomp(), "set-id": WithSetID(),
 	} {
 		require.NotSame(t, base.plans, base.With(o).plans, name)
 	}

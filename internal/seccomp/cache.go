@@ -8,22 +8,21 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 var (
-	defaults = cache[string]{}            // by capabilities
+	defaults = cache[string]{}            // by what they allow
 	profiles = cache[[sha256.Size]byte]{} // by content
 )
 
-// CachedDefault returns the compiled default profile for a set of capabilities, in any order.
-func CachedDefault(caps []string) (*Filter, error) {
+// CachedDefault returns the compiled default profile; the order of capabilities does not matter.
+func CachedDefault(caps []string, setID bool) (*Filter, error) {
 	set := slices.Compact(slices.Sorted(slices.Values(caps)))
-	return defaults.get(strings.Join(set, " "), func() (*Filter, error) {
-		p, err := Default(set)
+	return defaults.get(fmt.Sprint(setID, set), func() (*Filter, error) {
+		p, err := Default(set, setID)
 		if err != nil {
 			return nil, err
 		}

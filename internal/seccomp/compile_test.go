@@ -284,7 +284,7 @@ func TestBytes(t *testing.T) {
 }
 
 func TestDeterministic(t *testing.T) {
-	p, err := Default(nil)
+	p, err := Default(nil, false)
 	require.NoError(t, err)
 	want, err := Compile(p, runtime.GOARCH)
 	require.NoError(t, err)

@@ -4,7 +4,6 @@ package seccomp
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/moby/profiles/seccomp"
@@ -23,12 +22,12 @@ import (
 //
 // Refused beyond Docker's, whatever the capabilities: the ioctl requests TIOCSTI and TIOCLINUX, which
 // type commands into the terminal that a run may share with its caller (CVE-2017-5226, CVE-2023-28100), and
-// netlink sockets of the protocol NETLINK_USERSOCK. The
-// calls above that no capability unlocks are refused by rules of their own too, so that a later
+// netlink sockets of the protocol NETLINK_USERSOCK. Without CAP_NET_RAW, sockets of the family AF_PACKET. Without
+// setID, all that can give a file set-uid or set-gid bits. The calls above that no capability unlocks are refused by rules of their own too, so that a later
 // version of Docker's list can't open them.
 //
 // The profile is the caller's to change. It relies on this package's precedence, the strictest rule wins.
-func Default(caps []string) (*specs.LinuxSeccomp, error) {
+func Default(caps []string, setID bool) (*specs.LinuxSeccomp, error) {
 	p, err := seccomp.GetDefaultProfile(&specs.Spec{
 		Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: slices.Clone(caps)}},
 	})
@@ -36,12 +35,20 @@ func Default(caps []string) (*specs.LinuxSeccomp, error) {
 		return nil, fmt.Errorf("default seccomp profile: %w", err)
 	}
 	p.Syscalls = append(p.Syscalls, refusals()...)
+	if !slices.Contains(caps, "CAP_NET_RAW") {
+		// The kernel wants the capability too, but has more than once forgotten about it, or found it in a user
+		// namespace (CVE-2020-14386).
+		p.Syscalls = append(p.Syscalls, refuse("socket", is(0, unix.AF_PACKET)))
+	}
+	if !setID {
+		p.Syscalls = append(p.Syscalls, refuseSetID()...)
+	}
 	return p, nil
 }
 
 func refusals() []specs.LinuxSyscall {
 	eperm := uint(unix.EPERM)
-	rules := []specs.LinuxSyscall{
+	return []specs.LinuxSyscall{
 		{
 			Names: []string{
 				// 60% of the exploits that Google's kCTF bounty saw up to 2023 used it, and it opens files and
@@ -56,32 +63,49 @@ func refusals() []specs.LinuxSyscall {
 			Action:   specs.ActErrno,
 			ErrnoRet: &eperm,
 		},
-		refuseSocket(unix.AF_VSOCK),
-		refuseSocket(unix.AF_ALG),
+		// Docker's list leaves these families out; see allowedSocketDomains there.
+		refuse("socket", is(0, unix.AF_VSOCK)),
+		refuse("socket", is(0, unix.AF_ALG)),
 		// Lets processes keep messages in the kernel that no memory limit counts.
-		refuseInts("socket", map[uint]uint64{0: unix.AF_NETLINK, 2: unix.NETLINK_USERSOCK}),
+		refuse("socket", is(0, unix.AF_NETLINK), is(2, unix.NETLINK_USERSOCK)),
+		refuse("ioctl", is(1, unix.TIOCSTI)),
+		refuse("ioctl", is(1, unix.TIOCLINUX)),
 	}
-	for _, request := range []uint64{unix.TIOCSTI, unix.TIOCLINUX} {
-		rules = append(rules, refuseInt("ioctl", 1, request))
-	}
-	return rules
 }
 
-// Docker's list leaves them out; see allowedSocketDomains there.
-func refuseSocket(family uint64) specs.LinuxSyscall { return refuseInt("socket", 0, family) }
-
-// refuseInt refuses a call whose argument has a value. The kernel takes these arguments as 32-bit integers, so a
-// comparison of all 64 bits could be dodged by setting a high one (CVE-2019-10063).
-func refuseInt(name string, arg uint, value uint64) specs.LinuxSyscall {
-	return refuseInts(name, map[uint]uint64{arg: value})
+// refuseSetID refuses what can give a file the mode bits S_ISUID or S_ISGID. Calls that are not here can't: mkdir(2)
+// takes neither (fs/namei.c, vfs_mkdir), access control lists have none (posix_acl_update_mode takes S_ISGID away),
+// nor have the kernel's memory files and queues a name outside of the run. io_uring is refused as a whole.
+func refuseSetID() (rules []specs.LinuxSyscall) {
+	const tmpFile = unix.O_TMPFILE &^ unix.O_DIRECTORY
+	for _, bit := range []uint64{unix.S_ISUID, unix.S_ISGID} {
+		for _, call := range []struct {
+			name string
+			mode uint
+		}{{"chmod", 1}, {"fchmod", 1}, {"creat", 1}, {"mknod", 1}, {"fchmodat", 2}, {"fchmodat2", 2}, {"mknodat", 2}} {
+			rules = append(rules, refuse(call.name, has(call.mode, bit)))
+		}
+		for _, makes := range []uint64{unix.O_CREAT, tmpFile} { // else the argument is not read, and may be anything
+			rules = append(rules, refuse("open", has(1, makes), has(2, bit)), refuse("openat", has(2, makes), has(3, bit)))
+		}
+	}
+	// Its mode is in memory, where a filter can't look. Programs fall back to openat.
+	enosys := uint(unix.ENOSYS)
+	return append(rules, specs.LinuxSyscall{Names: []string{"openat2"}, Action: specs.ActErrno, ErrnoRet: &enosys})
 }
 
-// refuseInts refuses a call whose arguments have all of the values.
-func refuseInts(name string, values map[uint]uint64) specs.LinuxSyscall {
+// is and has are conditions on an argument that the kernel takes as an integer of 32 bits: that it is the value, or has the bits.
+// A comparison of all 64 bits could be dodged by setting a high one (CVE-2019-10063).
+func is(arg uint, value uint64) specs.LinuxSeccompArg {
+	return specs.LinuxSeccompArg{Index: arg, Value: 0xffffffff, ValueTwo: value, Op: specs.OpMaskedEqual}
+}
+
+func has(arg uint, bits uint64) specs.LinuxSeccompArg {
+	return specs.LinuxSeccompArg{Index: arg, Value: bits, ValueTwo: bits, Op: specs.OpMaskedEqual}
+}
+
+// refuse refuses a call if all conditions hold.
+func refuse(name string, conditions ...specs.LinuxSeccompArg) specs.LinuxSyscall {
 	eperm := uint(unix.EPERM)
-	rule := specs.LinuxSyscall{Names: []string{name}, Action: specs.ActErrno, ErrnoRet: &eperm}
-	for _, arg := range slices.Sorted(maps.Keys(values)) {
-		rule.Args = append(rule.Args, specs.LinuxSeccompArg{Index: arg, Value: 0xffffffff, ValueTwo: values[arg], Op: specs.OpMaskedEqual})
-	}
-	return rule
+	return specs.LinuxSyscall{Names: []string{name}, Action: specs.ActErrno, ErrnoRet: &eperm, Args: conditions}
 }

@@ -5,6 +5,7 @@ package seccomp
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,7 +19,7 @@ import (
 // only the other has, arch_prctl for one; no test here asks for those.
 func defaultFor(t testing.TB, goarch string, caps ...string) machine {
 	t.Helper()
-	p, err := Default(caps)
+	p, err := Default(caps, false)
 	require.NoError(t, err)
 	p.Architectures = nil
 	return compile(t, p, goarch)
@@ -80,10 +81,10 @@ func TestDefaultArguments(t *testing.T) {
 			check(eperm, "clone", flag)
 			check(eperm, "clone", flag|uint64(unix.SIGCHLD)|high)
 		}
-		for _, family := range []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK, unix.AF_PACKET} {
+		for _, family := range []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK} {
 			check(allow, "socket", family)
 		}
-		for _, family := range []uint64{unix.AF_VSOCK, unix.AF_ALG, unix.AF_VSOCK | high, unix.AF_ALG | high, 99, ^uint64(0)} {
+		for _, family := range []uint64{unix.AF_VSOCK, unix.AF_ALG, unix.AF_PACKET, unix.AF_VSOCK | high, unix.AF_ALG | high, 99, ^uint64(0)} {
 			check(eperm, "socket", family)
 		}
 		check(eperm, "socket", unix.AF_NETLINK, unix.SOCK_DGRAM, unix.NETLINK_USERSOCK)
@@ -105,6 +106,44 @@ func TestDefaultArguments(t *testing.T) {
 	}
 }
 
+func TestDefaultSetID(t *testing.T) {
+	const high = 1 << 32
+	modes := map[string]uint{"chmod": 1, "fchmod": 1, "creat": 1, "mknod": 1, "fchmodat": 2, "fchmodat2": 2, "mknodat": 2, "open": 2, "openat": 3}
+	p, err := Default(nil, true)
+	require.NoError(t, err)
+	p.Architectures = nil
+	for _, goarch := range goarches {
+		m, with := defaultFor(t, goarch), compile(t, p, goarch)
+		for name, arg := range modes {
+			if goarch == "arm64" && slices.Contains([]string{"chmod", "creat", "mknod", "open"}, name) {
+				continue // it has no such call
+			}
+			for mode, refused := range map[uint64]bool{
+				0o755: false, 0o1777: false, 0o4755: true, 0o2755: true, 0o6755: true, 0o4000: true, 0o2000 | high: true, 0o755 | 0o4000<<32: false,
+			} {
+				args := make([]uint64, 6)
+				args[arg] = mode
+				if strings.HasPrefix(name, "open") {
+					assert.Equal(t, allow, m.run(t, on(t, goarch, name, args...)), "%s %o makes nothing", name, mode)
+				}
+				for _, makes := range []uint64{unix.O_CREAT | unix.O_WRONLY, unix.O_TMPFILE | unix.O_RDWR, unix.O_CREAT | high} {
+					if strings.HasPrefix(name, "open") {
+						args[arg-1] = makes
+					}
+					want := allow
+					if refused {
+						want = eperm
+					}
+					assert.Equal(t, want, m.run(t, on(t, goarch, name, args...)), "%s %o %#x on %s", name, mode, makes, goarch)
+					assert.Equal(t, allow, with.run(t, on(t, goarch, name, args...)))
+				}
+			}
+		}
+		assert.Equal(t, enosys, m.run(t, on(t, goarch, "openat2")))
+		assert.Equal(t, allow, with.run(t, on(t, goarch, "openat2")))
+	}
+}
+
 func TestDefaultCapabilities(t *testing.T) {
 	tests := []struct{ capability, unlocks string }{
 		{"CAP_SYS_ADMIN", "mount unshare setns clone clone3 bpf perf_event_open"},
@@ -116,13 +155,20 @@ func TestDefaultCapabilities(t *testing.T) {
 		{"CAP_SYS_PTRACE", "kcmp pidfd_getfd"},
 		{"CAP_SYS_TIME", "settimeofday clock_settime"},
 		{"CAP_SYS_BOOT", "reboot"},
+		{"CAP_NET_RAW", "socket"},
 	}
 	never := strings.Fields("io_uring_setup userfaultfd keyctl add_key request_key kexec_load kexec_file_load")
+	first := func(name string) uint64 { // argument
+		if name == "socket" {
+			return unix.AF_PACKET
+		}
+		return unix.CLONE_NEWNS
+	}
 	for _, goarch := range goarches {
 		for _, test := range tests {
 			m := defaultFor(t, goarch, test.capability)
 			for _, name := range strings.Fields(test.unlocks) {
-				assert.Equal(t, allow, m.run(t, on(t, goarch, name, unix.CLONE_NEWNS)), "%s with %s", name, test.capability)
+				assert.Equal(t, allow, m.run(t, on(t, goarch, name, first(name))), "%s with %s", name, test.capability)
 			}
 			for _, name := range never {
 				assert.Equal(t, eperm, m.run(t, on(t, goarch, name)), "%s with %s", name, test.capability)
@@ -135,7 +181,7 @@ func TestDefaultCapabilities(t *testing.T) {
 // TestDefaultAgainstEvaluator asks both about every system call.
 func TestDefaultAgainstEvaluator(t *testing.T) {
 	for _, caps := range [][]string{nil, {"CAP_SYS_ADMIN"}, {"CAP_NET_RAW", "CAP_SYS_PTRACE"}} {
-		p, err := Default(caps)
+		p, err := Default(caps, false)
 		require.NoError(t, err)
 		p.Architectures = nil
 		for _, goarch := range goarches {
@@ -153,7 +199,7 @@ func TestDefaultAgainstEvaluator(t *testing.T) {
 // TestDefaultSize keeps an eye on the length: every run pays for the kernel's translation of the filter.
 func TestDefaultSize(t *testing.T) {
 	for _, caps := range [][]string{nil, {"CAP_SYS_ADMIN"}} {
-		p, err := Default(caps)
+		p, err := Default(caps, false)
 		require.NoError(t, err)
 		p.Architectures = nil
 		for _, goarch := range goarches {
@@ -166,12 +212,12 @@ func TestDefaultSize(t *testing.T) {
 }
 
 func TestCache(t *testing.T) {
-	one, err := CachedDefault([]string{"CAP_NET_RAW", "CAP_CHOWN", "CAP_CHOWN"})
+	one, err := CachedDefault([]string{"CAP_NET_RAW", "CAP_CHOWN", "CAP_CHOWN"}, false)
 	require.NoError(t, err)
-	two, err := CachedDefault([]string{"CAP_CHOWN", "CAP_NET_RAW"})
+	two, err := CachedDefault([]string{"CAP_CHOWN", "CAP_NET_RAW"}, false)
 	require.NoError(t, err)
 	assert.Same(t, one, two)
-	three, err := CachedDefault([]string{"CAP_SYS_ADMIN"})
+	three, err := CachedDefault([]string{"CAP_SYS_ADMIN"}, false)
 	require.NoError(t, err)
 	assert.NotSame(t, one, three)
 
@@ -200,7 +246,7 @@ func TestCacheIsBounded(t *testing.T) {
 }
 
 func BenchmarkCompileDefault(b *testing.B) {
-	p, err := Default(nil)
+	p, err := Default(nil, false)
 	require.NoError(b, err)
 	b.ReportAllocs()
 	for b.Loop() {
@@ -213,14 +259,14 @@ func BenchmarkCompileDefault(b *testing.B) {
 func BenchmarkCachedDefault(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := CachedDefault(nil); err != nil {
+		if _, err := CachedDefault(nil, false); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
 func BenchmarkCachedCompile(b *testing.B) {
-	p, err := Default(nil)
+	p, err := Default(nil, false)
 	require.NoError(b, err)
 	b.ReportAllocs()
 	for b.Loop() {

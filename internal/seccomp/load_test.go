@@ -31,11 +31,11 @@ func TestMain(m *testing.M) {
 	case "":
 		os.Exit(m.Run())
 	case "probe":
-		confine(CachedDefault(nil))
+		confine(CachedDefault(nil, false))
 		_ = json.NewEncoder(os.Stdout).Encode(probe())
 	case "exec":
 		path, args := os.Args[1], os.Args[1:]
-		confine(CachedDefault(nil))
+		confine(CachedDefault(nil, false))
 		fmt.Fprintln(os.Stderr, "exec:", syscall.Exec(path, args, os.Environ()))
 		os.Exit(1)
 	case "random":

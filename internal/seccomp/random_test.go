@@ -134,7 +134,7 @@ func randomCall(t testing.TB, r *rand.Rand, p *specs.LinuxSeccomp, goarch string
 // FuzzCompile feeds profiles as users write them, in JSON: what compiles must fit the kernel and mean
 // what the profile says.
 func FuzzCompile(f *testing.F) {
-	def, err := Default([]string{"CAP_SYS_ADMIN"})
+	def, err := Default([]string{"CAP_SYS_ADMIN"}, false)
 	require.NoError(f, err)
 	def.Architectures = nil
 	for seed := range uint64(8) {
