@@ -37,6 +37,8 @@ func hint(e *cell.CallError) string {
 		return "this user or its cgroup has too many processes"
 	case strings.HasPrefix(e.Call, "fsconfig") && e.Errno == unix.EINVAL && os.Geteuid() != 0:
 		return "as an ordinary user, WithWritableRoot takes no directories with other file systems mounted below them (fs/namespace.c, clone_private_mount)"
+	case strings.Contains(e.Call, "RESOLVE_NO_SYMLINKS") && e.Errno == unix.ELOOP:
+		return "WithRootfs: make it a directory: proc and dev must not be symbolic links"
 	case e.Stage == "WithDir" && e.Errno == unix.ENOENT:
 		return "the directory must exist in the run's root"
 	case strings.Contains(e.Call, "openat2") && e.Errno == unix.EACCES:

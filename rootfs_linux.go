@@ -190,6 +190,14 @@ func (k *compiler) attachIn(b *program.Builder, mount, root program.Slot, at str
 	b.Close(target)
 }
 
+// attachOwn attaches /proc or /dev. What belongs on top of them, such as the masks, is attached relative to the mount
+// itself: by its path it could go elsewhere in a root in which somebody swaps links (CVE-2025-31133, CVE-2025-52881).
+func (k *compiler) attachOwn(b *program.Builder, mount, root program.Slot, at string) {
+	target := b.OpenNoLink(root, at)
+	b.Attach(mount, target)
+	b.Close(target)
+}
+
 // addDirRoot attaches a directory of the host as the template's root. Mount
 // points that it lacks come from a layer above it.
 func (k *compiler) addDirRoot(b *program.Builder, dir program.Slot) program.Slot {
@@ -243,7 +251,7 @@ func (k *compiler) addPoints(b *program.Builder, store program.Slot, under strin
 func (k *compiler) addDevices(b *program.Builder, root program.Slot) {
 	b.Stage("devices")
 	dev := b.FileSystem("tmpfs", attrNoSUID|attrNoDev|attrNoExec, "mode=755", "size=64k")
-	k.attachIn(b, dev, root, "dev")
+	k.attachOwn(b, dev, root, "dev")
 	at := program.Use(dev)
 	b.Mkdir(at, "pts", 0o755)
 	b.Mkdir(at, "shm", 0o755)
@@ -258,7 +266,7 @@ func (k *compiler) addDevices(b *program.Builder, root program.Slot) {
 		if k.c.root.writable == nil && !k.m.hasSetAttr() {
 			attr |= attrRO // with the whole template
 		}
-		k.attachSet(b, node, root, "dev/"+name, 0, attr)
+		k.attachSet(b, node, dev, name, 0, attr)
 		b.Close(node)
 	}
 	if k.c.root.writable == nil && !k.m.hasSetAttr() {
@@ -343,8 +351,7 @@ func (k *compiler) addProc() {
 	b := k.b
 	b.Stage("/proc")
 	proc := b.FileSystem("proc", attrRO|attrNoSUID|attrNoDev|attrNoExec)
-	k.attachIn(b, proc, k.tree, "proc")
-	b.Close(proc)
+	k.attachOwn(b, proc, k.tree, "proc")
 	for _, m := range k.m.masks {
 		cover := "/dev/null"
 		if m.dir {
@@ -355,9 +362,10 @@ func (k *compiler) addProc() {
 			has = attrNoDev // it may have, and then must keep it
 		}
 		c := b.CloneTree(cover)
-		k.attachSet(b, c, k.tree, m.path, has, attrRO|attrNoSUID|attrNoExec)
+		k.attachSet(b, c, proc, strings.TrimPrefix(m.path, "/proc/"), has, attrRO|attrNoSUID|attrNoExec)
 		b.Close(c)
 	}
+	b.Close(proc)
 }
 
 // addMount mounts what an option or a default puts into the root.

@@ -98,9 +98,12 @@ func TestDirRootfs(t *testing.T) {
 				"cat /proc/1/comm; touch /bin/x 2>/dev/null || echo refused; pwd"))
 			for range 2 {
 				out, err := probe.Output(deadline(t))
-				if name == "tmp is a file" {
+				switch name {
+				case "tmp is a file":
 					setupError(t, err, "WithTmpfs /tmp")
-				} else {
+				case "symlinked dev", "symlinked proc":
+					setupError(t, err, "WithRootfs: make it a directory")
+				default:
 					require.NoError(t, err)
 					require.Equal(t, "sandbox-init\nrefused\n/home/sandbox\n", string(out))
 				}

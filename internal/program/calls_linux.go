@@ -104,6 +104,12 @@ func (b *Builder) OpenInRoot(root Slot, p string) Slot {
 	return b.openat2(Use(root), p, how, "{O_PATH|O_CLOEXEC, RESOLVE_IN_ROOT|RESOLVE_NO_MAGICLINKS}")
 }
 
+// OpenNoLink refers to a path inside a root on which there is no symbolic link.
+func (b *Builder) OpenNoLink(root Slot, p string) Slot {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS}
+	return b.openat2(Use(root), p, how, "{O_PATH|O_CLOEXEC, RESOLVE_IN_ROOT|RESOLVE_NO_SYMLINKS}")
+}
+
 // OpenDir refers to a directory. A link in /proc/self/fd on the way, to a descriptor that
 // the command will not have (CVE-2024-21626), is refused.
 func (b *Builder) OpenDir(p string) Slot {
