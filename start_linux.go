@@ -295,6 +295,7 @@ func (r *running) follow(ctx context.Context, p *program.Program) error {
 		}
 	}()
 	started := false
+	var unjoined error
 	for !started || r.pidfd == nil { // the two come from different processes
 		m, err := r.conn.Next()
 		if err != nil {
@@ -304,10 +305,15 @@ func (r *running) follow(ctx context.Context, p *program.Program) error {
 		case program.Cloned:
 			r.pidfd = m.File
 		case program.Ready:
-			if err := r.join(m.PID); err != nil {
+			if err := r.join(m.PID); errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EPIPE) {
+				unjoined = err // the command has ended, and why comes next
+			} else if err != nil {
 				return r.startLost(ctx, err)
 			}
 		case program.Started:
+			if unjoined != nil {
+				return r.startLost(ctx, unjoined)
+			}
 			started = true
 		case program.Exited:
 			r.exited = &m.Event // before the fork server, which is another process, said Cloned

@@ -83,7 +83,7 @@ func (i *ids) close() {
 var errNoBlock = errors.New("all user id blocks of this machine are in use by live runs: wait for runs to end")
 
 // spare is how many blocks a cell keeps for its next runs. The same blocks again means the same idmaps again.
-const spare = 16
+const spare = 64
 
 // take reserves a block; the result is the block's first id inside the cell.
 func (i *ids) take() (int64, error) {
@@ -116,7 +116,8 @@ func (i *ids) take() (int64, error) {
 	return 0, errNoBlock
 }
 
-func (i *ids) give(block int64) {
+// give returns a block. forget is called with one that the cell does not keep.
+func (i *ids) give(block int64, forget func(int64)) {
 	if i.single() || i.host {
 		return
 	}
@@ -126,6 +127,7 @@ func (i *ids) give(block int64) {
 		i.free = append(i.free, block)
 		return
 	}
+	forget(block) // while nobody else can have it
 	delete(i.held, block)
 	i.claims.drop(i.hostRange(i.uid, block), i.hostRange(i.gid, block))
 }

@@ -59,7 +59,7 @@ func TestTake(t *testing.T) {
 		}
 		require.Len(t, blocks, int(size/i.block()-1), "size %d", size)
 		for _, b := range blocks {
-			i.give(b)
+			i.give(b, func(int64) {})
 		}
 		again := map[int64]bool{}
 		for range blocks {
@@ -116,7 +116,7 @@ func TestTakeFromOneMachine(t *testing.T) {
 			_, err := cells[1].take()
 			require.NoError(t, err, "of a cell that has ended")
 			for b := range cells[1].held {
-				cells[1].give(b)
+				cells[1].give(b, func(int64) {})
 			}
 			n := 0
 			for ; err == nil; n++ {
@@ -157,7 +157,7 @@ func TestTakeSingle(t *testing.T) {
 		require.NoError(t, err)
 		require.Zero(t, b)
 	}
-	i.give(0)
+	i.give(0, func(int64) {})
 	require.Empty(t, i.free)
 }
 

@@ -61,7 +61,7 @@ func (c *Cell) Take(uid, gid int, own bool) (*Block, error) {
 
 // Give returns the ids. No process may have them any more. Close waits for it.
 func (b *Block) Give() {
-	b.c.ids.give(b.first)
+	b.c.ids.give(b.first, b.c.maps.forget)
 	b.c.busy.Done()
 }
 
@@ -140,40 +140,62 @@ func task(client *forkserver.Client, p *program.Program, files []int) (result *o
 }
 
 // idmaps caches user namespaces whose only use is to say how a mount's owners
-// are mapped: one for each block and pair of owners.
+// are mapped: by block, and then by who is mapped to whom.
 type idmaps struct {
 	mu    sync.Mutex
-	files map[string]*os.File
+	files map[int64]map[owners]*os.File
+}
+
+type owners struct {
+	uid, gid uint32 // outside
+	user     int    // inside the run
+	group    int
 }
 
 func (m *idmaps) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, f := range m.files {
-		f.Close()
+	for _, files := range m.files {
+		closeAll(files)
 	}
 	m.files = nil
+}
+
+// forget drops those of a block that the cell has no more.
+func (m *idmaps) forget(block int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	closeAll(m.files[block])
+	delete(m.files, block)
+}
+
+func closeAll(files map[owners]*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }
 
 // idmap returns a user namespace in which the owner uid:gid of a host file is
 // the block's user.
 func (c *Cell) idmap(b *Block, uid, gid uint32) (*os.File, error) {
-	uidMap := fmt.Sprintf("%d %d 1\n", uid, c.ids.userID(b.first, int64(b.uid)))
-	gidMap := fmt.Sprintf("%d %d 1\n", gid, c.ids.userID(b.first, int64(b.gid)))
-	key := uidMap + gidMap
 	c.maps.mu.Lock()
 	defer c.maps.mu.Unlock()
-	if f := c.maps.files[key]; f != nil {
+	o := owners{uid, gid, b.uid, b.gid}
+	if f := c.maps.files[b.first][o]; f != nil {
 		return f, nil
 	}
-	f, err := c.newIDMap(uidMap, gidMap)
+	f, err := c.newIDMap(fmt.Sprintf("%d %d 1\n", uid, c.ids.userID(b.first, int64(b.uid))),
+		fmt.Sprintf("%d %d 1\n", gid, c.ids.userID(b.first, int64(b.gid))))
 	if err != nil {
 		return nil, err
 	}
 	if c.maps.files == nil {
-		c.maps.files = map[string]*os.File{}
+		c.maps.files = map[int64]map[owners]*os.File{}
 	}
-	c.maps.files[key] = f
+	if c.maps.files[b.first] == nil {
+		c.maps.files[b.first] = map[owners]*os.File{}
+	}
+	c.maps.files[b.first][o] = f
 	return f, nil
 }
 

@@ -185,8 +185,13 @@ func (c *Conn) Next() (Message, error) {
 	err = raw.Read(func(fd uintptr) bool {
 		// An end that the kernel reports may be one too early: it looks at the queue, then
 		// whether the peer is gone, and a peer that says its last word and exits in between leaves a
-		// message behind (net/unix/af_unix.c, unix_dgram_recvmsg). Then it is there at the second look.
-		return receive(fd) && (recvErr != nil || n > 0 || receive(fd))
+		// message behind (net/unix/af_unix.c, unix_dgram_recvmsg). Then it is there at the second look. So is the word of
+		// a peer that exits with a message of ours unread, which is an error first (unix_release_sock).
+		if !receive(fd) {
+			return false
+		}
+		seemsOver := recvErr == nil && n == 0 || recvErr == unix.ECONNRESET
+		return !seemsOver || receive(fd)
 	})
 	if err = errors.Join(err, recvErr); err != nil {
 		return Message{}, err

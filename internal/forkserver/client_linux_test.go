@@ -50,6 +50,20 @@ func TestLastWord(t *testing.T) {
 	}
 }
 
+// A peer that ends without having read what it was sent is heard all the same.
+func TestLastWordOfOneWhoDoesNotListen(t *testing.T) {
+	conn, end := newConn(t)
+	defer conn.Close()
+	require.NoError(t, conn.Go())
+	require.NoError(t, unix.Send(end, program.Event{Kind: program.Finished}.Marshal(), unix.MSG_NOSIGNAL))
+	unix.Close(end)
+	m, err := conn.Next()
+	require.NoError(t, err)
+	require.Equal(t, program.Finished, m.Kind)
+	_, err = conn.Next()
+	require.Equal(t, io.EOF, err)
+}
+
 // newConn returns a Conn and the descriptor of its other end.
 func newConn(t testing.TB) (*Conn, int) {
 	t.Helper()

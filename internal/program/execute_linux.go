@@ -145,6 +145,8 @@ func call(s *state, o *op) (uintptr, syscall.Errno) {
 			return 0, syscall.ENOENT
 		}
 		return 0, s.tried
+	case callFault:
+		return ^uintptr(0), syscall.Errno(arg(s, o, 0))
 	case callEvent:
 		report(s, Kind(arg(s, o, 0)))
 		return 0, 0

@@ -11,7 +11,9 @@ package program
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
+	"syscall"
 )
 
 // MaxSlots is the number of results and received descriptors that a program
@@ -52,6 +54,7 @@ const (
 	callPoke  = 1<<31 + iota // store a slot (arg 1) as 32 bits into data (arg 0)
 	callEvent                // report an event of kind (arg 0)
 	callTried                // fail with the error of the calls that were tried
+	callFault                // fail with an error (arg 0): tests only
 )
 
 const (
@@ -102,6 +105,20 @@ func (p *Program) Describe(i int) (stage, call string) {
 		return "unknown stage", fmt.Sprintf("call %d", i)
 	}
 	return p.lines[i].stage, p.lines[i].text
+}
+
+// Len is the number of calls.
+func (p *Program) Len() int { return len(p.lines) }
+
+// Failing is the program with call i replaced by one that does nothing but fail: for tests of what happens then.
+func (p *Program) Failing(i int, errno syscall.Errno) *Program {
+	f := *p
+	f.image = slices.Clone(p.image)
+	at := f.image[headerSize+i*opSize:][:opSize]
+	old := at[6] // the flags
+	fault := op{num: callFault, out: NoSlot, flags: old, args: [6]uint64{uint64(errno)}}
+	copy(at, fault.marshal(nil))
+	return &f
 }
 
 // Explain lists the program, one line per call, in the order of execution.

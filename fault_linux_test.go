@@ -1,0 +1,179 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// mayFail are, by a part of their text, the calls without which a run does what it should all the same.
+var mayFail = []string{
+	"CLOSE_RANGE_CLOEXEC",   // all descriptors are close-on-exec without it
+	"mkdirat(", "unlinkat(", // of what may be there, or not
+	"keyctl(",                                     // where all runs share the quota of keys
+	"max_inotify_instances", `"16", 2)`, "close(", // where the kernel lacks that limit
+	"execve(", "not found", // in one of several places
+}
+
+// Every call of the two programs fails once. Each time the error says which, and nothing stays.
+func TestRootlessFaults(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.Chmod(filepath.Dir(dir), 0o755))
+	file := filepath.Join(dir, "file")
+	require.NoError(t, os.WriteFile(file, []byte("x"), 0o644))
+	extra, err := os.Open(file)
+	require.NoError(t, err)
+	defer extra.Close()
+	binds := WithReadOnlyBind(file, "/etc/file")
+	type faulty struct {
+		name    string
+		opts    []Option
+		hostIDs bool
+	}
+	tests := []faulty{
+		{name: "default"},
+		{name: "much", opts: []Option{binds, WithTmpfs("/tmp/deep", MiB), WithTmpfs("/tmp", MiB), WithFile("/tmp/a/b", []byte("x"), 0o600),
+			WithFile("/etc/hosts", []byte("x"), 0o644), WithUser(7, 8), WithHostname("x"), WithExtraFiles(extra), WithRlimit("nofile", 64, 64), WithDir("/tmp"), WithSetID()}},
+	}
+	if thisMachine().atLeast(5, 11) {
+		tests = append(tests, faulty{name: "writable root", opts: []Option{binds, WithWritableRoot(MiB), WithFile("/etc/app.conf", []byte("x"), 0o644)}})
+	}
+	if hasHostIDs() {
+		tests = append(tests, faulty{name: "no user namespace", opts: []Option{WithoutUserNamespace(), binds}, hostIDs: true})
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			var options []CellOption
+			if test.hostIDs {
+				options = append(options, CellWithoutUserNamespace())
+			}
+			c, err := NewCell(options...)
+			require.NoError(t, err)
+			defer func() { require.NoError(t, c.Close()) }()
+			base := New(append([]Option{WithCommand("true"), WithCell(c)}, test.opts...)...)
+			testFaults(t, base, c)
+		})
+	}
+}
+
+// hasHostIDs tells whether this process has what WithoutUserNamespace takes.
+func hasHostIDs() bool {
+	_, err := New(WithCommand("true"), WithoutUserNamespace()).Run(context.Background())
+	return err == nil
+}
+
+func testFaults(t *testing.T, base *Sandbox, c *Cell) {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	_, err := base.Run(ctx)
+	require.NoError(t, err)
+	sh := shapeOf(c.impl)
+	good, err := base.planFor(sh)
+	require.NoError(t, err)
+	descriptors, processes, tried := openDescriptors(t), descendants(t), 0
+	inject := func(p *program.Program, replace func(bad *plan, p *program.Program)) {
+		step := 1
+		if os.Getenv("VM_GUEST") == "1" {
+			step = 9
+		}
+		for i := tried % step; i < p.Len(); i += step {
+			errno := []unix.Errno{unix.EPERM, unix.ENOMEM, unix.EINVAL}[i%3]
+			bad := *good
+			replace(&bad, p.Failing(i, errno))
+			s := base.With()
+			s.plans = &plans{all: map[shape]*plan{sh: &bad}}
+			_, err := s.Run(ctx)
+			stage, call := p.Describe(i)
+			requireFault(t, err, errno, stage, call)
+			tried++
+		}
+	}
+	inject(good.run, func(bad *plan, p *program.Program) { bad.run = p })
+	if good.template != nil {
+		inject(good.template, func(bad *plan, p *program.Program) {
+			bad.template = p
+			bad.key[0]++ // no other's template, and not one that was assembled
+			bad.key[1] = byte(tried)
+			bad.key[2] = byte(tried >> 8)
+		})
+	}
+	t.Logf("%d faults", tried)
+	_, err = base.Run(ctx)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return openDescriptors(t) <= descriptors }, 10*time.Second, 10*time.Millisecond, "descriptors stay open")
+	if c.impl.Limits != nil {
+		require.Eventually(t, func() bool {
+			runs, _ := filepath.Glob("/sys/fs/cgroup/*" + c.impl.Limits.Path() + "/run-*")
+			unified, _ := filepath.Glob("/sys/fs/cgroup" + c.impl.Limits.Path() + "/run-*")
+			return len(runs)+len(unified) == 0
+		}, 10*time.Second, 10*time.Millisecond, "cgroups stay")
+	}
+	require.Eventually(t, func() bool { return descendants(t) <= processes }, 10*time.Second, 10*time.Millisecond, "processes stay")
+}
+
+func requireFault(t *testing.T, err error, errno unix.Errno, stage, call string) {
+	t.Helper()
+	optional := slices.ContainsFunc(mayFail, func(part string) bool { return strings.Contains(call, part) })
+	if err == nil {
+		require.True(t, optional, "%s: the run goes on without %s", stage, call)
+		return
+	}
+	var setup *SetupError
+	require.ErrorAs(t, err, &setup, "%s: %s", stage, call)
+	if optional { // then it is what misses it that says so
+		return
+	}
+	require.ErrorIs(t, err, errno, "%s: %s", stage, call)
+	if !strings.HasPrefix(call, "execve") { // that is named after the command
+		require.Equal(t, stage, setup.Stage)
+		require.ErrorContains(t, err, call)
+	}
+}
+
+// openDescriptors is their number, but for the namespaces that a cell keeps for its next runs' binds.
+func openDescriptors(t *testing.T) (n int) {
+	entries, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	for _, e := range entries {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && !strings.HasPrefix(to, "user:[") {
+			n++
+		}
+	}
+	return n
+}
+
+// descendants is the number of processes below this one.
+func descendants(t *testing.T) (n int) {
+	files, err := filepath.Glob("/proc/[0-9]*/stat")
+	require.NoError(t, err)
+	parents := map[int]int{}
+	for _, f := range files {
+		b, _ := os.ReadFile(f)
+		_, rest, _ := strings.Cut(string(b), ") ")
+		var pid, parent int
+		var state string
+		_, _ = fmt.Sscan(filepath.Base(filepath.Dir(f)), &pid)
+		if _, err := fmt.Sscan(rest, &state, &parent); err == nil {
+			parents[pid] = parent
+		}
+	}
+	for pid := range parents {
+		for above := parents[pid]; above > 0; above = parents[above] {
+			if above == os.Getpid() {
+				n++
+				break
+			}
+		}
+	}
+	return n
+}
