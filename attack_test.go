@@ -118,6 +118,18 @@ func addAttacks(kind string, list []attack) {
 	attacks[kind+" on the host"] = slices.DeleteFunc(slices.Clone(list), func(a attack) bool { return !a.onHost })
 }
 
+// oneID tells whether all runs have the id of this process: as an ordinary user without subordinate ids.
+func oneID(t *testing.T) bool {
+	t.Helper()
+	for _, f := range sandbox.Check(deadline(t)).Features {
+		if f.Name == "user ids of its own for every run" {
+			return f.Err != nil
+		}
+	}
+	require.Fail(t, "no word about ids")
+	return false
+}
+
 // rawCall makes a system call as hostile code does, with whatever arguments.
 func rawCall(number uintptr, args ...uintptr) error {
 	var a [6]uintptr
