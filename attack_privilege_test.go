@@ -57,7 +57,7 @@ func TestAttackPrivilegeWithCapabilities(t *testing.T) {
 // A set-uid program gives a run nothing, on the host it would.
 func TestAttackSetUIDProgram(t *testing.T) {
 	t.Parallel()
-	need(t, "root")
+	need(t, "a whole machine's root")
 	dir := openDir(t)
 	id, err := exec.LookPath("id")
 	require.NoError(t, err)

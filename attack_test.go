@@ -25,7 +25,7 @@ type attack struct {
 	name string
 	// try returns nil if it got through, else what stopped it.
 	try func(args []string) error
-	// onHost says that the attack must get through on the host, as root, which proves that it can.
+	// onHost says that the attack must get through on the host, as root of a whole machine, which proves that it can.
 	onHost bool
 }
 
@@ -97,7 +97,7 @@ func attacker(kind string, args ...string) *sandbox.Sandbox {
 // requireControl tries the attacks on the host, where those that are meant to must get through.
 func requireControl(t *testing.T, kind string, args ...string) {
 	t.Helper()
-	if !asRoot() {
+	if !wholeMachine() {
 		return
 	}
 	cmd := exec.CommandContext(deadline(t), "/proc/self/exe", append([]string{"attack", kind + " on the host"}, args...)...)

@@ -56,6 +56,7 @@ var features = map[string]struct {
 	known string
 }{
 	"root":                               {asRoot, "ROOT docker-cap docker-privileged"},
+	"a whole machine's root":             {wholeMachine, "ROOT"},
 	"an ordinary user":                   {func() bool { return !asRoot() }, "USER docker"},
 	"cgroup memory":                      {controller("memory"), "ROOT"},
 	"cgroup pids":                        {controller("pids"), "ROOT"},
@@ -78,6 +79,11 @@ var features = map[string]struct {
 	"a user's own systemd":               {usersSystemd, "systemd-user"},
 	"no cgroups at hand":                 {func() bool { return !asRoot() && !controller("pids")() && !usersSystemd() }, "host-user linux-6.1-user docker"},
 	"user namespaces":                    {command("unshare"), "ROOT USER docker docker-cap docker-privileged"},
+}
+
+// wholeMachine tells whether this process is root of a machine, and not of a container.
+func wholeMachine() bool {
+	return asRoot() && !strings.HasPrefix(os.Getenv("SANDBOX_TEST_CONFIG"), "docker")
 }
 
 // effective tells whether this process has a capability.
