@@ -86,7 +86,7 @@ func init() {
 	for _, p := range []string{"sysrq-trigger", "sys/kernel/core_pattern", "sys/kernel/modprobe", "sys/kernel/hostname", "sys/vm/drop_caches", "sys/fs/binfmt_misc/register", "irq/default_smp_affinity",
 		"self/oom_score_adj", "self/attr/current", "self/attr/exec", "self/uid_map", "self/setgroups", "self/comm", "self/coredump_filter", "self/mem", "bus/pci/00/00.0", "fs/nfsd"} {
 		onHost := slices.Contains([]string{"self/comm", "self/oom_score_adj", "self/mem"}, p)
-		list = append(list, attack{"write /proc/" + p, func([]string) error { return opened(unix.Open("/proc/"+p, unix.O_WRONLY, 0)) }, onHost})
+		list = append(list, attack{"write /proc/" + p, func([]string) error { return writeProc("/proc/" + p) }, onHost})
 	}
 	addAttacks("kernel", list)
 }
@@ -129,6 +129,18 @@ func readProc(path string) error {
 	defer f.Close()
 	if n, err := f.Read(make([]byte, 16)); n == 0 {
 		return errors.Join(err, errNothing)
+	}
+	return nil
+}
+
+func writeProc(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || info.Mode()&os.ModeDevice != 0 {
+		return errors.Join(err, errors.New("/dev/null lies over it"))
 	}
 	return nil
 }

@@ -56,6 +56,7 @@ var features = map[string]struct {
 	known string
 }{
 	"root":                               {asRoot, "ROOT docker-cap docker-privileged"},
+	"a machine for timing":               {func() bool { return asRoot() && !inGuest() && controller("cpu")() }, "host"},
 	"a whole machine's root":             {wholeMachine, "ROOT"},
 	"an ordinary user":                   {func() bool { return !asRoot() }, "USER docker"},
 	"cgroup memory":                      {controller("memory"), "ROOT"},

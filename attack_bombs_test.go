@@ -1,0 +1,231 @@
+//go:build linux
+
+package sandbox_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox"
+)
+
+func init() { helpers["bomb"] = bombHelper }
+
+// bombs take all they can get of something. They only end if that is refused.
+var bombs = map[string]func() error{
+	"memory": func() error { return allocHelper([]string{"1024"}) },
+	"files in memory": func() error {
+		for i := range 64 {
+			if err := os.WriteFile(fmt.Sprintf("/dev/shm/%d", i), make([]byte, 4<<20), 0o600); err != nil {
+				return err
+			}
+		}
+		return errors.New("all were written")
+	},
+	"pipes": func() error {
+		return fill(func() (int, error) {
+			var p [2]int
+			err := unix.Pipe2(p[:], unix.O_NONBLOCK)
+			return p[1], err
+		})
+	},
+	"sockets": func() error {
+		return fill(func() (int, error) {
+			p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK, 0)
+			return p[1], err
+		})
+	},
+	"threads": func() error {
+		var p [2]int
+		if err := unix.Pipe(p[:]); err != nil {
+			return err
+		}
+		for range 10000 {
+			go func() { _, _ = unix.Read(p[0], make([]byte, 1)) }()
+		}
+		return holdOut()
+	},
+	"forks": func() error {
+		for {
+			_, _ = syscall.ForkExec("/bin/sh", []string{"sh", "-c", "b() { b | b & b; }; b"}, new(syscall.ProcAttr))
+			_, _ = syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
+		}
+	},
+	"zombies": func() error {
+		var attr syscall.ProcAttr
+		for n := 0; ; n++ {
+			if _, err := syscall.ForkExec("/bin/true", []string{"true"}, &attr); err != nil {
+				fmt.Println(n)
+				return holdOut()
+			}
+		}
+	},
+	"stops": func() error {
+		_ = exec.Command("/bin/sleep", "1000").Start()
+		for {
+			_ = unix.Kill(-1, unix.SIGSTOP)
+			_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
+		}
+	},
+	"deaf": func() error {
+		var all []os.Signal
+		for s := range 65 {
+			all = append(all, syscall.Signal(s))
+		}
+		signal.Ignore(all...)
+		return holdOut()
+	},
+	"deep directories": func() error {
+		for i := range 3000 {
+			if err := errors.Join(os.Mkdir("d", 0o777), os.Chdir("d")); err != nil {
+				return fmt.Errorf("level %d: %w", i, err)
+			}
+		}
+		return holdOut()
+	},
+}
+
+// holdOut waits until it is killed.
+func holdOut() error {
+	for {
+		time.Sleep(time.Hour)
+	}
+}
+
+// fill writes to new buffers until there are no more.
+func fill(buffer func() (int, error)) error {
+	full := make([]byte, 1<<20)
+	for {
+		fd, err := buffer()
+		if err != nil {
+			return err
+		}
+		for err == nil {
+			_, err = unix.Write(fd, full)
+		}
+	}
+}
+
+func bombHelper(args []string) error { return bombs[args[0]]() }
+
+// Each bomb is held by its limit, which is the reason that the result gives, and is gone when Run returns.
+func TestAttackBombs(t *testing.T) {
+	t.Parallel()
+	limit := patience / 60
+	memory, timeout, few := sandbox.WithMemory(48*sandbox.MiB), sandbox.WithTimeout(limit), sandbox.WithPIDs(64)
+	for _, test := range []struct {
+		name   string
+		needs  string
+		run    *sandbox.Sandbox
+		reason sandbox.Reason
+	}{
+		{"memory", "cgroup memory", helper("bomb", "memory").With(memory), sandbox.OutOfMemory},
+		{"files in memory", "cgroup memory", helper("bomb", "files in memory").With(memory), sandbox.OutOfMemory},
+		{"pipes", "cgroup memory", helper("bomb", "pipes").With(memory), sandbox.OutOfMemory},
+		{"sockets", "cgroup memory", helper("bomb", "sockets").With(memory), sandbox.OutOfMemory},
+		{"forks", "cgroup pids", helper("bomb", "forks").With(few, timeout), sandbox.TimedOut},
+		{"threads", "cgroup pids", helper("bomb", "threads").With(few, timeout), sandbox.Exited},
+		{"zombies", "cgroup pids", helper("bomb", "zombies").With(few, timeout), sandbox.TimedOut},
+		{"a loop on every core", "cgroup cpu", shell("for i in 1 2 3 4; do (while :; do :; done) & done; wait", sandbox.WithCPUs(0.5), timeout), sandbox.TimedOut},
+		{"CPU time", "CPU accounting", shell("for i in 1 2 3 4; do (while :; do :; done) & done; wait", sandbox.WithCPUTime(limit/4)), sandbox.CPUTimedOut},
+		{"stops", "", helper("bomb", "stops").With(timeout), sandbox.TimedOut},
+		{"deaf", "", helper("bomb", "deaf").With(timeout), sandbox.TimedOut},
+		{"deep directories", "", helper("bomb", "deep directories").With(timeout), sandbox.TimedOut},
+		{"output", "", shell("exec cat /dev/zero", sandbox.WithOutputLimit(sandbox.MiB)), sandbox.OutputExceeded},
+		{"output that nobody reads", "", shell("exec cat /dev/zero", timeout, sandbox.WithStdout(unreadPipe(t))), sandbox.TimedOut},
+		{"daemons", "", shell("for i in 1 2 3 4; do setsid -f sleep 1000; done; exit 7"), sandbox.Exited},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if test.needs != "" {
+				need(t, test.needs)
+			}
+			mark := aLongTime()
+			began := time.Now()
+			result, err := test.run.With(sandbox.WithEnv("MARK=" + mark)).Run(deadline(t))
+			require.Equal(t, test.reason, exitError(t, err).Reason)
+			require.Less(t, time.Since(began), limit+patience/2)
+			requireNone(t, mark)
+			u := result.Usage
+			if test.needs == "cgroup memory" {
+				require.LessOrEqual(t, u.MemoryPeak, uint64(48*sandbox.MiB))
+				require.Positive(t, u.OOMKills)
+			}
+			if test.needs == "cgroup pids" && !slices.Contains(u.Uncounted, "PIDsPeak") {
+				require.LessOrEqual(t, u.PIDsPeak, uint64(64))
+				require.Greater(t, u.PIDsPeak, uint64(32))
+			}
+			t.Logf("%v after %v", result.Reason, time.Since(began).Round(time.Millisecond))
+		})
+	}
+}
+
+// unreadPipe is one end of a pipe whose other end nobody reads.
+func unreadPipe(t *testing.T) *os.File {
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	t.Cleanup(func() { r.Close(); w.Close() })
+	return w
+}
+
+// requireNone fails if a process with that in its environment is there.
+func requireNone(t *testing.T, mark string) {
+	t.Helper()
+	files, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, f := range files {
+		b, _ := os.ReadFile(f)
+		require.NotContains(t, string(b), "MARK="+mark, f)
+	}
+}
+
+// A run beside a bomb that has limits is not much slower than alone.
+func TestAttackBombsBeside(t *testing.T) {
+	need(t, "a machine for timing")
+	idle := sandbox.New(sandbox.WithReadOnlyBind(staticTrue(t), "/true"), sandbox.WithCommand("/true"))
+	limits := []sandbox.Option{sandbox.WithMemory(64 * sandbox.MiB), sandbox.WithPIDs(64), sandbox.WithCPUs(0.5), sandbox.WithTimeout(patience)}
+	for name, bomb := range map[string]*sandbox.Sandbox{
+		"loops":  shell("for i in 1 2 3 4; do (while :; do :; done) & done; wait"),
+		"forks":  helper("bomb", "forks"),
+		"memory": shell("while :; do tail -c 1G /dev/zero; done"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			var ratios []string
+			for range 5 { // the machine has other things to do
+				alone := medianOfRuns(t, idle)
+				p := start(t, bomb.With(limits...))
+				beside := medianOfRuns(t, idle)
+				_ = p.Kill()
+				_, _ = p.Wait()
+				ratios = append(ratios, fmt.Sprintf("%.2f", float64(beside)/float64(alone)))
+				if beside < 3*alone {
+					t.Logf("beside the bomb a run takes %s x", strings.Join(ratios, ", "))
+					return
+				}
+			}
+			require.Fail(t, "slower than 3 x each time", "%v", ratios)
+		})
+	}
+}
+
+func medianOfRuns(t *testing.T, s *sandbox.Sandbox) time.Duration {
+	var all []time.Duration
+	for range 31 {
+		began := time.Now()
+		_, err := s.Run(deadline(t))
+		require.NoError(t, err)
+		all = append(all, time.Since(began))
+	}
+	slices.Sort(all)
+	return all[len(all)/2]
+}
