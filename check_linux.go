@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/limits"
@@ -24,6 +25,7 @@ func check(ctx context.Context) *Report {
 	probe := New(WithCommand("true"))
 	_, err = probe.Run(ctx)
 	r.add(Feature{Name: "runs", Required: true, Err: err, Detail: "all namespaces, seccomp and no capabilities", Remedy: hintOf(err)})
+	r.add(protections(ctx)...)
 	r.add(idsFeature(c))
 	r.add(cgroupFeatures(c)...)
 	r.add(idmapFeature(c))
@@ -91,7 +93,7 @@ func cellFeature(c *cell.Cell, err error) Feature {
 }
 
 func idsFeature(c *cell.Cell) Feature {
-	f := Feature{Name: "user ids of its own for every run", Detail: fmt.Sprintf("for %d live runs", c.Blocks())}
+	f := Feature{Name: "user ids of its own for every run", Detail: fmt.Sprintf("for %d live runs on this machine", c.Blocks())}
 	if !c.SingleID() {
 		return f
 	}
@@ -123,6 +125,9 @@ func cgroupFeatures(c *cell.Cell) []Feature {
 		{"WithIO", limits.Spec{IO: []limits.IO{{}}}},
 	} {
 		list = append(list, Feature{Name: l.name, Err: t.Missing(l.spec)})
+	}
+	if i := slices.IndexFunc(list, func(f Feature) bool { return f.Name == "WithPIDs" }); list[i].Err == nil {
+		list[i].Detail = fmt.Sprintf("%d by default", defaultPIDs)
 	}
 	return append(list,
 		Feature{Name: "WithCPUTime", Err: t.MissingCPUTime()},

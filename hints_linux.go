@@ -73,7 +73,7 @@ func noUserNamespaces(sysctls string, root bool) (remedy string, sure bool, why 
 	case root:
 	case value("kernel/apparmor_restrict_unprivileged_userns") == "1":
 		why = errors.New("AppArmor keeps ordinary users from using user namespaces: the sysctl kernel.apparmor_restrict_unprivileged_userns is 1")
-		remedy = "sysctl kernel.apparmor_restrict_unprivileged_userns=0, an AppArmor profile for this program that has userns, or run it as root"
+		remedy = "sysctl kernel.apparmor_restrict_unprivileged_userns=0, an AppArmor profile for this program that has userns (docs/REMEDIES.md), or run it as root"
 		sure = false
 	case value("kernel/unprivileged_userns_clone") == "0":
 		why = errors.New("ordinary users can't make user namespaces: the sysctl kernel.unprivileged_userns_clone is 0")
@@ -98,7 +98,7 @@ var (
 func containerHint(failed string) string {
 	inProc := strings.Contains(failed, `mounting "proc"`)
 	return obstacleHint(
-		!inProc && statusField("Seccomp") == "2",
+		!inProc && ownStatus("Seccomp") == "2",
 		!inProc && confined(),
 		covered("/proc/self/mountinfo"))
 }
@@ -122,10 +122,14 @@ func obstacleHint(seccomp, apparmor, masked bool) string {
 		strings.Join(names, ", "), strings.Join(docker, " "), strings.Join(kubernetes, ", "))
 }
 
-// statusField is a line of /proc/self/status.
-func statusField(name string) string {
+// ownStatus is a line of /proc/self/status.
+func ownStatus(name string) string {
 	b, _ := os.ReadFile("/proc/self/status")
-	_, rest, _ := strings.Cut(string(b), "\n"+name+":")
+	return statusField(string(b), name)
+}
+
+func statusField(status, name string) string {
+	_, rest, _ := strings.Cut(status, "\n"+name+":")
 	value, _, _ := strings.Cut(rest, "\n")
 	return strings.TrimSpace(value)
 }
