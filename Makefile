@@ -3,13 +3,13 @@
 
 GO         ?= go
 BENCHTIME  ?= 2s
-FUZZTIME   ?= 30s
+FUZZTIME   ?= 60s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VMTEST      = umask 022 && $(GO) run ./internal/vmtest
 
 .PHONY: test deps vet test-host test-vm vm race bench fuzz
 
-test: deps vet
+test: deps vet fuzz
 	@echo "== tests: host, host-user, guests"
 	@$(VMTEST)
 
@@ -46,6 +46,7 @@ bench:
 
 # Each target for FUZZTIME, one per CPU at a time.
 fuzz:
+	@echo "== fuzz targets, $(FUZZTIME) each"
 	@for p in $$($(GO) list ./...); do $(GO) test -list '^Fuzz' $$p | sed -n "s|^Fuzz|$$p &|p"; done | \
-		xargs -P "$$(nproc)" -L 1 sh -c 'out=$$($(GO) test -run "^$$" -fuzz "^$$2\$$" -fuzztime $(FUZZTIME) -parallel 1 $$1 2>&1) && \
+		xargs -P "$$(nproc)" -L 1 sh -c 'out=$$($(GO) test -run "^$$" -fuzz "^$$2\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x -parallel 1 $$1 2>&1) && \
 		echo "ok    $$1 $$2  $$(echo "$$out" | sed -n "s/.*\(execs: [0-9]*\).*/\1/p" | tail -n 1)" || { echo "$$out"; exit 255; }' sh
