@@ -77,8 +77,9 @@ func (r *running) cleanUp() {
 	for r.conn != nil && r.pidfd == nil {
 		m, err := r.conn.Next() // there was no answer yet, or another came first
 		if err == nil {
-			r.pidfd = m.File
-		} else if !errors.Is(err, forkserver.ErrLostFile) {
+			err = r.adopt(m)
+		}
+		if err != nil && !errors.Is(err, forkserver.ErrLostFile) {
 			break // nobody is left who could say more
 		}
 	}
@@ -91,6 +92,19 @@ func (r *running) cleanUp() {
 		r.stdio.closeMine()
 	}
 	r.release()
+}
+
+// adopt keeps the pidfd that came with an event, if one did. Anything else could be neither waited for nor killed.
+func (r *running) adopt(m forkserver.Message) error {
+	if m.File == nil {
+		return nil
+	}
+	if m.Kind != program.Cloned || errors.Is(pidfdSignal(m.File, 0), unix.EBADF) {
+		m.File.Close()
+		return fmt.Errorf("a descriptor that is no pidfd came with an event %v", m.Kind)
+	}
+	r.pidfd = m.File
+	return nil
 }
 
 // release gives back what the run had. Nothing of it lives any more.
@@ -170,6 +184,7 @@ func (r *running) watchCPU(limit time.Duration, stop <-chan struct{}) {
 func (r *running) finish() {
 	exit, exited := r.awaitExit()
 	r.letEnd()
+	_ = pidfdSignal(r.pidfd, unix.SIGKILL) // what PID 1 has said was its last word, whether it lies or not
 	waitPidfd(r.pidfd)
 	r.dropLastGuard()
 	wall := time.Since(r.started)
@@ -194,18 +209,14 @@ func (r *running) awaitExit() (program.Event, bool) {
 	if r.exited != nil {
 		return *r.exited, true
 	}
-	for {
-		m, err := r.conn.Next()
-		if err != nil {
-			return program.Event{Status: uint32(unix.SIGKILL)}, false
-		}
-		if m.File != nil {
-			m.File.Close()
-		}
-		if m.Kind == program.Exited {
-			return m.Event, true
-		}
+	m, err := r.conn.Next()
+	if m.File != nil {
+		m.File.Close()
 	}
+	if err != nil || m.Kind != program.Exited {
+		return program.Event{Status: uint32(unix.SIGKILL)}, false
+	}
+	return m.Event, true
 }
 
 // waitPidfd waits until the process has ended, and with it, as PID 1, all of

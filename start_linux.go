@@ -301,9 +301,11 @@ func (r *running) follow(ctx context.Context, p *program.Program) error {
 		if err != nil {
 			return r.startLost(ctx, err)
 		}
+		if err := r.adopt(m); err != nil {
+			return r.startLost(ctx, err)
+		}
 		switch m.Kind {
 		case program.Cloned:
-			r.pidfd = m.File
 		case program.Ready:
 			if err := r.join(m.PID); errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EPIPE) {
 				unjoined = err // the command has ended, and why comes next

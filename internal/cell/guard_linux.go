@@ -53,6 +53,9 @@ func (c *Cell) AtEnd(f *os.File, data string) (stop func(), err error) {
 	m, err := conn.Next()
 	if err == nil && m.Kind != program.Cloned {
 		err = Failure(p, m.Event)
+		if m.File != nil {
+			m.File.Close()
+		}
 	}
 	if err != nil {
 		conn.Close()

@@ -151,9 +151,11 @@ func (c *Client) send(r *Request, files []int) error {
 	return nil
 }
 
-// Conn is the host's end of the socket of one run or task.
+// Conn is the host's end of the socket of one run or task. It takes nothing on trust: what is at the
+// other end may have been taken over.
 type Conn struct {
 	sock *os.File
+	seen [program.NumKinds]bool
 	oob  [128]byte
 	buf  [program.EventSize + 1]byte
 }
@@ -170,7 +172,8 @@ type Message struct {
 }
 
 // Next waits for an event. io.EOF means that nobody holds the other end any
-// more. The caller closes the message's File.
+// more. The caller closes the message's File. Each kind of event comes at most once; whoever
+// repeats one lies, and could go on for ever.
 func (c *Conn) Next() (Message, error) {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
@@ -190,44 +193,49 @@ func (c *Conn) Next() (Message, error) {
 		if !receive(fd) {
 			return false
 		}
-		seemsOver := recvErr == nil && n == 0 || recvErr == unix.ECONNRESET
+		seemsOver := recvErr == nil && n+oobn == 0 || recvErr == unix.ECONNRESET
 		return !seemsOver || receive(fd)
 	})
 	if err = errors.Join(err, recvErr); err != nil {
 		return Message{}, err
 	}
-	m, err := parseMessage(c.buf[:n], c.oob[:oobn], flags)
-	if err == nil && n == 0 {
+	if n+oobn == 0 { // an empty message has its sender's credentials
 		return Message{}, io.EOF
+	}
+	m, err := c.parse(c.buf[:n], c.oob[:oobn], flags)
+	if err != nil && m.File != nil {
+		m.File.Close()
+		m.File = nil
 	}
 	return m, err
 }
 
-func parseMessage(b, oob []byte, flags int) (m Message, err error) {
-	files, err := parseFiles(oob)
-	defer func() {
-		for _, fd := range files[min(len(files), 1):] {
-			unix.Close(fd)
-		}
-		if len(files) > 0 && (err != nil || len(b) == 0) {
-			unix.Close(files[0])
-		} else if len(files) > 0 {
-			_ = unix.SetNonblock(files[0], true) // so that a pidfd can be polled
-			m.File = os.NewFile(uintptr(files[0]), "received")
-		}
-	}()
-	if err != nil || len(b) == 0 {
+// parse returns a File, if there is one, also with an error.
+func (c *Conn) parse(b, oob []byte, flags int) (m Message, err error) {
+	m.File, err = parseFile(oob)
+	if err != nil {
 		return m, err
-	}
-	if flags&unix.MSG_CTRUNC != 0 {
-		return m, ErrLostFile
 	}
 	if flags&unix.MSG_TRUNC != 0 {
 		return m, errors.New("truncated event")
 	}
 	m.PID = senderPID(oob)
-	m.Event, err = program.ParseEvent(b)
-	return m, err
+	if m.Event, err = program.ParseEvent(b); err != nil {
+		return m, err
+	}
+	if c.seen[m.Kind] {
+		return m, fmt.Errorf("another event %v", m.Kind)
+	}
+	c.seen[m.Kind] = true
+	switch {
+	case flags&unix.MSG_CTRUNC != 0:
+		return m, ErrLostFile
+	case m.File == nil && m.Kind == program.Cloned:
+		return m, errors.New("no descriptor with an event cloned")
+	case m.File != nil && m.Kind != program.Cloned && m.Kind != program.Ready:
+		return m, fmt.Errorf("a descriptor with an event %v", m.Kind)
+	}
+	return m, nil
 }
 
 func senderPID(oob []byte) int {
@@ -265,19 +273,28 @@ func (c *Conn) Continue() { _ = c.sock.SetReadDeadline(time.Time{}) }
 // Close closes the socket. A command that waits for Go then gives up.
 func (c *Conn) Close() error { return c.sock.Close() }
 
-func parseFiles(oob []byte) (files []int, err error) {
+// parseFile returns the first descriptor that came along, and closes all others.
+func parseFile(oob []byte) (*os.File, error) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
 		return nil, err
 	}
+	var files []int
 	for i := range messages {
 		if messages[i].Header.Level == unix.SOL_SOCKET && messages[i].Header.Type == unix.SCM_RIGHTS {
 			fds, err := unix.ParseUnixRights(&messages[i])
-			files = append(files, fds...)
 			if err != nil {
-				return files, err
+				return nil, err
 			}
+			files = append(files, fds...)
 		}
 	}
-	return files, nil
+	if len(files) == 0 {
+		return nil, nil
+	}
+	for _, fd := range files[1:] {
+		unix.Close(fd)
+	}
+	_ = unix.SetNonblock(files[0], true) // so that a pidfd can be polled
+	return os.NewFile(uintptr(files[0]), "received"), nil
 }

@@ -199,7 +199,7 @@ func TestParseEvent(t *testing.T) {
 
 	_, err = ParseEvent(want.Marshal()[1:])
 	require.ErrorContains(t, err, "event of 39 bytes")
-	for _, k := range []Kind{0, numKinds, 1 << 31} {
+	for _, k := range []Kind{0, NumKinds, 1 << 31} {
 		_, err = ParseEvent(Event{Kind: k}.Marshal())
 		require.ErrorContains(t, err, "unknown kind")
 		require.Equal(t, "?", k.String())

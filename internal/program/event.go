@@ -16,12 +16,12 @@ const (
 	Failed                   // by PID 1 or the command: call Index failed with Errno
 	Exited                   // by PID 1: the command ended with Status
 	Finished                 // by a task: all of its calls are done
-	numKinds
+	NumKinds
 )
 
 func (k Kind) String() string {
 	names := [...]string{"?", "cloned", "refused", "ready", "started", "failed", "exited", "finished"}
-	if k >= numKinds {
+	if k >= NumKinds {
 		k = 0
 	}
 	return names[k]
@@ -48,6 +48,9 @@ type event struct {
 	user, system, maxrss       int64 // microseconds, microseconds, KiB
 }
 
+// maxFigure is more than any usage, in microseconds or KiB, and small enough for all arithmetic.
+const maxFigure = 1 << 50
+
 // ParseEvent decodes a message. It accepts nothing but a whole event.
 func ParseEvent(b []byte) (Event, error) {
 	if len(b) != EventSize {
@@ -62,8 +65,13 @@ func ParseEvent(b []byte) (Event, error) {
 		SystemCPU: time.Duration(native.Uint64(b[24:])) * time.Microsecond,
 		MaxRSS:    native.Uint64(b[32:]) * 1024,
 	}
-	if e.Kind == 0 || e.Kind >= numKinds {
+	if e.Kind == 0 || e.Kind >= NumKinds {
 		return Event{}, fmt.Errorf("event of unknown kind %d", e.Kind)
+	}
+	for at := 16; at < EventSize; at += 8 {
+		if n := native.Uint64(b[at:]); n > maxFigure {
+			return Event{}, fmt.Errorf("event %v with a figure out of range: %d", e.Kind, n)
+		}
 	}
 	return e, nil
 }
