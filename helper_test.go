@@ -77,6 +77,8 @@ var helpers = map[string]func(args []string) error{
 	"start":    startHelper,
 	"nested":   nestedHelper,
 	"hold":     holdHelper,
+	"sockets":  socketsHelper,
+	"send":     sendHelper,
 }
 
 func runHelper(args []string) int {
