@@ -157,10 +157,11 @@ func (p *process) wait() unix.WaitStatus {
 // quiet requires that no message comes for a while.
 func (p *process) quiet() {
 	p.t.Helper()
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.sock), Events: unix.POLLIN}}, int((50 * time.Millisecond).Milliseconds()))
-	if !errors.Is(err, unix.EINTR) {
-		require.NoError(p.t, err)
+	n, err := 0, error(unix.EINTR)
+	for err == unix.EINTR {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(p.sock), Events: unix.POLLIN}}, int((50 * time.Millisecond).Milliseconds()))
 	}
+	require.NoError(p.t, err)
 	require.Zero(p.t, n, "a message came")
 }
 
