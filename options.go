@@ -115,7 +115,7 @@ func WithStdout(w io.Writer) Option { return func(c *config) { c.stdout = w } }
 func WithStderr(w io.Writer) Option { return func(c *config) { c.stderr = w } }
 
 // WithExtraFiles adds open files that the run gets as descriptors 3, 4 and so
-// on. What they give access to, the run has access to. Through /proc/self/fd it may open them
+// on. What they give access to, the run has access to: a directory is a way to all of the file system that it is in. Through /proc/self/fd it may open them
 // again, as the standard streams: where all runs have the caller's id (an ordinary user without
 // subordinate ids) also for writing what was opened for reading.
 func WithExtraFiles(files ...*os.File) Option {

@@ -90,7 +90,8 @@ func WithBind(src, dst string) Option { return withMount(mount{kind: bindMount, 
 
 // WithReadOnlyBind shows the host's file or directory src at dst, read-only.
 // Owners are mapped as with WithBind where the file system supports it;
-// elsewhere the run may read what others may read.
+// elsewhere the run may read what others may read. Read-only are files; to a socket or named pipe in it the run may
+// still connect or write, if its permissions allow.
 func WithReadOnlyBind(src, dst string) Option {
 	return withMount(mount{kind: readOnlyBindMount, src: src, dst: dst})
 }
