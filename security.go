@@ -12,7 +12,7 @@ import (
 // effective, inheritable, ambient and bounding, and the default seccomp profile
 // allows the calls that go with them. They give no power over anything outside
 // the run. CAP_SYS_ADMIN, which would let it change its mounts, and CAP_SETFCAP, which would let it give programs
-// in binds capabilities of the host, are refused, and CAP_FSETID takes WithSetID. Several calls
+// in binds capabilities of the host, are refused. Several calls
 // add up. Default: none.
 func WithCapabilities(names ...string) Option {
 	return func(c *config) {
@@ -21,8 +21,8 @@ func WithCapabilities(names ...string) Option {
 }
 
 // WithSeccomp replaces the default seccomp profile by one in the form of the OCI
-// runtime specification; nil is the default one. It must allow what the run needs from execve on. A
-// profile that can't be expressed exactly is an error.
+// runtime specification; nil is the default one. It must allow what the run needs from execve on, and set-uid bits are
+// its own business then: see WithSetID. A profile that can't be expressed exactly is an error.
 func WithSeccomp(profile *specs.LinuxSeccomp) Option {
 	return func(c *config) { c.security.seccomp, c.security.noSeccomp = profile, false }
 }
@@ -38,7 +38,7 @@ func WithSetID() Option {
 
 // WithoutSeccomp runs without a seccomp filter. The kernel's whole interface is
 // then open to the run, except for what namespaces and the lack of
-// capabilities take away.
+// capabilities take away, and so are set-uid bits: see WithSetID.
 func WithoutSeccomp() Option {
 	return func(c *config) { c.security.seccomp, c.security.noSeccomp = nil, true }
 }
@@ -65,9 +65,10 @@ func (s *securityConfig) check() (errs []error) {
 			errs = append(errs, optionError("WithCapabilities", "CAP_SYS_ADMIN is not given to runs: with it a run could undo read-only mounts, those of the host's directories too"))
 		} else if name == "CAP_SETFCAP" {
 			errs = append(errs, optionError("WithCapabilities", "CAP_SETFCAP is not given to runs: with it a run could give a program in a bind capabilities that hold on the host"))
-		} else if name == "CAP_FSETID" && !s.setID {
-			errs = append(errs, optionError("WithCapabilities", "CAP_FSETID keeps set-uid bits of files that are written to: add WithSetID, whose documentation says what that means"))
 		}
+	}
+	if s.setID && (s.seccomp != nil || s.noSeccomp) {
+		errs = append(errs, optionError("WithSetID", "means nothing with WithSeccomp or WithoutSeccomp, which replace the profile that it changes: leave one of the two out"))
 	}
 	return errs
 }

@@ -23,8 +23,12 @@ import (
 // Refused beyond Docker's, whatever the capabilities: the ioctl requests TIOCSTI and TIOCLINUX, which
 // type commands into the terminal that a run may share with its caller (CVE-2017-5226, CVE-2023-28100), and
 // netlink sockets of the protocol NETLINK_USERSOCK. Without CAP_NET_RAW, sockets of the family AF_PACKET. Without
-// setID, all that can give a file set-uid or set-gid bits. The calls above that no capability unlocks are refused by rules of their own too, so that a later
-// version of Docker's list can't open them.
+// setID, all that can give a file set-uid or set-gid bits. The calls above that no capability unlocks are refused by rules
+// of their own too, so that a later version of Docker's list can't open them.
+//
+// Left open, as by Docker: ptrace and process_vm_readv, which reach nothing but the run's own processes, and the other
+// netlink protocols, for getaddrinfo, ip and ss need some, and the kernel asks for CAP_NET_ADMIN before it lets any of
+// them change anything.
 //
 // The profile is the caller's to change. It relies on this package's precedence, the strictest rule wins.
 func Default(caps []string, setID bool) (*specs.LinuxSeccomp, error) {

@@ -4,6 +4,7 @@ package seccomp
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"runtime"
 	"slices"
 	"strings"
@@ -30,7 +31,8 @@ func TestDefaultRefuses(t *testing.T) {
 		bpf perf_event_open open_by_handle_at kexec_load kexec_file_load init_module finit_module delete_module
 		unshare setns mount umount2 pivot_root move_mount open_tree open_tree_attr fsopen fsconfig fsmount fspick
 		mount_setattr swapon swapoff reboot syslog acct quotactl settimeofday clock_settime chroot lookup_dcookie
-		kcmp pidfd_getfd process_madvise move_pages migrate_pages fanotify_init sethostname setdomainname`)
+		kcmp pidfd_getfd process_madvise move_pages migrate_pages fanotify_init sethostname setdomainname nfsservctl
+		mbind set_mempolicy set_mempolicy_home_node quotactl_fd vhangup lsm_set_self_attr`)
 	for _, goarch := range goarches {
 		m := defaultFor(t, goarch)
 		for _, name := range names {
@@ -39,7 +41,9 @@ func TestDefaultRefuses(t *testing.T) {
 		assert.Equal(t, enosys, m.run(t, on(t, goarch, "clone3")))
 		assert.Equal(t, enosys, m.run(t, call{nr: 9999, audit: on(t, goarch, "read").audit}))
 		if goarch == "amd64" {
-			assert.Equal(t, eperm, m.run(t, on(t, goarch, "iopl")))
+			for _, name := range strings.Fields("iopl ioperm uselib ustat sysfs _sysctl create_module query_module get_kernel_syms") {
+				assert.Equal(t, eperm, m.run(t, on(t, goarch, name)), name)
+			}
 			assert.Equal(t, enosys, m.run(t, call{nr: x32Bit, audit: auditAMD64}))
 			assert.Equal(t, enosys, m.run(t, call{nr: 102, audit: auditI386}), "socketcall")
 		}
@@ -178,7 +182,7 @@ func TestDefaultCapabilities(t *testing.T) {
 	}
 }
 
-// TestDefaultAgainstEvaluator asks both about every system call.
+// TestDefaultAgainstEvaluator asks both about every system call, and about arguments, conventions and numbers at random.
 func TestDefaultAgainstEvaluator(t *testing.T) {
 	for _, caps := range [][]string{nil, {"CAP_SYS_ADMIN"}, {"CAP_NET_RAW", "CAP_SYS_PTRACE"}} {
 		p, err := Default(caps, false)
@@ -187,10 +191,13 @@ func TestDefaultAgainstEvaluator(t *testing.T) {
 		for _, goarch := range goarches {
 			m := compile(t, p, goarch)
 			for nr := range uint32(520) {
-				for _, value := range []uint64{0, 1, 8, unix.AF_VSOCK, unix.AF_ALG, unix.TIOCSTI, unix.CLONE_NEWUSER, 1 << 32} {
-					c := call{nr: nr, audit: on(t, goarch, "read").audit, args: [6]uint64{value, value}}
+				for _, value := range []uint64{0, 1, 8, unix.AF_VSOCK, unix.AF_ALG, unix.TIOCSTI, unix.CLONE_NEWUSER, unix.S_ISUID | unix.O_CREAT, 1 << 32} {
+					c := call{nr: nr, audit: on(t, goarch, "read").audit, args: [6]uint64{value, value, value, value}}
 					require.Equal(t, evaluate(t, p, goarch, c), m.run(t, c), "%s %d(%#x)", goarch, nr, value)
 				}
+			}
+			for seed := range uint64(20) {
+				compare(t, rand.New(rand.NewPCG(seed, 3)), p, goarch, m)
 			}
 		}
 	}
