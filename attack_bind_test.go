@@ -21,16 +21,20 @@ import (
 func TestAttackBind(t *testing.T) {
 	t.Parallel()
 	need(t, "idmapped tmpfs or an ordinary user")
-	run := func(t *testing.T, opts ...sandbox.Option) {
+	run := func(t *testing.T, kind string, opts ...sandbox.Option) {
 		dir, handle := bindAttacked(t)
-		requireHeld(t, "bind", attacker("bind", append([]string{"/job"}, handle...)...).With(sandbox.WithBind(dir, "/job"), sandbox.WithUser(0, 0),
+		requireHeld(t, kind, attacker(kind, append([]string{"/job"}, handle...)...).With(sandbox.WithBind(dir, "/job"), sandbox.WithUser(0, 0),
 			sandbox.WithCapabilities("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_SETUID",
 				"CAP_SETGID", "CAP_LINUX_IMMUTABLE", "CAP_SYS_CHROOT", "CAP_SYS_RAWIO", "CAP_MKNOD")).With(opts...))
 	}
-	run(t)
-	t.Run("without seccomp", func(t *testing.T) { run(t, sandbox.WithoutSeccomp()) })
+	run(t, "bind")
+	t.Run("without seccomp", func(t *testing.T) { run(t, "bind", sandbox.WithoutSeccomp()) })
 	dir, handle := bindAttacked(t)
 	requireControl(t, "bind", append([]string{dir}, handle...)...)
+	if asRoot() { // an ordinary user's runs may use that user's subordinate ids
+		run(t, "owners")
+		requireControl(t, "owners", dir)
+	}
 }
 
 // bindAttacked is a directory with a set-uid program, and the handle of a file beside the directory.
@@ -39,6 +43,7 @@ func bindAttacked(t *testing.T) (dir string, handle []string) {
 	parent := openDir(t)
 	dir = filepath.Join(parent, "job")
 	require.NoError(t, os.Mkdir(dir, 0o755))
+	require.NoError(t, os.Chmod(dir, 0o777)) // modes are not what holds other users
 	writeFile(t, filepath.Join(dir, "program"), "#!/bin/sh\n", 0o755|os.ModeSetuid)
 	writeFile(t, filepath.Join(parent, "secret"), "secret", 0o600)
 	h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, filepath.Join(parent, "secret"), 0)
@@ -50,19 +55,18 @@ func bindAttacked(t *testing.T) (dir string, handle []string) {
 }
 
 func init() {
+	addAttacks("owners", []attack{
+		{"a file of another user's", inBind("other", func(name string) error { return os.Chown(name, 12345, -1) }), true},
+		{"a file of another user's, made as that one", func(args []string) error {
+			_ = unix.Setfsuid(12345) // tells nothing of an error
+			return opened(unix.Open(args[0]+"/made", unix.O_CREAT|unix.O_WRONLY, 0o644))
+		}, true},
+	})
 	addAttacks("bind", []attack{
 		{"a file beside it, by handle", openByHandle, true},
 		{"a device in it", func(args []string) error {
 			return unix.Mknod(args[0]+"/device", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 1)))
 		}, true},
-		{"a file of another user's", inBind("other", func(name string) error { return os.Chown(name, 12345, -1) }), true},
-		{"a file of another user's, made as that one", func(args []string) error {
-			if err := unix.Setfsuid(12345); err != nil {
-				return err
-			}
-			fd, err := unix.Open(args[0]+"/made", unix.O_CREAT|unix.O_WRONLY, 0o644)
-			return opened(fd, err)
-		}, false},
 		{"a file capability", inBind("capable", func(name string) error {
 			capNetRaw := []byte{1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0} // linux/capability.h, vfs_cap_data
 			return unix.Setxattr(name, "security.capability", capNetRaw, 0)
