@@ -30,13 +30,18 @@ func init() {
 	// libcontainer starts "/proc/self/exe init". A user's own program may have
 	// an init subcommand, so the argument alone says nothing.
 	if len(os.Args) > 1 && os.Args[1] == "init" && os.Getenv("_LIBCONTAINER_INITPIPE") != "" && !forkserver.Privileged() {
-		// libcontainer sets the parent death signal for the first of its three processes
-		// only, and this one, the third, may wait for ever to be told to go on. If the
-		// parent is dead already, libcontainer finds its pipe closed.
-		_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+		if os.Getenv("_LIBCONTAINER_LOGLEVEL") == logLevel { // not a container that the user's program makes itself
+			// libcontainer sets the parent death signal for the first of its three processes
+			// only, and this one, the third, may wait for ever to be told to go on. If the
+			// parent is dead already, libcontainer finds its pipe closed.
+			_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+		}
 		libcontainer.Init()
 	}
 }
+
+// logLevel is libcontainer's default one, spelled so that its processes can be told from those of others in this program.
+const logLevel = "004"
 
 // ErrLost says that the cell ended while it was in use.
 var ErrLost = errors.New("the fork server has ended")
@@ -254,6 +259,7 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 		Stdout:     c.stderr,
 		Stderr:     c.stderr,
 		ExtraFiles: []*os.File{control, bin.exe, c.ids.claims.file},
+		LogLevel:   logLevel,
 		Init:       true,
 	}
 	result := make(chan error, 1)
