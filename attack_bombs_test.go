@@ -159,7 +159,7 @@ func TestAttackBombs(t *testing.T) {
 			requireNone(t, mark)
 			u := result.Usage
 			if test.needs == "cgroup memory" {
-				require.LessOrEqual(t, u.MemoryPeak, uint64(48*sandbox.MiB))
+				require.LessOrEqual(t, u.MemoryPeak, uint64(49*sandbox.MiB), "the kernel charges in batches, one for each CPU")
 				require.Positive(t, u.OOMKills)
 			}
 			if test.needs == "cgroup pids" && !slices.Contains(u.Uncounted, "PIDsPeak") {

@@ -99,8 +99,10 @@ func (g *cgroupConfig) timeLimit() time.Duration {
 func (k *compiler) addRlimits() {
 	b := k.b
 	b.Stage("resource limits")
+	// With a limit of 0 a core dump still goes to a program of the host, if the sysctl kernel.core_pattern names one. With 1
+	// it goes nowhere: core(5), fs/coredump.c.
+	all := map[string]rlimit{"core": {1, 1}}
 	// What queued signals and messages take is also counted together for all runs: getrlimit(2).
-	all := map[string]rlimit{"core": {}}
 	for name, most := range map[string]uint64{"sigpending": 1024, "msgqueue": 128 * KiB} {
 		n := min(most, k.m.hard[name])
 		all[name] = rlimit{n, n}

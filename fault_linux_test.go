@@ -20,8 +20,8 @@ import (
 var mayFail = []string{
 	"CLOSE_RANGE_CLOEXEC",   // all descriptors are close-on-exec without it
 	"mkdirat(", "unlinkat(", // of what may be there, or not
-	"keyctl(",                                     // where all runs share the quota of keys
-	"max_inotify_instances", `"16", 2)`, "close(", // where the kernel lacks that limit
+	"keyctl(",                                          // where all runs share the quota of keys
+	"max_inotify_", `"16", 2)`, `"4096", 4)`, "close(", // where the kernel lacks that limit
 	"execve(", "not found", // in one of several places
 }
 

@@ -77,6 +77,7 @@ var helpers = map[string]func(args []string) error{
 	"start":    startHelper,
 	"nested":   nestedHelper,
 	"hold":     holdHelper,
+	"hoard":    hoardHelper,
 	"sockets":  socketsHelper,
 	"send":     sendHelper,
 }

@@ -22,7 +22,7 @@ import (
 //
 // Refused beyond Docker's, whatever the capabilities: the ioctl requests TIOCSTI and TIOCLINUX, which
 // type commands into the terminal that a run may share with its caller (CVE-2017-5226, CVE-2023-28100), and
-// netlink sockets of the protocol NETLINK_USERSOCK. Without CAP_NET_RAW, sockets of the family AF_PACKET. Without
+// netlink sockets of the protocol NETLINK_USERSOCK; io_setup fails with ENOSYS. Without CAP_NET_RAW, sockets of the family AF_PACKET. Without
 // setID, all that can give a file set-uid or set-gid bits. The calls above that no capability unlocks are refused by rules
 // of their own too, so that a later version of Docker's list can't open them.
 //
@@ -51,7 +51,7 @@ func Default(caps []string, setID bool) (*specs.LinuxSeccomp, error) {
 }
 
 func refusals() []specs.LinuxSyscall {
-	eperm := uint(unix.EPERM)
+	eperm, enosys := uint(unix.EPERM), uint(unix.ENOSYS)
 	return []specs.LinuxSyscall{
 		{
 			Names: []string{
@@ -67,6 +67,9 @@ func refusals() []specs.LinuxSyscall {
 			Action:   specs.ActErrno,
 			ErrnoRet: &eperm,
 		},
+		// The whole machine has 65536 events, fs.aio-max-nr, which one call takes. Programs do without, as on kernels
+		// that are built without it (CONFIG_AIO).
+		{Names: []string{"io_setup"}, Action: specs.ActErrno, ErrnoRet: &enosys},
 		// Docker's list leaves these families out; see allowedSocketDomains there.
 		refuse("socket", is(0, unix.AF_VSOCK)),
 		refuse("socket", is(0, unix.AF_ALG)),

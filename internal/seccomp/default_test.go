@@ -39,6 +39,7 @@ func TestDefaultRefuses(t *testing.T) {
 			assert.Equal(t, eperm, m.run(t, on(t, goarch, name)), "%s on %s", name, goarch)
 		}
 		assert.Equal(t, enosys, m.run(t, on(t, goarch, "clone3")))
+		assert.Equal(t, enosys, m.run(t, on(t, goarch, "io_setup")))
 		assert.Equal(t, enosys, m.run(t, call{nr: 9999, audit: on(t, goarch, "read").audit}))
 		if goarch == "amd64" {
 			for _, name := range strings.Fields("iopl ioperm uselib ustat sysfs _sysctl create_module query_module get_kernel_syms") {
