@@ -123,7 +123,10 @@ func bombHelper(args []string) error { return bombs[args[0]]() }
 // Each bomb is held by its limit, which is the reason that the result gives, and is gone when Run returns.
 func TestAttackBombs(t *testing.T) {
 	t.Parallel()
-	limit := patience / 60
+	limit := time.Second
+	if inGuest() {
+		limit = 4 * time.Second
+	}
 	memory, timeout, few := sandbox.WithMemory(48*sandbox.MiB), sandbox.WithTimeout(limit), sandbox.WithPIDs(64)
 	for _, test := range []struct {
 		name   string
@@ -159,8 +162,10 @@ func TestAttackBombs(t *testing.T) {
 			requireNone(t, mark)
 			u := result.Usage
 			if test.needs == "cgroup memory" {
-				require.LessOrEqual(t, u.MemoryPeak, uint64(49*sandbox.MiB), "the kernel charges in batches, one for each CPU")
 				require.Positive(t, u.OOMKills)
+			}
+			if test.needs == "cgroup memory" && !slices.Contains(u.Uncounted, "MemoryPeak") {
+				require.LessOrEqual(t, u.MemoryPeak, uint64(49*sandbox.MiB), "the kernel charges in batches, one for each CPU")
 			}
 			if test.needs == "cgroup pids" && !slices.Contains(u.Uncounted, "PIDsPeak") {
 				require.LessOrEqual(t, u.PIDsPeak, uint64(64))
