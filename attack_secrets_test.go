@@ -170,3 +170,23 @@ func otherInterfaces() error {
 	}
 	return errors.Join(err, errNothing)
 }
+
+// A crash starts no program of the host, which would work on what the attacker left in memory: core(5).
+func TestAttackCoreDump(t *testing.T) {
+	need(t, "a guest's sysctls")
+	dir := openDir(t)
+	script := filepath.Join(dir, "handler")
+	writeFile(t, script, "#!/bin/sh\n: >"+dir+"/started\n", 0o755)
+	setSysctl(t, "kernel/core_pattern", "|"+script)
+	started := func() bool { _, err := os.Stat(dir + "/started"); return err == nil }
+	crash := shell("kill -SEGV $$")
+	_, err := crash.Run(deadline(t))
+	require.Equal(t, unix.SIGSEGV, exitError(t, err).Signal)
+	_, err = crash.With(sandbox.WithRlimit("core", 0, 0)).Run(deadline(t))
+	require.Equal(t, unix.SIGSEGV, exitError(t, err).Signal)
+	eventually(t, "the control, a limit of 0, starts it", started)
+	require.NoError(t, os.Remove(dir+"/started"))
+	_, err = crash.Run(deadline(t))
+	require.Equal(t, unix.SIGSEGV, exitError(t, err).Signal)
+	require.Never(t, started, 500*1e6, 50*1e6)
+}
