@@ -94,7 +94,7 @@ func init() {
 		{"clone3", func([]string) error { return refusedBy(rawCall(unix.SYS_CLONE3, 0, 0), unix.ENOSYS) }, true},
 		{"setns to PID 1", func(args []string) error {
 			var errs error
-			for _, ns := range []string{"uts", "net", "ipc", "cgroup", "pid_for_children", "mnt", "user"} {
+			for _, ns := range []string{"uts", "net", "ipc", "cgroup", "pid", "pid_for_children", "time", "mnt", "user"} {
 				err := withFile("/proc/"+args[0]+"/ns/"+ns, func(fd int) error { return unix.Setns(fd, 0) })
 				if err == nil {
 					return nil
@@ -146,6 +146,9 @@ func init() {
 			return refusedBy(rawCall(unix.SYS_UNSHARE, flag), unix.EPERM)
 		}, true})
 	}
+	list = append(list, attack{"a time namespace by unshare", func([]string) error {
+		return refusedBy(rawCall(unix.SYS_UNSHARE, unix.CLONE_NEWTIME), unix.EPERM)
+	}, true})
 	addAttacks("PID 1", attacksOnProcess)
 	addAttacks("privilege", append(list, attacksOnProcess...))
 }
@@ -171,8 +174,8 @@ var attacksOnProcess = func() []attack {
 			var b [8]byte
 			local := []unix.Iovec{{Base: &b[0], Len: 8}}
 			_, err := unix.ProcessVMReadv(int(number(args[0])), local, []unix.RemoteIovec{{Base: startOf(args[0]), Len: 8}}, 0)
-			return err
-		}, false},
+			return refusedBy(err, unix.EPERM) // a wrong address is the attacker's mistake
+		}, true},
 		{"PID 1 stopped or killed", func(args []string) error {
 			for _, sig := range []syscall.Signal{unix.SIGKILL, unix.SIGSTOP, unix.SIGTSTP, unix.SIGTERM, unix.SIGSEGV, unix.SIGSYS, 34, 64} {
 				_ = unix.Kill(1, sig)
