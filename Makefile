@@ -25,6 +25,8 @@ vet:
 	@GOOS=linux GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 	@echo "== vet: darwin"
 	@GOOS=darwin $(GO) vet .
+	@echo "== vet: bench"
+	@cd bench && $(GO) vet .
 	@echo "== staticcheck"
 	@$(GO) run $(STATICCHECK) ./...
 

@@ -1,0 +1,106 @@
+//go:build linux
+
+// Command bench measures what a run costs beside other ways to start a program, on this machine, and writes
+// docs/BENCHMARKS.md and the charts in it. Subjects take turns, so that what else the machine does meets all of them;
+// what carries over to other machines is the ratios.
+//
+//	cd bench && go run .
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/cellkit/sandbox"
+)
+
+func main() {
+	rounds := flag.Int("rounds", 200, "runs of each subject and program")
+	out := flag.String("out", "../docs", "directory of the report")
+	flag.Parse()
+	if err := run(*rounds, *out); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(rounds int, out string) (err error) {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("it needs root, as runc does")
+	}
+	install("gcc", "libc6-dev", "python3", "bubblewrap", "runc", "crun")
+	dir, err := os.MkdirTemp("", "sandbox-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	p, err := newPlace(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = firstError(err, sandbox.Shutdown(context.Background())) }()
+	r := &report{began: time.Now(), command: "cd bench && go run . -rounds " + fmt.Sprint(rounds)}
+	for _, w := range workloads {
+		list := p.working(w)
+		progress("%s: %d rounds of %s", w.name, rounds, names(list))
+		r.latencies = append(r.latencies, latencies(w, list, rounds))
+		for _, atOnce := range []int{1, 2, 4, 16} {
+			if w.name != workloads[0].name {
+				break
+			}
+			progress("%s: %d at a time", w.name, atOnce)
+			r.throughputs = append(r.throughputs, throughput(list, atOnce, rounds))
+		}
+	}
+	progress("first run of a process")
+	r.boot = boots(p, max(rounds/10, 5))
+	progress("memory of live runs")
+	if r.live, err = liveMemory(p, 200); err != nil {
+		return err
+	}
+	for _, g := range growths {
+		progress("growth: %s", g.name)
+		c, err := g.measure(p, max(rounds/2, 21))
+		if err != nil {
+			return fmt.Errorf("%s: %w", g.name, err)
+		}
+		r.growths = append(r.growths, c)
+	}
+	return r.write(out)
+}
+
+func progress(format string, args ...any) { fmt.Printf(format+"\n", args...) }
+
+// install gets Debian packages that are missing; a peer that can't be had is left out.
+func install(packages ...string) {
+	var missing []string
+	for _, p := range packages {
+		if exec.Command("dpkg", "-s", p).Run() != nil {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) == 0 {
+		return
+	}
+	progress("installing %s", strings.Join(missing, " "))
+	_ = exec.Command("apt-get", "update").Run()
+	for _, p := range missing {
+		if out, err := exec.Command("apt-get", "install", "-y", "--no-install-recommends", p).CombinedOutput(); err != nil {
+			progress("%s: %v\n%s", p, err, out)
+		}
+	}
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

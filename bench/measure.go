@@ -1,0 +1,277 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cellkit/sandbox"
+)
+
+// figures are of one subject.
+type figures struct {
+	name        string
+	median, p99 time.Duration
+	cpu         time.Duration // of the whole machine, per run
+	rate        float64       // runs per second
+}
+
+type table struct {
+	title string
+	rows  []figures
+}
+
+func names(list []subject) string {
+	var all []string
+	for _, s := range list {
+		all = append(all, s.name)
+	}
+	return strings.Join(all, ", ")
+}
+
+// latencies has the subjects take turns, and then a block of each for the CPU time.
+func latencies(w workload, list []subject, rounds int) table {
+	times := make([][]time.Duration, len(list))
+	for range rounds {
+		for i, s := range list {
+			began := time.Now()
+			must(s.run())
+			times[i] = append(times[i], time.Since(began))
+		}
+	}
+	t := table{title: w.name}
+	for i, s := range list {
+		before := busy()
+		for range rounds {
+			must(s.run())
+		}
+		used := busy() - before
+		t.rows = append(t.rows, figures{name: s.name, median: quantile(times[i], 0.5), p99: quantile(times[i], 0.99), cpu: used / time.Duration(rounds)})
+	}
+	return t
+}
+
+// throughput has the subjects take turns of a hundred runs, several at a time.
+func throughput(list []subject, atOnce, rounds int) table {
+	const block = 100
+	spent := make([][]time.Duration, len(list))
+	for range max(rounds/block, 3) {
+		for i, s := range list {
+			began := time.Now()
+			var next atomic.Int64
+			var wait sync.WaitGroup
+			for range atOnce {
+				wait.Go(func() {
+					for next.Add(1) <= block {
+						must(s.run())
+					}
+				})
+			}
+			wait.Wait()
+			spent[i] = append(spent[i], time.Since(began))
+		}
+	}
+	t := table{title: fmt.Sprint(atOnce)}
+	for i, s := range list {
+		t.rows = append(t.rows, figures{name: s.name, rate: block / quantile(spent[i], 0.5).Seconds()})
+	}
+	return t
+}
+
+// boots measures first runs: the cell's boot and a run.
+func boots(p *place, rounds int) time.Duration {
+	var times []time.Duration
+	for range rounds {
+		must(sandbox.Shutdown(context.Background()))
+		began := time.Now()
+		_, err := p.sandboxed(workloads[0].argv).Run(context.Background())
+		must(err)
+		times = append(times, time.Since(began))
+	}
+	return quantile(times, 0.5)
+}
+
+// crowd is runs that live until they are ended.
+type crowd []*sandbox.Process
+
+func (p *place) crowd(n int) (crowd, error) {
+	s := p.sandboxed([]string{"/work/pause"}, sandbox.WithPIDs(4))
+	var c crowd
+	for range n {
+		live, err := s.Start(context.Background())
+		if err != nil {
+			c.end()
+			return nil, err
+		}
+		c = append(c, live)
+	}
+	return c, nil
+}
+
+func (c crowd) end() {
+	for _, p := range c {
+		_ = p.Kill()
+	}
+	for _, p := range c {
+		_, _ = p.Wait()
+	}
+}
+
+// liveMemory is what the machine has less of for each live run.
+func liveMemory(p *place, n int) (int64, error) {
+	warm, err := p.crowd(1)
+	if err != nil {
+		return 0, err
+	}
+	defer warm.end()
+	before := available()
+	c, err := p.crowd(n)
+	if err != nil {
+		return 0, err
+	}
+	defer c.end()
+	return (before - available()) / int64(n), nil
+}
+
+// growth is how the time of a run depends on something.
+type growth struct {
+	name    string
+	sizes   []int
+	prepare func(p *place, size int) (s *sandbox.Sandbox, undo func(), err error)
+}
+
+type curve struct {
+	name   string
+	sizes  []int
+	median []time.Duration
+}
+
+var growths = []growth{
+	{"live runs", []int{0, 10, 100, 1000}, func(p *place, size int) (*sandbox.Sandbox, func(), error) {
+		c, err := p.crowd(size)
+		return p.sandboxed(workloads[0].argv), c.end, err
+	}},
+	{"binds of a sandbox", []int{1, 10, 50, 99}, func(p *place, size int) (*sandbox.Sandbox, func(), error) {
+		opts := []sandbox.Option{sandbox.WithTmpfs("/many", sandbox.MiB)}
+		for i := range size {
+			opts = append(opts, sandbox.WithReadOnlyBind(p.work, fmt.Sprintf("/many/%d", i)))
+		}
+		return p.sandboxed(workloads[0].argv, opts...), func() {}, nil
+	}},
+	{"MiB of heap of the host process", []int{10, 100, 1000, 4000}, func(p *place, size int) (*sandbox.Sandbox, func(), error) {
+		if available() < int64(size+500)<<20 {
+			return nil, nil, nil
+		}
+		heap := make([]byte, size<<20)
+		for i := 0; i < len(heap); i += 4096 {
+			heap[i] = 1
+		}
+		return p.sandboxed(workloads[0].argv), func() { runtime.KeepAlive(heap); heap = nil; runtime.GC() }, nil
+	}},
+	{"other sandboxes in use", []int{1, 10, 100, 500}, func(p *place, size int) (*sandbox.Sandbox, func(), error) {
+		for i := range size {
+			if _, err := p.sandboxed(workloads[0].argv, sandbox.WithEnv(fmt.Sprintf("N=%d", i)), sandbox.WithTmpfs(fmt.Sprintf("/t%d", i), sandbox.MiB)).Run(context.Background()); err != nil {
+				return nil, nil, err
+			}
+		}
+		return p.sandboxed(workloads[0].argv), func() {}, nil
+	}},
+	{"runs before", []int{0, 1000, 5000, 20000}, func(p *place, size int) (*sandbox.Sandbox, func(), error) {
+		must(sandbox.Shutdown(context.Background()))
+		s := p.sandboxed(workloads[0].argv)
+		for range size {
+			if _, err := s.Run(context.Background()); err != nil {
+				return nil, nil, err
+			}
+		}
+		return s, func() {}, nil
+	}},
+}
+
+func (g growth) measure(p *place, rounds int) (curve, error) {
+	c := curve{name: g.name}
+	for _, size := range g.sizes {
+		s, undo, err := g.prepare(p, size)
+		if err != nil {
+			return c, err
+		}
+		if s == nil {
+			progress("growth: %s: %d is more than this machine has", g.name, size)
+			continue
+		}
+		var times []time.Duration
+		for i := range rounds + 5 {
+			began := time.Now()
+			_, err := s.Run(context.Background())
+			must(err)
+			if i >= 5 { // its template is there
+				times = append(times, time.Since(began))
+			}
+		}
+		undo()
+		settle()
+		c.sizes, c.median = append(c.sizes, size), append(c.median, quantile(times, 0.5))
+	}
+	return c, nil
+}
+
+// settle waits until the machine has little to do: what was removed is removed in the background.
+func settle() {
+	const look = 500 * time.Millisecond
+	for range 60 {
+		before := busy()
+		time.Sleep(look)
+		if busy()-before < look/10 {
+			return
+		}
+	}
+}
+
+func quantile(d []time.Duration, q float64) time.Duration {
+	d = slices.Sorted(slices.Values(d))
+	return d[min(int(q*float64(len(d))), len(d)-1)]
+}
+
+// busy is the CPU time that the machine has spent, of all processors: proc_stat(5), in hundredths of seconds.
+func busy() (sum time.Duration) {
+	b, err := os.ReadFile("/proc/stat")
+	must(err)
+	for i, f := range strings.Fields(strings.SplitN(string(b), "\n", 2)[0])[1:] {
+		var ticks int64
+		_, _ = fmt.Sscan(f, &ticks)
+		if i != 3 && i != 4 && i < 7 { // idle and waiting for I/O are not work
+			sum += time.Duration(ticks) * 10 * time.Millisecond
+		}
+	}
+	return sum
+}
+
+// available is the memory that could be had, in bytes: proc_meminfo(5).
+func available() int64 {
+	f, err := os.Open("/proc/meminfo")
+	must(err)
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		var kib int64
+		if n, _ := fmt.Sscanf(lines.Text(), "MemAvailable: %d kB", &kib); n == 1 {
+			return kib << 10
+		}
+	}
+	return 0
+}
+
+// must ends the program: what was measured up to here would not mean anything.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
