@@ -234,3 +234,16 @@ func medianOfRuns(t *testing.T, s *sandbox.Sandbox) time.Duration {
 	slices.Sort(all)
 	return all[len(all)/2]
 }
+
+// What a run writes to a disk is held in memory, and counted, but written out when the limit is reached.
+func TestAttackPageCache(t *testing.T) {
+	t.Parallel()
+	need(t, "block I/O limits")
+	dir, err := os.MkdirTemp("/var/tmp", "sandbox-test-")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	result, err := shell("head -c 128M /dev/zero >/job/file; wc -c </job/file", sandbox.WithBind(dir, "/job"), sandbox.WithMemory(16*sandbox.MiB)).Run(deadline(t))
+	require.NoError(t, err)
+	require.LessOrEqual(t, result.Usage.MemoryPeak, uint64(17*sandbox.MiB))
+	require.Zero(t, result.Usage.OOMKills)
+}

@@ -159,3 +159,23 @@ func beside(t *testing.T, s *sandbox.Sandbox) *bufio.Reader {
 	w.Close()
 	return bufio.NewReader(r)
 }
+
+// Runs share the files of their root, and with them locks and who is told of accesses, as SECURITY.md says. A writable root,
+// which is a layer for each run, keeps them apart.
+func TestAttackSharedFiles(t *testing.T) {
+	t.Parallel()
+	need(t, "overlayfs for runs")
+	attempt := "exec 9</usr/bin/env; if flock -n 9; then echo locked; else echo refused; fi"
+	for _, layer := range []bool{false, true} {
+		s := sandbox.New()
+		want := "refused"
+		if layer {
+			s, want = s.With(sandbox.WithWritableRoot(16*sandbox.MiB)), "locked"
+		}
+		holder := beside(t, s.With(sandbox.WithCommand("/bin/sh", "-c", attempt+"; cat")))
+		line, err := holder.ReadString('\n')
+		require.NoError(t, err)
+		require.Equal(t, "locked\n", line)
+		require.Equal(t, want, output(t, s.With(sandbox.WithCommand("/bin/sh", "-c", attempt))))
+	}
+}
