@@ -131,6 +131,9 @@ func TestAttackNeighbours(t *testing.T) {
 	need(t, "root")
 	for name, h := range hoards {
 		t.Run(name, func(t *testing.T) {
+			if name == "processes" {
+				need(t, "cgroup pids")
+			}
 			alone := output(t, helper("hoard", name, "one"))
 			out := beside(t, helper("hoard", name).With(sandbox.WithRlimit("nofile", 20000, 20000)))
 			line, err := out.ReadString('\n')
