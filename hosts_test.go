@@ -18,10 +18,12 @@ func TestRootlessIDsOfSeveralHosts(t *testing.T) {
 	usedHelpers.Store("hold", true)
 	const hosts = 4
 	for range hosts {
-		host := exec.Command("/proc/self/exe", "hold", mark)
+		host := exec.Command("/proc/self/exe", "hold", mark, "until the input ends")
 		host.Env = append(os.Environ(), helperEnv+"=1")
+		in, err := host.StdinPipe()
+		require.NoError(t, err)
 		require.NoError(t, host.Start())
-		t.Cleanup(func() { _ = host.Process.Kill(); _ = host.Wait() })
+		t.Cleanup(func() { in.Close(); _ = host.Wait() }) // it says that its run was cancelled
 	}
 	var commands []int // processes whose name has changed: not PID 1 of the run, nor the host
 	eventually(t, "all runs are there", func() bool {

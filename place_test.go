@@ -4,7 +4,9 @@ package sandbox_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path"
@@ -110,10 +112,15 @@ func TestRootlessKilledHost(t *testing.T) {
 	require.True(t, isGone(), dir)
 }
 
-// holdHelper is a host whose run goes on until it is killed.
+// holdHelper is a host whose run goes on until it is killed, or, with a second argument, until its standard input ends.
 func holdHelper(args []string) error {
-	_, err := sandbox.New(sandbox.WithCommand("sleep", args[0])).Run(context.Background())
-	return err
+	ctx, end := context.WithCancel(context.Background())
+	defer end()
+	if len(args) > 1 {
+		go func() { _, _ = io.Copy(io.Discard, os.Stdin); end() }()
+	}
+	_, err := sandbox.New(sandbox.WithCommand("sleep", args[0])).Run(ctx)
+	return errors.Join(err, sandbox.Shutdown(context.Background()))
 }
 
 func scopes(t *testing.T) []string {
