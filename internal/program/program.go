@@ -121,6 +121,11 @@ func (p *Program) Failing(i int, errno syscall.Errno) *Program {
 	return &f
 }
 
+// MayFail tells whether the program goes on without call i, or with the next place to try.
+func (p *Program) MayFail(i int) bool {
+	return p.image[headerSize+i*opSize+6]&(flagIgnore|flagTry) != 0
+}
+
 // Explain lists the program, one line per call, in the order of execution.
 func (p *Program) Explain() string {
 	var b strings.Builder
