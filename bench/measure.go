@@ -104,7 +104,7 @@ func boots(p *place, rounds int) time.Duration {
 type crowd []*sandbox.Process
 
 func (p *place) crowd(n int) (crowd, error) {
-	s := p.sandboxed([]string{"/work/pause"}, sandbox.WithPIDs(4))
+	s := p.sandboxed([]string{"/programs/pause"}, sandbox.WithPIDs(4))
 	var c crowd
 	for range n {
 		live, err := s.Start(context.Background())

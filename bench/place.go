@@ -17,8 +17,8 @@ type workload struct {
 }
 
 var workloads = []workload{
-	{"a static program", []string{"/work/static"}},
-	{"a dynamic program", []string{"/work/dynamic"}},
+	{"a static program", []string{"/programs/static"}},
+	{"a dynamic program", []string{"/programs/dynamic"}},
 	{"python3 -c pass", []string{"/usr/bin/python3", "-c", "pass"}},
 }
 
@@ -33,7 +33,7 @@ func newPlace(dir string) (*place, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, err
 	}
-	for _, d := range []string{p.work, p.root + "/usr", p.root + "/work", p.root + "/proc", p.root + "/dev", p.root + "/sys", p.root + "/tmp", p.root + "/home/sandbox"} {
+	for _, d := range []string{p.work, p.root + "/usr", p.root + "/programs", p.root + "/proc", p.root + "/dev", p.root + "/sys", p.root + "/tmp", p.root + "/home/sandbox"} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, err
 		}
@@ -67,7 +67,7 @@ func compile(program, source string, flags []string) error {
 // onHost is where this machine has the workload's program.
 func (p *place) onHost(w workload) []string {
 	argv := append([]string(nil), w.argv...)
-	if rest, ok := strings.CutPrefix(argv[0], "/work/"); ok {
+	if rest, ok := strings.CutPrefix(argv[0], "/programs/"); ok {
 		argv[0] = filepath.Join(p.work, rest)
 	}
 	return argv

@@ -34,7 +34,7 @@ var limits = []sandbox.Option{sandbox.WithMemory(256 * sandbox.MiB), sandbox.Wit
 
 // sandboxed is the sandbox that is measured.
 func (p *place) sandboxed(argv []string, opts ...sandbox.Option) *sandbox.Sandbox {
-	return sandbox.New(sandbox.WithCommand(argv[0], argv[1:]...), sandbox.WithReadOnlyBind(p.work, "/work")).With(limits...).With(opts...)
+	return sandbox.New(sandbox.WithCommand(argv[0], argv[1:]...), sandbox.WithReadOnlyBind(p.work, "/programs")).With(limits...).With(opts...)
 }
 
 // working are the subjects that can run the workload here.
@@ -46,9 +46,9 @@ func (p *place) working(w workload) (list []subject) {
 		{"clone3 alone", func() error { return bareClone(host) }},
 		{own, func() error { _, err := s.Run(context.Background()); return err }},
 		{"bubblewrap", p.command("bwrap", append([]string{"--unshare-all", "--uid", "1000", "--gid", "1000", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin",
-			"--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--ro-bind", p.work, "/work", "--proc", "/proc", "--dev", "/dev",
+			"--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--ro-bind", p.work, "/programs", "--proc", "/proc", "--dev", "/dev",
 			"--tmpfs", "/tmp", "--tmpfs", "/home/sandbox"}, w.argv...)...)},
-		{"nsjail", p.command("nsjail", append([]string{"-Mo", "-q", "--rlimit_as", "max", "-R", "/usr", "-R", "/lib", "-R", "/lib64", "-R", p.work + ":/work", "-T", "/tmp", "--"}, w.argv...)...)},
+		{"nsjail", p.command("nsjail", append([]string{"-Mo", "-q", "--rlimit_as", "max", "-R", "/usr", "-R", "/lib", "-R", "/lib64", "-R", p.work + ":/programs", "-T", "/tmp", "--"}, w.argv...)...)},
 		{"libcontainer", p.libcontainer(w)},
 		{"crun", p.runtime("crun", w)},
 		{"runc", p.runtime("runc", w)},
@@ -84,7 +84,7 @@ func (p *place) spec(w workload) *specs.Spec {
 	bind := func(from, to string) specs.Mount {
 		return specs.Mount{Type: "bind", Source: from, Destination: to, Options: []string{"bind", "ro", "nosuid", "nodev"}}
 	}
-	s.Mounts = append(s.Mounts, bind("/usr", "/usr"), bind(p.work, "/work"),
+	s.Mounts = append(s.Mounts, bind("/usr", "/usr"), bind(p.work, "/programs"),
 		specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/tmp"}, specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/home/sandbox"})
 	memory, quota, period, pids := int64(256*sandbox.MiB), int64(100000), uint64(100000), int64(64)
 	s.Linux.Resources = &specs.LinuxResources{Devices: s.Linux.Resources.Devices, Memory: &specs.LinuxMemory{Limit: &memory},
