@@ -24,10 +24,11 @@ func newCell(config cellConfig) (*Cell, error) {
 
 func (c *Cell) close(ctx context.Context) error { return end(ctx, c.impl) }
 
-// end closes a cell. Paused runs of it are thawed, or they could not die: those that are
-// paused now, and those that get there meanwhile.
+// end closes a cell. Paused runs of it are thawed, or they could not die, and runs that wait for a command
+// given up: those of now, and those that get there meanwhile.
 func end(ctx context.Context, c *cell.Cell) error {
 	live.thaw(c)
+	dropPrepared(c)
 	closed := make(chan struct{})
 	defer close(closed)
 	go func() {
@@ -37,6 +38,7 @@ func end(ctx context.Context, c *cell.Cell) error {
 				return
 			case <-time.After(10 * time.Millisecond):
 				live.thaw(c)
+				dropPrepared(c)
 			}
 		}
 	}()

@@ -39,6 +39,13 @@ type cgroupConfig struct {
 	parent             string
 }
 
+// same tells whether both make the same cgroup. The resource limits are the command's own.
+func (g *cgroupConfig) same(o *cgroupConfig) bool {
+	return equalPointed(g.memory, o.memory) && equalPointed(g.swap, o.swap) && equalPointed(g.pids, o.pids) && equalPointed(g.cpus, o.cpus) &&
+		equalPointed(g.weight, o.weight) && equalPointed(g.cpuset, o.cpuset) && equalPointed(g.cpuTime, o.cpuTime) &&
+		slices.Equal(g.io, o.io) && g.parent == o.parent
+}
+
 type rlimit struct{ soft, hard uint64 }
 
 // defaultPIDs is also enforced where nothing is asked for, if it can be.

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/program"
-	"github.com/cellkit/sandbox/internal/seccomp"
 )
 
 // machine is what compiling needs to know about the host. It is gathered once
@@ -42,13 +41,13 @@ type shape struct {
 	savedID  bool // until it joins its cgroup, the command has this process's user id as its saved one
 }
 
-// plan is a compiled sandbox.
+// plan is a compiled sandbox, but for its command.
 type plan struct {
 	template *program.Program // assembles the root that runs copy; nil if each run assembles its own
 	key      [32]byte         // hash of template
 	trees    []tree           // what accompanies template
 	run      *program.Program
-	files    []tree // what accompanies run, after the standard streams and extra files
+	files    []tree // what accompanies run
 	ownUser  bool   // rootless: the run's user must be the caller
 }
 
@@ -66,9 +65,6 @@ type tree struct {
 type plans struct {
 	mu  sync.Mutex
 	all map[shape]*plan
-
-	filter    sync.Once
-	filterErr error
 }
 
 // forget makes the next start compile anew.
@@ -78,29 +74,17 @@ func (p *plans) forget() {
 	p.all = nil
 }
 
-// checkFilter reports, compiled once, a seccomp profile that can't be. Wrong capabilities are
-// refused elsewhere.
-func (p *plans) checkFilter(s *securityConfig) error {
-	p.filter.Do(func() {
-		if len(s.check()) == 0 {
-			_, p.filterErr = s.filter()
-		}
-	})
-	return p.filterErr
-}
-
-// compiler builds the two programs of a plan.
+// compiler builds the two programs of a plan, or that of a command.
 type compiler struct {
 	c       *config
 	m       *machine
 	shape   shape
-	b       *program.Builder // of the run
+	b       *program.Builder // of the run, or the command
 	plan    *plan
 	layout  *layout
 	missing []point              // mount points that a DirRootfs lacks
 	bind    map[int]program.Slot // by index of c.root.mounts
 	lower   map[string]program.Slot
-	streams []program.Slot
 	tree    program.Slot // the copy of the template
 	gate    program.Slot
 }
@@ -109,10 +93,6 @@ type compiler struct {
 // same machine give the same programs.
 func compile(c *config, m *machine, s shape, missing []point) (*plan, error) {
 	k := &compiler{c: c, m: m, shape: s, b: program.NewBuilder(), plan: &plan{}, layout: c.root.layout(), missing: missing}
-	filter, err := c.security.filter()
-	if err != nil {
-		return nil, err
-	}
 	if c.root.writable == nil {
 		if err := k.compileTemplate(); err != nil {
 			return nil, err
@@ -127,27 +107,19 @@ func compile(c *config, m *machine, s shape, missing []point) (*plan, error) {
 	k.addEnterRoot()
 
 	k.b.In(program.Command)
-	k.addStreams()
 	k.addGate()
 	k.addPrivileges()
-	k.addRlimits()
-	k.addSeccomp(filter)
-	k.addExec()
+	k.addCommand()
 
 	k.b.In(program.Init)
 	k.addReaper()
+	var err error
 	k.plan.run, err = k.b.Program()
 	return k.plan, err
 }
 
 // declareFiles says in which order descriptors accompany the run's program.
 func (k *compiler) declareFiles() {
-	for _, name := range []string{"stdin", "stdout", "stderr"} {
-		k.streams = append(k.streams, k.b.File(name))
-	}
-	for i := range k.c.extra {
-		k.streams = append(k.streams, k.b.File(fmt.Sprintf("extra file %d", i)))
-	}
 	k.declareTrees()
 	if k.plan.template != nil {
 		k.tree = k.b.File("copy of the template")
@@ -209,44 +181,21 @@ var (
 	firstFree = program.Int(maxExtraFiles + 3)
 )
 
-// addStreams puts the standard streams and extra files at 0, 1, 2 and so on.
-// They are moved out of the way first.
-func (k *compiler) addStreams() {
-	b := k.b
-	b.Stage("standard streams")
-	b.Call("setsid", unix.SYS_SETSID)
-	moved := make([]program.Slot, len(k.streams))
-	for i, s := range k.streams {
-		moved[i] = b.CallTo("fcntl", unix.SYS_FCNTL, program.Use(s), dupAbove, firstFree)
-	}
-	for i, s := range moved {
-		b.Call("dup3", unix.SYS_DUP3, program.Use(s), program.Int(i), program.Int(0))
-	}
-	// All others are close-on-exec from the start. In case one is not: Linux 5.11.
-	b.CallMaybe("close_range", unix.SYS_CLOSE_RANGE, program.Int(len(moved)), program.Int(uint32(math.MaxUint32), "~0"),
-		program.Int(unix.CLOSE_RANGE_CLOEXEC, "CLOSE_RANGE_CLOEXEC"))
-}
-
 // addGate tells the host that the command is ready to join its cgroup and waits until
 // it has.
 func (k *compiler) addGate() {
 	b := k.b
 	b.Stage("cgroup")
+	b.Call("setsid", unix.SYS_SETSID)
 	b.Event(program.Ready)
 	b.Wait(program.Report)
 	b.Call("unshare", unix.SYS_UNSHARE, program.Int(unix.CLONE_NEWCGROUP, "CLONE_NEWCGROUP"))
 }
 
-// addExec executes the command, in the first place of the list where it is.
-func (k *compiler) addExec() {
-	b := k.b
-	name, env := k.c.command[0], k.c.environ()
-	b.Stage("exec " + name)
-	argv, envp := b.Strings(k.c.command), b.Strings(env)
-	for _, path := range lookupList(name, env) {
-		b.CallTry("execve", unix.SYS_EXECVE, b.Str(path), argv, envp)
-	}
-	b.FailTried("not found: " + name)
+// addCommand goes on with what is to be executed, as soon as that is known.
+func (k *compiler) addCommand() {
+	k.b.Stage("command")
+	k.b.Receive()
 }
 
 // addReaper leaves PID 1 with nothing but the socket to the host.
@@ -261,21 +210,6 @@ func (k *compiler) addReaper() {
 	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"), program.Int(1), program.Int(0), program.Int(0), program.Int(0))
 	k.addCapset(0)
 	b.Event(program.Started)
-}
-
-// filter is the compiled seccomp filter, nil without one.
-func (s *securityConfig) filter() (*seccomp.Filter, error) {
-	switch {
-	case s.noSeccomp:
-		return nil, nil
-	case s.seccomp != nil:
-		f, err := seccomp.CachedCompile(s.seccomp)
-		if err != nil {
-			return nil, optionError("WithSeccomp", "%w", err)
-		}
-		return f, nil
-	}
-	return seccomp.CachedDefault(s.capabilities, s.setID)
 }
 
 // thisMachine gathers what compile needs.
@@ -331,14 +265,13 @@ func lastCapability() int {
 	return n
 }
 
-// planFor compiles once per shape.
-func (s *Sandbox) planFor(sh shape) (*plan, error) {
-	s.plans.mu.Lock()
-	defer s.plans.mu.Unlock()
-	if p := s.plans.all[sh]; p != nil {
-		return p, nil
+// plan compiles once per shape.
+func (p *plans) plan(c config, sh shape) (*plan, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if have := p.all[sh]; have != nil {
+		return have, nil
 	}
-	c := s.config
 	c.root = c.root.withSources()
 	missing, err := c.root.missingPoints()
 	if err != nil {
@@ -347,17 +280,23 @@ func (s *Sandbox) planFor(sh shape) (*plan, error) {
 	if err := thisMachine().checkOverlay(&c.root, missing); err != nil {
 		return nil, err
 	}
-	p, err := compile(&c, thisMachine(), sh, missing)
-	if err != nil && strings.HasPrefix(err.Error(), "sandbox: ") {
-		return nil, err
-	} else if err != nil { // once the options have been checked nothing else can be wrong
-		return nil, fmt.Errorf("sandbox: WithCommand, WithEnv and WithFile: %w: pass what is large in a file, with WithReadOnlyBind", err)
+	made, err := compile(&c, thisMachine(), sh, missing)
+	if err != nil {
+		return nil, compileError(err)
 	}
-	if s.plans.all == nil {
-		s.plans.all = map[shape]*plan{}
+	if p.all == nil {
+		p.all = map[shape]*plan{}
 	}
-	s.plans.all[sh] = p
-	return p, nil
+	p.all[sh] = made
+	return made, nil
+}
+
+// compileError is what is left to be wrong once the options have been checked.
+func compileError(err error) error {
+	if strings.HasPrefix(err.Error(), "sandbox: ") {
+		return err
+	}
+	return fmt.Errorf("sandbox: WithCommand, WithEnv and WithFile: %w: pass what is large in a file, with WithReadOnlyBind", err)
 }
 
 // checkOverlay refuses what takes overlayfs in a user namespace: Linux 5.11.
@@ -378,7 +317,11 @@ func (s *Sandbox) explain() (string, error) {
 	if err := s.check(); err != nil {
 		return "", err
 	}
-	p, err := s.planFor(shape{hostIDs: s.config.namespace.hostIDs})
+	p, err := s.plans.plan(s.config, shape{hostIDs: s.config.namespace.hostIDs})
+	if err != nil {
+		return "", err
+	}
+	command, err := s.command.program(&s.config)
 	if err != nil {
 		return "", err
 	}
@@ -392,5 +335,6 @@ func (s *Sandbox) explain() (string, error) {
 		flags = "CLONE_NEWPID|CLONE_PIDFD"
 	}
 	text.WriteString("## every run: clone3(" + flags + "), then\n" + p.run.Explain())
+	text.WriteString("## what it receives\n" + command.Explain())
 	return text.String(), nil
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/program"
 )
 
 var update = flag.Bool("update", false, "write the golden files of Explain")
@@ -29,14 +31,16 @@ func goldenMachine() *machine {
 	}
 }
 
-// golden is the sandboxes whose programs are kept in testdata/explain.
-var golden = []struct {
+type goldenSandbox struct {
 	name    string
 	shape   shape
 	missing []point
 	opts    []Option
 	kernel  [2]int // where not goldenMachine's
-}{
+}
+
+// golden is the sandboxes whose programs are kept in testdata/explain.
+var golden = []goldenSandbox{
 	{name: "host", opts: nil},
 	{name: "host-everything", opts: []Option{
 		WithEnv("A=1", "PATH=/opt/bin:/bin"), WithDir("/work"), WithExtraFiles(os.Stdin, os.Stdout),
@@ -61,10 +65,13 @@ var golden = []struct {
 		opts: []Option{WithRootfs(DirRootfs("/srv/root")), WithWritableRoot(MiB), WithFile("/opt/file", []byte("x"), 0o644)}},
 }
 
-func compileGolden(t testing.TB, i int) *plan {
+func (g *goldenSandbox) config() *config {
+	return &New(append([]Option{WithCommand("true", "and", "arguments")}, g.opts...)...).config
+}
+
+func (g *goldenSandbox) compile(t testing.TB) *plan {
 	t.Helper()
-	g := golden[i]
-	c := &New(append([]Option{WithCommand("true", "and", "arguments")}, g.opts...)...).config
+	c := g.config()
 	require.NoError(t, c.validate())
 	m := goldenMachine()
 	if g.kernel != [2]int{} {
@@ -78,19 +85,22 @@ func compileGolden(t testing.TB, i int) *plan {
 // The length of a filter depends on the architecture.
 var instructions = regexp.MustCompile(`\{[0-9]+ instructions\}`)
 
-func (p *plan) text() string {
+func goldenText(p *plan, command *program.Program) string {
 	var b strings.Builder
 	if p.template != nil {
 		b.WriteString("## template\n" + p.template.Explain())
 	}
 	b.WriteString("## run\n" + p.run.Explain())
+	b.WriteString("## command\n" + command.Explain())
 	return instructions.ReplaceAllString(b.String(), "{... instructions}")
 }
 
 func TestExplainGolden(t *testing.T) {
-	for i, g := range golden {
+	for _, g := range golden {
 		t.Run(g.name, func(t *testing.T) {
-			got := compileGolden(t, i).text()
+			command, err := compileCommand(g.config(), goldenMachine())
+			require.NoError(t, err)
+			got := goldenText(g.compile(t), command)
 			path := filepath.Join("testdata", "explain", g.name+".golden")
 			if *update {
 				require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
@@ -107,20 +117,17 @@ func TestExplainGolden(t *testing.T) {
 }
 
 func TestGoldenPrograms(t *testing.T) {
-	for i, g := range golden {
-		t.Run(g.name, func(t *testing.T) {
-			c := &New(append([]Option{WithCommand("true", "and", "arguments")}, g.opts...)...).config
-			checkPlan(t, c, compileGolden(t, i))
-		})
+	for _, g := range golden {
+		t.Run(g.name, func(t *testing.T) { checkPlan(t, g.config(), g.compile(t)) })
 	}
 }
 
 func TestCompileIsDeterministic(t *testing.T) {
-	for i, g := range golden {
+	for _, g := range golden {
 		t.Run(g.name, func(t *testing.T) {
-			first := compileGolden(t, i)
+			first := g.compile(t)
 			for range 5 {
-				again := compileGolden(t, i)
+				again := g.compile(t)
 				require.Equal(t, first.run.Image(), again.run.Image())
 				require.Equal(t, first.template == nil, again.template == nil)
 				if first.template != nil {
@@ -136,9 +143,9 @@ func TestCompileIsDeterministic(t *testing.T) {
 // TestPlan has what accompanies the programs.
 func TestPlan(t *testing.T) {
 	find := func(name string) *plan {
-		for i, g := range golden {
+		for _, g := range golden {
 			if g.name == name {
-				return compileGolden(t, i)
+				return g.compile(t)
 			}
 		}
 		t.Fatal(name)
@@ -215,7 +222,7 @@ func TestOldKernelMapsNoLayer(t *testing.T) {
 func TestTooLargeToCompile(t *testing.T) {
 	c := &New(WithCommand("true", strings.Repeat("x", 9*MiB))).config
 	require.NoError(t, c.validate())
-	_, err := compile(c, goldenMachine(), shape{}, nil)
+	_, err := compileCommand(c, goldenMachine())
 	require.ErrorContains(t, err, "arguments, environment and paths are larger than 8388608 bytes together")
 }
 

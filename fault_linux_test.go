@@ -68,10 +68,12 @@ func testFaults(t *testing.T, base *Sandbox, c *Cell) {
 	_, err := base.Run(ctx)
 	require.NoError(t, err)
 	sh := shapeOf(c.impl)
-	good, err := base.planFor(sh)
+	good, err := base.plans.plan(base.config, sh)
+	require.NoError(t, err)
+	command, err := base.command.program(&base.config)
 	require.NoError(t, err)
 	descriptors, processes, tried := openDescriptors(t), descendants(t), 0
-	inject := func(p *program.Program, replace func(bad *plan, p *program.Program)) {
+	inject := func(p *program.Program, replace func(s *Sandbox, bad *plan, p *program.Program)) {
 		step := 1
 		if os.Getenv("VM_GUEST") == "1" {
 			step = 9
@@ -79,8 +81,8 @@ func testFaults(t *testing.T, base *Sandbox, c *Cell) {
 		for i := tried % step; i < p.Len(); i += step {
 			errno := []unix.Errno{unix.EPERM, unix.ENOMEM, unix.EINVAL}[i%3]
 			bad := *good
-			replace(&bad, p.Failing(i, errno))
 			s := base.With()
+			replace(s, &bad, p.Failing(i, errno))
 			s.plans = &plans{all: map[shape]*plan{sh: &bad}}
 			_, err := s.Run(ctx)
 			stage, call := p.Describe(i)
@@ -88,9 +90,13 @@ func testFaults(t *testing.T, base *Sandbox, c *Cell) {
 			tried++
 		}
 	}
-	inject(good.run, func(bad *plan, p *program.Program) { bad.run = p })
+	inject(good.run, func(_ *Sandbox, bad *plan, p *program.Program) { bad.run = p })
+	inject(command, func(s *Sandbox, _ *plan, p *program.Program) {
+		s.command = &commandCache{made: p}
+		s.command.once.Do(func() {})
+	})
 	if good.template != nil {
-		inject(good.template, func(bad *plan, p *program.Program) {
+		inject(good.template, func(_ *Sandbox, bad *plan, p *program.Program) {
 			bad.template = p
 			bad.key[0]++ // no other's template, and not one that was assembled
 			bad.key[1] = byte(tried)

@@ -32,6 +32,7 @@ type config struct {
 
 	timeout     *time.Duration
 	outputLimit *int64
+	prepared    int
 	cell        *Cell
 	ownCell     bool // cell was given, if only a nil one
 
@@ -65,17 +66,27 @@ func (c config) clone() config {
 	return c
 }
 
-// samePrograms tells whether two configurations differ, if at all, only in what
-// is not compiled: streams, timeouts, cgroup limits, the cell.
-func (c *config) samePrograms(o *config) bool {
+// samePlans tells whether two configurations prepare runs with the same programs. They may differ in the command and all
+// that goes with it, in timeouts and cgroup limits, and in the cell.
+func (c *config) samePlans(o *config) bool {
 	sameRoot := c.root.rootfs == o.root.rootfs && equalPointed(c.root.writable, o.root.writable) &&
 		slices.EqualFunc(c.root.mounts, o.root.mounts, func(a, b mount) bool {
 			return a.kind == b.kind && a.src == b.src && a.dst == b.dst && a.size == b.size && a.mode == b.mode && bytes.Equal(a.data, b.data)
 		})
-	return sameRoot && slices.Equal(c.command, o.command) && slices.Equal(c.env, o.env) && c.dir == o.dir &&
-		len(c.extra) == len(o.extra) && maps.Equal(c.cgroup.rlimits, o.cgroup.rlimits) && c.namespace == o.namespace &&
-		slices.Equal(c.security.capabilities, o.security.capabilities) &&
+	return sameRoot && c.namespace == o.namespace && slices.Equal(c.security.capabilities, o.security.capabilities)
+}
+
+// sameCommand tells whether two configurations execute their commands with the same program. They may differ in all that
+// is not compiled into that one, the streams among it.
+func (c *config) sameCommand(o *config) bool {
+	return slices.Equal(c.command, o.command) && slices.Equal(c.env, o.env) && c.dir == o.dir &&
+		len(c.extra) == len(o.extra) && maps.Equal(c.cgroup.rlimits, o.cgroup.rlimits) && slices.Equal(c.security.capabilities, o.security.capabilities) &&
 		c.security.seccomp == o.security.seccomp && c.security.noSeccomp == o.security.noSeccomp && c.security.setID == o.security.setID
+}
+
+// samePrepared tells whether the runs prepared for one can serve the other.
+func (c *config) samePrepared(o *config) bool {
+	return c.prepared == o.prepared && c.samePlans(o) && c.cgroup.same(&o.cgroup) && c.cell == o.cell && c.ownCell == o.ownCell
 }
 
 func equalPointed[T comparable](a, b *T) bool { return a == b || a != nil && b != nil && *a == *b }
@@ -131,6 +142,21 @@ func WithTimeout(d time.Duration) Option { return func(c *config) { c.timeout = 
 // ErrOutputLimit; the first bytes up to the limit are delivered. Default: none.
 func WithOutputLimit(bytes int64) Option { return func(c *config) { c.outputLimit = &bytes } }
 
+// WithPrepared keeps n runs prepared, 0 to 1000: all of a run is there but its command, and starting one takes little longer
+// than a process of os/exec. Each serves once, and is then replaced in the background; a start that finds none prepares its own.
+//
+// The first start begins to prepare, or Prepare does. Sandboxes derived with With share the runs as long as they differ only in
+// the command, its arguments, environment, directory and streams, in WithExtraFiles, WithTimeout, WithOutputLimit, WithRlimit and
+// in seccomp profiles. Others have n of their own. Files that are bound are looked up again at every start; what
+// has been replaced since is not used.
+//
+// Runs are prepared one after the other, with pauses of the same length: that takes at most half of one CPU. A run that waits
+// takes memory (docs/BENCHMARKS.md has figures) and counts as any other for the cell. All of them are ended by
+// Shutdown or the cell's Close, when no sandbox that could use them is left, and when none was used for a minute. Default: 0.
+func WithPrepared(n int) Option { return func(c *config) { c.prepared = n } }
+
+const maxPrepared = 1000
+
 // WithCell runs in the given cell instead of this process's default one.
 func WithCell(cell *Cell) Option { return func(c *config) { c.cell, c.ownCell = cell, true } }
 
@@ -180,6 +206,9 @@ func (c *config) checkCommand() (errs []error) {
 	}
 	if c.outputLimit != nil && *c.outputLimit <= 0 {
 		bad("WithOutputLimit", "%d is not a positive number of bytes", *c.outputLimit)
+	}
+	if c.prepared < 0 || c.prepared > maxPrepared {
+		bad("WithPrepared", "%d is not between 0 and %d", c.prepared, maxPrepared)
 	}
 	if len(c.extra) > maxExtraFiles {
 		bad("WithExtraFiles", "%d files, at most %d are possible", len(c.extra), maxExtraFiles)

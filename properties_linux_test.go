@@ -42,11 +42,11 @@ func calls(p *program.Program) map[string][]string {
 	return parts
 }
 
-// checkPlan requires of the programs what must hold whatever the options are.
+// checkPlan requires of the programs, that of the command among them, what must hold whatever the options are.
 func checkPlan(t testing.TB, c *config, p *plan) {
 	t.Helper()
 	requireLoads(t, p.run)
-	files := 1 + 3 + len(c.extra) + len(p.files) // socket, streams
+	files := 1 + len(p.files) // socket
 	if !c.namespace.hostIDs {
 		files++ // gate
 	}
@@ -65,10 +65,12 @@ func checkPlan(t testing.TB, c *config, p *plan) {
 	parts := calls(p.run)
 	checkSlots(t, files, slices.Concat(parts["setup"], parts["command"]))
 	checkAfterPivot(t, parts)
+	require.Equal(t, "receive()", parts["command"][len(parts["command"])-1])
 	if c.namespace.hostIDs {
 		parts["init"] = checkHostIDs(t, c, parts)
 	}
-	checkCommandEnd(t, c, parts["command"], parts["setup"])
+	checkPrivileges(t, c, parts["command"], parts["setup"])
+	checkCommand(t, c)
 	for _, call := range parts["init"] {
 		for _, slot := range slotUses(call) {
 			require.Equal(t, "$0", slot, "the command had its own way with the slots: %s", call)
@@ -126,10 +128,17 @@ func checkAfterPivot(t testing.TB, parts map[string][]string) {
 	}
 }
 
-// checkCommandEnd requires that privileges are dropped, then the filter loaded,
-// then the command executed.
-func checkCommandEnd(t testing.TB, c *config, command, setup []string) {
+// checkCommand requires that the command's program loads the filter last, and then executes the command.
+func checkCommand(t testing.TB, c *config) {
 	t.Helper()
+	p, err := compileCommand(c, goldenMachine())
+	require.NoError(t, err)
+	requireLoads(t, p)
+	parts, files := calls(p), 1+3+len(c.extra)
+	require.Len(t, parts, 1)
+	require.Equal(t, files, p.Files())
+	command := parts["command"]
+	checkSlots(t, files, command)
 	places := len(lookupList(c.command[0], c.environ()))
 	end := len(command) - 1
 	require.True(t, strings.HasPrefix(command[end], "not found: "), command[end])
@@ -142,8 +151,13 @@ func checkCommandEnd(t testing.TB, c *config, command, setup []string) {
 		require.True(t, strings.HasPrefix(rest[last], "seccomp(SECCOMP_SET_MODE_FILTER"), rest[last])
 		rest = rest[:last]
 	}
-	last := len(rest) - 1
-	require.Equal(t, "prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)", rest[last])
+	require.Equal(t, "prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)", rest[len(rest)-1])
+}
+
+// checkPrivileges requires that privileges are dropped once the command is in its cgroup.
+func checkPrivileges(t testing.TB, c *config, command, setup []string) {
+	t.Helper()
+	rest := command
 	ready := slices.Index(rest, "report(ready)")
 	capset := slices.IndexFunc(rest, func(call string) bool { return strings.HasPrefix(call, "capset(") })
 	require.Greater(t, capset, ready, "joins its cgroup with the capabilities of root")
@@ -239,11 +253,14 @@ func FuzzOptions(f *testing.F) {
 		if c.validate() != nil {
 			return
 		}
-		p, err := compile(c, goldenMachine(), shape{singleID: next(2) == 1}, emptyRoot(c))
+		command, err := compileCommand(c, goldenMachine())
 		if err != nil {
 			require.NotNil(t, c.security.seccomp, "valid options: %v", err)
 			return
 		}
+		requireLoads(t, command)
+		p, err := compile(c, goldenMachine(), shape{singleID: next(2) == 1}, emptyRoot(c))
+		require.NoError(t, err, "valid options")
 		requireLoads(t, p.run)
 		if p.template != nil {
 			requireLoads(t, p.template)

@@ -46,13 +46,16 @@ type Sandbox struct {
 	once    sync.Once
 	invalid error // what is wrong with the options
 
-	plans *plans // shared with others whose runs execute the same programs
+	// Shared with others for which they would be the same.
+	plans    *plans
+	command  *commandCache
+	prepared *prepared
 }
 
 // New describes a sandbox. It never fails and does nothing else: options that
 // are wrong are reported, all of them in one error, by Run, Start and Explain.
 func New(opts ...Option) *Sandbox {
-	return (&Sandbox{config: defaults(), plans: new(plans)}).With(opts...)
+	return (&Sandbox{config: defaults(), plans: new(plans), command: new(commandCache)}).With(opts...)
 }
 
 // With returns a copy of the sandbox to which the options are applied. The
@@ -64,8 +67,14 @@ func (s *Sandbox) With(opts ...Option) *Sandbox {
 			opt(&derived.config)
 		}
 	}
-	if derived.plans = s.plans; !derived.config.samePrograms(&s.config) {
+	if derived.plans = s.plans; !derived.config.samePlans(&s.config) {
 		derived.plans = new(plans)
+	}
+	if derived.command = s.command; !derived.config.sameCommand(&s.config) {
+		derived.command = new(commandCache)
+	}
+	if derived.prepared = s.prepared; !derived.config.samePrepared(&s.config) {
+		derived.prepared = newPrepared(derived)
 	}
 	return derived
 }
@@ -92,6 +101,9 @@ func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
 func (s *Sandbox) Start(ctx context.Context) (*Process, error) {
 	return s.start(ctx)
 }
+
+// Prepare waits until all runs that WithPrepared asks for are prepared. The errors are those of Run.
+func (s *Sandbox) Prepare(ctx context.Context) error { return s.prepare(ctx) }
 
 // Output is Run with the standard output returned. If WithStderr is not set,
 // an *ExitError holds the beginning and the end of the standard error.

@@ -47,14 +47,6 @@ func (k *compiler) addPrivileges() {
 		}
 	}
 	b.Call("umask", unix.SYS_UMASK, program.Int(0o022, "022"))
-	dir := k.c.dir
-	if dir == "" {
-		dir = homeDir
-	}
-	b.Stage("WithDir")
-	at := b.OpenDir(dir)
-	b.Call("fchdir", unix.SYS_FCHDIR, program.Use(at))
-	b.Close(at)
 }
 
 // addUndumpable keeps a process's memory from those of its own id. A change of ids sets that to the sysctl

@@ -62,7 +62,7 @@ func notStarted(ctx context.Context) error {
 // looked for once, then what they name and is not there.
 func (s *Sandbox) check() error {
 	c := &s.config
-	s.once.Do(func() { s.invalid = errors.Join(c.validate(), s.plans.checkFilter(&c.security)) })
+	s.once.Do(func() { s.invalid = errors.Join(c.validate(), s.command.checkFilter(&c.security)) })
 	errs := append([]error{s.invalid, c.cgroup.checkOnline()}, c.cgroup.checkDevices()...)
 	errs = append(errs, c.root.checkSources()...)
 	errs = append(errs, c.checkFiles()...)
@@ -87,22 +87,49 @@ func (g *cgroupConfig) checkDevices() (errs []error) {
 // runCount names the runs' cgroups.
 var runCount atomic.Uint64
 
-// startIn follows a run from its request to the execution of its command.
+// startIn takes a run that was prepared, or prepares one, and has it execute the command.
 func (s *Sandbox) startIn(ctx context.Context, c *cell.Cell) (_ *running, err error) {
 	if ctx.Err() != nil { // it took a boot to get here
 		return nil, notStarted(ctx)
 	}
-	p, err := s.planFor(shapeOf(c))
+	command, err := s.command.program(&s.config)
 	if err != nil {
 		return nil, err
 	}
-	spec, err := s.config.cgroup.enforceable(c)
+	p, err := s.plans.plan(s.config, shapeOf(c))
 	if err != nil {
 		return nil, err
 	}
-	n := &s.config.namespace
-	r := &running{config: &s.config, cell: c, done: make(chan struct{})}
-	if r.block, err = c.Take(n.uid, n.gid, p.ownUser); errors.Is(err, cell.ErrLost) {
+	src, err := p.sources()
+	if err != nil {
+		return nil, err
+	}
+	r := s.prepared.take(c, p, src)
+	if r == nil {
+		if r, err = prepare(ctx, &s.config, c, p, src); err != nil {
+			return nil, err
+		}
+	}
+	defer func() {
+		if err != nil {
+			r.abandon()
+		}
+	}()
+	if err := r.execute(ctx, &s.config, command); err != nil {
+		return nil, err
+	}
+	r.begin(ctx)
+	return r, nil
+}
+
+// prepare makes a run that lacks nothing but a command.
+func prepare(ctx context.Context, conf *config, c *cell.Cell, p *plan, src sources) (_ *running, err error) {
+	spec, err := conf.cgroup.enforceable(c)
+	if err != nil {
+		return nil, err
+	}
+	r := &running{config: conf, cell: c, plan: p, sources: src, done: make(chan struct{})}
+	if r.block, err = c.Take(conf.namespace.uid, conf.namespace.gid, p.ownUser); errors.Is(err, cell.ErrLost) {
 		return nil, err
 	} else if err != nil {
 		return nil, &SetupError{Stage: "user namespace", Err: err}
@@ -112,24 +139,53 @@ func (s *Sandbox) startIn(ctx context.Context, c *cell.Cell) (_ *running, err er
 			r.abandon()
 		}
 	}()
-	if r.stdio, err = newStdio(&s.config, func() { r.kill(OutputExceeded) }); err != nil {
-		return nil, &SetupError{Stage: "standard streams", Err: err}
-	}
-	if err := r.spawn(p); err != nil {
+	if err := r.spawn(); err != nil {
 		return nil, err
 	}
-	r.stdio.closeChild()
 	// While the clone sets itself up, make the cgroup that it will join.
 	if c.Limits != nil {
 		if r.group, err = c.Limits.Create(fmt.Sprintf("run-%d", runCount.Add(1)), spec); err != nil {
 			return nil, r.startLost(ctx, &SetupError{Stage: "cgroup", Err: err})
 		}
 	}
-	if err := r.follow(ctx, p.run); err != nil {
-		return nil, err
+	return r, r.under(ctx, func() error { return r.follow(ctx, program.Ready) })
+}
+
+// execute hands over the command with its streams, and waits until it has been executed.
+func (r *running) execute(ctx context.Context, conf *config, command *program.Program) (err error) {
+	r.config, r.commandProgram = conf, command
+	if r.stdio, err = newStdio(conf, func() { r.kill(OutputExceeded) }); err != nil {
+		return &SetupError{Stage: "standard streams", Err: err}
 	}
-	r.begin(ctx)
-	return r, nil
+	fds := make([]int, len(r.stdio.child))
+	for i, f := range r.stdio.child {
+		fds[i] = int(f.Fd())
+	}
+	r.started = time.Now()
+	return r.under(ctx, func() error {
+		err := r.conn.Hand(command.Image(), fds)
+		r.stdio.closeChild()
+		if err != nil && !errors.Is(err, unix.EPIPE) { // then it has ended, and why comes next
+			return r.startLost(ctx, err)
+		}
+		return r.follow(ctx, program.Started)
+	})
+}
+
+// under does what waits for the run until ctx ends.
+func (r *running) under(ctx context.Context, f func() error) error {
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		r.conn.Interrupt()
+		close(interrupted)
+	})
+	defer func() {
+		if !stop() {
+			<-interrupted
+			r.conn.Continue()
+		}
+	}()
+	return f()
 }
 
 // shapeOf is what the cell means for the run's program. On cgroup v1 an ordinary user may only move
@@ -168,7 +224,8 @@ func (g *cgroupConfig) enforceable(c *cell.Cell) (limits.Spec, error) {
 }
 
 // spawn opens what accompanies the run's program and sends both.
-func (r *running) spawn(p *plan) error {
+func (r *running) spawn() error {
+	p := r.plan
 	var template *cell.Template
 	if p.template != nil {
 		t, err := r.template(p)
@@ -178,17 +235,14 @@ func (r *running) spawn(p *plan) error {
 		defer t.Release()
 		template = t
 	}
-	fds := make([]int, 0, len(r.stdio.child)+len(p.files))
-	for _, f := range r.stdio.child {
-		fds = append(fds, int(f.Fd()))
-	}
 	trees, err := openTrees(r.cell, p.files, r.block)
 	defer closeFiles(trees)
 	if err != nil {
 		return err
 	}
-	for _, f := range trees {
-		fds = append(fds, int(f.Fd()))
+	fds := make([]int, len(trees))
+	for i, f := range trees {
+		fds[i] = int(f.Fd())
 	}
 	r.conn, err = r.cell.Spawn(p.run, r.block, template, fds)
 	if err != nil && !errors.Is(err, cell.ErrLost) {
@@ -198,11 +252,7 @@ func (r *running) spawn(p *plan) error {
 }
 
 func (r *running) template(p *plan) (*cell.Template, error) {
-	key, err := p.templateKey()
-	if err != nil {
-		return nil, err
-	}
-	t, err := r.cell.Template(key, p.template, func() ([]*os.File, error) {
+	t, err := r.cell.Template(r.sources.template, p.template, func() ([]*os.File, error) {
 		return openTrees(r.cell, p.trees, r.block)
 	})
 	if err != nil {
@@ -211,16 +261,29 @@ func (r *running) template(p *plan) (*cell.Template, error) {
 	return t, nil
 }
 
-// templateKey tells templates apart: by their program and by which directories
-// are now found at the paths of their trees.
-func (p *plan) templateKey() (string, error) {
-	key := p.key[:]
-	for _, t := range p.trees {
+// sources is which directories and files of the host are now found at the paths of a plan's trees.
+type sources struct {
+	template string // with the template's program: tells templates apart
+	files    string
+}
+
+func (p *plan) sources() (src sources, err error) {
+	if src.template, err = appendSources(p.key[:], p.trees); err == nil {
+		src.files, err = appendSources(nil, p.files)
+	}
+	return src, err
+}
+
+func appendSources(key []byte, trees []tree) (string, error) {
+	for _, t := range trees {
 		var st unix.Stat_t
 		if err := unix.Stat(t.path, &st); err != nil {
 			return "", optionError(t.forOption, "%w", &os.PathError{Op: "stat", Path: t.path, Err: err})
 		}
 		key = fmt.Appendf(key, "\x00%s\x00%d:%d", t.path, st.Dev, st.Ino)
+		if t.mapOwner { // that depends on who owns it
+			key = fmt.Appendf(key, ":%d:%d", st.Uid, st.Gid)
+		}
 	}
 	return string(key), nil
 }
@@ -281,22 +344,11 @@ func closeFiles(files []*os.File) {
 	}
 }
 
-// follow takes the run's events until its command has been executed, or ctx ends.
-func (r *running) follow(ctx context.Context, p *program.Program) error {
-	interrupted := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		r.conn.Interrupt()
-		close(interrupted)
-	})
-	defer func() {
-		if !stop() {
-			<-interrupted
-			r.conn.Continue()
-		}
-	}()
-	started := false
+// follow takes the run's events until it is Ready, and has then joined its cgroup, or has Started its command. The pidfd
+// comes from another process than these do.
+func (r *running) follow(ctx context.Context, until program.Kind) error {
 	var unjoined error
-	for !started || r.pidfd == nil { // the two come from different processes
+	for at := program.Kind(0); at != until || r.pidfd == nil; {
 		m, err := r.conn.Next()
 		if err != nil {
 			return r.startLost(ctx, err)
@@ -311,16 +363,18 @@ func (r *running) follow(ctx context.Context, p *program.Program) error {
 				unjoined = err // the command has ended, and why comes next
 			} else if err != nil {
 				return r.startLost(ctx, err)
+			} else {
+				at = m.Kind
 			}
 		case program.Started:
 			if unjoined != nil {
 				return r.startLost(ctx, unjoined)
 			}
-			started = true
+			at = m.Kind
 		case program.Exited:
 			r.exited = &m.Event // before the fork server, which is another process, said Cloned
 		case program.Failed, program.Refused:
-			err := setupError(cell.Failure(p, m.Event), r.config)
+			err := setupError(r.failure(m.Event), r.config)
 			if errors.Is(err, unix.ECONNRESET) { // nobody will open its gate
 				return r.startLost(ctx, err)
 			}
@@ -330,6 +384,16 @@ func (r *running) follow(ctx context.Context, p *program.Program) error {
 		}
 	}
 	return nil
+}
+
+// failure is what a Failed or Refused event says. The calls of the command's program count on from those before it.
+func (r *running) failure(e program.Event) error {
+	n := uint32(r.plan.run.Len())
+	if e.Kind == program.Failed && r.commandProgram != nil && e.Index >= n {
+		e.Index -= n
+		return cell.Failure(r.commandProgram, e)
+	}
+	return cell.Failure(r.plan.run, e)
 }
 
 // startGone is how a start notices that the cell has ended: by its sockets and processes, or its cgroup, which systemd
@@ -368,7 +432,6 @@ func (r *running) join(pid int) error {
 			return &SetupError{Stage: "cgroup", Err: err}
 		}
 	}
-	r.started = time.Now()
 	if err := r.conn.Go(); err != nil {
 		return &SetupError{Stage: "cgroup", Err: err}
 	}

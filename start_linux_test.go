@@ -131,13 +131,13 @@ func TestBootHints(t *testing.T) {
 
 func TestForgottenPlans(t *testing.T) {
 	s := New(valid)
-	before, err := s.planFor(shape{})
+	before, err := s.plans.plan(s.config, shape{})
 	require.NoError(t, err)
-	same, err := s.planFor(shape{})
+	same, err := s.plans.plan(s.config, shape{})
 	require.NoError(t, err)
 	require.Same(t, before, same)
 	s.With(WithMemory(MiB)).plans.forget()
-	again, err := s.planFor(shape{})
+	again, err := s.plans.plan(s.config, shape{})
 	require.NoError(t, err)
 	require.NotSame(t, before, again)
 }

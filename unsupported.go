@@ -19,12 +19,16 @@ func unsupported() error {
 }
 
 type (
-	plans    struct{}
-	cellImpl struct{}
-	running  struct{ pid int }
+	plans        struct{}
+	commandCache struct{}
+	prepared     struct{}
+	cellImpl     struct{}
+	running      struct{ pid int }
 )
 
 func (s *Sandbox) start(context.Context) (*Process, error) { return nil, unsupported() }
+func (s *Sandbox) prepare(context.Context) error           { return unsupported() }
+func newPrepared(*Sandbox) *prepared                       { return nil }
 func (s *Sandbox) explain() (string, error)                { return "", unsupported() }
 func shutdown(context.Context) error                       { return unsupported() }
 func delegateSubgroup(string) error                        { return unsupported() }

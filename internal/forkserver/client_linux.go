@@ -254,6 +254,46 @@ func (c *Conn) Go() error {
 	return err
 }
 
+// handPiece is less than the buffer of a socket holds, by default 208 KiB (socket(7), wmem_default).
+const handPiece = 64 << 10
+
+// Hand gives a program that has been told to Go the one that it goes on with: see program.Builder.Receive. The files, which
+// stay open and the caller's, follow the socket that the program has already.
+func (c *Conn) Hand(image []byte, files []int) error {
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return err
+	}
+	oob := unix.UnixRights(files...)
+	for len(image) > 0 {
+		piece := image[:min(len(image), handPiece)]
+		var sendErr error
+		err := raw.Write(func(fd uintptr) bool {
+			sendErr = unix.Sendmsg(int(fd), piece, oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+			return sendErr != unix.EAGAIN && sendErr != unix.EINTR
+		})
+		if err = errors.Join(err, sendErr); err != nil {
+			return fmt.Errorf("handing over the command: %w", err)
+		}
+		image, oob = image[len(piece):], nil
+	}
+	return nil
+}
+
+// Quiet tells whether no event is waiting to be received, nor the end.
+func (c *Conn) Quiet() bool {
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return false
+	}
+	quiet := false
+	err = raw.Control(func(fd uintptr) {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		quiet = n == 0 && err == nil
+	})
+	return quiet && err == nil
+}
+
 // HangUp makes a command that waits for Go give up. Events can still be received.
 func (c *Conn) HangUp() error {
 	raw, err := c.sock.SyscallConn()
@@ -264,11 +304,11 @@ func (c *Conn) HangUp() error {
 	return errors.Join(ctlErr, err)
 }
 
-// Interrupt makes Next return os.ErrDeadlineExceeded, now and until Continue.
-func (c *Conn) Interrupt() { _ = c.sock.SetReadDeadline(time.Unix(1, 0)) }
+// Interrupt makes Next and Hand return os.ErrDeadlineExceeded, now and until Continue.
+func (c *Conn) Interrupt() { _ = c.sock.SetDeadline(time.Unix(1, 0)) }
 
 // Continue undoes Interrupt.
-func (c *Conn) Continue() { _ = c.sock.SetReadDeadline(time.Time{}) }
+func (c *Conn) Continue() { _ = c.sock.SetDeadline(time.Time{}) }
 
 // Close closes the socket. A command that waits for Go then gives up.
 func (c *Conn) Close() error { return c.sock.Close() }

@@ -219,10 +219,8 @@ func (b *Builder) poke(at Arg, n int, s Slot) {
 	b.add("store", callPoke, NoSlot, 0, []Arg{Int(at.val+uint64(n), at.text), Use(s)})
 }
 
-// Event reports an event without a value to the host.
-func (b *Builder) Event(k Kind) {
-	b.add("report", callEvent, NoSlot, 0, []Arg{Int(uint32(k), k.String())})
-}
+// Receive ends the Command part: it goes on with that of another program, which the host sends.
+func (b *Builder) Receive() { b.add("receive", callReceive, NoSlot, 0, nil) }
 
 func (b *Builder) add(name string, num uintptr, out Slot, flags uint8, args []Arg) {
 	if len(args) > 6 {

@@ -70,7 +70,7 @@ func TestBuilderLimitsAreReachable(t *testing.T) {
 	p, err := b.Program()
 	require.NoError(t, err)
 	require.Equal(t, MaxFiles, p.Files())
-	load(t, p)
+	loaded(t, p)
 }
 
 func TestSlotsAreReused(t *testing.T) {
@@ -206,8 +206,8 @@ func TestParseEvent(t *testing.T) {
 	}
 }
 
-// load loads the program with descriptors that don't exist.
-func load(t testing.TB, p *Program) *Machine {
+// loaded loads the program with descriptors that don't exist.
+func loaded(t testing.TB, p *Program) *Machine {
 	t.Helper()
 	m := newMachine(t)
 	require.NoError(t, m.Load(p.Image(), make([]int, p.Files())))

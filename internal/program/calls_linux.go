@@ -191,6 +191,13 @@ func mode(m fs.FileMode) Arg {
 	return Int(bits, fmt.Sprintf("%#o", bits))
 }
 
+// Event reports an event without a value to the host.
+func (b *Builder) Event(k Kind) {
+	b.Call("sendto", unix.SYS_SENDTO, Use(Report), b.Bytes(Event{Kind: k}.Marshal(), ""), Int(EventSize), Int(unix.MSG_NOSIGNAL), Int(0), Int(0))
+	lines := b.lines[b.part]
+	lines[len(lines)-1].text = "report(" + k.String() + ")"
+}
+
 // SendFile sends the host an event of kind Ready with a descriptor: sendmsg(2),
 // unix(7) SCM_RIGHTS.
 func (b *Builder) SendFile(fd Slot) {

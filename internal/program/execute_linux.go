@@ -89,19 +89,46 @@ func execute(s *state) {
 		fail(s, errno)
 	}
 	if pid == 0 {
-		runPart(s, Command)
-		exit(127)
+		runCommand(s)
 	}
-	// The child used the frames below this one and s. Only what it never
+	// The child used the frames below this one and both states. Only what it never
 	// writes, or writes for this, is read from here on.
+	passOn(s)
+	passOn(s.next)
+	runPart(s, Init)
+	reap(s, pid)
+}
+
+// runCommand does the command's part, and then that of the program that it receives, if it wants another one.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func runCommand(s *state) {
+	runPart(s, Command)
+	if s.receives {
+		s.pc-- // the call that says so is the last
+		next, errno := receive(s)
+		if errno != 0 {
+			fail(s, errno)
+		}
+		runPart(next, Command)
+	}
+	exit(127)
+}
+
+// passOn ends PID 1 if the command failed, having said in its place why if it could not.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func passOn(s *state) {
 	if s.failed == unsaid {
 		report(s, Failed)
 	}
 	if s.failed != 0 {
 		exit(127)
 	}
-	runPart(s, Init)
-	reap(s, pid)
 }
 
 // runPart does the calls of one part in order.
@@ -112,7 +139,7 @@ func execute(s *state) {
 func runPart(s *state, part Part) {
 	end := s.first[part+1]
 	for s.pc = s.first[part]; s.pc < end; s.pc++ {
-		o := (*op)(unsafe.Add(s.ops, s.pc*opSize))
+		o := (*op)(unsafe.Add(s.image, headerSize+s.pc*opSize))
 		r, errno := call(s, o)
 		if errno != 0 {
 			if o.flags&flagTry != 0 && (errno == syscall.ENOENT || errno == syscall.ENOTDIR || errno == syscall.EACCES) {
@@ -147,11 +174,11 @@ func call(s *state, o *op) (uintptr, syscall.Errno) {
 		return 0, s.tried
 	case callFault:
 		return ^uintptr(0), syscall.Errno(arg(s, o, 0))
-	case callEvent:
-		report(s, Kind(arg(s, o, 0)))
-		return 0, 0
 	case callPoke:
-		*(*uint32)(unsafe.Add(s.data, arg(s, o, 0))) = uint32(arg(s, o, 1))
+		*(*uint32)(unsafe.Add(s.image, s.data+arg(s, o, 0))) = uint32(arg(s, o, 1))
+		return 0, 0
+	case callReceive:
+		s.receives = true
 		return 0, 0
 	}
 	r, _, errno := syscall.RawSyscall6(uintptr(o.num),
@@ -212,7 +239,7 @@ func reap(s *state, command uintptr) {
 //go:nocheckptr
 func fail(s *state, errno syscall.Errno) {
 	s.failed = unsaid
-	s.event.index = uint32(s.pc)
+	s.event.index = s.base + uint32(s.pc)
 	s.event.errno = uint32(errno)
 	if report(s, Failed) {
 		s.failed = said

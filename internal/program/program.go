@@ -51,10 +51,10 @@ func (p Part) String() string { return [...]string{"setup", "command", "init"}[p
 
 // Calls beyond the kernel's own numbers.
 const (
-	callPoke  = 1<<31 + iota // store a slot (arg 1) as 32 bits into data (arg 0)
-	callEvent                // report an event of kind (arg 0)
-	callTried                // fail with the error of the calls that were tried
-	callFault                // fail with an error (arg 0): tests only
+	callPoke    = 1<<31 + iota // store a slot (arg 1) as 32 bits into data (arg 0)
+	callTried                  // fail with the error of the calls that were tried
+	callReceive                // go on with another program, which comes over the socket to the host
+	callFault                  // fail with an error (arg 0): tests only
 )
 
 const (
@@ -173,6 +173,7 @@ type imageError string
 
 func (e imageError) Error() string { return "malformed program: " + string(e) }
 
+// header is the beginning of an image, as it lies in memory.
 type header struct {
 	magic, total        uint32
 	calls               [numParts]uint32
@@ -184,25 +185,4 @@ func (h *header) marshal(b []byte) []byte {
 		b = native.AppendUint32(b, v)
 	}
 	return b
-}
-
-//go:norace
-func (h *header) unmarshal(b []byte) error {
-	if len(b) < headerSize {
-		return imageError("no header")
-	}
-	for i, v := range [...]*uint32{&h.magic, &h.total, &h.calls[0], &h.calls[1], &h.calls[2], &h.relocs, &h.data, &h.files} {
-		*v = native.Uint32(b[4*i:])
-	}
-	sum := uint64(headerSize) + opSize*(uint64(h.calls[0])+uint64(h.calls[1])+uint64(h.calls[2])) +
-		8*uint64(h.relocs) + uint64(h.data)
-	switch {
-	case h.magic != magic:
-		return imageError("wrong magic")
-	case uint64(h.total) != sum || int(h.total) != len(b) || h.total > MaxImage:
-		return imageError("sizes disagree")
-	case h.files == 0 || h.files > MaxFiles || h.data%8 != 0:
-		return imageError("descriptor count or alignment")
-	}
-	return nil
 }

@@ -217,7 +217,7 @@ func TestRefusedClone(t *testing.T) {
 	b := NewBuilder()
 	p, err := b.Program()
 	require.NoError(t, err)
-	m := load(t, p)
+	m := loaded(t, p)
 	_, _, errno := m.Clone(unix.CLONE_NEWUSER | unix.CLONE_FS) // clone(2): EINVAL
 	require.Equal(t, unix.EINVAL, errno)
 	require.Equal(t, []Event{{Kind: Finished}}, start(t, 0, b).all(), "after it")

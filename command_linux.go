@@ -1,0 +1,128 @@
+package sandbox
+
+import (
+	"fmt"
+	"math"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/seccomp"
+)
+
+// What differs between the runs of a service is mostly the command. It is a program of its own, which the run
+// receives when all the rest is done.
+
+// commandCache caches the program of a sandbox's command, and what is wrong with its seccomp profile.
+type commandCache struct {
+	once sync.Once
+	made *program.Program
+	err  error
+
+	filterOnce sync.Once
+	filterErr  error
+}
+
+// checkFilter reports, compiled once, a seccomp profile that can't be. Wrong capabilities are
+// refused elsewhere.
+func (m *commandCache) checkFilter(s *securityConfig) error {
+	m.filterOnce.Do(func() {
+		if len(s.check()) == 0 {
+			_, m.filterErr = s.filter()
+		}
+	})
+	return m.filterErr
+}
+
+func (m *commandCache) program(c *config) (*program.Program, error) {
+	m.once.Do(func() {
+		if m.made, m.err = compileCommand(c, thisMachine()); m.err != nil {
+			m.err = compileError(m.err)
+		}
+	})
+	return m.made, m.err
+}
+
+// compileCommand makes the program that ends in the execution of the command. It is pure, as compile is.
+func compileCommand(c *config, m *machine) (*program.Program, error) {
+	k := &compiler{c: c, m: m, b: program.NewBuilder()}
+	filter, err := c.security.filter()
+	if err != nil {
+		return nil, err
+	}
+	k.b.In(program.Command)
+	k.addStreams(k.declareStreams())
+	k.addDir()
+	k.addRlimits()
+	k.addSeccomp(filter)
+	k.addExec()
+	return k.b.Program()
+}
+
+// declareStreams says in which order descriptors accompany the program.
+func (k *compiler) declareStreams() (streams []program.Slot) {
+	for _, name := range []string{"stdin", "stdout", "stderr"} {
+		streams = append(streams, k.b.File(name))
+	}
+	for i := range k.c.extra {
+		streams = append(streams, k.b.File(fmt.Sprintf("extra file %d", i)))
+	}
+	return streams
+}
+
+// addStreams puts the standard streams and extra files at 0, 1, 2 and so on.
+// They are moved out of the way first.
+func (k *compiler) addStreams(streams []program.Slot) {
+	b := k.b
+	b.Stage("standard streams")
+	moved := make([]program.Slot, len(streams))
+	for i, s := range streams {
+		moved[i] = b.CallTo("fcntl", unix.SYS_FCNTL, program.Use(s), dupAbove, firstFree)
+	}
+	for i, s := range moved {
+		b.Call("dup3", unix.SYS_DUP3, program.Use(s), program.Int(i), program.Int(0))
+	}
+	// All others are close-on-exec from the start. In case one is not: Linux 5.11.
+	b.CallMaybe("close_range", unix.SYS_CLOSE_RANGE, program.Int(len(moved)), program.Int(uint32(math.MaxUint32), "~0"),
+		program.Int(unix.CLOSE_RANGE_CLOEXEC, "CLOSE_RANGE_CLOEXEC"))
+}
+
+// addDir goes to the working directory, as the run's user.
+func (k *compiler) addDir() {
+	b, dir := k.b, k.c.dir
+	if dir == "" {
+		dir = homeDir
+	}
+	b.Stage("WithDir")
+	at := b.OpenDir(dir)
+	b.Call("fchdir", unix.SYS_FCHDIR, program.Use(at))
+	b.Close(at)
+}
+
+// addExec executes the command, in the first place of the list where it is.
+func (k *compiler) addExec() {
+	b := k.b
+	name, env := k.c.command[0], k.c.environ()
+	b.Stage("exec " + name)
+	argv, envp := b.Strings(k.c.command), b.Strings(env)
+	for _, path := range lookupList(name, env) {
+		b.CallTry("execve", unix.SYS_EXECVE, b.Str(path), argv, envp)
+	}
+	b.FailTried("not found: " + name)
+}
+
+// filter is the compiled seccomp filter, nil without one.
+func (s *securityConfig) filter() (*seccomp.Filter, error) {
+	switch {
+	case s.noSeccomp:
+		return nil, nil
+	case s.seccomp != nil:
+		f, err := seccomp.CachedCompile(s.seccomp)
+		if err != nil {
+			return nil, optionError("WithSeccomp", "%w", err)
+		}
+		return f, nil
+	}
+	return seccomp.CachedDefault(s.capabilities, s.setID)
+}

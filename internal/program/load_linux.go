@@ -1,0 +1,100 @@
+package program
+
+import "unsafe"
+
+// Loading also happens in a clone: see execute_linux.go for what may be done there.
+
+// load checks the image of size bytes that lies at s.image, to be accompanied by the given number of
+// descriptors, and turns its offsets into addresses.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func load(s *state, size, files int) error {
+	h := (*header)(s.image)
+	if err := h.check(size); err != nil {
+		return err
+	}
+	if files != int(h.files) {
+		return imageError("other descriptors came than it wants")
+	}
+	for part := uintptr(0); part < uintptr(numParts); part++ {
+		s.first[part+1] = s.first[part] + uintptr(h.calls[part])
+	}
+	calls := s.first[numParts]
+	relocs := unsafe.Add(s.image, headerSize+calls*opSize)
+	s.data = headerSize + calls*opSize + 8*uintptr(h.relocs)
+	data := unsafe.Add(s.image, s.data)
+	for i := uintptr(0); i < uintptr(h.relocs); i++ {
+		at := *(*uint64)(unsafe.Add(relocs, 8*i))
+		if at%8 != 0 || at >= uint64(h.data) {
+			return imageError("pointer outside the data")
+		}
+		to := (*uint64)(unsafe.Add(data, at))
+		if *to >= uint64(h.data) {
+			return imageError("pointer to outside the data")
+		}
+		*to += uint64(uintptr(data))
+	}
+	for i := uintptr(0); i < calls; i++ {
+		o := (*op)(unsafe.Add(s.image, headerSize+i*opSize))
+		if err := resolve(o, uint64(uintptr(data)), uint64(h.data)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check accepts an image of size bytes whose parts add up to that.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (h *header) check(size int) error {
+	if size < headerSize {
+		return imageError("no header")
+	}
+	sum := uint64(headerSize) + opSize*(uint64(h.calls[0])+uint64(h.calls[1])+uint64(h.calls[2])) +
+		8*uint64(h.relocs) + uint64(h.data)
+	switch {
+	case h.magic != magic:
+		return imageError("wrong magic")
+	case uint64(h.total) != sum || int(h.total) != size || h.total > MaxImage:
+		return imageError("sizes disagree")
+	case h.files == 0 || h.files > MaxFiles || h.data%8 != 0:
+		return imageError("descriptor count or alignment")
+	}
+	return nil
+}
+
+// resolve checks one call and turns its pointers into addresses.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func resolve(o *op, data, size uint64) error {
+	if o.out != NoSlot && o.out >= MaxSlots {
+		return imageError("result outside the slots")
+	}
+	for i := uintptr(0); i < uintptr(len(o.kinds)); i++ {
+		value := (*uint64)(unsafe.Add(unsafe.Pointer(&o.args), 8*i))
+		switch *(*uint8)(unsafe.Add(unsafe.Pointer(&o.kinds), i)) {
+		case kindInt:
+		case kindSlot:
+			if *value >= MaxSlots {
+				return imageError("argument outside the slots")
+			}
+		case kindData:
+			if *value >= size {
+				return imageError("argument outside the data")
+			}
+			*value += data
+		default:
+			return imageError("argument of unknown kind")
+		}
+	}
+	if o.num == callPoke && (o.kinds[0] != kindInt || o.args[0] >= size || o.args[0]%4 != 0) {
+		return imageError("store outside the data")
+	}
+	return nil
+}

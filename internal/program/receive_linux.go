@@ -1,0 +1,78 @@
+package program
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// inbox is what receiving a program takes.
+type inbox struct {
+	msg     unix.Msghdr
+	iov     unix.Iovec
+	control [controlSize]byte
+}
+
+// controlSize is the space for as many descriptors as there may be, CMSG_SPACE(3): a struct cmsghdr, and 32 bits for each.
+const controlSize = unix.SizeofCmsghdr + (4*MaxFiles+7)&^7
+
+// receive waits for the program that the command goes on with, loads it into s.next, and returns that. The image comes in
+// one or more messages, the descriptors with the first: they follow the socket to the host.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func receive(s *state) (*state, syscall.Errno) {
+	n, box := s.next, &s.next.inbox
+	*slot(n, uint64(Report)) = *slot(s, uint64(Report))
+	n.base = uint32(s.first[numParts])
+	files, size, want := 1, uintptr(0), uintptr(headerSize)
+	for size < want {
+		box.iov.Base, box.iov.Len = (*byte)(unsafe.Add(n.image, size)), uint64(MaxImage-size)
+		box.msg.Iov, box.msg.Iovlen = &box.iov, 1
+		box.msg.Control, box.msg.Controllen = &box.control[0], controlSize
+		got, _, errno := syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(*slot(s, uint64(Report))), uintptr(unsafe.Pointer(&box.msg)), unix.MSG_CMSG_CLOEXEC)
+		switch {
+		case errno == syscall.EINTR:
+			continue
+		case errno != 0:
+			return nil, errno
+		case got == 0: // the host is gone
+			return nil, syscall.ECONNRESET
+		case box.msg.Flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
+			return nil, syscall.EMSGSIZE
+		}
+		files += keep(n, files)
+		if size += got; size >= headerSize {
+			want = uintptr((*header)(n.image).total)
+		}
+	}
+	if load(n, int(size), files) != nil {
+		return nil, syscall.EBADMSG
+	}
+	return n, 0
+}
+
+// keep puts the descriptors that came along into the slots from at on, and returns their number: recvmsg(2), unix(7).
+// The kernel joins them in one control message.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func keep(n *state, at int) (files int) {
+	box := &n.inbox
+	head := (*unix.Cmsghdr)(unsafe.Pointer(&box.control))
+	if box.msg.Controllen < unix.SizeofCmsghdr || head.Level != unix.SOL_SOCKET || head.Type != unix.SCM_RIGHTS {
+		return 0
+	}
+	end := uintptr(head.Len)
+	if end > uintptr(box.msg.Controllen) {
+		end = uintptr(box.msg.Controllen)
+	}
+	for i := uintptr(unix.SizeofCmsghdr); i+4 <= end && at+files < MaxSlots; i += 4 {
+		*slot(n, uint64(at+files)) = uint64(*(*int32)(unsafe.Add(unsafe.Pointer(&box.control), i)))
+		files++
+	}
+	return files
+}

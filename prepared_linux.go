@@ -1,0 +1,218 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cellkit/sandbox/internal/cell"
+)
+
+// prepared is what sandboxes hold of the runs that they share. When none of them is left, the collector ends those.
+type prepared struct{ *reserve }
+
+// reserve is runs that wait for a command. Nothing that it refers to may refer to a prepared, or to a Sandbox.
+type reserve struct {
+	config config
+	plans  *plans
+
+	mu      sync.Mutex
+	starts  int
+	waiting []*running // the oldest first
+	idle    *time.Timer
+	filling *filling // nil while nobody prepares
+	closed  bool
+}
+
+// filling is one goroutine's work on a reserve.
+type filling struct {
+	cell *cell.Cell
+	plan *plan
+	done chan struct{} // closed at its end
+	err  error         // why it stopped short, from then on
+}
+
+// preparedIdle is how long an unused reserve is kept.
+const preparedIdle = time.Minute
+
+// reserves are those that may have runs.
+var reserves struct {
+	mu  sync.Mutex
+	all map[*reserve]struct{}
+}
+
+// preparing is held while a run is prepared and for as long again, by all reserves in turn.
+var preparing sync.Mutex
+
+// newPrepared returns nil where nothing is to be prepared.
+func newPrepared(s *Sandbox) *prepared {
+	if s.config.prepared <= 0 {
+		return nil
+	}
+	v := &reserve{config: s.config, plans: s.plans}
+	v.config.stdin, v.config.stdout, v.config.stderr, v.config.extra = nil, nil, nil, nil
+	p := &prepared{v}
+	runtime.AddCleanup(p, (*reserve).close, v)
+	return p
+}
+
+// take returns a run that is as one would be that is prepared now, or nil. From the second time on it has what is missing
+// prepared: a sandbox that is derived for a single run would prepare for nobody.
+func (p *prepared) take(c *cell.Cell, current *plan, src sources) (found *running) {
+	if p == nil {
+		return nil
+	}
+	v := p.reserve
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for found == nil && len(v.waiting) > 0 {
+		r := v.waiting[0]
+		v.waiting = v.waiting[1:]
+		if r.cell == c && r.plan == current && r.sources == src && r.conn.Quiet() {
+			found = r
+		} else {
+			go r.abandon()
+		}
+	}
+	if v.starts++; v.starts > 1 {
+		v.fill(c, current)
+	}
+	return found
+}
+
+// fill begins to prepare what is missing, if nobody does. v.mu is held.
+func (v *reserve) fill(c *cell.Cell, p *plan) *filling {
+	if v.idle == nil {
+		v.idle = time.AfterFunc(preparedIdle, func() { v.drop(nil) })
+		v.register()
+	}
+	v.idle.Reset(preparedIdle)
+	if v.filling == nil {
+		v.filling = &filling{cell: c, plan: p, done: make(chan struct{})}
+		go v.work(v.filling)
+	}
+	return v.filling
+}
+
+func (v *reserve) work(f *filling) {
+	for v.goOn(f) {
+		r, err := prepareSlowly(&v.config, f)
+		v.mu.Lock()
+		switch {
+		case err != nil:
+			f.err = err
+		case v.closed:
+			go r.abandon()
+		default:
+			v.waiting = append(v.waiting, r)
+		}
+		v.mu.Unlock()
+	}
+}
+
+// goOn tells whether there is more to prepare. If not, f has ended.
+func (v *reserve) goOn(f *filling) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.closed && f.err == nil && len(v.waiting) < v.config.prepared {
+		return true
+	}
+	v.filling = nil
+	close(f.done)
+	return false
+}
+
+func prepareSlowly(c *config, f *filling) (*running, error) {
+	preparing.Lock()
+	defer preparing.Unlock()
+	begun := time.Now()
+	defer func() { time.Sleep(time.Since(begun)) }()
+	src, err := f.plan.sources()
+	if err != nil {
+		return nil, err
+	}
+	return prepare(context.Background(), c, f.cell, f.plan, src)
+}
+
+// drop ends the runs that wait in the cell, or all.
+func (v *reserve) drop(c *cell.Cell) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.waiting = slices.DeleteFunc(v.waiting, func(r *running) bool {
+		gone := c == nil || r.cell == c
+		if gone {
+			go r.abandon()
+		}
+		return gone
+	})
+}
+
+// register lets the reserve know when a cell ends, until close.
+func (v *reserve) register() {
+	reserves.mu.Lock()
+	defer reserves.mu.Unlock()
+	if reserves.all == nil {
+		reserves.all = map[*reserve]struct{}{}
+	}
+	reserves.all[v] = struct{}{}
+}
+
+// close is for when no sandbox has the reserve any more.
+func (v *reserve) close() {
+	v.mu.Lock()
+	v.closed = true
+	if v.idle != nil {
+		v.idle.Stop()
+	}
+	v.mu.Unlock()
+	v.drop(nil)
+	reserves.mu.Lock()
+	defer reserves.mu.Unlock()
+	delete(reserves.all, v)
+}
+
+// dropPrepared ends the runs that wait in a cell which is about to end.
+func dropPrepared(c *cell.Cell) {
+	reserves.mu.Lock()
+	all := slices.Collect(maps.Keys(reserves.all))
+	reserves.mu.Unlock()
+	for _, v := range all {
+		v.drop(c)
+	}
+}
+
+func (s *Sandbox) prepare(ctx context.Context) error {
+	if err := s.check(); err != nil {
+		return err
+	}
+	if s.prepared == nil {
+		return errors.New("sandbox: Prepare: nothing is to be prepared: use WithPrepared")
+	}
+	c, err := s.config.findCell()
+	if err != nil {
+		return err
+	}
+	p, err := s.plans.plan(s.config, shapeOf(c))
+	if err != nil {
+		return err
+	}
+	v := s.prepared.reserve
+	v.mu.Lock()
+	f := v.fill(c, p)
+	v.mu.Unlock()
+	select {
+	case <-ctx.Done():
+		return fmt.Errorf("sandbox: Prepare: %w", contextError(ctx))
+	case <-f.done:
+	}
+	if errors.Is(f.err, cell.ErrLost) {
+		return fmt.Errorf("sandbox: %w (%w)", ErrCellLost, f.err)
+	}
+	runtime.KeepAlive(s)
+	return f.err
+}
