@@ -86,6 +86,7 @@ type compiler struct {
 	bind    map[int]program.Slot // by index of c.root.mounts
 	lower   map[string]program.Slot
 	tree    program.Slot // the copy of the template
+	mounts  program.Slot // the mount namespace
 	gate    program.Slot
 }
 
@@ -182,12 +183,13 @@ var (
 )
 
 // addGate tells the host that the command is ready to join its cgroup and waits until
-// it has.
+// it has. With that it hands over the run's mount namespace, so that undoing the mounts, which takes as long as all the rest of PID 1's
+// end, is left to whoever closes that.
 func (k *compiler) addGate() {
 	b := k.b
 	b.Stage("cgroup")
 	b.Call("setsid", unix.SYS_SETSID)
-	b.Event(program.Ready)
+	b.SendFile(k.mounts)
 	b.Wait(program.Report)
 	b.Call("unshare", unix.SYS_UNSHARE, program.Int(unix.CLONE_NEWCGROUP, "CLONE_NEWCGROUP"))
 }

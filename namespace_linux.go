@@ -16,6 +16,7 @@ func (k *compiler) addNamespaces() {
 		flags, text = flags|unix.CLONE_NEWNET, text+"|CLONE_NEWNET"
 	}
 	b.Call("unshare", unix.SYS_UNSHARE, program.Int(flags, text))
+	k.mounts = b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/proc/self/ns/mnt"), program.Int(unix.O_RDONLY|unix.O_CLOEXEC, "O_RDONLY|O_CLOEXEC"), program.Int(0))
 	b.Call("mount", unix.SYS_MOUNT, program.Int(0, "NULL"), b.Str("/"), program.Int(0, "NULL"),
 		program.Int(unix.MS_REC|unix.MS_PRIVATE, "MS_REC|MS_PRIVATE"), program.Int(0, "NULL"))
 	b.Call("sethostname", unix.SYS_SETHOSTNAME, b.Str(n.hostname), program.Int(len(n.hostname)))

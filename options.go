@@ -145,14 +145,15 @@ func WithOutputLimit(bytes int64) Option { return func(c *config) { c.outputLimi
 // WithPrepared keeps n runs prepared, 0 to 1000: all of a run is there but its command, and starting one takes little longer
 // than a process of os/exec. Each serves once, and is then replaced in the background; a start that finds none prepares its own.
 //
-// The first start begins to prepare, or Prepare does. Sandboxes derived with With share the runs as long as they differ only in
+// The second start begins to prepare, or Prepare does. Sandboxes derived with With share the runs as long as they differ only in
 // the command, its arguments, environment, directory and streams, in WithExtraFiles, WithTimeout, WithOutputLimit, WithRlimit and
 // in seccomp profiles. Others have n of their own. Files that are bound are looked up again at every start; what
 // has been replaced since is not used.
 //
-// Runs are prepared one after the other, with pauses of the same length: that takes at most half of one CPU. A run that waits
-// takes memory (docs/BENCHMARKS.md has figures) and counts as any other for the cell. All of them are ended by
-// Shutdown or the cell's Close, when no sandbox that could use them is left, and when none was used for a minute. Default: 0.
+// Runs are prepared one after the other, for all sandboxes of the process, each after a pause as long as the last one took, 5 ms
+// at least: that takes at most half of one CPU. Only Prepare, for which somebody waits, makes no pauses. A run that waits takes nothing
+// but memory (docs/BENCHMARKS.md has figures). All of them are ended by Shutdown or the cell's Close, when no sandbox that could
+// use them is left, and when none was used for a minute. Default: 0.
 func WithPrepared(n int) Option { return func(c *config) { c.prepared = n } }
 
 const maxPrepared = 1000

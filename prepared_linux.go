@@ -33,9 +33,15 @@ type reserve struct {
 type filling struct {
 	cell *cell.Cell
 	plan *plan
+	now  chan struct{} // closed when somebody waits for it
+	once sync.Once
+	took time.Duration // the last run
 	done chan struct{} // closed at its end
 	err  error         // why it stopped short, from then on
 }
+
+// hurry ends the pauses.
+func (f *filling) hurry() { f.once.Do(func() { close(f.now) }) }
 
 // preparedIdle is how long an unused reserve is kept.
 const preparedIdle = time.Minute
@@ -46,8 +52,11 @@ var reserves struct {
 	all map[*reserve]struct{}
 }
 
-// preparing is held while a run is prepared and for as long again, by all reserves in turn.
+// preparing is held while a run is prepared and during the pause before, by all reserves in turn.
 var preparing sync.Mutex
+
+// preparePause is the shortest: a run that was just started has ended by then, or is well on its way.
+const preparePause = 5 * time.Millisecond
 
 // newPrepared returns nil where nothing is to be prepared.
 func newPrepared(s *Sandbox) *prepared {
@@ -93,7 +102,7 @@ func (v *reserve) fill(c *cell.Cell, p *plan) *filling {
 	}
 	v.idle.Reset(preparedIdle)
 	if v.filling == nil {
-		v.filling = &filling{cell: c, plan: p, done: make(chan struct{})}
+		v.filling = &filling{cell: c, plan: p, now: make(chan struct{}), done: make(chan struct{})}
 		go v.work(v.filling)
 	}
 	return v.filling
@@ -101,7 +110,7 @@ func (v *reserve) fill(c *cell.Cell, p *plan) *filling {
 
 func (v *reserve) work(f *filling) {
 	for v.goOn(f) {
-		r, err := prepareSlowly(&v.config, f)
+		r, err := f.prepare(&v.config)
 		v.mu.Lock()
 		switch {
 		case err != nil:
@@ -127,11 +136,16 @@ func (v *reserve) goOn(f *filling) bool {
 	return false
 }
 
-func prepareSlowly(c *config, f *filling) (*running, error) {
+// prepare makes the next run, after a pause that leaves the machine to others.
+func (f *filling) prepare(c *config) (*running, error) {
 	preparing.Lock()
 	defer preparing.Unlock()
+	select {
+	case <-time.After(max(f.took, preparePause)):
+	case <-f.now:
+	}
 	begun := time.Now()
-	defer func() { time.Sleep(time.Since(begun)) }()
+	defer func() { f.took = time.Since(begun) }()
 	src, err := f.plan.sources()
 	if err != nil {
 		return nil, err
@@ -205,6 +219,7 @@ func (s *Sandbox) prepare(ctx context.Context) error {
 	v.mu.Lock()
 	f := v.fill(c, p)
 	v.mu.Unlock()
+	f.hurry()
 	select {
 	case <-ctx.Done():
 		return fmt.Errorf("sandbox: Prepare: %w", contextError(ctx))

@@ -32,6 +32,7 @@ type running struct {
 	stdio   *stdio
 	conn    *forkserver.Conn
 	pidfd   *os.File // of PID 1
+	mounts  *os.File // the mount namespace
 	command *os.File // pidfd of the command
 	pid     int
 	started time.Time
@@ -98,9 +99,14 @@ func (r *running) cleanUp() {
 	r.release()
 }
 
-// adopt keeps the pidfd that came with an event, if one did. Anything else could be neither waited for nor killed.
+// adopt keeps the pidfd that came with an event, if one did, which anything else could be neither waited for nor killed by,
+// or the mount namespace.
 func (r *running) adopt(m forkserver.Message) error {
 	if m.File == nil {
+		return nil
+	}
+	if m.Kind == program.Ready {
+		r.mounts = m.File
 		return nil
 	}
 	if m.Kind != program.Cloned || errors.Is(pidfdSignal(m.File, 0), unix.EBADF) {
@@ -124,14 +130,14 @@ func (r *running) release() {
 			f.Close()
 		}
 	}
-	group, block := r.group, r.block
-	if group == nil {
-		block.Give()
-		return
-	}
 	go func() {
-		_ = group.Delete() // what could not be deleted, the cell's end tries again
-		block.Give()
+		if r.mounts != nil {
+			r.mounts.Close()
+		}
+		if r.group != nil {
+			_ = r.group.Delete() // what could not be deleted, the cell's end tries again
+		}
+		r.block.Give()
 	}()
 }
 
@@ -189,15 +195,21 @@ func (r *running) finish() {
 	exit, exited := r.awaitExit()
 	r.letEnd()
 	_ = pidfdSignal(r.pidfd, unix.SIGKILL) // what PID 1 has said was its last word, whether it lies or not
+	var usage Usage
+	if exit.Alone() {
+		usage = r.usage(exit) // while PID 1 ends
+	}
 	waitPidfd(r.pidfd)
 	r.dropLastGuard()
-	wall := time.Since(r.started)
+	if !exit.Alone() {
+		usage = r.usage(exit)
+	}
 	for _, stop := range r.stop {
 		stop()
 	}
 	live.remove(r)
 	lost := !exited && !r.wasKilled() && r.cell.DiesNow()
-	result := &Result{Usage: r.usage(exit, wall)}
+	result := &Result{Usage: usage}
 	r.release()
 	r.copyErr = r.stdio.finish()
 	if lost {
@@ -238,7 +250,8 @@ func waitPidfd(f *os.File) {
 }
 
 // usage takes what nothing counts for the run as a whole from what PID 1 was told at the command's end.
-func (r *running) usage(exit program.Event, wall time.Duration) Usage {
+func (r *running) usage(exit program.Event) Usage {
+	wall := time.Since(r.started)
 	own := Usage{UserCPU: exit.UserCPU, SystemCPU: exit.SystemCPU, MemoryPeak: exit.MaxRSS, Uncounted: slices.Clone(withoutCgroup)}
 	u := own
 	if r.group != nil {

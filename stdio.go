@@ -54,7 +54,7 @@ func (s *stdio) open(c *config) error {
 }
 
 func (s *stdio) null(flag int) error {
-	f, err := os.OpenFile(os.DevNull, flag, 0)
+	f, err := openNull(flag)
 	if err != nil {
 		return err
 	}

@@ -47,3 +47,12 @@ func (p *pipeReader) call(f func(fd int) error) {
 		})
 	}
 }
+
+// openNull spares the attempt to poll it that os.OpenFile makes.
+func openNull(flag int) (*os.File, error) {
+	fd, err := unix.Open(os.DevNull, flag|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: os.DevNull, Err: err}
+	}
+	return os.NewFile(uintptr(fd), os.DevNull), nil
+}

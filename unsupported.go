@@ -35,6 +35,8 @@ func delegateSubgroup(string) error                        { return unsupported(
 func newCell(cellConfig) (*Cell, error)                    { return nil, unsupported() }
 func (c *Cell) close(context.Context) error                { return unsupported() }
 
+func openNull(flag int) (*os.File, error) { return os.OpenFile(os.DevNull, flag, 0) }
+
 // pipeReader reads a pipe to its end.
 type pipeReader struct{ f *os.File }
 

@@ -31,13 +31,19 @@ func (k Kind) String() string {
 // bytes.
 type Event struct {
 	Kind   Kind
-	Index  uint32
+	Index  uint32 // of the call, or alone
 	Errno  uint32
 	Status uint32 // as wait4(2) gives it
 	// What the command and the children that it waited for used (getrusage(2)).
 	UserCPU, SystemCPU time.Duration
 	MaxRSS             uint64 // bytes
 }
+
+// alone is the Index of an Exited event after which nobody is left in the run.
+const alone = 1
+
+// Alone tells, of an Exited event, whether the command was the last process of the run but for PID 1.
+func (e *Event) Alone() bool { return e.Kind == Exited && e.Index == alone }
 
 // EventSize is the size of an encoded Event.
 const EventSize = 40

@@ -230,6 +230,15 @@ func reap(s *state, command uintptr) {
 	s.event.user = int64(s.rusage.Utime.Sec)*1e6 + int64(s.rusage.Utime.Usec)
 	s.event.system = int64(s.rusage.Stime.Sec)*1e6 + int64(s.rusage.Stime.Usec)
 	s.event.maxrss = int64(s.rusage.Maxrss)
+	for { // whoever is left has become a child of PID 1
+		pid, _, errno := syscall.RawSyscall6(unix.SYS_WAIT4, ^uintptr(0), uintptr(unsafe.Pointer(&s.status)), unix.WALL|unix.WNOHANG, 0, 0, 0)
+		if errno == syscall.ECHILD {
+			s.event.index = alone
+		}
+		if errno != 0 || pid == 0 {
+			break
+		}
+	}
 	report(s, Exited)
 	exit(0)
 }
