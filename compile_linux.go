@@ -38,6 +38,7 @@ type mask struct {
 type shape struct {
 	singleID bool // every id in the cell is the same
 	hostIDs  bool // there is no user namespace
+	joins    int  // how many cgroups the command joins by itself; none if the host sees to that
 	savedID  bool // until it joins its cgroup, the command has this process's user id as its saved one
 }
 
@@ -48,6 +49,7 @@ type plan struct {
 	trees    []tree           // what accompanies template
 	run      *program.Program
 	files    []tree // what accompanies run
+	joins    int    // as its shape's
 	ownUser  bool   // rootless: the run's user must be the caller
 }
 
@@ -93,7 +95,7 @@ type compiler struct {
 // compile turns the options into programs. It is pure: the same options on the
 // same machine give the same programs.
 func compile(c *config, m *machine, s shape, missing []point) (*plan, error) {
-	k := &compiler{c: c, m: m, shape: s, b: program.NewBuilder(), plan: &plan{}, layout: c.root.layout(), missing: missing}
+	k := &compiler{c: c, m: m, shape: s, b: program.NewBuilder(), plan: &plan{joins: s.joins}, layout: c.root.layout(), missing: missing}
 	if c.root.writable == nil {
 		if err := k.compileTemplate(); err != nil {
 			return nil, err
@@ -183,14 +185,17 @@ var (
 )
 
 // addGate tells the host that the command is ready to join its cgroup and waits until
-// it has. With that it hands over the run's mount namespace, so that undoing the mounts, which takes as long as all the rest of PID 1's
+// it has, or may. With that it hands over the run's mount namespace, so that undoing the mounts, which takes as long as all the rest of PID 1's
 // end, is left to whoever closes that.
 func (k *compiler) addGate() {
 	b := k.b
 	b.Stage("cgroup")
 	b.Call("setsid", unix.SYS_SETSID)
 	b.SendFile(k.mounts)
-	b.Wait(program.Report)
+	for _, group := range b.WaitFiles(k.shape.joins) {
+		b.Call("write", unix.SYS_WRITE, program.Use(group), b.Str("0"), program.Int(1))
+		b.Close(group)
+	}
 	b.Call("unshare", unix.SYS_UNSHARE, program.Int(unix.CLONE_NEWCGROUP, "CLONE_NEWCGROUP"))
 }
 

@@ -55,6 +55,7 @@ var golden = []goldenSandbox{
 	{name: "root-user", opts: []Option{WithUser(0, 0)}},
 	{name: "no-seccomp", opts: []Option{WithoutSeccomp()}},
 	{name: "single-id", shape: shape{singleID: true}, opts: nil},
+	{name: "cgroup-v1", shape: shape{joins: 2, savedID: true}, opts: nil},
 	{name: "no-user-namespace", shape: shape{hostIDs: true}, opts: []Option{WithoutUserNamespace(), WithBind("/host/work", "/work"), WithFile("/tmp/a", []byte("x"), 0o600)}},
 	{name: "no-user-namespace-writable", shape: shape{hostIDs: true}, opts: []Option{WithoutUserNamespace(), WithUser(7, 8), WithWritableRoot(MiB), WithFile("/etc/app.conf", []byte("x"), 0o600)}},
 	{name: "dir", opts: []Option{WithRootfs(DirRootfs("/srv/root"))}},

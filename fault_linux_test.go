@@ -67,9 +67,9 @@ func testFaults(t *testing.T, base *Sandbox, c *Cell) {
 	defer cancel()
 	_, err := base.Run(ctx)
 	require.NoError(t, err)
-	sh := shapeOf(c.impl)
-	good, err := base.plans.plan(base.config, sh)
+	from, err := base.config.recipe(base.plans, c.impl)
 	require.NoError(t, err)
+	good, sh := from.plan, shapeOf(c.impl, from.limits)
 	command, err := base.command.program(&base.config)
 	require.NoError(t, err)
 	descriptors, processes, tried := openDescriptors(t), descendants(t), 0

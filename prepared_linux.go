@@ -31,8 +31,7 @@ type reserve struct {
 
 // filling is one goroutine's work on a reserve.
 type filling struct {
-	cell *cell.Cell
-	plan *plan
+	from recipe
 	now  chan struct{} // closed when somebody waits for it
 	once sync.Once
 	took time.Duration // the last run
@@ -72,7 +71,7 @@ func newPrepared(s *Sandbox) *prepared {
 
 // take returns a run that is as one would be that is prepared now, or nil. From the second time on it has what is missing
 // prepared: a sandbox that is derived for a single run would prepare for nobody.
-func (p *prepared) take(c *cell.Cell, current *plan, src sources) (found *running) {
+func (p *prepared) take(from recipe) (found *running) {
 	if p == nil {
 		return nil
 	}
@@ -82,27 +81,27 @@ func (p *prepared) take(c *cell.Cell, current *plan, src sources) (found *runnin
 	for found == nil && len(v.waiting) > 0 {
 		r := v.waiting[0]
 		v.waiting = v.waiting[1:]
-		if r.cell == c && r.plan == current && r.sources == src && r.conn.Quiet() {
+		if r.cell == from.cell && r.plan == from.plan && r.sources == from.sources && r.conn.Quiet() {
 			found = r
 		} else {
 			go r.abandon()
 		}
 	}
 	if v.starts++; v.starts > 1 {
-		v.fill(c, current)
+		v.fill(from)
 	}
 	return found
 }
 
 // fill begins to prepare what is missing, if nobody does. v.mu is held.
-func (v *reserve) fill(c *cell.Cell, p *plan) *filling {
+func (v *reserve) fill(from recipe) *filling {
 	if v.idle == nil {
 		v.idle = time.AfterFunc(preparedIdle, func() { v.drop(nil) })
 		v.register()
 	}
 	v.idle.Reset(preparedIdle)
 	if v.filling == nil {
-		v.filling = &filling{cell: c, plan: p, now: make(chan struct{}), done: make(chan struct{})}
+		v.filling = &filling{from: from, now: make(chan struct{}), done: make(chan struct{})}
 		go v.work(v.filling)
 	}
 	return v.filling
@@ -146,11 +145,12 @@ func (f *filling) prepare(c *config) (*running, error) {
 	}
 	begun := time.Now()
 	defer func() { f.took = time.Since(begun) }()
-	src, err := f.plan.sources()
+	src, err := f.from.plan.sources()
 	if err != nil {
 		return nil, err
 	}
-	return prepare(context.Background(), c, f.cell, f.plan, src)
+	f.from.sources = src
+	return f.from.prepare(context.Background(), c)
 }
 
 // drop ends the runs that wait in the cell, or all.
@@ -211,13 +211,13 @@ func (s *Sandbox) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := s.plans.plan(s.config, shapeOf(c))
+	from, err := s.config.recipe(s.plans, c)
 	if err != nil {
 		return err
 	}
 	v := s.prepared.reserve
 	v.mu.Lock()
-	f := v.fill(c, p)
+	f := v.fill(from)
 	v.mu.Unlock()
 	f.hurry()
 	select {

@@ -158,7 +158,7 @@ func checkCommand(t testing.TB, c *config) {
 func checkPrivileges(t testing.TB, c *config, command, setup []string) {
 	t.Helper()
 	rest := command
-	ready := slices.Index(rest, "report(ready)")
+	ready := slices.IndexFunc(rest, func(call string) bool { return strings.HasPrefix(call, "sendmsg($0, {ready") })
 	capset := slices.IndexFunc(rest, func(call string) bool { return strings.HasPrefix(call, "capset(") })
 	require.Greater(t, capset, ready, "joins its cgroup with the capabilities of root")
 	require.Positive(t, ready)

@@ -21,12 +21,10 @@ import (
 
 // running is a run from its clone to its end.
 type running struct {
+	recipe
 	config         *config
-	plan           *plan
-	sources        sources
 	commandProgram *program.Program // from when it is handed over
 
-	cell    *cell.Cell
 	block   *cell.Block
 	group   *limits.Group
 	stdio   *stdio

@@ -96,17 +96,13 @@ func (s *Sandbox) startIn(ctx context.Context, c *cell.Cell) (_ *running, err er
 	if err != nil {
 		return nil, err
 	}
-	p, err := s.plans.plan(s.config, shapeOf(c))
+	from, err := s.config.recipe(s.plans, c)
 	if err != nil {
 		return nil, err
 	}
-	src, err := p.sources()
-	if err != nil {
-		return nil, err
-	}
-	r := s.prepared.take(c, p, src)
+	r := s.prepared.take(from)
 	if r == nil {
-		if r, err = prepare(ctx, &s.config, c, p, src); err != nil {
+		if r, err = from.prepare(ctx, &s.config); err != nil {
 			return nil, err
 		}
 	}
@@ -122,13 +118,30 @@ func (s *Sandbox) startIn(ctx context.Context, c *cell.Cell) (_ *running, err er
 	return r, nil
 }
 
-// prepare makes a run that lacks nothing but a command.
-func prepare(ctx context.Context, conf *config, c *cell.Cell, p *plan, src sources) (_ *running, err error) {
-	spec, err := conf.cgroup.enforceable(c)
-	if err != nil {
-		return nil, err
+// recipe is what a run is prepared from.
+type recipe struct {
+	cell    *cell.Cell
+	plan    *plan
+	limits  limits.Spec
+	sources sources
+}
+
+func (c *config) recipe(plans *plans, in *cell.Cell) (from recipe, err error) {
+	from.cell = in
+	if from.limits, err = c.cgroup.enforceable(in); err != nil {
+		return from, err
 	}
-	r := &running{config: conf, cell: c, plan: p, sources: src, done: make(chan struct{})}
+	if from.plan, err = plans.plan(*c, shapeOf(in, from.limits)); err != nil {
+		return from, err
+	}
+	from.sources, err = from.plan.sources()
+	return from, err
+}
+
+// prepare makes a run that lacks nothing but a command.
+func (from recipe) prepare(ctx context.Context, conf *config) (_ *running, err error) {
+	c, p := from.cell, from.plan
+	r := &running{recipe: from, config: conf, done: make(chan struct{})}
 	if r.block, err = c.Take(conf.namespace.uid, conf.namespace.gid, p.ownUser); errors.Is(err, cell.ErrLost) {
 		return nil, err
 	} else if err != nil {
@@ -144,7 +157,7 @@ func prepare(ctx context.Context, conf *config, c *cell.Cell, p *plan, src sourc
 	}
 	// While the clone sets itself up, make the cgroup that it will join.
 	if c.Limits != nil {
-		if r.group, err = c.Limits.Create(fmt.Sprintf("run-%d", runCount.Add(1)), spec); err != nil {
+		if r.group, err = c.Limits.Create(fmt.Sprintf("run-%d", runCount.Add(1)), from.limits); err != nil {
 			return nil, r.startLost(ctx, &SetupError{Stage: "cgroup", Err: err})
 		}
 	}
@@ -188,10 +201,15 @@ func (r *running) under(ctx context.Context, f func() error) error {
 	return f()
 }
 
-// shapeOf is what the cell means for the run's program. On cgroup v1 an ordinary user may only move
+// shapeOf is what the cell means for the program of a run with the given limits. On cgroup v1 an ordinary user may only move
 // processes that have its own id (kernel/cgroup/cgroup-v1.c, __cgroup1_procs_write).
-func shapeOf(c *cell.Cell) shape {
-	return shape{singleID: c.SingleID(), hostIDs: c.Config().HostIDs, savedID: c.Rootless() && c.Limits != nil && c.Tree.Version() != "v2"}
+func shapeOf(c *cell.Cell, spec limits.Spec) shape {
+	s := shape{singleID: c.SingleID(), hostIDs: c.Config().HostIDs}
+	if c.Limits != nil {
+		s.joins = c.Limits.Joins(spec)
+		s.savedID = s.joins > 0 && c.Rootless()
+	}
+	return s
 }
 
 // enforceable is the limits of a run in the cell, or what stands in the way of
@@ -375,7 +393,7 @@ func (r *running) follow(ctx context.Context, until program.Kind) error {
 			r.exited = &m.Event // before the fork server, which is another process, said Cloned
 		case program.Failed, program.Refused:
 			err := setupError(r.failure(m.Event), r.config)
-			if errors.Is(err, unix.ECONNRESET) { // nobody will open its gate
+			if errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.ENODEV) { // nobody will open its gate, or its cgroup is gone
 				return r.startLost(ctx, err)
 			}
 			return err
@@ -427,15 +445,32 @@ func (r *running) join(pid int) error {
 		return &SetupError{Stage: "pidfd_open", Err: err}
 	}
 	r.command = os.NewFile(uintptr(fd), "pidfd")
-	if r.group != nil {
-		if err := r.group.Add(pid); err != nil {
-			return &SetupError{Stage: "cgroup", Err: err}
-		}
-	}
-	if err := r.conn.Go(); err != nil {
+	if err := r.admit(); err != nil {
 		return &SetupError{Stage: "cgroup", Err: err}
 	}
 	return nil
+}
+
+// admit puts the command into its cgroup, or has it do that itself where it can.
+func (r *running) admit() error {
+	if r.plan.joins == 0 {
+		if r.group != nil {
+			if err := r.group.Add(r.pid); err != nil {
+				return err
+			}
+		}
+		return r.conn.Go()
+	}
+	groups, err := r.group.Joins()
+	defer closeFiles(groups)
+	if err != nil {
+		return err
+	}
+	fds := make([]int, len(groups))
+	for i, f := range groups {
+		fds[i] = int(f.Fd())
+	}
+	return r.conn.Go(fds...)
 }
 
 // setupError gives a failed call of a run, or of its template, the form that callers know.

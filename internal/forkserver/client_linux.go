@@ -248,11 +248,8 @@ func senderPID(oob []byte) int {
 	return 0
 }
 
-// Go lets the command, which waits after its Ready event, go on.
-func (c *Conn) Go() error {
-	_, err := c.sock.Write([]byte{1})
-	return err
-}
+// Go lets the command, which waits after its Ready event, go on, with the descriptors that it waits for.
+func (c *Conn) Go(files ...int) error { return c.send([]byte{1}, files) }
 
 // handPiece is less than the buffer of a socket holds, by default 208 KiB (socket(7), wmem_default).
 const handPiece = 64 << 10
@@ -260,24 +257,32 @@ const handPiece = 64 << 10
 // Hand gives a program that has been told to Go the one that it goes on with: see program.Builder.Receive. The files, which
 // stay open and the caller's, follow the socket that the program has already.
 func (c *Conn) Hand(image []byte, files []int) error {
+	for len(image) > 0 {
+		piece := image[:min(len(image), handPiece)]
+		if err := c.send(piece, files); err != nil {
+			return fmt.Errorf("handing over the command: %w", err)
+		}
+		image, files = image[len(piece):], nil
+	}
+	return nil
+}
+
+// send sends one message.
+func (c *Conn) send(b []byte, files []int) error {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
 		return err
 	}
-	oob := unix.UnixRights(files...)
-	for len(image) > 0 {
-		piece := image[:min(len(image), handPiece)]
-		var sendErr error
-		err := raw.Write(func(fd uintptr) bool {
-			sendErr = unix.Sendmsg(int(fd), piece, oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
-			return sendErr != unix.EAGAIN && sendErr != unix.EINTR
-		})
-		if err = errors.Join(err, sendErr); err != nil {
-			return fmt.Errorf("handing over the command: %w", err)
-		}
-		image, oob = image[len(piece):], nil
+	var oob []byte
+	if len(files) > 0 {
+		oob = unix.UnixRights(files...)
 	}
-	return nil
+	var sendErr error
+	err = raw.Write(func(fd uintptr) bool {
+		sendErr = unix.Sendmsg(int(fd), b, oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
+		return sendErr != unix.EAGAIN && sendErr != unix.EINTR
+	})
+	return errors.Join(err, sendErr)
 }
 
 // Quiet tells whether no event is waiting to be received, nor the end.

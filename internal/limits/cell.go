@@ -264,6 +264,14 @@ func (c *Cell) Create(name string, s Spec) (*Group, error) {
 	return c.createV1(name, s)
 }
 
+// Joins is how many files Group.Joins will open for such a group.
+func (c *Cell) Joins(s Spec) int {
+	if c.tree.v2 != "" {
+		return 0
+	}
+	return len(c.tree.dirs(c.path, s.controllersV1()...))
+}
+
 // Delete kills every process below the cell and removes it. It takes a few seconds at most; the
 // error then names what is left.
 func (c *Cell) Delete() error {

@@ -4,9 +4,12 @@ package limits
 
 import (
 	"fmt"
+	"os"
 	"strconv"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Group is the cgroup of one run. Its methods are safe for concurrent use. It holds no file
@@ -42,6 +45,29 @@ func (g *Group) Add(pid int) error {
 		}
 	}
 	return nil
+}
+
+// Joins opens what the first process of the run writes "0" to, to join the group by itself. There are none on v2, which
+// has no such way.
+//
+// A process that moves another waits until no CPU is in the middle of a fork, which where it is rare takes milliseconds; one that moves
+// itself does not: kernel/cgroup/cgroup.c, cgroup_procs_write_start.
+func (g *Group) Joins() ([]*os.File, error) {
+	if g.v2 != "" {
+		return nil, nil
+	}
+	var files []*os.File
+	for _, dir := range g.dirs {
+		fd, err := open(dir+"/tasks", unix.O_WRONLY)
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+			return nil, err
+		}
+		files = append(files, os.NewFile(uintptr(fd), dir+"/tasks"))
+	}
+	return files, nil
 }
 
 // Usage reads what the run has used so far; after its end, and before Delete, that is all it

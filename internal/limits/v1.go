@@ -15,15 +15,8 @@ import (
 // createV1 makes a run's directory in the hierarchies that it has a use for. Each costs
 // 0.1 to 0.2 ms to make, join and remove, so cpu and cpuset are left out unless they limit something.
 func (c *Cell) createV1(name string, s Spec) (*Group, error) {
-	controllers := []string{"memory", "pids", "cpuacct", "freezer", "blkio"}
-	if s.CPUs != 0 || s.CPUWeight != 0 {
-		controllers = append(controllers, "cpu")
-	}
-	if s.CPUSet != "" {
-		controllers = append(controllers, "cpuset")
-	}
 	p := path.Join(c.path, name)
-	g := &Group{path: p, dirs: c.tree.dirs(p, controllers...)}
+	g := &Group{path: p, dirs: c.tree.dirs(p, s.controllersV1()...)}
 	dir := func(controller string, use bool) string {
 		if mount := c.tree.v1[controller]; mount != "" && use {
 			return path.Join(mount, p)
@@ -48,6 +41,17 @@ func (c *Cell) createV1(name string, s Spec) (*Group, error) {
 		return nil, fmt.Errorf("cgroup %s: %w", p, err)
 	}
 	return g, nil
+}
+
+func (s Spec) controllersV1() []string {
+	controllers := []string{"memory", "pids", "cpuacct", "freezer", "blkio"}
+	if s.CPUs != 0 || s.CPUWeight != 0 {
+		controllers = append(controllers, "cpu")
+	}
+	if s.CPUSet != "" {
+		controllers = append(controllers, "cpuset")
+	}
+	return controllers
 }
 
 // limitV1 has containerd/cgroups write the settings into the directories made before. It also

@@ -216,7 +216,12 @@ func (b *Builder) FailTried(name string) { b.add(name, callTried, NoSlot, 0, nil
 // poke stores the slot's content as 32 bits into the data, n bytes behind at.
 func (b *Builder) poke(at Arg, n int, s Slot) {
 	// The executor adds the offset to the data's address itself.
-	b.add("store", callPoke, NoSlot, 0, []Arg{Int(at.val+uint64(n), at.text), Use(s)})
+	b.add("store", callPoke, NoSlot, 0, []Arg{Int(at.val+uint64(n), fmt.Sprintf("%s + %d", at.text, n)), Use(s)})
+}
+
+// peek keeps the 32 bits of the data, n bytes behind at.
+func (b *Builder) peek(at Arg, n int) Slot {
+	return b.CallTo("load", callPeek, Int(at.val+uint64(n), fmt.Sprintf("%s + %d", at.text, n)))
 }
 
 // Receive ends the Command part: it goes on with that of another program, which the host sends.

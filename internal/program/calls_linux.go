@@ -183,6 +183,27 @@ func (b *Builder) Wait(s Slot) {
 	b.CallWait("read", unix.SYS_READ, Use(s), b.Bytes(make([]byte, 8), "buf"), Int(1))
 }
 
+// WaitFiles is Wait for the host, whose message brings n descriptors: recvmsg(2), unix(7). One that found no place is -1.
+func (b *Builder) WaitFiles(n int) []Slot {
+	if n == 0 {
+		b.Wait(Report)
+		return nil
+	}
+	none := make([]byte, unix.CmsgSpace(4*n))
+	for i := range none {
+		none[i] = 0xff
+	}
+	control := b.Bytes(none, "SCM_RIGHTS")
+	iov := b.Struct("iov", b.Bytes(make([]byte, 8), "buf"), Int(1))
+	msg := b.Struct(fmt.Sprintf("{%d descriptors}", n), Int(0), Int(0), iov, Int(1), control, Int(len(none)), Int(0))
+	b.CallWait("recvmsg", unix.SYS_RECVMSG, Use(Report), msg, Int(unix.MSG_CMSG_CLOEXEC, "MSG_CMSG_CLOEXEC"))
+	files := make([]Slot, n)
+	for i := range files {
+		files[i] = b.peek(control, unix.CmsgLen(4*i))
+	}
+	return files
+}
+
 func mode(m fs.FileMode) Arg {
 	bits := uint32(m.Perm())
 	if m&fs.ModeSticky != 0 {

@@ -177,6 +177,8 @@ func call(s *state, o *op) (uintptr, syscall.Errno) {
 	case callPoke:
 		*(*uint32)(unsafe.Add(s.image, s.data+arg(s, o, 0))) = uint32(arg(s, o, 1))
 		return 0, 0
+	case callPeek:
+		return uintptr(*(*int32)(unsafe.Add(s.image, s.data+arg(s, o, 0)))), 0
 	case callReceive:
 		s.receives = true
 		return 0, 0

@@ -65,10 +65,10 @@ func TestLoadRefusesDamage(t *testing.T) {
 		{"argument slot", func(b []byte) []byte { put64(b, op(0)+16, MaxSlots); return b }, "argument outside the slots"},
 		{"argument kind", func(b []byte) []byte { b[op(0)+8] = 3; return b }, "unknown kind"},
 		{"offset", func(b []byte) []byte { put64(b, op(0)+24, uint64(len(b))); return b }, "argument outside the data"},
-		{"store behind the data", func(b []byte) []byte { put64(b, op(poke)+16, 1<<20); return b }, "store outside the data"},
-		{"store before the data", func(b []byte) []byte { put64(b, op(poke)+16, ^uint64(3)); return b }, "store outside the data"},
-		{"store across words", func(b []byte) []byte { b[op(poke)+16]++; return b }, "store outside the data"},
-		{"store to an address", func(b []byte) []byte { b[op(poke)+8] = kindData; return b }, "store outside the data"},
+		{"store behind the data", func(b []byte) []byte { put64(b, op(poke)+16, 1<<20); return b }, "store or load outside the data"},
+		{"store before the data", func(b []byte) []byte { put64(b, op(poke)+16, ^uint64(3)); return b }, "store or load outside the data"},
+		{"store across words", func(b []byte) []byte { b[op(poke)+16]++; return b }, "store or load outside the data"},
+		{"store to an address", func(b []byte) []byte { b[op(poke)+8] = kindData; return b }, "store or load outside the data"},
 		{"store to what a slot says", func(b []byte) []byte { b[op(poke)+8] = kindSlot; return b }, ""},
 		{"pointer at an odd place", func(b []byte) []byte { b[relocs]++; return b }, "pointer outside the data"},
 		{"pointer far away", func(b []byte) []byte { put64(b, relocs, 1<<40); return b }, "pointer outside the data"},
@@ -160,7 +160,7 @@ func checkLoaded(t testing.TB, m *Machine, image []byte) {
 				require.Less(t, uintptr(o.args[j]), uintptr(data)+uintptr(h.data))
 			}
 		}
-		if o.num == callPoke {
+		if o.num == callPoke || o.num == callPeek {
 			require.Equal(t, uint8(kindInt), o.kinds[0])
 			require.LessOrEqual(t, o.args[0], uint64(h.data))
 			require.GreaterOrEqual(t, uint64(h.data)-o.args[0], uint64(4))

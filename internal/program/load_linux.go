@@ -93,8 +93,8 @@ func resolve(o *op, data, size uint64) error {
 			return imageError("argument of unknown kind")
 		}
 	}
-	if o.num == callPoke && (o.kinds[0] != kindInt || o.args[0] >= size || o.args[0]%4 != 0) {
-		return imageError("store outside the data")
+	if (o.num == callPoke || o.num == callPeek) && (o.kinds[0] != kindInt || o.args[0] >= size || o.args[0]%4 != 0) {
+		return imageError("store or load outside the data")
 	}
 	return nil
 }

@@ -127,7 +127,7 @@ func received(t testing.TB, oob []byte) *os.File {
 	return f
 }
 
-// all returns the events up to the end, without what they say about time and memory.
+// all returns the events up to the end, without what they say about time, memory and whoever is left.
 func (p *process) all() (events []Event) {
 	p.t.Helper()
 	for {
@@ -137,6 +137,9 @@ func (p *process) all() (events []Event) {
 		}
 		require.NoError(p.t, err)
 		m.UserCPU, m.SystemCPU, m.MaxRSS = 0, 0, 0
+		if m.Kind == Exited {
+			m.Index = 0
+		}
 		events = append(events, m.Event)
 	}
 }

@@ -52,6 +52,7 @@ func (p Part) String() string { return [...]string{"setup", "command", "init"}[p
 // Calls beyond the kernel's own numbers.
 const (
 	callPoke    = 1<<31 + iota // store a slot (arg 1) as 32 bits into data (arg 0)
+	callPeek                   // the 32 bits in the data (arg 0) are the result
 	callTried                  // fail with the error of the calls that were tried
 	callReceive                // go on with another program, which comes over the socket to the host
 	callFault                  // fail with an error (arg 0): tests only

@@ -119,6 +119,34 @@ func TestOrphans(t *testing.T) {
 	require.Equal(t, []Event{{Kind: Started}, {Kind: Exited, Status: 4 << 8}}, p.all())
 }
 
+// TestAlone has the last word say whether anybody else is left.
+func TestAlone(t *testing.T) {
+	if !inChild(t) {
+		return
+	}
+	for script, alone := range map[string]bool{
+		"exit 3":                 true,
+		"sleep 1000000 & exit 3": false,
+		// An orphan that has ended, and that PID 1 may not have waited for yet.
+		"sh -c 'exit 0 &'; exit 3":        true,
+		"sh -c 'sleep 1000000 &'; exit 3": false,
+	} {
+		b := NewBuilder()
+		b.shell(script)
+		p := start(t, pidNamespace(), b)
+		for {
+			m, err := p.next()
+			require.NoError(t, err)
+			require.False(t, m.Kind != Exited && m.Alone())
+			if m.Kind == Exited {
+				require.Equal(t, alone, m.Alone(), script)
+				break
+			}
+		}
+		p.end()
+	}
+}
+
 // TestNothingOutlivesTheCommand has a background process, which would keep the
 // pipe open.
 func TestNothingOutlivesTheCommand(t *testing.T) {

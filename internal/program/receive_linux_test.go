@@ -1,0 +1,199 @@
+package program
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// startPoller makes the runtime open its own descriptors.
+func startPoller(t *testing.T) {
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	r.Close()
+	w.Close()
+}
+
+// waiting starts a process whose command waits for its program.
+func waiting(t *testing.T, add func(b *Builder)) *process {
+	t.Helper()
+	b := NewBuilder()
+	b.Call("getpid", unix.SYS_GETPID)
+	b.In(Command)
+	b.Event(Ready)
+	if add != nil {
+		add(b)
+	}
+	b.Receive()
+	b.In(Init)
+	b.Event(Started)
+	p := start(t, 0, b)
+	m, err := p.next()
+	require.NoError(t, err)
+	require.Equal(t, Ready, m.Kind)
+	return p
+}
+
+// hand sends an image in pieces of at most size bytes.
+func (p *process) hand(image []byte, size int, files ...*os.File) {
+	p.t.Helper()
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
+	}
+	oob := unix.UnixRights(fds...)
+	for len(image) > 0 {
+		n := min(len(image), size)
+		require.NoError(p.t, unix.Sendmsg(p.sock, image[:n], oob, nil, unix.MSG_NOSIGNAL))
+		image, oob = image[n:], nil
+	}
+}
+
+// writer is a program whose command writes its arguments to the pipe that accompanies it.
+func writer(t *testing.T, args ...string) []byte {
+	t.Helper()
+	b := NewBuilder()
+	out := b.File("pipe")
+	b.In(Command)
+	b.Call("dup3", unix.SYS_DUP3, Use(out), Int(1), Int(0))
+	b.shell(`printf "%s" "$*"; exit 4`, args...)
+	p, err := b.Program()
+	require.NoError(t, err)
+	return p.Image()
+}
+
+func TestReceive(t *testing.T) {
+	if !inChild(t) {
+		return
+	}
+	startPoller(t)
+	for _, size := range []int{1, 8, 31, 32, 100, 64 << 10} {
+		before := openFiles(t)
+		p := waiting(t, nil)
+		p.quiet()
+		read, write, err := os.Pipe()
+		require.NoError(t, err)
+		p.hand(writer(t, "handed", "over"), size, write)
+		require.NoError(t, write.Close())
+		require.Equal(t, []Event{{Kind: Started}, {Kind: Exited, Status: 4 << 8}}, p.all(), size)
+		content := make([]byte, 64)
+		n, err := read.Read(content)
+		require.NoError(t, err)
+		require.Equal(t, "handed over", string(content[:n]), size)
+		require.NoError(t, read.Close())
+		p.end()
+		require.Equal(t, before, openFiles(t))
+	}
+}
+
+func TestReceiveMuch(t *testing.T) {
+	if !inChild(t) {
+		return
+	}
+	b := NewBuilder()
+	for range MaxFiles - 1 {
+		b.File("file")
+	}
+	args := make([]string, 10)
+	for i := range args {
+		args[i] = strings.Repeat("x", 100<<10)
+	}
+	b.shell(`[ $# = 10 ] && [ ${#10} = 102400 ]`, args...)
+	image, err := b.Program()
+	require.NoError(t, err)
+	p := waiting(t, nil)
+	files := make([]*os.File, MaxFiles-1)
+	for i := range files {
+		files[i] = os.Stdin
+	}
+	p.hand(image.Image(), 64<<10, files...)
+	require.Equal(t, []Event{{Kind: Started}, {Kind: Exited}}, p.all())
+}
+
+// What fails after the receipt counts on from the calls before, and the first program's Init part is not reached.
+func TestReceivedCallFails(t *testing.T) {
+	if !inChild(t) {
+		return
+	}
+	b := NewBuilder()
+	b.In(Command)
+	b.Call("getpid", unix.SYS_GETPID)
+	b.Call("chdir", unix.SYS_CHDIR, b.Str("/there/is/no/such/directory"))
+	next, err := b.Program()
+	require.NoError(t, err)
+	p := waiting(t, nil)
+	p.hand(next.Image(), len(next.Image()))
+	const before = 4 // getpid, report, receive, report
+	require.Equal(t, []Event{{Kind: Failed, Index: before + 1, Errno: uint32(unix.ENOENT)}}, p.all())
+	require.Equal(t, 127, p.wait().ExitStatus())
+}
+
+// Whatever comes instead of a program, it says so and executes nothing.
+func TestReceiveRefuses(t *testing.T) {
+	if !inChild(t) {
+		return
+	}
+	read, write, err := os.Pipe()
+	require.NoError(t, err)
+	defer read.Close()
+	defer write.Close()
+	good := writer(t)
+	damaged := append([]byte(nil), good...)
+	damaged[headerSize+8] = 9 // kind of an argument
+	tests := map[string]struct {
+		send func(p *process)
+		want unix.Errno
+	}{
+		"nothing": {func(p *process) { require.NoError(t, unix.Shutdown(p.sock, unix.SHUT_WR)) }, unix.ECONNRESET},
+		"half of one": {func(p *process) {
+			p.hand(good[:len(good)/2], 50, write)
+			require.NoError(t, unix.Shutdown(p.sock, unix.SHUT_WR))
+		}, unix.ECONNRESET},
+		"garbage":              {func(p *process) { p.hand(make([]byte, 64), 64) }, unix.EBADMSG},
+		"damage":               {func(p *process) { p.hand(damaged, len(damaged), write) }, unix.EBADMSG},
+		"more than one":        {func(p *process) { p.hand(append(append([]byte(nil), good...), 0), 64<<10, write) }, unix.EBADMSG},
+		"no descriptor":        {func(p *process) { p.hand(good, len(good)) }, unix.EBADMSG},
+		"too many descriptors": {func(p *process) { p.hand(good, len(good), write, write) }, unix.EBADMSG},
+	}
+	for name, test := range tests {
+		p := waiting(t, nil)
+		test.send(p)
+		require.Equal(t, []Event{{Kind: Failed, Index: 2, Errno: uint32(test.want)}}, p.all(), name)
+		require.Equal(t, 127, p.wait().ExitStatus(), name)
+	}
+}
+
+// TestWaitFiles has descriptors come with the word to go on, and no more arrive than are there.
+func TestWaitFiles(t *testing.T) {
+	if !inChild(t) {
+		return
+	}
+	for sent, want := range map[int][]Event{
+		2: {{Kind: Started}, {Kind: Exited}},
+		1: {{Kind: Failed, Index: 5, Errno: uint32(unix.EBADF)}},
+		0: {{Kind: Failed, Index: 4, Errno: uint32(unix.EBADF)}},
+	} {
+		b := NewBuilder()
+		b.In(Command)
+		b.Event(Ready)
+		for _, f := range b.WaitFiles(2) {
+			b.Call("write", unix.SYS_WRITE, Use(f), b.Str("x"), Int(1))
+		}
+		b.shell("exit 0")
+		p := start(t, 0, b)
+		_, err := p.next()
+		require.NoError(t, err)
+		read, write, err := os.Pipe()
+		require.NoError(t, err)
+		p.hand([]byte{1}, 1, []*os.File{write, write}[:sent]...)
+		require.NoError(t, write.Close())
+		require.Equal(t, want, p.all(), sent)
+		content := make([]byte, 8)
+		n, _ := read.Read(content)
+		require.Equal(t, sent, n)
+		require.NoError(t, read.Close())
+	}
+}
