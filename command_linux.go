@@ -47,15 +47,15 @@ func (m *commandCache) program(c *config) (*program.Program, error) {
 // compileCommand makes the program that ends in the execution of the command. It is pure, as compile is.
 func compileCommand(c *config, m *machine) (*program.Program, error) {
 	k := &compiler{c: c, m: m, b: program.NewBuilder()}
-	filter, err := c.security.filter()
-	if err != nil {
-		return nil, err
-	}
 	k.b.In(program.Command)
 	k.addStreams(k.declareStreams())
 	k.addDir()
 	k.addRlimits()
-	k.addSeccomp(filter)
+	if !c.security.filterFirst() {
+		if err := k.addSeccomp(); err != nil {
+			return nil, err
+		}
+	}
 	k.addExec()
 	return k.b.Program()
 }
@@ -88,17 +88,24 @@ func (k *compiler) addStreams(streams []program.Slot) {
 		program.Int(unix.CLOSE_RANGE_CLOEXEC, "CLOSE_RANGE_CLOEXEC"))
 }
 
-// addDir goes to the working directory, as the run's user.
+// addDir goes to the working directory, as the run's user. A link in /proc/self/fd on the way, to a descriptor that leads
+// out of the root and that the command will not have (CVE-2024-21626), ends in an error or inside the root: of what can't be reached,
+// getcwd(2) says "(unreachable)/...".
 func (k *compiler) addDir() {
 	b, dir := k.b, k.c.dir
 	if dir == "" {
 		dir = homeDir
 	}
 	b.Stage("WithDir")
-	at := b.OpenDir(dir)
-	b.Call("fchdir", unix.SYS_FCHDIR, program.Use(at))
-	b.Close(at)
+	b.Call("chdir", unix.SYS_CHDIR, b.Str(dir))
+	path := make([]byte, pathMax+1)
+	path[0] = '/'
+	there := b.Bytes(path, "real path")
+	b.Call("getcwd", unix.SYS_GETCWD, b.Inside(there, 1), program.Int(pathMax))
+	b.Call("chdir", unix.SYS_CHDIR, there)
 }
+
+const pathMax = 4096 // PATH_MAX
 
 // addExec executes the command, in the first place of the list where it is.
 func (k *compiler) addExec() {

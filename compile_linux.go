@@ -112,6 +112,11 @@ func compile(c *config, m *machine, s shape, missing []point) (*plan, error) {
 	k.b.In(program.Command)
 	k.addGate()
 	k.addPrivileges()
+	if c.security.filterFirst() {
+		if err := k.addSeccomp(); err != nil {
+			return nil, err
+		}
+	}
 	k.addCommand()
 
 	k.b.In(program.Init)

@@ -73,15 +73,18 @@ func (c *config) samePlans(o *config) bool {
 		slices.EqualFunc(c.root.mounts, o.root.mounts, func(a, b mount) bool {
 			return a.kind == b.kind && a.src == b.src && a.dst == b.dst && a.size == b.size && a.mode == b.mode && bytes.Equal(a.data, b.data)
 		})
-	return sameRoot && c.namespace == o.namespace && slices.Equal(c.security.capabilities, o.security.capabilities)
+	return sameRoot && c.namespace == o.namespace && c.security.same(&o.security)
 }
 
 // sameCommand tells whether two configurations execute their commands with the same program. They may differ in all that
 // is not compiled into that one, the streams among it.
 func (c *config) sameCommand(o *config) bool {
 	return slices.Equal(c.command, o.command) && slices.Equal(c.env, o.env) && c.dir == o.dir &&
-		len(c.extra) == len(o.extra) && maps.Equal(c.cgroup.rlimits, o.cgroup.rlimits) && slices.Equal(c.security.capabilities, o.security.capabilities) &&
-		c.security.seccomp == o.security.seccomp && c.security.noSeccomp == o.security.noSeccomp && c.security.setID == o.security.setID
+		len(c.extra) == len(o.extra) && maps.Equal(c.cgroup.rlimits, o.cgroup.rlimits) && c.security.same(&o.security)
+}
+
+func (s *securityConfig) same(o *securityConfig) bool {
+	return slices.Equal(s.capabilities, o.capabilities) && s.seccomp == o.seccomp && s.noSeccomp == o.noSeccomp && s.setID == o.setID
 }
 
 // samePrepared tells whether the runs prepared for one can serve the other.
@@ -146,8 +149,8 @@ func WithOutputLimit(bytes int64) Option { return func(c *config) { c.outputLimi
 // than a process of os/exec. Each serves once, and is then replaced in the background; a start that finds none prepares its own.
 //
 // The second start begins to prepare, or Prepare does. Sandboxes derived with With share the runs as long as they differ only in
-// the command, its arguments, environment, directory and streams, in WithExtraFiles, WithTimeout, WithOutputLimit, WithRlimit and
-// in seccomp profiles. Others have n of their own. Files that are bound are looked up again at every start; what
+// the command, its arguments, environment, directory and streams, in WithExtraFiles, WithTimeout, WithOutputLimit and WithRlimit.
+// Others have n of their own. Files that are bound are looked up again at every start; what
 // has been replaced since is not used.
 //
 // Runs are prepared one after the other, for all sandboxes of the process, each after a pause as long as the last one took, 5 ms

@@ -65,7 +65,11 @@ func checkPlan(t testing.TB, c *config, p *plan) {
 	parts := calls(p.run)
 	checkSlots(t, files, slices.Concat(parts["setup"], parts["command"]))
 	checkAfterPivot(t, parts)
-	require.Equal(t, "receive()", parts["command"][len(parts["command"])-1])
+	last := len(parts["command"]) - 1
+	require.Equal(t, "receive()", parts["command"][last])
+	if !c.security.noSeccomp && c.security.seccomp == nil {
+		requireFilterLast(t, parts["command"][:last])
+	}
 	if c.namespace.hostIDs {
 		parts["init"] = checkHostIDs(t, c, parts)
 	}
@@ -128,7 +132,15 @@ func checkAfterPivot(t testing.TB, parts map[string][]string) {
 	}
 }
 
-// checkCommand requires that the command's program loads the filter last, and then executes the command.
+// requireFilterLast requires that nothing comes after the filter.
+func requireFilterLast(t testing.TB, calls []string) {
+	t.Helper()
+	last := len(calls) - 1
+	require.True(t, strings.HasPrefix(calls[last], "seccomp(SECCOMP_SET_MODE_FILTER"), calls[last])
+	require.Equal(t, "prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)", calls[last-1])
+}
+
+// checkCommand requires that the command's program executes the command, having loaded a filter of the user's own last.
 func checkCommand(t testing.TB, c *config) {
 	t.Helper()
 	p, err := compileCommand(c, goldenMachine())
@@ -146,12 +158,12 @@ func checkCommand(t testing.TB, c *config) {
 		require.True(t, strings.HasPrefix(call, "execve("), call)
 	}
 	rest := command[:end-places]
-	if !c.security.noSeccomp {
-		last := len(rest) - 1
-		require.True(t, strings.HasPrefix(rest[last], "seccomp(SECCOMP_SET_MODE_FILTER"), rest[last])
-		rest = rest[:last]
+	switch {
+	case c.security.noSeccomp:
+		require.Equal(t, "prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)", rest[len(rest)-1])
+	case c.security.seccomp != nil:
+		requireFilterLast(t, rest)
 	}
-	require.Equal(t, "prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)", rest[len(rest)-1])
 }
 
 // checkPrivileges requires that privileges are dropped once the command is in its cgroup.

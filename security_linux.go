@@ -7,7 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/program"
-	"github.com/cellkit/sandbox/internal/seccomp"
 )
 
 // addPrivileges makes the command the run's user, with no capability but those
@@ -88,18 +87,26 @@ func (k *compiler) addCapset(keep uint64) {
 	b.Call("capset", unix.SYS_CAPSET, b.Bytes(head, "{_LINUX_CAPABILITY_VERSION_3, 0}"), b.Bytes(sets, fmt.Sprintf("%#x", keep)))
 }
 
-// addSeccomp sets no_new_privs and loads the filter, the last thing before
-// exec: seccomp(2).
-func (k *compiler) addSeccomp(f *seccomp.Filter) {
+// filterFirst tells whether the filter is loaded before the command is received. That takes 0.1 ms off the start of a run that was
+// prepared, but a filter that is not ours may refuse what comes in between.
+func (s *securityConfig) filterFirst() bool { return s.seccomp == nil && !s.noSeccomp }
+
+// addSeccomp sets no_new_privs and loads the filter, if there is to be one: seccomp(2).
+func (k *compiler) addSeccomp() error {
+	f, err := k.c.security.filter()
+	if err != nil {
+		return err
+	}
 	b, zero := k.b, program.Int(0)
 	b.Stage("seccomp")
 	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"), program.Int(1), zero, zero, zero)
 	if f == nil {
-		return
+		return nil
 	}
 	text := fmt.Sprintf("{%d instructions}", f.Len())
 	fprog := b.Struct(text, program.Int(f.Len()), b.Bytes(f.Bytes(), text))
 	b.Call("seccomp", unix.SYS_SECCOMP, program.Int(unix.SECCOMP_SET_MODE_FILTER, "SECCOMP_SET_MODE_FILTER"), program.Int(f.Flags), fprog)
+	return nil
 }
 
 func appendUint32s(b []byte, values ...uint32) []byte {

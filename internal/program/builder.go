@@ -119,6 +119,11 @@ func (b *Builder) Bytes(p []byte, text string) Arg {
 	return Arg{kind: kindData, val: b.put(p), text: text}
 }
 
+// Inside is a pointer to n bytes behind another.
+func (b *Builder) Inside(at Arg, n int) Arg {
+	return Arg{kind: kindData, val: at.val + uint64(n), text: fmt.Sprintf("%s + %d", at.text, n)}
+}
+
 // Pointers is a pointer to an array of pointers, ended by a null pointer
 // where null is set (argv, envp).
 func (b *Builder) Pointers(to []Arg, null bool, text string) Arg {

@@ -110,13 +110,6 @@ func (b *Builder) OpenNoLink(root Slot, p string) Slot {
 	return b.openat2(Use(root), p, how, "{O_PATH|O_CLOEXEC, RESOLVE_IN_ROOT|RESOLVE_NO_SYMLINKS}")
 }
 
-// OpenDir refers to a directory. A link in /proc/self/fd on the way, to a descriptor that
-// the command will not have (CVE-2024-21626), is refused.
-func (b *Builder) OpenDir(p string) Slot {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS}
-	return b.openat2(AtCWD, p, how, "{O_PATH|O_DIRECTORY|O_CLOEXEC, RESOLVE_NO_MAGICLINKS}")
-}
-
 func (b *Builder) openat2(at Arg, p string, how unix.OpenHow, text string) Slot {
 	raw := append([]byte(nil), (*[unsafe.Sizeof(how)]byte)(unsafe.Pointer(&how))[:]...)
 	return b.CallTo("openat2", unix.SYS_OPENAT2, at, b.Str(p), b.Bytes(raw, text), Int(len(raw)))
