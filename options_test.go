@@ -59,6 +59,8 @@ var wrong = []struct {
 	{"long directory", []Option{WithDir("/" + strings.Repeat("d", 4095))}, "WithDir: a path of 4096 bytes is longer than 4095"},
 	{"no time", []Option{WithTimeout(0)}, "WithTimeout: 0s is not a positive duration"},
 	{"negative time", []Option{WithTimeout(-time.Second)}, "WithTimeout: -1s is not a positive duration"},
+	{"prepared", []Option{WithPrepared(-1)}, "WithPrepared: -1 is not between 0 and 1000"},
+	{"too many prepared", []Option{WithPrepared(1001)}, "WithPrepared: 1001 is not between 0 and 1000"},
 	{"no output", []Option{WithOutputLimit(0)}, "WithOutputLimit: 0 is not a positive number of bytes"},
 	{"negative output", []Option{WithOutputLimit(-1)}, "WithOutputLimit: -1 is not a positive number of bytes"},
 	{"too many files", []Option{WithExtraFiles(nulls(60)...), WithExtraFiles(nulls(41)...)}, "WithExtraFiles: 101 files, at most 100 are possible"},

@@ -127,9 +127,9 @@ func TestAlone(t *testing.T) {
 	for script, alone := range map[string]bool{
 		"exit 3":                 true,
 		"sleep 1000000 & exit 3": false,
-		// An orphan that has ended, and that PID 1 may not have waited for yet.
-		"sh -c 'exit 0 &'; exit 3":        true,
-		"sh -c 'sleep 1000000 &'; exit 3": false,
+		// An orphan that has ended.
+		"sh -c 'exit 0 &'; sleep 1; exit 3": true,
+		"sh -c 'sleep 1000000 &'; exit 3":   false,
 	} {
 		b := NewBuilder()
 		b.shell(script)
