@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,19 +22,20 @@ import (
 
 func init() { helpers["swap"] = swapHelper }
 
-// points are the mount points that an attacker swaps with links while runs start.
-var points = []string{"proc", "dev", "tmp", "home", "home/sandbox", "etc", "data", "data/below"}
+// points are the mount points in a root that an attacker swaps with links while runs start, and bindPoints those in a bind.
+var (
+	points     = []string{"proc", "dev", "tmp", "home", "home/sandbox", "etc", "data", "data/below"}
+	bindPoints = []string{"below", "deep", "deep/more"}
+)
 
 // swapper exchanges the directories in root with links to elsewhere and back, until done says so: CVE-2021-30465, CVE-2025-31133.
-func swapper(root string, targets []string, done func() bool) error {
-	for i, p := range points {
-		_ = os.Remove(alternative(root, p))
-		if err := os.Symlink(targets[i%len(targets)], alternative(root, p)); err != nil {
-			return err
-		}
-	}
+// Each link leads to one target after the other.
+func swapper(root string, points, targets []string, done func() bool) error {
 	for i := 0; !done(); i++ {
-		for _, p := range points {
+		for k, p := range points {
+			if err := unix.Unlink(alternative(root, p)); err == nil || errors.Is(err, unix.ENOENT) { // not while it is the directory
+				_ = os.Symlink(targets[(i/2+k)%len(targets)], alternative(root, p))
+			}
 			err := unix.Renameat2(unix.AT_FDCWD, filepath.Join(root, p), unix.AT_FDCWD, alternative(root, p), unix.RENAME_EXCHANGE)
 			if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.ELOOP) && !errors.Is(err, unix.EROFS) {
 				return fmt.Errorf("%s: %w", p, err)
@@ -50,7 +52,8 @@ func alternative(root, point string) string {
 
 // swapHelper is the attacker in a run of its own, which got the root of others as a writable bind.
 func swapHelper(args []string) error {
-	return swapper(args[0], args[1:], func() bool { return false })
+	go func() { _ = swapper(args[1], bindPoints, args[2:], func() bool { return false }) }()
+	return swapper(args[0], points, args[2:], func() bool { return false })
 }
 
 const canary = "the host's secret"
@@ -58,7 +61,7 @@ const canary = "the host's secret"
 // canaryDir is a directory of the host that looks like a root, so that whoever is led there finds what he looks for.
 func canaryDir(t *testing.T) string {
 	dir := openDir(t)
-	for _, p := range append([]string{"."}, points...) {
+	for _, p := range slices.Concat([]string{"."}, points, bindPoints) {
 		require.NoError(t, os.MkdirAll(filepath.Join(dir, p), 0o777))
 		require.NoError(t, os.Chmod(filepath.Join(dir, p), 0o777))
 		writeFile(t, filepath.Join(dir, p, "secret"), canary, 0o666)
@@ -74,46 +77,101 @@ func TestAttackRaces(t *testing.T) {
 	if inGuest() {
 		rounds = 40
 	}
-	for name, attack := range map[string]func(t *testing.T, root string, targets []string){
-		"by the host": func(t *testing.T, root string, targets []string) {
+	for name, attack := range map[string]func(t *testing.T, root, bind string, targets []string){
+		"by the host": func(t *testing.T, root, bind string, targets []string) {
 			stop, stopped := context.WithCancel(t.Context())
 			ended := make(chan error)
-			go func() { ended <- swapper(root, targets, func() bool { return stop.Err() != nil }) }()
-			t.Cleanup(func() { stopped(); require.NoError(t, <-ended) })
+			done := func() bool { return stop.Err() != nil }
+			go func() { ended <- swapper(root, points, targets, done) }()
+			go func() { ended <- swapper(bind, bindPoints, targets, done) }()
+			t.Cleanup(func() { stopped(); require.NoError(t, errors.Join(<-ended, <-ended)) })
 		},
-		"by a run": func(t *testing.T, root string, targets []string) {
-			start(t, helper("swap", append([]string{"/root-of-others"}, targets...)...).With(sandbox.WithBind(root, "/root-of-others")))
+		"by a run": func(t *testing.T, root, bind string, targets []string) {
+			start(t, helper("swap", append([]string{"/root-of-others", "/bind-of-others"}, targets...)...).With(
+				sandbox.WithBind(root, "/root-of-others"), sandbox.WithBind(bind, "/bind-of-others")))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			secret := canaryDir(t)
 			root := busyboxRoot(t, "/proc", "/dev", "/tmp", "/home/sandbox", "/etc", "/data/below")
 			bind := openDir(t)
-			require.NoError(t, mkdirs(bind, "/below"))
+			require.NoError(t, mkdirs(bind, "/below", "/deep/more"))
 			before := snapshot(t, secret)
-			attack(t, root, []string{secret, "../../../../../../../.." + secret, "/proc/self/fd/3", "/proc/1/root" + secret, "/proc/self/cwd", "alt-tmp", secret + "/tmp"})
-			eventually(t, "whoever follows the links is led to the host", func() bool {
-				b, _ := os.ReadFile(filepath.Join(root, points[0], "secret"))
-				return string(b) == canary
-			})
-			raceRuns(t, rounds, root, bind)
+			attack(t, root, bind, []string{secret, "../../../../../../../.." + secret, "/proc/self/fd/3", "/proc/1/root" + secret, "/proc/self/cwd", "alt-tmp", secret + "/tmp"})
+			requireLedAstray(t, root, points)
+			requireLedAstray(t, bind, bindPoints)
+			c, err := sandbox.NewCell()
+			require.NoError(t, err)
+			mounts := strayMounts(t, c, secret, root, bind)
+			raceRuns(t, rounds, root, bind, c)
 			require.Equal(t, before, snapshot(t, secret))
+			require.Equal(t, mounts, strayMounts(t, c, secret, root, bind))
+			require.NoError(t, c.Close())
 		})
 	}
 }
 
-// raceRuns starts runs in the root. Those that start see nothing of the host's.
-func raceRuns(t *testing.T, rounds int, root, bind string) {
-	base := sandbox.New(sandbox.WithRootfs(sandbox.DirRootfs(root)), sandbox.WithTmpfs("/data/below", sandbox.MiB),
+// requireLedAstray requires that whoever follows the links is led to the host, at every point.
+func requireLedAstray(t *testing.T, root string, points []string) {
+	for _, p := range points {
+		eventually(t, p+" leads to the host", func() bool {
+			b, _ := os.ReadFile(filepath.Join(root, p, "secret"))
+			return string(b) == canary
+		})
+	}
+}
+
+// strayMounts is what is mounted on the host in the given directories, and in the cell where no template has its place. There
+// should be no more when runs have been started than before.
+func strayMounts(t *testing.T, c *sandbox.Cell, dirs ...string) (list []string) {
+	for _, at := range mountPoints() {
+		for _, dir := range dirs {
+			if strings.Contains(at, dir) {
+				list = append(list, at)
+			}
+		}
+	}
+	p := start(t, shell("sleep 1000", sandbox.WithCell(c)))
+	defer p.Wait()
+	defer p.Kill()
+	forkServer := parent(t, parent(t, p.PID()))
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", forkServer))
+	require.NoError(t, err)
+	for line := range strings.Lines(string(b)) {
+		if at := strings.Fields(line)[4]; !strings.HasPrefix(at, "/cell/templates/") {
+			list = append(list, at)
+		}
+	}
+	require.Contains(t, list, "/proc")
+	return list
+}
+
+func parent(t *testing.T, pid int) (parent int) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	require.NoError(t, err)
+	_, rest, _ := strings.Cut(string(b), "\nPPid:\t")
+	_, err = fmt.Sscan(rest, &parent)
+	require.NoError(t, err)
+	return parent
+}
+
+// raceRuns starts runs in the root, and with what is bound. Those that start see nothing of the host's.
+func raceRuns(t *testing.T, rounds int, root, bind string, c *sandbox.Cell) {
+	base := sandbox.New(sandbox.WithCell(c), sandbox.WithRootfs(sandbox.DirRootfs(root)), sandbox.WithTmpfs("/data/below", sandbox.MiB),
 		sandbox.WithFile("/etc/app.conf", []byte("x"), 0o644), sandbox.WithBind(bind, "/data"),
-		sandbox.WithCommand("/bin/busybox", "sh", "-c", `cd /; for d in proc dev tmp home etc data data/below home/sandbox; do cat $d/secret; echo x >$d/mark; done 2>/dev/null
+		sandbox.WithCommand("/bin/busybox", "sh", "-c", `cd /; for d in proc dev tmp home etc data data/below data/deep data/deep/more home/sandbox; do cat $d/secret; echo x >$d/mark; done 2>/dev/null
 			read comm </proc/1/comm && echo "$comm"; test -c /dev/null && test ! -s /proc/kcore && echo masked`))
-	variants := []*sandbox.Sandbox{base, base.With(sandbox.WithReadOnlyBind(bind, "/home/sandbox"))}
+	nested := openDir(t)
+	variants := []*sandbox.Sandbox{base, base.With(sandbox.WithReadOnlyBind(bind, "/home/sandbox")),
+		base.With(sandbox.WithTmpfs("/data/deep/more", sandbox.MiB)), base.With(sandbox.WithBind(nested, "/data/deep"), sandbox.WithReadOnlyBind(nested, "/data/deep/more"))}
 	if asRoot() || kernel(5, 11)() {
 		variants = append(variants, base.With(sandbox.WithWritableRoot(sandbox.MiB)))
 	}
 	if asRoot() && effective(unix.CAP_NET_ADMIN) {
-		variants = append(variants, hostUser(variants[len(variants)-1]))
+		hostIDs, err := sandbox.NewCell(sandbox.CellWithoutUserNamespace())
+		require.NoError(t, err)
+		defer func() { require.NoError(t, hostIDs.Close()) }()
+		variants = append(variants, hostUser(variants[len(variants)-1]).With(sandbox.WithCell(hostIDs)))
 	}
 	var mu sync.Mutex
 	started := 0

@@ -178,7 +178,7 @@ func (r *running) execute(ctx context.Context, conf *config, command *program.Pr
 	return r.under(ctx, func() error {
 		err := r.conn.Hand(command.Image(), fds)
 		r.stdio.closeChild()
-		if err != nil && !errors.Is(err, unix.EPIPE) { // then it has ended, and why comes next
+		if err != nil && !hasEnded(err) { // if so, why comes next
 			return r.startLost(ctx, err)
 		}
 		return r.follow(ctx, program.Started)
@@ -377,7 +377,7 @@ func (r *running) follow(ctx context.Context, until program.Kind) error {
 		switch m.Kind {
 		case program.Cloned:
 		case program.Ready:
-			if err := r.join(m.PID); errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EPIPE) {
+			if err := r.join(m.PID); hasEnded(err) {
 				unjoined = err // the command has ended, and why comes next
 			} else if err != nil {
 				return r.startLost(ctx, err)
@@ -402,6 +402,11 @@ func (r *running) follow(ctx context.Context, until program.Kind) error {
 		}
 	}
 	return nil
+}
+
+// hasEnded tells the errors of who speaks to a run, or looks for one, whose command has ended.
+func hasEnded(err error) bool {
+	return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)
 }
 
 // failure is what a Failed or Refused event says. The calls of the command's program count on from those before it.
