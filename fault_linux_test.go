@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -26,9 +27,9 @@ func TestRootlessFaults(t *testing.T) {
 	defer extra.Close()
 	binds := WithReadOnlyBind(file, "/etc/file")
 	type faulty struct {
-		name    string
-		opts    []Option
-		hostIDs bool
+		name string
+		opts []Option
+		cell []CellOption
 	}
 	tests := []faulty{
 		{name: "default"},
@@ -39,21 +40,49 @@ func TestRootlessFaults(t *testing.T) {
 		tests = append(tests, faulty{name: "writable root", opts: []Option{binds, WithWritableRoot(MiB), WithFile("/etc/app.conf", []byte("x"), 0o644)}})
 	}
 	if hasHostIDs() {
-		tests = append(tests, faulty{name: "no user namespace", opts: []Option{WithoutUserNamespace(), binds}, hostIDs: true})
+		tests = append(tests, faulty{name: "no user namespace", opts: []Option{WithoutUserNamespace(), binds}, cell: []CellOption{CellWithoutUserNamespace()}})
+	}
+	if root := emptyDirRoot(t); root != "" && thisMachine().atLeast(5, 11) {
+		tests = append(tests, faulty{name: "directory", opts: []Option{WithRootfs(DirRootfs(root)), WithTmpfs("/deep/down", MiB), WithFile("/etc/app.conf", []byte("x"), 0o644)}})
+	}
+	if os.Geteuid() == 0 {
+		tests = append(tests, faulty{name: "the host's network", opts: []Option{WithNetwork(NetworkHost)}, cell: []CellOption{CellNetwork(NetworkHost)}})
+	}
+	if limits := []Option{WithMemory(64 * MiB), WithPIDs(9), WithCPUs(1)}; enforces(limits) {
+		tests = append(tests, faulty{name: "limits", opts: limits})
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			var options []CellOption
-			if test.hostIDs {
-				options = append(options, CellWithoutUserNamespace())
-			}
-			c, err := NewCell(options...)
+			c, err := NewCell(test.cell...)
 			require.NoError(t, err)
-			defer func() { require.NoError(t, c.Close()) }()
+			defer func() { require.NoError(t, c.Close()) }() // it waits for all ids that were taken
 			base := New(append([]Option{WithCommand("true"), WithCell(c)}, test.opts...)...)
 			testFaults(t, base, c)
 		})
 	}
+}
+
+// emptyDirRoot is a root with nothing but a static busybox, "" where there is none.
+func emptyDirRoot(t *testing.T) string {
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		return ""
+	}
+	root := t.TempDir()
+	b, err := os.ReadFile(busybox)
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod(root, 0o755))
+	require.NoError(t, os.Mkdir(root+"/bin", 0o755))
+	for _, applet := range []string{"true", "sleep"} {
+		require.NoError(t, os.WriteFile(root+"/bin/"+applet, b, 0o755))
+	}
+	return root
+}
+
+// enforces tells whether the limits can be set here.
+func enforces(limits []Option) bool {
+	_, err := New(WithCommand("true")).With(limits...).Run(context.Background())
+	return err == nil
 }
 
 // hasHostIDs tells whether this process has what WithoutUserNamespace takes.
@@ -72,7 +101,7 @@ func testFaults(t *testing.T, base *Sandbox, c *Cell) {
 	good, sh := from.plan, shapeOf(c.impl, from.limits)
 	command, err := base.command.program(&base.config)
 	require.NoError(t, err)
-	descriptors, processes, tried := openDescriptors(t), descendants(t), 0
+	descriptors, processes, mounts, tried := openDescriptors(t), descendants(t), mountsOf(t, base), 0
 	inject := func(p *program.Program, replace func(s *Sandbox, bad *plan, p *program.Program)) {
 		step := 1
 		if os.Getenv("VM_GUEST") == "1" {
@@ -106,6 +135,7 @@ func testFaults(t *testing.T, base *Sandbox, c *Cell) {
 	t.Logf("%d faults", tried)
 	_, err = base.Run(ctx)
 	require.NoError(t, err)
+	require.Equal(t, mounts, mountsOf(t, base), "mounts stay")
 	require.Eventually(t, func() bool { return openDescriptors(t) <= descriptors }, 10*time.Second, 10*time.Millisecond, "descriptors stay open")
 	if c.impl.Limits != nil {
 		require.Eventually(t, func() bool {
@@ -115,6 +145,30 @@ func testFaults(t *testing.T, base *Sandbox, c *Cell) {
 		}, 10*time.Second, 10*time.Millisecond, "cgroups stay")
 	}
 	require.Eventually(t, func() bool { return descendants(t) <= processes }, 10*time.Second, 10*time.Millisecond, "processes stay")
+}
+
+// mountsOf is what is mounted where this process sees it, and in the sandbox's cell: templates, and what fails before it is one.
+func mountsOf(t *testing.T, s *Sandbox) (list []string) {
+	p, err := s.With(WithCommand("sleep", "1000")).Start(t.Context())
+	require.NoError(t, err)
+	above := func(pid int) (parent int) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		require.NoError(t, err)
+		_, rest, _ := strings.Cut(string(b), "\nPPid:\t")
+		_, err = fmt.Sscan(rest, &parent)
+		require.NoError(t, err)
+		return parent
+	}
+	for _, pid := range []int{os.Getpid(), above(above(p.PID()))} {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+		require.NoError(t, err)
+		for line := range strings.Lines(string(b)) {
+			list = append(list, strings.Fields(line)[4])
+		}
+	}
+	require.NoError(t, p.Kill())
+	_, _ = p.Wait()
+	return list
 }
 
 func requireFault(t *testing.T, err error, errno unix.Errno, stage, call string, optional bool) {
