@@ -56,6 +56,23 @@ func ExampleSandbox_With() {
 	// TWO <nil>
 }
 
+// Runs that were prepared wait for a command.
+func ExampleWithPrepared() {
+	ctx := context.Background()
+	base := sandbox.New(sandbox.WithMemory(64*sandbox.MiB), sandbox.WithPrepared(2))
+	if err := base.Prepare(ctx); err != nil { // or leave that to the second start
+		log.Fatal(err)
+	}
+	for _, text := range []string{"one", "two", "three"} {
+		out, err := base.With(sandbox.WithCommand("echo", "-n", text)).Output(ctx)
+		fmt.Printf("%s %v\n", out, err)
+	}
+	// Output:
+	// one <nil>
+	// two <nil>
+	// three <nil>
+}
+
 func ExampleSandbox_Start() {
 	p, err := sandbox.New(sandbox.WithCommand("sleep", "1000")).Start(context.Background())
 	if err != nil {

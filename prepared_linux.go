@@ -201,6 +201,9 @@ func dropPrepared(c *cell.Cell) {
 }
 
 func (s *Sandbox) prepare(ctx context.Context) error {
+	if len(s.config.command) == 0 {
+		s = s.With(WithCommand("any")) // it is the next one's
+	}
 	if err := s.check(); err != nil {
 		return err
 	}

@@ -102,7 +102,7 @@ func (s *Sandbox) Start(ctx context.Context) (*Process, error) {
 	return s.start(ctx)
 }
 
-// Prepare waits until all runs that WithPrepared asks for are prepared. The errors are those of Run.
+// Prepare waits until all runs that WithPrepared asks for are prepared. It takes no command. The errors are those of Run.
 func (s *Sandbox) Prepare(ctx context.Context) error { return s.prepare(ctx) }
 
 // Output is Run with the standard output returned. If WithStderr is not set,

@@ -48,7 +48,12 @@ func run(rounds int, out string) (err error) {
 	for _, w := range workloads {
 		list := p.working(w)
 		progress("%s: %d rounds of %s", w.name, rounds, names(list))
-		r.latencies = append(r.latencies, latencies(w, list, rounds))
+		r.latencies = append(r.latencies, latencies(w.name, list, rounds, 0))
+		if w.name == workloads[0].name {
+			const pause = 50 * time.Millisecond
+			progress("%s: %d rounds with pauses", w.name, rounds/4)
+			r.latencies = append(r.latencies, latencies(fmt.Sprintf("%s, now and then: %v after the one before", w.name, pause), list, max(rounds/4, 5), pause))
+		}
 		for _, atOnce := range []int{1, 2, 4, 16} {
 			if w.name != workloads[0].name {
 				break
@@ -60,7 +65,7 @@ func run(rounds int, out string) (err error) {
 	progress("first run of a process")
 	r.boot = boots(p, max(rounds/10, 5))
 	progress("memory of live runs")
-	if r.live, err = liveMemory(p, 200); err != nil {
+	if r.live, r.waiting, err = liveMemory(p, 200); err != nil {
 		return err
 	}
 	for _, g := range growths {

@@ -38,21 +38,30 @@ func names(list []subject) string {
 	return strings.Join(all, ", ")
 }
 
-// latencies has the subjects take turns, and then a block of each for the CPU time.
-func latencies(w workload, list []subject, rounds int) table {
+// timed makes the subject ready, and measures a run after the pause.
+func (s *subject) timed(pause time.Duration) time.Duration {
+	if s.ready != nil {
+		must(s.ready())
+	}
+	time.Sleep(pause)
+	began := time.Now()
+	must(s.run())
+	return time.Since(began)
+}
+
+// latencies has the subjects take turns, with a pause before each run, and then a block of each for the CPU time.
+func latencies(title string, list []subject, rounds int, pause time.Duration) table {
 	times := make([][]time.Duration, len(list))
 	for range rounds {
-		for i, s := range list {
-			began := time.Now()
-			must(s.run())
-			times[i] = append(times[i], time.Since(began))
+		for i := range list {
+			times[i] = append(times[i], list[i].timed(pause))
 		}
 	}
-	t := table{title: w.name}
+	t := table{title: title}
 	for i, s := range list {
 		before := busy()
 		for range rounds {
-			must(s.run())
+			s.timed(0)
 		}
 		used := busy() - before
 		t.rows = append(t.rows, figures{name: s.name, median: quantile(times[i], 0.5), p99: quantile(times[i], 0.99), cpu: used / time.Duration(rounds)})
@@ -126,20 +135,29 @@ func (c crowd) end() {
 	}
 }
 
-// liveMemory is what the machine has less of for each live run.
-func liveMemory(p *place, n int) (int64, error) {
+// liveMemory is what the machine has less of for each live run, and for each that waits for its command.
+func liveMemory(p *place, n int) (live, waiting int64, err error) {
 	warm, err := p.crowd(1)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer warm.end()
 	before := available()
 	c, err := p.crowd(n)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	defer c.end()
-	return (before - available()) / int64(n), nil
+	live = (before - available()) / int64(n)
+	c.end()
+	settle()
+	before = available()
+	s := p.sandboxed(workloads[0].argv, sandbox.WithPrepared(n))
+	if err := s.Prepare(context.Background()); err != nil {
+		return 0, 0, err
+	}
+	waiting = (before - available()) / int64(n)
+	runtime.KeepAlive(s)
+	return live, waiting, nil
 }
 
 // growth is how the time of a run depends on something.

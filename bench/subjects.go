@@ -23,11 +23,15 @@ import (
 
 // subject is one way to run a program to its end.
 type subject struct {
-	name string
-	run  func() error
+	name  string
+	run   func() error
+	ready func() error // before a run, not measured; may be nil
 }
 
-const own = "sandbox"
+const (
+	own   = "sandbox"
+	ahead = "sandbox, prepared"
+)
 
 // limits are those of all subjects that can have any.
 var limits = []sandbox.Option{sandbox.WithMemory(256 * sandbox.MiB), sandbox.WithCPUs(1), sandbox.WithPIDs(64)}
@@ -41,17 +45,22 @@ func (p *place) sandboxed(argv []string, opts ...sandbox.Option) *sandbox.Sandbo
 func (p *place) working(w workload) (list []subject) {
 	host := p.onHost(w)
 	s := p.sandboxed(w.argv)
+	prepared := s.With(sandbox.WithPrepared(16))
 	all := []subject{
-		{"os/exec", func() error { return exec.Command(host[0], host[1:]...).Run() }},
-		{"clone3 alone", func() error { return bareClone(host) }},
-		{own, func() error { _, err := s.Run(context.Background()); return err }},
-		{"bubblewrap", p.command("bwrap", append([]string{"--unshare-all", "--uid", "1000", "--gid", "1000", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin",
+		{name: "os/exec", run: func() error { return exec.Command(host[0], host[1:]...).Run() }},
+		{name: "clone3 alone", run: func() error { return bareClone(host) }},
+		{name: ahead, run: func() error { _, err := prepared.Run(context.Background()); return err },
+			ready: func() error { return prepared.Prepare(context.Background()) }},
+		{name: own, run: func() error { _, err := s.Run(context.Background()); return err }},
+		{name: "bubblewrap", run: p.command("bwrap", append([]string{"--unshare-all", "--uid", "1000", "--gid", "1000", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin",
 			"--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--ro-bind", p.work, "/programs", "--proc", "/proc", "--dev", "/dev",
 			"--tmpfs", "/tmp", "--tmpfs", "/home/sandbox"}, w.argv...)...)},
-		{"nsjail", p.command("nsjail", append([]string{"-Mo", "-q", "--rlimit_as", "max", "-R", "/usr", "-R", "/lib", "-R", "/lib64", "-R", p.work + ":/programs", "-T", "/tmp", "--"}, w.argv...)...)},
-		{"libcontainer", p.libcontainer(w)},
-		{"crun", p.runtime("crun", w)},
-		{"runc", p.runtime("runc", w)},
+		{name: "nsjail", run: p.command("nsjail", append([]string{"-Mo", "-q", "--rlimit_as", "max", "-R", "/usr", "-R", "/lib", "-R", "/lib64", "-R", p.work + ":/programs", "-T", "/tmp", "--"}, w.argv...)...)},
+		{name: "systemd-nspawn", run: p.command("systemd-nspawn", append([]string{"--quiet", "--register=no", "--keep-unit", "--as-pid2", "--private-network", "--read-only",
+			"--directory=" + p.root, "--bind-ro=/usr", "--bind-ro=" + p.work + ":/programs", "--"}, w.argv...)...)},
+		{name: "libcontainer", run: p.libcontainer(w)},
+		{name: "crun", run: p.runtime("crun", w)},
+		{name: "runc", run: p.runtime("runc", w)},
 	}
 	for _, s := range all {
 		if err := s.run(); err != nil {

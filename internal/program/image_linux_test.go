@@ -204,3 +204,18 @@ func FuzzImage(f *testing.F) {
 		checkLoaded(t, m, image)
 	})
 }
+
+func BenchmarkEncode(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		sample(b)
+	}
+}
+
+func BenchmarkLoad(b *testing.B) {
+	m, image := newMachine(b), sample(b).Image()
+	b.ReportAllocs()
+	for b.Loop() {
+		require.NoError(b, m.Load(image, []int{0, 1}))
+	}
+}
