@@ -21,7 +21,7 @@ import (
 // prepared is a sandbox with n runs prepared.
 func prepared(t testing.TB, n int, opts ...sandbox.Option) *sandbox.Sandbox {
 	t.Helper()
-	s := shell("", append(opts, sandbox.WithPrepared(n))...)
+	s := sandbox.New(append(opts, sandbox.WithPrepared(n))...)
 	require.NoError(t, s.Prepare(deadline(t)))
 	require.Len(t, s.Waiting(), n)
 	return s

@@ -7,10 +7,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inbox is what receiving a program takes.
+// inbox is what receiving a program takes. Its addresses are numbers: where a pointer is stored, Go looks at a variable of the
+// collector's, which clones of the fork server may be without.
 type inbox struct {
-	msg     unix.Msghdr
-	iov     unix.Iovec
+	msg struct { // struct msghdr: recvmsg(2), 64 bits
+		name                             uint64
+		namelen                          uint64
+		iov, iovlen, control, controllen uint64
+		flags                            int32
+		_                                int32
+	}
+	iov     struct{ base, len uint64 }
 	control [controlSize]byte
 }
 
@@ -29,9 +36,9 @@ func receive(s *state) (*state, syscall.Errno) {
 	n.base = uint32(s.first[numParts])
 	files, size, want := 1, uintptr(0), uintptr(headerSize)
 	for size < want {
-		box.iov.Base, box.iov.Len = (*byte)(unsafe.Add(n.image, size)), uint64(MaxImage-size)
-		box.msg.Iov, box.msg.Iovlen = &box.iov, 1
-		box.msg.Control, box.msg.Controllen = &box.control[0], controlSize
+		box.iov.base, box.iov.len = uint64(uintptr(n.image)+size), uint64(MaxImage-size)
+		box.msg.iov, box.msg.iovlen = uint64(uintptr(unsafe.Pointer(&box.iov))), 1
+		box.msg.control, box.msg.controllen = uint64(uintptr(unsafe.Pointer(&box.control))), controlSize
 		got, _, errno := syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(*slot(s, uint64(Report))), uintptr(unsafe.Pointer(&box.msg)), unix.MSG_CMSG_CLOEXEC)
 		switch {
 		case errno == syscall.EINTR:
@@ -40,7 +47,7 @@ func receive(s *state) (*state, syscall.Errno) {
 			return nil, errno
 		case got == 0: // the host is gone
 			return nil, syscall.ECONNRESET
-		case box.msg.Flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
+		case box.msg.flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
 			return nil, syscall.EMSGSIZE
 		}
 		files += keep(n, files)
@@ -63,12 +70,12 @@ func receive(s *state) (*state, syscall.Errno) {
 func keep(n *state, at int) (files int) {
 	box := &n.inbox
 	head := (*unix.Cmsghdr)(unsafe.Pointer(&box.control))
-	if box.msg.Controllen < unix.SizeofCmsghdr || head.Level != unix.SOL_SOCKET || head.Type != unix.SCM_RIGHTS {
+	if box.msg.controllen < unix.SizeofCmsghdr || head.Level != unix.SOL_SOCKET || head.Type != unix.SCM_RIGHTS {
 		return 0
 	}
 	end := uintptr(head.Len)
-	if end > uintptr(box.msg.Controllen) {
-		end = uintptr(box.msg.Controllen)
+	if end > uintptr(box.msg.controllen) {
+		end = uintptr(box.msg.controllen)
 	}
 	for i := uintptr(unix.SizeofCmsghdr); i+4 <= end && at+files < MaxSlots; i += 4 {
 		*slot(n, uint64(at+files)) = uint64(*(*int32)(unsafe.Add(unsafe.Pointer(&box.control), i)))
