@@ -165,11 +165,6 @@ func (k *compiler) addIdentity() {
 		b.Call("rt_sigaction", unix.SYS_RT_SIGACTION, program.Int(int(s), unix.SignalName(s)), b.Bytes(make([]byte, 32), "SIG_DFL"), program.Int(0, "NULL"), program.Int(8))
 	}
 	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NAME, "PR_SET_NAME"), b.Str("sandbox-init"))
-	if !k.shape.hostIDs { // the limit would be the host's own
-		// The host counts them for all runs together, and has 128 instances and, with little memory, 8192 watches.
-		b.WriteFile("/proc/sys/user/max_inotify_instances", "16")
-		b.WriteFile("/proc/sys/user/max_inotify_watches", "4096")
-	}
 }
 
 // addEnterRoot makes the assembled root the root and forgets the cell's:

@@ -350,8 +350,21 @@ func (k *compiler) addWritableRoot() program.Slot {
 func (k *compiler) addProc() {
 	b := k.b
 	b.Stage("/proc")
-	proc := b.FileSystem("proc", attrRO|attrNoSUID|attrNoDev|attrNoExec)
+	const attr = attrNoSUID | attrNoDev | attrNoExec
+	proc := b.FileSystem("proc", attr)
+	if !k.shape.hostIDs { // the limit would be the host's own
+		// The host counts them for all runs together, and has 128 instances and, with little memory, 8192 watches. In the cell's
+		// /proc the kernel would look through the entries of all live runs for this one's.
+		b.WriteFile(program.Use(proc), "sys/user/max_inotify_instances", "16")
+		b.WriteFile(program.Use(proc), "sys/user/max_inotify_watches", "4096")
+	}
+	if k.m.hasSetAttr() {
+		b.SetAttr(proc, attrRO, false)
+	}
 	k.attachOwn(b, proc, k.tree, "proc")
+	if !k.m.hasSetAttr() {
+		b.Remount(proc, attr|attrRO)
+	}
 	for _, m := range k.m.masks {
 		cover := "/dev/null"
 		if m.dir {

@@ -185,7 +185,7 @@ var growths = []growth{
 		}
 		return p.sandboxed(workloads[0].argv, opts...), func() {}, nil
 	}},
-	{"MiB of heap of the host process", []int{10, 100, 1000, 4000}, func(p *place, size int) (*sandbox.Sandbox, func(), error) {
+	{"MiB of heap of the host process", []int{10, 1000, 4000, 8000}, func(p *place, size int) (*sandbox.Sandbox, func(), error) {
 		if available() < int64(size+500)<<20 {
 			return nil, nil, nil
 		}

@@ -33,7 +33,7 @@ func newPlace(dir string) (*place, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, err
 	}
-	for _, d := range []string{p.work, p.root + "/usr", p.root + "/programs", p.root + "/proc", p.root + "/dev", p.root + "/sys", p.root + "/tmp", p.root + "/home/sandbox"} {
+	for _, d := range []string{p.work, p.root + "/usr", p.root + "/programs", p.root + "/proc", p.root + "/dev", p.root + "/sys", p.root + "/run", p.root + "/tmp", p.root + "/home/sandbox"} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, err
 		}

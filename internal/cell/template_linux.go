@@ -32,7 +32,7 @@ type templates struct {
 	next int
 }
 
-const maxTemplates = 32
+const maxTemplates = 16
 
 // Template returns the template of the given key. If it is new it is
 // assembled by the program, which open gives its files. The caller calls

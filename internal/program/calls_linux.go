@@ -152,9 +152,9 @@ func (b *Builder) CreateFile(at Arg, p string, data []byte, m fs.FileMode) {
 }
 
 // WriteFile writes to a file of the kernel's, if it is there and may be written to.
-func (b *Builder) WriteFile(p, content string) {
+func (b *Builder) WriteFile(at Arg, p, content string) {
 	f := b.newSlot()
-	b.add("openat", unix.SYS_OPENAT, f, flagIgnore, []Arg{AtCWD, b.Str(p), Int(unix.O_WRONLY|unix.O_CLOEXEC, "O_WRONLY|O_CLOEXEC"), Int(0)})
+	b.add("openat", unix.SYS_OPENAT, f, flagIgnore, []Arg{at, b.Str(p), Int(unix.O_WRONLY|unix.O_CLOEXEC, "O_WRONLY|O_CLOEXEC"), Int(0)})
 	b.CallMaybe("write", unix.SYS_WRITE, Use(f), b.Str(content), Int(len(content)))
 	b.CallMaybe("close", unix.SYS_CLOSE, Use(f))
 	b.Free(f)
