@@ -46,6 +46,7 @@ func (r *report) markdown() string {
 	var b strings.Builder
 	var u unix.Utsname
 	_ = unix.Uname(&u)
+	version, _, _ := strings.Cut(unix.ByteSliceToString(u.Release[:]), "-")
 	fmt.Fprintf(&b, `# Benchmarks
 
 Measured %s on a machine with %d CPUs, Linux %s, as root, with
@@ -57,7 +58,7 @@ memory, CPU and processes; bubblewrap and nsjail have none. "clone3 alone" is th
 refused. "prepared" has 16 runs that wait for their command (WithPrepared), and before each of its runs the time to replace
 the one before; that time is in its CPU time. At several at a time they are not replaced fast enough, and most runs are fresh. Subjects take turns. What carries over to other machines is the ratios; times are this machine's.
 
-`, r.began.UTC().Format("2006-01-02"), runtime.NumCPU(), unix.ByteSliceToString(u.Release[:]), r.command, int(time.Since(r.began).Minutes()+0.5))
+`, r.began.UTC().Format("2006-01-02"), runtime.NumCPU(), version, r.command, int(time.Since(r.began).Minutes()+0.5))
 	for _, t := range r.latencies {
 		fmt.Fprintf(&b, "## %s\n\n| | median | of os/exec's | sandbox takes | prepared takes | p99 | CPU time of the machine, per run |\n"+
 			"| --- | --- | --- | --- | --- | --- | --- |\n", t.title)

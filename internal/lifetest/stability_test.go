@@ -81,8 +81,8 @@ func TestLongLivedHost(t *testing.T) {
 	require.LessOrEqual(t, last.descriptors, first.descriptors+2)
 	require.LessOrEqual(t, last.cgroups, first.cgroups)
 	require.Equal(t, first.children, last.children)
-	// Up to 32 templates are kept.
-	require.LessOrEqual(t, last.mounts, max(first.mounts, 32*perTemplate(t, server)))
+	// Up to 16 templates are kept.
+	require.LessOrEqual(t, last.mounts, max(first.mounts, 16*perTemplate(t, server)))
 	require.LessOrEqual(t, last.serverFiles, first.serverFiles)
 	require.LessOrEqual(t, last.serverThreads, first.serverThreads+2)
 	require.LessOrEqual(t, last.serverRSS, first.serverRSS+4096)
