@@ -25,6 +25,8 @@ vet:
 	@GOOS=linux GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 	@echo "== vet: darwin"
 	@GOOS=darwin $(GO) vet .
+	@echo "== vet: what runs after a clone fits its stack, also as debuggers want it compiled"
+	@for arch in amd64 arm64; do CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) build -gcflags='all=-N -l' -o /dev/null ./cmd/sandbox || exit 1; done
 	@echo "== vet: bench"
 	@cd bench && $(GO) vet .
 	@echo "== staticcheck"

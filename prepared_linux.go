@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/program"
 )
 
 // prepared is what sandboxes hold of the runs that they share. When none of them is left, the collector ends those.
@@ -150,7 +151,15 @@ func (f *filling) prepare(c *config) (*running, error) {
 		return nil, err
 	}
 	f.from.sources = src
-	return f.from.prepare(context.Background(), c)
+	r, err := f.from.prepare(context.Background(), c)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.follow(context.Background(), program.Waiting); err != nil {
+		r.abandon()
+		return nil, err
+	}
+	return r, nil
 }
 
 // drop ends the runs that wait in the cell, or all.

@@ -362,7 +362,7 @@ func closeFiles(files []*os.File) {
 	}
 }
 
-// follow takes the run's events until it is Ready, and has then joined its cgroup, or has Started its command. The pidfd
+// follow takes the run's events until it is Ready, and has then joined its cgroup, is Waiting for its command, or has Started it. The pidfd
 // comes from another process than these do.
 func (r *running) follow(ctx context.Context, until program.Kind) error {
 	var unjoined error
@@ -384,6 +384,8 @@ func (r *running) follow(ctx context.Context, until program.Kind) error {
 			} else {
 				at = m.Kind
 			}
+		case program.Waiting:
+			at = m.Kind
 		case program.Started:
 			if unjoined != nil {
 				return r.startLost(ctx, unjoined)

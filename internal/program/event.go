@@ -12,6 +12,7 @@ const (
 	Cloned   Kind = iota + 1 // by the fork server: the clone exists; a pidfd comes along
 	Refused                  // by the fork server: no clone; Errno says why
 	Ready                    // by the command: set up, waiting for its cgroup
+	Waiting                  // by the command: nothing is missing but the program to receive, and that is not there yet
 	Started                  // by PID 1: the command has been executed
 	Failed                   // by PID 1 or the command: call Index failed with Errno
 	Exited                   // by PID 1: the command ended with Status
@@ -20,7 +21,7 @@ const (
 )
 
 func (k Kind) String() string {
-	names := [...]string{"?", "cloned", "refused", "ready", "started", "failed", "exited", "finished"}
+	names := [...]string{"?", "cloned", "refused", "ready", "waiting", "started", "failed", "exited", "finished"}
 	if k >= NumKinds {
 		k = 0
 	}

@@ -18,9 +18,10 @@ func load(s *state, size, files int) error {
 	if files != int(h.files) {
 		return imageError("other descriptors came than it wants")
 	}
-	for part := uintptr(0); part < uintptr(numParts); part++ {
-		s.first[part+1] = s.first[part] + uintptr(h.calls[part])
-	}
+	// Not in a loop: a check of an index takes stack.
+	s.first[Command] = uintptr(h.calls[Setup])
+	s.first[Init] = s.first[Command] + uintptr(h.calls[Command])
+	s.first[numParts] = s.first[Init] + uintptr(h.calls[Init])
 	calls := s.first[numParts]
 	relocs := unsafe.Add(s.image, headerSize+calls*opSize)
 	s.data = headerSize + calls*opSize + 8*uintptr(h.relocs)

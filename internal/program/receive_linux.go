@@ -25,7 +25,7 @@ type inbox struct {
 const controlSize = unix.SizeofCmsghdr + (4*MaxFiles+7)&^7
 
 // receive waits for the program that the command goes on with, loads it into s.next, and returns that. The image comes in
-// one or more messages, the descriptors with the first: they follow the socket to the host.
+// one or more messages, the descriptors with the first: they follow the socket to the host. If there is none yet it says so.
 //
 //go:nosplit
 //go:norace
@@ -34,14 +34,18 @@ func receive(s *state) (*state, syscall.Errno) {
 	n, box := s.next, &s.next.inbox
 	*slot(n, uint64(Report)) = *slot(s, uint64(Report))
 	n.base = uint32(s.first[numParts])
-	files, size, want := 1, uintptr(0), uintptr(headerSize)
+	files, size, want, flags := 1, uintptr(0), uintptr(headerSize), uintptr(unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 	for size < want {
 		box.iov.base, box.iov.len = uint64(uintptr(n.image)+size), uint64(MaxImage-size)
 		box.msg.iov, box.msg.iovlen = uint64(uintptr(unsafe.Pointer(&box.iov))), 1
 		box.msg.control, box.msg.controllen = uint64(uintptr(unsafe.Pointer(&box.control))), controlSize
-		got, _, errno := syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(*slot(s, uint64(Report))), uintptr(unsafe.Pointer(&box.msg)), unix.MSG_CMSG_CLOEXEC)
+		got, _, errno := syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(*slot(s, uint64(Report))), uintptr(unsafe.Pointer(&box.msg)), flags)
 		switch {
 		case errno == syscall.EINTR:
+			continue
+		case errno == syscall.EAGAIN: // which only the first attempt can give
+			report(s, Waiting)
+			flags = unix.MSG_CMSG_CLOEXEC
 			continue
 		case errno != 0:
 			return nil, errno
@@ -50,6 +54,7 @@ func receive(s *state) (*state, syscall.Errno) {
 		case box.msg.flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
 			return nil, syscall.EMSGSIZE
 		}
+		flags = unix.MSG_CMSG_CLOEXEC
 		files += keep(n, files)
 		if size += got; size >= headerSize {
 			want = uintptr((*header)(n.image).total)

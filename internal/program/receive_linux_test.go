@@ -17,23 +17,22 @@ func startPoller(t *testing.T) {
 	w.Close()
 }
 
-// waiting starts a process whose command waits for its program.
-func waiting(t *testing.T, add func(b *Builder)) *process {
+// waiting starts a process whose command waits for its program, and has said so.
+func waiting(t *testing.T) *process {
 	t.Helper()
 	b := NewBuilder()
 	b.Call("getpid", unix.SYS_GETPID)
 	b.In(Command)
 	b.Event(Ready)
-	if add != nil {
-		add(b)
-	}
 	b.Receive()
 	b.In(Init)
 	b.Event(Started)
 	p := start(t, 0, b)
-	m, err := p.next()
-	require.NoError(t, err)
-	require.Equal(t, Ready, m.Kind)
+	for _, want := range []Kind{Ready, Waiting} {
+		m, err := p.next()
+		require.NoError(t, err)
+		require.Equal(t, want, m.Kind)
+	}
 	return p
 }
 
@@ -72,7 +71,7 @@ func TestReceive(t *testing.T) {
 	startPoller(t)
 	for _, size := range []int{1, 8, 31, 32, 100, 64 << 10} {
 		before := openFiles(t)
-		p := waiting(t, nil)
+		p := waiting(t)
 		p.quiet()
 		read, write, err := os.Pipe()
 		require.NoError(t, err)
@@ -104,7 +103,7 @@ func TestReceiveMuch(t *testing.T) {
 	b.shell(`[ $# = 10 ] && [ ${#10} = 102400 ]`, args...)
 	image, err := b.Program()
 	require.NoError(t, err)
-	p := waiting(t, nil)
+	p := waiting(t)
 	files := make([]*os.File, MaxFiles-1)
 	for i := range files {
 		files[i] = os.Stdin
@@ -124,7 +123,7 @@ func TestReceivedCallFails(t *testing.T) {
 	b.Call("chdir", unix.SYS_CHDIR, b.Str("/there/is/no/such/directory"))
 	next, err := b.Program()
 	require.NoError(t, err)
-	p := waiting(t, nil)
+	p := waiting(t)
 	p.hand(next.Image(), len(next.Image()))
 	const before = 4 // getpid, report, receive, report
 	require.Equal(t, []Event{{Kind: Failed, Index: before + 1, Errno: uint32(unix.ENOENT)}}, p.all())
@@ -159,7 +158,7 @@ func TestReceiveRefuses(t *testing.T) {
 		"too many descriptors": {func(p *process) { p.hand(good, len(good), write, write) }, unix.EBADMSG},
 	}
 	for name, test := range tests {
-		p := waiting(t, nil)
+		p := waiting(t)
 		test.send(p)
 		require.Equal(t, []Event{{Kind: Failed, Index: 2, Errno: uint32(test.want)}}, p.all(), name)
 		require.Equal(t, 127, p.wait().ExitStatus(), name)
