@@ -41,8 +41,9 @@ func spare(keep ...uintptr) ([]span, error) {
 	return spareOf(all, reflect.ValueOf(serve).Pointer(), append(keep, head)), nil
 }
 
-// spareOf leaves out the mappings of the file that code is in, those with an address to keep, and the kernel's own. The zeroed data
-// behind the file's is spared: the executor uses no variable there.
+// spareOf leaves out the mappings of the file that code is in, with the zeroed data behind it, those with an address to keep,
+// and the kernel's own. The executor uses no variable there, but a build for coverage counts in some. On older kernels (6.1) the zeroed
+// data goes by the name of the heap, which it touches (fs/proc/task_mmu.c).
 func spareOf(all []mapping, code uintptr, keep []uintptr) (spared []span) {
 	binary := ""
 	for _, m := range all {
@@ -50,12 +51,15 @@ func spareOf(all []mapping, code uintptr, keep []uintptr) (spared []span) {
 			binary = m.file
 		}
 	}
+	var last span // of what belongs to the binary
 	for _, m := range all {
-		own := binary != "" && m.file == binary
+		own := binary != "" && m.file == binary || m.file == "" && (m.name == "" || m.name == "[heap]") && m.start == last.end
 		for _, k := range keep {
 			own = own || m.contains(k)
 		}
 		switch {
+		case own && m.file == binary:
+			last = m.span
 		case own, strings.HasPrefix(m.name, "[v"): // vdso, vvar, vsyscall
 		default:
 			spared = append(spared, m.span)

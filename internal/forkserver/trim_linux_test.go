@@ -20,9 +20,11 @@ func TestSpareOf(t *testing.T) {
 		{span{0x40000, 0x41000}, "", "[vdso]"},
 		{span{0x50000, 0x60000}, "", "[stack]"},
 	}
-	want := []span{{0x3000, 0x9000}, {0x9000, 0xa000}, {0x10000, 0x20000}, {0x31000, 0x32000}, {0x32000, 0x33000}, {0x50000, 0x60000}}
+	want := []span{{0x9000, 0xa000}, {0x10000, 0x20000}, {0x31000, 0x32000}, {0x32000, 0x33000}, {0x50000, 0x60000}}
 	require.Equal(t, want, spareOf(all, 0x1800, []uintptr{0x30010}))
 	require.NotContains(t, spareOf(all, 0x1800, []uintptr{0x30010, 0x50010}), span{0x50000, 0x60000})
+	all[2].name = "[heap]" // as before Linux 6.6
+	require.Equal(t, want, spareOf(all, 0x1800, []uintptr{0x30010}))
 }
 
 // What a clone needs is kept in the mappings of this very process too.

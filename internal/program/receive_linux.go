@@ -7,8 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inbox is what receiving a program takes. Its addresses are numbers: where a pointer is stored, Go looks at a variable of the
-// collector's, which clones of the fork server may be without.
+// inbox is what receiving a program takes. Its addresses are numbers: where a pointer is stored, the collector may want to know.
 type inbox struct {
 	msg struct { // struct msghdr: recvmsg(2), 64 bits
 		name                             uint64
