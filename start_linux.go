@@ -170,13 +170,9 @@ func (r *running) execute(ctx context.Context, conf *config, command *program.Pr
 	if r.stdio, err = newStdio(conf, func() { r.kill(OutputExceeded) }); err != nil {
 		return &SetupError{Stage: "standard streams", Err: err}
 	}
-	fds := make([]int, len(r.stdio.child))
-	for i, f := range r.stdio.child {
-		fds[i] = int(f.Fd())
-	}
 	r.started = time.Now()
 	return r.under(ctx, func() error {
-		err := r.conn.Hand(command.Image(), fds)
+		err := r.conn.Hand(command.Image(), descriptors(r.stdio.child))
 		r.stdio.closeChild()
 		if err != nil && !hasEnded(err) { // if so, why comes next
 			return r.startLost(ctx, err)
@@ -258,11 +254,7 @@ func (r *running) spawn() error {
 	if err != nil {
 		return err
 	}
-	fds := make([]int, len(trees))
-	for i, f := range trees {
-		fds[i] = int(f.Fd())
-	}
-	r.conn, err = r.cell.Spawn(p.run, r.block, template, fds)
+	r.conn, err = r.cell.Spawn(p.run, r.block, template, descriptors(trees))
 	if err != nil && !errors.Is(err, cell.ErrLost) {
 		err = &SetupError{Stage: "clone", Err: err}
 	}
@@ -354,6 +346,14 @@ func ownFile(path string) error {
 		return fmt.Errorf("%s belongs to uid %d, not to this user, %d", path, st.Uid, os.Geteuid())
 	}
 	return nil
+}
+
+func descriptors(files []*os.File) []int {
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
+	}
+	return fds
 }
 
 func closeFiles(files []*os.File) {
@@ -473,11 +473,7 @@ func (r *running) admit() error {
 	if err != nil {
 		return err
 	}
-	fds := make([]int, len(groups))
-	for i, f := range groups {
-		fds[i] = int(f.Fd())
-	}
-	return r.conn.Go(fds...)
+	return r.conn.Go(descriptors(groups)...)
 }
 
 // setupError gives a failed call of a run, or of its template, the form that callers know.
