@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -118,13 +117,7 @@ var killedByHost = sandbox.Result{ExitCode: -1, Signal: syscall.SIGKILL, Reason:
 // reportSocket takes a descriptor of the socket on which the run's PID 1 reports.
 func reportSocket(t *testing.T, p *sandbox.Process) int {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
-	require.NoError(t, err)
-	_, rest, _ := strings.Cut(string(b), "\nPPid:\t")
-	ppid, _, _ := strings.Cut(rest, "\n")
-	init, err := strconv.Atoi(ppid)
-	require.NoError(t, err)
-	pidfd, err := unix.PidfdOpen(init, 0)
+	pidfd, err := unix.PidfdOpen(parent(t, p.PID()), 0)
 	require.NoError(t, err)
 	defer unix.Close(pidfd)
 	socket := -1
