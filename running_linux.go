@@ -33,6 +33,7 @@ type running struct {
 	mounts  *os.File // the mount namespace
 	command *os.File // pidfd of the command
 	pid     int
+	stage   program.Kind // how far the start is: Ready, Waiting or Started
 	started time.Time
 
 	pausing pausing

@@ -362,11 +362,11 @@ func closeFiles(files []*os.File) {
 	}
 }
 
-// follow takes the run's events until it is Ready, and has then joined its cgroup, is Waiting for its command, or has Started it. The pidfd
-// comes from another process than these do.
+// follow takes the run's events until it is Ready, and has then joined its cgroup, is Waiting for its command, or has Started it, and
+// its pidfd is there: that comes from another process, the fork server, which may be later than all of them.
 func (r *running) follow(ctx context.Context, until program.Kind) error {
 	var unjoined error
-	for at := program.Kind(0); at != until || r.pidfd == nil; {
+	for r.stage < until || r.pidfd == nil {
 		m, err := r.conn.Next()
 		if err != nil {
 			return r.startLost(ctx, err)
@@ -374,26 +374,23 @@ func (r *running) follow(ctx context.Context, until program.Kind) error {
 		if err := r.adopt(m); err != nil {
 			return r.startLost(ctx, err)
 		}
-		switch m.Kind {
-		case program.Cloned:
-		case program.Ready:
+		switch {
+		case m.Kind == program.Cloned:
+		case m.Kind == program.Ready:
 			if err := r.join(m.PID); hasEnded(err) {
 				unjoined = err // the command has ended, and why comes next
 			} else if err != nil {
 				return r.startLost(ctx, err)
 			} else {
-				at = m.Kind
+				r.stage = m.Kind
 			}
-		case program.Waiting:
-			at = m.Kind
-		case program.Started:
-			if unjoined != nil {
-				return r.startLost(ctx, unjoined)
-			}
-			at = m.Kind
-		case program.Exited:
+		case unjoined != nil && m.Kind == program.Started:
+			return r.startLost(ctx, unjoined)
+		case m.Kind == program.Waiting && r.stage == program.Ready, m.Kind == program.Started && r.stage != 0 && r.commandProgram != nil:
+			r.stage = m.Kind
+		case m.Kind == program.Exited:
 			r.exited = &m.Event // before the fork server, which is another process, said Cloned
-		case program.Failed, program.Refused:
+		case m.Kind == program.Failed, m.Kind == program.Refused:
 			err := setupError(r.failure(m.Event), r.config)
 			if errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.ENODEV) { // nobody will open its gate, or its cgroup is gone
 				return r.startLost(ctx, err)
