@@ -155,7 +155,7 @@ func WithOutputLimit(bytes int64) Option { return func(c *config) { c.outputLimi
 //
 // Runs are prepared one after the other, for all sandboxes of the process, each after a pause as long as the last one took, 5 ms
 // at least: that takes at most half of one CPU. Only Prepare, for which somebody waits, makes no pauses. A run that waits takes nothing
-// but memory (docs/BENCHMARKS.md has figures). All of them are ended by Shutdown or the cell's Close, when no sandbox that could
+// but memory (docs/BENCHMARKS.md has figures) and a dozen descriptors of this process. All of them are ended by Shutdown or the cell's Close, when no sandbox that could
 // use them is left, and when none was used for a minute. Default: 0.
 func WithPrepared(n int) Option { return func(c *config) { c.prepared = n } }
 

@@ -159,6 +159,9 @@ func (f *filling) prepare(c *config) (*running, error) {
 		r.abandon()
 		return nil, err
 	}
+	if r.group != nil {
+		r.group.Keep()
+	}
 	return r, nil
 }
 

@@ -3,6 +3,7 @@
 package limits
 
 import (
+	"fmt"
 	"os/exec"
 	"path"
 	"strconv"
@@ -142,6 +143,29 @@ func BenchmarkHierarchies(b *testing.B) {
 				s.do("rmdir", func() error { return removeDirs([]string{dir}, nil) })
 			}
 			s.report()
+		})
+	}
+}
+
+// BenchmarkUsage reads the counters of a group that was made for this, as that of a run is.
+func BenchmarkUsage(b *testing.B) {
+	for _, kept := range []bool{false, true} {
+		b.Run(fmt.Sprintf("kept=%v", kept), func(b *testing.B) {
+			cell := testCell(b, Spec{})
+			for b.Loop() {
+				b.StopTimer()
+				g, err := cell.Create("run", Spec{})
+				require.NoError(b, err)
+				if kept {
+					g.Keep()
+				}
+				b.StartTimer()
+				_, err = g.Usage()
+				b.StopTimer()
+				require.NoError(b, err)
+				require.NoError(b, g.Delete())
+				b.StartTimer()
+			}
 		})
 	}
 }

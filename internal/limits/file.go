@@ -23,12 +23,16 @@ func readFile(name string, buf []byte) ([]byte, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
+	return readAll(fd, name, buf)
+}
+
+func readAll(fd int, name string, buf []byte) ([]byte, error) {
 	data := buf[:0]
 	for {
 		if len(data) == cap(data) {
 			data = append(data, 0)[:len(data)]
 		}
-		n, err := unix.Read(fd, data[len(data):cap(data)])
+		n, err := unix.Pread(fd, data[len(data):cap(data)], int64(len(data)))
 		if err == unix.EINTR {
 			continue
 		}
@@ -78,19 +82,6 @@ func open(name string, flags int) (int, error) {
 		}
 		return fd, nil
 	}
-}
-
-func readUint(name string) (uint64, error) {
-	var buf [64]byte
-	data, err := readFile(name, buf[:])
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.ParseUint(string(bytes.TrimSpace(data)), 10, 64)
-	if err != nil {
-		return 0, &fs.PathError{Op: "parse", Path: name, Err: err}
-	}
-	return n, nil
 }
 
 // readWords returns the words of a file, none if it can't be read.

@@ -12,13 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Group is the cgroup of one run. Its methods are safe for concurrent use. It holds no file
-// descriptor and no goroutine.
+// Group is the cgroup of one run. Its methods are safe for concurrent use. It holds no goroutine, and no file
+// descriptor but those of Keep.
 type Group struct {
 	path     string   // below the mounts
 	dirs     []string // its directory in every hierarchy
 	v2       string   // the only one of dirs on v2, else ""
 	counters counters
+	files    counterFiles
 	freezer  freezer
 
 	mu               sync.Mutex // held while the freezer's state is changed
@@ -75,6 +76,11 @@ func (g *Group) Joins() ([]*os.File, error) {
 // MemoryPeak is the highest of what Usage found in use whenever it was called.
 func (g *Group) Usage() (Usage, error) { return g.counters.usage() }
 
+// Keep opens the files that Usage reads, seven at most, and keeps them open until Delete: it then takes a sixth of the time.
+func (g *Group) Keep() {
+	g.files.keep(func() { _, _ = g.Usage() }) // what can't be opened now, Usage tries again
+}
+
 // OOMKills counts the processes of the run that the out-of-memory killer ended, be it for the
 // run's limit or because the machine had no memory left. It is complete once they are waited
 // for. v2 ends all of the run at once, and may count the first one twice on that occasion.
@@ -85,6 +91,7 @@ func (g *Group) CPU() (time.Duration, error) { return g.counters.cpu() }
 
 // Delete removes the group. What is still in it is killed and waited for, a few seconds at most.
 func (g *Group) Delete() error {
+	g.files.close()
 	if err := removeDirs(g.dirs, g.Kill); err != nil {
 		return fmt.Errorf("cgroup %s: %w", g.path, err)
 	}

@@ -4,6 +4,7 @@ package limits
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -205,6 +206,40 @@ func TestDeleteWithMembers(t *testing.T) {
 	require.NoError(t, g.Delete(), "again")
 	_, err = g.Usage()
 	assert.ErrorIs(t, err, fs.ErrNotExist)
+}
+
+// TestKeep reads kept counters after the run has ended. Nothing stays open once the group is deleted.
+func TestKeep(t *testing.T) {
+	g, err := testCell(t, Spec{}).Create("run", Spec{})
+	require.NoError(t, err)
+	before, err := g.Usage()
+	require.NoError(t, err)
+	g.Keep()
+	kept := g.files.kept
+	require.NotEmpty(t, kept)
+	require.LessOrEqual(t, len(kept), 7)
+	for name, fd := range kept {
+		open, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+		require.NoError(t, err)
+		require.Equal(t, name, open)
+	}
+	c := start(t, g, "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done")
+	require.Negative(t, c.signal())
+	after, err := g.Usage()
+	require.NoError(t, err)
+	require.Greater(t, after.UserCPU+after.SystemCPU, before.UserCPU+before.SystemCPU)
+	g.files = counterFiles{}
+	opened, err := g.Usage()
+	require.NoError(t, err)
+	require.Equal(t, opened, after)
+	g.files.kept = kept
+	require.NoError(t, g.Delete())
+	for name, fd := range kept {
+		open, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+		require.NotEqual(t, name, open)
+	}
+	_, err = g.Usage()
+	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
 func TestCreateTwice(t *testing.T) {

@@ -25,7 +25,8 @@ func (c *Cell) createV1(name string, s Spec) (*Group, error) {
 	}
 	g.freezer.dir = dir("freezer", true)
 	g.counters = &countersV1{
-		memory: dir("memory", true), pids: dir("pids", true), cpuacct: dir("cpuacct", true),
+		counterFiles: &g.files,
+		memory:       dir("memory", true), pids: dir("pids", true), cpuacct: dir("cpuacct", true),
 		blkio: dir("blkio", true), quota: dir("cpu", s.CPUs != 0),
 	}
 	for i, d := range g.dirs {
@@ -146,13 +147,16 @@ func (s Spec) blockIO() *specs.LinuxBlockIO {
 }
 
 // countersV1 has the run's directory in each hierarchy, "" where it has none.
-type countersV1 struct{ memory, pids, cpuacct, quota, blkio string }
+type countersV1 struct {
+	*counterFiles
+	memory, pids, cpuacct, quota, blkio string
+}
 
 func (c *countersV1) usage() (u Usage, err error) {
 	var buf [4096]byte
 	read := func(dir, file string) (data []byte) {
 		if dir != "" && err == nil {
-			data, err = readFile(dir+file, buf[:])
+			data, err = c.read(dir+file, buf[:])
 		}
 		return data
 	}
@@ -168,10 +172,10 @@ func (c *countersV1) usage() (u Usage, err error) {
 	u.ReadBytes, u.WriteBytes = ioV1(read(c.blkio, "/blkio.throttle.io_service_bytes"))
 	u.OOMKills = keyed(read(c.memory, "/memory.oom_control"), "oom_kill")
 	if err == nil && c.memory != "" {
-		u.MemoryPeak, err = readUint(c.memory + "/memory.max_usage_in_bytes")
+		u.MemoryPeak, err = c.readUint(c.memory + "/memory.max_usage_in_bytes")
 	}
 	if err == nil && c.pids != "" {
-		u.PIDsPeak, err = readUint(c.pids + "/pids.peak")
+		u.PIDsPeak, err = c.readUint(c.pids + "/pids.peak")
 		if gone(err) {
 			err = nil // an older kernel
 		}
@@ -184,7 +188,7 @@ func (c *countersV1) oomKills() (uint64, error) {
 		return 0, nil
 	}
 	var buf [128]byte
-	data, err := readFile(c.memory+"/memory.oom_control", buf[:])
+	data, err := c.read(c.memory+"/memory.oom_control", buf[:])
 	return keyed(data, "oom_kill"), err
 }
 
@@ -192,7 +196,7 @@ func (c *countersV1) cpu() (time.Duration, error) {
 	if c.cpuacct == "" {
 		return 0, fmt.Errorf("WithCPUTime: the v1 cpuacct controller is not mounted")
 	}
-	ns, err := readUint(c.cpuacct + "/cpuacct.usage")
+	ns, err := c.readUint(c.cpuacct + "/cpuacct.usage")
 	return time.Duration(ns), err
 }
 

@@ -20,7 +20,8 @@ func (c *Cell) createV2(name string, s Spec) (*Group, error) {
 	}
 	p := path.Join(c.path, name)
 	dir := path.Join(c.tree.v2, p)
-	g := &Group{path: p, dirs: []string{dir}, v2: dir, counters: &countersV2{dir: dir}, freezer: freezer{dir, true}}
+	g := &Group{path: p, dirs: []string{dir}, v2: dir, freezer: freezer{dir, true}}
+	g.counters = &countersV2{counterFiles: &g.files, dir: dir}
 	if err := mkdir(dir); err != nil {
 		return nil, err
 	}
@@ -91,6 +92,7 @@ func (d IO) maxV2() (lines []cgroup2.Entry) {
 }
 
 type countersV2 struct {
+	*counterFiles
 	dir  string
 	peak atomic.Uint64 // of the samples, where there is no memory.peak
 }
@@ -98,7 +100,7 @@ type countersV2 struct {
 // usage leaves out what has no file: its controller is not enabled, or the kernel is older.
 func (c *countersV2) usage() (u Usage, err error) {
 	var buf [4096]byte
-	stat, err := readFile(c.dir+"/cpu.stat", buf[:]) // always there
+	stat, err := c.read(c.dir+"/cpu.stat", buf[:]) // always there
 	if err != nil {
 		return u, err
 	}
@@ -111,10 +113,10 @@ func (c *countersV2) usage() (u Usage, err error) {
 	if u.OOMKills, err = c.oomKills(); err != nil {
 		return u, err
 	}
-	if u.PIDsPeak, err = readUint(c.dir + "/pids.peak"); err != nil && !gone(err) {
+	if u.PIDsPeak, err = c.readUint(c.dir + "/pids.peak"); err != nil && !gone(err) {
 		return u, err
 	}
-	io, err := readFile(c.dir+"/io.stat", buf[:])
+	io, err := c.read(c.dir+"/io.stat", buf[:])
 	if err != nil && !gone(err) {
 		return u, err
 	}
@@ -123,11 +125,11 @@ func (c *countersV2) usage() (u Usage, err error) {
 }
 
 func (c *countersV2) memoryPeak() (uint64, error) {
-	peak, err := readUint(c.dir + "/memory.peak") // since Linux 5.19
+	peak, err := c.readUint(c.dir + "/memory.peak") // since Linux 5.19
 	if err == nil || !gone(err) {
 		return peak, err
 	}
-	now, err := readUint(c.dir + "/memory.current")
+	now, err := c.readUint(c.dir + "/memory.current")
 	if err != nil && !gone(err) {
 		return 0, err
 	}
@@ -141,7 +143,7 @@ func (c *countersV2) memoryPeak() (uint64, error) {
 
 func (c *countersV2) oomKills() (uint64, error) {
 	var buf [256]byte
-	data, err := readFile(c.dir+"/memory.events", buf[:])
+	data, err := c.read(c.dir+"/memory.events", buf[:])
 	if gone(err) {
 		return 0, nil
 	}
@@ -150,6 +152,6 @@ func (c *countersV2) oomKills() (uint64, error) {
 
 func (c *countersV2) cpu() (time.Duration, error) {
 	var buf [1024]byte
-	data, err := readFile(c.dir+"/cpu.stat", buf[:])
+	data, err := c.read(c.dir+"/cpu.stat", buf[:])
 	return time.Duration(keyed(data, "usage_usec")) * time.Microsecond, err
 }

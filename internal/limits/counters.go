@@ -1,0 +1,74 @@
+//go:build linux
+
+package limits
+
+import (
+	"bytes"
+	"io/fs"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// counterFiles reads the counters of a group. Opening one takes several times what reading it
+// does, so that they can be kept open.
+type counterFiles struct {
+	mu      sync.RWMutex // held for writing while kept is changed
+	keeping bool
+	kept    map[string]int
+}
+
+// keep keeps open what read reads, until it returns.
+func (f *counterFiles) keep(read func()) {
+	f.mu.Lock()
+	f.keeping, f.kept = true, map[string]int{}
+	f.mu.Unlock()
+	read()
+	f.mu.Lock()
+	f.keeping = false
+	f.mu.Unlock()
+}
+
+func (f *counterFiles) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, fd := range f.kept {
+		unix.Close(fd)
+	}
+	f.kept = nil
+}
+
+func (f *counterFiles) read(name string, buf []byte) ([]byte, error) {
+	f.mu.RLock()
+	keeping := f.keeping
+	if fd, ok := f.kept[name]; ok {
+		defer f.mu.RUnlock()
+		return readAll(fd, name, buf)
+	}
+	f.mu.RUnlock()
+	if !keeping {
+		return readFile(name, buf)
+	}
+	fd, err := open(name, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.kept[name] = fd
+	return readAll(fd, name, buf)
+}
+
+func (f *counterFiles) readUint(name string) (uint64, error) {
+	var buf [64]byte
+	data, err := f.read(name, buf[:])
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(string(bytes.TrimSpace(data)), 10, 64)
+	if err != nil {
+		return 0, &fs.PathError{Op: "parse", Path: name, Err: err}
+	}
+	return n, nil
+}
