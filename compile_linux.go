@@ -21,11 +21,25 @@ type machine struct {
 	rootLinks map[string]string // symbolic links at the top, such as bin -> usr/bin
 	etc       []string          // what it shows of /etc
 	etcLinks  map[string]string
-	resolv    string // the host's resolv.conf
-	masks     []mask // what of /proc a run must not see
+	libraries []string // files that the root of own functions shows
+	resolv    string   // the host's resolv.conf
+	masks     []mask   // what of /proc a run must not see
 	lastCap   int
 	hard      map[string]uint64 // hard limits of this process
 	kernel    [2]int
+}
+
+// with is the machine of which roots in memory show the given parts.
+func (m *machine) with(p parts) *machine {
+	if p == programs {
+		return m
+	}
+	other := *m
+	other.rootDirs, other.rootLinks, other.etc, other.etcLinks = nil, nil, nil, nil
+	if p == ownProgram {
+		other.libraries = ownLibraries()
+	}
+	return &other
 }
 
 // mask is a path below /proc that is covered.
@@ -95,7 +109,7 @@ type compiler struct {
 // compile turns the options into programs. It is pure: the same options on the
 // same machine give the same programs.
 func compile(c *config, m *machine, s shape, missing []point) (*plan, error) {
-	k := &compiler{c: c, m: m, shape: s, b: program.NewBuilder(), plan: &plan{joins: s.joins}, layout: c.root.layout(), missing: missing}
+	k := &compiler{c: c, m: m.with(c.root.rootfs.parts), shape: s, b: program.NewBuilder(), plan: &plan{joins: s.joins}, layout: c.root.layout(), missing: missing}
 	if c.root.writable == nil {
 		if err := k.compileTemplate(); err != nil {
 			return nil, err

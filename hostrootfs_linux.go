@@ -35,6 +35,9 @@ func (k *compiler) addHostSkeleton(b *program.Builder, root program.Slot, own bo
 			s.mkdir(p)
 		}
 	}
+	for _, p := range k.m.libraries {
+		s.file(p, "")
+	}
 	for _, links := range []map[string]string{k.m.rootLinks, k.m.etcLinks} {
 		for _, p := range slices.Sorted(maps.Keys(links)) {
 			s.symlink(p, links[p])

@@ -40,6 +40,7 @@ type config struct {
 	namespace namespaceConfig
 	root      rootConfig
 	security  securityConfig
+	fn        funcConfig
 }
 
 type securityConfig struct {
@@ -178,6 +179,7 @@ func (c *config) validate() error {
 	errs = append(errs, c.root.check()...)
 	errs = append(errs, c.security.check()...)
 	errs = append(errs, c.checkHostIDs()...)
+	errs = append(errs, c.fn.check()...)
 	return errors.Join(errs...)
 }
 

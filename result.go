@@ -124,6 +124,10 @@ func contextError(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", err, cause)
 }
 
+func notStarted(ctx context.Context) error {
+	return fmt.Errorf("sandbox: not started: %w", contextError(ctx))
+}
+
 // SetupError is a run that could not start.
 type SetupError struct {
 	// Stage is the step that failed, such as "cgroup" or "root file system".

@@ -10,10 +10,20 @@ import (
 	"strings"
 )
 
-// Rootfs is what a run has as its root file system: HostRootfs or DirRootfs.
+// Rootfs is what a run has as its root file system: HostRootfs, EmptyRootfs or DirRootfs.
 type Rootfs struct {
-	dir string // "" is the host's
+	dir   string // "" is one in memory, of parts of the host
+	parts parts
 }
+
+// parts is what of the host a root in memory shows.
+type parts int
+
+const (
+	programs   parts = iota // and libraries: HostRootfs
+	nothing                 // EmptyRootfs
+	ownProgram              // the libraries of this process
+)
 
 // HostRootfs shows the host's programs and libraries, read-only: /usr and /bin,
 // /sbin, /lib*. /etc is made up of what programs need to work (passwd, group,
@@ -21,6 +31,11 @@ type Rootfs struct {
 // dynamic loader cache, certificates, alternatives and time zone. Nothing else
 // of the host is visible: no /home, /root, /var, /run. The default.
 func HostRootfs() Rootfs { return Rootfs{} }
+
+// EmptyRootfs shows nothing of the host: the root has /dev, /proc, the made-up part of HostRootfs's /etc, the writable
+// file systems and what options add. A statically linked program, such as one that Go makes with CGO_ENABLED=0, needs no more than
+// a bind of itself.
+func EmptyRootfs() Rootfs { return Rootfs{parts: nothing} }
 
 // DirRootfs uses a directory of the host as the root, read-only unless
 // WithWritableRoot is set; the directory itself is never written to. Files keep
@@ -36,7 +51,7 @@ func DirRootfs(dir string) Rootfs {
 
 func (r Rootfs) String() string {
 	if r.dir == "" {
-		return "host"
+		return [...]string{"host", "empty", "own program"}[r.parts]
 	}
 	return r.dir
 }

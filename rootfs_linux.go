@@ -145,7 +145,7 @@ func (k *compiler) rootTrees() []string {
 	if dir := k.c.root.rootfs.dir; dir != "" {
 		return []string{dir}
 	}
-	return slices.Concat(k.m.rootDirs, k.m.etc)
+	return slices.Concat(k.m.rootDirs, k.m.etc, k.m.libraries)
 }
 
 // compileTemplate builds the program that assembles the root, once per cell, up
@@ -333,7 +333,7 @@ func (k *compiler) addWritableRoot() program.Slot {
 	b.AttachAt(root, cell.Root)
 	k.addHostSkeleton(b, root, true)
 	for i, p := range k.rootTrees() {
-		if strings.HasPrefix(p, "/etc/") {
+		if !slices.Contains(k.m.rootDirs, p) {
 			k.attachIn(b, k.lower[p], root, p)
 			continue
 		}

@@ -54,10 +54,6 @@ func (s *Sandbox) startOnce(ctx context.Context) (*running, error) {
 	return s.startIn(ctx, c)
 }
 
-func notStarted(ctx context.Context) error {
-	return fmt.Errorf("sandbox: not started: %w", contextError(ctx))
-}
-
 // check reports all wrong options: first what is wrong whatever this machine is like, which is
 // looked for once, then what they name and is not there.
 func (s *Sandbox) check() error {

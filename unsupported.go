@@ -53,3 +53,10 @@ func (r *running) killAll() error           { return unsupported() }
 func (r *running) pause() error             { return unsupported() }
 func (r *running) resume() error            { return unsupported() }
 func (r *running) usageNow() (Usage, error) { return Usage{}, unsupported() }
+func (r *running) kill(Reason)              {}
+
+func gainedPrivileges() bool         { return false }
+func unsupportedHere() error         { return unsupported() }
+func programFile() (*os.File, error) { return nil, unsupported() }
+func growPipe(*os.File)              {}
+func ownLibraries() []string         { return nil }

@@ -136,9 +136,9 @@ func (b *binary) mount(exe *os.File) error {
 
 // copy copies the file to memory.
 func (b *binary) copy(exe *os.File, size int64) error {
-	fd, err := unix.MemfdCreate("sandbox", unix.MFD_CLOEXEC|unix.MFD_EXEC)
+	fd, err := unix.MemfdCreate("sandbox", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if err == unix.EINVAL { // before Linux 6.3
-		fd, err = unix.MemfdCreate("sandbox", unix.MFD_CLOEXEC)
+		fd, err = unix.MemfdCreate("sandbox", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	}
 	if err != nil {
 		return os.NewSyscallError("memfd_create", err)
@@ -147,6 +147,9 @@ func (b *binary) copy(exe *os.File, size int64) error {
 	err = sendFile(fd, int(exe.Fd()), size)
 	if err == nil {
 		err = memory.Chmod(0o755)
+	}
+	if err == nil { // where the run has this process's user id, its mode would let it write
+		_, err = unix.FcntlInt(memory.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
 	}
 	if err == nil {
 		// A file that is open for writing can't be executed.

@@ -1,0 +1,36 @@
+package sandbox
+
+import (
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/forkserver"
+)
+
+func gainedPrivileges() bool { return forkserver.Privileged() }
+
+func unsupportedHere() error { return nil }
+
+// programFile is this program's own file, to be executed in a run.
+func programFile() (*os.File, error) {
+	f, err := cell.OwnFile()
+	if err != nil {
+		return nil, &SetupError{Stage: "own program", Err: err}
+	}
+	return f, nil
+}
+
+// ownLibraries is what this program is loaded with. If they can't be told, programFile says why.
+var ownLibraries = sync.OnceValue(func() []string {
+	list, _ := cell.OwnLibraries()
+	return list
+})
+
+func growPipe(f *os.File) {
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) })
+	}
+}

@@ -1,0 +1,182 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/cellkit/sandbox/internal/wire"
+)
+
+// What follows runs in a function's process.
+
+// A process that serves a function knows it by the first argument and the environment. Both must agree.
+const (
+	workerName = "sandbox-function"
+	workerEnv  = "_SANDBOX_FUNCTION=1"
+	loaderPath = "LD_LIBRARY_PATH"
+)
+
+// served is the function that this process serves.
+type served struct {
+	name string
+	conn *wire.Conn
+}
+
+// asWorker tells whether this process serves a function.
+var asWorker = func() func() (*served, bool) {
+	find := sync.OnceValue(func() *served {
+		if len(os.Args) != 5 || os.Args[1] != workerName || os.Getenv("_SANDBOX_FUNCTION") != "1" || gainedPrivileges() {
+			return nil
+		}
+		os.Unsetenv("_SANDBOX_FUNCTION")
+		os.Unsetenv(loaderPath)
+		fd, err1 := strconv.Atoi(os.Args[3])
+		limit, err2 := strconv.ParseInt(os.Args[4], 10, 64)
+		if errors.Join(err1, err2) != nil {
+			return nil
+		}
+		os.NewFile(uintptr(fd+1), "program").Close() // the file of this program
+		conn, err := wire.NewConn(os.NewFile(uintptr(fd), "calls"), limit)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "sandbox: function:", err)
+			os.Exit(125)
+		}
+		return &served{os.Args[2], conn}
+	})
+	return func() (*served, bool) { s := find(); return s, s != nil }
+}()
+
+// servedCall is one call.
+type servedCall struct {
+	request wire.Message
+	ended   context.Context // when the caller does not want the answer any more
+	streams []wire.Stream   // of the answer
+	ends    []*os.File      // their reading ends
+}
+
+// context is the function's.
+func (c *servedCall) context(left time.Duration) (context.Context, context.CancelFunc) {
+	if left > 0 {
+		return context.WithTimeout(c.ended, left)
+	}
+	return context.WithCancel(c.ended)
+}
+
+// serve serves calls, one after the other, until the host hangs up. It does not return.
+func (s *served) serve(in wire.Shape, f func(*servedCall) (wire.Message, error)) {
+	s.send(wire.Message{Kind: wire.Hello})
+	cancel := func() {}
+	for {
+		m, err := s.conn.Receive(in.Files(), wire.Call, wire.Cancel)
+		switch {
+		case errors.Is(err, io.EOF):
+			os.Exit(0)
+		case err != nil:
+			s.giveUp(err)
+		case m.Kind == wire.Cancel:
+			cancel() // of a call that is over already, if it comes late
+		default:
+			var ctx context.Context
+			ctx, cancel = context.WithCancel(context.Background())
+			go s.one(&servedCall{request: m, ended: ctx}, f)
+		}
+	}
+}
+
+func (s *served) giveUp(err error) {
+	fmt.Fprintln(os.Stderr, "sandbox: function:", err)
+	os.Exit(125)
+}
+
+func (s *served) send(m wire.Message) {
+	if err := s.conn.Send(m); err != nil {
+		s.giveUp(err)
+	}
+}
+
+// one serves a call.
+func (s *served) one(c *servedCall, f func(*servedCall) (wire.Message, error)) {
+	returned := false
+	defer func() {
+		if !returned {
+			s.sendTrouble(wire.Panicked, wire.Trouble{Text: panicText(recover()), Stack: string(debug.Stack())})
+		}
+	}()
+	m, err := f(c)
+	returned = true
+	if err == nil {
+		if err = s.conn.Send(m); err != nil && !errors.Is(err, wire.ErrTooLarge) {
+			s.giveUp(err)
+		}
+	}
+	for _, end := range c.ends {
+		end.Close()
+	}
+	if err != nil {
+		s.sendTrouble(wire.Failure, wire.Trouble{Text: err.Error(), TooLarge: errors.Is(err, wire.ErrTooLarge)})
+	} else if len(c.streams) > 0 {
+		text := ""
+		if err := c.copyStreams(); err != nil {
+			text = err.Error()
+		}
+		s.sendTrouble(wire.Streamed, wire.Trouble{Text: text})
+	}
+	c.request.Close()
+}
+
+func (s *served) sendTrouble(kind wire.Kind, t wire.Trouble) {
+	t.Text, t.Stack = t.Text[:min(len(t.Text), wire.MaxText)], t.Stack[:min(len(t.Stack), wire.MaxText)]
+	body, err := wire.Marshal(t)
+	if err != nil {
+		s.giveUp(err)
+	}
+	s.send(wire.Message{Kind: kind, Body: body})
+}
+
+func panicText(v any) string {
+	if v == nil {
+		return "runtime.Goexit"
+	}
+	return fmt.Sprint(v)
+}
+
+func (c *servedCall) copyStreams() error {
+	errs := make([]error, len(c.streams))
+	var wait sync.WaitGroup
+	for i, s := range c.streams {
+		wait.Go(func() {
+			_, errs[i] = copyStream(s.To, s.From)
+			s.To.Close()
+			if f, ok := s.From.(io.Closer); ok {
+				f.Close()
+			}
+		})
+	}
+	wait.Wait()
+	return errors.Join(errs...)
+}
+
+// copyStream copies in pieces that are worth a switch to the other process.
+func copyStream(to *os.File, from io.Reader) (int64, error) {
+	growPipe(to)
+	return io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, pipeSize))
+}
+
+// pipeSize is the most that an ordinary user may ask for: /proc/sys/fs/pipe-max-size.
+const pipeSize = 1 << 20
+
+func isClosedPipe(err error) bool {
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, os.ErrClosed)
+}
+
+func isReset(err error) bool {
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+}

@@ -1,0 +1,350 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cellkit/sandbox/internal/wire"
+)
+
+// worker is a process that serves calls of a function.
+type worker struct {
+	f       *function
+	process *Process
+	conn    *wire.Conn
+	log     *prefixSuffix // what it wrote to its standard error, unless the caller takes that
+	timeout *time.Duration
+	born    time.Time
+	calls   int
+	ended   chan struct{}
+}
+
+// start starts a worker and waits until it is ready. Once it is, the end of ctx means nothing to it.
+func (f *function) start(ctx context.Context, s *Sandbox) (_ *worker, err error) {
+	w := &worker{f: f, timeout: s.config.timeout, born: time.Now(), ended: make(chan struct{})}
+	conn, far, err := wire.Pair(s.config.fn.limit())
+	if err != nil {
+		return nil, errors.Join(unsupportedHere(), err)
+	}
+	defer far.Close()
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
+	program, err := programFile()
+	if err != nil {
+		return nil, err
+	}
+	defer program.Close()
+	w.conn = conn
+	s = s.With(func(c *config) {
+		c.timeout = nil
+		c.extra = append(slices.Clone(c.extra[:len(c.extra)-2]), far, program)
+		if c.stderr == nil {
+			w.log = &prefixSuffix{n: 32 << 10}
+			c.stderr = w.log
+		}
+	})
+	life, kill := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, kill)
+	defer func() {
+		if !stop() && err == nil {
+			w.end()
+			err = notStarted(ctx)
+		}
+	}()
+	if w.process, err = s.Start(life); err != nil {
+		kill()
+		if ctx.Err() != nil {
+			err = notStarted(ctx)
+		}
+		return nil, err
+	}
+	far.Close() // now the end of the process is the end of the connection
+	go func() {
+		_, _ = w.process.Wait()
+		kill()
+		close(w.ended)
+	}()
+	if _, err = conn.Receive(0, wire.Hello); err != nil {
+		if err = w.whyEnded(err); ctx.Err() != nil {
+			err = notStarted(ctx)
+		}
+		return nil, err
+	}
+	return w, nil
+}
+
+// end ends the worker and waits until nothing of it is left.
+func (w *worker) end() {
+	_ = w.process.Kill()
+	<-w.ended
+	w.conn.Close()
+}
+
+// lastWord is how long a process whose connection has ended may take to end too, before it is killed: its status tells why.
+const lastWord = time.Second
+
+// whyEnded ends the worker, and says why nothing, or nothing sensible, was received from it.
+func (w *worker) whyEnded(received error) error {
+	if errors.Is(received, io.EOF) || errors.Is(received, io.ErrUnexpectedEOF) || isReset(received) {
+		select {
+		case <-w.ended:
+		case <-time.After(lastWord):
+		}
+	}
+	select {
+	case <-w.ended:
+	default: // it lives, and what it says makes no sense
+		w.end()
+		return fmt.Errorf("sandbox: function %s: receiving its answer: %w", w.f.name, received)
+	}
+	w.conn.Close()
+	_, err := w.process.Wait()
+	var exit *ExitError
+	if errors.As(err, &exit) && w.log != nil {
+		exit.Stderr = w.log.bytes()
+	}
+	if err == nil {
+		err = fmt.Errorf("sandbox: function %s: %w", w.f.name, ErrNoAnswer)
+	}
+	return err
+}
+
+// fresh tells whether a worker that is idle can serve another call.
+func (w *worker) fresh(c *funcConfig) bool {
+	return (c.maxCalls == nil || w.calls < *c.maxCalls) && (c.maxAge == nil || time.Since(w.born) < *c.maxAge) && w.conn.Quiet()
+}
+
+// cancelGrace is how long a function may take to return once its context has ended.
+const cancelGrace = 100 * time.Millisecond
+
+// call is a call that a worker serves, in this process.
+type call struct {
+	w      *worker
+	ctx    context.Context
+	left   []io.Closer // of streams
+	stops  []func() bool
+	done   func(healthy bool)
+	once   sync.Once
+	mu     sync.Mutex
+	inErr  error // of a stream that the caller gave
+	open   int   // streams of the answer that are not read to the end
+	broken bool
+}
+
+// begin watches over the call: its context and its timeout.
+func (c *call) begin() {
+	c.stops = append(c.stops, context.AfterFunc(c.ctx, func() {
+		_ = c.w.conn.Send(wire.Message{Kind: wire.Cancel})
+		grace := time.NewTimer(cancelGrace)
+		defer grace.Stop()
+		select {
+		case <-grace.C:
+			c.w.process.r.kill(Canceled)
+		case <-c.w.ended:
+		}
+	}))
+	if c.w.timeout != nil {
+		c.stops = append(c.stops, time.AfterFunc(*c.w.timeout, func() { c.w.process.r.kill(TimedOut) }).Stop)
+	}
+	c.w.calls++
+}
+
+// finish gives the worker back. It is not used again unless healthy, and nothing has begun to end the call.
+func (c *call) finish(healthy bool) {
+	c.once.Do(func() {
+		for _, stop := range c.stops {
+			healthy = stop() && healthy
+		}
+		for _, f := range c.left {
+			f.Close()
+		}
+		c.done(healthy)
+	})
+}
+
+// feed copies the streams of the argument to the worker. If one can't be read, the call fails: the function must not take
+// what it has got for all.
+func (c *call) feed(streams []wire.Stream) {
+	for _, s := range streams {
+		c.left = append(c.left, s.To)
+		go func() {
+			if _, err := copyStream(s.To, s.From); err != nil && !isClosedPipe(err) {
+				c.mu.Lock()
+				c.inErr = errors.Join(c.inErr, err)
+				c.mu.Unlock()
+				c.w.process.r.kill(Signaled)
+				return // the pipe stays open until the process has ended
+			}
+			s.To.Close()
+		}()
+	}
+}
+
+// fail is why a call has no answer, given what Receive says.
+func (c *call) fail(received error) error {
+	err := c.w.whyEnded(received)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.ctx.Err() != nil:
+		return c.canceled()
+	case c.inErr != nil:
+		return fmt.Errorf("sandbox: function %s: reading a stream of its argument: %w", c.w.f.name, c.inErr)
+	case errors.Is(received, wire.ErrTooLarge):
+		return c.w.f.tooLarge("result", received)
+	}
+	return err
+}
+
+func (f *function) tooLarge(what string, err error) error {
+	return fmt.Errorf("sandbox: function %s: its %s: %w (raise WithMessageLimit, or pass an io.Reader)", f.name, what, err)
+}
+
+func (c *call) canceled() error {
+	return fmt.Errorf("sandbox: function %s: %w", c.w.f.name, contextError(c.ctx))
+}
+
+// trouble is the error that the worker reports.
+func (c *call) trouble(m wire.Message) error {
+	var t wire.Trouble
+	if err := wire.Unmarshal(m.Body, &t); err != nil {
+		return fmt.Errorf("sandbox: function %s: decoding its error: %w", c.w.f.name, err)
+	}
+	t.Text, t.Stack = t.Text[:min(len(t.Text), wire.MaxText)], t.Stack[:min(len(t.Stack), wire.MaxText)]
+	switch {
+	case c.ctx.Err() != nil:
+		return fmt.Errorf("%w (%s)", c.canceled(), t.Text)
+	case t.TooLarge:
+		return c.w.f.tooLarge("result", wire.ErrTooLarge)
+	case m.Kind == wire.Panicked:
+		return &PanicError{Func: c.w.f.name, Value: t.Text, Stack: t.Stack}
+	}
+	return &FuncError{Func: c.w.f.name, Text: t.Text}
+}
+
+// invoke has a worker serve a call. done is called, once, when the worker is not needed any more.
+func invoke[In, Out any](ctx context.Context, f *Func[In, Out], w *worker, in In, done func(healthy bool)) (out Out, err error) {
+	c := &call{w: w, ctx: ctx, done: done}
+	var e wire.Envelope
+	if deadline, ok := ctx.Deadline(); ok {
+		e.Left = max(time.Until(deadline), 1)
+	}
+	body, files, streams, ends, err := wire.Pack(f.in, in, e)
+	for _, s := range streams {
+		c.left = append(c.left, s.To)
+	}
+	if err == nil {
+		c.begin()
+		err = w.conn.Send(wire.Message{Kind: wire.Call, Body: body, Files: files})
+	}
+	for _, f := range ends {
+		f.Close()
+	}
+	if errors.Is(err, wire.ErrTooLarge) {
+		err = f.tooLarge("argument", err)
+	}
+	if err != nil && !isReset(err) { // if so, why comes next
+		c.finish(true)
+		return out, err
+	}
+	c.feed(streams)
+	m, err := w.conn.Receive(f.out.Files(), wire.Answer, wire.Failure, wire.Panicked)
+	switch {
+	case err != nil:
+		err = c.fail(err)
+		c.finish(false)
+	case m.Kind != wire.Answer:
+		m.Close()
+		err = c.trouble(m)
+		c.finish(m.Kind == wire.Failure && ctx.Err() == nil)
+	default:
+		out, _, err = wire.Unpack[Out](f.out, m, func(r *os.File) io.Reader { return c.stream(r) })
+		switch {
+		case err != nil:
+			m.Close()
+			err = fmt.Errorf("sandbox: function %s: its result: %w", f.name, err)
+			c.finish(false)
+		case c.open == 0:
+			c.finish(true)
+		}
+	}
+	return out, err
+}
+
+// stream is a field of the answer that is read by this process.
+func (c *call) stream(f *os.File) io.ReadCloser {
+	c.open++
+	return &answerStream{c: c, f: f}
+}
+
+type answerStream struct {
+	c   *call
+	f   *os.File
+	mu  sync.Mutex
+	end error // what Read returns from now on
+}
+
+func (s *answerStream) Read(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.end != nil {
+		return 0, s.end
+	}
+	n, err := s.f.Read(b)
+	if err != nil {
+		s.f.Close()
+		s.end = s.c.read(err)
+		return n, s.end
+	}
+	return n, nil
+}
+
+// Close gives up what has not been read, and with it the worker.
+func (s *answerStream) Close() error {
+	s.f.Close() // a Read that waits returns
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.end == nil {
+		s.end = os.ErrClosed
+		s.c.finish(false)
+	}
+	return nil
+}
+
+// read is told how a stream of the answer ended. When all have, the worker says whether they are whole. The end of one is
+// only as good as the word of the worker that comes after all of them, so that with several each but the last ends without.
+func (c *call) read(err error) error {
+	c.mu.Lock()
+	c.open--
+	last := c.open == 0
+	c.broken = c.broken || err != io.EOF
+	c.mu.Unlock()
+	if err != io.EOF {
+		c.finish(false)
+		return err
+	}
+	if !last {
+		return io.EOF
+	}
+	m, recvErr := c.w.conn.Receive(0, wire.Streamed)
+	if recvErr != nil {
+		err = c.fail(recvErr)
+		c.finish(false)
+		return err
+	}
+	var t wire.Trouble
+	if wire.Unmarshal(m.Body, &t) != nil || t.Text != "" {
+		err = c.trouble(wire.Message{Kind: wire.Failure, Body: m.Body})
+	}
+	c.finish(err == io.EOF && !c.broken)
+	return err
+}

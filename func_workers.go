@@ -1,0 +1,190 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+)
+
+// ErrPoolClosed is the error of calls, and runs, of a pool that was closed.
+var ErrPoolClosed = errors.New("the pool is closed")
+
+// Workers is a pool of processes that serve calls of a Func, each one call at a time. It is safe for concurrent use.
+type Workers[In, Out any] struct {
+	f *Func[In, Out]
+	*workers
+}
+
+// workers is what of Workers does not depend on the function's types.
+type workers struct {
+	f    *function
+	s    *Sandbox
+	err  error          // of the options
+	idle chan *worker   // as many as there are in the pool, nil for one that has to be started
+	busy sync.WaitGroup // calls and starts
+
+	mu     sync.Mutex
+	closed chan struct{}
+}
+
+// Workers starts n processes that serve calls of the function, one after the other: what a call costs is then no process, but two
+// messages. The options are added to those of NewFunc.
+//
+// A call may leave something behind for the next one in the same process, in variables or files; one that took the process over may
+// answer the next ones as it likes. WithMaxCalls(1) gives each call a process of its own all the same, started before it is needed. A process
+// that did not end its call with an answer, or an error that the function returned, is never used again: one that panicked, crashed,
+// reached a limit, or was canceled. It is replaced in the background. WithTimeout limits each call; other limits, such as WithMemory and
+// WithCPUTime, are those of a process, for all of its calls together.
+//
+// Nothing of this fails: wrong options and processes that can't be started are errors of Call. A panic of n < 1. The caller should call Close.
+func (f *Func[In, Out]) Workers(n int, opts ...Option) *Workers[In, Out] {
+	if n < 1 {
+		panic(fmt.Sprintf("sandbox: Workers: %d is not a positive number", n))
+	}
+	p := &workers{f: f.function, idle: make(chan *worker, n), closed: make(chan struct{})}
+	if p.s, p.err = f.sandbox(opts); p.err == nil {
+		p.s = p.s.With(func(c *config) { c.stdout, c.stderr = shared(c.stdout, c.stderr) })
+	}
+	for range n {
+		p.replace(nil)
+	}
+	return &Workers[In, Out]{f, p}
+}
+
+// Call waits for a worker that is idle, in the order of the calls, and calls the function in it. The errors are those of Func.Call, and
+// ErrPoolClosed. If a field of Out is an io.Reader, the worker is busy until all such fields are read to the end or closed.
+func (p *Workers[In, Out]) Call(ctx context.Context, in In) (out Out, err error) {
+	w, err := p.take(ctx)
+	if err != nil {
+		return out, err
+	}
+	return invoke(ctx, p.f, w, in, func(healthy bool) { p.give(w, healthy) })
+}
+
+// Close waits for the calls in progress, and then ends the workers. Further calls fail with ErrPoolClosed.
+func (p *workers) Close() {
+	p.mu.Lock()
+	select {
+	case <-p.closed:
+	default:
+		close(p.closed)
+	}
+	p.mu.Unlock()
+	p.busy.Wait()
+	for range cap(p.idle) {
+		w := <-p.idle
+		if w != nil {
+			w.end()
+		}
+		p.idle <- nil // for another Close
+	}
+}
+
+// enter begins what Close waits for.
+func (p *workers) enter() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.closed:
+		return false
+	default:
+		p.busy.Add(1)
+		return true
+	}
+}
+
+// take returns a worker that nobody else uses.
+func (p *workers) take(ctx context.Context) (*worker, error) {
+	if p.err != nil {
+		return nil, p.err
+	}
+	if ctx.Err() != nil {
+		return nil, notStarted(ctx)
+	}
+	if !p.enter() {
+		return nil, fmt.Errorf("sandbox: function %s: %w", p.f.name, ErrPoolClosed)
+	}
+	select {
+	case w := <-p.idle:
+		if w != nil && w.fresh(&p.s.config.fn) {
+			return w, nil
+		}
+		if w != nil {
+			go w.end()
+		}
+		w, err := p.f.start(ctx, p.s)
+		if err != nil {
+			p.idle <- nil
+			p.busy.Done()
+		}
+		return w, err
+	case <-ctx.Done():
+		p.busy.Done()
+		return nil, notStarted(ctx)
+	}
+}
+
+// give takes a worker back that has served a call.
+func (p *workers) give(w *worker, healthy bool) {
+	defer p.busy.Done()
+	if healthy && w.fresh(&p.s.config.fn) {
+		p.idle <- w
+		return
+	}
+	p.replace(w)
+}
+
+// replace starts a worker in the background, in the place of one that is no use any more.
+func (p *workers) replace(old *worker) {
+	p.busy.Add(1) // by somebody whom Close waits for, or who has not told anybody of the pool yet
+	go func() {
+		defer p.busy.Done()
+		if old != nil {
+			old.end()
+		}
+		var w *worker
+		if p.err == nil && !p.isClosed() {
+			w, _ = p.f.start(context.Background(), p.s) // who finds none starts one, and learns why it can't be
+		}
+		p.idle <- w
+	}()
+}
+
+func (p *workers) isClosed() bool {
+	select {
+	case <-p.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// shared makes writers that several processes write to at once. Files are theirs to write to, as ever.
+func shared(stdout, stderr io.Writer) (io.Writer, io.Writer) {
+	if sameWriter(stdout, stderr) {
+		stdout = lock(stdout)
+		return stdout, stdout
+	}
+	return lock(stdout), lock(stderr)
+}
+
+func lock(w io.Writer) io.Writer {
+	if _, isFile := w.(*os.File); w == nil || isFile {
+		return w
+	}
+	return &lockedWriter{w: w}
+}
+
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(b)
+}

@@ -1,0 +1,186 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+)
+
+// headSize is that of a message's head: the size of its body in 32 bits, its Kind and the number of files.
+const headSize = 6
+
+// Conn is one end. One goroutine may receive, several may send.
+type Conn struct {
+	// Polled has files that come in wait in the runtime's poller. That shows at their other ends, as O_NONBLOCK.
+	Polled bool
+
+	sock  *net.UnixConn
+	limit int64 // of a message's body
+
+	sending sync.Mutex
+	head    [headSize]byte
+	oob     []byte
+}
+
+// NewConn makes a Conn of a stream socket, which it takes over.
+func NewConn(f *os.File, limit int64) (*Conn, error) {
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	sock, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, fmt.Errorf("%v is no socket of this machine", c.LocalAddr())
+	}
+	return &Conn{sock: sock, limit: limit, oob: make([]byte, syscall.CmsgSpace(4*MaxFiles))}, nil
+}
+
+// Send sends a message. Its files stay open.
+func (c *Conn) Send(m Message) error {
+	if int64(len(m.Body)) > c.limit {
+		return fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(m.Body), c.limit)
+	}
+	if len(m.Files) > MaxFiles {
+		return fmt.Errorf("%d files, at most %d go with a call", len(m.Files), MaxFiles)
+	}
+	b := make([]byte, headSize, headSize+len(m.Body))
+	binary.LittleEndian.PutUint32(b, uint32(len(m.Body)))
+	b[4], b[5] = byte(m.Kind), byte(len(m.Files))
+	b = append(b, m.Body...)
+	var oob []byte
+	if len(m.Files) > 0 {
+		fds := make([]int, len(m.Files))
+		for i, f := range m.Files {
+			fds[i] = int(f.Fd())
+		}
+		oob = syscall.UnixRights(fds...)
+	}
+	c.sending.Lock()
+	defer c.sending.Unlock()
+	for len(b) > 0 {
+		n, _, err := c.sock.WriteMsgUnix(b, oob, nil)
+		if err != nil {
+			return err
+		}
+		b, oob = b[n:], nil
+	}
+	return nil
+}
+
+// Receive waits for a message with at most maxFiles files, of one of the kinds wanted. io.EOF means that the other end is gone.
+func (c *Conn) Receive(maxFiles int, wanted ...Kind) (m Message, err error) {
+	n, oobn, _, _, err := c.sock.ReadMsgUnix(c.head[:], c.oob)
+	if err == nil {
+		m.Files, err = c.files(c.oob[:oobn])
+	}
+	defer func() {
+		if err != nil {
+			m.Close()
+		}
+	}()
+	if err == nil && n == 0 {
+		err = io.EOF
+	} else if err == nil {
+		_, err = io.ReadFull(c.sock, c.head[n:])
+	}
+	if err != nil {
+		return m, err
+	}
+	size := int64(binary.LittleEndian.Uint32(c.head[:]))
+	m.Kind = Kind(c.head[4])
+	for _, k := range wanted {
+		if m.Kind != k {
+			continue
+		}
+		switch {
+		case size > c.limit:
+			return m, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, size, c.limit)
+		case len(m.Files) != int(c.head[5]):
+			return m, fmt.Errorf("%d files came with a message that has %d", len(m.Files), c.head[5])
+		case len(m.Files) > maxFiles:
+			return m, fmt.Errorf("%d files came with a message that may have %d", len(m.Files), maxFiles)
+		}
+		m.Body, err = c.body(size)
+		return m, err
+	}
+	return m, fmt.Errorf("unexpected message %v", m.Kind)
+}
+
+// body reads the rest of a message. What is large takes memory as it arrives, not as it is announced.
+func (c *Conn) body(size int64) ([]byte, error) {
+	const small = 64 << 10
+	if size <= small {
+		b := make([]byte, size)
+		_, err := io.ReadFull(c.sock, b)
+		return b, err
+	}
+	var b bytes.Buffer
+	if n, err := b.ReadFrom(io.LimitReader(c.sock, size)); err != nil {
+		return nil, err
+	} else if n < size {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return b.Bytes(), nil
+}
+
+// files makes files of the descriptors in control data.
+func (c *Conn) files(oob []byte) (list []*os.File, err error) {
+	messages, err := syscall.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	for i := range messages {
+		fds, err := syscall.ParseUnixRights(&messages[i])
+		if err != nil {
+			continue // credentials and the like
+		}
+		for _, fd := range fds {
+			if c.Polled {
+				_ = syscall.SetNonblock(fd, true)
+			}
+			list = append(list, os.NewFile(uintptr(fd), "received"))
+		}
+	}
+	return list, nil
+}
+
+// Quiet tells whether there is nothing to receive, nor the end of the connection.
+func (c *Conn) Quiet() bool {
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return false
+	}
+	quiet := false
+	err = raw.Control(func(fd uintptr) {
+		var b [1]byte
+		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		quiet = err == syscall.EAGAIN
+	})
+	return err == nil && quiet
+}
+
+// Pair makes a connection. The second end is for the worker.
+func Pair(limit int64) (*Conn, *os.File, error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	far := os.NewFile(uintptr(fds[1]), "worker")
+	c, err := NewConn(os.NewFile(uintptr(fds[0]), "calls"), limit)
+	if err != nil {
+		far.Close()
+		return nil, nil, err
+	}
+	c.Polled = true
+	return c, far, nil
+}
+
+// Close closes this end; who waits for a message gets an error.
+func (c *Conn) Close() error { return c.sock.Close() }

@@ -1,0 +1,18 @@
+//go:build !linux
+
+package wire
+
+import (
+	"errors"
+	"os"
+)
+
+// Conn can't be had elsewhere than on Linux.
+type Conn struct{}
+
+func Pair(int64) (*Conn, *os.File, error)           { return nil, nil, errors.ErrUnsupported }
+func NewConn(*os.File, int64) (*Conn, error)        { return nil, errors.ErrUnsupported }
+func (*Conn) Send(Message) error                    { return errors.ErrUnsupported }
+func (*Conn) Receive(int, ...Kind) (Message, error) { return Message{}, errors.ErrUnsupported }
+func (*Conn) Quiet() bool                           { return false }
+func (*Conn) Close() error                          { return errors.ErrUnsupported }

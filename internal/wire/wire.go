@@ -1,0 +1,51 @@
+// Package wire carries the calls of functions between this process and its workers: messages with descriptors over a socket, and
+// values as CBOR. Whoever is at the other end may have been taken over: what it sends is bounded, and nothing in it is taken on trust.
+package wire
+
+import (
+	"errors"
+	"os"
+)
+
+// Kind says what a message is.
+type Kind uint8
+
+const (
+	Hello    Kind = iota + 1 // by the worker: ready for calls
+	Call                     // to the worker
+	Cancel                   // to the worker: the caller does not want the answer any more
+	Answer                   // by the worker: what the function returned
+	Failure                  // by the worker: the error that it returned
+	Panicked                 // by the worker
+	Streamed                 // by the worker: the streams of its answer have been copied; an error, if there was one
+	numKinds
+)
+
+func (k Kind) String() string {
+	names := [...]string{"?", "hello", "call", "cancel", "answer", "failure", "panicked", "streamed"}
+	if k >= numKinds {
+		k = 0
+	}
+	return names[k]
+}
+
+// Message is one message. The files belong to whoever has it.
+type Message struct {
+	Kind  Kind
+	Body  []byte
+	Files []*os.File
+}
+
+// Close closes the files.
+func (m *Message) Close() {
+	for _, f := range m.Files {
+		f.Close()
+	}
+	m.Files = nil
+}
+
+// MaxFiles is how many files a message may carry.
+const MaxFiles = 64
+
+// ErrTooLarge says that a message is larger than it may be.
+var ErrTooLarge = errors.New("message too large")
