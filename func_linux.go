@@ -29,6 +29,8 @@ var ownLibraries = sync.OnceValue(func() []string {
 	return list
 })
 
+func closeOnExec(fd int) { unix.CloseOnExec(fd) }
+
 func growPipe(f *os.File) {
 	if raw, err := f.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) })

@@ -44,12 +44,8 @@ var asWorker = func() func() (*served, bool) {
 			return nil
 		}
 		os.NewFile(uintptr(fd+1), "program").Close() // the file of this program
-		conn, err := wire.NewConn(os.NewFile(uintptr(fd), "calls"), limit)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "sandbox: function:", err)
-			os.Exit(125)
-		}
-		return &served{os.Args[2], conn}
+		closeOnExec(fd)
+		return &served{os.Args[2], wire.NewConn(os.NewFile(uintptr(fd), "calls"), limit)}
 	})
 	return func() (*served, bool) { s := find(); return s, s != nil }
 }()

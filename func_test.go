@@ -100,13 +100,20 @@ func doJob(ctx context.Context, in job) (*job, error) {
 		fmt.Fprintln(os.Stderr, "counted")
 		return &job{Text: secret}, nil
 	case "suicide":
-		time.AfterFunc(100*time.Millisecond, func() { os.Exit(0) })
+		time.AfterFunc(100*time.Millisecond, func() { _ = unix.Kill(os.Getpid(), unix.SIGKILL) })
 		return &job{Text: secret}, nil
 	case "discard":
 		_, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, in.Body, make([]byte, sandbox.MiB))
 		return &job{}, err
 	case "zeros":
 		return &job{Body: io.LimitReader(zeros{}, int64(in.Size))}, nil
+	case "flood":
+		for range 10_000 {
+			fmt.Fprintln(os.Stderr, strings.Repeat("flood ", 1000))
+		}
+		os.Exit(1)
+	case "lie":
+		return nil, lie(in.Text, in.Size)
 	case "sum":
 		h := sha256.New()
 		n, err := io.Copy(h, in.Body)
@@ -131,6 +138,30 @@ func doJob(ctx context.Context, in job) (*job, error) {
 		return &job{File: f}, err
 	}
 	return nil, errors.New("no such job: " + in.Do)
+}
+
+// lie writes to the host in the name of the code that serves functions.
+func lie(text string, times int) error {
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range fds {
+		var fd int
+		_, _ = fmt.Sscan(e.Name(), &fd)
+		if kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || kind != unix.SOCK_STREAM {
+			continue
+		}
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			return err
+		}
+		for range times {
+			_ = unix.Sendmsg(fd, []byte(text), unix.UnixRights(int(null.Fd()), int(null.Fd())), nil, 0)
+		}
+		_ = unix.Shutdown(fd, unix.SHUT_RDWR)
+	}
+	select {}
 }
 
 type upper struct{ r io.Reader }
@@ -169,7 +200,7 @@ func call(t *testing.T, in job, opts ...sandbox.Option) *job {
 // TestRootlessFuncValues has values of many kinds come back as they were.
 func TestRootlessFuncValues(t *testing.T) {
 	t.Parallel()
-	in := job{Do: "echo", Text: "a\x00\u00e4\U0001f600", Size: -1 << 60, Time: time.Now().UTC(), Words: map[string][]int{"": nil, "a": {1, 2, 3}}}
+	in := job{Do: "echo", Text: "a\x00\xff\u00e4\U0001f600", Size: -1 << 60, Time: time.Now().UTC(), Words: map[string][]int{"": nil, "a": {1, 2, 3}}}
 	in.Time = in.Time.Round(0)
 	out := call(t, in)
 	require.True(t, in.Time.Equal(out.Time))
@@ -569,3 +600,46 @@ func benchmarkStream(b *testing.B, do string) {
 
 var echo = sandbox.NewFunc("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
 
+// TestAttackFuncLiar has a function take over its process, and answer as no function does. Nothing of it is believed, nothing
+// kept, and the next call finds a process that can be trusted.
+func TestAttackFuncLiar(t *testing.T) {
+	t.Parallel()
+	pool := work.Workers(1)
+	defer pool.Close()
+	for name, text := range map[string]string{
+		"no message":          "x",
+		"huge":                "\xff\xff\xff\xff\x04\x00",
+		"unasked":             "\x00\x00\x00\x00\x01\x00",
+		"descriptors":         "\x00\x00\x00\x00\x04\x02",
+		"two answers":         "\x01\x00\x00\x00\x04\x00\xf6\x01\x00\x00\x00\x04\x00\xf6",
+		"a bomb":              "\x20\x00\x00\x00\x04\x00\xa1\x65Value\x9b\x00\x00\x00\xff\xff\xff\xff\xff" + strings.Repeat("x", 16),
+		"an error of nothing": "\x01\x00\x00\x00\x05\x00\xff",
+		"a panic of nothing":  "\x00\x00\x00\x00\x06\x00",
+		"streams at once":     "\x00\x00\x00\x00\x07\x00",
+	} {
+		for _, times := range []int{1, 1000} {
+			ctx, cancel := context.WithTimeout(deadline(t), patience)
+			out, err := pool.Call(ctx, job{Do: "lie", Text: text, Size: times})
+			require.Error(t, err, name)
+			require.NoError(t, ctx.Err(), name)
+			require.Nil(t, out, name)
+			cancel()
+			out, err = pool.Call(deadline(t), job{Do: "echo", Text: "honest"})
+			require.NoError(t, err, name)
+			require.Equal(t, "honest", out.Text)
+		}
+	}
+}
+
+// TestAttackFuncFloods has functions that send without end: errors, panics and output without bounds.
+func TestAttackFuncFloods(t *testing.T) {
+	t.Parallel()
+	var failed *sandbox.FuncError
+	_, err := work.Call(deadline(t), job{Do: "error", Text: strings.Repeat("x", sandbox.MiB)})
+	require.ErrorAs(t, err, &failed)
+	require.Len(t, failed.Text, 64*sandbox.KiB)
+	var exit *sandbox.ExitError
+	_, err = work.Call(deadline(t), job{Do: "flood"})
+	require.ErrorAs(t, err, &exit)
+	require.Less(t, len(exit.Stderr), 65*sandbox.KiB)
+}

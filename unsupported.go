@@ -60,3 +60,4 @@ func unsupportedHere() error         { return unsupported() }
 func programFile() (*os.File, error) { return nil, unsupported() }
 func growPipe(*os.File)              {}
 func ownLibraries() []string         { return nil }
+func closeOnExec(int)                {}

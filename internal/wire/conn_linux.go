@@ -5,10 +5,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // headSize is that of a message's head: the size of its body in 32 bits, its Kind and the number of files.
@@ -16,30 +17,31 @@ const headSize = 6
 
 // Conn is one end. One goroutine may receive, several may send.
 type Conn struct {
-	// Polled has files that come in wait in the runtime's poller. That shows at their other ends, as O_NONBLOCK.
-	Polled bool
-
-	sock  *net.UnixConn
-	limit int64 // of a message's body
+	sock   *os.File
+	limit  int64 // of a message's body
+	polled bool  // this end, and files that come in, wait in the runtime's poller
 
 	sending sync.Mutex
 	head    [headSize]byte
 	oob     []byte
 }
 
-// NewConn makes a Conn of a stream socket, which it takes over.
-func NewConn(f *os.File, limit int64) (*Conn, error) {
-	defer f.Close()
-	c, err := net.FileConn(f)
+// Pair makes a connection. The second end is for the worker.
+func Pair(limit int64) (*Conn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, os.NewSyscallError("socketpair", err)
 	}
-	sock, ok := c.(*net.UnixConn)
-	if !ok {
-		c.Close()
-		return nil, fmt.Errorf("%v is no socket of this machine", c.LocalAddr())
-	}
-	return &Conn{sock: sock, limit: limit, oob: make([]byte, syscall.CmsgSpace(4*MaxFiles))}, nil
+	_ = unix.SetNonblock(fds[0], true)
+	c := NewConn(os.NewFile(uintptr(fds[0]), "calls"), limit)
+	c.polled = true
+	return c, os.NewFile(uintptr(fds[1]), "worker"), nil
+}
+
+// NewConn is the worker's end, given its file. It blocks: one thread waits in the kernel, which is sooner there than through
+// the poller.
+func NewConn(f *os.File, limit int64) *Conn {
+	return &Conn{sock: f, limit: limit, oob: make([]byte, unix.CmsgSpace(4*MaxFiles))}
 }
 
 // Send sends a message. Its files stay open.
@@ -60,12 +62,16 @@ func (c *Conn) Send(m Message) error {
 		for i, f := range m.Files {
 			fds[i] = int(f.Fd())
 		}
-		oob = syscall.UnixRights(fds...)
+		oob = unix.UnixRights(fds...)
 	}
 	c.sending.Lock()
 	defer c.sending.Unlock()
 	for len(b) > 0 {
-		n, _, err := c.sock.WriteMsgUnix(b, oob, nil)
+		var n int
+		err := c.wait(syscall.RawConn.Write, func(fd int) (err error) {
+			n, err = unix.SendmsgN(fd, b, oob, nil, unix.MSG_NOSIGNAL)
+			return err
+		})
 		if err != nil {
 			return err
 		}
@@ -74,9 +80,33 @@ func (c *Conn) Send(m Message) error {
 	return nil
 }
 
+// wait does what may have to wait for the other end.
+func (c *Conn) wait(until func(syscall.RawConn, func(fd uintptr) bool) error, f func(fd int) error) error {
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var callErr error
+	err = until(raw, func(fd uintptr) bool {
+		for {
+			if callErr = f(int(fd)); callErr != unix.EINTR {
+				return callErr != unix.EAGAIN
+			}
+		}
+	})
+	if err != nil {
+		return os.ErrClosed
+	}
+	return callErr
+}
+
 // Receive waits for a message with at most maxFiles files, of one of the kinds wanted. io.EOF means that the other end is gone.
 func (c *Conn) Receive(maxFiles int, wanted ...Kind) (m Message, err error) {
-	n, oobn, _, _, err := c.sock.ReadMsgUnix(c.head[:], c.oob)
+	var n, oobn int
+	err = c.wait(syscall.RawConn.Read, func(fd int) (err error) {
+		n, oobn, _, _, err = unix.Recvmsg(fd, c.head[:], c.oob, unix.MSG_CMSG_CLOEXEC)
+		return err
+	})
 	if err == nil {
 		m.Files, err = c.files(c.oob[:oobn])
 	}
@@ -88,7 +118,7 @@ func (c *Conn) Receive(maxFiles int, wanted ...Kind) (m Message, err error) {
 	if err == nil && n == 0 {
 		err = io.EOF
 	} else if err == nil {
-		_, err = io.ReadFull(c.sock, c.head[n:])
+		err = c.readFull(c.head[n:])
 	}
 	if err != nil {
 		return m, err
@@ -113,13 +143,21 @@ func (c *Conn) Receive(maxFiles int, wanted ...Kind) (m Message, err error) {
 	return m, fmt.Errorf("unexpected message %v", m.Kind)
 }
 
+// readFull reads what has to follow.
+func (c *Conn) readFull(b []byte) error {
+	_, err := io.ReadFull(c.sock, b)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
 // body reads the rest of a message. What is large takes memory as it arrives, not as it is announced.
 func (c *Conn) body(size int64) ([]byte, error) {
 	const small = 64 << 10
 	if size <= small {
 		b := make([]byte, size)
-		_, err := io.ReadFull(c.sock, b)
-		return b, err
+		return b, c.readFull(b)
 	}
 	var b bytes.Buffer
 	if n, err := b.ReadFrom(io.LimitReader(c.sock, size)); err != nil {
@@ -132,18 +170,18 @@ func (c *Conn) body(size int64) ([]byte, error) {
 
 // files makes files of the descriptors in control data.
 func (c *Conn) files(oob []byte) (list []*os.File, err error) {
-	messages, err := syscall.ParseSocketControlMessage(oob)
+	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
 		return nil, err
 	}
 	for i := range messages {
-		fds, err := syscall.ParseUnixRights(&messages[i])
+		fds, err := unix.ParseUnixRights(&messages[i])
 		if err != nil {
 			continue // credentials and the like
 		}
 		for _, fd := range fds {
-			if c.Polled {
-				_ = syscall.SetNonblock(fd, true)
+			if c.polled {
+				_ = unix.SetNonblock(fd, true)
 			}
 			list = append(list, os.NewFile(uintptr(fd), "received"))
 		}
@@ -160,26 +198,10 @@ func (c *Conn) Quiet() bool {
 	quiet := false
 	err = raw.Control(func(fd uintptr) {
 		var b [1]byte
-		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		quiet = err == syscall.EAGAIN
+		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		quiet = err == unix.EAGAIN
 	})
 	return err == nil && quiet
-}
-
-// Pair makes a connection. The second end is for the worker.
-func Pair(limit int64) (*Conn, *os.File, error) {
-	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
-	}
-	far := os.NewFile(uintptr(fds[1]), "worker")
-	c, err := NewConn(os.NewFile(uintptr(fds[0]), "calls"), limit)
-	if err != nil {
-		far.Close()
-		return nil, nil, err
-	}
-	c.Polled = true
-	return c, far, nil
 }
 
 // Close closes this end; who waits for a message gets an error.

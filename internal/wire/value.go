@@ -18,12 +18,13 @@ const (
 	MaxElements = 1 << 17 // of one array or map
 )
 
+// Strings are whatever bytes Go's may be.
 var encMode, decMode = modes()
 
 func modes() (cbor.EncMode, cbor.DecMode) {
 	enc, encErr := cbor.EncOptions{Time: cbor.TimeRFC3339Nano, TextMarshaler: cbor.TextMarshalerTextString}.EncMode()
 	dec, decErr := cbor.DecOptions{MaxNestedLevels: MaxDepth, MaxArrayElements: MaxElements, MaxMapPairs: MaxElements, IndefLength: cbor.IndefLengthForbidden,
-		DupMapKey: cbor.DupMapKeyEnforcedAPF, TextUnmarshaler: cbor.TextUnmarshalerTextString}.DecMode()
+		DupMapKey: cbor.DupMapKeyEnforcedAPF, UTF8: cbor.UTF8DecodeInvalid, TextUnmarshaler: cbor.TextUnmarshalerTextString}.DecMode()
 	if err := errors.Join(encErr, decErr); err != nil {
 		panic(err)
 	}
