@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -37,13 +39,14 @@ type cgroupConfig struct {
 	io                 []IOLimit
 	rlimits            map[string]rlimit
 	parent             string
+	pool               *budget // of the pool that the run is in
 }
 
 // same tells whether both make the same cgroup. The resource limits are the command's own.
 func (g *cgroupConfig) same(o *cgroupConfig) bool {
 	return equalPointed(g.memory, o.memory) && equalPointed(g.swap, o.swap) && equalPointed(g.pids, o.pids) && equalPointed(g.cpus, o.cpus) &&
 		equalPointed(g.weight, o.weight) && equalPointed(g.cpuset, o.cpuset) && equalPointed(g.cpuTime, o.cpuTime) &&
-		slices.Equal(g.io, o.io) && g.parent == o.parent
+		slices.Equal(g.io, o.io) && g.parent == o.parent && g.pool == o.pool
 }
 
 type rlimit struct{ soft, hard uint64 }
@@ -145,17 +148,15 @@ func (g *cgroupConfig) check() (errs []error) {
 	bad := func(option, format string, args ...any) {
 		errs = append(errs, optionError(option, format, args...))
 	}
-	if g.memory != nil && *g.memory < minMemory {
-		bad("WithMemory", "%d bytes is less than the least that makes sense, %d", *g.memory, minMemory)
+	errs = append(errs, checkMemory("WithMemory", g.memory), checkCPUs("WithCPUs", g.cpus))
+	if g.pool != nil {
+		errs = append(errs, g.pool.check(g.cpus))
 	}
 	if g.swap != nil && *g.swap < 0 {
 		bad("WithSwap", "%d is not a number of bytes", *g.swap)
 	}
 	if g.swap != nil && g.memory == nil {
 		bad("WithSwap", "means nothing without WithMemory")
-	}
-	if n := float64(runtime.NumCPU()); g.cpus != nil && !(*g.cpus >= 0.01 && *g.cpus <= n) {
-		bad("WithCPUs", "%v is not between 0.01 and the %v CPUs of this process", *g.cpus, n)
 	}
 	if g.weight != nil && (*g.weight < 1 || *g.weight > 10000) {
 		bad("WithCPUWeight", "%d is not between 1 and 10000", *g.weight)
@@ -182,7 +183,22 @@ func (g *cgroupConfig) check() (errs []error) {
 	if err := checkCgroupParent(g.parent); err != nil {
 		bad("WithCgroupParent", "%w", err)
 	}
-	return append(errs, g.checkRlimits()...)
+	errs = append(errs, g.checkRlimits()...)
+	return slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+}
+
+func checkMemory(option string, bytes *int64) error {
+	if bytes != nil && *bytes < minMemory {
+		return optionError(option, "%d bytes is less than the least that makes sense, %d", *bytes, minMemory)
+	}
+	return nil
+}
+
+func checkCPUs(option string, cpus *float64) error {
+	if n := float64(runtime.NumCPU()); cpus != nil && !(*cpus >= 0.01 && *cpus <= n) {
+		return optionError(option, "%v is not between 0.01 and the %v CPUs of this process", *cpus, n)
+	}
+	return nil
 }
 
 func (l IOLimit) check() error {
@@ -266,4 +282,21 @@ func (g *cgroupConfig) checkOnline() error {
 		}
 	}
 	return nil
+}
+
+// budget is what the runs of a pool have together.
+type budget struct {
+	name   string
+	memory *int64
+	cpus   *float64
+	cells  sync.Map // that have had runs
+}
+
+// check reports what is wrong with it, for a run with the given limit of its own: cgroup v1 refuses a child more than its parent has.
+func (b *budget) check(cpus *float64) error {
+	errs := []error{checkMemory("PoolMemory", b.memory), checkCPUs("PoolCPUs", b.cpus)}
+	if b.cpus != nil && cpus != nil && *cpus > *b.cpus {
+		errs = append(errs, optionError("WithCPUs", "%v is more than the %v that PoolCPUs gives to all runs together", *cpus, *b.cpus))
+	}
+	return errors.Join(errs...)
 }

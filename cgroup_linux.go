@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
 )
@@ -24,6 +25,9 @@ func (g *cgroupConfig) spec() (limits.Spec, error) {
 	set(&s.CPUs, g.cpus)
 	set(&s.CPUWeight, g.weight)
 	set(&s.CPUSet, g.cpuset)
+	if g.pool != nil {
+		s.Pool = g.pool.name
+	}
 	for _, l := range g.io {
 		major, minor, err := blockDevice(l.Path)
 		if err != nil {
@@ -33,6 +37,31 @@ func (g *cgroupConfig) spec() (limits.Spec, error) {
 			ReadBytes: l.ReadBytes, WriteBytes: l.WriteBytes, ReadOps: l.ReadOps, WriteOps: l.WriteOps})
 	}
 	return s, nil
+}
+
+// spec is what holds for all runs of a pool together.
+func (b *budget) spec() (s limits.Spec) {
+	set(&s.Memory, b.memory)
+	set(&s.CPUs, b.cpus)
+	return s
+}
+
+// in makes the pool's cgroup in the cell of a run that is about to start, if it is not there yet.
+func (b *budget) in(c *cell.Cell) error {
+	b.cells.Store(c, nil)
+	return c.Limits.Pool(b.name, b.spec())
+}
+
+// end removes the pool's cgroups, with all that is still in them.
+func (b *budget) end() error {
+	var errs []error
+	b.cells.Range(func(c, _ any) bool {
+		if c := c.(*cell.Cell); !c.Dying() { // else they go with it
+			errs = append(errs, c.Limits.DeletePool(b.name))
+		}
+		return true
+	})
+	return errors.Join(errs...)
 }
 
 func delegateSubgroup(name string) error {
@@ -78,6 +107,7 @@ func (g *cgroupConfig) options() (names []string) {
 		given bool
 	}{
 		{"WithMemory", g.memory != nil}, {"WithSwap", g.swap != nil}, {"WithCPUs", g.cpus != nil}, {"WithCPUWeight", g.weight != nil},
+		{"PoolMemory", g.pool != nil && g.pool.memory != nil}, {"PoolCPUs", g.pool != nil && g.pool.cpus != nil},
 		{"WithCPUSet", g.cpuset != nil}, {"WithPIDs", g.pids != nil}, {"WithCPUTime", g.cpuTime != nil}, {"WithIO", len(g.io) > 0},
 	} {
 		if o.given {

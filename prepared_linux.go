@@ -202,6 +202,18 @@ func (v *reserve) close() {
 	delete(reserves.all, v)
 }
 
+// end closes the reserve and waits until nothing is prepared any more. Runs that waited may still be about to end.
+func (p *prepared) end() {
+	p.close()
+	p.mu.Lock()
+	f := p.filling
+	p.mu.Unlock()
+	if f != nil {
+		f.hurry()
+		<-f.done
+	}
+}
+
 // dropPrepared ends the runs that wait in a cell which is about to end.
 func dropPrepared(c *cell.Cell) {
 	reserves.mu.Lock()

@@ -153,6 +153,11 @@ func (from recipe) prepare(ctx context.Context, conf *config) (_ *running, err e
 	}
 	// While the clone sets itself up, make the cgroup that it will join.
 	if c.Limits != nil {
+		if b := conf.cgroup.pool; b != nil {
+			if err := b.in(c); err != nil {
+				return nil, r.startLost(ctx, &SetupError{Stage: "cgroup", Err: err})
+			}
+		}
 		if r.group, err = c.Limits.Create(fmt.Sprintf("run-%d", runCount.Add(1)), from.limits); err != nil {
 			return nil, r.startLost(ctx, &SetupError{Stage: "cgroup", Err: err})
 		}
@@ -218,10 +223,15 @@ func (g *cgroupConfig) enforceable(c *cell.Cell) (limits.Spec, error) {
 	switch {
 	case c.Limits != nil:
 		err = c.Tree.Missing(asked)
+		if g.pool != nil {
+			if missing := c.Tree.Missing(g.pool.spec()); missing != nil {
+				err = errors.Join(err, fmt.Errorf("the pool's %w", missing))
+			}
+		}
 		if g.cpuTime != nil {
 			err = errors.Join(err, c.Tree.MissingCPUTime())
 		}
-	case !asked.Empty() || g.cpuTime != nil:
+	case !asked.Empty() || g.cpuTime != nil || g.pool != nil:
 		err = fmt.Errorf("%s: %w", strings.Join(g.options(), ", "), c.LimitsErr)
 	}
 	if err != nil {

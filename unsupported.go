@@ -61,3 +61,5 @@ func programFile() (*os.File, error) { return nil, unsupported() }
 func growPipe(*os.File)              {}
 func ownLibraries() []string         { return nil }
 func closeOnExec(int)                {}
+func (*budget) end() error           { return nil }
+func (*prepared) end()               {}

@@ -25,7 +25,8 @@ type Cell struct {
 	unit string // the scope, where systemd made it
 
 	mu      sync.Mutex
-	enabled map[string]error // v2: controllers that were switched on for the runs, or why not
+	enabled map[string]error // v2: directories and controllers that were switched on for the runs in them, or why not
+	pools   map[string]bool  // those that are made
 	swap    bool             // swap can be limited: memory.memsw.limit_in_bytes, memory.swap.max
 	sockets bool             // v1: socket buffers can be limited: memory.kmem.tcp.limit_in_bytes
 	release func()           // lets the scope's first process go
@@ -41,7 +42,7 @@ func (t *Tree) NewCell(id string, keeper Keeper) (*Cell, error) {
 	if err := checkName(id); err != nil {
 		return nil, fmt.Errorf("cell id %w", err)
 	}
-	c := &Cell{tree: t, path: path.Join(t.parent, id), enabled: map[string]error{}, release: func() {}}
+	c := &Cell{tree: t, path: path.Join(t.parent, id), enabled: map[string]error{}, pools: map[string]bool{}, release: func() {}}
 	if t.manager != nil {
 		if err := c.makeScope("sandbox-"+id+".scope", keeper); err != nil {
 			return nil, unavailable("%v did not make a scope: %v; name a cgroup with WithCgroupParent", t.manager, err)
@@ -149,23 +150,23 @@ func (c *Cell) makeDirs() (made []string, err error) {
 func (c *Cell) setUp() {
 	t := c.tree
 	if t.v2 != "" {
-		for _, controller := range usedV2 {
-			if controller != "cpuset" { // few need it: Create enables it for the first who does
-				_ = c.enable(controller) // Create reports it to those who need it
-			}
-		}
+		c.enableAll(c.path)
 		c.swap = exists(path.Join(t.v2, c.path, "memory.swap.max"))
 		return
 	}
-	if root, ok := containerdRoot(t.v1["cpuset"], "cpuset"); ok {
-		// An empty cpuset takes no process, nor do its children get anything from it. This fills
-		// it and those above it; whoever needs it hears from Create if it failed.
-		_, _ = cgroup1.New(cgroup1.StaticPath(c.path), &specs.LinuxResources{}, cgroup1.WithHierarchy(
-			func() ([]cgroup1.Subsystem, error) { return []cgroup1.Subsystem{cgroup1.NewCpuset(root)}, nil }))
-	}
+	c.fillCPUSet(c.path)
 	memory := t.v1["memory"]
 	c.swap = memory != "" && exists(memory+"/memory.memsw.limit_in_bytes")
 	c.sockets = memory != "" && exists(memory+"/memory.kmem.tcp.limit_in_bytes")
+}
+
+// fillCPUSet fills a directory's cpuset, and those above it, on v1: an empty one takes no process, nor do its children get anything
+// from it. Whoever needs it hears from Create if it failed.
+func (c *Cell) fillCPUSet(p string) {
+	if root, ok := containerdRoot(c.tree.v1["cpuset"], "cpuset"); ok {
+		_, _ = cgroup1.New(cgroup1.StaticPath(p), &specs.LinuxResources{}, cgroup1.WithHierarchy(
+			func() ([]cgroup1.Subsystem, error) { return []cgroup1.Subsystem{cgroup1.NewCpuset(root)}, nil }))
+	}
 }
 
 // Uncounted names the fields of Usage that have no counter here: for want of the controller, or
@@ -213,24 +214,35 @@ func (t *Tree) makeDir(mount, p string) error {
 	return err
 }
 
-// enable switches a v2 controller on for the children of the cell, all the way down. Each is
+// enableAll switches on what runs in the directory may need, on v2, but for cpuset, which few do: Create enables that for the
+// first. It reports what failed to those who need it.
+func (c *Cell) enableAll(p string) {
+	for _, controller := range usedV2 {
+		if controller != "cpuset" {
+			_ = c.enable(p, controller)
+		}
+	}
+}
+
+// enable switches a v2 controller on for the children of a directory, all the way down. Each is
 // switched on by itself, for one that can't be (cpu while a real-time process is in a child
 // cgroup) would take the others with it.
-func (c *Cell) enable(controller string) error {
+func (c *Cell) enable(p, controller string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err, done := c.enabled[controller]; done {
+	key := p + " " + controller
+	if err, done := c.enabled[key]; done {
 		return err
 	}
 	if why := c.tree.missing[controller]; why != "" {
-		c.enabled[controller] = errors.New(why)
-		return c.enabled[controller]
+		c.enabled[key] = errors.New(why)
+		return c.enabled[key]
 	}
-	child, err := cgroup2.Load(path.Join(c.path, "any"), cgroup2.WithMountpoint(c.tree.v2))
+	child, err := cgroup2.Load(path.Join(p, "any"), cgroup2.WithMountpoint(c.tree.v2))
 	if err == nil {
 		err = child.ToggleControllers([]string{controller}, cgroup2.Enable)
 	}
-	c.enabled[controller] = err
+	c.enabled[key] = err
 	return err
 }
 

@@ -34,6 +34,7 @@ type Spec struct {
 	CPUSet    string  // the CPUs to run on, such as "0-1,3"; "" = all
 	PIDs      int64   // processes and threads, 0 = no limit
 	IO        []IO    // none = no limit
+	Pool      string  // the run is in this Pool of the cell's; "" = in none
 }
 
 // IO limits access to one whole block device, per second. Zero is no limit.

@@ -15,7 +15,7 @@ import (
 // createV1 makes a run's directory in the hierarchies that it has a use for. Each costs
 // 0.1 to 0.2 ms to make, join and remove, so cpu and cpuset are left out unless they limit something.
 func (c *Cell) createV1(name string, s Spec) (*Group, error) {
-	p := path.Join(c.path, name)
+	p := path.Join(c.path, s.Pool, name)
 	g := &Group{path: p, dirs: c.tree.dirs(p, s.controllersV1()...)}
 	dir := func(controller string, use bool) string {
 		if mount := c.tree.v1[controller]; mount != "" && use {
@@ -46,7 +46,7 @@ func (c *Cell) createV1(name string, s Spec) (*Group, error) {
 
 func (s Spec) controllersV1() []string {
 	controllers := []string{"memory", "pids", "cpuacct", "freezer", "blkio"}
-	if s.CPUs != 0 || s.CPUWeight != 0 {
+	if s.CPUs != 0 || s.CPUWeight != 0 || s.Pool != "" { // whose CPUs may be limited
 		controllers = append(controllers, "cpu")
 	}
 	if s.CPUSet != "" {

@@ -14,11 +14,11 @@ import (
 // createV2 makes a run's directory, which has every controller that the cell enabled.
 func (c *Cell) createV2(name string, s Spec) (*Group, error) {
 	for _, n := range s.needs() {
-		if err := c.enable(n.controller); err != nil {
+		if err := c.enable(path.Join(c.path, s.Pool), n.controller); err != nil {
 			return nil, fmt.Errorf("%s: the %s controller can't be enabled for runs: %w", n.option, n.controller, err)
 		}
 	}
-	p := path.Join(c.path, name)
+	p := path.Join(c.path, s.Pool, name)
 	dir := path.Join(c.tree.v2, p)
 	g := &Group{path: p, dirs: []string{dir}, v2: dir, freezer: freezer{dir, true}}
 	g.counters = &countersV2{counterFiles: &g.files, dir: dir}
@@ -35,12 +35,14 @@ func (c *Cell) createV2(name string, s Spec) (*Group, error) {
 // limitV2 has containerd/cgroups write the settings. Manager.Update is used rather than
 // NewManager or NewChild, which enable the controllers again in every directory from the root
 // down: once per cell is enough.
-func (c *Cell) limitV2(p string, s Spec) error {
+func (c *Cell) limitV2(p string, s Spec) error { return c.updateV2(p, s.resourcesV2(c.swap)) }
+
+func (c *Cell) updateV2(p string, r *cgroup2.Resources) error {
 	m, err := cgroup2.Load(p, cgroup2.WithMountpoint(c.tree.v2))
 	if err != nil {
 		return err
 	}
-	return m.Update(s.resourcesV2(c.swap))
+	return m.Update(r)
 }
 
 // resourcesV2 converts s. swap is false on kernels without swap accounting; with no WithSwap

@@ -1,0 +1,297 @@
+package sandbox
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// ErrPoolFull is the error of a run that found the pool's queue, or for TryRun the pool itself, full.
+var ErrPoolFull = errors.New("the pool is full")
+
+// PoolOption changes one thing of a pool.
+type PoolOption func(*poolConfig)
+
+type poolConfig struct {
+	queue    int
+	memory   *int64
+	cpus     *float64
+	observer Observer
+	logger   *slog.Logger
+}
+
+const defaultQueue = 1024
+
+// PoolQueue limits how many runs may wait for their turn; a further one fails with ErrPoolFull. Default: 1024.
+func PoolQueue(n int) PoolOption { return func(c *poolConfig) { c.queue = n } }
+
+// PoolMemory limits the memory of all runs of the pool together, in bytes. Each may have a limit of its own besides. If the pool reaches its own,
+// the kernel chooses which of its processes ends: ErrOutOfMemory. It needs the memory controller.
+func PoolMemory(bytes int64) PoolOption { return func(c *poolConfig) { c.memory = &bytes } }
+
+// PoolCPUs limits the CPU time of all runs of the pool together, to that of n CPUs. WithCPUs of a run may not be more. It needs the cpu controller.
+func PoolCPUs(n float64) PoolOption { return func(c *poolConfig) { c.cpus = &n } }
+
+// PoolObserver has o told of every run.
+func PoolObserver(o Observer) PoolOption { return func(c *poolConfig) { c.observer = o } }
+
+// PoolLogger logs every run that has ended: its id, the command without its arguments, how it ended, and what it used; at level Info, or Warn where it did
+// not start. Default: none.
+func PoolLogger(l *slog.Logger) PoolOption { return func(c *poolConfig) { c.logger = l } }
+
+// Pool runs commands, so many at a time and the others in turn. It is safe for concurrent use.
+type Pool struct {
+	s      *Sandbox
+	config poolConfig
+	err    error // of the options
+	size   int
+	shared *prepared // whose it is is not the pool's
+	budget *budget   // nil without
+	slots  *semaphore.Weighted
+	ids    atomic.Uint64
+	ended  chan struct{} // closed when Close has begun
+
+	mu     sync.Mutex
+	active sync.WaitGroup // runs, from when they were asked for
+	inside int            // the number of those
+	closed bool
+	live   map[uint64]context.CancelCauseFunc
+	stats  PoolStats
+	waits  window
+	runs   window
+}
+
+var poolCount atomic.Uint64
+
+// NewPool makes a pool that runs what s describes, size runs at a time. It keeps as many prepared, unless s says another number: see WithPrepared. It never
+// fails: wrong options are reported by Run. The caller should call Close.
+func NewPool(s *Sandbox, size int, opts ...PoolOption) *Pool {
+	p := &Pool{config: poolConfig{queue: defaultQueue}, size: size, shared: s.prepared, ended: make(chan struct{}),
+		slots: semaphore.NewWeighted(int64(max(size, 1))), live: map[uint64]context.CancelCauseFunc{}}
+	for _, opt := range opts {
+		if opt != nil {
+			opt(&p.config)
+		}
+	}
+	p.err = p.config.check(size)
+	if p.config.memory != nil || p.config.cpus != nil {
+		p.budget = &budget{name: fmt.Sprintf("pool-%d", poolCount.Add(1)), memory: p.config.memory, cpus: p.config.cpus}
+	}
+	p.s = s.With(func(c *config) {
+		c.cgroup.pool = p.budget
+		c.prepared = cmp.Or(c.prepared, min(max(size, 0), maxPrepared))
+	})
+	p.stats.Failed = map[Reason]uint64{}
+	return p
+}
+
+func (c *poolConfig) check(size int) error {
+	var errs []error
+	if size < 1 {
+		errs = append(errs, optionError("NewPool", "%d is not a positive number of runs", size))
+	}
+	if c.queue < 0 {
+		errs = append(errs, optionError("PoolQueue", "%d is negative", c.queue))
+	}
+	return errors.Join(errs...)
+}
+
+// Run waits for its turn, runs the sandbox with the options added, and waits for the end. Runs start in the order in which they were asked for. The errors are
+// those of Sandbox.Run, ErrPoolFull and ErrPoolClosed.
+func (p *Pool) Run(ctx context.Context, opts ...Option) (*Result, error) {
+	return p.run(ctx, true, opts)
+}
+
+// TryRun is Run, but fails with ErrPoolFull where Run would have to wait for its turn.
+func (p *Pool) TryRun(ctx context.Context, opts ...Option) (*Result, error) {
+	return p.run(ctx, false, opts)
+}
+
+func (p *Pool) run(ctx context.Context, wait bool, opts []Option) (*Result, error) {
+	process, left, err := p.start(ctx, wait, opts)
+	if err != nil {
+		return nil, err
+	}
+	<-left
+	return process.Wait()
+}
+
+// Start waits for its turn and starts a run. The next run's turn comes when it has ended, waited for or not.
+func (p *Pool) Start(ctx context.Context, opts ...Option) (*Process, error) {
+	process, _, err := p.start(ctx, true, opts)
+	return process, err
+}
+
+// start also returns when the run's place is another's.
+func (p *Pool) start(ctx context.Context, wait bool, opts []Option) (*Process, <-chan struct{}, error) {
+	if p.err != nil {
+		return nil, nil, p.err
+	}
+	begun := time.Now()
+	run, cancel := context.WithCancelCause(ctx)
+	id, err := p.enter(wait, cancel)
+	if err != nil {
+		cancel(err)
+		return nil, nil, fmt.Errorf("sandbox: %w", err)
+	}
+	s := p.s.With(opts...)
+	record := RunRecord{ID: id, Command: slices.Clone(s.config.command)}
+	err = p.await(run)
+	turn := time.Now()
+	record.Waited = turn.Sub(begun)
+	if err != nil {
+		record.Err = err
+		p.leave(record, false)
+		return nil, nil, err
+	}
+	p.began()
+	process, err := s.Start(run)
+	if err != nil {
+		record.Took, record.Err = time.Since(turn), err
+		p.leave(record, true)
+		return nil, nil, err
+	}
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		record.Result, record.Err = process.Wait()
+		record.Took = time.Since(turn)
+		p.leave(record, true)
+	}()
+	return process, left, nil
+}
+
+// enter counts a run in.
+func (p *Pool) enter(wait bool, cancel context.CancelCauseFunc) (uint64, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	most := p.size
+	if wait {
+		most += p.config.queue
+	}
+	switch {
+	case p.closed:
+		return 0, ErrPoolClosed
+	case p.inside >= most:
+		p.stats.Refused++
+		return 0, ErrPoolFull
+	}
+	p.inside++
+	p.stats.Waiting++
+	p.active.Add(1)
+	id := p.ids.Add(1)
+	p.live[id] = cancel
+	return id, nil
+}
+
+// await waits for the run's turn.
+func (p *Pool) await(run context.Context) error {
+	turn, stop := context.WithCancelCause(run)
+	defer stop(nil)
+	go func() { // Close ends the wait, but not what runs
+		select {
+		case <-p.ended:
+			stop(ErrPoolClosed)
+		case <-turn.Done():
+		}
+	}()
+	if p.slots.Acquire(turn, 1) != nil {
+		if run.Err() == nil {
+			return fmt.Errorf("sandbox: not started: %w", ErrPoolClosed)
+		}
+		return notStarted(run)
+	}
+	return nil
+}
+
+func (p *Pool) began() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stats.Waiting--
+	p.stats.Running++
+}
+
+// leave counts a run out, which had its turn or not.
+func (p *Pool) leave(r RunRecord, turn bool) {
+	p.mu.Lock()
+	p.inside--
+	if turn {
+		p.stats.Running--
+	} else {
+		p.stats.Waiting--
+	}
+	switch {
+	case r.Result == nil:
+		p.stats.Unstarted++
+	case r.Result.Reason == Exited && r.Result.ExitCode == 0:
+		p.stats.Served++
+	default:
+		p.stats.Failed[r.Result.Reason]++
+	}
+	if r.Result != nil {
+		p.waits.add(r.Waited)
+		p.runs.add(r.Took)
+	}
+	p.live[r.ID](nil)
+	delete(p.live, r.ID)
+	p.mu.Unlock()
+	if turn {
+		p.slots.Release(1)
+	}
+	p.report(r)
+	p.active.Done()
+}
+
+// Stats is what the pool has done so far.
+func (p *Pool) Stats() PoolStats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.stats
+	s.Failed = maps.Clone(s.Failed)
+	s.Wait, s.Run = p.waits.latency(), p.runs.latency()
+	return s
+}
+
+// Close lets no further run in, gives up those that wait for their turn (ErrPoolClosed), and waits for those that run. If ctx ends first it kills them: errors.Is(err, ErrPoolClosed) then
+// holds for their errors, and Close returns that of ctx. When it returns nothing of the pool is left, once more or less often.
+func (p *Pool) Close(ctx context.Context) error {
+	p.mu.Lock()
+	if !p.closed {
+		p.closed = true
+		close(p.ended)
+	}
+	p.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		p.active.Wait()
+		close(done)
+	}()
+	var err error
+	select {
+	case <-done:
+	case <-ctx.Done():
+		err = fmt.Errorf("sandbox: closing the pool: %w", contextError(ctx))
+		p.mu.Lock()
+		for _, cancel := range p.live {
+			cancel(ErrPoolClosed)
+		}
+		p.mu.Unlock()
+		<-done
+	}
+	if p.s.prepared != nil && p.s.prepared != p.shared {
+		p.s.prepared.end()
+	}
+	if p.budget != nil {
+		err = errors.Join(err, p.budget.end())
+	}
+	return err
+}

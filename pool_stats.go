@@ -1,0 +1,87 @@
+package sandbox
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"time"
+)
+
+// Observer is told of the runs of a pool, by several goroutines at once. What it does delays the pool.
+type Observer interface {
+	// RunEnded is called when a run has ended, could not be started, or was given up.
+	RunEnded(RunRecord)
+}
+
+// RunRecord is what became of a run of a pool.
+type RunRecord struct {
+	ID      uint64        // 1 for the pool's first run, and so on
+	Command []string      // with its arguments
+	Waited  time.Duration // for its turn
+	Took    time.Duration // from then to its end
+	Result  *Result       // nil if it did not start
+	Err     error         // that of Run, but for copying streams
+}
+
+// PoolStats is what a pool has done.
+type PoolStats struct {
+	Running   int               // now
+	Waiting   int               // for their turn, now
+	Served    uint64            // runs whose command exited with status 0
+	Failed    map[Reason]uint64 // other runs that have ended: with Exited, those with another status
+	Refused   uint64            // ErrPoolFull
+	Unstarted uint64            // others that did not start, such as those given up while they waited
+
+	// Of the last 1,024 runs that started: for their turn, and from then to their end.
+	Wait, Run Latency
+}
+
+// Latency is the quantiles of a duration; zero if there was none.
+type Latency struct{ P50, P90, P99, Max time.Duration }
+
+// report tells of a run that is over.
+func (p *Pool) report(r RunRecord) {
+	if p.config.observer != nil {
+		p.config.observer.RunEnded(r)
+	}
+	if p.config.logger == nil {
+		return
+	}
+	attrs := []slog.Attr{slog.Uint64("id", r.ID), slog.Duration("waited", r.Waited), slog.Duration("took", r.Took)}
+	if len(r.Command) > 0 {
+		attrs = append(attrs, slog.String("command", r.Command[0]))
+	}
+	level, text := slog.LevelInfo, "run ended"
+	if r.Result != nil {
+		u := r.Result.Usage
+		attrs = append(attrs, slog.String("reason", r.Result.Reason.String()), slog.Int("status", r.Result.ExitCode),
+			slog.Duration("cpu", u.UserCPU+u.SystemCPU), slog.Uint64("memory", u.MemoryPeak))
+	} else {
+		level, text = slog.LevelWarn, "run did not start"
+	}
+	if r.Err != nil {
+		attrs = append(attrs, slog.String("error", r.Err.Error()))
+	}
+	p.config.logger.LogAttrs(context.Background(), level, text, attrs...)
+}
+
+// window is the last durations.
+type window struct {
+	last [1024]time.Duration
+	n    int // ever
+}
+
+func (w *window) add(d time.Duration) {
+	w.last[w.n%len(w.last)] = d
+	w.n++
+}
+
+func (w *window) latency() Latency {
+	n := min(w.n, len(w.last))
+	if n == 0 {
+		return Latency{}
+	}
+	sorted := slices.Sorted(slices.Values(w.last[:n]))
+	at := func(percent int) time.Duration { return sorted[(n*percent+99)/100-1] }
+	return Latency{at(50), at(90), at(99), sorted[n-1]}
+}
