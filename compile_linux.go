@@ -21,9 +21,9 @@ type machine struct {
 	rootLinks map[string]string // symbolic links at the top, such as bin -> usr/bin
 	etc       []string          // what it shows of /etc
 	etcLinks  map[string]string
-	libraries []string // files that the root of own functions shows
-	resolv    string   // the host's resolv.conf
-	masks     []mask   // what of /proc a run must not see
+	libraries map[string]string // files that the root of own functions shows, by where
+	resolv    string            // the host's resolv.conf
+	masks     []mask            // what of /proc a run must not see
 	lastCap   int
 	hard      map[string]uint64 // hard limits of this process
 	kernel    [2]int

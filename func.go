@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
-	"path"
 	"reflect"
 	"runtime"
 	"slices"
@@ -170,13 +168,7 @@ func (f *function) derive(s *Sandbox) *Sandbox {
 			c.env = append([]string{fmt.Sprintf("GOMEMLIMIT=%d", *m/10*9)}, c.env...)
 		}
 		c.env = append(c.env, workerEnv)
-		if libs := ownLibraries(); len(libs) > 0 { // there is no cache for the loader to find them by
-			dirs := map[string]bool{}
-			for _, lib := range libs {
-				dirs[path.Dir(lib)] = true
-			}
-			c.env = append(c.env, loaderPath+"="+strings.Join(slices.Sorted(maps.Keys(dirs)), ":"))
-		}
+		c.env = append(c.env, loaderPath+"="+libraryDir)
 	})
 }
 

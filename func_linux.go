@@ -23,11 +23,13 @@ func programFile() (*os.File, error) {
 	return f, nil
 }
 
-// ownLibraries is what this program is loaded with. If they can't be told, programFile says why.
-var ownLibraries = sync.OnceValue(func() []string {
-	list, _ := cell.OwnLibraries()
-	return list
+// ownLibraries is what this program is loaded with, by where runs have it. If it can't be told, programFile says why.
+var ownLibraries = sync.OnceValue(func() map[string]string {
+	files, _ := cell.OwnLibraries()
+	return files
 })
+
+const libraryDir = cell.LibraryDir
 
 func closeOnExec(fd int) { unix.CloseOnExec(fd) }
 

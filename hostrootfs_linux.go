@@ -35,7 +35,7 @@ func (k *compiler) addHostSkeleton(b *program.Builder, root program.Slot, own bo
 			s.mkdir(p)
 		}
 	}
-	for _, p := range k.m.libraries {
+	for _, p := range slices.Sorted(maps.Keys(k.m.libraries)) {
 		s.file(p, "")
 	}
 	for _, links := range []map[string]string{k.m.rootLinks, k.m.etcLinks} {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -109,8 +110,8 @@ func (k *compiler) declareTrees() {
 	}
 	mapOwner := k.m.atLeast(5, 19) && !k.shape.hostIDs // overlayfs takes idmapped layers from there on
 	for _, dir := range k.rootTrees() {
-		t := tree{path: dir, forOption: "WithRootfs", partial: k.partial()}
-		if !strings.HasPrefix(dir, "/etc/") {
+		t := tree{path: k.source(dir), forOption: "WithRootfs", partial: k.partial()}
+		if !strings.HasPrefix(dir, "/etc/") && k.m.libraries[dir] == "" {
 			t.mapOwner, t.mapIfCan, t.forOption = mapOwner, !k.shape.hostIDs, "WithWritableRoot"
 		}
 		k.lower[dir] = add(t)
@@ -140,13 +141,17 @@ func (k *compiler) attachSet(b *program.Builder, mount, root program.Slot, at st
 	}
 }
 
-// rootTrees is the host directories and files that the root is made of.
+// rootTrees is where the host directories and files are that the root is made of: for all but libraries the same
+// place as the host's.
 func (k *compiler) rootTrees() []string {
 	if dir := k.c.root.rootfs.dir; dir != "" {
 		return []string{dir}
 	}
-	return slices.Concat(k.m.rootDirs, k.m.etc, k.m.libraries)
+	return slices.Concat(k.m.rootDirs, k.m.etc, slices.Sorted(maps.Keys(k.m.libraries)))
 }
+
+// source is the host's path of one of rootTrees.
+func (k *compiler) source(p string) string { return cmp.Or(k.m.libraries[p], p) }
 
 // compileTemplate builds the program that assembles the root, once per cell, up
 // to what is each run's own.
@@ -155,7 +160,7 @@ func (k *compiler) compileTemplate() error {
 	b.Stage("root file system")
 	given := map[string]program.Slot{}
 	for _, p := range k.rootTrees() {
-		k.plan.trees = append(k.plan.trees, tree{path: p, forOption: "WithRootfs", partial: k.partial()})
+		k.plan.trees = append(k.plan.trees, tree{path: k.source(p), forOption: "WithRootfs", partial: k.partial()})
 		given[p] = b.File(p + ", read-only")
 	}
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))

@@ -351,3 +351,20 @@ func TestWritableHostFiles(t *testing.T) {
 	require.NoFileExists(t, "/usr/"+mark)
 	require.FileExists(t, "/usr/bin/env")
 }
+
+// TestRootlessEmptyRootfs has a static program in a root with nothing else of the host.
+func TestRootlessEmptyRootfs(t *testing.T) {
+	t.Parallel()
+	need(t, "a static busybox")
+	busybox, err := exec.LookPath("busybox")
+	require.NoError(t, err)
+	s := sandbox.New(sandbox.WithRootfs(sandbox.EmptyRootfs()), sandbox.WithReadOnlyBind(busybox, "/bin/busybox"))
+	look := func(opts ...sandbox.Option) string {
+		return output(t, s.With(sandbox.WithCommand("busybox", "sh", "-c", "echo /*; echo /bin/*; busybox id -un; busybox touch /tmp/x /file 2>/dev/null; echo /tmp/* /fil*")).With(opts...))
+	}
+	require.Equal(t, "/bin /dev /etc /home /proc /run /tmp /var\n/bin/busybox\nsandbox\n/tmp/x /fil*", look())
+	if kernel(5, 11)() {
+		require.Equal(t, "/bin /dev /etc /home /proc /run /tmp /var\n/bin/busybox\nsandbox\n/tmp/x /file", look(sandbox.WithWritableRoot(sandbox.MiB)))
+	}
+	require.Equal(t, "empty", sandbox.EmptyRootfs().String())
+}

@@ -59,7 +59,9 @@ func gainedPrivileges() bool         { return false }
 func unsupportedHere() error         { return unsupported() }
 func programFile() (*os.File, error) { return nil, unsupported() }
 func growPipe(*os.File)              {}
-func ownLibraries() []string         { return nil }
-func closeOnExec(int)                {}
-func (*budget) end() error           { return nil }
-func (*prepared) end()               {}
+
+const libraryDir = ""
+
+func closeOnExec(int)      {}
+func (*budget) end() error { return nil }
+func (*prepared) end()     {}

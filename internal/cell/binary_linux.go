@@ -209,6 +209,17 @@ func mappedLibraries() ([]string, error) {
 	return libs, nil
 }
 
+// neededAs is the name that programs know a library by, which need not be its file's: elf(5), DT_SONAME.
+func neededAs(lib string) string {
+	if f, err := elf.Open(lib); err == nil {
+		defer f.Close()
+		if names, _ := f.DynString(elf.DT_SONAME); len(names) == 1 && names[0] == filepath.Base(names[0]) {
+			return names[0]
+		}
+	}
+	return filepath.Base(lib)
+}
+
 // executable returns the file of a line of /proc/pid/maps, if code is mapped from it. The
 // name, after five fields and padding, may have spaces in it.
 func executable(line string) (path string, ok bool) {

@@ -139,8 +139,8 @@ func mounts(b *binary) []*configs.Mount {
 		}
 	}
 	for _, l := range b.libs {
-		if l != b.loader {
-			bind(cmp.Or(b.copies[l], l), l)
+		if at := filepath.Join(filepath.Dir(l), neededAs(l)); at != b.loader {
+			bind(cmp.Or(b.copies[l], l), at)
 		}
 	}
 	return list

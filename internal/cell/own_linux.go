@@ -2,8 +2,7 @@ package cell
 
 import (
 	"os"
-	"slices"
-	"strings"
+	"path/filepath"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -43,8 +42,9 @@ func CloseOwn() {
 	}
 }
 
-// OwnLibraries is the files of the host that this program is loaded with; none if it is static.
-func OwnLibraries() ([]string, error) {
+// OwnLibraries is the files of the host that this program is loaded with, by where they have to be for a run to load it too; none if it is static.
+// They need LibraryDir for a search path.
+func OwnLibraries() (map[string]string, error) {
 	exe, err := os.Open("/proc/self/exe")
 	if err != nil {
 		return nil, err
@@ -54,9 +54,15 @@ func OwnLibraries() ([]string, error) {
 	if err != nil || loader == "" {
 		return nil, err
 	}
+	files := map[string]string{loader: loader}
 	libs, err := mappedLibraries()
-	if !slices.Contains(libs, loader) {
-		libs = append(libs, loader)
+	for _, l := range libs {
+		if at := filepath.Join(LibraryDir, neededAs(l)); neededAs(l) != filepath.Base(loader) {
+			files[at] = l
+		}
 	}
-	return slices.DeleteFunc(libs, func(p string) bool { return strings.HasPrefix(p, "/dev/") || strings.HasPrefix(p, "/proc/") }), err
+	return files, err
 }
+
+// LibraryDir is one that no file system of a run's own is mounted at.
+const LibraryDir = "/lib"

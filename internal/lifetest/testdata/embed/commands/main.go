@@ -15,6 +15,7 @@ import (
 
 	"github.com/cellkit/sandbox"
 
+	"example.com/embed/middle"
 	_ "example.com/embed/noisy"
 )
 
@@ -48,6 +49,9 @@ func echo() error {
 	out, err := sandbox.New(sandbox.WithCommand("echo", "hi")).Output(context.Background())
 	if err == nil && string(out) != "hi\n" {
 		err = fmt.Errorf("output %q", out)
+	}
+	if err == nil {
+		err = middle.Check()
 	}
 	return err
 }

@@ -1,4 +1,4 @@
-// Command minimal is the shortest program that uses the library.
+// Command minimal is a short program that uses the library.
 package main
 
 import (
@@ -7,10 +7,15 @@ import (
 	"os"
 
 	"github.com/cellkit/sandbox"
+
+	"example.com/embed/middle"
 )
 
 func main() {
 	out, err := sandbox.New(sandbox.WithCommand("echo", "hi")).Output(context.Background())
+	if err == nil {
+		err = middle.Check()
+	}
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)

@@ -1,6 +1,7 @@
 package tested
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
@@ -10,6 +11,8 @@ import (
 )
 
 var custom = flag.String("custom", "", "must be given")
+
+var half = sandbox.NewFunc("half", func(_ context.Context, n int) (int, error) { return n / 2, nil })
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -21,5 +24,8 @@ func TestOutput(t *testing.T) {
 	out, err := sandbox.New(sandbox.WithCommand("echo", "hi")).Output(t.Context())
 	if err != nil || string(out) != "hi\n" {
 		t.Fatalf("%q, %v", out, err)
+	}
+	if n, err := half.Call(t.Context(), 84); n != 42 || err != nil {
+		t.Fatal(n, err)
 	}
 }
