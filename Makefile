@@ -7,9 +7,9 @@ FUZZTIME   ?= 60s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VMTEST      = umask 022 && $(GO) run ./internal/vmtest
 
-.PHONY: test deps vet test-host test-vm vm race bench fuzz
+.PHONY: test deps vet examples test-host test-vm vm race bench fuzz
 
-test: deps vet fuzz
+test: deps vet fuzz examples
 	@echo "== tests: host, host-user, guests"
 	@$(VMTEST)
 
@@ -29,8 +29,14 @@ vet:
 	@for arch in amd64 arm64; do CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) build -gcflags='all=-N -l' -o /dev/null ./cmd/sandbox || exit 1; done
 	@echo "== vet: bench"
 	@cd bench && $(GO) vet .
+	@echo "== vet: examples"
+	@cd examples && $(GO) vet ./...
 	@echo "== staticcheck"
 	@$(GO) run $(STATICCHECK) ./...
+
+examples:
+	@echo "== examples"
+	@cd examples && $(GO) test -count=1 ./...
 
 test-host:
 	@$(VMTEST) host
