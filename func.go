@@ -8,7 +8,6 @@ import (
 	"os"
 	"reflect"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,6 +27,7 @@ type function struct {
 	opts []Option
 
 	once  sync.Once
+	base  *Sandbox
 	plain *Sandbox // of calls without options
 }
 
@@ -48,7 +48,8 @@ type function struct {
 //
 // Values are copied, as CBOR (RFC 8949): exported fields, to 32 levels, with 131,072 elements in an array or map. The fields of In and Out, or of the structs they
 // point to, that are an *os.File are passed as descriptors. Those that are an io.Reader are streams: they are copied while the
-// function, or the caller, reads; see Call. Deeper ones do not travel.
+// function, or the caller, reads; see Call. Deeper ones do not travel. An answer is whatever who took over the process makes it: a value of its type, a
+// file that may be anything with a descriptor, a stream without end.
 func NewFunc[In, Out any](name string, fn func(context.Context, In) (Out, error), opts ...Option) *Func[In, Out] {
 	f := &Func[In, Out]{&function{name: name, opts: opts}, wire.ShapeOf(reflect.TypeFor[In]()), wire.ShapeOf(reflect.TypeFor[Out]())}
 	register(name)
@@ -143,18 +144,19 @@ func (f *Func[In, Out]) Call(ctx context.Context, in In, opts ...Option) (Out, e
 
 // sandbox is what calls with the options run in. Its last two extra files are filled in by start.
 func (f *function) sandbox(opts []Option) (*Sandbox, error) {
-	f.once.Do(func() { f.plain = f.derive(New(append([]Option{ownProgramOption}, f.opts...)...)) })
+	f.once.Do(func() {
+		f.base = New(func(c *config) { c.root.rootfs = Rootfs{parts: ownProgram} }).With(f.opts...)
+		f.plain = f.derive(f.base)
+	})
 	s := f.plain
 	if len(opts) > 0 {
-		s = f.derive(New(slices.Concat([]Option{ownProgramOption}, f.opts, opts)...))
+		s = f.derive(f.base.With(opts...))
 	}
 	if s.config.fn.commanded {
 		return nil, optionError("WithCommand", "the function %q is the command", f.name)
 	}
 	return s, nil
 }
-
-func ownProgramOption(c *config) { c.root.rootfs = Rootfs{parts: ownProgram} }
 
 // derive sets the command of a function.
 func (f *function) derive(s *Sandbox) *Sandbox {

@@ -107,6 +107,9 @@ func doJob(ctx context.Context, in job) (*job, error) {
 		return &job{}, err
 	case "zeros":
 		return &job{Body: io.LimitReader(zeros{}, int64(in.Size))}, nil
+	case "deaf":
+		_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
+		select {}
 	case "flood":
 		for range 10_000 {
 			fmt.Fprintln(os.Stderr, strings.Repeat("flood ", 1000))
@@ -642,4 +645,51 @@ func TestAttackFuncFloods(t *testing.T) {
 	_, err = work.Call(deadline(t), job{Do: "flood"})
 	require.ErrorAs(t, err, &exit)
 	require.Less(t, len(exit.Stderr), 65*sandbox.KiB)
+}
+
+// TestAttackFuncDeaf has a process that reads no more, and calls that want it to. They end when their callers want them to.
+func TestAttackFuncDeaf(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{0, 10 * sandbox.MiB} {
+		pool := work.Workers(1, sandbox.WithTimeout(500*time.Millisecond))
+		ctx, cancel := context.WithTimeout(deadline(t), 200*time.Millisecond)
+		defer cancel()
+		_, err := pool.Call(ctx, job{Do: "deaf"})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		_, err = pool.Call(deadline(t), job{Do: "deaf", Text: strings.Repeat("x", size)})
+		require.ErrorIs(t, err, sandbox.ErrTimeout)
+		pool.Close()
+	}
+	for _, stop := range []sandbox.Option{sandbox.WithTimeout(500 * time.Millisecond), nil} {
+		ctx, cancel := context.WithTimeout(deadline(t), time.Second)
+		defer cancel()
+		_, err := work.Call(ctx, job{Do: "sum", Body: neverEnds{}}, stop)
+		require.Error(t, err)
+	}
+}
+
+type neverEnds struct{}
+
+func (neverEnds) Read(b []byte) (int, error) { return len(b), nil }
+
+// TestRootlessFuncWider gives functions more than they have by default.
+func TestRootlessFuncWider(t *testing.T) {
+	t.Parallel()
+	require.Contains(t, call(t, job{Do: "see", Text: "/usr"}, sandbox.WithRootfs(sandbox.HostRootfs())).Text, "bin ")
+	require.Equal(t, "x ", call(t, job{Do: "see", Text: "/data"}, sandbox.WithFile("/data/x", []byte("x"), 0o644)).Text)
+	require.Contains(t, call(t, job{Do: "pid"}, sandbox.WithEnv("COLOUR=red", "GOMEMLIMIT=1GiB"), sandbox.WithPrepared(2)).Text, "COLOUR=red")
+	f, err := os.Open(os.DevNull)
+	require.NoError(t, err)
+	defer f.Close()
+	require.Equal(t, "echo", call(t, job{Do: "echo"}, sandbox.WithExtraFiles(f, f, f)).Do)
+	if kernel(5, 11)() {
+		require.Contains(t, call(t, job{Do: "see", Text: "/"}, sandbox.WithWritableRoot(sandbox.MiB)).Text, "lib ")
+	}
+	pool := work.Workers(2, sandbox.WithPrepared(2), sandbox.WithMaxCalls(1))
+	defer pool.Close()
+	seen := map[string]bool{}
+	for range 6 {
+		seen[pidOf(t, pool)] = true
+	}
+	require.Len(t, seen, 6)
 }

@@ -143,14 +143,9 @@ type call struct {
 // begin watches over the call: its context and its timeout.
 func (c *call) begin() {
 	c.stops = append(c.stops, context.AfterFunc(c.ctx, func() {
+		// First: a process that does not read can't be told either.
+		time.AfterFunc(cancelGrace, func() { c.w.process.r.kill(Canceled) })
 		_ = c.w.conn.Send(wire.Message{Kind: wire.Cancel})
-		grace := time.NewTimer(cancelGrace)
-		defer grace.Stop()
-		select {
-		case <-grace.C:
-			c.w.process.r.kill(Canceled)
-		case <-c.w.ended:
-		}
 	}))
 	if c.w.timeout != nil {
 		c.stops = append(c.stops, time.AfterFunc(*c.w.timeout, func() { c.w.process.r.kill(TimedOut) }).Stop)
@@ -175,7 +170,6 @@ func (c *call) finish(healthy bool) {
 // what it has got for all.
 func (c *call) feed(streams []wire.Stream) {
 	for _, s := range streams {
-		c.left = append(c.left, s.To)
 		go func() {
 			if _, err := copyStream(s.To, s.From); err != nil && !isClosedPipe(err) {
 				c.mu.Lock()
