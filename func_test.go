@@ -51,8 +51,7 @@ func doJob(ctx context.Context, in job) (*job, error) {
 	case "error":
 		return &in, fmt.Errorf("no luck: %s", in.Text)
 	case "panic":
-		var m map[string]int
-		m[in.Text] = 1
+		in.Words[in.Text] = nil // there is no such map
 	case "goexit":
 		runtime.Goexit()
 	case "exit":
@@ -75,7 +74,9 @@ func doJob(ctx context.Context, in job) (*job, error) {
 			for i := range b {
 				b[i] = 1
 			}
-			all = append(all, b)
+			if all = append(all, b); len(all) > 1<<20 {
+				return nil, nil
+			}
 		}
 	case "wait":
 		<-ctx.Done()
