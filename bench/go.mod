@@ -6,6 +6,7 @@ require (
 	github.com/cellkit/sandbox v0.0.0
 	github.com/opencontainers/runc v1.5.2
 	github.com/opencontainers/runtime-spec v1.3.0
+	github.com/tetratelabs/wazero v1.12.0
 	golang.org/x/sys v0.49.0
 	gonum.org/v1/plot v0.17.0
 )

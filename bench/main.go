@@ -20,6 +20,9 @@ import (
 )
 
 func main() {
+	if beChild() {
+		return
+	}
 	rounds := flag.Int("rounds", 200, "runs of each subject and program")
 	out := flag.String("out", "../docs", "directory of the report")
 	flag.Parse()
@@ -61,6 +64,10 @@ func run(rounds int, out string) (err error) {
 			progress("%s: %d at a time", w.name, atOnce)
 			r.throughputs = append(r.throughputs, throughput(list, atOnce, rounds))
 		}
+	}
+	progress("functions")
+	if r.functions, err = functions(dir, rounds); err != nil {
+		return err
 	}
 	progress("first run of a process")
 	r.boot = boots(p, max(rounds/10, 5))

@@ -23,6 +23,7 @@ type report struct {
 	command     string
 	latencies   []table
 	throughputs []table // of the first workload, by how many at a time
+	functions   []table
 	boot        time.Duration
 	live        int64 // bytes
 	waiting     int64
@@ -81,7 +82,18 @@ the one before; that time is in its CPU time. At several at a time they are not 
 		}
 		b.WriteString("\n")
 	}
-	fmt.Fprintf(&b, "\nIn brackets: how many times as many sandbox does.\n\n![throughput](bench/throughput.svg)\n\n## Other figures\n\n"+
+	b.WriteString("\nIn brackets: how many times as many sandbox does.\n\n![throughput](bench/throughput.svg)\n\n## Functions\n\n" +
+		"1 KiB is turned to upper case, of 1 MiB there is a checksum. A worker of sandbox (`Workers`) has namespaces, limits and a filter, net/rpc (which\n" +
+		"hashicorp/go-plugin uses) an ordinary process, and wazero runs the function compiled to WebAssembly in this process. \"Started ahead\" is\n" +
+		"`WithMaxCalls(1)`, given the time to start the next. CPU time is also that of what goes on in the background.\n\n")
+	for _, t := range r.functions {
+		fmt.Fprintf(&b, "| %s | median | p99 | CPU time | sandbox takes |\n| --- | --- | --- | --- | --- |\n", t.title)
+		for _, f := range t.rows {
+			fmt.Fprintf(&b, "| %s | %s | %s | %s | %.2f × |\n", f.name, µs(f.median), µs(f.p99), µs(f.cpu), float64(t.of(own).median)/float64(f.median))
+		}
+		b.WriteString("\n")
+	}
+	fmt.Fprintf(&b, "## Other figures\n\n"+
 		"- The first run of a process, which boots the cell: %s.\n- A live run, its own small program included, takes %d KiB of the machine's memory, and one that waits for its command %d KiB.\n\n"+
 		"## Growth\n\nThe median of a run of the static program, as something grows:\n\n", ms(r.boot), r.live>>10, r.waiting>>10)
 	for _, c := range r.growths {
@@ -107,6 +119,8 @@ func (t table) of(name string) figures {
 	}
 	return figures{}
 }
+
+func µs(d time.Duration) string { return fmt.Sprintf("%.0f µs", float64(d)/1e3) }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d)/1e6) }
 

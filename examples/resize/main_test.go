@@ -9,8 +9,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"sync"
 	"testing"
 
@@ -49,9 +50,11 @@ func TestService(t *testing.T) {
 		require.NoError(t, err)
 		return response.StatusCode, out
 	}
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	require.NoError(t, err)
 	var all sync.WaitGroup
 	for _, name := range []string{"video-001.jpeg", "video-001.progressive.jpeg", "video-001.png", "video-001.gif", "video-005.gray.png"} {
-		body, err := os.ReadFile(filepath.Join(runtime.GOROOT(), "src/image/testdata", name))
+		body, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(root)), "src/image/testdata", name))
 		require.NoError(t, err)
 		for range 5 {
 			all.Go(func() {

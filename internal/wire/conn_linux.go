@@ -52,10 +52,10 @@ func (c *Conn) Send(m Message) error {
 	if len(m.Files) > MaxFiles {
 		return fmt.Errorf("%d files, at most %d go with a call", len(m.Files), MaxFiles)
 	}
-	b := make([]byte, headSize, headSize+len(m.Body))
-	binary.LittleEndian.PutUint32(b, uint32(len(m.Body)))
-	b[4], b[5] = byte(m.Kind), byte(len(m.Files))
-	b = append(b, m.Body...)
+	head := make([]byte, headSize)
+	binary.LittleEndian.PutUint32(head, uint32(len(m.Body)))
+	head[4], head[5] = byte(m.Kind), byte(len(m.Files))
+	parts := [][]byte{head, m.Body}
 	var oob []byte
 	if len(m.Files) > 0 {
 		fds := make([]int, len(m.Files))
@@ -66,16 +66,17 @@ func (c *Conn) Send(m Message) error {
 	}
 	c.sending.Lock()
 	defer c.sending.Unlock()
-	for len(b) > 0 {
+	for len(parts[0])+len(parts[1]) > 0 {
 		var n int
 		err := c.wait(syscall.RawConn.Write, func(fd int) (err error) {
-			n, err = unix.SendmsgN(fd, b, oob, nil, unix.MSG_NOSIGNAL)
+			n, err = unix.SendmsgBuffers(fd, parts, oob, nil, unix.MSG_NOSIGNAL)
 			return err
 		})
 		if err != nil {
 			return err
 		}
-		b, oob = b[n:], nil
+		k := min(n, len(parts[0]))
+		parts[0], parts[1], oob = parts[0][k:], parts[1][n-k:], nil
 	}
 	return nil
 }
@@ -154,7 +155,7 @@ func (c *Conn) readFull(b []byte) error {
 
 // body reads the rest of a message. What is large takes memory as it arrives, not as it is announced.
 func (c *Conn) body(size int64) ([]byte, error) {
-	const small = 64 << 10
+	const small = 1 << 20
 	if size <= small {
 		b := make([]byte, size)
 		return b, c.readFull(b)

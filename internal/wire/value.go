@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -31,9 +32,8 @@ func modes() (cbor.EncMode, cbor.DecMode) {
 	return enc, dec
 }
 
-// Envelope is the body of a Call or Answer.
+// Envelope comes before the value in the body of a Call or Answer.
 type Envelope struct {
-	Value  cbor.RawMessage
 	Fields []int         `cbor:",omitempty"` // those of the struct whose files came along, in the order of the files
 	Left   time.Duration `cbor:",omitempty"` // of a Call: until its deadline, 0 if there is none
 }
@@ -132,19 +132,19 @@ func Pack[T any](s Shape, v T, e Envelope) (b []byte, files []*os.File, streams 
 			holder.Field(i).SetZero()
 		}
 	}
-	if e.Value, err = Marshal(v); err == nil {
-		b, err = Marshal(e)
-	}
-	if err != nil {
+	var body bytes.Buffer
+	enc := encMode.NewEncoder(&body)
+	if err = errors.Join(enc.Encode(e), enc.Encode(v)); err != nil {
 		err = fmt.Errorf("encoding a %v: %w", reflect.TypeFor[T](), err)
 	}
-	return b, files, streams, ends, err
+	return body.Bytes(), files, streams, ends, err
 }
 
 // Unpack decodes a value. The message's files then belong to it, unless there is an error. Its streams are what wrap makes of the files that came for them.
 func Unpack[T any](s Shape, m Message, wrap func(*os.File) io.Reader) (v T, e Envelope, err error) {
-	if err = Unmarshal(m.Body, &e); err == nil {
-		err = Unmarshal(e.Value, &v)
+	rest, err := decMode.UnmarshalFirst(m.Body, &e)
+	if err == nil {
+		err = Unmarshal(rest, &v)
 	}
 	if err == nil && len(e.Fields) != len(m.Files) { // none, then, where the type has none
 		err = fmt.Errorf("%d files for %d fields", len(m.Files), len(e.Fields))

@@ -82,7 +82,7 @@ func TestUnpackLiar(t *testing.T) {
 		return b
 	}
 	envelope := func(v []byte, fields ...int) []byte {
-		return slices.Concat([]byte{0xa2, 0x65}, []byte("Value"), v, []byte{0x66}, []byte("Fields"), encode(fields))
+		return slices.Concat(encode(Envelope{Fields: fields}), v)
 	}
 	deep := append(bytes.Repeat([]byte{0x81}, MaxDepth+1), 0)
 	null, err := os.Open(os.DevNull)
