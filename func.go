@@ -47,7 +47,7 @@ type function struct {
 // Where WithMemory is set, Go's own limit (GOMEMLIMIT) is nine tenths of it. A panic, os.Exit or a crash ends the function's process, not this one.
 //
 // Values are copied, as CBOR (RFC 8949): exported fields, to 32 levels, with 131,072 elements in an array or map. The fields of In and Out, or of the structs they
-// point to, that are an *os.File are passed as descriptors. Those that are an io.Reader are streams: they are copied while the
+// point to, that are an *os.File are passed as descriptors; in the function's process they are closed when it has returned. Those that are an io.Reader are streams: they are copied while the
 // function, or the caller, reads; see Call. Deeper ones do not travel. An answer is whatever who took over the process makes it: a value of its type, a
 // file that may be anything with a descriptor, a stream without end.
 func NewFunc[In, Out any](name string, fn func(context.Context, In) (Out, error), opts ...Option) *Func[In, Out] {
@@ -180,7 +180,7 @@ func answer[In, Out any](c *servedCall, f *Func[In, Out], fn func(context.Contex
 	if err != nil {
 		return wire.Message{}, err
 	}
-	ctx, cancel := c.context(e.Left)
+	ctx, cancel := c.context(e.Until)
 	defer cancel()
 	out, err := fn(ctx, in)
 	if err != nil {

@@ -59,9 +59,9 @@ type servedCall struct {
 }
 
 // context is the function's.
-func (c *servedCall) context(left time.Duration) (context.Context, context.CancelFunc) {
-	if left > 0 {
-		return context.WithTimeout(c.ended, left)
+func (c *servedCall) context(until int64) (context.Context, context.CancelFunc) {
+	if until > 0 {
+		return context.WithDeadline(c.ended, time.Unix(0, until))
 	}
 	return context.WithCancel(c.ended)
 }
@@ -113,19 +113,26 @@ func (s *served) one(c *servedCall, f func(*servedCall) (wire.Message, error)) {
 			s.giveUp(err)
 		}
 	}
+	m.Close() // the files are the host's now
+	if len(c.streams) == 0 {
+		c.request.Close()
+	}
 	for _, end := range c.ends {
 		end.Close()
 	}
 	if err != nil {
-		s.sendTrouble(wire.Failure, wire.Trouble{Text: err.Error(), TooLarge: errors.Is(err, wire.ErrTooLarge)})
+		for _, s := range c.streams {
+			s.To.Close()
+		}
+		s.sendTrouble(wire.Failure, wire.Trouble{Text: err.Error(), TooLarge: errors.Is(err, wire.ErrTooLarge), Late: errors.Is(err, context.DeadlineExceeded)})
 	} else if len(c.streams) > 0 {
 		text := ""
 		if err := c.copyStreams(); err != nil {
 			text = err.Error()
 		}
+		c.request.Close()
 		s.sendTrouble(wire.Streamed, wire.Trouble{Text: text})
 	}
-	c.request.Close()
 }
 
 func (s *served) sendTrouble(kind wire.Kind, t wire.Trouble) {
@@ -149,7 +156,7 @@ func (c *servedCall) copyStreams() error {
 	var wait sync.WaitGroup
 	for i, s := range c.streams {
 		wait.Go(func() {
-			_, errs[i] = copyStream(s.To, s.From)
+			errs[i] = copyStream(s.To, s.From)
 			s.To.Close()
 			if f, ok := s.From.(io.Closer); ok {
 				f.Close()
@@ -161,9 +168,10 @@ func (c *servedCall) copyStreams() error {
 }
 
 // copyStream copies in pieces that are worth a switch to the other process.
-func copyStream(to *os.File, from io.Reader) (int64, error) {
+func copyStream(to *os.File, from io.Reader) error {
 	growPipe(to)
-	return io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, pipeSize))
+	_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, pipeSize))
+	return err
 }
 
 // pipeSize is the most that an ordinary user may ask for: /proc/sys/fs/pipe-max-size.

@@ -171,9 +171,11 @@ func (c *call) finish(healthy bool) {
 func (c *call) feed(streams []wire.Stream) {
 	for _, s := range streams {
 		go func() {
-			if _, err := copyStream(s.To, s.From); err != nil && !isClosedPipe(err) {
+			from := &source{Reader: s.From}
+			_ = copyStream(s.To, from) // the function need not read all of it
+			if from.err != nil {
 				c.mu.Lock()
-				c.inErr = errors.Join(c.inErr, err)
+				c.inErr = errors.Join(c.inErr, from.err)
 				c.mu.Unlock()
 				c.w.process.r.kill(Signaled)
 				return // the pipe stays open until the process has ended
@@ -181,6 +183,20 @@ func (c *call) feed(streams []wire.Stream) {
 			s.To.Close()
 		}()
 	}
+}
+
+// source keeps the error of a reader, which is not that of who writes.
+type source struct {
+	io.Reader
+	err error
+}
+
+func (s *source) Read(b []byte) (int, error) {
+	n, err := s.Reader.Read(b)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
 }
 
 // fail is why a call has no answer, given what Receive says.
@@ -213,6 +229,9 @@ func (c *call) trouble(m wire.Message) error {
 	if err := wire.Unmarshal(m.Body, &t); err != nil {
 		return fmt.Errorf("sandbox: function %s: decoding its error: %w", c.w.f.name, err)
 	}
+	if deadline, ok := c.ctx.Deadline(); ok && t.Late && time.Until(deadline) < cancelGrace {
+		<-c.ctx.Done() // the other process's clock was first
+	}
 	t.Text, t.Stack = t.Text[:min(len(t.Text), wire.MaxText)], t.Stack[:min(len(t.Stack), wire.MaxText)]
 	switch {
 	case c.ctx.Err() != nil:
@@ -230,7 +249,7 @@ func invoke[In, Out any](ctx context.Context, f *Func[In, Out], w *worker, in In
 	c := &call{w: w, ctx: ctx, done: done}
 	var e wire.Envelope
 	if deadline, ok := ctx.Deadline(); ok {
-		e.Left = max(time.Until(deadline), 1)
+		e.Until = max(deadline.UnixNano(), 1)
 	}
 	body, files, streams, ends, err := wire.Pack(f.in, in, e)
 	for _, s := range streams {

@@ -20,7 +20,7 @@ type RunRecord struct {
 	Waited  time.Duration // for its turn
 	Took    time.Duration // from then to its end
 	Result  *Result       // nil if it did not start
-	Err     error         // that of Run, but for copying streams
+	Err     error         // that of Run
 }
 
 // PoolStats is what a pool has done.

@@ -49,27 +49,34 @@ func TestRootlessPool(t *testing.T) {
 	var group sync.WaitGroup
 	for i := range 12 {
 		group.Go(func() {
-			script := "sleep 0.1"
+			script, timeout := "sleep 0.1", patience
 			switch i {
 			case 0:
 				script = "exit 3"
 			case 1:
 				script = "kill -9 $$"
 			case 2:
-				script = "sleep 1000"
+				script, timeout = "sleep 1000", 5*time.Second
 			}
-			_, err := pool.Run(deadline(t), sandbox.WithCommand("sh", "-c", script), sandbox.WithTimeout(5*time.Second))
+			_, err := pool.Run(deadline(t), sandbox.WithCommand("sh", "-c", script), sandbox.WithTimeout(timeout))
 			require.Equal(t, i > 2, err == nil, "%v", err)
 		})
 	}
-	most := 0
-	for range 30 {
+	most, done := 0, make(chan struct{})
+	go func() {
+		group.Wait()
+		close(done)
+	}()
+	for over := false; !over; {
 		s := pool.Stats()
 		most = max(most, s.Running)
 		require.LessOrEqual(t, s.Running, size)
-		time.Sleep(10 * time.Millisecond)
+		select {
+		case <-done:
+			over = true
+		case <-time.After(time.Millisecond):
+		}
 	}
-	group.Wait()
 	require.Equal(t, size, most)
 	_, err := pool.Run(deadline(t), sandbox.WithCommand("/no/such/command"))
 	require.Error(t, err)

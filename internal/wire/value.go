@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"reflect"
-	"time"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -34,8 +33,8 @@ func modes() (cbor.EncMode, cbor.DecMode) {
 
 // Envelope comes before the value in the body of a Call or Answer.
 type Envelope struct {
-	Fields []int         `cbor:",omitempty"` // those of the struct whose files came along, in the order of the files
-	Left   time.Duration `cbor:",omitempty"` // of a Call: until its deadline, 0 if there is none
+	Fields []int `cbor:",omitempty"` // those of the struct whose files came along, in the order of the files
+	Until  int64 `cbor:",omitempty"` // of a Call: its deadline, in nanoseconds since 1970, 0 if there is none
 }
 
 // Trouble is the body of a Failure, Panicked or Streamed.
@@ -44,6 +43,8 @@ type Trouble struct {
 	Stack string `cbor:",omitempty"`
 	// TooLarge says that the answer was.
 	TooLarge bool `cbor:",omitempty"`
+	// Late says that the error is that of the call's deadline.
+	Late bool `cbor:",omitempty"`
 }
 
 // MaxText is how much there is of an error's text, or a stack.

@@ -43,14 +43,14 @@ func TestShape(t *testing.T) {
 func TestPack(t *testing.T) {
 	in := &value{A: 1, Text: "x", When: time.Now().Round(0), List: []value{{A: 2}}, Map: map[string]int{"a": 1}, R: strings.NewReader("stream"), F: os.Stdin, less: 3}
 	before := *in
-	b, files, streams, ends, err := Pack(shape, in, Envelope{Left: time.Second})
+	b, files, streams, ends, err := Pack(shape, in, Envelope{Until: 77})
 	require.NoError(t, err)
 	require.Equal(t, before, *in)
 	require.Len(t, streams, 1)
 	require.Equal(t, []*os.File{ends[0], os.Stdin}, files)
 	out, e, err := Unpack[*value](shape, Message{Body: b, Files: files}, wrapped)
 	require.NoError(t, err)
-	require.Equal(t, time.Second, e.Left)
+	require.EqualValues(t, 77, e.Until)
 	require.True(t, in.When.Equal(out.When))
 	require.Equal(t, ends[0], out.R)
 	require.Equal(t, os.Stdin, out.F)
@@ -119,7 +119,7 @@ func TestUnpackLiar(t *testing.T) {
 
 func FuzzUnpack(f *testing.F) {
 	for _, v := range []value{{}, {A: 1, Text: "x", List: []value{{A: 2}}, Any: []any{1, "a", nil, 1.5}, Map: map[string]int{"a": 1}}} {
-		b, _, _, _, err := Pack(shape, v, Envelope{Left: 1, Fields: []int{6}})
+		b, _, _, _, err := Pack(shape, v, Envelope{Until: 1, Fields: []int{6}})
 		require.NoError(f, err)
 		f.Add(b, 1)
 	}
