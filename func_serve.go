@@ -177,10 +177,6 @@ func copyStream(to *os.File, from io.Reader) error {
 // pipeSize is the most that an ordinary user may ask for: /proc/sys/fs/pipe-max-size.
 const pipeSize = 1 << 20
 
-func isClosedPipe(err error) bool {
-	return errors.Is(err, syscall.EPIPE) || errors.Is(err, os.ErrClosed)
-}
-
 func isReset(err error) bool {
 	return errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
