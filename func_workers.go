@@ -39,7 +39,7 @@ type workers struct {
 // reached a limit, or was canceled. It is replaced in the background. WithTimeout limits each call; other limits, such as WithMemory and
 // WithCPUTime, are those of a process, for all of its calls together.
 //
-// Nothing of this fails: wrong options and processes that can't be started are errors of Call. A panic of n < 1. The caller should call Close.
+// Nothing of this fails: wrong options and processes that can't be started are errors of Call. It panics if n is less than 1. The caller should call Close.
 func (f *Func[In, Out]) Workers(n int, opts ...Option) *Workers[In, Out] {
 	if n < 1 {
 		panic(fmt.Sprintf("sandbox: Workers: %d is not a positive number", n))

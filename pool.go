@@ -57,12 +57,12 @@ type Pool struct {
 	shared *prepared // whose it is is not the pool's
 	budget *budget   // nil without
 	slots  *semaphore.Weighted
-	ids    atomic.Uint64
 	ended  chan struct{} // closed when Close has begun
 
 	mu     sync.Mutex
 	active sync.WaitGroup // runs, from when they were asked for
 	inside int            // the number of those
+	last   uint64         // run's id
 	closed bool
 	live   map[uint64]context.CancelCauseFunc
 	stats  PoolStats
@@ -188,9 +188,9 @@ func (p *Pool) enter(wait bool, cancel context.CancelCauseFunc) (uint64, error) 
 	p.inside++
 	p.stats.Waiting++
 	p.active.Add(1)
-	id := p.ids.Add(1)
-	p.live[id] = cancel
-	return id, nil
+	p.last++
+	p.live[p.last] = cancel
+	return p.last, nil
 }
 
 // await waits for the run's turn.
@@ -262,7 +262,7 @@ func (p *Pool) Stats() PoolStats {
 }
 
 // Close lets no further run in, gives up those that wait for their turn (ErrPoolClosed), and waits for those that run. If ctx ends first it kills them: errors.Is(err, ErrPoolClosed) then
-// holds for their errors, and Close returns that of ctx. When it returns nothing of the pool is left, once more or less often.
+// holds for their errors, and Close returns that of ctx. When it returns nothing of the pool is left. It may be called again.
 func (p *Pool) Close(ctx context.Context) error {
 	p.mu.Lock()
 	if !p.closed {

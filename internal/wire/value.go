@@ -91,9 +91,6 @@ func ShapeOf(t reflect.Type) Shape {
 // Files is how many files values of the shape may have.
 func (s Shape) Files() int { return len(s.readers) + len(s.files) }
 
-// Streams tells whether values of the shape may have any.
-func (s Shape) Streams() bool { return len(s.readers) > 0 }
-
 // Stream is a field that is read at one end and arrives as the reading end of a pipe at the other.
 type Stream struct {
 	From io.Reader

@@ -32,7 +32,6 @@ func wrapped(f *os.File) io.Reader { return f }
 
 func TestShape(t *testing.T) {
 	require.Equal(t, 2, shape.Files())
-	require.True(t, shape.Streams())
 	require.Equal(t, shape, ShapeOf(reflect.TypeFor[*value]()))
 	for _, typ := range []reflect.Type{reflect.TypeFor[int](), reflect.TypeFor[[]value](), reflect.TypeFor[struct{ v value }](), reflect.TypeFor[io.Reader]()} {
 		require.Zero(t, ShapeOf(typ).Files(), typ)
