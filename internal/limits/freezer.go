@@ -115,8 +115,8 @@ func (g *Group) ThawFile() (*os.File, error) {
 // Thawed is the content of v1's freezer.state that lets processes go on.
 const Thawed = "THAWED"
 
-// Kill sends SIGKILL to every process of the run, frozen or not, also to those that are being
-// forked. It does not wait for their end. Afterwards the group can't be frozen again.
+// Kill sends SIGKILL to every process of the run, frozen or not. It does not wait for their end. Afterwards the group can't be
+// frozen again. On v1, and before Linux 5.14, a child whose fork was all but done escapes: Delete kills again until nobody is left.
 func (g *Group) Kill() error {
 	g.mu.Lock()
 	g.killed = true

@@ -18,8 +18,8 @@ const (
 // errForking says that new members appear as fast as the old ones are killed.
 var errForking = errors.New("processes are forked as fast as they are killed")
 
-// killMembers sends SIGKILL to every process in dirs until a look finds no new ones. A process
-// with a SIGKILL pending can't fork, so that look is the last.
+// killMembers sends SIGKILL to every process in dirs until a look finds no new ones. A process with a SIGKILL pending can't fork. A
+// fork that was past that question becomes a member only after it: kernel/fork.c, copy_process, cgroup_post_fork.
 func killMembers(dirs []string) error {
 	killed := map[int]bool{}
 	var errs []error
