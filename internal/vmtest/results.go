@@ -28,6 +28,10 @@ type section struct {
 	total counts
 	skips []string // "TestX (package): reason"
 	took  time.Duration
+
+	failed   []string // tests, not subtests
+	broke    bool     // more is wrong than tests that failed
+	unsteady bool     // failed passed when they were tried again
 }
 
 type counts struct{ passed, failed, skipped int }
@@ -66,6 +70,24 @@ func (r *report) broken(name string, err error) { r.section(name).broken(err) }
 func (s *section) broken(err error) {
 	fmt.Fprintf(s.out, "FAIL  %s: %v\n", s.name, err)
 	s.total.failed++
+	s.broke = true
+}
+
+// worthAnotherTry returns the tests that failed, if they are all that is wrong, and few.
+func (s *section) worthAnotherTry() []string {
+	if s.broke || len(s.failed) > 3 {
+		return nil
+	}
+	return s.failed
+}
+
+// triedAgain takes in what became of the tests that failed.
+func (s *section) triedAgain(again *section) {
+	if again.total.failed > 0 || again.total.passed == 0 {
+		return
+	}
+	s.total.failed, s.unsteady = 0, true
+	s.total.passed += again.total.passed
 }
 
 // leftOut counts a configuration that this machine can't have as a skip.
@@ -83,6 +105,9 @@ func (r *report) print(w io.Writer) bool {
 		fmt.Fprintf(w, "%s: %v in %v\n", s.name, s.total, s.took.Round(time.Second))
 		for _, skip := range s.skips {
 			fmt.Fprintf(w, "    skipped %s\n", skip)
+		}
+		if s.unsteady {
+			fmt.Fprintf(w, "    unsteady, passed when tried again: %s\n", strings.Join(s.failed, ", "))
 		}
 		total.add(s.total)
 	}
@@ -151,7 +176,11 @@ func (s *section) packageEnded(p *packageRun, exit int) {
 		if s.verbose || t.outcome == "fail" {
 			fmt.Fprint(&out, tidy(t.output.String()))
 		}
+		if t.outcome == "fail" && len(results.parents(t.name)) == 0 {
+			s.failed = append(s.failed, t.name)
+		}
 	}
+	s.broke = s.broke || exit != 0 && (exit != 1 || len(s.failed) == 0) || results.err != nil
 	if s.verbose || exit != 0 || results.err != nil {
 		fmt.Fprint(&out, tidy(results.output.String()))
 	}

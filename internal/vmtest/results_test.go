@@ -53,6 +53,41 @@ func TestRead(t *testing.T) {
 	assert.Contains(t, out.String(), "the output ends before the test binary does")
 }
 
+// TestTriedAgain has tests fail that pass the next time, and things go wrong that deserve no other try.
+func TestTriedAgain(t *testing.T) {
+	read := func(output string) *section {
+		s := (&report{out: io.Discard}).section("guest")
+		_ = s.read(t.Context(), strings.NewReader("\n##vmtest begin .\n"+output), make([]testPackage, 1))
+		return s
+	}
+	const (
+		good = "\x16=== RUN   TestA\n\x16--- PASS: TestA (0.00s)\n\x16PASS\n\n##vmtest end 0 .\n"
+		bad  = "\x16=== RUN   TestA\n\x16=== RUN   TestA/x\n\x16--- FAIL: TestA/x (0.00s)\n\x16--- FAIL: TestA (0.00s)\n\x16FAIL\n\n##vmtest end 1 .\n"
+	)
+	s := read(bad)
+	require.Equal(t, []string{"TestA"}, s.worthAnotherTry())
+	s.triedAgain(read(bad))
+	require.False(t, s.print(io.Discard))
+	s.triedAgain(read("PASS\n\n##vmtest end 0 .\n"))
+	require.False(t, s.print(io.Discard), "no test ran")
+	s.triedAgain(read(good))
+	var out strings.Builder
+	require.True(t, s.print(&out))
+	require.Contains(t, out.String(), "unsteady, passed when tried again: TestA\n")
+
+	for name, output := range map[string]string{
+		"a panic":                 "\x16=== RUN   TestA\npanic: oops\n\n##vmtest end 2 .\n",
+		"a guest that died":       "\x16=== RUN   TestA\n",
+		"a guest that died later": strings.Replace(bad, "end 1 .", "", 1),
+		"outside of any test":     "\x16=== RUN   TestA\n\x16--- PASS: TestA (0.00s)\n\x16PASS\nTestMain: a process is left\n\n##vmtest end 1 .\n",
+		"four tests": strings.Replace(bad, "\x16FAIL\n", strings.Join([]string{"\x16--- FAIL: TestB (0.00s)", "\x16--- FAIL: TestC (0.00s)",
+			"\x16--- FAIL: TestD (0.00s)", "\x16FAIL\n"}, "\n"), 1),
+	} {
+		require.Empty(t, read(output).worthAnotherTry(), name)
+	}
+	require.Empty(t, read(good).worthAnotherTry())
+}
+
 func TestSkipReason(t *testing.T) {
 	p := newPackageResults()
 	require.NoError(t, p.read(strings.NewReader(`{"Action":"run","Test":"A"}
