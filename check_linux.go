@@ -164,6 +164,6 @@ func idmapFeature(c *cell.Cell) Feature {
 		f.Detail = "the run's user is this process's user"
 		return f
 	}
-	f.Err, f.Remedy = tryIDMap(c, dir), noIDMapHint()
+	f.Err, f.Remedy = tryIDMap(c, dir), noIDMapHint(tree{})
 	return f
 }

@@ -67,9 +67,10 @@ type plan struct {
 	ownUser  bool   // rootless: the run's user must be the caller
 }
 
-// tree is a host directory or file that accompanies a program.
+// tree is a host directory or file that accompanies a program, or a scratch.
 type tree struct {
 	path      string
+	from      scratchSource // in place of path
 	writable  bool
 	mapOwner  bool
 	partial   bool   // go on without what is mounted below where that can't be had

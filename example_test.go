@@ -4,12 +4,15 @@ package sandbox_test
 
 import (
 	"context"
+	"embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log"
 	"os"
 	"strings"
 	"sync"
+	"testing/fstest"
 	"time"
 
 	"github.com/cellkit/sandbox"
@@ -164,6 +167,50 @@ func ExampleWithBind() {
 	// Output:
 	// apple
 	// pear
+	// <nil>
+}
+
+// One run writes what the next executes, and this process reads what that left.
+func ExampleNewScratch() {
+	scratch, err := sandbox.NewScratch(16 * sandbox.MiB)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer scratch.Close()
+	sources := fstest.MapFS{"build.sh": {Data: []byte("printf '#!/bin/sh\\necho made > /out/result\\n' > tool && chmod 755 tool")}}
+	if err := scratch.CopyIn(sources, "src"); err != nil {
+		log.Fatal(err)
+	}
+	ctx := context.Background()
+	build := sandbox.New(sandbox.WithScratch("/work", scratch), sandbox.WithDir("/work/src"), sandbox.WithCommand("sh", "build.sh"))
+	if _, err := build.Run(ctx); err != nil {
+		log.Fatal(err)
+	}
+	results, err := sandbox.NewScratch(sandbox.MiB)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer results.Close()
+	test := sandbox.New(sandbox.WithReadOnlyScratch("/work", scratch), sandbox.WithScratch("/out", results), sandbox.WithCommand("/work/src/tool"))
+	if _, err := test.Run(ctx); err != nil {
+		log.Fatal(err)
+	}
+	b, err := fs.ReadFile(results.FS(), "result")
+	fmt.Printf("%s%v\n", b, err)
+	// Output:
+	// made
+	// <nil>
+}
+
+//go:embed example_test.go
+var embedded embed.FS
+
+// Files that are compiled into this program are there for every run.
+func ExampleWithFS() {
+	out, err := sandbox.New(sandbox.WithFS("/opt/app", embedded), sandbox.WithCommand("ls", "/opt/app")).Output(context.Background())
+	fmt.Printf("%s%v\n", out, err)
+	// Output:
+	// example_test.go
 	// <nil>
 }
 

@@ -70,6 +70,7 @@ var features = map[string]struct {
 	"2 CPUs":                             {func() bool { var s unix.CPUSet; return unix.SchedGetaffinity(0, &s) == nil && s.Count() > 1 }, "ROOT USER"},
 	"idmapped tmpfs":                     {kernelAsRoot(6, 3), "NEW"},
 	"idmapped tmpfs or an ordinary user": {func() bool { return !asRoot() || kernelAsRoot(6, 3)() }, "NEW USER docker"},
+	"files for several runs":             {kernel(5, 12), "ROOT-5.11 USER docker docker-cap"},
 	"idmapped /usr":                      {func() bool { return kernelAsRoot(5, 19)() && onDisk("/usr") }, ""}, // the guest's is on 9p
 	"overlayfs for runs":                 {kernel(5, 11), "ROOT-5.11 USER"},
 	"gcc":                                {command("gcc"), "ROOT USER"},

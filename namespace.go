@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -84,6 +85,9 @@ func (c *config) checkHostIDs() (errs []error) {
 	}
 	if len(c.security.capabilities) > 0 {
 		errs = append(errs, optionError("WithCapabilities", "with WithoutUserNamespace capabilities are the host's, and give power over all of it: leave one of the two out"))
+	}
+	if slices.ContainsFunc(c.root.mounts, func(m mount) bool { return m.kind == scratchMount }) {
+		errs = append(errs, optionError("WithScratch", "with WithoutUserNamespace owners can't be mapped: leave one of the two out, or bind a directory that the run's user owns"))
 	}
 	if c.security.noSeccomp {
 		errs = append(errs, optionError("WithoutSeccomp", "with WithoutUserNamespace seccomp is what keeps a run from the host's keyrings and the kernel's rarer interfaces: leave one of the two out, or use WithSeccomp"))

@@ -72,7 +72,7 @@ func (c config) clone() config {
 func (c *config) samePlans(o *config) bool {
 	sameRoot := c.root.rootfs == o.root.rootfs && equalPointed(c.root.writable, o.root.writable) &&
 		slices.EqualFunc(c.root.mounts, o.root.mounts, func(a, b mount) bool {
-			return a.kind == b.kind && a.src == b.src && a.dst == b.dst && a.size == b.size && a.mode == b.mode && bytes.Equal(a.data, b.data)
+			return a.kind == b.kind && a.src == b.src && a.from == b.from && a.dst == b.dst && a.size == b.size && a.mode == b.mode && bytes.Equal(a.data, b.data)
 		})
 	return sameRoot && c.namespace == o.namespace && c.security.same(&o.security)
 }

@@ -24,7 +24,7 @@ type point struct {
 func (r rootConfig) withSources() rootConfig {
 	r.mounts = slices.Clone(r.mounts)
 	for i := range r.mounts {
-		if m := &r.mounts[i]; m.kind <= readOnlyBindMount {
+		if m := &r.mounts[i]; m.kind.isBind() {
 			info, err := os.Stat(m.src)
 			m.file = err == nil && !info.IsDir()
 		}

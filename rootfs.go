@@ -67,19 +67,29 @@ type mountKind int
 const (
 	bindMount mountKind = iota
 	readOnlyBindMount
+	scratchMount
+	readOnlyScratchMount
+	fsMount
 	tmpfsMount
 	fileMount
 )
 
 func (k mountKind) option() string {
-	return [...]string{"WithBind", "WithReadOnlyBind", "WithTmpfs", "WithFile"}[k]
+	return [...]string{"WithBind", "WithReadOnlyBind", "WithScratch", "WithReadOnlyScratch", "WithFS", "WithTmpfs", "WithFile"}[k]
 }
+
+// isBind tells whether a file or directory of the host is mounted.
+func (k mountKind) isBind() bool { return k <= readOnlyBindMount }
+
+// isGiven tells whether what is mounted accompanies the run's program.
+func (k mountKind) isGiven() bool { return k <= fsMount }
 
 // mount is one thing that an option puts into the root.
 type mount struct {
 	kind mountKind
 	src  string // of a bind
 	file bool   // src is no directory: see withSources
+	from scratchSource
 	dst  string
 	size int64 // of a tmpfs
 	data []byte
@@ -169,7 +179,7 @@ func (r *rootConfig) check() (errs []error) {
 		}
 		seen[dst] = m
 		bytes += len(m.data)
-		if m.kind <= readOnlyBindMount {
+		if m.kind.isGiven() {
 			binds++
 		}
 	}
@@ -192,8 +202,8 @@ func (r *rootConfig) checkFiles(all map[string]mount) (errs []error) {
 				continue
 			case above.kind == fileMount:
 				errs = append(errs, optionError(m.kind.option(), "%s: lies below the file %s", dst, dir))
-			case m.kind == fileMount && above.kind <= readOnlyBindMount:
-				errs = append(errs, optionError("WithFile", "%s: lies in the bind of %s: write the file there", dst, above.src))
+			case m.kind == fileMount && above.kind.isGiven():
+				errs = append(errs, optionError("WithFile", "%s: lies in what %s mounts at %s: put the file there", dst, above.kind.option(), dir))
 			}
 			break
 		}
@@ -218,6 +228,14 @@ func (m *mount) check() error {
 	switch m.kind {
 	case bindMount, readOnlyBindMount:
 		return checkPath(m.src)
+	case scratchMount, readOnlyScratchMount:
+		if m.from == nil {
+			return fmt.Errorf("%s: the scratch was not made by NewScratch", dst)
+		}
+	case fsMount:
+		if m.from == nil {
+			return fmt.Errorf("%s: no file system is given", dst)
+		}
 	case tmpfsMount:
 		if m.size <= 0 {
 			return fmt.Errorf("%s: %d is not a positive number of bytes", dst, m.size)
@@ -234,11 +252,17 @@ func (m *mount) check() error {
 // something to say about that already.
 func (r *rootConfig) checkSources() (errs []error) {
 	for _, m := range r.mounts {
-		if m.kind > readOnlyBindMount || m.check() != nil {
+		if !m.kind.isGiven() || m.check() != nil {
 			continue
 		}
-		if _, err := os.Stat(m.src); err != nil {
-			errs = append(errs, optionError(m.kind.option(), "the source can't be used: %w", err))
+		var err error
+		if m.kind.isBind() {
+			_, err = os.Stat(m.src)
+		} else {
+			_, err = m.from.get()
+		}
+		if err != nil {
+			errs = append(errs, optionError(m.kind.option(), "%s: the source can't be used: %w", path.Clean(m.dst), err))
 		}
 	}
 	if dir := r.rootfs.dir; dir != "" && checkPath(dir) == nil {

@@ -54,7 +54,7 @@ func (r *rootConfig) layout() *layout {
 	}
 	for _, d := range []struct{ dst, mode string }{{"/tmp", "1777"}, {"/dev/shm", "1777"}, {homeDir, "0700"}} {
 		replaced := slices.ContainsFunc(all, func(p *placed) bool {
-			return p.dst == d.dst || p.kind <= readOnlyBindMount && strings.HasPrefix(d.dst, p.dst+"/")
+			return p.dst == d.dst || p.kind.isGiven() && strings.HasPrefix(d.dst, p.dst+"/")
 		})
 		if !replaced {
 			all = append(all, &placed{mount: mount{kind: tmpfsMount, dst: d.dst, size: defaultTmpfs}, index: -1, perm: d.mode})
@@ -89,20 +89,26 @@ func (k *compiler) declareTrees() {
 	k.bind, k.lower = map[int]program.Slot{}, map[string]program.Slot{}
 	add := func(t tree) program.Slot {
 		k.plan.files = append(k.plan.files, t)
-		how := "read-only"
+		what, how := t.path, "read-only"
+		if t.from != nil {
+			what = t.forOption
+		}
 		if t.writable {
 			how = "writable"
 		}
-		return k.b.File(t.path + ", " + how)
+		return k.b.File(what + ", " + how)
 	}
 	r := &k.c.root
 	for i, m := range r.mounts {
 		switch m.kind {
-		case bindMount:
+		case bindMount, scratchMount:
 			k.plan.ownUser = true
-			k.bind[i] = add(tree{path: m.src, writable: true, mapOwner: !k.shape.hostIDs, forOption: "WithBind"})
-		case readOnlyBindMount:
-			k.bind[i] = add(tree{path: m.src, mapOwner: !k.shape.hostIDs, mapIfCan: !k.shape.hostIDs, forOption: "WithReadOnlyBind"})
+			k.bind[i] = add(tree{path: m.src, from: m.from, writable: true, mapOwner: !k.shape.hostIDs, forOption: m.kind.option()})
+		case readOnlyBindMount, readOnlyScratchMount:
+			k.plan.ownUser = k.plan.ownUser || m.kind == readOnlyScratchMount // who owns its files
+			k.bind[i] = add(tree{path: m.src, from: m.from, mapOwner: !k.shape.hostIDs, mapIfCan: !k.shape.hostIDs, forOption: m.kind.option()})
+		case fsMount:
+			k.bind[i] = add(tree{from: m.from, forOption: m.kind.option()})
 		}
 	}
 	if r.writable == nil {
@@ -212,15 +218,15 @@ func (k *compiler) addDirRoot(b *program.Builder, dir program.Slot) program.Slot
 		return dir
 	}
 	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
-	b.AttachAt(store, cell.Scratch)
+	b.AttachAt(store, cell.Changes)
 	b.Mkdir(program.Use(store), "lower", 0o755)
 	b.Mkdir(program.Use(store), "points", 0o755)
-	b.AttachAt(dir, cell.Scratch+"/lower")
+	b.AttachAt(dir, cell.Changes+"/lower")
 	k.addPoints(b, store, "points", false)
-	root := b.FileSystem("overlay", attrRO|attrNoSUID|attrNoDev, "lowerdir="+cell.Scratch+"/points:"+cell.Scratch+"/lower")
+	root := b.FileSystem("overlay", attrRO|attrNoSUID|attrNoDev, "lowerdir="+cell.Changes+"/points:"+cell.Changes+"/lower")
 	b.AttachAt(root, cell.Staging)
 	// The overlay has its own hold of its layers.
-	b.Call("umount2", unix.SYS_UMOUNT2, b.Str(cell.Scratch), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
+	b.Call("umount2", unix.SYS_UMOUNT2, b.Str(cell.Changes), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
 	return root
 }
 
@@ -312,16 +318,16 @@ func (k *compiler) addWritableRoot() program.Slot {
 	b, n := k.b, &k.c.namespace
 	owner := []string{fmt.Sprintf("uid=%d", n.uid), fmt.Sprintf("gid=%d", n.gid)}
 	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, append(append(owner, "mode=755"), tmpfsSize(*k.c.root.writable)...)...)
-	b.AttachAt(store, cell.Scratch)
+	b.AttachAt(store, cell.Changes)
 	at := program.Use(store)
 	layer := func(name string, lower program.Slot) (upper string, overlay func() program.Slot) {
 		for _, sub := range []string{"lower", "upper", "work"} {
 			b.Mkdir(at, name+sub, 0o755)
 		}
 		b.Chown(at, name+"upper", n.uid, n.gid)
-		b.AttachAt(lower, cell.Scratch+"/"+name+"lower")
+		b.AttachAt(lower, cell.Changes+"/"+name+"lower")
 		return name + "upper", func() program.Slot {
-			dir := cell.Scratch + "/" + name
+			dir := cell.Changes + "/" + name
 			return b.FileSystem("overlay", attrNoSUID|attrNoDev, "lowerdir="+dir+"lower", "upperdir="+dir+"upper", "workdir="+dir+"work", "userxattr")
 		}
 	}
@@ -334,7 +340,7 @@ func (k *compiler) addWritableRoot() program.Slot {
 	}
 	b.Mkdir(at, "root", 0o755)
 	b.Chown(at, "root", n.uid, n.gid)
-	root := b.CloneTree(cell.Scratch + "/root")
+	root := b.CloneTree(cell.Changes + "/root")
 	b.AttachAt(root, cell.Root)
 	k.addHostSkeleton(b, root, true)
 	for i, p := range k.rootTrees() {
@@ -454,12 +460,12 @@ func (k *compiler) addFiles() {
 		}
 		if store == program.NoSlot {
 			store = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", fmt.Sprintf("size=%d", size))
-			b.AttachAt(store, cell.Scratch)
+			b.AttachAt(store, cell.Changes)
 		}
 		name := fmt.Sprint(i)
 		b.CreateFile(program.Use(store), name, p.data, p.mode)
 		b.Chown(program.Use(store), name, n.uid, n.gid)
-		f := b.CloneTree(cell.Scratch + "/" + name)
+		f := b.CloneTree(cell.Changes + "/" + name)
 		k.attachSet(b, f, k.tree, p.dst, attrNoSUID|attrNoDev, attrRO)
 		b.Close(f)
 	}

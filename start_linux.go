@@ -292,6 +292,10 @@ func (p *plan) sources() (src sources, err error) {
 
 func appendSources(key []byte, trees []tree) (string, error) {
 	for _, t := range trees {
+		if t.from != nil {
+			key = fmt.Appendf(key, "\x00%p", t.from)
+			continue
+		}
 		var st unix.Stat_t
 		if err := unix.Stat(t.path, &st); err != nil {
 			return "", optionError(t.forOption, "%w", &os.PathError{Op: "stat", Path: t.path, Err: err})
@@ -310,7 +314,13 @@ func openTrees(c *cell.Cell, trees []tree, b *cell.Block) (files []*os.File, err
 		if t.mapOwner && !c.Rootless() {
 			want.Owner = b
 		}
-		if t.mapOwner && !t.mapIfCan && c.Rootless() {
+		if t.from != nil {
+			s, err := t.from.get()
+			if err != nil {
+				return files, optionError(t.forOption, "%w", err)
+			}
+			want.Scratch = s.impl.Scratch
+		} else if t.mapOwner && !t.mapIfCan && c.Rootless() {
 			if err := ownFile(t.path); err != nil {
 				return files, &SetupError{Stage: t.forOption, Err: err, Hint: "bind what belongs to this user, or use WithReadOnlyBind"}
 			}
@@ -322,7 +332,7 @@ func openTrees(c *cell.Cell, trees []tree, b *cell.Block) (files []*os.File, err
 		}
 		if errors.Is(err, cell.ErrNoIDMap) {
 			err = &SetupError{Stage: t.forOption, Err: err,
-				Hint: noIDMapHint()}
+				Hint: noIDMapHint(t)}
 		} else if err != nil && !errors.Is(err, cell.ErrLost) {
 			err = &SetupError{Stage: t.forOption, Err: err}
 		}
@@ -334,8 +344,11 @@ func openTrees(c *cell.Cell, trees []tree, b *cell.Block) (files []*os.File, err
 	return files, nil
 }
 
-func noIDMapHint() string {
-	if !thisMachine().hasSetAttr() {
+func noIDMapHint(t tree) string {
+	switch {
+	case t.from != nil:
+		return "Linux 6.3 or later, or WithReadOnlyScratch, or WithBind of a directory"
+	case !thisMachine().hasSetAttr():
 		return "Linux 5.12 or later, or WithReadOnlyBind"
 	}
 	return "bind a directory on ext4, xfs, btrfs or (from Linux 6.3) tmpfs"

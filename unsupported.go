@@ -5,6 +5,7 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"runtime"
 
@@ -24,6 +25,8 @@ type (
 	prepared     struct{}
 	cellImpl     struct{}
 	running      struct{ pid int }
+	scratchImpl  struct{}
+	scratchFS    struct{ s *Scratch }
 )
 
 func (s *Sandbox) start(context.Context) (*Process, error) { return nil, unsupported() }
@@ -34,6 +37,10 @@ func shutdown(context.Context) error                       { return unsupported(
 func delegateSubgroup(string) error                        { return unsupported() }
 func newCell(cellConfig) (*Cell, error)                    { return nil, unsupported() }
 func (c *Cell) close(context.Context) error                { return unsupported() }
+
+func (*scratchImpl) make(int64, int64) (*os.Root, error) { return nil, unsupported() }
+func (scratchImpl) close() error                         { return nil }
+func (scratchFS) Open(string) (fs.File, error)           { return nil, unsupported() }
 
 func openNull(flag int) (*os.File, error) { return os.OpenFile(os.DevNull, flag, 0) }
 

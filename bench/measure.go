@@ -203,7 +203,7 @@ var growths = []growth{
 		}
 		return p.sandboxed(workloads[0].argv), func() {}, nil
 	}},
-	{"runs before", []int{0, 1000, 5000, 20000}, func(p *place, size int) (*sandbox.Sandbox, func(), error) {
+	{"runs before", []int{0, 1000, 10_000, 100_000}, func(p *place, size int) (*sandbox.Sandbox, func(), error) {
 		must(sandbox.Shutdown(context.Background()))
 		s := p.sandboxed(workloads[0].argv)
 		for range size {

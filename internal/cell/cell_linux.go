@@ -354,7 +354,7 @@ func (c *Cell) complaint() string {
 func (c *Cell) makeDirs() error {
 	b := program.NewBuilder()
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
-	for _, dir := range []string{Root, Scratch, Staging, Empty, Templates} {
+	for _, dir := range []string{Root, Changes, Staging, Empty, Templates} {
 		b.Mkdir(program.AtCWD, dir, 0o755)
 	}
 	p, err := b.Program()

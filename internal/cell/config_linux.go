@@ -18,8 +18,8 @@ const (
 	// Root is the directory over which a run mounts its root before it moves
 	// there.
 	Root = "/cell/root"
-	// Scratch is where a run mounts the file system that takes its changes.
-	Scratch = "/cell/scratch"
+	// Changes is where a run mounts the file system that takes its changes.
+	Changes = "/cell/scratch"
 	// Templates holds assembled roots, a directory each.
 	Templates = "/cell/templates"
 	// Staging is where a template is assembled before it gets its place.

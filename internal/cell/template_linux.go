@@ -126,7 +126,7 @@ func (c *Cell) makeTemplate(t *Template, p *program.Program, open func() ([]*os.
 	c.staging.Lock()
 	defer c.staging.Unlock()
 	if _, err := c.Task(p, fds); err != nil {
-		c.unmount(Staging, Scratch)
+		c.unmount(Staging, Changes)
 		return err
 	}
 	b := program.NewBuilder()

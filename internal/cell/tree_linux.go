@@ -15,9 +15,10 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// Tree asks for a host directory or file, with what is mounted below it.
+// Tree asks for a host directory or file, with what is mounted below it, or for a scratch.
 type Tree struct {
 	Path     string
+	Scratch  *Scratch // in place of Path
 	Writable bool
 	// Partial leaves out what is mounted below rather than refuse, before Linux 5.12.
 	Partial bool
@@ -33,18 +34,24 @@ var ErrNoIDMap = errors.New("its file system does not support idmapped mounts")
 // attaches with move_mount. Set-uid bits and device nodes have no effect
 // in it.
 func (c *Cell) Open(t Tree) (*os.File, error) {
-	if !hasSetAttr() {
+	var f *os.File
+	var err error
+	switch {
+	case t.Scratch != nil && t.Scratch.porter != nil:
+		return t.Scratch.open(t)
+	case t.Scratch != nil:
+		f, err = t.Scratch.open(t)
+	case !hasSetAttr():
 		return c.openOld(t)
-	}
-	if c.ids.rootless {
+	case c.ids.rootless:
 		return c.openByPorter(t)
+	default:
+		f, err = cloneTree(t.Path)
 	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, t.Path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
-		return nil, &os.PathError{Op: "open_tree", Path: t.Path, Err: err}
+		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), t.Path)
-	attr := t.attr()
+	fd, attr := int(f.Fd()), t.attr()
 	if t.Owner != nil {
 		err = c.mapOwner(fd, t.Owner, &attr)
 	}
@@ -56,6 +63,14 @@ func (c *Cell) Open(t Tree) (*os.File, error) {
 		return nil, &os.PathError{Op: "mount_setattr", Path: t.Path, Err: err}
 	}
 	return f, nil
+}
+
+func cloneTree(path string) (*os.File, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return nil, &os.PathError{Op: "open_tree", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 func (t Tree) attr() unix.MountAttr {
@@ -199,15 +214,21 @@ func (p *porter) open(t Tree) (*os.File, error) {
 	} else if err := t.addOldOpen(b, path); err != nil {
 		return nil, err
 	}
-	prog, err := b.Program()
-	if err != nil {
-		return nil, err
-	}
-	f, err := task(p.client, prog, nil)
+	f, err := p.fetch(b)
 	var call *CallError
 	if errors.As(err, &call) {
 		return nil, &os.PathError{Op: "open_tree", Path: path, Err: call.Errno}
 	}
+	return f, err
+}
+
+// fetch has a task send a descriptor.
+func (p *porter) fetch(b *program.Builder, files ...int) (*os.File, error) {
+	prog, err := b.Program()
+	if err != nil {
+		return nil, err
+	}
+	f, err := task(p.client, prog, files)
 	if err == nil && f == nil {
 		err = errors.New("no descriptor came back")
 	}

@@ -1,0 +1,195 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"runtime"
+	"sync"
+)
+
+// Scratch is a file system of its own in memory that runs share, one after the other or at once: the way of files into a run and out
+// of it. No process has it but runs that are given it with WithScratch or WithReadOnlyScratch. It is safe for concurrent use, also while runs change it.
+type Scratch struct {
+	size  int64
+	files int64
+	root  *os.Root
+	impl  scratchImpl
+}
+
+// NewScratch makes an empty file system that takes up to the given number of bytes, and one file for each 4 KiB of
+// them, plus 256. Memory is used as files are written, and counts for the limit of the run that
+// writes them, also after its end. It is given back once the scratch is closed, or garbage collected, and the runs that have it are over.
+//
+// It needs Linux 5.12, and root or a machine that lets ordinary users make user namespaces; these have a small process
+// more for each scratch.
+func NewScratch(bytes int64) (*Scratch, error) {
+	if bytes <= 0 {
+		return nil, fmt.Errorf("sandbox: NewScratch: %d is not a positive number of bytes", bytes)
+	}
+	s := &Scratch{size: bytes, files: bytes/(4*KiB) + 256}
+	var err error
+	if s.root, err = s.impl.make(s.size, s.files); err != nil {
+		return nil, fmt.Errorf("sandbox: NewScratch: %w", err)
+	}
+	runtime.AddCleanup(s, func(impl scratchImpl) { _ = impl.close() }, s.impl)
+	return s, nil
+}
+
+// Close gives up the scratch. Runs that have it keep it; no other can be given it.
+func (s *Scratch) Close() error {
+	return errors.Join(s.root.Close(), s.impl.close())
+}
+
+// CopyIn copies all of fsys into the directory dir of the scratch, "." for its root, which is made if it is missing. Files belong
+// to the runs' user and keep their permission bits; their owner may always read and write them. Symbolic
+// links are copied as they are. A file that is there already is never replaced: then, and at a file that is neither regular nor a directory nor a
+// link, CopyIn stops, and what was copied stays.
+func (s *Scratch) CopyIn(fsys fs.FS, dir string) error {
+	if err := checkName("CopyIn", dir); err != nil {
+		return err
+	}
+	c := copier{from: fsys, to: s.root, dir: dir, exact: true, bytes: s.size, files: s.files}
+	if err := c.copy(); err != nil {
+		return fmt.Errorf("sandbox: CopyIn: %w", err)
+	}
+	return nil
+}
+
+// ErrNotCopied says that CopyOut left something out. All else was copied.
+var ErrNotCopied = errors.New("left out, as they can't be read or may not be followed")
+
+// CopyOut copies all that is in the scratch into a directory of the host, which is made if it is missing. Files belong to this process's user, with the permission
+// bits that they have and the umask leaves. A file that is there already is never replaced.
+//
+// What a run left is nothing to trust. Of symbolic links those are copied that can't lead out of the directory. Other links, sockets and named
+// pipes, files with holes that seem larger than the scratch, names that are not UTF-8 or longer than a path may be, and what this
+// process may not read, are left out, and then errors.Is(err, ErrNotCopied) holds. Never is more written than the scratch has room for: if files with holes
+// would together take more, CopyOut stops with an error.
+func (s *Scratch) CopyOut(dir string) error {
+	err := os.MkdirAll(dir, 0o777)
+	var to *os.Root
+	if err == nil {
+		to, err = os.OpenRoot(dir)
+	}
+	if err == nil {
+		defer to.Close()
+		c := copier{from: s.FS(), to: to, dir: ".", distrust: true, bytes: s.size, files: s.files}
+		err = c.copy()
+	}
+	if err != nil {
+		return fmt.Errorf("sandbox: CopyOut: %w", err)
+	}
+	return nil
+}
+
+// FS is what the scratch has in it at the moment, by names relative to its root, wherever a run has it mounted. It implements fs.ReadDirFS, fs.StatFS
+// and fs.ReadLinkFS. Symbolic links are followed within the scratch only, and nothing is opened but regular files and directories. A file
+// shows what it had in it when it was opened; one that is larger than the scratch, which
+// then has holes, can't be opened.
+func (s *Scratch) FS() fs.FS { return scratchFS{s} }
+
+// checkName refuses a name that is no place in a scratch.
+func checkName(option, name string) error {
+	if !fs.ValidPath(name) {
+		return fmt.Errorf("sandbox: %s: %q is no name in the scratch: use %q", option, name, path.Join(".", path.Clean("/" + name)[1:]))
+	}
+	return nil
+}
+
+// WithScratch mounts the scratch at dst, writable. Its files belong to the run's user. It replaces the default file system at
+// /tmp, /dev/shm or /home/sandbox. Several runs may have it at once, whatever their user.
+//
+// As root it needs Linux 6.3 (idmapped tmpfs), and is not to be had with WithoutUserNamespace.
+func WithScratch(dst string, s *Scratch) Option {
+	return withMount(mount{kind: scratchMount, dst: dst, from: scratchOf(s)})
+}
+
+// WithReadOnlyScratch mounts the scratch at dst, read-only. Before Linux 6.3 its files belong to nobody where this
+// process is root, and the run may read what others may read.
+func WithReadOnlyScratch(dst string, s *Scratch) Option {
+	return withMount(mount{kind: readOnlyScratchMount, dst: dst, from: scratchOf(s)})
+}
+
+// WithFS shows the files of fsys at dst, read-only, for all to read; what somebody may execute there, all may. They are copied to a Scratch when the first run needs them,
+// and kept there for all runs of sandboxes that have this option. An *embed.FS, an fs.Sub of it or an os.DirFS will do.
+func WithFS(dst string, fsys fs.FS) Option {
+	m := mount{kind: fsMount, dst: dst}
+	if fsys != nil {
+		m.from = &fsFiles{fsys: fsys}
+	}
+	return withMount(m)
+}
+
+// scratchSource is where a mount gets its scratch from.
+type scratchSource interface {
+	get() (*Scratch, error)
+}
+
+// scratchOf is nil for no scratch, and not an interface that holds nil.
+func scratchOf(s *Scratch) scratchSource {
+	if s == nil || s.root == nil {
+		return nil
+	}
+	return s
+}
+
+func (s *Scratch) get() (*Scratch, error) {
+	if _, err := s.root.Lstat("."); err != nil {
+		return nil, errors.New("the scratch is closed")
+	}
+	return s, nil
+}
+
+// fsFiles is the files of a WithFS.
+type fsFiles struct {
+	fsys fs.FS
+
+	mu   sync.Mutex
+	made *Scratch
+}
+
+// get copies the files, if that has not been done.
+func (f *fsFiles) get() (*Scratch, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.made != nil {
+		return f.made, nil
+	}
+	bytes, files, err := measure(f.fsys)
+	if err != nil {
+		return nil, err
+	}
+	s, err := NewScratch(max(bytes, files*4*KiB))
+	if err != nil {
+		return nil, err
+	}
+	c := copier{from: f.fsys, to: s.root, dir: ".", exact: true, forAll: true, bytes: s.size, files: s.files}
+	if err := c.copy(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	f.made = s
+	return s, nil
+}
+
+// measure is how much room a tree takes, in whole pages, at least one.
+func measure(fsys fs.FS) (bytes, files int64, err error) {
+	err = fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		files++
+		bytes += 4 * KiB // of a link, or of what is small
+		if d.Type().IsRegular() {
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			bytes += (info.Size() + 4*KiB - 1) / (4 * KiB) * (4 * KiB)
+		}
+		return nil
+	})
+	return bytes, files, err
+}

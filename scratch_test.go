@@ -1,0 +1,399 @@
+//go:build linux
+
+package sandbox_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+)
+
+// newScratch makes one that is closed after the test.
+func newScratch(t testing.TB, size int64) *sandbox.Scratch {
+	t.Helper()
+	need(t, "idmapped tmpfs or an ordinary user")
+	s, err := sandbox.NewScratch(size)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Close()) })
+	return s
+}
+
+// TestRootlessScratch takes files into a run, what it made of them into the next, and out.
+func TestRootlessScratch(t *testing.T) {
+	t.Parallel()
+	s := newScratch(t, sandbox.MiB)
+	require.NoError(t, s.CopyIn(fstest.MapFS{"a/b.sh": {Data: []byte("#!/bin/sh\necho made by $0"), Mode: 0o555}, "c": {Data: []byte("see"), Mode: 0o400}}, "src"))
+	require.NoError(t, s.CopyIn(fstest.MapFS{"d": {Data: []byte("top")}}, "."))
+	made := output(t, shell("ls -ln src/a src/c | grep -c ' 1000 *1000 '; cat d src/c; src/a/b.sh >out; chmod 600 out; mkdir bin; mv src/a/b.sh bin; ln -s ../out bin/link",
+		sandbox.WithScratch("/work", s), sandbox.WithDir("/work")))
+	require.Equal(t, "2\ntopsee", made)
+
+	for _, user := range []int{0, 7, 1000} {
+		again := shell("/w/bin/b.sh; cat /w/bin/link; touch /w/x 2>&1; rm -f /w/out 2>&1", sandbox.WithReadOnlyScratch("/w", s), sandbox.WithUser(user, user))
+		out, err := again.CombinedOutput(deadline(t))
+		exitError(t, err)
+		require.Regexp(t, "^made by /w/bin/b.sh\nmade by src/a/b.sh\n.*Read-only file system\n.*Read-only file system\n$", string(out))
+	}
+	fsys := s.FS()
+	b, err := fs.ReadFile(fsys, "bin/link")
+	require.NoError(t, err)
+	require.Equal(t, "made by src/a/b.sh\n", string(b))
+	info, err := fs.Stat(fsys, "out")
+	require.NoError(t, err)
+	require.Equal(t, fs.FileMode(0o600), info.Mode())
+	require.EqualValues(t, os.Geteuid(), info.Sys().(*syscall.Stat_t).Uid)
+	require.NoError(t, fstest.TestFS(fsys, "out", "bin/b.sh", "bin/link", "src/c"))
+
+	dst := filepath.Join(openDir(t), "new", "out")
+	require.NoError(t, s.CopyOut(dst))
+	b, err = os.ReadFile(dst + "/bin/link")
+	require.NoError(t, err)
+	require.Equal(t, "made by src/a/b.sh\n", string(b))
+	info, err = os.Stat(dst + "/bin/b.sh")
+	require.NoError(t, err)
+	require.Equal(t, fs.FileMode(0o755), info.Mode())
+	require.EqualValues(t, os.Geteuid(), info.Sys().(*syscall.Stat_t).Uid)
+	require.ErrorIs(t, s.CopyOut(dst), fs.ErrExist)
+	require.ErrorIs(t, s.CopyIn(os.DirFS(dst), "."), fs.ErrExist)
+}
+
+// TestRootlessScratchAtOnce has runs that have it at the same time see each other's files, but nobody else's.
+func TestRootlessScratchAtOnce(t *testing.T) {
+	t.Parallel()
+	s, other := newScratch(t, sandbox.MiB), newScratch(t, sandbox.MiB)
+	writer := start(t, shell("until [ -e /tmp/go ]; do sleep 0.01; done; echo hello >/tmp/answer; sleep 1000", sandbox.WithScratch("/tmp", s)))
+	require.Equal(t, "hello", output(t, shell("touch /s/go; until [ -s /s/answer ]; do sleep 0.01; done; cat /s/answer; ls /o",
+		sandbox.WithScratch("/s", s), sandbox.WithScratch("/o", other), sandbox.WithUser(7, 7))))
+	b, err := fs.ReadFile(s.FS(), "answer")
+	require.NoError(t, err)
+	require.Equal(t, "hello\n", string(b))
+	require.NoError(t, writer.Kill())
+	_, err = writer.Wait()
+	require.Error(t, err)
+}
+
+// TestRootlessScratchFull fills one with bytes, and one with files.
+func TestRootlessScratchFull(t *testing.T) {
+	t.Parallel()
+	for _, script := range []string{"head -c 10M /dev/zero >/s/big", "i=0; while : >/s/$i; do i=$((i+1)); done"} {
+		s := newScratch(t, sandbox.MiB)
+		out, err := shell(script, sandbox.WithScratch("/s", s)).CombinedOutput(deadline(t))
+		exitError(t, err)
+		require.Contains(t, string(out), "No space left on device")
+		require.ErrorIs(t, s.CopyIn(fstest.MapFS{"more": {Data: make([]byte, 1<<20)}}, "."), syscall.ENOSPC)
+		require.NoError(t, s.CopyOut(filepath.Join(openDir(t), "out")), "what fits in goes out")
+	}
+}
+
+// TestRootlessScratchEnds closes one that a run has: the run keeps it, and no other gets it.
+func TestRootlessScratchEnds(t *testing.T) {
+	t.Parallel()
+	s := newScratch(t, sandbox.MiB)
+	in, feed := io.Pipe()
+	var out bytes.Buffer
+	p := start(t, sandbox.New(sandbox.WithCommand("sh", "-c", "read go; echo $go >/s/x; cat /s/x"), sandbox.WithScratch("/s", s), sandbox.WithStdin(in), sandbox.WithStdout(&out)))
+	require.NoError(t, s.Close())
+	require.NoError(t, s.Close(), "again")
+	_, err := io.WriteString(feed, "still here\n")
+	require.NoError(t, err)
+	require.NoError(t, feed.Close())
+	_, err = p.Wait()
+	require.NoError(t, err)
+	require.Equal(t, "still here\n", out.String())
+	_, err = shell("true", sandbox.WithScratch("/s", s)).Run(deadline(t))
+	require.EqualError(t, err, "sandbox: WithScratch: /s: the source can't be used: the scratch is closed")
+	_, err = fs.ReadFile(s.FS(), "x")
+	require.ErrorIs(t, err, fs.ErrClosed)
+	require.ErrorIs(t, s.CopyOut(t.TempDir()), fs.ErrClosed)
+	require.ErrorIs(t, s.CopyIn(fstest.MapFS{}, "."), fs.ErrClosed)
+}
+
+func TestScratchOptions(t *testing.T) {
+	_, err := sandbox.NewScratch(0)
+	require.EqualError(t, err, "sandbox: NewScratch: 0 is not a positive number of bytes")
+	_, err = sandbox.New(sandbox.WithCommand("true"), sandbox.WithScratch("/s", nil), sandbox.WithReadOnlyScratch("/r", new(sandbox.Scratch)), sandbox.WithFS("/f", nil),
+		sandbox.WithScratch("relative", nil), sandbox.WithoutUserNamespace(), sandbox.WithFile("/s/x", nil, 0o644)).Run(deadline(t))
+	require.ErrorContains(t, err, "WithScratch: /s: the scratch was not made by NewScratch")
+	require.ErrorContains(t, err, "WithReadOnlyScratch: /r: the scratch was not made by NewScratch")
+	require.ErrorContains(t, err, "WithFS: /f: no file system is given")
+	require.ErrorContains(t, err, `WithScratch: "relative" is not an absolute path`)
+	require.ErrorContains(t, err, "WithScratch: with WithoutUserNamespace owners can't be mapped")
+	s := newScratch(t, sandbox.MiB)
+	for name, instead := range map[string]string{"/abs/": "abs", "../up": "up", "": "."} {
+		require.EqualError(t, s.CopyIn(fstest.MapFS{}, name), fmt.Sprintf("sandbox: CopyIn: %q is no name in the scratch: use %q", name, instead))
+	}
+	_, err = sandbox.New(sandbox.WithCommand("true"), sandbox.WithScratch("/s", s), sandbox.WithFile("/s/x", nil, 0o644)).Run(deadline(t))
+	require.EqualError(t, err, "sandbox: WithFile: /s/x: lies in what WithScratch mounts at /s: put the file there")
+	_, err = sandbox.New(sandbox.WithCommand("true"), sandbox.WithFS("/f", os.DirFS("/no/such/dir"))).Run(deadline(t))
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	require.ErrorContains(t, err, "sandbox: WithFS: /f: the source can't be used:")
+}
+
+// countingFS counts how often a file is opened.
+type countingFS struct {
+	fs.FS
+	opened *atomic.Int64
+}
+
+func (c countingFS) Open(name string) (fs.File, error) {
+	if name == "file" {
+		c.opened.Add(1)
+	}
+	return c.FS.Open(name)
+}
+
+func (c countingFS) ReadLink(name string) (string, error)   { return fs.ReadLink(c.FS, name) }
+func (c countingFS) Lstat(name string) (fs.FileInfo, error) { return fs.Lstat(c.FS, name) }
+
+// TestRootlessFS shows files of this process.
+func TestRootlessFS(t *testing.T) {
+	t.Parallel()
+	need(t, "files for several runs")
+	var opened atomic.Int64
+	files := fstest.MapFS{"file": {Data: []byte("content\n"), Mode: 0o600}, "sub/tool": {Data: []byte("#!/bin/sh\necho tool"), Mode: 0o700},
+		"link": {Data: []byte("sub/tool"), Mode: fs.ModeSymlink | 0o777}}
+	base := sandbox.New(sandbox.WithFS("/opt/files", countingFS{files, &opened}))
+	var all sync.WaitGroup
+	for _, user := range []int{0, 7, 1000} {
+		all.Go(func() {
+			out, err := base.With(sandbox.WithCommand("sh", "-c", "cd /opt/files; cat file; ./link; stat -c %a . file sub/tool; rm -f file; echo >>file"), sandbox.WithUser(user, user)).
+				CombinedOutput(deadline(t))
+			exitError(t, err)
+			require.Regexp(t, "^content\ntool\n755\n644\n755\n.*Read-only file system\n.*(Read-only file system|Permission denied)\n$", string(out))
+		})
+	}
+	all.Wait()
+	require.EqualValues(t, 1, opened.Load())
+}
+
+// TestFSEnds has the copies given back with the sandbox.
+func TestFSEnds(t *testing.T) {
+	need(t, "files for several runs")
+	need(t, "root")
+	before := spaces()
+	func() {
+		s := shell("cat /f/x", sandbox.WithFS("/f", fstest.MapFS{"x": {Data: []byte("x")}}))
+		require.Equal(t, "x", output(t, s))
+		require.Greater(t, spaces(), before)
+		runtime.KeepAlive(s)
+	}()
+	require.Eventually(t, func() bool { runtime.GC(); return spaces() <= before }, patience, 10*time.Millisecond)
+}
+
+// spaces counts the mount namespaces that this process has open.
+func spaces() (n int) {
+	fds, _ := filepath.Glob("/proc/self/fd/*")
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, "mnt:") {
+			n++
+		}
+	}
+	return n
+}
+
+// TestAttackScratch reads what a run has left that wants to get at the reader.
+func TestAttackScratch(t *testing.T) {
+	t.Parallel()
+	need(t, "python3")
+	host := openDir(t)
+	writeFile(t, host+"/secret", "secret", 0o644)
+	s := newScratch(t, 4*sandbox.MiB)
+	_, err := sandbox.New(sandbox.WithCommand("python3", "-c", `
+import os, socket, sys
+host = sys.argv[1]
+os.mkdir("d"); os.makedirs("p/q/r")
+open("good", "w").write("good")
+os.symlink("good", "inside"); os.symlink("../good", "d/inside")
+os.symlink(host + "/secret", "absolute"); os.symlink(host, "dir"); os.symlink("../" * 30 + host[1:] + "/secret", "relative")
+os.symlink("../..", "p/q/up"); os.symlink("q/up/../../../../../../.." + host + "/secret", "p/chain"); os.symlink("loop", "loop"); os.symlink("/proc/self/root" + host, "magic")
+os.mkfifo("fifo"); os.symlink("fifo", "d/fifo")
+socket.socket(socket.AF_UNIX).bind("socket")
+open("new\nline", "w"); open(b"not\xffutf-8", "w"); open("-rf", "w"); open("\x1b[2J", "w")
+open("holes", "w").truncate(1 << 50)
+os.link("good", "hard")
+try:
+	os.mknod("device", 0o20666, os.makedev(1, 3))
+except PermissionError: pass
+os.chmod("good", 0)
+try:
+	os.chmod("hard", 0o4755)
+except PermissionError: pass
+for i in range(500): # deeper than any path may be
+	os.mkdir("deepdeep"); os.chdir("deepdeep")
+try:
+	while True: open("/s/" + str(os.urandom(8).hex()), "w")
+except OSError: pass
+`, host), sandbox.WithScratch("/s", s), sandbox.WithDir("/s"), sandbox.WithStderr(os.Stderr)).Run(deadline(t))
+	require.NoError(t, err)
+
+	fsys := s.FS()
+	for _, name := range []string{"absolute", "relative", "dir/secret", "p/chain", "loop", "magic/secret", "fifo", "d/fifo", "socket", "holes", "device", "../good", "/good", "not\xffutf-8"} {
+		f, err := fsys.Open(name)
+		require.Error(t, err, name)
+		require.Nil(t, f, name)
+	}
+	_, err = fs.ReadFile(fsys, "holes")
+	require.ErrorContains(t, err, "1125899906842624 bytes, which are more than the scratch has room for: the file has holes")
+	for _, name := range []string{"good", "inside", "d/inside", "hard"} {
+		if _, err = fs.ReadFile(fsys, name); !errors.Is(err, fs.ErrPermission) { // a mode of 0 keeps an owner who is not root from it
+			require.NoError(t, err)
+		}
+	}
+	entries, err := fs.ReadDir(fsys, ".")
+	require.NoError(t, err)
+	require.LessOrEqual(t, len(entries), 1024+256)
+
+	dst := openDir(t) + "/out"
+	err = s.CopyOut(dst)
+	require.ErrorIs(t, err, sandbox.ErrNotCopied)
+	require.Regexp(t, `^sandbox: CopyOut: left out, as they can't be read or may not be followed: \[.*"absolute".*\]( and \d+ more)?$`, err.Error())
+	require.FileExists(t, dst+"/new\nline")
+	require.NoError(t, filepath.WalkDir(dst, func(name string, d fs.DirEntry, err error) error {
+		if errors.Is(err, syscall.ENAMETOOLONG) {
+			return fs.SkipDir
+		}
+		if err == nil && d.Type() == 0 {
+			b, _ := os.ReadFile(name)
+			require.NotEqual(t, "secret", string(b))
+		}
+		if err == nil && d.Type() != 0 && d.Type() != fs.ModeDir {
+			to, err := filepath.EvalSymlinks(name)
+			if d.Name() == "loop" || d.Name() == "fifo" { // d/fifo is a loop too
+				require.Error(t, err)
+				return nil
+			}
+			if errors.Is(err, fs.ErrNotExist) { // what it leads to was left out
+				return nil
+			}
+			require.NoError(t, err)
+			require.True(t, strings.HasPrefix(to+"/", dst+"/"), "%s leads to %s", name, to)
+		}
+		return err
+	}))
+}
+
+// TestAttackScratchLinks has links left out that lead out of the copy, and no others.
+func TestAttackScratchLinks(t *testing.T) {
+	t.Parallel()
+	s := newScratch(t, sandbox.MiB)
+	output(t, shell(`mkdir -p a/b; echo x >f; ln -s ../../f a/b/ok; ln -s ./a/./b ok; ln -s .. a/b/ok2; ln -s ok/ok ok3; ln -s missing ok4
+		ln -s ../../../f a/b/no; ln -s .. no; ln -s / no2; ln -s a/../f no3; ln -s ok/../../f no4; mkfifo no5`, sandbox.WithScratch("/s", s), sandbox.WithDir("/s")))
+	dst := openDir(t)
+	err := s.CopyOut(dst)
+	require.ErrorIs(t, err, sandbox.ErrNotCopied)
+	require.ErrorContains(t, err, `["a/b/no" "no" "no2" "no3" "no4" "no5"]`)
+	out, err := exec.Command("find", dst, "-name", "ok*", "-printf", "%P ").Output()
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{"a/b/ok", "ok", "a/b/ok2", "ok3", "ok4"}, strings.Fields(string(out)))
+	none, err := filepath.Glob(dst + "/no*")
+	require.NoError(t, err)
+	require.Empty(t, none)
+}
+
+// TestAttackScratchRaces has a run swap directories, links, pipes and files while the host reads and writes: nothing outside of the
+// scratch is read, written or waited for.
+func TestAttackScratchRaces(t *testing.T) {
+	t.Parallel()
+	need(t, "python3")
+	host := openDir(t)
+	writeFile(t, host+"/f", "secret", 0o644)
+	s := newScratch(t, sandbox.MiB)
+	p := start(t, sandbox.New(sandbox.WithCommand("python3", "-c", `
+import os, sys
+host = sys.argv[1]
+def other(make, name):
+	try: make()
+	except OSError: return
+	try: os.rename("/s/new", name)
+	except OSError:
+		os.system("rm -rf " + name + "; mv /s/new " + name)
+while True:
+	for name in ["/s/d", "/s/d/f"]:
+		other(lambda: os.symlink(host, "/s/new"), name)
+		other(lambda: os.symlink(host + "/f", "/s/new"), name)
+		other(lambda: os.mkfifo("/s/new"), name)
+		other(lambda: open("/s/new", "w").truncate(1 << 40), name)
+		other(lambda: os.mkdir("/s/new"), name)
+		other(lambda: open("/s/new", "w").write("inside"), name)
+`, host), sandbox.WithScratch("/s", s)))
+	ctx, stop := context.WithTimeout(context.Background(), 2*time.Second)
+	defer stop()
+	fsys := s.FS()
+	var all sync.WaitGroup
+	for range 2 {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				for _, name := range []string{"d", "d/f"} {
+					if b, err := fs.ReadFile(fsys, name); err == nil {
+						require.NotContains(t, string(b), "secret")
+					}
+				}
+				_ = s.CopyIn(fstest.MapFS{"f": {Data: []byte("x")}, "g": {Data: []byte("x")}}, "d")
+			}
+		})
+	}
+	out := openDir(t)
+	all.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			dst := fmt.Sprintf("%s/%d", out, i)
+			_ = s.CopyOut(dst)
+			for _, name := range []string{"/d", "/d/f"} {
+				if b, err := os.ReadFile(dst + name); err == nil {
+					require.NotContains(t, string(b), "secret")
+				}
+			}
+			require.NoError(t, os.RemoveAll(dst))
+		}
+	})
+	all.Wait()
+	require.NoError(t, p.Kill())
+	_, err := p.Wait()
+	require.Error(t, err)
+	entries, err := os.ReadDir(host)
+	require.NoError(t, err)
+	require.Len(t, entries, 1)
+	b, err := os.ReadFile(host + "/f")
+	require.NoError(t, err)
+	require.Equal(t, "secret", string(b))
+}
+
+// BenchmarkGiven is a run with nothing, a bind, a scratch and an fs.FS, in turn.
+func BenchmarkGiven(b *testing.B) {
+	need(b, "idmapped tmpfs")
+	s := newScratch(b, sandbox.MiB)
+	dir, base := openDir(b), sandbox.New(sandbox.WithCommand("true"))
+	runs := map[string]*sandbox.Sandbox{
+		"nothing": base, "bind": base.With(sandbox.WithReadOnlyBind(dir, "/x")), "scratch": base.With(sandbox.WithScratch("/x", s)),
+		"fs": base.With(sandbox.WithFS("/x", fstest.MapFS{"x": {Data: make([]byte, sandbox.MiB)}})),
+	}
+	took := map[string]time.Duration{}
+	for b.Loop() {
+		for name, s := range runs {
+			began := time.Now()
+			_, err := s.Run(context.Background())
+			require.NoError(b, err)
+			took[name] += time.Since(began)
+		}
+	}
+	for name := range runs {
+		b.ReportMetric(float64(took[name].Microseconds())/float64(b.N), name+"-µs")
+	}
+}
