@@ -38,7 +38,8 @@ type function struct {
 //
 // A call executes this program once more, in a run, and there NewFunc serves the function instead of returning: nothing of the package after it is
 // initialised there, no init function of the package that calls it runs, nor does main, TestMain or a test. Imported packages are
-// initialised first, as ever. Names are unique in a program: NewFunc panics, naming both places, if one is taken, and if it
+// initialised first, as ever. NewFunc must be called under no condition that does not hold there: a process whose function is not registered ends
+// as soon as main begins. Names are unique in a program: NewFunc panics, naming both places, if one is taken, and if it
 // is called when main has begun.
 //
 // The function sees none of the host's files but the libraries that this program is linked with, /dev, /proc, the made-up part of

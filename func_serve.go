@@ -1,14 +1,17 @@
 package sandbox
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,8 +29,26 @@ const (
 
 // served is the function that this process serves.
 type served struct {
-	name string
-	conn *wire.Conn
+	name  string
+	conn  *wire.Conn
+	found atomic.Bool // it was registered
+}
+
+func init() {
+	if s, ok := asWorker(); ok {
+		go s.keepFromMain()
+	}
+}
+
+// keepFromMain ends the process if the function is not registered and so the program's main begins, which is not meant to run here.
+// Nothing tells when a program's packages are initialised but the first goroutine's stack.
+func (s *served) keepFromMain() {
+	stacks := make([]byte, 64<<10)
+	for ; !s.found.Load(); time.Sleep(time.Millisecond) {
+		if n := runtime.Stack(stacks, true); bytes.Contains(stacks[:n], []byte("\nmain.main()\n")) {
+			s.giveUp(fmt.Errorf("%q is not registered in its own process: call NewFunc whenever packages are initialised, and under no condition", s.name))
+		}
+	}
 }
 
 // asWorker tells whether this process serves a function.
@@ -45,7 +66,7 @@ var asWorker = func() func() (*served, bool) {
 		}
 		os.NewFile(uintptr(fd+1), "program").Close() // the file of this program
 		closeOnExec(fd)
-		return &served{os.Args[2], wire.NewConn(os.NewFile(uintptr(fd), "calls"), limit)}
+		return &served{name: os.Args[2], conn: wire.NewConn(os.NewFile(uintptr(fd), "calls"), limit)}
 	})
 	return func() (*served, bool) { s := find(); return s, s != nil }
 }()
@@ -68,6 +89,7 @@ func (c *servedCall) context(until int64) (context.Context, context.CancelFunc) 
 
 // serve serves calls, one after the other, until the host hangs up. It does not return.
 func (s *served) serve(in wire.Shape, f func(*servedCall) (wire.Message, error)) {
+	s.found.Store(true)
 	s.send(wire.Message{Kind: wire.Hello})
 	cancel := func() {}
 	for {

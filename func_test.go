@@ -44,6 +44,24 @@ var secret = fmt.Sprint(rand.Uint64())
 
 var work = sandbox.NewFunc("work", doJob)
 
+// conditional is not registered in the process that is to serve it.
+var conditional = func() *sandbox.Func[string, string] {
+	if len(os.Args) > 1 && os.Args[1] == "sandbox-function" {
+		return nil
+	}
+	return sandbox.NewFunc("conditional", func(_ context.Context, in string) (string, error) { return in, nil })
+}()
+
+// TestRootlessFuncUnregistered has main begin where a function is to be served.
+func TestRootlessFuncUnregistered(t *testing.T) {
+	t.Parallel()
+	var said strings.Builder
+	_, err := conditional.Call(deadline(t), "x", sandbox.WithStderr(&said))
+	require.Equal(t, 125, exitError(t, err).ExitCode)
+	require.Contains(t, said.String(), `sandbox: function: "conditional" is not registered in its own process: call NewFunc whenever packages are initialised, and under no condition`)
+	require.NotContains(t, said.String(), "PASS")
+}
+
 func doJob(ctx context.Context, in job) (*job, error) {
 	switch in.Do {
 	case "echo":
