@@ -96,6 +96,17 @@ type mount struct {
 	mode fs.FileMode
 }
 
+// what names the source of what accompanies the run's program.
+func (m *mount) what() string {
+	switch m.kind {
+	case bindMount, readOnlyBindMount:
+		return "bind of " + m.src
+	case fsMount:
+		return "files of WithFS"
+	}
+	return "scratch"
+}
+
 // defaultTmpfs is the size of each writable file system that a run has without
 // asking.
 const defaultTmpfs = 256 * MiB
@@ -203,7 +214,7 @@ func (r *rootConfig) checkFiles(all map[string]mount) (errs []error) {
 			case above.kind == fileMount:
 				errs = append(errs, optionError(m.kind.option(), "%s: lies below the file %s", dst, dir))
 			case m.kind == fileMount && above.kind.isGiven():
-				errs = append(errs, optionError("WithFile", "%s: lies in what %s mounts at %s: put the file there", dst, above.kind.option(), dir))
+				errs = append(errs, optionError("WithFile", "%s: lies in the %s: write the file there", dst, above.what()))
 			}
 			break
 		}
@@ -262,7 +273,7 @@ func (r *rootConfig) checkSources() (errs []error) {
 			_, err = m.from.get()
 		}
 		if err != nil {
-			errs = append(errs, optionError(m.kind.option(), "%s: the source can't be used: %w", path.Clean(m.dst), err))
+			errs = append(errs, optionError(m.kind.option(), "the source can't be used: %w", err))
 		}
 	}
 	if dir := r.rootfs.dir; dir != "" && checkPath(dir) == nil {

@@ -119,7 +119,7 @@ func TestRootlessScratchEnds(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "still here\n", out.String())
 	_, err = shell("true", sandbox.WithScratch("/s", s)).Run(deadline(t))
-	require.EqualError(t, err, "sandbox: WithScratch: /s: the source can't be used: the scratch is closed")
+	require.EqualError(t, err, "sandbox: WithScratch: the source can't be used: the scratch is closed")
 	_, err = fs.ReadFile(s.FS(), "x")
 	require.ErrorIs(t, err, fs.ErrClosed)
 	require.ErrorIs(t, s.CopyOut(t.TempDir()), fs.ErrClosed)
@@ -141,10 +141,10 @@ func TestScratchOptions(t *testing.T) {
 		require.EqualError(t, s.CopyIn(fstest.MapFS{}, name), fmt.Sprintf("sandbox: CopyIn: %q is no name in the scratch: use %q", name, instead))
 	}
 	_, err = sandbox.New(sandbox.WithCommand("true"), sandbox.WithScratch("/s", s), sandbox.WithFile("/s/x", nil, 0o644)).Run(deadline(t))
-	require.EqualError(t, err, "sandbox: WithFile: /s/x: lies in what WithScratch mounts at /s: put the file there")
+	require.EqualError(t, err, "sandbox: WithFile: /s/x: lies in the scratch: write the file there")
 	_, err = sandbox.New(sandbox.WithCommand("true"), sandbox.WithFS("/f", os.DirFS("/no/such/dir"))).Run(deadline(t))
 	require.ErrorIs(t, err, fs.ErrNotExist)
-	require.ErrorContains(t, err, "sandbox: WithFS: /f: the source can't be used:")
+	require.ErrorContains(t, err, "sandbox: WithFS: the source can't be used:")
 }
 
 // countingFS counts how often a file is opened.
