@@ -67,17 +67,6 @@ type plan struct {
 	ownUser  bool   // rootless: the run's user must be the caller
 }
 
-// tree is a host directory or file that accompanies a program, or a scratch.
-type tree struct {
-	path      string
-	from      scratchSource // in place of path
-	writable  bool
-	mapOwner  bool
-	partial   bool   // go on without what is mounted below where that can't be had
-	mapIfCan  bool   // go on without the mapping where it is not possible
-	forOption string // what to name in an error
-}
-
 // plans caches a sandbox's plans, one per shape of cell.
 type plans struct {
 	mu  sync.Mutex

@@ -182,7 +182,7 @@ func ExampleNewScratch() {
 		log.Fatal(err)
 	}
 	ctx := context.Background()
-	build := sandbox.New(sandbox.WithScratch("/work", scratch), sandbox.WithDir("/work/src"), sandbox.WithCommand("sh", "build.sh"))
+	build := sandbox.New(sandbox.WithScratch("/job", scratch), sandbox.WithDir("/job/src"), sandbox.WithCommand("sh", "build.sh"))
 	if _, err := build.Run(ctx); err != nil {
 		log.Fatal(err)
 	}
@@ -191,7 +191,7 @@ func ExampleNewScratch() {
 		log.Fatal(err)
 	}
 	defer results.Close()
-	test := sandbox.New(sandbox.WithReadOnlyScratch("/work", scratch), sandbox.WithScratch("/out", results), sandbox.WithCommand("/work/src/tool"))
+	test := sandbox.New(sandbox.WithReadOnlyScratch("/job", scratch), sandbox.WithScratch("/out", results), sandbox.WithCommand("/job/src/tool"))
 	if _, err := test.Run(ctx); err != nil {
 		log.Fatal(err)
 	}

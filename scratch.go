@@ -23,8 +23,8 @@ type Scratch struct {
 // them, plus 256. Memory is used as files are written, and counts for the limit of the run that
 // writes them, also after its end. It is given back once the scratch is closed, or garbage collected, and the runs that have it are over.
 //
-// It needs Linux 5.12, and root or a machine that lets ordinary users make user namespaces; these have a small process
-// more for each scratch.
+// It needs Linux 5.12, and root or a machine that lets ordinary users make user namespaces. An ordinary user has a small
+// process more for each scratch.
 func NewScratch(bytes int64) (*Scratch, error) {
 	if bytes <= 0 {
 		return nil, fmt.Errorf("sandbox: NewScratch: %d is not a positive number of bytes", bytes)
@@ -43,13 +43,13 @@ func (s *Scratch) Close() error {
 	return errors.Join(s.root.Close(), s.impl.close())
 }
 
-// CopyIn copies all of fsys into the directory dir of the scratch, "." for its root, which is made if it is missing. Files belong
+// CopyIn copies all of fsys into the directory dir of the scratch, a name as fs.FS has them, "." for its root. It is made if it is missing. Files belong
 // to the runs' user and keep their permission bits; their owner may always read and write them. Symbolic
-// links are copied as they are. A file that is there already is never replaced: then, and at a file that is neither regular nor a directory nor a
-// link, CopyIn stops, and what was copied stays.
+// links are copied as they are. A file that is there already is never replaced: then (fs.ErrExist), when the scratch is full (syscall.ENOSPC), and at a
+// file that is neither regular nor a directory nor a link (fs.ErrInvalid), CopyIn stops, and what was copied stays.
 func (s *Scratch) CopyIn(fsys fs.FS, dir string) error {
-	if err := checkName("CopyIn", dir); err != nil {
-		return err
+	if !fs.ValidPath(dir) {
+		return fmt.Errorf("sandbox: CopyIn: %q is no name in the scratch: use %q", dir, path.Join(".", path.Clean("/" + dir)[1:]))
 	}
 	c := copier{from: fsys, to: s.root, dir: dir, exact: true, bytes: s.size, files: s.files}
 	if err := c.copy(); err != nil {
@@ -91,18 +91,10 @@ func (s *Scratch) CopyOut(dir string) error {
 // then has holes, can't be opened.
 func (s *Scratch) FS() fs.FS { return scratchFS{s} }
 
-// checkName refuses a name that is no place in a scratch.
-func checkName(option, name string) error {
-	if !fs.ValidPath(name) {
-		return fmt.Errorf("sandbox: %s: %q is no name in the scratch: use %q", option, name, path.Join(".", path.Clean("/" + name)[1:]))
-	}
-	return nil
-}
-
 // WithScratch mounts the scratch at dst, writable. Its files belong to the run's user. It replaces the default file system at
 // /tmp, /dev/shm or /home/sandbox. Several runs may have it at once, whatever their user.
 //
-// As root it needs Linux 6.3 (idmapped tmpfs), and is not to be had with WithoutUserNamespace.
+// As root it needs Linux 6.3 (idmapped tmpfs; before, a run fails with a *SetupError), and is not to be had with WithoutUserNamespace.
 func WithScratch(dst string, s *Scratch) Option {
 	return withMount(mount{kind: scratchMount, dst: dst, from: scratchOf(s)})
 }
@@ -113,8 +105,9 @@ func WithReadOnlyScratch(dst string, s *Scratch) Option {
 	return withMount(mount{kind: readOnlyScratchMount, dst: dst, from: scratchOf(s)})
 }
 
-// WithFS shows the files of fsys at dst, read-only, for all to read; what somebody may execute there, all may. They are copied to a Scratch when the first run needs them,
-// and kept there for all runs of sandboxes that have this option. An *embed.FS, an fs.Sub of it or an os.DirFS will do.
+// WithFS shows the files of fsys at dst, read-only, for all to read; what somebody may execute there, all may. They are copied to a Scratch of their size when the first
+// run needs them, and kept there for all runs of sandboxes that have this option: a later change of fsys shows nowhere. An embed.FS, an fs.Sub of it or
+// an os.DirFS will do. What can't be read is an error of Run. It needs Linux 5.12.
 func WithFS(dst string, fsys fs.FS) Option {
 	m := mount{kind: fsMount, dst: dst}
 	if fsys != nil {

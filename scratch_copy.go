@@ -55,6 +55,9 @@ func (c *copier) visit(name string, d fs.DirEntry, err error) error {
 	if err != nil {
 		return c.leave(name, err)
 	}
+	if name == "." {
+		return nil // copy has made it
+	}
 	if c.files--; c.files < 0 {
 		return fmt.Errorf("%s: more files than the scratch has room for", name)
 	}
@@ -76,9 +79,6 @@ func (c *copier) visit(name string, d fs.DirEntry, err error) error {
 // place is where a copy goes: a directory and the name in it. os.Root takes as many calls as a name has parts, so a directory is kept for all that is
 // in it.
 func (c *copier) place(name string) (*os.Root, string, error) {
-	if name == "." {
-		return c.to, c.dir, nil
-	}
 	dir := path.Join(c.dir, path.Dir(name))
 	if c.parent == nil || c.parentName != dir {
 		next, err := c.to.OpenRoot(dir)
@@ -127,16 +127,13 @@ func (c *copier) mkdir(name string, to *os.Root, at string, d fs.DirEntry) error
 		return c.leave(name, err)
 	}
 	perm := c.perm(info.Mode())
-	if name != "." {
-		err = to.Mkdir(at, perm)
-	}
-	switch {
+	switch err = to.Mkdir(at, perm); {
 	case errors.Is(err, fs.ErrExist):
 		if have, statErr := to.Lstat(at); statErr != nil || !have.IsDir() {
 			return err
 		}
 		return nil
-	case err != nil || !c.exact || name == "." && !c.forAll:
+	case err != nil || !c.exact:
 		return err
 	}
 	return to.Chmod(at, perm)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -88,6 +89,7 @@ func renamed(err error, name string) error {
 // find leads to what name is, links followed within the scratch; flags may be O_NOFOLLOW. It is one call however long the name is, which
 // os.Root's are not.
 func (f scratchFS) find(op, name string, flags uint64) (*os.File, fs.FileInfo, error) {
+	defer runtime.KeepAlive(f.s) // what is collected is closed
 	fail := func(err error) (*os.File, fs.FileInfo, error) {
 		return nil, nil, &fs.PathError{Op: op, Path: name, Err: err}
 	}

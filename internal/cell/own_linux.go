@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"sync"
 
-	"golang.org/x/sys/unix"
+	"github.com/cellkit/sandbox/internal/forkserver"
 )
 
 // own is this program's own file, to be executed in runs, once somebody has asked for it.
@@ -25,11 +25,7 @@ func OwnFile() (*os.File, error) {
 		}
 		own.binary = b
 	}
-	fd, err := unix.FcntlInt(own.exe.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	return os.NewFile(uintptr(fd), own.exe.Name()), nil
+	return forkserver.Dup(own.exe)
 }
 
 // CloseOwn closes what OwnFile keeps open.

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellkit/sandbox/internal/forkserver"
 	"github.com/cellkit/sandbox/internal/program"
 )
 
@@ -24,13 +25,10 @@ type Scratch struct {
 	end    func() error
 }
 
-// ErrOldScratch says that this kernel can't have a Scratch.
-var ErrOldScratch = errors.New("a file system for several runs takes Linux 5.12")
-
 // NewScratch makes a file system that holds so many bytes and files.
 func NewScratch(bytes, files int64) (*Scratch, error) {
 	if !hasSetAttr() {
-		return nil, ErrOldScratch
+		return nil, errors.New("a file system for several runs takes Linux 5.12")
 	}
 	options := []string{"mode=755", fmt.Sprintf("size=%d", bytes), fmt.Sprintf("nr_inodes=%d", files)}
 	s := new(Scratch)
@@ -153,7 +151,7 @@ func openDir(mount *os.File) (*os.File, error) {
 
 // open returns a detached mount of it, with the attributes of t where a porter sets them.
 func (s *Scratch) open(t Tree) (f *os.File, err error) {
-	dir, err := s.dup()
+	dir, err := forkserver.Dup(s.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -181,21 +179,4 @@ func (s *Scratch) open(t Tree) (f *os.File, err error) {
 		}
 	})
 	return f, err
-}
-
-// dup fails if the scratch is closed, and keeps its descriptor from being another's meanwhile.
-func (s *Scratch) dup() (*os.File, error) {
-	raw, err := s.Dir.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var fd int
-	var dupErr error
-	if err := raw.Control(func(dir uintptr) { fd, dupErr = unix.FcntlInt(dir, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return nil, os.ErrClosed
-	}
-	if dupErr != nil {
-		return nil, os.NewSyscallError("fcntl", dupErr)
-	}
-	return os.NewFile(uintptr(fd), "scratch"), nil
 }

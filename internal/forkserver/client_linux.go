@@ -50,20 +50,24 @@ func (c *Client) Close() error { return c.sock.Close() }
 
 // Dup returns another descriptor of the host's end. The fork server goes on until
 // all of them are closed.
-func (c *Client) Dup() (*os.File, error) {
-	raw, err := c.sock.SyscallConn()
+func (c *Client) Dup() (*os.File, error) { return Dup(c.sock) }
+
+// Dup returns another descriptor of what f is. If f is closed, now or meanwhile, the error is os.ErrClosed, and never is what comes back
+// another file that got its number.
+func Dup(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
 	var fd int
 	var dupErr error
-	if err := raw.Control(func(s uintptr) { fd, dupErr = unix.FcntlInt(s, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return nil, err
+	if raw.Control(func(of uintptr) { fd, dupErr = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) }) != nil {
+		return nil, os.ErrClosed
 	}
 	if dupErr != nil {
 		return nil, os.NewSyscallError("fcntl", dupErr)
 	}
-	return os.NewFile(uintptr(fd), "fork server"), nil
+	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // Gone tells whether the fork server has ended. After its greeting it never
