@@ -243,3 +243,20 @@ func BenchmarkBoot(b *testing.B) {
 		b.StartTimer()
 	}
 }
+
+// alternate measures sandboxes in turns: what they take can be compared however unsteady the machine is.
+func alternate(b *testing.B, runs map[string]*sandbox.Sandbox) {
+	b.Helper()
+	took := map[string]time.Duration{}
+	for b.Loop() {
+		for name, s := range runs {
+			began := time.Now()
+			_, err := s.Run(context.Background())
+			require.NoError(b, err)
+			took[name] += time.Since(began)
+		}
+	}
+	for name := range runs {
+		b.ReportMetric(float64(took[name].Microseconds())/float64(b.N), name+"-µs")
+	}
+}

@@ -52,13 +52,14 @@ type mask struct {
 type shape struct {
 	singleID bool // every id in the cell is the same
 	hostIDs  bool // there is no user namespace
+	wideIDs  bool // the run has all ids from 0 to 65535, and the host may map those of files to them
 	joins    int  // how many cgroups the command joins by itself; none if the host sees to that
 	savedID  bool // until it joins its cgroup, the command has this process's user id as its saved one
 }
 
 // plan is a compiled sandbox, but for its command.
 type plan struct {
-	template *program.Program // assembles the root that runs copy; nil if each run assembles its own
+	template *program.Program // assembles the root that runs copy, or of a root of their own the devices
 	key      [32]byte         // hash of template
 	trees    []tree           // what accompanies template
 	run      *program.Program
@@ -88,7 +89,7 @@ type compiler struct {
 	b       *program.Builder // of the run, or the command
 	plan    *plan
 	layout  *layout
-	missing []point              // mount points that a DirRootfs lacks
+	missing []point              // mount points that the root's directories lack
 	bind    map[int]program.Slot // by index of c.root.mounts
 	lower   map[string]program.Slot
 	tree    program.Slot // the copy of the template
@@ -100,10 +101,8 @@ type compiler struct {
 // same machine give the same programs.
 func compile(c *config, m *machine, s shape, missing []point) (*plan, error) {
 	k := &compiler{c: c, m: m.with(c.root.rootfs.parts), shape: s, b: program.NewBuilder(), plan: &plan{joins: s.joins}, layout: c.root.layout(), missing: missing}
-	if c.root.writable == nil {
-		if err := k.compileTemplate(); err != nil {
-			return nil, err
-		}
+	if err := k.compileTemplate(); err != nil {
+		return nil, err
 	}
 	k.declareFiles()
 
@@ -133,9 +132,7 @@ func compile(c *config, m *machine, s shape, missing []point) (*plan, error) {
 // declareFiles says in which order descriptors accompany the run's program.
 func (k *compiler) declareFiles() {
 	k.declareTrees()
-	if k.plan.template != nil {
-		k.tree = k.b.File("copy of the template")
-	}
+	k.tree = k.b.File("copy of the template")
 	if !k.shape.hostIDs {
 		k.gate = k.b.File("gate, open once the id maps are written")
 	}
@@ -318,6 +315,8 @@ func (m *machine) checkOverlay(r *rootConfig, missing []point) error {
 		return nil
 	case r.writable != nil:
 		return &SetupError{Stage: "WithWritableRoot", Err: old, Hint: "a newer kernel, or WithTmpfs and WithBind where the command writes"}
+	case len(r.rootfs.layers) > 1:
+		return &SetupError{Stage: "WithRootfs", Err: fmt.Errorf("LayersRootfs: %w", old), Hint: "a newer kernel, or DirRootfs of one directory"}
 	case len(missing) > 0:
 		return &SetupError{Stage: "WithRootfs", Err: fmt.Errorf("the directory has no %s: %w", missing[0].path, old), Hint: "make the mount points in it, or a newer kernel"}
 	}
@@ -328,7 +327,7 @@ func (s *Sandbox) explain() (string, error) {
 	if err := s.check(); err != nil {
 		return "", err
 	}
-	p, err := s.plans.plan(s.config, shape{hostIDs: s.config.namespace.hostIDs})
+	p, err := s.plans.plan(s.config, shape{hostIDs: s.config.namespace.hostIDs, wideIDs: !s.config.namespace.hostIDs})
 	if err != nil {
 		return "", err
 	}
@@ -338,9 +337,7 @@ func (s *Sandbox) explain() (string, error) {
 	}
 	var text strings.Builder
 	fmt.Fprintf(&text, "# %s/%s\n", runtime.GOOS, runtime.GOARCH)
-	if p.template != nil {
-		text.WriteString("## once per cell: assemble the root\n" + p.template.Explain())
-	}
+	text.WriteString("## once per cell: assemble what runs copy\n" + p.template.Explain())
 	flags := "CLONE_NEWUSER|CLONE_NEWPID|CLONE_PIDFD"
 	if s.config.namespace.hostIDs {
 		flags = "CLONE_NEWPID|CLONE_PIDFD"

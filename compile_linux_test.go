@@ -62,6 +62,10 @@ var golden = []goldenSandbox{
 	{name: "host-5.10", kernel: [2]int{5, 10}, opts: []Option{WithReadOnlyBind("/host/data", "/opt/data"), WithFile("/etc/app.conf", []byte("x"), 0o600)}},
 	{name: "dir-missing", missing: []point{{path: "/proc"}, {path: "/usr/home/sandbox"}, {path: "/opt/a/file", file: true}, {path: "/opt/a/b"}},
 		opts: []Option{WithRootfs(DirRootfs("/srv/root")), WithFile("/opt/a/file", []byte("x"), 0o644), WithTmpfs("/opt/a/b", MiB)}},
+	{name: "layers", shape: shape{wideIDs: true}, missing: []point{{path: "/proc"}, {path: "/home/sandbox", have: []parent{{0o755, 7, 8}}}},
+		opts: []Option{WithRootfs(LayersRootfs("/srv/base", "/srv/tools", "/srv/app"))}},
+	{name: "layers-nobody", opts: []Option{WithRootfs(LayersRootfs("/srv/base", "/srv/app"))}},
+	{name: "layers-writable", shape: shape{wideIDs: true}, opts: []Option{WithRootfs(LayersRootfs("/srv/base", "/srv/app")), WithWritableRoot(MiB)}},
 	{name: "dir-writable", missing: []point{{path: "/dev/shm"}, {path: "/opt"}},
 		opts: []Option{WithRootfs(DirRootfs("/srv/root")), WithWritableRoot(MiB), WithFile("/opt/file", []byte("x"), 0o644)}},
 }
@@ -88,9 +92,7 @@ var instructions = regexp.MustCompile(`\{[0-9]+ instructions\}`)
 
 func goldenText(p *plan, command *program.Program) string {
 	var b strings.Builder
-	if p.template != nil {
-		b.WriteString("## template\n" + p.template.Explain())
-	}
+	b.WriteString("## template\n" + p.template.Explain())
 	b.WriteString("## run\n" + p.run.Explain())
 	b.WriteString("## command\n" + command.Explain())
 	return instructions.ReplaceAllString(b.String(), "{... instructions}")
@@ -130,10 +132,7 @@ func TestCompileIsDeterministic(t *testing.T) {
 			for range 5 {
 				again := g.compile(t)
 				require.Equal(t, first.run.Image(), again.run.Image())
-				require.Equal(t, first.template == nil, again.template == nil)
-				if first.template != nil {
-					require.Equal(t, first.template.Image(), again.template.Image())
-				}
+				require.Equal(t, first.template.Image(), again.template.Image())
 				require.Equal(t, first.files, again.files)
 				require.Equal(t, first.trees, again.trees)
 			}
@@ -171,8 +170,17 @@ func TestPlan(t *testing.T) {
 	require.True(t, p.ownUser)
 
 	p = find("dir-writable")
-	require.Nil(t, p.template)
+	require.Empty(t, p.trees, "the template is the devices")
 	require.Equal(t, []tree{{path: "/srv/root", mapOwner: true, mapIfCan: true, forOption: "WithWritableRoot"}}, p.files)
+
+	p = find("layers-writable")
+	require.Equal(t, []tree{
+		{path: "/srv/base", mapAll: true, mapIfCan: true, forOption: "WithRootfs"},
+		{path: "/srv/app", mapAll: true, mapIfCan: true, forOption: "WithRootfs"},
+	}, p.files)
+	p = find("layers-nobody")
+	require.Equal(t, []tree{{path: "/srv/base", forOption: "WithRootfs"}, {path: "/srv/app", forOption: "WithRootfs"}}, p.trees)
+	require.Empty(t, p.files)
 }
 
 // TestEtc has the files that programs look up users and hosts in.
@@ -233,7 +241,7 @@ func TestExplain(t *testing.T) {
 	text, err := s.Explain()
 	require.NoError(t, err)
 	require.Contains(t, text, `execve("/usr/bin/some-command"`)
-	require.Contains(t, text, "## once per cell: assemble the root")
+	require.Contains(t, text, "## once per cell: assemble what runs copy")
 	again, err := s.Explain()
 	require.NoError(t, err)
 	require.Equal(t, text, again)

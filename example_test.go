@@ -242,6 +242,32 @@ func ExampleDirRootfs() {
 	// Output: [bin dev home lib lib64 proc tmp usr] <nil>
 }
 
+// The files of a service and its configuration are layers of the root, below the host's programs.
+func ExampleLayersRootfs() {
+	layer := func(name, content string) string {
+		dir, err := os.MkdirTemp("", "layer")
+		if err != nil {
+			log.Fatal(err)
+		}
+		err = errors.Join(os.Chmod(dir, 0o755), os.Mkdir(dir+"/srv", 0o755), os.WriteFile(dir+"/srv/"+name, []byte(content), 0o644))
+		if err != nil {
+			log.Fatal(err)
+		}
+		return dir
+	}
+	service, config := layer("serve.sh", "cat /srv/name"), layer("name", "layers")
+	defer os.RemoveAll(service)
+	defer os.RemoveAll(config)
+	host := func(dir string) sandbox.Option { return sandbox.WithReadOnlyBind(dir, dir) }
+	out, err := sandbox.New(
+		sandbox.WithRootfs(sandbox.LayersRootfs(service, config)),
+		host("/usr"), host("/bin"), host("/lib"), host("/lib64"),
+		sandbox.WithCommand("sh", "/srv/serve.sh"),
+	).Output(context.Background())
+	fmt.Println(string(out), err)
+	// Output: layers <nil>
+}
+
 // Explain shows what a run does, call by call.
 func ExampleSandbox_Explain() {
 	text, err := sandbox.New(sandbox.WithCommand("true"), sandbox.WithHostname("job")).Explain()

@@ -124,14 +124,12 @@ func testFaults(t *testing.T, base *Sandbox, c *Cell) {
 		s.command = &commandCache{made: p}
 		s.command.once.Do(func() {})
 	})
-	if good.template != nil {
-		inject(good.template, func(_ *Sandbox, bad *plan, p *program.Program) {
-			bad.template = p
-			bad.key[0]++ // no other's template, and not one that was assembled
-			bad.key[1] = byte(tried)
-			bad.key[2] = byte(tried >> 8)
-		})
-	}
+	inject(good.template, func(_ *Sandbox, bad *plan, p *program.Program) {
+		bad.template = p
+		bad.key[0]++ // no other's template, and not one that was assembled
+		bad.key[1] = byte(tried)
+		bad.key[2] = byte(tried >> 8)
+	})
 	t.Logf("%d faults", tried)
 	_, err = base.Run(ctx)
 	require.NoError(t, err)

@@ -70,7 +70,7 @@ func (c config) clone() config {
 // samePlans tells whether two configurations prepare runs with the same programs. They may differ in the command and all
 // that goes with it, in timeouts and cgroup limits, and in the cell.
 func (c *config) samePlans(o *config) bool {
-	sameRoot := c.root.rootfs == o.root.rootfs && equalPointed(c.root.writable, o.root.writable) &&
+	sameRoot := c.root.rootfs.same(o.root.rootfs) && equalPointed(c.root.writable, o.root.writable) &&
 		slices.EqualFunc(c.root.mounts, o.root.mounts, func(a, b mount) bool {
 			return a.kind == b.kind && a.src == b.src && a.from == b.from && a.dst == b.dst && a.size == b.size && a.mode == b.mode && bytes.Equal(a.data, b.data)
 		})

@@ -116,7 +116,11 @@ var wrong = []struct {
 	{"unknown network", []Option{WithNetwork(7)}, "WithNetwork: 7 is neither NetworkNone nor NetworkHost"},
 
 	{"relative root", []Option{WithRootfs(DirRootfs("root"))}, `WithRootfs: "root" is not an absolute path`},
-	{"empty root", []Option{WithRootfs(DirRootfs(""))}, `WithRootfs: "." is not an absolute path`},
+	{"empty root", []Option{WithRootfs(DirRootfs(""))}, `WithRootfs: "" is not an absolute path`},
+	{"no layers", []Option{WithRootfs(LayersRootfs())}, `WithRootfs: LayersRootfs: no directory is given`},
+	{"relative layer", []Option{WithRootfs(LayersRootfs("/a", "b"))}, `WithRootfs: "b" is not an absolute path`},
+	{"a layer twice", []Option{WithRootfs(LayersRootfs("/a", "/b", "/a/"))}, `WithRootfs: LayersRootfs: /a is given twice`},
+	{"too many layers", []Option{WithRootfs(LayersRootfs(manyLayers()...))}, `WithRootfs: LayersRootfs: 65 layers, at most 64 are possible`},
 	{"zero byte in the root", []Option{WithRootfs(DirRootfs("/a\x00"))}, `WithRootfs: "/a\x00" contains a zero byte`},
 	{"no room for changes", []Option{WithWritableRoot(0)}, "WithWritableRoot: 0 is not a positive number of bytes"},
 	{"relative target", []Option{WithBind("/a", "b")}, `WithBind: "b" is not an absolute path`},
@@ -141,6 +145,13 @@ var wrong = []struct {
 	{"too many binds", repeated(101, func(i int) Option { return WithBind("/x", fmt.Sprint("/a", i)) }), "WithBind: 101 binds, at most 100 are possible"},
 
 	{"unknown capability", []Option{WithCapabilities("CAP_KILL", "KILL")}, `WithCapabilities: "KILL" is unknown: names look like CAP_NET_BIND_SERVICE`},
+}
+
+func manyLayers() (dirs []string) {
+	for i := range maxLayers + 1 {
+		dirs = append(dirs, fmt.Sprint("/", i))
+	}
+	return dirs
 }
 
 func TestWrongOptions(t *testing.T) {

@@ -46,18 +46,15 @@ func calls(p *program.Program) map[string][]string {
 func checkPlan(t testing.TB, c *config, p *plan) {
 	t.Helper()
 	requireLoads(t, p.run)
-	files := 1 + len(p.files) // socket
+	files := 2 + len(p.files) // socket and the copy of the template
 	if !c.namespace.hostIDs {
 		files++ // gate
 	}
-	if p.template != nil {
-		files++ // the copy
-		requireLoads(t, p.template)
-		require.Equal(t, 1+len(p.trees), p.template.Files())
-		checkSlots(t, p.template.Files(), calls(p.template)["setup"])
-		require.NotContains(t, p.template.Explain(), "pivot_root")
-	} else {
-		require.NotNil(t, c.root.writable)
+	requireLoads(t, p.template)
+	require.Equal(t, 1+len(p.trees), p.template.Files())
+	checkSlots(t, p.template.Files(), calls(p.template)["setup"])
+	require.NotContains(t, p.template.Explain(), "pivot_root")
+	if c.root.writable != nil {
 		require.Empty(t, p.trees)
 	}
 	require.Equal(t, files, p.run.Files())
@@ -271,18 +268,16 @@ func FuzzOptions(f *testing.F) {
 			return
 		}
 		requireLoads(t, command)
-		p, err := compile(c, goldenMachine(), shape{singleID: next(2) == 1}, emptyRoot(c))
+		p, err := compile(c, goldenMachine(), shape{singleID: next(2) == 1, wideIDs: next(2) == 1}, emptyRoot(c))
 		require.NoError(t, err, "valid options")
 		requireLoads(t, p.run)
-		if p.template != nil {
-			requireLoads(t, p.template)
-		}
+		requireLoads(t, p.template)
 	})
 }
 
 // emptyRoot is what is missing where a DirRootfs is an empty directory.
 func emptyRoot(c *config) (missing []point) {
-	if c.root.rootfs.dir == "" {
+	if len(c.root.rootfs.layers) == 0 {
 		return nil
 	}
 	l := c.root.layout()
@@ -386,7 +381,7 @@ func (g *generator) option() Option {
 	case 18:
 		return WithNetwork(Network(g.next(2)))
 	case 19:
-		return WithRootfs([]Rootfs{HostRootfs(), DirRootfs(g.path())}[g.next(2)])
+		return WithRootfs([]Rootfs{HostRootfs(), DirRootfs(g.path()), LayersRootfs(g.path(), g.path())}[g.next(3)])
 	case 20:
 		return WithBind(g.path(), g.path())
 	case 21:

@@ -10,10 +10,11 @@ import (
 	"strings"
 )
 
-// Rootfs is what a run has as its root file system: HostRootfs, EmptyRootfs or DirRootfs.
+// Rootfs is what a run has as its root file system: HostRootfs, EmptyRootfs, DirRootfs or LayersRootfs.
 type Rootfs struct {
-	dir   string // "" is one in memory, of parts of the host
-	parts parts
+	layers   []string // directories, the lowest first; none is a root in memory, of parts of the host
+	keepsIDs bool     // files of layers keep their owners
+	parts    parts
 }
 
 // parts is what of the host a root in memory shows.
@@ -43,17 +44,52 @@ func EmptyRootfs() Rootfs { return Rootfs{parts: nothing} }
 // execute, the run may not. Mount points that the directory lacks are added on
 // a layer of memory above it, which needs Linux 5.11.
 func DirRootfs(dir string) Rootfs {
-	if dir == "" {
-		dir = "." // refused by check: a relative path
-	}
-	return Rootfs{dir: dir}
+	return Rootfs{layers: []string{dir}}
+}
+
+// LayersRootfs uses directories of the host as the root, one on top of the other, the lowest first, as the layers of an image are:
+// what a directory has hides what those below it have at the same place, but for directories, which are merged. A character device
+// 0:0 hides what is below it, and so does all of a directory with the extended attribute user.overlay.opaque=y (Linux's
+// Documentation/filesystems/overlayfs.rst). None of them is ever written to; with WithWritableRoot changes go to memory.
+//
+// Files keep their owners: what belongs to user 33 in a layer belongs to user 33 in the run, and what belongs to root, to root, whom
+// WithUser(0, 0) makes the run's user. That takes root, Linux 5.19, a file system that supports idmapped mounts (as WithBind) and
+// ids below 65536; elsewhere files belong, inside, to nobody, as with DirRootfs. With WithoutUserNamespace they always
+// keep them. Up to 64 layers, which needs Linux 5.11.
+func LayersRootfs(lower ...string) Rootfs {
+	return Rootfs{layers: slices.Clone(lower), keepsIDs: true}
+}
+
+const maxLayers = 64
+
+func (r Rootfs) same(o Rootfs) bool {
+	return slices.Equal(r.layers, o.layers) && r.keepsIDs == o.keepsIDs && r.parts == o.parts
 }
 
 func (r Rootfs) String() string {
-	if r.dir == "" {
+	if len(r.layers) == 0 {
 		return [...]string{"host", "empty", "own program"}[r.parts]
 	}
-	return r.dir
+	return strings.Join(r.layers, " below ")
+}
+
+func (r Rootfs) check() (errs []error) {
+	switch {
+	case r.keepsIDs && len(r.layers) == 0:
+		errs = append(errs, errors.New("LayersRootfs: no directory is given"))
+	case len(r.layers) > maxLayers:
+		errs = append(errs, fmt.Errorf("LayersRootfs: %d layers, at most %d are possible", len(r.layers), maxLayers))
+	}
+	seen := map[string]bool{}
+	for _, dir := range r.layers {
+		if err := checkPath(dir); err != nil {
+			errs = append(errs, err)
+		} else if dir = path.Clean(dir); seen[dir] {
+			errs = append(errs, fmt.Errorf("LayersRootfs: %s is given twice", dir))
+		}
+		seen[dir] = true
+	}
+	return errs
 }
 
 type rootConfig struct {
@@ -169,10 +205,8 @@ func (r *rootConfig) check() (errs []error) {
 	bad := func(option, format string, args ...any) {
 		errs = append(errs, optionError(option, format, args...))
 	}
-	if r.rootfs.dir != "" {
-		if err := checkPath(r.rootfs.dir); err != nil {
-			bad("WithRootfs", "%w", err)
-		}
+	for _, err := range r.rootfs.check() {
+		bad("WithRootfs", "%w", err)
 	}
 	if r.writable != nil && *r.writable <= 0 {
 		bad("WithWritableRoot", "%d is not a positive number of bytes", *r.writable)
@@ -276,7 +310,10 @@ func (r *rootConfig) checkSources() (errs []error) {
 			errs = append(errs, optionError(m.kind.option(), "the source can't be used: %w", err))
 		}
 	}
-	if dir := r.rootfs.dir; dir != "" && checkPath(dir) == nil {
+	for _, dir := range r.rootfs.layers {
+		if checkPath(dir) != nil {
+			continue
+		}
 		if info, err := os.Stat(dir); err != nil {
 			errs = append(errs, optionError("WithRootfs", "%w", err))
 		} else if !info.IsDir() {

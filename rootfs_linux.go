@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"fmt"
-	"io/fs"
 	"maps"
 	"path"
 	"slices"
@@ -111,14 +110,16 @@ func (k *compiler) declareTrees() {
 			k.bind[i] = add(tree{from: m.from, forOption: m.kind.option()})
 		}
 	}
-	if r.writable == nil {
+	if !k.ownRoot() {
 		return
 	}
-	mapOwner := k.m.atLeast(5, 19) && !k.shape.hostIDs // overlayfs takes idmapped layers from there on
 	for _, dir := range k.rootTrees() {
 		t := tree{path: k.source(dir), forOption: "WithRootfs", partial: k.partial()}
-		if !strings.HasPrefix(dir, "/etc/") && k.m.libraries[dir] == "" {
-			t.mapOwner, t.mapIfCan, t.forOption = mapOwner, !k.shape.hostIDs, "WithWritableRoot"
+		switch {
+		case k.keepsIDs():
+			t.mapAll, t.mapIfCan = true, true
+		case !strings.HasPrefix(dir, "/etc/") && k.m.libraries[dir] == "":
+			t.mapOwner, t.mapIfCan, t.forOption = k.mapsLayers() && !k.shape.hostIDs, !k.shape.hostIDs, "WithWritableRoot"
 		}
 		k.lower[dir] = add(t)
 	}
@@ -131,9 +132,20 @@ func (m *machine) atLeast(major, minor int) bool {
 // hasSetAttr tells whether the kernel has mount_setattr(2), which came with Linux 5.12.
 func (m *machine) hasSetAttr() bool { return m.atLeast(5, 12) }
 
+// mapsLayers tells whether overlayfs takes layers with mapped ids: Documentation/filesystems/overlayfs.rst, from Linux 5.19 on.
+func (k *compiler) mapsLayers() bool { return k.m.atLeast(5, 19) }
+
+// keepsIDs tells whether files of the root have the same owners in the run as on the host.
+func (k *compiler) keepsIDs() bool {
+	return k.c.root.rootfs.keepsIDs && k.shape.wideIDs && k.mapsLayers()
+}
+
+// ownRoot tells whether each run assembles a root of its own: it may change it, or its files belong to the run's own ids.
+func (k *compiler) ownRoot() bool { return k.c.root.writable != nil || k.keepsIDs() }
+
 // partial tells whether what is mounted below HostRootfs's directories is left out, as it
 // can't be made read-only in one call.
-func (k *compiler) partial() bool { return k.c.root.rootfs.dir == "" && !k.m.hasSetAttr() }
+func (k *compiler) partial() bool { return k.c.root.rootfs.layers == nil && !k.m.hasSetAttr() }
 
 // attachSet attaches a mount with attributes added to those that it has. Before Linux 5.12 they
 // are set once it is attached, all of them: mount(2), MS_REMOUNT|MS_BIND.
@@ -150,8 +162,8 @@ func (k *compiler) attachSet(b *program.Builder, mount, root program.Slot, at st
 // rootTrees is where the host directories and files are that the root is made of: for all but libraries the same
 // place as the host's.
 func (k *compiler) rootTrees() []string {
-	if dir := k.c.root.rootfs.dir; dir != "" {
-		return []string{dir}
+	if layers := k.c.root.rootfs.layers; layers != nil {
+		return layers
 	}
 	return slices.Concat(k.m.rootDirs, k.m.etc, slices.Sorted(maps.Keys(k.m.libraries)))
 }
@@ -159,33 +171,18 @@ func (k *compiler) rootTrees() []string {
 // source is the host's path of one of rootTrees.
 func (k *compiler) source(p string) string { return cmp.Or(k.m.libraries[p], p) }
 
-// compileTemplate builds the program that assembles the root, once per cell, up
-// to what is each run's own.
+// compileTemplate builds the program that assembles, once per cell, what is not each run's own: the root, or of one that is,
+// the devices.
 func (k *compiler) compileTemplate() error {
 	b := program.NewBuilder()
-	b.Stage("root file system")
-	given := map[string]program.Slot{}
-	for _, p := range k.rootTrees() {
-		k.plan.trees = append(k.plan.trees, tree{path: k.source(p), forOption: "WithRootfs", partial: k.partial()})
-		given[p] = b.File(p + ", read-only")
-	}
-	b.Call("umask", unix.SYS_UMASK, program.Int(0))
-	var root program.Slot
-	if dir := k.c.root.rootfs.dir; dir == "" {
-		root = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=4m")
-		b.AttachAt(root, cell.Staging)
-		k.addHostSkeleton(b, root, false)
-		for _, p := range k.rootTrees() {
-			k.attachIn(b, given[p], root, p)
+	if k.ownRoot() {
+		b.Call("umask", unix.SYS_UMASK, program.Int(0))
+		dev := k.addDevices(b, func(dev program.Slot) { b.AttachAt(dev, cell.Staging) })
+		if k.m.hasSetAttr() {
+			b.SetAttr(dev, attrRO, true)
 		}
 	} else {
-		root = k.addDirRoot(b, given[dir])
-	}
-	k.addDevices(b, root)
-	if k.m.hasSetAttr() {
-		b.SetAttr(root, attrRO, true)
-	} else if k.c.root.rootfs.dir == "" {
-		b.Remount(root, attrRO|attrNoSUID|attrNoDev) // the rest is read-only already
+		k.addSharedRoot(b)
 	}
 	p, err := b.Program()
 	if err != nil {
@@ -193,6 +190,36 @@ func (k *compiler) compileTemplate() error {
 	}
 	k.plan.template, k.plan.key = p, sha256.Sum256(p.Image())
 	return nil
+}
+
+// addSharedRoot assembles the root at cell.Staging.
+func (k *compiler) addSharedRoot(b *program.Builder) {
+	b.Stage("root file system")
+	var given []program.Slot
+	for _, p := range k.rootTrees() {
+		k.plan.trees = append(k.plan.trees, tree{path: k.source(p), forOption: "WithRootfs", partial: k.partial()})
+		given = append(given, b.File(p+", read-only"))
+	}
+	b.Call("umask", unix.SYS_UMASK, program.Int(0))
+	var root program.Slot
+	inMemory := k.c.root.rootfs.layers == nil
+	if inMemory {
+		root = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=4m")
+		b.AttachAt(root, cell.Staging)
+		k.addHostSkeleton(b, root, false)
+		for i, p := range k.rootTrees() {
+			k.attachIn(b, given[i], root, p)
+		}
+	} else {
+		root = k.addLayers(b, given)
+		b.AttachAt(root, cell.Staging)
+	}
+	k.addDevices(b, func(dev program.Slot) { k.attachOwn(b, dev, root, "dev") })
+	if k.m.hasSetAttr() {
+		b.SetAttr(root, attrRO, true)
+	} else if inMemory {
+		b.Remount(root, attrRO|attrNoSUID|attrNoDev) // the rest is read-only already
+	}
 }
 
 func (k *compiler) attachIn(b *program.Builder, mount, root program.Slot, at string) {
@@ -209,60 +236,11 @@ func (k *compiler) attachOwn(b *program.Builder, mount, root program.Slot, at st
 	b.Close(target)
 }
 
-// addDirRoot attaches a directory of the host as the template's root. Mount
-// points that it lacks come from a layer above it.
-func (k *compiler) addDirRoot(b *program.Builder, dir program.Slot) program.Slot {
-	missing := k.missing
-	if len(missing) == 0 {
-		b.AttachAt(dir, cell.Staging)
-		return dir
-	}
-	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
-	b.AttachAt(store, cell.Changes)
-	b.Mkdir(program.Use(store), "lower", 0o755)
-	b.Mkdir(program.Use(store), "points", 0o755)
-	b.AttachAt(dir, cell.Changes+"/lower")
-	k.addPoints(b, store, "points", false)
-	root := b.FileSystem("overlay", attrRO|attrNoSUID|attrNoDev, "lowerdir="+cell.Changes+"/points:"+cell.Changes+"/lower")
-	b.AttachAt(root, cell.Staging)
-	// The overlay has its own hold of its layers.
-	b.Call("umount2", unix.SYS_UMOUNT2, b.Str(cell.Changes), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
-	return root
-}
-
-// addPoints makes the missing mount points below a directory of store.
-func (k *compiler) addPoints(b *program.Builder, store program.Slot, under string, own bool) {
-	made := map[string]bool{}
-	for _, p := range k.missing {
-		at := under
-		parts := strings.Split(strings.TrimPrefix(p.path, "/"), "/")
-		for i, name := range parts {
-			at = path.Join(at, name)
-			if made[at] {
-				continue
-			}
-			made[at] = true
-			mode := fs.FileMode(0o755)
-			if i < len(p.have) {
-				mode = p.have[i]
-			}
-			if p.file && i == len(parts)-1 {
-				b.CreateFile(program.Use(store), at, nil, 0o644)
-			} else {
-				b.Mkdir(program.Use(store), at, mode)
-			}
-			if own {
-				b.Chown(program.Use(store), at, k.c.namespace.uid, k.c.namespace.gid)
-			}
-		}
-	}
-}
-
-// addDevices assembles /dev but for what is each run's own, pts and shm.
-func (k *compiler) addDevices(b *program.Builder, root program.Slot) {
+// addDevices assembles /dev, once it is attached, but for what is each run's own, pts and shm.
+func (k *compiler) addDevices(b *program.Builder, attach func(dev program.Slot)) program.Slot {
 	b.Stage("devices")
 	dev := b.FileSystem("tmpfs", attrNoSUID|attrNoDev|attrNoExec, "mode=755", "size=64k")
-	k.attachOwn(b, dev, root, "dev")
+	attach(dev)
 	at := program.Use(dev)
 	b.Mkdir(at, "pts", 0o755)
 	b.Mkdir(at, "shm", 0o755)
@@ -274,28 +252,26 @@ func (k *compiler) addDevices(b *program.Builder, root program.Slot) {
 		b.CreateFile(at, name, nil, 0o666)
 		node := b.CloneTree("/dev/" + name)
 		attr := attrNoSUID | attrNoExec
-		if k.c.root.writable == nil && !k.m.hasSetAttr() {
-			attr |= attrRO // with the whole template
+		if !k.m.hasSetAttr() {
+			attr |= attrRO // elsewhere with the whole template
 		}
 		k.attachSet(b, node, dev, name, 0, attr)
 		b.Close(node)
 	}
-	if k.c.root.writable == nil && !k.m.hasSetAttr() {
+	if !k.m.hasSetAttr() {
 		b.Remount(dev, attrRO|attrNoSUID|attrNoDev|attrNoExec)
 	}
-	b.Close(dev)
+	return dev
 }
 
-// addRoot makes the run's root: a copy of the template, or an assembly of its
-// own where it is writable, and what no two runs share on top of it.
+// addRoot makes the run's root, a copy of the template or one of its own, and what no two runs share on top of it.
 func (k *compiler) addRoot() {
 	b := k.b
 	b.Stage("root file system")
-	if k.c.root.writable == nil {
-		b.AttachAt(k.tree, cell.Root)
+	if k.ownRoot() {
+		k.addOwnRoot()
 	} else {
-		k.tree = k.addWritableRoot()
-		k.addDevices(b, k.tree)
+		b.AttachAt(k.tree, cell.Root)
 	}
 	k.addProc()
 	b.Stage("/dev/pts")
@@ -311,49 +287,6 @@ func (k *compiler) addRoot() {
 		}
 	}
 	k.addFiles()
-}
-
-// addWritableRoot makes a root whose changes go to a file system in memory.
-func (k *compiler) addWritableRoot() program.Slot {
-	b, n := k.b, &k.c.namespace
-	owner := []string{fmt.Sprintf("uid=%d", n.uid), fmt.Sprintf("gid=%d", n.gid)}
-	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, append(append(owner, "mode=755"), tmpfsSize(*k.c.root.writable)...)...)
-	b.AttachAt(store, cell.Changes)
-	at := program.Use(store)
-	layer := func(name string, lower program.Slot) (upper string, overlay func() program.Slot) {
-		for _, sub := range []string{"lower", "upper", "work"} {
-			b.Mkdir(at, name+sub, 0o755)
-		}
-		b.Chown(at, name+"upper", n.uid, n.gid)
-		b.AttachAt(lower, cell.Changes+"/"+name+"lower")
-		return name + "upper", func() program.Slot {
-			dir := cell.Changes + "/" + name
-			return b.FileSystem("overlay", attrNoSUID|attrNoDev, "lowerdir="+dir+"lower", "upperdir="+dir+"upper", "workdir="+dir+"work", "userxattr")
-		}
-	}
-	if dir := k.c.root.rootfs.dir; dir != "" {
-		upper, overlay := layer("", k.lower[dir])
-		k.addPoints(b, store, upper, true)
-		root := overlay()
-		b.AttachAt(root, cell.Root)
-		return root
-	}
-	b.Mkdir(at, "root", 0o755)
-	b.Chown(at, "root", n.uid, n.gid)
-	root := b.CloneTree(cell.Changes + "/root")
-	b.AttachAt(root, cell.Root)
-	k.addHostSkeleton(b, root, true)
-	for i, p := range k.rootTrees() {
-		if !slices.Contains(k.m.rootDirs, p) {
-			k.attachIn(b, k.lower[p], root, p)
-			continue
-		}
-		_, overlay := layer(fmt.Sprintf("%d-", i), k.lower[p])
-		m := overlay()
-		k.attachIn(b, m, root, p)
-		b.Close(m)
-	}
-	return root
 }
 
 // addProc mounts the run's own /proc, read-only as a whole, and covers what

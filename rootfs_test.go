@@ -44,7 +44,7 @@ func TestHostRootfs(t *testing.T) {
 }
 
 // busyboxRoot is a directory with a static busybox in it and the given mount points.
-func busyboxRoot(t *testing.T, dirs ...string) string {
+func busyboxRoot(t testing.TB, dirs ...string) string {
 	t.Helper()
 	need(t, "a static busybox")
 	if len(dirs) == 0 { // mount points that it lacks are on a layer above

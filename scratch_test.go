@@ -384,16 +384,5 @@ func BenchmarkGiven(b *testing.B) {
 		"nothing": base, "bind": base.With(sandbox.WithReadOnlyBind(dir, "/x")), "scratch": base.With(sandbox.WithScratch("/x", s)),
 		"fs": base.With(sandbox.WithFS("/x", fstest.MapFS{"x": {Data: make([]byte, sandbox.MiB)}})),
 	}
-	took := map[string]time.Duration{}
-	for b.Loop() {
-		for name, s := range runs {
-			began := time.Now()
-			_, err := s.Run(context.Background())
-			require.NoError(b, err)
-			took[name] += time.Since(began)
-		}
-	}
-	for name := range runs {
-		b.ReportMetric(float64(took[name].Microseconds())/float64(b.N), name+"-µs")
-	}
+	alternate(b, runs)
 }

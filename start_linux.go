@@ -201,7 +201,7 @@ func (r *running) under(ctx context.Context, f func() error) error {
 // shapeOf is what the cell means for the program of a run with the given limits. On cgroup v1 an ordinary user may only move
 // processes that have its own id (kernel/cgroup/cgroup-v1.c, __cgroup1_procs_write).
 func shapeOf(c *cell.Cell, spec limits.Spec) shape {
-	s := shape{singleID: c.SingleID(), hostIDs: c.Config().HostIDs}
+	s := shape{singleID: c.SingleID(), hostIDs: c.Config().HostIDs, wideIDs: c.WideIDs()}
 	if c.Limits != nil {
 		s.joins = c.Limits.Joins(spec)
 		s.savedID = s.joins > 0 && c.Rootless()
@@ -246,15 +246,11 @@ func (g *cgroupConfig) enforceable(c *cell.Cell) (limits.Spec, error) {
 // spawn opens what accompanies the run's program and sends both.
 func (r *running) spawn() error {
 	p := r.plan
-	var template *cell.Template
-	if p.template != nil {
-		t, err := r.template(p)
-		if err != nil {
-			return err
-		}
-		defer t.Release()
-		template = t
+	template, err := r.template(p)
+	if err != nil {
+		return err
 	}
+	defer template.Release()
 	trees, err := openTrees(r.cell, p.files, r.block)
 	defer closeFiles(trees)
 	if err != nil {

@@ -16,6 +16,7 @@ type tree struct {
 	from      scratchSource // in place of path
 	writable  bool
 	mapOwner  bool
+	mapAll    bool   // rather than the owner alone
 	partial   bool   // go on without what is mounted below where that can't be had
 	mapIfCan  bool   // go on without the mapping where it is not possible
 	forOption string // what to name in an error
@@ -55,8 +56,8 @@ func appendSources(key []byte, trees []tree) (string, error) {
 func openTrees(c *cell.Cell, trees []tree, b *cell.Block) (files []*os.File, err error) {
 	for _, t := range trees {
 		want := cell.Tree{Path: t.path, Writable: t.writable, Partial: t.partial}
-		if t.mapOwner && !c.Rootless() {
-			want.Owner = b
+		if (t.mapOwner || t.mapAll) && !c.Rootless() {
+			want.Owner, want.AllIDs = b, t.mapAll
 		}
 		if t.from != nil {
 			s, err := t.from.get()

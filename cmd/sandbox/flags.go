@@ -20,6 +20,7 @@ type settings struct {
 	opts    []sandbox.Option
 	explain bool
 	usage   bool
+	layers  []string // of the root, the lowest first
 
 	// What the reason of a run's end tells; the rest is in opts.
 	memory, output   int64
@@ -68,7 +69,7 @@ var fileFlags = []runFlag{
 	{"ro-bind", "SRC[:DST]", "the same, read-only*", "WithReadOnlyBind", bind(sandbox.WithReadOnlyBind)},
 	{"tmpfs", "DST:SIZE", "an empty file system in memory at DST*", "WithTmpfs", tmpfs},
 	{"file", "DST=SRC", "a copy of the file SRC at DST*", "WithFile", file},
-	{"rootfs", "DIR", "use DIR as the root, not the host's programs and libraries", "WithRootfs", rootfs},
+	{"rootfs", "DIR", "use DIR as the root, not the host's programs and libraries; several are layers, the lowest first*", "WithRootfs", rootfs},
 	{"writable-root", "SIZE", "keep changes of the root in memory, up to SIZE", "WithWritableRoot", size(func(s *settings, n int64) { s.add(sandbox.WithWritableRoot(n)) })},
 }
 

@@ -205,7 +205,12 @@ func rootfs(s *settings, value string) error {
 	if err != nil {
 		return err
 	}
-	s.add(sandbox.WithRootfs(sandbox.DirRootfs(dir)))
+	s.layers = append(s.layers, dir)
+	if len(s.layers) == 1 {
+		s.add(sandbox.WithRootfs(sandbox.DirRootfs(dir)))
+	} else {
+		s.add(sandbox.WithRootfs(sandbox.LayersRootfs(s.layers...)))
+	}
 	return nil
 }
 

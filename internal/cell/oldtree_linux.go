@@ -49,19 +49,19 @@ func (c *Cell) openOld(t Tree) (*os.File, error) {
 		return nil, &os.PathError{Op: "mount_setattr", Path: t.Path, Err: ErrNoIDMap}
 	}
 	var f *os.File
-	onOwnThread(func() { f, err = t.openHere() })
+	OnOwnThread(func() { f, err = t.openHere() })
 	return f, err
 }
 
-// onOwnThread calls f on a thread that ends with it, and whose namespaces end with that. The first thread of
+// OnOwnThread calls f on a thread that ends with it, and whose namespaces end with that. The first thread of
 // a process can't be ended (runtime.mexit), and /proc/self shows its namespaces.
-func onOwnThread(f func()) {
+func OnOwnThread(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			onOwnThread(f) // on another: this one is held meanwhile
+			OnOwnThread(f) // on another: this one is held meanwhile
 			runtime.UnlockOSThread()
 			return
 		}

@@ -150,6 +150,7 @@ type owners struct {
 	uid, gid uint32 // outside
 	user     int    // inside the run
 	group    int
+	all      bool // all owners, to the same ids inside
 }
 
 func (m *idmaps) close() {
@@ -175,17 +176,20 @@ func closeAll(files map[owners]*os.File) {
 	}
 }
 
-// idmap returns a user namespace in which the owner uid:gid of a host file is
-// the block's user.
-func (c *Cell) idmap(b *Block, uid, gid uint32) (*os.File, error) {
+// idmap returns a user namespace in which owners of host files are the block's ids.
+func (c *Cell) idmap(b *Block, o owners) (*os.File, error) {
 	c.maps.mu.Lock()
 	defer c.maps.mu.Unlock()
-	o := owners{uid, gid, b.uid, b.gid}
 	if f := c.maps.files[b.first][o]; f != nil {
 		return f, nil
 	}
-	f, err := c.newIDMap(fmt.Sprintf("%d %d 1\n", uid, c.ids.userID(b.first, int64(b.uid))),
-		fmt.Sprintf("%d %d 1\n", gid, c.ids.userID(b.first, int64(b.gid))))
+	uidMap := fmt.Sprintf("%d %d 1\n", o.uid, c.ids.userID(b.first, int64(o.user)))
+	gidMap := fmt.Sprintf("%d %d 1\n", o.gid, c.ids.userID(b.first, int64(o.group)))
+	if o.all {
+		uidMap = c.ids.runMap(b.first, 0, false)
+		gidMap = uidMap
+	}
+	f, err := c.newIDMap(uidMap, gidMap)
 	if err != nil {
 		return nil, err
 	}

@@ -35,7 +35,7 @@ func NewScratch(bytes, files int64) (*Scratch, error) {
 	var mount *os.File
 	var err error
 	if asRoot() {
-		onOwnThread(func() { mount, err = s.makeHere(options) })
+		OnOwnThread(func() { mount, err = s.makeHere(options) })
 	} else {
 		mount, err = s.makeInPorter(options)
 	}
@@ -164,7 +164,7 @@ func (s *Scratch) open(t Tree) (f *os.File, err error) {
 		b.SendFile(fd)
 		return s.porter.fetch(b, int(dir.Fd()))
 	}
-	onOwnThread(func() {
+	OnOwnThread(func() {
 		// setns(2): a thread that shares its root with others can't enter a mount namespace.
 		if err = os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_FS)); err != nil {
 			return

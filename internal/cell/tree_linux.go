@@ -25,6 +25,8 @@ type Tree struct {
 	// Owner, where not nil, makes files of the source's own owner belong to
 	// the block's user, in both directions.
 	Owner *Block
+	// AllIDs makes files of every owner from 0 to 65535 belong to the one with that id in Owner's block.
+	AllIDs bool
 }
 
 // ErrNoIDMap says that a file system can't be mounted with mapped owners.
@@ -53,7 +55,7 @@ func (c *Cell) Open(t Tree) (*os.File, error) {
 	}
 	fd, attr := int(f.Fd()), t.attr()
 	if t.Owner != nil {
-		err = c.mapOwner(fd, t.Owner, &attr)
+		err = c.mapOwners(fd, t, &attr)
 	}
 	if err == nil {
 		err = setAttr(fd, &attr)
@@ -81,14 +83,17 @@ func (t Tree) attr() unix.MountAttr {
 	return a
 }
 
-// mapOwner adds the mapping of the source's owner, unless nothing needs to
-// be mapped because the owner is the block's user already.
-func (c *Cell) mapOwner(fd int, b *Block, attr *unix.MountAttr) error {
-	var st unix.Stat_t
-	if err := unix.Fstatat(fd, "", &st, unix.AT_EMPTY_PATH); err != nil {
-		return err
+// mapOwners adds the mapping of the source's owner, or of all.
+func (c *Cell) mapOwners(fd int, t Tree, attr *unix.MountAttr) error {
+	o := owners{all: true}
+	if !t.AllIDs {
+		var st unix.Stat_t
+		if err := unix.Fstatat(fd, "", &st, unix.AT_EMPTY_PATH); err != nil {
+			return err
+		}
+		o = owners{uid: st.Uid, gid: st.Gid, user: t.Owner.uid, group: t.Owner.gid}
 	}
-	userns, err := c.idmap(b, st.Uid, st.Gid)
+	userns, err := c.idmap(t.Owner, o)
 	if err != nil {
 		return err
 	}

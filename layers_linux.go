@@ -1,0 +1,140 @@
+package sandbox
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// Roots with layers, which overlayfs makes one of: the host's directories, and on top of them the mount points that they lack, or
+// what a run changes.
+
+// addLayers makes a root of directories of the host, the lowest first, read-only. Mount points that they lack come from a layer
+// in memory.
+func (k *compiler) addLayers(b *program.Builder, dirs []program.Slot) program.Slot {
+	if len(dirs) == 1 && len(k.missing) == 0 {
+		return dirs[0]
+	}
+	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
+	b.AttachAt(store, cell.Changes)
+	root := k.addOverlay(b, store, "root", dirs)
+	// The overlay has its own hold of its layers.
+	b.Call("umount2", unix.SYS_UMOUNT2, b.Str(cell.Changes), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
+	return root
+}
+
+// addOverlay makes an overlay of the layers, the lowest first, and of one in a directory of the store, which takes the
+// changes of a root that is writable. It is mounted with names relative to that directory: a mount option has up to 255 bytes.
+func (k *compiler) addOverlay(b *program.Builder, store program.Slot, dir string, layers []program.Slot) program.Slot {
+	at, writable := program.Use(store), k.c.root.writable != nil
+	b.Mkdir(at, dir, 0o755)
+	b.Mkdir(at, dir+"/top", 0o755)
+	if writable && !k.keepsIDs() {
+		b.Chown(at, dir+"/top", k.c.namespace.uid, k.c.namespace.gid)
+	}
+	k.addPoints(b, at, dir+"/top")
+	var lower []string
+	for i, layer := range layers {
+		name := strconv.Itoa(i)
+		b.Mkdir(at, dir+"/"+name, 0o755)
+		b.AttachAt(layer, path.Join(cell.Changes, dir, name))
+		lower = append(lower, name)
+	}
+	slices.Reverse(lower)
+	b.Call("chdir", unix.SYS_CHDIR, b.Str(path.Join(cell.Changes, dir)))
+	if !writable {
+		return b.FileSystem("overlay", attrRO|attrNoSUID|attrNoDev, "lowerdir=top:"+strings.Join(lower, ":"), "userxattr")
+	}
+	b.Mkdir(at, dir+"/work", 0o755)
+	return b.FileSystem("overlay", attrNoSUID|attrNoDev, "lowerdir="+strings.Join(lower, ":"), "upperdir=top", "workdir=work", "userxattr")
+}
+
+// addPoints makes the missing mount points below a directory. Directories that they are in and that the layers below have
+// get the same permissions, and where files keep their owners, the same owner.
+func (k *compiler) addPoints(b *program.Builder, at program.Arg, under string) {
+	made := map[string]bool{}
+	for _, p := range k.missing {
+		dir := under
+		parts := strings.Split(strings.TrimPrefix(p.path, "/"), "/")
+		for i, name := range parts {
+			dir = path.Join(dir, name)
+			if made[dir] {
+				continue
+			}
+			made[dir] = true
+			is := parent{mode: 0o755}
+			if i < len(p.have) {
+				is = p.have[i]
+			}
+			if p.file && i == len(parts)-1 {
+				b.CreateFile(at, dir, nil, 0o644)
+			} else {
+				b.Mkdir(at, dir, is.mode)
+			}
+			switch {
+			case !k.keepsIDs() && k.c.root.writable != nil:
+				b.Chown(at, dir, k.c.namespace.uid, k.c.namespace.gid)
+			case k.keepsIDs() && (is.uid != 0 || is.gid != 0) && max(is.uid, is.gid) <= maxID:
+				b.Chown(at, dir, is.uid, is.gid)
+			}
+		}
+	}
+}
+
+// addOwnRoot makes a root for one run: its changes go to a file system in memory, or its files belong to the run's ids.
+func (k *compiler) addOwnRoot() {
+	b := k.b
+	devices := k.tree
+	if k.c.root.writable != nil {
+		k.tree = k.addWritableRoot()
+	} else {
+		k.tree = k.addLayers(b, k.layers())
+		b.AttachAt(k.tree, cell.Root)
+	}
+	k.attachOwn(b, devices, k.tree, "dev")
+	b.Close(devices)
+}
+
+// layers is the directories that accompany the run's program for its root, the lowest first.
+func (k *compiler) layers() (slots []program.Slot) {
+	for _, dir := range k.c.root.rootfs.layers {
+		slots = append(slots, k.lower[dir])
+	}
+	return slots
+}
+
+// addWritableRoot makes and attaches a root whose changes go to a file system in memory.
+func (k *compiler) addWritableRoot() program.Slot {
+	b, n := k.b, &k.c.namespace
+	owner := []string{fmt.Sprintf("uid=%d", n.uid), fmt.Sprintf("gid=%d", n.gid)}
+	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, append(append(owner, "mode=755"), tmpfsSize(*k.c.root.writable)...)...)
+	b.AttachAt(store, cell.Changes)
+	if dirs := k.layers(); dirs != nil {
+		root := k.addOverlay(b, store, "root", dirs)
+		b.AttachAt(root, cell.Root)
+		return root
+	}
+	at := program.Use(store)
+	b.Mkdir(at, "root", 0o755)
+	b.Chown(at, "root", n.uid, n.gid)
+	root := b.CloneTree(cell.Changes + "/root")
+	b.AttachAt(root, cell.Root)
+	k.addHostSkeleton(b, root, true)
+	for i, p := range k.rootTrees() {
+		if !slices.Contains(k.m.rootDirs, p) {
+			k.attachIn(b, k.lower[p], root, p)
+			continue
+		}
+		m := k.addOverlay(b, store, strconv.Itoa(i), []program.Slot{k.lower[p]})
+		k.attachIn(b, m, root, p)
+		b.Close(m)
+	}
+	return root
+}

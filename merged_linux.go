@@ -1,0 +1,165 @@
+package sandbox
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// merged is directories of the host seen as overlayfs shows them, without a mount. Nothing but directories is opened, and no
+// symbolic link leads out of it.
+type merged struct {
+	root   mergedDir
+	opened []int // by a walk
+}
+
+// mergedDir is a directory of it.
+type mergedDir struct {
+	name   string
+	layers []int // descriptors of the directories that it is made of, the highest first
+	parent
+}
+
+// openMerged opens layers, the lowest first.
+func openMerged(paths []string) (*merged, error) {
+	m := &merged{}
+	for _, p := range slices.Backward(paths) {
+		fd, err := unix.Open(p, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			m.close()
+			return nil, &os.PathError{Op: "open", Path: p, Err: err}
+		}
+		m.root.layers = append(m.root.layers, fd)
+	}
+	return m, nil
+}
+
+func (m *merged) close() { closeFDs(m.root.layers) }
+
+func closeFDs(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd) // it was for looking only
+	}
+}
+
+// maxLinks is how many symbolic links the kernel follows: path_resolution(7).
+const maxLinks = 40
+
+// missing returns how p can be made, if it does not exist. A symbolic link that leads nowhere is replaced.
+func (m *merged) missing(p string) (point, bool) {
+	defer func() {
+		closeFDs(m.opened)
+		m.opened = nil
+	}()
+	type place struct {
+		walk []mergedDir
+		rest []string // from there
+	}
+	at := place{[]mergedDir{m.root}, strings.Split(p, "/")}
+	var link *place // the one that is being followed
+	for links := 0; len(at.rest) > 0; {
+		if link != nil && len(at.rest) < len(link.rest) {
+			link = nil
+		}
+		name, rest := at.rest[0], at.rest[1:]
+		if name == "" || name == "." {
+			at.rest = rest
+			continue
+		}
+		if name == ".." {
+			at = place{at.walk[:max(1, len(at.walk)-1)], rest}
+			continue
+		}
+		found, target, ok := m.look(&at.walk[len(at.walk)-1], name)
+		switch {
+		case target != "" && links < maxLinks:
+			links++
+			if link == nil {
+				link = &place{at.walk, at.rest}
+			}
+			if path.IsAbs(target) {
+				at.walk = at.walk[:1]
+			}
+			at.rest = slices.Concat(strings.Split(target, "/"), rest)
+		case ok && len(found.layers) > 0:
+			at = place{append(slices.Clip(at.walk), found), rest}
+		case ok && target == "" && len(rest) == 0:
+			return point{}, false // a file
+		default:
+			if link != nil {
+				at = *link
+			}
+			return missingBelow(at.walk[1:], at.rest), true
+		}
+	}
+	return point{}, false
+}
+
+// missingBelow is the point that is missing below directories that are in the root.
+func missingBelow(walk []mergedDir, rest []string) point {
+	var p point
+	for _, dir := range walk {
+		p.path = path.Join(p.path, dir.name)
+		p.have = append(p.have, dir.parent)
+	}
+	p.path = path.Join("/", p.path, path.Join(rest...))
+	return p
+}
+
+// look finds a name in a directory, the target if it is a symbolic link.
+func (m *merged) look(dir *mergedDir, name string) (found mergedDir, link string, ok bool) {
+	found.name = name
+	for _, layer := range dir.layers {
+		var st unix.Stat_t
+		if unix.Fstatat(layer, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+			continue
+		}
+		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+		if len(found.layers) > 0 && !isDir {
+			break // hidden, and it hides what is below
+		}
+		switch {
+		case st.Mode&unix.S_IFMT == unix.S_IFLNK:
+			link, err := readLinkAt(layer, name)
+			return found, link, err == nil
+		case st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0:
+			return found, "", false // a whiteout
+		case !isDir:
+			return found, "", true
+		}
+		fd, err := unix.Openat(layer, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			continue // it is gone again
+		}
+		m.opened = append(m.opened, fd)
+		if len(found.layers) == 0 {
+			found.parent = parent{fs.FileMode(st.Mode & 0o777), int(st.Uid), int(st.Gid)}
+			if st.Mode&unix.S_ISVTX != 0 {
+				found.mode |= fs.ModeSticky
+			}
+		}
+		found.layers = append(found.layers, fd)
+		if isOpaque(fd) {
+			break
+		}
+	}
+	return found, "", len(found.layers) > 0
+}
+
+func readLinkAt(dir int, name string) (string, error) {
+	var target [unix.PathMax]byte
+	n, err := unix.Readlinkat(dir, name, target[:])
+	return string(target[:max(n, 0)]), err
+}
+
+// isOpaque tells whether a directory hides those below it: Documentation/filesystems/overlayfs.rst, "userxattr".
+func isOpaque(dir int) bool {
+	var value [4]byte
+	n, err := unix.Getxattr(fmt.Sprintf("/proc/self/fd/%d", dir), "user.overlay.opaque", value[:])
+	return err == nil && string(value[:n]) == "y"
+}

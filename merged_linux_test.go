@@ -1,0 +1,127 @@
+package sandbox
+
+import (
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
+)
+
+// TestMergedAsOverlayfs makes layers at random, and has overlayfs itself say what there is in them.
+func TestMergedAsOverlayfs(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting takes root")
+	}
+	const seed = 1
+	r := rand.New(rand.NewPCG(seed, seed))
+	seen := map[bool]int{}
+	for range 200 {
+		dir := t.TempDir()
+		var layers []string
+		for i := range 1 + r.IntN(4) {
+			layers = append(layers, filepath.Join(dir, strconv.Itoa(i)))
+			require.NoError(t, os.Mkdir(layers[i], 0o755))
+			randomTree(t, r, layers[i], 0)
+		}
+		exists := overlaid(t, dir, layers)
+		m, err := openMerged(layers)
+		require.NoError(t, err)
+		defer m.close()
+		for p, want := range exists {
+			gap, missing := m.missing(p)
+			require.Equal(t, want, !missing, "%s in %s: %+v", p, dir, gap)
+			require.False(t, missing && !strings.HasPrefix(gap.path, "/"), gap)
+			seen[want]++
+		}
+	}
+	require.Greater(t, seen[true], 1000)
+	require.Greater(t, seen[false], 1000)
+}
+
+var treeNames = []string{"a", "b", "c"}
+
+// randomTree fills a directory.
+func randomTree(t *testing.T, r *rand.Rand, dir string, depth int) {
+	if r.IntN(5) == 0 && depth > 0 {
+		if err := unix.Setxattr(dir, "user.overlay.opaque", []byte("y"), 0); err != nil {
+			require.ErrorIs(t, err, unix.ENOTSUP)
+		}
+	}
+	for _, name := range treeNames {
+		at := filepath.Join(dir, name)
+		switch r.IntN(7) {
+		case 0, 1, 2:
+			require.NoError(t, os.Mkdir(at, 0o755))
+			if depth < 3 {
+				randomTree(t, r, at, depth+1)
+			}
+		case 3:
+			require.NoError(t, os.WriteFile(at, nil, 0o644))
+		case 4:
+			require.NoError(t, unix.Mknod(at, unix.S_IFCHR, 0))
+		case 5:
+			to := []string{"/a", "../b", "./c", "b/../c", "/c/a", "../../../a/b", "no/such", ".", "/"}
+			require.NoError(t, os.Symlink(to[r.IntN(len(to))], at))
+		}
+	}
+}
+
+// overlaid is which paths exist where overlayfs has mounted the layers, the lowest first, in a namespace of its own.
+func overlaid(t *testing.T, dir string, layers []string) map[string]bool {
+	var paths []string
+	for _, a := range treeNames {
+		paths = append(paths, "/"+a)
+		for _, b := range treeNames {
+			paths = append(paths, "/"+a+"/"+b)
+			for _, c := range treeNames {
+				paths = append(paths, "/"+a+"/"+b+"/"+c, "/"+a+"/../"+b+"/"+c)
+			}
+		}
+	}
+	exists := map[string]bool{}
+	top, empty := filepath.Join(dir, "root"), filepath.Join(dir, "empty") // overlayfs wants two layers
+	require.NoError(t, os.Mkdir(top, 0o755))
+	require.NoError(t, os.Mkdir(empty, 0o755))
+	var err error
+	cell.OnOwnThread(func() {
+		err = func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+				return err
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return err
+			}
+			lower := append([]string{empty}, layers...)
+			slices.Reverse(lower)
+			if err := unix.Mount("overlay", top, "overlay", unix.MS_RDONLY, "userxattr,lowerdir="+strings.Join(lower, ":")); err != nil {
+				return err
+			}
+			root, err := unix.Open(top, unix.O_PATH|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(root)
+			for _, p := range paths {
+				fd, err := unix.Openat2(root, p, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+				exists[p] = err == nil
+				if err == nil {
+					_ = unix.Close(fd)
+				}
+			}
+			return nil
+		}()
+	})
+	if err == unix.EPERM {
+		t.Skip("mounting takes CAP_SYS_ADMIN")
+	}
+	require.NoError(t, err)
+	return exists
+}
