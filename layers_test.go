@@ -43,10 +43,10 @@ func layers(dirs ...string) sandbox.Option {
 func TestRootlessLayers(t *testing.T) {
 	t.Parallel()
 	base := layer(t, map[string]string{"etc/a": "base", "etc/b": "base", "opt/only": "base", "data": "-> opt", "file": "base", "var/": ""})
-	writeFile(t, busyboxRoot(t)+"/x", "", 0o644) // skips where there is none
 	box := busyboxRoot(t)
 	top := layer(t, map[string]string{"etc/b": "top", "etc/c": "top", "file/in": "top"})
-	s := sandbox.New(layers(base, box, top), sandbox.WithTmpfs("/var/cache/deep", sandbox.MiB), sandbox.WithFile("/data/file", []byte("given"), 0o644))
+	s := sandbox.New(layers(base, box, top), sandbox.WithTmpfs("/var/cache/deep", sandbox.MiB))
+	given := sandbox.WithFile("/data/file", []byte("given"), 0o644)
 	before := [][]string{tree(t, base), tree(t, box), tree(t, top)}
 	run := func(script string, opts ...sandbox.Option) string {
 		t.Helper()
@@ -54,7 +54,7 @@ func TestRootlessLayers(t *testing.T) {
 	}
 	for range 2 {
 		require.Equal(t, "base top top base top given",
-			run(`echo $(cat /etc/a; echo; cat /etc/b; echo; cat /etc/c; echo; cat /opt/only; echo; cat /file/in; echo; cat /data/file)`))
+			run(`echo $(cat /etc/a; echo; cat /etc/b; echo; cat /etc/c; echo; cat /opt/only; echo; cat /file/in; echo; cat /data/file)`, given))
 		require.Equal(t, "refused", run(`touch /etc/x 2>/dev/null || touch /x 2>/dev/null || echo refused; touch /var/cache/deep/x /tmp/x ~/x`))
 		require.Equal(t, "new", run(`mkdir /new && cd /new && echo new >f && cat f`, sandbox.WithWritableRoot(sandbox.MiB), sandbox.WithUser(0, 0)))
 	}
@@ -144,4 +144,35 @@ func manyLayers(t testing.TB, n int) (dirs []string) {
 		dirs = append(dirs, layer(t, map[string]string{fmt.Sprint("f", i): "x", "last": fmt.Sprint(i)}))
 	}
 	return dirs
+}
+
+// Where a link leads is looked up again if something was renamed or mounted on the machine meanwhile: openat2(2), EAGAIN.
+func TestRootlessLinksWhileOthersRename(t *testing.T) {
+	t.Parallel()
+	box := busyboxRoot(t)
+	require.NoError(t, os.MkdirAll(box+"/a/in", 0o755))
+	require.NoError(t, os.Symlink(strings.Repeat("a/../", 500)+"a", box+"/link"))
+	stop, ended := make(chan struct{}), make(chan struct{})
+	dir := t.TempDir()
+	writeFile(t, dir+"/x", "", 0o644)
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.Rename(dir+"/x", dir+"/y")
+				_ = os.Rename(dir+"/y", dir+"/x")
+			}
+		}
+	}()
+	defer func() {
+		close(stop)
+		<-ended
+	}()
+	s := sandbox.New(sandbox.WithRootfs(sandbox.DirRootfs(box)), sandbox.WithTmpfs("/link/in", sandbox.MiB), sandbox.WithCommand("touch", "/a/in/x"))
+	for range 30 {
+		output(t, s)
+	}
 }

@@ -103,7 +103,7 @@ func (f scratchFS) find(op, name string, flags uint64) (*os.File, fs.FileInfo, e
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | flags, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 	var fd int
 	var openErr error
-	for range 100 { // EAGAIN: directories on the way were renamed
+	for range 10_000 { // EAGAIN: after a "..", something was renamed or mounted anywhere meanwhile: openat2(2)
 		if err := raw.Control(func(dir uintptr) { fd, openErr = unix.Openat2(int(dir), name, &how) }); err != nil {
 			return fail(fs.ErrClosed)
 		}

@@ -162,6 +162,10 @@ func runPart(s *state, part Part) {
 	}
 }
 
+// maxAgain bounds how often a path is looked up that has a ".." in it, while somebody renames or mounts anywhere on the
+// machine, which a run may do without end: openat2(2), EAGAIN.
+const maxAgain = 100_000
+
 //go:nosplit
 //go:norace
 //go:nocheckptr
@@ -183,9 +187,13 @@ func call(s *state, o *op) (uintptr, syscall.Errno) {
 		s.receives = true
 		return 0, 0
 	}
-	r, _, errno := syscall.RawSyscall6(uintptr(o.num),
-		arg(s, o, 0), arg(s, o, 1), arg(s, o, 2), arg(s, o, 3), arg(s, o, 4), arg(s, o, 5))
-	return r, errno
+	for again := 0; ; again++ {
+		r, _, errno := syscall.RawSyscall6(uintptr(o.num),
+			arg(s, o, 0), arg(s, o, 1), arg(s, o, 2), arg(s, o, 3), arg(s, o, 4), arg(s, o, 5))
+		if errno != syscall.EAGAIN || o.num != unix.SYS_OPENAT2 || again == maxAgain {
+			return r, errno
+		}
+	}
 }
 
 // arg reads an argument without an index check, which could panic.
