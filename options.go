@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -34,7 +35,8 @@ type config struct {
 	outputLimit *int64
 	prepared    int
 	cell        *Cell
-	ownCell     bool // cell was given, if only a nil one
+	ownCell     bool                                              // cell was given, if only a nil one
+	around      func(context.Context, *Sandbox) (*Process, error) // in place of Start: package hook
 
 	cgroup    cgroupConfig
 	namespace namespaceConfig

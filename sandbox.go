@@ -99,6 +99,9 @@ func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
 // Start starts a run and returns as soon as the command has been executed.
 // The caller must call Wait. The errors are those of Run.
 func (s *Sandbox) Start(ctx context.Context) (*Process, error) {
+	if s.config.around != nil {
+		return s.startAround(ctx)
+	}
 	return s.start(ctx)
 }
 

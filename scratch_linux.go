@@ -23,13 +23,16 @@ func (i *scratchImpl) make(bytes, files int64) (*os.Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", made.Dir.Fd()))
+	i.Scratch = made
+	root, err := os.OpenRoot(i.path())
 	if err != nil {
 		return nil, errors.Join(err, made.Close())
 	}
-	i.Scratch = made
 	return root, nil
 }
+
+// path leads to the scratch as long as it is open.
+func (i scratchImpl) path() string { return fmt.Sprintf("/proc/self/fd/%d", i.Scratch.Dir.Fd()) }
 
 func (i scratchImpl) close() error { return i.Scratch.Close() }
 

@@ -1,0 +1,20 @@
+// Package hook is what package sandbox lets only the other packages of this module do. Its variables are set by package sandbox, whose
+// types they name only in comments, as package sandbox imports this one.
+package hook
+
+import "io"
+
+var (
+	// OwnProgram returns a sandbox.Option after which the root shows nothing but what this program needs to be executed in it.
+	OwnProgram func() (option any)
+
+	// Around returns a sandbox.Option that has start called in place of Start, with a sandbox that lacks this option. Start is a
+	// func(context.Context, *sandbox.Sandbox) (*sandbox.Process, error).
+	Around func(start any) (option any)
+
+	// Outputs returns where a *sandbox.Sandbox writes its outputs, and whether both are one.
+	Outputs func(s any) (stdout, stderr io.Writer, same bool)
+
+	// ScratchPath is a path by which this process finds the files of a *sandbox.Scratch.
+	ScratchPath func(scratch any) string
+)

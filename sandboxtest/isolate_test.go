@@ -1,0 +1,408 @@
+//go:build linux
+
+package sandboxtest
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+)
+
+var (
+	touched = flag.String("touched", "", "a file that tests of samples write to, outside")
+	word    = flag.String("word", "", "what TestSampleFlags expects")
+)
+
+// Samples are tests that this test binary is executed for, and that count for nothing otherwise.
+func sample(t *testing.T, opts ...sandbox.Option) {
+	t.Helper()
+	if *touched == "" {
+		t.Skip("a sample for other tests")
+	}
+	Isolate(t, opts...)
+	_ = os.WriteFile(*touched, []byte(t.Name()), 0o600) // must not be there
+}
+
+func TestSamplePass(t *testing.T) {
+	sample(t)
+	t.Log("logged", os.Getpid())
+	fmt.Println("printed")
+	t.Attr("color", "green")
+	t.Run("sub test", func(t *testing.T) {
+		t.Run("a/b", func(t *testing.T) { t.Log("deep") })
+		t.Skip("skipped sub")
+	})
+	for i := range 3 {
+		t.Run("parallel", func(t *testing.T) {
+			t.Parallel()
+			t.Log("number", i)
+		})
+	}
+}
+
+func TestSampleFail(t *testing.T) {
+	t.Parallel()
+	sample(t)
+	defer t.Log("deferred")
+	t.Run("good", func(t *testing.T) {})
+	t.Run("bad", func(t *testing.T) { t.Fatal("fatal in sub") })
+	t.Errorf("failed with\nlines")
+}
+
+func TestSampleSkip(t *testing.T) {
+	sample(t)
+	t.Skip("skipped inside")
+}
+
+func TestSamplePanic(t *testing.T) {
+	sample(t)
+	t.Run("sub", func(*testing.T) { panic("at the disco") })
+}
+
+func TestSampleExit(t *testing.T) {
+	sample(t)
+	os.Exit(3)
+}
+
+func TestSampleExitZero(t *testing.T) {
+	sample(t)
+	os.Exit(0)
+}
+
+func TestSampleMemory(t *testing.T) {
+	sample(t, sandbox.WithMemory(128*sandbox.MiB))
+	var hold [][]byte
+	for range 1024 {
+		hold = append(hold, bytes.Repeat([]byte{1}, int(sandbox.MiB)))
+	}
+	t.Log(len(hold))
+}
+
+func TestSampleSleep(t *testing.T) {
+	sample(t)
+	time.Sleep(time.Hour)
+}
+
+func TestSampleSetup(t *testing.T) {
+	sample(t, sandbox.WithReadOnlyBind("/no/such/file", "/x"))
+}
+
+func TestSampleFlags(t *testing.T) {
+	sample(t)
+	require.Equal(t, "given", *word)
+	require.True(t, testing.Short())
+	require.Equal(t, []string{"an", "argument"}, flag.Args())
+	t.Logf("%d CPUs", runtime.GOMAXPROCS(0))
+}
+
+func TestSampleChoices(t *testing.T) {
+	sample(t)
+	for _, name := range []string{"one", "two", "three"} {
+		t.Run(name, func(t *testing.T) {
+			Isolate(t) // does nothing
+			t.Run("deep", func(*testing.T) {})
+		})
+	}
+}
+
+func TestSampleSub(t *testing.T) {
+	if *touched == "" {
+		t.Skip("a sample for other tests")
+	}
+	for _, name := range []string{"one", "two"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			sample(t)
+			if name == "two" {
+				t.Error("two fails")
+			}
+		})
+	}
+}
+
+func FuzzSample(f *testing.F) {
+	if *touched == "" {
+		f.Skip("a sample for other tests")
+	}
+	f.Add("seed")
+	f.Fuzz(func(t *testing.T, s string) {
+		sample(t)
+		t.Log("got", s)
+		if s == "bad" {
+			t.Error("bad seed")
+		}
+	})
+}
+
+// samples executes this test binary for samples and returns what go test would show, and whether it passed.
+func samples(t *testing.T, args ...string) (string, bool) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "touched")
+	cmd := exec.Command("/proc/self/exe", append([]string{"-touched=" + file, "-test.v"}, args...)...)
+	cmd.Env = append(os.Environ(), "TZ=Asia/Tokyo", "SECRET=1")
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil {
+		require.ErrorAs(t, err, &exit, "%s", out)
+		require.Equal(t, 1, exit.ExitCode(), "%s", out)
+	}
+	require.NoFileExists(t, file, "it ran outside: %s", out)
+	text := regexp.MustCompile(`\(\d+\.\d+s\)`).ReplaceAllString(string(out), "(T)")
+	text = regexp.MustCompile(`isolate_test\.go:\d+`).ReplaceAllString(text, "isolate_test.go:N")
+	require.NotContains(t, text, "\x16")
+	return text, err == nil
+}
+
+// requireLines requires of a text that it has the lines, in their order.
+func requireLines(t *testing.T, text string, lines ...string) {
+	t.Helper()
+	rest := "\n" + text
+	for _, line := range lines {
+		_, after, found := strings.Cut(rest, "\n"+line+"\n")
+		require.True(t, found, "%q is not (there) in\n%s", line, text)
+		rest = "\n" + after
+	}
+}
+
+func TestIsolatePasses(t *testing.T) {
+	t.Parallel()
+	Need(t)
+	out, ok := samples(t, "-test.run=^TestSamplePass$")
+	require.True(t, ok, out)
+	requireLines(t, out, "=== RUN   TestSamplePass", "    isolate_test.go:N: logged 2", "    printed", "=== ATTR  TestSamplePass color green",
+		"=== RUN   TestSamplePass/sub_test", "=== RUN   TestSamplePass/sub_test/a/b", "    isolate_test.go:N: deep",
+		"    isolate_test.go:N: skipped sub", "=== RUN   TestSamplePass/parallel", "=== RUN   TestSamplePass/parallel#02", "--- PASS: TestSamplePass (T)",
+		"    --- SKIP: TestSamplePass/sub_test (T)", "        --- PASS: TestSamplePass/sub_test/a/b (T)", "    --- PASS: TestSamplePass/parallel (T)", "PASS")
+	for i := range 3 {
+		require.Contains(t, out, fmt.Sprint("number ", i))
+	}
+	out, ok = samples(t, "-test.run=^TestSamplePass$", "-test.count=3")
+	require.True(t, ok, out)
+	require.Equal(t, 3, strings.Count(out, "--- PASS: TestSamplePass (T)"))
+}
+
+func TestIsolateFails(t *testing.T) {
+	t.Parallel()
+	Need(t)
+	out, ok := samples(t, "-test.run=^TestSample(Fail|Sub)$")
+	require.False(t, ok)
+	requireLines(t, out, "    isolate_test.go:N: fatal in sub", "    isolate_test.go:N: failed with", "        lines", "    isolate_test.go:N: deferred", "--- FAIL: TestSampleFail (T)",
+		"    --- PASS: TestSampleFail/good (T)", "    --- FAIL: TestSampleFail/bad (T)")
+	require.Contains(t, out, "two fails")
+	requireLines(t, out, "--- FAIL: TestSampleSub (T)")
+	requireLines(t, out, "    --- PASS: TestSampleSub/one (T)")
+	requireLines(t, out, "    --- FAIL: TestSampleSub/two (T)")
+}
+
+func TestIsolateSkips(t *testing.T) {
+	t.Parallel()
+	Need(t)
+	out, ok := samples(t, "-test.run=^TestSampleSkip$")
+	require.True(t, ok)
+	requireLines(t, out, "    isolate_test.go:N: skipped inside", "--- SKIP: TestSampleSkip (T)", "PASS")
+}
+
+// A process that does not end as a test does makes the test fail, with all that is known of why.
+func TestIsolateDies(t *testing.T) {
+	t.Parallel()
+	Need(t)
+	for name, want := range map[string][]string{
+		"Panic":    {"at the disco", "isolate_test.go:N", "in its sandbox: its process: sandbox: exit status 2", "--- FAIL: TestSamplePanic/sub"},
+		"Exit":     {"in its sandbox: its process: sandbox: exit status 3"},
+		"ExitZero": {"unexpected call to os.Exit(0) during test", "in its sandbox: its process: sandbox: exit status 2"},
+		"Sleep":    {"test timed out after", "in its sandbox: its process: sandbox: exit status 2", "time.Sleep"},
+		"Setup":    {"the test did not run: sandbox: WithReadOnlyBind", "/no/such/file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			out, ok := samples(t, "-test.run=^TestSample"+name+"$", "-test.timeout=10s")
+			require.False(t, ok)
+			require.Contains(t, out, "--- FAIL: TestSample"+name+" (T)")
+			for _, w := range want {
+				require.Contains(t, out, w)
+			}
+		})
+	}
+}
+
+func TestIsolateLimits(t *testing.T) {
+	t.Parallel()
+	Need(t, "WithMemory")
+	out, ok := samples(t, "-test.run=^TestSampleMemory$")
+	require.False(t, ok)
+	require.Contains(t, out, "out of memory")
+}
+
+// Flags of this process are those of the isolated one.
+func TestIsolateFlags(t *testing.T) {
+	t.Parallel()
+	Need(t)
+	out, ok := samples(t, "-test.run=^TestSampleFlags$", "-test.short", "-word=given", "-test.cpu=1,2", "an", "argument")
+	require.True(t, ok, out)
+	require.Contains(t, out, "1 CPUs")
+	require.Contains(t, out, "2 CPUs")
+
+	out, ok = samples(t, "-test.run=^TestSampleChoices$/o/d|SamplePass/x|NoSuch", "-test.skip=TestSampleChoices/two")
+	require.True(t, ok, out)
+	require.Contains(t, out, "TestSampleChoices/one/deep")
+	require.NotContains(t, out, "TestSampleChoices/two")
+	require.NotContains(t, out, "TestSampleChoices/three")
+}
+
+func TestIsolateFuzzSeeds(t *testing.T) {
+	t.Parallel()
+	Need(t)
+	out, ok := samples(t, "-test.run=^FuzzSample$")
+	require.False(t, ok)
+	requireLines(t, out, "    isolate_test.go:N: got seed")
+	require.Contains(t, out, "bad seed")
+	requireLines(t, out, "    --- PASS: FuzzSample/seed#0 (T)")
+	requireLines(t, out, "    --- FAIL: FuzzSample/bad (T)")
+	out, ok = samples(t, "-test.run=^FuzzSample$/^seed#0$")
+	require.True(t, ok, out)
+	out, ok = samples(t, "-test.run=^NoTest$", "-test.fuzz=^FuzzSample$", "-test.fuzztime=1x", "-test.fuzzcachedir="+t.TempDir())
+	require.False(t, ok)
+	require.Contains(t, out, "can't have a process of its own")
+}
+
+// TestInside is isolated itself.
+func TestInside(t *testing.T) {
+	Isolate(t, sandbox.WithFile("/given", []byte("file"), 0o644), sandbox.WithEnv("GIVEN=1"))
+	require.Equal(t, "UTC", os.Getenv("TZ"))
+	require.Equal(t, "1", os.Getenv("GIVEN"))
+	require.Empty(t, os.Getenv("GOPATH")+os.Getenv("USERNAME")+os.Getenv(isolatedEnv))
+	require.Equal(t, 1000, os.Getuid())
+	dir, err := os.Getwd()
+	require.NoError(t, err)
+	require.Equal(t, home, dir)
+	entries, err := os.ReadDir(".")
+	require.NoError(t, err)
+	require.Empty(t, entries)
+	b, err := os.ReadFile("/given")
+	require.NoError(t, err)
+	require.Equal(t, "file", string(b))
+	for _, name := range []string{"/usr", "/root", "/bin/sh", "/etc/ssl"} {
+		require.NoFileExists(t, name)
+		require.NoDirExists(t, name)
+	}
+	exe, err := os.Executable()
+	require.NoError(t, err)
+	require.FileExists(t, exe)
+	ifaces, err := net.Interfaces()
+	require.NoError(t, err)
+	require.Len(t, ifaces, 1)
+	_, err = net.DialTimeout("tcp", "192.0.2.1:80", time.Second)
+	require.Error(t, err)
+	require.NoError(t, os.WriteFile(t.TempDir()+"/x", nil, 0o600))
+	_, err = sandbox.New(sandbox.WithCommand("true")).Run(t.Context())
+	require.ErrorContains(t, err, "nested")
+}
+
+func TestInsideWithTheHost(t *testing.T) {
+	Isolate(t, sandbox.WithRootfs(sandbox.HostRootfs()))
+	out, err := exec.Command("sh", "-c", "hostname 2>/dev/null || cat /etc/hostname").Output()
+	require.NoError(t, err)
+	require.Equal(t, "sandbox\n", string(out))
+}
+
+// What isolated tests cover is merged with what the others do.
+func TestIsolateCoverage(t *testing.T) {
+	t.Parallel()
+	Need(t)
+	if _, err := exec.LookPath("go"); err != nil || os.Geteuid() != 0 {
+		t.Skip("it builds a test: the host does that, as root")
+	}
+	profile := filepath.Join(t.TempDir(), "profile")
+	out, err := exec.Command("go", "test", "-count=1", "-cover", "-coverprofile="+profile, "./testdata/covered").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "coverage: 66.7% of statements")
+	b, err := os.ReadFile(profile)
+	require.NoError(t, err)
+	for line, covered := range map[string]string{"covered.go:4": " 1", "covered.go:6": " 1", "covered.go:8": " 0"} {
+		require.Regexp(t, line+".*"+covered+"\n", string(b))
+	}
+}
+
+func TestOnly(t *testing.T) {
+	for _, test := range []struct{ name, pattern, want string }{
+		{"TestX", "", "^TestX$"},
+		{"TestX", "TestX", "^TestX$"},
+		{"TestX", "Test(X|Y)/a", "^TestX$/a"},
+		{"TestX/a", "X", "^TestX$/^a$"},
+		{"TestX/a", "X/a/b", "^TestX$/^a$/b"},
+		{"TestX", "X/a|Y/b|[X/]/c|X", "^TestX$/a|^TestX$/c|^TestX$"},
+		{"TestX/a.b", "X", `^TestX$/^a\.b$`},
+		{"TestX", "(", "^TestX$"},
+		{"TestX", `X/a\/b`, `^TestX$/a\/b`},
+	} {
+		require.Equal(t, test.want, only(test.name, test.pattern), "%s with %s", test.name, test.pattern)
+	}
+}
+
+func TestParser(t *testing.T) {
+	text := "lost\x16=== RUN   TestX\nout\x16=== RUN   TestX/a/b\nin b\n\x16=== NAME  TestX\nmore\n\x16=== CONT  TestX/a/b\n\x16noise\n\x16--- PASS: TestX/a/b (0.10s)\n" +
+		"\x16=== NAME  TestX\n\x16=== ATTR  TestX k v w\n\x16--- FAIL: TestX (0.20s)\nafter\n\x16=== NAME  \n\x16FAIL\n"
+	for _, size := range []int{1, 2, 7, len(text)} {
+		p := newParser("TestX")
+		for i := 0; i < len(text); i += size {
+			n, err := p.Write([]byte(text[i:min(i+size, len(text))]))
+			require.NoError(t, err)
+			require.Positive(t, n)
+		}
+		r := p.conclude(errors.New("why"))
+		require.Equal(t, failed, r.status)
+		require.Equal(t, "its process: why", r.problem)
+		sub := &result{name: "TestX/a/b", status: passed, items: []item{{text: []byte("in b\nnoise\n")}}}
+		require.Equal(t, []item{{text: []byte("out")}, {sub: sub}, {text: []byte("more\n")}, {key: "k", value: "v w"}, {text: []byte("lostafter\n")}}, r.items)
+	}
+	require.Equal(t, "the test did not run", newParser("TestX").conclude(nil).problem)
+	p := newParser("TestX")
+	_, _ = p.Write([]byte("\x16=== RUN   TestX\nx\x16=== incomplete"))
+	r := p.conclude(nil)
+	require.Equal(t, "its process ended in the middle of the test", r.problem)
+	require.Equal(t, []item{{text: []byte("x=== incomplete")}}, r.items)
+}
+
+// FuzzParser has a process write what it likes.
+func FuzzParser(f *testing.F) {
+	f.Add([]byte("\x16=== RUN   TestX\n\x16=== RUN   TestX/a\nx\x16--- PASS: TestX/a (0.00s)\n\x16--- PASS: TestX (0.00s)\n\x16PASS\n"), 0)
+	f.Add([]byte("\x16=== RUN   TestX//\n\x16=== RUN   TestX/\n\x16=== ATTR  TestX/ \n"), 1)
+	f.Fuzz(func(t *testing.T, b []byte, code int) {
+		p := newParser("TestX")
+		_, _ = p.Write(b)
+		var err error
+		if code != 0 {
+			err = &sandbox.ExitError{Result: &sandbox.Result{ExitCode: code}}
+		}
+		r := p.conclude(err)
+		require.True(t, err == nil || r.status == failed, "a process that fails has a test that does")
+		seen := map[*result]bool{}
+		var check func(r *result)
+		check = func(r *result) {
+			require.False(t, seen[r], "in two places")
+			seen[r] = true
+			for _, i := range r.items {
+				if i.sub != nil {
+					require.Greater(t, len(i.sub.name), len(r.name))
+					require.True(t, strings.HasPrefix(i.sub.name, r.name+"/"))
+					check(i.sub)
+				}
+			}
+		}
+		check(r)
+	})
+}
