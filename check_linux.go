@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
+	"time"
 
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/limits"
@@ -31,9 +31,22 @@ func check(ctx context.Context) *Report {
 	r.add(idmapFeature(c))
 	_, err = probe.With(WithWritableRoot(MiB)).Run(ctx)
 	r.add(Feature{Name: "WithWritableRoot", Err: err, Detail: writableDetail(c), Remedy: "Linux 5.11 or later with overlayfs (modprobe overlay)"})
+	err = tryScratch(ctx, probe)
+	r.add(Feature{Name: "WithScratch", Err: err, Detail: "writable", Remedy: hintOf(err)})
+	_, err = probe.With(WithTimeOffset(time.Hour)).Run(ctx)
+	r.add(Feature{Name: "WithTimeOffset", Err: err, Detail: "the monotonic and the boot clock", Remedy: hintOf(err)})
 	_, err = probe.With(WithNetwork(NetworkHost)).Run(ctx)
 	r.add(Feature{Name: "WithNetwork(NetworkHost)", Err: err, Detail: "in a cell of its own", Remedy: hintOf(err)})
 	return r
+}
+
+func tryScratch(ctx context.Context, probe *Sandbox) error {
+	s, err := NewScratch(MiB)
+	if err != nil {
+		return err
+	}
+	_, err = probe.With(WithScratch("/tmp", s)).Run(ctx)
+	return errors.Join(err, s.Close())
 }
 
 func (r *Report) add(f ...Feature) { r.Features = append(r.Features, f...) }
@@ -107,31 +120,38 @@ func idsFeature(c *cell.Cell) Feature {
 
 // cgroupFeatures asks for each limit separately.
 func cgroupFeatures(c *cell.Cell) []Feature {
-	if c.Limits == nil {
-		return []Feature{{Name: "cgroups, and with them all limits but WithTimeout, WithOutputLimit and WithRlimit", Err: c.LimitsErr}}
-	}
 	t := c.Tree
-	list := []Feature{{Name: "cgroups", Detail: t.Version() + ", runs below " + t.Place()}}
+	list := []Feature{{Name: "cgroups", Err: c.LimitsErr}}
+	if c.Limits != nil {
+		list[0].Detail = t.Version() + ", runs below " + t.Place()
+	}
+	add := func(name, detail string, missing func() error) {
+		f := Feature{Name: name, Err: errors.New("takes cgroups")}
+		if c.Limits != nil {
+			f.Err = missing()
+		}
+		if f.Err == nil {
+			f.Detail = detail
+		}
+		list = append(list, f)
+	}
 	for _, l := range []struct {
-		name string
-		spec limits.Spec
+		name, detail string
+		spec         limits.Spec
 	}{
-		{"WithMemory", limits.Spec{Memory: GiB}},
-		{"WithSwap", limits.Spec{Memory: GiB, Swap: MiB}},
-		{"WithCPUs", limits.Spec{CPUs: 1}},
-		{"WithCPUWeight", limits.Spec{CPUWeight: 50}},
-		{"WithCPUSet", limits.Spec{CPUSet: "0"}},
-		{"WithPIDs", limits.Spec{PIDs: defaultPIDs}},
-		{"WithIO", limits.Spec{IO: []limits.IO{{}}}},
+		{"WithMemory", "", limits.Spec{Memory: GiB}},
+		{"WithSwap", "", limits.Spec{Memory: GiB, Swap: MiB}},
+		{"WithCPUs", "", limits.Spec{CPUs: 1}},
+		{"WithCPUWeight", "", limits.Spec{CPUWeight: 50}},
+		{"WithCPUSet", "", limits.Spec{CPUSet: "0"}},
+		{"WithPIDs", fmt.Sprintf("%d by default", defaultPIDs), limits.Spec{PIDs: defaultPIDs}},
+		{"WithIO", "", limits.Spec{IO: []limits.IO{{}}}},
 	} {
-		list = append(list, Feature{Name: l.name, Err: t.Missing(l.spec)})
+		add(l.name, l.detail, func() error { return t.Missing(l.spec) })
 	}
-	if i := slices.IndexFunc(list, func(f Feature) bool { return f.Name == "WithPIDs" }); list[i].Err == nil {
-		list[i].Detail = fmt.Sprintf("%d by default", defaultPIDs)
-	}
-	return append(list,
-		Feature{Name: "WithCPUTime", Err: t.MissingCPUTime()},
-		Feature{Name: "Pause and Resume", Err: t.MissingFreeze()})
+	add("WithCPUTime", "", func() error { return t.MissingCPUTime() })
+	add("Pause and Resume", "", func() error { return t.MissingFreeze() })
+	return list
 }
 
 // writableDetail says whether a run may change the host's own files in its copy.

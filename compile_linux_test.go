@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -44,7 +45,7 @@ var golden = []goldenSandbox{
 	{name: "host", opts: nil},
 	{name: "host-everything", opts: []Option{
 		WithEnv("A=1", "PATH=/opt/bin:/bin"), WithDir("/work"), WithExtraFiles(os.Stdin, os.Stdout),
-		WithHostname("golden"), WithUser(7, 8), WithRlimit("nofile", 64, RlimitInfinity), WithRlimit("as", MiB, GiB),
+		WithHostname("golden"), WithTimeOffset(-1500 * time.Millisecond), WithUser(7, 8), WithRlimit("nofile", 64, RlimitInfinity), WithRlimit("as", MiB, GiB),
 		WithBind("/host/work", "/work"), WithReadOnlyBind("/host/data", "/opt/data"), WithReadOnlyBind("/host/under", "/tmp/a/b"),
 		WithTmpfs("/tmp", 8*MiB), WithTmpfs("/cache/deep", MiB),
 		WithFile("/etc/app.conf", []byte("a = 1\n"), 0o640), WithFile("/tmp/c/d", nil, 0o600),

@@ -80,6 +80,7 @@ var features = map[string]struct {
 	"a guest's sysctls":                  {func() bool { return os.Getenv("VM_GUEST") == "1" && os.Geteuid() == 0 }, "guest"},
 	"a user's own systemd":               {usersSystemd, "systemd-user"},
 	"no cgroups at hand":                 {func() bool { return !asRoot() && !controller("pids")() && !usersSystemd() }, "host-user linux-6.1-user docker"},
+	"time namespaces":                    {func() bool { _, err := os.Stat("/proc/self/ns/time"); return err == nil }, "ROOT USER docker docker-cap docker-privileged"},
 	"user namespaces":                    {command("unshare"), "ROOT USER docker docker-cap docker-privileged"},
 }
 

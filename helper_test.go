@@ -80,6 +80,7 @@ var helpers = map[string]func(args []string) error{
 	"hoard":    hoardHelper,
 	"sockets":  socketsHelper,
 	"send":     sendHelper,
+	"clocks":   clocksHelper,
 }
 
 func runHelper(args []string) int {
@@ -108,6 +109,18 @@ func allocHelper(args []string) error {
 		mem[i] = 1
 	}
 	fmt.Println("allocated")
+	return nil
+}
+
+// clocksHelper tells what the clocks show: the monotonic one, the boot one, the time of day.
+func clocksHelper([]string) error {
+	for _, clock := range []int32{unix.CLOCK_MONOTONIC, unix.CLOCK_BOOTTIME, unix.CLOCK_REALTIME} {
+		var t unix.Timespec
+		if err := unix.ClockGettime(clock, &t); err != nil {
+			return err
+		}
+		fmt.Printf("%d.%09d ", t.Sec, t.Nsec)
+	}
 	return nil
 }
 

@@ -28,6 +28,10 @@ func hint(e *cell.CallError) string {
 		return "before Linux 5.12: raise this process's hard limit on open files (RLIMIT_NOFILE) to 1024 or more"
 	case strings.HasPrefix(e.Call, "unshare") && e.Errno == unix.ENOSPC:
 		return "raise the sysctls user.max_*_namespaces"
+	case e.Stage == "WithTimeOffset" && e.Errno == unix.ERANGE:
+		return "the clocks can't go back further than to the start of the machine, which /proc/uptime tells"
+	case e.Stage == "WithTimeOffset" && (e.Errno == unix.EINVAL || e.Errno == unix.ENOENT):
+		return "a kernel with time namespaces: CONFIG_TIME_NS"
 	case e.Stage == "clone" && e.Errno == unix.ENOSPC:
 		if remedy, _, why := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil {
 			return fmt.Sprintf("%v: %s", why, remedy)

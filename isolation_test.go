@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
@@ -256,3 +257,44 @@ func TestSeccompRefusesAll(t *testing.T) {
 	_, err = base.With(sandbox.WithSeccomp(&specs.LinuxSeccomp{DefaultAction: specs.ActKillProcess})).Run(deadline(t))
 	require.Equal(t, syscall.SIGSYS, exitError(t, err).Signal)
 }
+
+// The monotonic and the boot clock can be moved, for who asks for it only; the time of day can't.
+func TestRootlessTimeOffset(t *testing.T) {
+	t.Parallel()
+	need(t, "time namespaces")
+	var before, after unix.Timespec
+	read := func(opts ...sandbox.Option) (clocks [3]float64) {
+		t.Helper()
+		out := output(t, helper("clocks").With(opts...))
+		_, err := fmt.Sscan(out, &clocks[0], &clocks[1], &clocks[2])
+		require.NoError(t, err, out)
+		return clocks
+	}
+	for _, offset := range []time.Duration{0, time.Hour, 100 * 365 * 24 * time.Hour, 1500 * time.Millisecond, -500 * time.Millisecond} {
+		require.NoError(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &before))
+		wall := time.Now()
+		clocks := read(sandbox.WithTimeOffset(offset))
+		require.NoError(t, unix.ClockGettime(unix.CLOCK_MONOTONIC, &after))
+		require.GreaterOrEqual(t, clocks[0], seconds(before)+offset.Seconds()-1e-3)
+		require.LessOrEqual(t, clocks[0], seconds(after)+offset.Seconds()+1e-3)
+		require.GreaterOrEqual(t, clocks[1], clocks[0]-1e-3, "the boot clock also counts sleep")
+		require.InDelta(t, float64(wall.UnixNano())/1e9, clocks[2], 60)
+		require.NotZero(t, clocks[2])
+	}
+	prepared := prepared(t, 1, sandbox.WithTimeOffset(time.Hour))
+	require.Greater(t, read(sandbox.WithTimeOffset(time.Hour))[0], seconds(before)+3600-1e-3)
+	out := output(t, prepared.With(sandbox.WithCommand("cat", "/proc/uptime")))
+	require.Regexp(t, `^\d+\.\d+ `, out)
+	var uptime float64
+	_, err := fmt.Sscan(out, &uptime)
+	require.NoError(t, err)
+	require.Greater(t, uptime, 3600.0)
+
+	_, err = shell("true", sandbox.WithTimeOffset(-100*365*24*time.Hour)).Run(deadline(t))
+	setupError(t, err, "WithTimeOffset", "/proc/uptime")
+	// A run is over when it is, whatever its clocks show.
+	_, err = shell("sleep 1000", sandbox.WithTimeOffset(time.Hour), sandbox.WithTimeout(300*time.Millisecond)).Run(deadline(t))
+	require.ErrorIs(t, err, sandbox.ErrTimeout)
+}
+
+func seconds(t unix.Timespec) float64 { return float64(t.Sec) + float64(t.Nsec)/1e9 }

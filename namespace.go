@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Network is what a run sees of networks.
@@ -33,12 +34,15 @@ type namespaceConfig struct {
 	uid, gid int
 	network  Network
 	hostIDs  bool
+	clocks   time.Duration
 }
 
 const (
 	userName    = "sandbox"
 	maxHostname = 64    // sethostname(2)
 	maxID       = 65533 // 65534 stands for ids that the run does not have
+
+	maxTimeOffset = 146 * 365 * 24 * time.Hour // what the kernel allows: timens_offsets, KTIME_SEC_MAX / 2
 )
 
 // WithHostname sets what the run sees as the machine's name, 1 to 64
@@ -57,6 +61,13 @@ func WithUser(uid, gid int) Option {
 // WithNetwork sets what the run sees of networks. Default: NetworkNone.
 func WithNetwork(n Network) Option { return func(c *config) { c.namespace.network = n } }
 
+// WithTimeOffset moves the run's monotonic and boot clocks: what has happened so far on the machine seems to it to have taken d longer, or, if d is
+// negative, shorter. Deadlines and intervals can so be tested at the ends of what clocks show, and a run can't tell how long the machine has been up.
+// The time of day can't be moved: Linux has one for all namespaces (time_namespaces(7)).
+// Up to 146 years; back no further than to the start of the machine, else Run fails with a *SetupError. It needs a kernel with time
+// namespaces, which Linux 5.6 and later can be built with. Default: 0, the machine's own clocks.
+func WithTimeOffset(d time.Duration) Option { return func(c *config) { c.namespace.clocks = d } }
+
 // WithoutUserNamespace runs without the wall that user namespaces are, for machines where they are
 // switched off (sysctl user.max_user_namespaces=0). It needs root. All other walls stand: the run has no capability
 // in any set, no_new_privs, seccomp, and namespaces of its own of every other kind. But its
@@ -70,7 +81,7 @@ func WithNetwork(n Network) Option { return func(c *config) { c.namespace.networ
 //     is root; with user namespaces it would be nobody.
 //
 // In binds and writable roots files keep their owners: a run with id 1000 can write what the host's user 1000
-// may write there, and nothing else. Refused together with WithUser of uid or gid 0, with WithCapabilities and with
+// may write there, and nothing else. Refused together with WithUser of uid or gid 0, with WithCapabilities, WithScratch, WithTimeOffset and
 // WithoutSeccomp. Such runs share a cell of their own; see CellWithoutUserNamespace.
 func WithoutUserNamespace() Option { return func(c *config) { c.namespace.hostIDs = true } }
 
@@ -89,6 +100,9 @@ func (c *config) checkHostIDs() (errs []error) {
 	if slices.ContainsFunc(c.root.mounts, func(m mount) bool { return m.kind == scratchMount }) {
 		errs = append(errs, optionError("WithScratch", "with WithoutUserNamespace owners can't be mapped: leave one of the two out, or bind a directory that the run's user owns"))
 	}
+	if n.clocks != 0 {
+		errs = append(errs, optionError("WithTimeOffset", "with WithoutUserNamespace that takes CAP_SYS_TIME, with which what sets up a run could set the host's clock: leave one of the two out"))
+	}
 	if c.security.noSeccomp {
 		errs = append(errs, optionError("WithoutSeccomp", "with WithoutUserNamespace seccomp is what keeps a run from the host's keyrings and the kernel's rarer interfaces: leave one of the two out, or use WithSeccomp"))
 	}
@@ -106,6 +120,9 @@ func (n *namespaceConfig) check() (errs []error) {
 	}
 	if n.uid < 0 || n.uid > maxID || n.gid < 0 || n.gid > maxID {
 		errs = append(errs, optionError("WithUser", "%d:%d: ids go from 0 to %d", n.uid, n.gid, maxID))
+	}
+	if n.clocks.Abs() > maxTimeOffset {
+		errs = append(errs, optionError("WithTimeOffset", "%v is more than 146 years", n.clocks))
 	}
 	if err := n.network.check(); err != nil {
 		errs = append(errs, optionError("WithNetwork", "%w", err))

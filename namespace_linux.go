@@ -1,6 +1,9 @@
 package sandbox
 
 import (
+	"fmt"
+	"time"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/program"
@@ -24,6 +27,30 @@ func (k *compiler) addNamespaces() {
 	if n.network == NetworkNone {
 		k.addLoopback()
 	}
+	if n.clocks != 0 {
+		k.addClocks(n.clocks)
+	}
+}
+
+// addClocks moves the clone's clocks: time_namespaces(7). A new namespace is for children, and not for those that share memory with their
+// parent, as the command does until it is executed; so the clone enters it too.
+func (k *compiler) addClocks(offset time.Duration) {
+	b := k.b
+	b.Stage("WithTimeOffset")
+	flag := program.Int(unix.CLONE_NEWTIME, "CLONE_NEWTIME")
+	b.Call("unshare", unix.SYS_UNSHARE, flag)
+	seconds, nanoseconds := offset/time.Second, offset%time.Second
+	if nanoseconds < 0 {
+		seconds, nanoseconds = seconds-1, nanoseconds+time.Second
+	}
+	at := fmt.Sprintf("%d %d", seconds, int64(nanoseconds))
+	offsets := b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/proc/self/timens_offsets"), program.Int(unix.O_WRONLY|unix.O_CLOEXEC, "O_WRONLY|O_CLOEXEC"), program.Int(0))
+	text := "monotonic " + at + "\nboottime " + at + "\n"
+	b.Call("write", unix.SYS_WRITE, program.Use(offsets), b.Str(text), program.Int(len(text)))
+	b.Close(offsets)
+	ns := b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/proc/self/ns/time_for_children"), program.Int(unix.O_RDONLY|unix.O_CLOEXEC, "O_RDONLY|O_CLOEXEC"), program.Int(0))
+	b.Call("setns", unix.SYS_SETNS, program.Use(ns), flag)
+	b.Close(ns)
 }
 
 // addHostIdentity makes the best of having no user namespace: the clone, root on the host, and all that comes

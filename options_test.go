@@ -43,6 +43,7 @@ var wrong = []struct {
 	{"the host's root", []Option{WithoutUserNamespace(), WithUser(0, 1)}, "WithUser: 0:1: with WithoutUserNamespace that is the host's root"},
 	{"the host's root group", []Option{WithUser(1, 0), WithoutUserNamespace()}, "WithUser: 1:0: with WithoutUserNamespace that is the host's root"},
 	{"the host's capabilities", []Option{WithoutUserNamespace(), WithCapabilities("CAP_KILL")}, "WithCapabilities: with WithoutUserNamespace capabilities are the host's"},
+	{"the host's clocks", []Option{WithoutUserNamespace(), WithTimeOffset(1)}, "WithTimeOffset: with WithoutUserNamespace that takes CAP_SYS_TIME"},
 	{"two walls less", []Option{WithoutUserNamespace(), WithoutSeccomp()}, "WithoutSeccomp: with WithoutUserNamespace seccomp is"},
 	{"capabilities for the host's files", []Option{WithCapabilities("CAP_SETFCAP")}, "WithCapabilities: CAP_SETFCAP is not given to runs"},
 	{"set-uid bits without the filter", []Option{WithSetID(), WithoutSeccomp()}, "WithSetID: means nothing with WithSeccomp or WithoutSeccomp"},
@@ -101,6 +102,7 @@ var wrong = []struct {
 	{"cgroup of two lines", []Option{WithCgroupParent("/a\nb")}, `WithCgroupParent: "/a\nb" contains a line break`},
 	{"zero byte in the cgroup", []Option{WithCgroupParent("/a\x00")}, `WithCgroupParent: "/a\x00" contains a zero byte`},
 
+	{"beyond all clocks", []Option{WithTimeOffset(-150 * 365 * 24 * time.Hour)}, "WithTimeOffset: -1314000h0m0s is more than 146 years"},
 	{"empty host name", []Option{WithHostname("")}, "WithHostname: the name is empty"},
 	{"long host name", []Option{WithHostname(strings.Repeat("h", 65))}, "is longer than 64 bytes"},
 	{"zero byte in the host name", []Option{WithHostname("a\x00")}, `WithHostname: "a\x00" contains a character`},

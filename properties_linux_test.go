@@ -375,7 +375,7 @@ func (g *generator) option() Option {
 	case 15:
 		return WithCgroupParent(g.text("/a", "/a/b"))
 	case 16:
-		return WithHostname(g.text("a", "host.example"))
+		return []Option{WithHostname(g.text("a", "host.example")), WithTimeOffset(time.Duration(g.number()))}[g.next(2)]
 	case 17:
 		return WithUser(g.next(3)*1000, g.next(3)*100)
 	case 18:

@@ -178,7 +178,7 @@ func requireLines(t *testing.T, text string, lines ...string) {
 	}
 }
 
-func TestIsolatePasses(t *testing.T) {
+func TestRootlessIsolatePasses(t *testing.T) {
 	t.Parallel()
 	Need(t)
 	out, ok := samples(t, "-test.run=^TestSamplePass$")
@@ -195,7 +195,7 @@ func TestIsolatePasses(t *testing.T) {
 	require.Equal(t, 3, strings.Count(out, "--- PASS: TestSamplePass (T)"))
 }
 
-func TestIsolateFails(t *testing.T) {
+func TestRootlessIsolateFails(t *testing.T) {
 	t.Parallel()
 	Need(t)
 	out, ok := samples(t, "-test.run=^TestSample(Fail|Sub)$")
@@ -208,7 +208,7 @@ func TestIsolateFails(t *testing.T) {
 	requireLines(t, out, "    --- FAIL: TestSampleSub/two (T)")
 }
 
-func TestIsolateSkips(t *testing.T) {
+func TestRootlessIsolateSkips(t *testing.T) {
 	t.Parallel()
 	Need(t)
 	out, ok := samples(t, "-test.run=^TestSampleSkip$")
@@ -217,7 +217,7 @@ func TestIsolateSkips(t *testing.T) {
 }
 
 // A process that does not end as a test does makes the test fail, with all that is known of why.
-func TestIsolateDies(t *testing.T) {
+func TestRootlessIsolateDies(t *testing.T) {
 	t.Parallel()
 	Need(t)
 	for name, want := range map[string][]string{
@@ -239,7 +239,7 @@ func TestIsolateDies(t *testing.T) {
 	}
 }
 
-func TestIsolateLimits(t *testing.T) {
+func TestRootlessIsolateLimits(t *testing.T) {
 	t.Parallel()
 	Need(t, "WithMemory")
 	out, ok := samples(t, "-test.run=^TestSampleMemory$")
@@ -248,7 +248,7 @@ func TestIsolateLimits(t *testing.T) {
 }
 
 // Flags of this process are those of the isolated one.
-func TestIsolateFlags(t *testing.T) {
+func TestRootlessIsolateFlags(t *testing.T) {
 	t.Parallel()
 	Need(t)
 	out, ok := samples(t, "-test.run=^TestSampleFlags$", "-test.short", "-word=given", "-test.cpu=1,2", "an", "argument")
@@ -263,7 +263,7 @@ func TestIsolateFlags(t *testing.T) {
 	require.NotContains(t, out, "TestSampleChoices/three")
 }
 
-func TestIsolateFuzzSeeds(t *testing.T) {
+func TestRootlessIsolateFuzzSeeds(t *testing.T) {
 	t.Parallel()
 	Need(t)
 	out, ok := samples(t, "-test.run=^FuzzSample$")
@@ -280,7 +280,7 @@ func TestIsolateFuzzSeeds(t *testing.T) {
 }
 
 // TestInside is isolated itself.
-func TestInside(t *testing.T) {
+func TestRootlessInside(t *testing.T) {
 	Isolate(t, sandbox.WithFile("/given", []byte("file"), 0o644), sandbox.WithEnv("GIVEN=1"))
 	require.Equal(t, "UTC", os.Getenv("TZ"))
 	require.Equal(t, "1", os.Getenv("GIVEN"))
@@ -312,7 +312,7 @@ func TestInside(t *testing.T) {
 	require.ErrorContains(t, err, "nested")
 }
 
-func TestInsideWithTheHost(t *testing.T) {
+func TestRootlessInsideWithTheHost(t *testing.T) {
 	Isolate(t, sandbox.WithRootfs(sandbox.HostRootfs()))
 	out, err := exec.Command("sh", "-c", "hostname 2>/dev/null || cat /etc/hostname").Output()
 	require.NoError(t, err)
@@ -320,7 +320,7 @@ func TestInsideWithTheHost(t *testing.T) {
 }
 
 // What isolated tests cover is merged with what the others do.
-func TestIsolateCoverage(t *testing.T) {
+func TestRootlessIsolateCoverage(t *testing.T) {
 	t.Parallel()
 	Need(t)
 	if _, err := exec.LookPath("go"); err != nil || os.Geteuid() != 0 {

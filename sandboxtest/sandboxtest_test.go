@@ -67,7 +67,7 @@ func (f *fake) over() string {
 
 func sh(script string) sandbox.Option { return sandbox.WithCommand("sh", "-c", script) }
 
-func TestNewIsHermetic(t *testing.T) {
+func TestRootlessNew(t *testing.T) {
 	t.Setenv("SECRET", "1")
 	t.Setenv("TZ", "Asia/Tokyo")
 	out, err := New(t, sh(`echo $TZ $LANG $LC_ALL $HOSTNAME $SECRET; cat /etc/hostname; id -u; umask; date +%Z; cat /proc/net/dev | grep -c :`)).Output(t.Context())
@@ -79,7 +79,7 @@ func TestNewIsHermetic(t *testing.T) {
 }
 
 // What a failing run wrote is in the log, what another wrote is not.
-func TestLogsFailingRuns(t *testing.T) {
+func TestRootlessLogsFailingRuns(t *testing.T) {
 	Need(t)
 	f := &fake{TB: t}
 	s := New(f)
@@ -112,7 +112,7 @@ func TestLogsFailingRuns(t *testing.T) {
 }
 
 // Runs end with the test, and none begins after it.
-func TestEndsRuns(t *testing.T) {
+func TestRootlessEndsRuns(t *testing.T) {
 	Need(t)
 	f := &fake{TB: t}
 	s := New(f, sandbox.WithCommand("sleep", "1000"))
@@ -131,7 +131,7 @@ func TestEndsRuns(t *testing.T) {
 }
 
 // A run ends before the test's deadline does.
-func TestDeadline(t *testing.T) {
+func TestRootlessDeadline(t *testing.T) {
 	Need(t)
 	end := time.Now().Add(3 * time.Second)
 	f := &fake{TB: t, end: &end}

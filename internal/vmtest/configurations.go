@@ -22,8 +22,8 @@ type configuration struct {
 // What depends on the place: most of the root package, the cgroups, and the cell's own directories.
 var placed = []string{".", "internal/cell", "internal/limits"}
 
-// Only the root package's tests named Rootless and Attack are for everybody.
-var rootless = []string{"."}
+// Only the root package's tests named Rootless and Attack, and what sandboxtest has of these, are for everybody.
+var rootless = []string{".", "sandboxtest"}
 
 // What meets the kernel and cgroups most is enough where most is as in another configuration. Examples are left
 // out on kernels without idmapped tmpfs (6.3): they can't say what they need.
@@ -37,7 +37,7 @@ const (
 var configurations = []configuration{
 	{name: "host", note: "this machine, as the user at hand"},
 	{name: "host-user", as: "user", packages: rootless, run: user, note: "this machine, as uid 1000 without subordinate ids"},
-	{name: "docker-default", as: "docker", packages: rootless, note: "root in a container of docker run without flags: only the error that says which"},
+	{name: "docker-default", as: "docker", packages: []string{"."}, note: "root in a container of docker run without flags: only the error that says which"},
 	{name: "docker", as: "docker", packages: rootless, note: "the same with the least flags that make runs work: the rootless tests"},
 	{name: "docker-cap", as: "docker", packages: rootless, note: "the same with CAP_SYS_ADMIN"},
 	{name: "docker-privileged", as: "docker", packages: rootless, optional: true, note: "docker run --privileged"},
