@@ -2,6 +2,7 @@ package sandboxtest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -151,6 +152,8 @@ func (p *parser) conclude(err error) *result {
 		r = &result{problem: fmt.Sprintf("the test did not run: %v", err)}
 	case err == nil:
 		r.problem = "its process ended in the middle of the test"
+	case errors.Is(err, context.DeadlineExceeded):
+		r.problem = fmt.Sprintf("its process, a moment before the test's deadline: %v", err)
 	default:
 		r.problem = fmt.Sprintf("its process: %v", err)
 	}

@@ -1,0 +1,131 @@
+// Package image has container images as root file systems:
+//
+//	img, err := image.Open(ctx, "docker.io/library/debian:bookworm-slim")
+//	if err != nil { ... }
+//	defer img.Close()
+//	out, err := sandbox.New(img.Options()...).With(img.Command("cat", "/etc/os-release")).Output(ctx)
+//
+// An image comes from a registry, an OCI layout, or an archive of docker save or skopeo. Its layers are unpacked once into a store, which processes share,
+// and are the layers of sandbox.LayersRootfs; what that says of owners and kernels holds for them.
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/cellkit/sandbox"
+)
+
+// Image is one that was opened. Its layers stay in the store at least until Close, or the end of the process.
+type Image struct {
+	digest v1.Hash
+	config v1.Config
+	layers []*layer // the lowest first
+}
+
+// Option changes how Open finds and unpacks an image.
+type Option func(*options)
+
+type options struct {
+	store    *Store
+	platform string
+	progress func(Progress)
+	keys     authn.Keychain
+	limits   limits
+}
+
+// Progress tells how far Open is with a layer of an image that is not in the store yet.
+type Progress struct {
+	Layer        string // its digest
+	Index, Count int    // which of the image's it is, from 0, and how many there are
+	Bytes, Total int64  // read so far, and in all; both compressed, as far as the source has them so
+}
+
+// WithStore sets where layers are unpacked. Default: DefaultStore.
+func WithStore(s *Store) Option { return func(o *options) { o.store = s } }
+
+// WithPlatform chooses among the images for several platforms, such as "linux/arm64" or "linux/arm/v7". Default: linux on this machine's architecture.
+func WithPlatform(platform string) Option { return func(o *options) { o.platform = platform } }
+
+// WithProgress has f called, now and then and from one goroutine, while layers are read.
+func WithProgress(f func(Progress)) Option { return func(o *options) { o.progress = f } }
+
+// WithKeychain sets where the credentials for registries come from. Default: authn.DefaultKeychain, which reads the configuration of docker login.
+func WithKeychain(k authn.Keychain) Option { return func(o *options) { o.keys = k } }
+
+// WithLimits bounds each layer: the bytes that it may take, as a tar file and as files, and the number of its files. Default: 16 GiB and a million.
+func WithLimits(bytes, files int64) Option {
+	return func(o *options) { o.limits = limits{bytes, files} }
+}
+
+// Open finds an image and unpacks those of its layers that the store does not have. ref is
+//
+//   - a path, which begins with "/", "./" or "../": of the directory of an OCI layout, or of an archive of docker save (docker-archive) or of an OCI layout
+//     (oci-archive). Of several images in it ref chooses one by the tag behind the last colon, as in "./images:debian";
+//   - else the name of an image in a registry, such as "debian:bookworm", "ghcr.io/owner/name:tag" or "localhost:5000/name@sha256:...".
+//
+// Every digest is checked, from the manifest's to that of each layer's content. An archive that no honest tool makes is refused, and leaves nothing: names or hard links that are absolute or
+// lead out of the root, device nodes (but for those in /dev, which a run has of its own, and which are left out), the same file twice, more bytes
+// or files than WithLimits allows, sparse files and compression counted as what they become. Symbolic links are the image's own business: inside a run they lead nowhere else, and here none is
+// followed out of the layer.
+//
+// As root files get the owners that they have in the image. An ordinary user's belong to that user, who can read all of them and enter all directories; set-uid
+// programs of the image have no effect in a run, whoever unpacks it.
+func Open(ctx context.Context, ref string, opts ...Option) (_ *Image, err error) {
+	o := options{platform: "linux/" + runtime.GOARCH, keys: authn.DefaultKeychain, limits: limits{16 * sandbox.GiB, 1_000_000}}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	if o.limits.bytes <= 0 || o.limits.files <= 0 {
+		return nil, fmt.Errorf("image: WithLimits: %d bytes and %d files: both must be positive", o.limits.bytes, o.limits.files)
+	}
+	platform, err := v1.ParsePlatform(o.platform)
+	if err != nil {
+		return nil, fmt.Errorf("image: WithPlatform: %w", err)
+	}
+	if o.store == nil {
+		if o.store, err = DefaultStore(); err != nil {
+			return nil, err
+		}
+	}
+	src, err := find(ctx, ref, *platform, o.keys)
+	if err != nil {
+		return nil, fmt.Errorf("image: %s: %w", ref, err)
+	}
+	defer src.close()
+	img, err := o.store.unpack(ctx, src, &o)
+	if err != nil {
+		return nil, fmt.Errorf("image: %s: %w", ref, err)
+	}
+	return img, nil
+}
+
+// Close lets the store remove the image's layers, should it have to. Runs that have started keep them; none may start after it.
+func (i *Image) Close() error {
+	var errs []error
+	for _, l := range i.layers {
+		errs = append(errs, l.release())
+	}
+	i.layers = nil
+	return errors.Join(errs...)
+}
+
+// Digest is that of the image's manifest, such as "sha256:...".
+func (i *Image) Digest() string { return i.digest.String() }
+
+// Rootfs is the image's files.
+func (i *Image) Rootfs() sandbox.Rootfs {
+	var dirs []string
+	for _, l := range i.layers {
+		if l.info.Opaque { // nothing of those below is to be seen
+			dirs = nil
+		}
+		dirs = append(dirs, l.files())
+	}
+	return sandbox.LayersRootfs(dirs...)
+}

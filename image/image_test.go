@@ -1,0 +1,587 @@
+//go:build linux
+
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/klauspost/compress/zstd"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox"
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if err := sandbox.Shutdown(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// file is an entry of a layer. Without a type it is a directory if its name ends in a slash, a symbolic link if it has a link, else a regular file.
+type file struct {
+	name, content, link string
+	kind                byte
+	mode                int64
+	uid                 int
+	size                int64
+	pax                 map[string]string
+}
+
+func (f file) header() *tar.Header {
+	h := &tar.Header{Name: f.name, Linkname: f.link, Typeflag: f.kind, Mode: f.mode, Uid: f.uid, Gid: f.uid, Size: int64(len(f.content)), PAXRecords: f.pax}
+	switch {
+	case f.kind != 0:
+	case strings.HasSuffix(f.name, "/"):
+		h.Typeflag = tar.TypeDir
+	case f.link != "":
+		h.Typeflag = tar.TypeSymlink
+	default:
+		h.Typeflag = tar.TypeReg
+	}
+	if h.Mode == 0 {
+		h.Mode = 0o644
+		if h.Typeflag == tar.TypeDir {
+			h.Mode = 0o755
+		}
+	}
+	return h
+}
+
+func tarOf(t testing.TB, files ...file) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, f := range files {
+		require.NoError(t, w.WriteHeader(f.header()))
+		_, err := w.Write([]byte(f.content))
+		require.NoError(t, err)
+	}
+	require.NoError(t, w.Close())
+	return b.Bytes()
+}
+
+func gzipped(t testing.TB, b []byte) []byte {
+	var out bytes.Buffer
+	w := gzip.NewWriter(&out)
+	_, err := w.Write(b)
+	require.NoError(t, errors.Join(err, w.Close()))
+	return out.Bytes()
+}
+
+func zstded(t testing.TB, b []byte) []byte {
+	var out bytes.Buffer
+	w, err := zstd.NewWriter(&out)
+	require.NoError(t, err)
+	_, err = w.Write(b)
+	require.NoError(t, errors.Join(err, w.Close()))
+	return out.Bytes()
+}
+
+// compressed is a layer as it lies in a registry.
+type compressed struct {
+	v1.Layer
+	plain []byte
+}
+
+func (c compressed) DiffID() (v1.Hash, error) {
+	h, _, err := v1.SHA256(bytes.NewReader(c.plain))
+	return h, err
+}
+
+func (c compressed) Uncompressed() (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(c.plain)), nil
+}
+
+func asGzip(t testing.TB, b []byte) v1.Layer {
+	return compressed{static.NewLayer(gzipped(t, b), types.OCILayer), b}
+}
+
+func asZstd(t testing.TB, b []byte) v1.Layer {
+	return compressed{static.NewLayer(zstded(t, b), types.OCILayerZStd), b}
+}
+
+func asPlain(_ testing.TB, b []byte) v1.Layer {
+	return compressed{static.NewLayer(b, types.OCIUncompressedLayer), b}
+}
+
+func imageOf(t testing.TB, config v1.Config, layers ...v1.Layer) v1.Image {
+	t.Helper()
+	img, err := mutate.AppendLayers(mutate.MediaType(empty.Image, types.OCIManifestSchema1), layers...)
+	require.NoError(t, err)
+	f, err := img.ConfigFile()
+	require.NoError(t, err)
+	f = f.DeepCopy()
+	f.Config, f.OS, f.Architecture = config, "linux", runtime.GOARCH
+	img, err = mutate.ConfigFile(img, f)
+	require.NoError(t, err)
+	return img
+}
+
+func layoutOf(t testing.TB, images ...v1.Image) string {
+	t.Helper()
+	dir := t.TempDir()
+	p, err := layout.Write(dir, empty.Index)
+	require.NoError(t, err)
+	for i, img := range images {
+		require.NoError(t, p.AppendImage(img, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": fmt.Sprint("v", i)})))
+	}
+	return dir
+}
+
+func newStore(t testing.TB) *Store {
+	t.Helper()
+	s, err := OpenStore(filepath.Join(t.TempDir(), "store"))
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, removeAll(s.dir)) })
+	return s
+}
+
+func open(t testing.TB, s *Store, ref string, opts ...Option) *Image {
+	t.Helper()
+	img, err := Open(context.Background(), ref, append([]Option{WithStore(s)}, opts...)...)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, img.Close()) })
+	return img
+}
+
+// requireEmpty requires that a store has nothing but locks that nobody has.
+func requireEmpty(t testing.TB, s *Store) {
+	t.Helper()
+	for _, kind := range []string{"layers", "temp"} {
+		entries, err := os.ReadDir(filepath.Join(s.dir, kind))
+		require.NoError(t, err)
+		require.Empty(t, entries, kind)
+	}
+	_, err := s.Collect(0)
+	require.NoError(t, err)
+}
+
+func needRuns(t testing.TB) {
+	t.Helper()
+	if r := sandbox.Check(context.Background()); !r.OK() {
+		t.Skip(r.String())
+	}
+}
+
+// busybox is a layer with one program.
+func busybox(t testing.TB) []byte {
+	t.Helper()
+	exe, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip("needs a static busybox")
+	}
+	b, err := os.ReadFile(exe)
+	require.NoError(t, err)
+	files := []file{{name: "bin/"}, {name: "bin/busybox", content: string(b), mode: 0o755}, {name: "etc/"},
+		{name: "etc/passwd", content: "root:x:0:0:root:/root:/bin/sh\napp:x:33:44:app:/srv:/bin/sh\n"}, {name: "etc/group", content: "root:x:0:\nstaff:x:50:\n"},
+		{name: "tmp/", mode: 0o1777}, {name: "srv/", uid: 33}, {name: "srv/base", content: "base", uid: 33, mode: 0o600}, {name: "srv/gone", content: "x"}, {name: "opt/"}, {name: "opt/below", content: "x"}}
+	for _, applet := range []string{"sh", "ls", "cat", "id", "stat", "env", "pwd", "find", "echo", "touch", "readlink", "sort", "test"} {
+		files = append(files, file{name: "bin/" + applet, link: "busybox"})
+	}
+	return tarOf(t, files...)
+}
+
+func second(t testing.TB) []byte {
+	return tarOf(t, file{name: "srv/", uid: 33}, file{name: "srv/.wh.gone"}, file{name: "srv/new", content: "new", uid: 33}, file{name: "srv/hard", link: "srv/new", kind: tar.TypeLink, uid: 33},
+		file{name: "opt/"}, file{name: "opt/above", content: "x"}, file{name: "opt/.wh..wh..opq"}, file{name: "etc/mtab", link: "/proc/self/mounts"})
+}
+
+func run(t testing.TB, img *Image, script string, opts ...sandbox.Option) string {
+	t.Helper()
+	out, err := sandbox.New(img.Options()...).With(sandbox.WithCommand("/bin/sh", "-c", script)).With(opts...).CombinedOutput(t.Context())
+	require.NoError(t, err, "%s", out)
+	return strings.TrimSpace(string(out))
+}
+
+// Images from everywhere they come from are the same to a run.
+func TestOpen(t *testing.T) {
+	needRuns(t)
+	config := v1.Config{Env: []string{"PATH=/bin", "COLOR=green"}, WorkingDir: "/srv", User: "app", Entrypoint: []string{"/bin/echo", "hello"}, Cmd: []string{"world"}}
+	img := imageOf(t, config, asGzip(t, busybox(t)), asZstd(t, second(t)), asPlain(t, tarOf(t, file{name: "srv/third", content: "3", uid: 33})))
+	dir := layoutOf(t, img)
+	oci := filepath.Join(t.TempDir(), "oci.tar")
+	out, err := exec.Command("tar", "-C", dir, "-cf", oci, ".").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	docker := filepath.Join(t.TempDir(), "docker.tar")
+	tag, err := name.NewTag("example.com/app:v7")
+	require.NoError(t, err)
+	require.NoError(t, tarball.WriteToFile(docker, tag, imageOf(t, config, asGzip(t, busybox(t)), asGzip(t, second(t)), asGzip(t, tarOf(t, file{name: "srv/third", content: "3", uid: 33})))))
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	defer server.Close()
+	pulled := strings.TrimPrefix(server.URL, "http://") + "/app:v1"
+	ref, err := name.ParseReference(pulled)
+	require.NoError(t, err)
+	require.NoError(t, remote.Write(ref, img))
+
+	store := newStore(t)
+	for _, ref := range []string{dir, dir + ":v0", oci, oci + ":v0", docker, docker + ":v7", pulled} {
+		t.Run(filepath.Base(ref), func(t *testing.T) {
+			for _, s := range []*Store{newStore(t), store} {
+				img := open(t, s, ref)
+				require.Equal(t, "/srv /srv green 33", run(t, img, `echo $(pwd) $HOME $COLOR $(id -u)`))
+				require.Equal(t, "base hard new third\nabove\nnew\n/proc/self/mounts", run(t, img, `echo $(ls /srv); ls /opt; cat /srv/hard; echo; readlink /etc/mtab`))
+				require.Equal(t, "33:33 600\nbase", run(t, img, "stat -c '%u:%g %a' base; cat base"))
+				require.Equal(t, "base", run(t, img, "cat base; test ! -w /bin/busybox", sandbox.WithWritableRoot(sandbox.MiB)))
+				out, err := sandbox.New(img.Options()...).With(img.Command()).Output(t.Context())
+				require.NoError(t, err)
+				require.Equal(t, "hello world\n", string(out))
+				out, err = sandbox.New(img.Options()...).With(img.Command("you")).Output(t.Context())
+				require.NoError(t, err)
+				require.Equal(t, "hello you\n", string(out))
+			}
+		})
+	}
+	list, err := store.Layers()
+	require.NoError(t, err)
+	require.Len(t, list, 3, "once each")
+	require.NoError(t, store.Verify(t.Context()))
+}
+
+// What there is more than one of is chosen, and what there is not is said.
+func TestChoice(t *testing.T) {
+	one := imageOf(t, v1.Config{}, asGzip(t, tarOf(t, file{name: "one"})))
+	two := imageOf(t, v1.Config{}, asGzip(t, tarOf(t, file{name: "two"})))
+	dir, store := layoutOf(t, one, two), newStore(t)
+	digest := func(img v1.Image) string {
+		h, err := img.Digest()
+		require.NoError(t, err)
+		return h.String()
+	}
+	require.Equal(t, digest(two), open(t, store, dir+":v1").Digest())
+	for ref, want := range map[string]string{
+		dir: "there are 2 images: choose one with a tag", dir + ":v2": `there is no image "v2"`, t.TempDir(): "no OCI layout", "/no/such/file": "no such file",
+		"/proc/self/exe": "neither a directory nor a tar archive", "UPPER/case": "could not parse reference", "localhost:1/x": "connection refused",
+	} {
+		_, err := Open(t.Context(), ref, WithStore(store))
+		require.ErrorContains(t, err, want)
+		require.ErrorContains(t, err, "image: "+ref)
+	}
+	_, err := Open(t.Context(), dir, WithStore(store), WithPlatform("a/b/c/d"))
+	require.ErrorContains(t, err, "WithPlatform")
+	_, err = Open(t.Context(), dir, WithStore(store), WithLimits(0, 1))
+	require.ErrorContains(t, err, "WithLimits")
+
+	platforms := mutate.AppendManifests(empty.Index,
+		mutate.IndexAddendum{Add: one, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "amd64"}}},
+		mutate.IndexAddendum{Add: two, Descriptor: v1.Descriptor{Platform: &v1.Platform{OS: "linux", Architecture: "arm64"}}})
+	multi := t.TempDir()
+	p, err := layout.Write(multi, empty.Index)
+	require.NoError(t, err)
+	require.NoError(t, p.AppendIndex(platforms))
+	require.Equal(t, digest(one), open(t, store, multi, WithPlatform("linux/amd64")).Digest())
+	require.Equal(t, digest(two), open(t, store, multi, WithPlatform("linux/arm64")).Digest())
+	_, err = Open(t.Context(), multi, WithStore(store), WithPlatform("linux/s390x"))
+	require.ErrorContains(t, err, "no image for linux/s390x")
+}
+
+func TestUsers(t *testing.T) {
+	layer := tarOf(t, file{name: "etc/"}, file{name: "etc/passwd", content: "root:x:0:0:root:/root:/bin/sh\nbroken:x:a:b:c:d:e\napp:x:33:44:app:/srv:/bin/sh\n"}, file{name: "etc/group", content: "staff:x:50:\n"})
+	linked := tarOf(t, file{name: "etc/"}, file{name: "etc/passwd", link: "/etc/passwd"})
+	fifo := tarOf(t, file{name: "etc/"}, file{name: "etc/passwd", kind: tar.TypeFifo})
+	store := newStore(t)
+	for _, test := range []struct {
+		user     string
+		layers   [][]byte
+		uid, gid int
+		home     string
+	}{
+		{"", [][]byte{layer}, 0, 0, "/root"},
+		{"app", [][]byte{layer}, 33, 44, "/srv"},
+		{"33", [][]byte{layer}, 33, 44, "/srv"},
+		{"app:staff", [][]byte{layer}, 33, 50, "/srv"},
+		{"app:7", [][]byte{layer}, 33, 7, "/srv"},
+		{"1234:5", [][]byte{layer}, 1234, 5, "/"},
+		{"nobody", [][]byte{layer}, -1, -1, "/"},
+		{"broken", [][]byte{layer}, -1, -1, "/"},
+		{"app:nogroup", [][]byte{layer}, -1, -1, "/srv"},
+		{"root", [][]byte{layer, linked}, -1, -1, "/"},
+		{"", [][]byte{layer, fifo}, 0, 0, "/"},
+	} {
+		var list []v1.Layer
+		for _, l := range test.layers {
+			list = append(list, asGzip(t, l))
+		}
+		uid, gid, home := open(t, store, layoutOf(t, imageOf(t, v1.Config{User: test.user}, list...))).user()
+		require.Equal(t, []any{test.uid, test.gid, test.home}, []any{uid, gid, home}, test.user)
+	}
+}
+
+// Archives that no honest tool makes are refused, and leave nothing.
+func TestHostile(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	require.NoError(t, os.WriteFile(secret, []byte("secret"), 0o600))
+	big := bytes.Repeat([]byte{0}, 3<<20)
+	sparse := func() []byte {
+		b, err := os.ReadFile("testdata/sparse.tar")
+		require.NoError(t, err)
+		return b
+	}()
+	for name, test := range map[string]struct {
+		layer []byte
+		want  string
+	}{
+		"absolute":          {tarOf(t, file{name: "/etc/x"}), "it is not in the root"},
+		"parent":            {tarOf(t, file{name: "a/../../x"}), "it is not in the root"},
+		"dots":              {tarOf(t, file{name: ".."}), "it is not in the root"},
+		"hard link out":     {tarOf(t, file{name: "x", link: "../x", kind: tar.TypeLink}), "a hard link"},
+		"absolute link":     {tarOf(t, file{name: "x", link: secret, kind: tar.TypeLink}), "a hard link"},
+		"device":            {tarOf(t, file{name: "sda", kind: tar.TypeBlock}), "a device node"},
+		"whiteout by hand":  {tarOf(t, file{name: "etc", kind: tar.TypeChar}), "a device node"},
+		"twice":             {tarOf(t, file{name: "x"}, file{name: "./x"}), "it is there twice"},
+		"many":              {tarOf(t, slices.Repeat([]file{{name: "x/"}}, 101)...), "more than 100 files"},
+		"large":             {tarOf(t, file{name: "x", content: string(big)}), "bytes: raise WithLimits"},
+		"bomb":              {append(tarOf(t, file{name: "x"}), big...), "bytes: raise WithLimits"},
+		"sparse":            {sparse, "bytes: raise WithLimits"},
+		"truncated":         {tarOf(t, file{name: "x", content: "0123456789"})[:515], "unexpected EOF"},
+		"no archive":        {bytes.Repeat([]byte("x"), 2048), "invalid tar header"},
+		"whiteout of dots":  {tarOf(t, file{name: "a/.wh..."}), "whiteout"},
+		"file below a link": {tarOf(t, file{name: "out", link: filepath.Dir(secret)}, file{name: "out/secret", content: "changed"}), ""},
+		"link to a link":    {tarOf(t, file{name: "out", link: secret}, file{name: "x", link: "out", kind: tar.TypeLink}, file{name: "x", content: "y"}), "there twice"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := newStore(t)
+			for _, as := range []func(testing.TB, []byte) v1.Layer{asGzip, asZstd, asPlain} {
+				img, err := Open(t.Context(), layoutOf(t, imageOf(t, v1.Config{}, as(t, test.layer))), WithStore(store), WithLimits(2<<20, 100))
+				if test.want == "" {
+					require.NoError(t, err)
+					require.NoError(t, img.Close())
+					_, err = store.Collect(0)
+					require.NoError(t, err)
+				} else {
+					require.ErrorContains(t, err, test.want)
+				}
+				requireEmpty(t, store)
+			}
+			b, err := os.ReadFile(secret)
+			require.NoError(t, err)
+			require.Equal(t, "secret", string(b))
+		})
+	}
+	archive := filepath.Join(t.TempDir(), "sparse.tar")
+	require.NoError(t, os.WriteFile(archive, sparse, 0o600))
+	_, err := Open(t.Context(), archive, WithStore(newStore(t)))
+	require.ErrorContains(t, err, "larger than itself")
+}
+
+// Every digest counts.
+func TestWrongDigests(t *testing.T) {
+	plain := tarOf(t, file{name: "x", content: "right"})
+	wrong := tarOf(t, file{name: "x", content: "wrong"})
+	good := imageOf(t, v1.Config{}, asGzip(t, plain))
+	store := newStore(t)
+	replace := func(hash func() (v1.Hash, error), b []byte) string {
+		dir := layoutOf(t, good)
+		h, err := hash()
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "blobs", "sha256", h.Hex), b, 0o644))
+		return dir
+	}
+	layers, err := good.Layers()
+	require.NoError(t, err)
+	manifest, err := good.RawManifest()
+	require.NoError(t, err)
+	config, err := good.RawConfigFile()
+	require.NoError(t, err)
+	for want, dir := range map[string]string{
+		"its content has the digest":            layoutOf(t, imageOf(t, v1.Config{}, compressed{static.NewLayer(gzipped(t, wrong), types.OCILayer), plain})),
+		"its compressed content has the digest": replace(layers[0].Digest, append(gzipped(t, plain), gzipped(t, nil)...)),
+		" has the digest":                       replace(layers[0].Digest, gzipped(t, wrong)),
+		"the manifest has the digest":           replace(good.Digest, append(manifest, ' ')),
+		"the configuration has the digest":      replace(good.ConfigName, append(config, ' ')),
+		"unexpected EOF":                        replace(layers[0].Digest, gzipped(t, plain)[:40]),
+	} {
+		_, err := Open(t.Context(), dir, WithStore(store))
+		require.ErrorContains(t, err, want)
+		requireEmpty(t, store)
+	}
+	// A registry that sends another layer than it was asked for, and one that never ends.
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	defer server.Close()
+	h, err := layers[0].Digest()
+	require.NoError(t, err)
+	liar := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/blobs/"+h.String()):
+			_, _ = w.Write(gzipped(t, wrong))
+		case strings.HasSuffix(r.URL.Path, "/manifests/endless"):
+			w.Header().Set("Content-Type", string(types.OCIManifestSchema1))
+			for {
+				if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+					return
+				}
+			}
+		default:
+			http.Redirect(w, r, server.URL+r.URL.Path, http.StatusTemporaryRedirect)
+		}
+	}))
+	defer liar.Close()
+	ref, err := name.ParseReference(strings.TrimPrefix(server.URL, "http://") + "/x:v1")
+	require.NoError(t, err)
+	require.NoError(t, remote.Write(ref, good))
+	for _, tag := range []string{"v1", "endless"} {
+		_, err = Open(t.Context(), strings.TrimPrefix(liar.URL, "http://")+"/x:"+tag, WithStore(store))
+		require.Error(t, err)
+		requireEmpty(t, store)
+	}
+}
+
+// Several that open the same image at once unpack it once, and what died at it is in nobody's way.
+func TestStoreIsShared(t *testing.T) {
+	store := newStore(t)
+	var files []file
+	for i := range 300 {
+		files = append(files, file{name: fmt.Sprint("f", i), content: strings.Repeat("x", 1000)})
+	}
+	dir := layoutOf(t, imageOf(t, v1.Config{}, asGzip(t, tarOf(t, files...)), asGzip(t, second(t))))
+	left := filepath.Join(store.dir, "temp", chainOf(t, files), "files", "half")
+	require.NoError(t, os.MkdirAll(left, 0o500))
+	var progress sync.Map
+	var wait sync.WaitGroup
+	for range 8 {
+		wait.Go(func() {
+			other, err := OpenStore(store.dir)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			img, err := Open(context.Background(), dir, WithStore(other), WithProgress(func(p Progress) {
+				if p.Bytes == p.Total {
+					n, _ := progress.LoadOrStore(p.Index, new(sync.Map))
+					n.(*sync.Map).Store(p.Layer, p.Count)
+				}
+			}))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := img.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wait.Wait()
+	list, err := store.Layers()
+	require.NoError(t, err)
+	require.Len(t, list, 2)
+	for i := range 2 {
+		_, ok := progress.Load(i)
+		require.True(t, ok, "progress of layer %d", i)
+	}
+	require.NoError(t, store.Verify(t.Context()))
+	entries, err := os.ReadDir(filepath.Join(store.dir, "temp"))
+	require.NoError(t, err)
+	require.Empty(t, entries)
+	info, err := os.Stat(store.dir)
+	require.NoError(t, err)
+	require.Equal(t, fs.FileMode(0o700), info.Mode().Perm())
+}
+
+func chainOf(t *testing.T, files []file) string {
+	h, _, err := v1.SHA256(bytes.NewReader(tarOf(t, files...)))
+	require.NoError(t, err)
+	return h.Hex
+}
+
+// What nobody uses is removed, what was not used for longest first.
+func TestCollect(t *testing.T) {
+	store := newStore(t)
+	kilo := func(name string) v1.Layer {
+		return asGzip(t, tarOf(t, file{name: name, content: strings.Repeat("x", 1000)}))
+	}
+	used := open(t, store, layoutOf(t, imageOf(t, v1.Config{}, kilo("used"))))
+	for _, name := range []string{"old", "new"} {
+		require.NoError(t, open(t, store, layoutOf(t, imageOf(t, v1.Config{}, kilo(name)))).Close())
+	}
+	removed, err := store.Collect(2000)
+	require.NoError(t, err)
+	require.EqualValues(t, 1000, removed)
+	list, err := store.Layers()
+	require.NoError(t, err)
+	require.Len(t, list, 2)
+	require.Equal(t, "sha256:"+chainOf(t, []file{{name: "new", content: strings.Repeat("x", 1000)}}), list[0].Digest)
+	removed, err = store.Collect(0)
+	require.NoError(t, err)
+	require.EqualValues(t, 1000, removed, "what is in use stays")
+	require.NoError(t, used.Close())
+	removed, err = store.Collect(0)
+	require.NoError(t, err)
+	require.EqualValues(t, 1000, removed)
+	requireEmpty(t, store)
+}
+
+// Verify finds every kind of change, and what it removes is unpacked again.
+func TestVerify(t *testing.T) {
+	layer := tarOf(t, file{name: "dir/"}, file{name: "dir/file", content: "content"}, file{name: "link", link: "dir"})
+	dir := layoutOf(t, imageOf(t, v1.Config{}, asGzip(t, layer)))
+	store := newStore(t)
+	for what, change := range map[string]func(files string) error{
+		"content":    func(f string) error { return os.WriteFile(f+"/dir/file", []byte("changed"), 0o644) },
+		"mode":       func(f string) error { return os.Chmod(f+"/dir/file", 0o755) },
+		"new":        func(f string) error { return os.WriteFile(f+"/dir/new", nil, 0o644) },
+		"gone":       func(f string) error { return os.Remove(f + "/dir/file") },
+		"link":       func(f string) error { return errors.Join(os.Remove(f+"/link"), os.Symlink("/etc", f+"/link")) },
+		"pipe":       func(f string) error { return errors.Join(os.Remove(f+"/dir/file"), unix.Mkfifo(f+"/dir/file", 0o644)) },
+		"everything": os.RemoveAll,
+		"info":       func(f string) error { return os.WriteFile(filepath.Dir(f)+"/info.json", []byte("{"), 0o600) },
+	} {
+		img := open(t, store, dir)
+		files := img.layers[0].files()
+		require.NoError(t, store.Verify(t.Context()))
+		require.NoError(t, change(files), what)
+		require.ErrorContains(t, store.Verify(t.Context()), "in use", what)
+		require.NoError(t, img.Close())
+		require.ErrorContains(t, store.Verify(t.Context()), "removed", what)
+		requireEmpty(t, store)
+	}
+}
+
+// A context that ends ends Open, whatever it waits for, and leaves nothing.
+func TestCanceled(t *testing.T) {
+	store := newStore(t)
+	layer := asGzip(t, tarOf(t, file{name: "x"}))
+	dir := layoutOf(t, imageOf(t, v1.Config{}, layer))
+	content, err := layer.DiffID()
+	require.NoError(t, err)
+	lock, err := store.tryLock(content.Hex)
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = Open(ctx, dir, WithStore(store))
+	require.ErrorIs(t, err, context.Canceled)
+	require.NoError(t, lock.Close())
+	_, err = Open(ctx, dir, WithStore(store))
+	require.ErrorIs(t, err, context.Canceled)
+	requireEmpty(t, store)
+}

@@ -1,0 +1,65 @@
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// treeDigest is a digest of all that is below a directory: names, types, permissions, owners, links and contents. No symbolic link is followed, and
+// nothing but regular files and directories is opened.
+func treeDigest(ctx context.Context, dir string) (string, error) {
+	sum := sha256.New()
+	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(p, &st); err != nil {
+			return &fs.PathError{Op: "lstat", Path: p, Err: err}
+		}
+		rel, err := filepath.Rel(dir, p)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(sum, "%q %o %d %d %d\n", rel, st.Mode, st.Uid, st.Gid, st.Rdev)
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFLNK:
+			target, err := os.Readlink(p)
+			fmt.Fprintf(sum, "%q\n", target)
+			return err
+		case unix.S_IFDIR:
+			var value [8]byte
+			n, err := unix.Lgetxattr(p, "user.overlay.opaque", value[:])
+			if err == nil {
+				fmt.Fprintf(sum, "opaque %q\n", value[:n])
+			}
+			return nil
+		case unix.S_IFREG:
+			return hashFile(sum, p, st.Size)
+		}
+		return nil
+	})
+	return hex.EncodeToString(sum.Sum(nil)), err
+}
+
+func hashFile(to io.Writer, p string, size int64) error {
+	f, err := os.OpenFile(p, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fmt.Fprintf(to, "%d\n", size)
+	_, err = io.Copy(to, f)
+	return err
+}
