@@ -103,7 +103,9 @@ func TestLayersKeepOwners(t *testing.T) {
 		require.Equal(t, "no", run(1000, "(echo x >/setid || rm /root || mkdir /x) 2>/dev/null || echo no"), "another's")
 	}
 	require.Equal(t, before, tree(t, own), "a layer changes")
-	require.Equal(t, "33:33", output(t, sandbox.New(layers(box, own), sandbox.WithoutUserNamespace(), sandbox.WithCommand("stat", "-c", "%u:%g", "/www"))))
+	if wholeMachine() {
+		require.Equal(t, "33:33", output(t, sandbox.New(layers(box, own), sandbox.WithoutUserNamespace(), sandbox.WithCommand("stat", "-c", "%u:%g", "/www"))))
+	}
 }
 
 // Whiteouts and opaque directories hide what is below, as in what overlayfs itself leaves behind.

@@ -94,8 +94,9 @@ func tarOf(t testing.TB, files ...file) []byte {
 
 func gzipped(t testing.TB, b []byte) []byte {
 	var out bytes.Buffer
-	w := gzip.NewWriter(&out)
-	_, err := w.Write(b)
+	w, err := gzip.NewWriterLevel(&out, gzip.BestSpeed)
+	require.NoError(t, err)
+	_, err = w.Write(b)
 	require.NoError(t, errors.Join(err, w.Close()))
 	return out.Bytes()
 }
@@ -138,7 +139,7 @@ func asPlain(_ testing.TB, b []byte) v1.Layer {
 
 func imageOf(t testing.TB, config v1.Config, layers ...v1.Layer) v1.Image {
 	t.Helper()
-	img, err := mutate.AppendLayers(mutate.MediaType(empty.Image, types.OCIManifestSchema1), layers...)
+	img, err := mutate.AppendLayers(mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON), layers...)
 	require.NoError(t, err)
 	f, err := img.ConfigFile()
 	require.NoError(t, err)

@@ -135,7 +135,7 @@ func TestRootlessDeadline(t *testing.T) {
 	Need(t)
 	patience := 3 * time.Second
 	if os.Getenv("VM_GUEST") == "1" { // emulated
-		patience *= 10
+		patience *= 4
 	}
 	end := time.Now().Add(patience)
 	f := &fake{TB: t, end: &end}
