@@ -7,16 +7,16 @@ FUZZTIME   ?= 60s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VMTEST      = umask 022 && $(GO) run ./internal/vmtest
 
-.PHONY: test deps vet examples test-host test-vm vm race bench fuzz
+.PHONY: test deps vet examples images test-host test-vm vm race bench fuzz
 
-test: deps vet fuzz examples
+test: deps vet fuzz examples images
 	@echo "== tests: host, host-user, guests"
 	@$(VMTEST)
 
 # The guest sees to its own packages (internal/vmtest/guest.sh).
 deps:
 	@echo "== packages that the tests need"
-	@internal/vmtest/install.sh gcc libc6-dev python3 busybox-static bubblewrap uidmap
+	@internal/vmtest/install.sh gcc libc6-dev python3 busybox-static bubblewrap uidmap mmdebstrap umoci
 
 vet:
 	@echo "== vet"
@@ -31,12 +31,19 @@ vet:
 	@cd bench && $(GO) vet .
 	@echo "== vet: examples"
 	@cd examples && $(GO) vet ./...
+	@echo "== vet: image"
+	@cd image && $(GO) vet ./...
 	@echo "== staticcheck"
 	@$(GO) run $(STATICCHECK) ./...
+	@cd image && $(GO) run $(STATICCHECK) ./...
 
 examples:
 	@echo "== examples"
 	@cd examples && $(GO) test -count=1 ./...
+
+images:
+	@echo "== image"
+	@cd image && $(GO) test -count=1 ./...
 
 test-host:
 	@$(VMTEST) host
@@ -57,6 +64,6 @@ bench:
 # Each target for FUZZTIME, one per CPU at a time.
 fuzz:
 	@echo "== fuzz targets, $(FUZZTIME) each"
-	@for p in $$($(GO) list ./...); do $(GO) test -list '^Fuzz' $$p | sed -n "s|^Fuzz|$$p &|p"; done | \
-		xargs -P "$$(nproc)" -L 1 sh -c 'out=$$($(GO) test -run "^$$" -fuzz "^$$2\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x -parallel 1 $$1 2>&1) && \
-		echo "ok    $$1 $$2  $$(echo "$$out" | sed -n "s/.*\(execs: [0-9]*\).*/\1/p" | tail -n 1)" || { echo "$$out"; exit 255; }' sh
+	@for m in . image; do (cd $$m && for p in $$($(GO) list ./...); do $(GO) test -list '^Fuzz' $$p | sed -n "s|^Fuzz|$$m $$p &|p"; done); done | \
+		xargs -P "$$(nproc)" -L 1 sh -c 'out=$$(cd $$1 && $(GO) test -run "^$$" -fuzz "^$$3\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x -parallel 1 $$2 2>&1) && \
+		echo "ok    $$2 $$3  $$(echo "$$out" | sed -n "s/.*\(execs: [0-9]*\).*/\1/p" | tail -n 1)" || { echo "$$out"; exit 255; }' sh

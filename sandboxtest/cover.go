@@ -28,7 +28,7 @@ func covered(t *testing.T, run func(args []string, opts ...sandbox.Option) (*par
 		t.Logf("sandboxtest: what this test covers does not count: %v", why)
 		return run(append(args, "-test.gocoverdir=/tmp"))
 	}
-	to, err := ownCoverDir()
+	to, err := ownCoverPlace()
 	if err != nil {
 		return plainly(err)
 	}
@@ -42,27 +42,28 @@ func covered(t *testing.T, run func(args []string, opts ...sandbox.Option) (*par
 	if errors.As(err, &setup) && setup.Stage == "WithScratch" {
 		return plainly(err)
 	}
-	if copyErr := copyCounters(scratch.FS(), to); copyErr != nil {
+	if copyErr := copyCounters(scratch.FS(), to.dir); copyErr != nil {
 		t.Errorf("sandboxtest: what this test covers: %v", copyErr)
 	}
 	return events, err
 }
 
-// ownCoverDir is where this process will write its counters.
-var ownCoverDir = sync.OnceValues(func() (string, error) {
-	if dir := value("test.gocoverdir"); dir != "" {
-		return dir, nil
-	}
-	scratch, err := sandbox.NewScratch(256 * sandbox.MiB) // in use until this process ends
-	if err != nil {
-		return "", err
-	}
-	ownScratch = scratch
-	dir := hook.ScratchPath(scratch)
-	return dir, flag.Set("test.gocoverdir", dir)
-})
+// coverPlace is where this process will write its counters.
+type coverPlace struct {
+	dir     string
+	scratch *sandbox.Scratch // of dir; in use until this process ends
+}
 
-var ownScratch *sandbox.Scratch
+var ownCoverPlace = sync.OnceValues(func() (p coverPlace, err error) {
+	if p.dir = value("test.gocoverdir"); p.dir != "" {
+		return p, nil
+	}
+	if p.scratch, err = sandbox.NewScratch(256 * sandbox.MiB); err != nil {
+		return p, err
+	}
+	p.dir = hook.ScratchPath(p.scratch)
+	return p, flag.Set("test.gocoverdir", p.dir)
+})
 
 // copyCounters copies the files that runtime/coverage writes. Their names are those of no other process's.
 func copyCounters(from fs.FS, to string) error {

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"errors"
@@ -17,7 +17,7 @@ import (
 // TestMain makes this test binary the command sandbox of the scripts. The library's cells start it too, but it
 // recognises those starts before TestMain.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"sandbox": main})
+	testscript.Main(m, map[string]func(){"sandbox": Main})
 }
 
 // TestScripts tests what users see. A script that needs root says so in its first line.

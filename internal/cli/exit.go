@@ -1,4 +1,4 @@
-package main
+package cli
 
 // What a run's end is to the caller: an exit status, and a line on the standard error if the status isn't the command's
 // own.

@@ -1,4 +1,4 @@
-package main
+package cli
 
 // sandbox run: from the command line to the run and its exit status.
 
@@ -24,7 +24,14 @@ func run(ctx context.Context, args []string) int {
 	case err != nil:
 		complain(fmt.Errorf("%w\nsee sandbox run -h", err))
 		return statusSetup
-	case s.explain:
+	}
+	done, err := s.open(ctx)
+	if err != nil {
+		complain(err)
+		return statusSetup
+	}
+	defer done()
+	if s.explain {
 		return explain(s)
 	}
 	box := sandbox.New(s.opts...).With(sandbox.WithStdin(os.Stdin), sandbox.WithStdout(os.Stdout), sandbox.WithStderr(os.Stderr))

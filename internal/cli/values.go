@@ -1,4 +1,4 @@
-package main
+package cli
 
 // The values of flags: each function here reads the value of one kind of flag. Ranges are checked by the library, all at once.
 

@@ -1,9 +1,10 @@
-package main
+package cli
 
 // The flags of "sandbox run": which there are, and how they are parsed. Every flag becomes an option of the library; what
 // their values look like is in values.go.
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -21,6 +22,8 @@ type settings struct {
 	explain bool
 	usage   bool
 	layers  []string // of the root, the lowest first
+	image   string
+	command []string
 
 	// What the reason of a run's end tells; the rest is in opts.
 	memory, output   int64
@@ -70,6 +73,7 @@ var fileFlags = []runFlag{
 	{"tmpfs", "DST:SIZE", "an empty file system in memory at DST*", "WithTmpfs", tmpfs},
 	{"file", "DST=SRC", "a copy of the file SRC at DST*", "WithFile", file},
 	{"rootfs", "DIR", "use DIR as the root, not the host's programs and libraries; several are layers, the lowest first*", "WithRootfs", rootfs},
+	{"image", "REF", "use a container image as the root, and its environment, user and entry point", "", image},
 	{"writable-root", "SIZE", "keep changes of the root in memory, up to SIZE", "WithWritableRoot", size(func(s *settings, n int64) { s.add(sandbox.WithWritableRoot(n)) })},
 }
 
@@ -125,9 +129,10 @@ func parse(args []string) (*settings, error) {
 		}
 		wrong = append(wrong, err)
 	}
-	switch command := set.Args(); {
-	case len(command) > 0:
-		s.add(sandbox.WithCommand(command[0], command[1:]...))
+	switch s.command = set.Args(); {
+	case s.image != "": // which may have a command
+	case len(s.command) > 0:
+		s.add(sandbox.WithCommand(s.command[0], s.command[1:]...))
 	case len(wrong) == 0:
 		wrong = append(wrong, errors.New("no command is given"))
 	}
@@ -178,6 +183,39 @@ const commandName = "command"
 
 // optionName is the name of an option in the library's own words: at the beginning of a word, so not in a path.
 var optionName = regexp.MustCompile(`(?m)(^(?:sandbox: )?|[ (])(With[A-Za-z]+)`)
+
+// Image is a container image that was opened.
+type Image interface {
+	// Options are the image's root and the rest of what it says of how to run something.
+	Options() []sandbox.Option
+	// Command is the image's entry point with arguments, or with those that it has itself.
+	Command(args ...string) sandbox.Option
+	Close() error
+}
+
+// OpenImage opens the image that -image names. It is nil in a command that has nothing to do that with.
+var OpenImage func(ctx context.Context, ref string) (Image, error)
+
+func image(s *settings, ref string) error {
+	if OpenImage == nil {
+		return errors.New("this command knows no images: use the one of go install github.com/cellkit/sandbox/image/cmd/sandbox@latest")
+	}
+	s.image = ref
+	return nil
+}
+
+// open adds what an image says before what the flags do.
+func (s *settings) open(ctx context.Context) (done func(), err error) {
+	if s.image == "" {
+		return func() {}, nil
+	}
+	img, err := OpenImage(ctx, s.image)
+	if err != nil {
+		return nil, fmt.Errorf("-image: %w", err)
+	}
+	s.opts = append(append(img.Options(), s.opts...), img.Command(s.command...))
+	return func() { _ = img.Close() }, nil
+}
 
 // flagNames returns the library's error with flags in place of options.
 func flagNames(err error) error {

@@ -1,0 +1,56 @@
+// Command sandbox is that of github.com/cellkit/sandbox/cmd/sandbox, with container images as roots:
+//
+//	sandbox run -image debian:bookworm-slim -- cat /etc/os-release
+//	sandbox run -image ./layout
+//
+// What -image takes is what image.Open does. Without a command it is the image's own. Layers are kept in the user's directory for caches,
+// sandbox/images in $XDG_CACHE_HOME or ~/.cache.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/term"
+
+	"github.com/cellkit/sandbox/image"
+	"github.com/cellkit/sandbox/internal/cli"
+)
+
+func main() {
+	cli.OpenImage = func(ctx context.Context, ref string) (cli.Image, error) {
+		b := &bars{out: io.Discard}
+		if term.IsTerminal(int(os.Stderr.Fd())) {
+			b.out = os.Stderr
+		}
+		return image.Open(ctx, ref, image.WithProgress(b.show))
+	}
+	cli.Main()
+}
+
+// bars shows a progress bar for each layer that is read.
+type bars struct {
+	out   io.Writer
+	bar   *progressbar.ProgressBar
+	layer string
+}
+
+func (b *bars) show(p image.Progress) {
+	if p.Layer != b.layer {
+		if b.bar != nil {
+			_ = b.bar.Finish() // it can't be written to a terminal, and nobody looks at it then
+		}
+		total := p.Total
+		if total == 0 {
+			total = -1 // not known
+		}
+		b.layer = p.Layer
+		b.bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(b.out), progressbar.OptionShowBytes(true), progressbar.OptionClearOnFinish(),
+			progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionSetDescription(fmt.Sprintf("layer %d of %d", p.Index+1, p.Count)))
+	}
+	_ = b.bar.Set64(p.Bytes)
+}

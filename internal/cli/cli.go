@@ -1,0 +1,116 @@
+// Package cli is the command sandbox, which there are two of: cmd/sandbox, and one in the module image that also knows images.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/cellkit/sandbox"
+)
+
+const usage = `usage:
+  sandbox run [flags] [--] command [args...]   run a command in a sandbox
+  sandbox check                                tell what this machine can do
+  sandbox version                              print the version
+  sandbox help                                 print this; "sandbox run -h" explains the flags
+`
+
+// Main does what the command line says, and ends this program.
+func Main() { os.Exit(dispatch(os.Args[1:])) }
+
+// dispatch runs the subcommand and returns the exit status.
+func dispatch(args []string) int {
+	if len(args) == 0 {
+		fmt.Fprint(os.Stderr, usage)
+		return statusSetup
+	}
+	name, rest := args[0], args[1:]
+	var do func() int
+	switch name {
+	case "run":
+		return withCleanup(func(ctx context.Context) int { return run(ctx, rest) })
+	case "check":
+		do = func() int { return withCleanup(check) }
+	case "version", "-version", "--version":
+		do = func() int { fmt.Println(version()); return 0 }
+	case "help", "-h", "-help", "--help":
+		do = func() int { fmt.Print(usage); return 0 }
+	default:
+		complain(fmt.Errorf("unknown subcommand %q: to run a command, use sandbox run %s", name, strings.Join(args, " ")))
+		return statusSetup
+	}
+	if len(rest) > 0 {
+		complain(fmt.Errorf("%s takes no arguments, but has %q: leave them out", name, rest))
+		return statusSetup
+	}
+	return do()
+}
+
+// check prints what this machine can do.
+func check(ctx context.Context) int {
+	report := sandbox.Check(ctx)
+	fmt.Print(report.String())
+	if !report.OK() {
+		return 1
+	}
+	return 0
+}
+
+// shutdownTimeout is far more than an idle cell takes to end.
+const shutdownTimeout = 30 * time.Second
+
+// withCleanup calls f with a context that SIGINT or SIGTERM ends, and leaves nothing of the runs behind.
+func withCleanup(f func(context.Context) int) int {
+	// Writing to a closed pipe must not end this program before it has cleaned up: the write fails instead.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	ctx, stop := interruptible()
+	defer stop()
+	status := f(ctx)
+	end, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	if err := sandbox.Shutdown(end); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		complain(fmt.Errorf("cleaning up: %w", err))
+	}
+	return status
+}
+
+// interrupt is a signal that asks this program to end.
+type interrupt struct{ syscall.Signal }
+
+func (i interrupt) Error() string {
+	return fmt.Sprintf("canceled by signal %d (%v)", i.Signal, i.Signal)
+}
+
+// interruptible returns a context of which the first SIGINT or SIGTERM is the cause of its end. A second one ends this
+// program at once: nothing outlives it, but it leaves empty directories to the next one.
+func interruptible() (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 1)
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		if !signal.Ignored(s) { // a shell's background job ignores SIGINT
+			signal.Notify(signals, s)
+		}
+	}
+	go func() {
+		select {
+		case s := <-signals:
+			signal.Stop(signals)
+			cancel(interrupt{s.(syscall.Signal)})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { signal.Stop(signals); cancel(nil) }
+}
+
+// complain prints an error, or all of joined ones, each on a line that begins with the name of this program.
+func complain(err error) {
+	for line := range strings.Lines(err.Error()) {
+		fmt.Fprintln(os.Stderr, "sandbox: "+strings.TrimPrefix(strings.TrimSpace(line), "sandbox: "))
+	}
+}
