@@ -22,6 +22,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
@@ -55,7 +56,6 @@ type file struct {
 	kind                byte
 	mode                int64
 	uid                 int
-	size                int64
 	pax                 map[string]string
 }
 
@@ -590,4 +590,52 @@ func TestCanceled(t *testing.T) {
 	_, err = Open(ctx, dir, WithStore(store))
 	require.ErrorIs(t, err, context.Canceled)
 	requireEmpty(t, store)
+}
+
+// crashEnv has this test binary open an image in a store, which whoever started it ends at some moment.
+const crashEnv = "IMAGE_TEST_CRASH"
+
+func init() {
+	if dir, ref, ok := strings.Cut(os.Getenv(crashEnv), "\n"); ok {
+		store, err := OpenStore(dir)
+		if err == nil {
+			_, err = Open(context.Background(), ref, WithStore(store))
+		}
+		fmt.Println(err)
+		os.Exit(0)
+	}
+}
+
+// A process that is killed while it unpacks leaves nothing that is taken for a layer, and keeps nobody.
+func TestCrash(t *testing.T) {
+	var files []file
+	for i := range 400 {
+		files = append(files, file{name: fmt.Sprint("f", i), content: strings.Repeat("x", 3000)})
+	}
+	ref := layoutOf(t, imageOf(t, v1.Config{}, asGzip(t, tarOf(t, files...)), asZstd(t, tarOf(t, files[:200]...))))
+	killed := 0
+	for i := range 30 {
+		store := newStore(t)
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), crashEnv+"="+store.dir+"\n"+ref)
+		require.NoError(t, cmd.Start())
+		time.Sleep(time.Duration(i) * 4 * time.Millisecond)
+		_ = cmd.Process.Kill() // it may have ended
+		if cmd.Wait() != nil {
+			killed++
+		}
+		require.NoError(t, store.Verify(t.Context()), "what is there is whole")
+		img := open(t, store, ref)
+		for n, l := range img.layers {
+			entries, err := os.ReadDir(l.files())
+			require.NoError(t, err)
+			require.Len(t, entries, []int{400, 200}[n])
+		}
+		require.NoError(t, store.Verify(t.Context()))
+		require.NoError(t, img.Close())
+		_, err := store.Collect(0)
+		require.NoError(t, err)
+		requireEmpty(t, store)
+	}
+	require.Greater(t, killed, 5)
 }
