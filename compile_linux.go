@@ -92,6 +92,7 @@ type compiler struct {
 	missing []point              // mount points that the root's directories lack
 	bind    map[int]program.Slot // by index of c.root.mounts
 	lower   map[string]program.Slot
+	upper   program.Slot // the scratch that takes the root's changes, if there is one
 	tree    program.Slot // the copy of the template
 	mounts  program.Slot // the mount namespace
 	gate    program.Slot

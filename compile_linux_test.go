@@ -67,6 +67,8 @@ var golden = []goldenSandbox{
 		opts: []Option{WithRootfs(LayersRootfs("/srv/base", "/srv/tools", "/srv/app"))}},
 	{name: "layers-nobody", opts: []Option{WithRootfs(LayersRootfs("/srv/base", "/srv/app"))}},
 	{name: "layers-writable", shape: shape{wideIDs: true}, opts: []Option{WithRootfs(LayersRootfs("/srv/base", "/srv/app")), WithWritableRoot(MiB)}},
+	{name: "scratch-root", shape: shape{wideIDs: true}, opts: []Option{WithScratchRoot(closedScratch()), WithFile("/etc/app.conf", []byte("x"), 0o600)}},
+	{name: "scratch-root-layers", shape: shape{wideIDs: true}, missing: []point{{path: "/proc"}}, opts: []Option{WithRootfs(LayersRootfs("/srv/base", "/srv/app")), WithScratchRoot(closedScratch())}},
 	{name: "dir-writable", missing: []point{{path: "/dev/shm"}, {path: "/opt"}},
 		opts: []Option{WithRootfs(DirRootfs("/srv/root")), WithWritableRoot(MiB), WithFile("/opt/file", []byte("x"), 0o644)}},
 }

@@ -14,8 +14,8 @@ import (
 // made-up /etc, mount points.
 
 // addHostSkeleton makes what HostRootfs has besides the host's directories. With
-// own, all of it belongs to the run's user.
-func (k *compiler) addHostSkeleton(b *program.Builder, root program.Slot, own bool) {
+// own, all of it belongs to the run's user. It returns what it makes, and whether that is a directory.
+func (k *compiler) addHostSkeleton(b *program.Builder, root program.Slot, own bool) (made map[string]bool) {
 	s := &skeleton{b: b, at: program.Use(root), made: map[string]bool{"/": true}}
 	if own {
 		s.uid, s.gid, s.own = k.c.namespace.uid, k.c.namespace.gid, true
@@ -64,6 +64,7 @@ func (k *compiler) addHostSkeleton(b *program.Builder, root program.Slot, own bo
 			}
 		}
 	}
+	return s.made
 }
 
 // inHostDir tells whether a path lies in a directory that HostRootfs shows, directly or
@@ -83,17 +84,17 @@ func (k *compiler) inHostDir(p string) bool {
 type skeleton struct {
 	b        *program.Builder
 	at       program.Arg
-	made     map[string]bool
+	made     map[string]bool // whether it is a directory
 	own      bool
 	uid, gid int
 }
 
-func (s *skeleton) add(p string, make func(rel string)) {
-	if s.made[p] {
+func (s *skeleton) add(p string, isDir bool, make func(rel string)) {
+	if _, ok := s.made[p]; ok {
 		return
 	}
 	s.mkdir(path.Dir(p))
-	s.made[p] = true
+	s.made[p] = isDir
 	make(p[1:])
 	if s.own {
 		s.b.Chown(s.at, p[1:], s.uid, s.gid)
@@ -101,15 +102,15 @@ func (s *skeleton) add(p string, make func(rel string)) {
 }
 
 func (s *skeleton) mkdir(p string) {
-	s.add(p, func(rel string) { s.b.Mkdir(s.at, rel, 0o755) })
+	s.add(p, true, func(rel string) { s.b.Mkdir(s.at, rel, 0o755) })
 }
 
 func (s *skeleton) symlink(p, target string) {
-	s.add(p, func(rel string) { s.b.Symlink(target, s.at, rel) })
+	s.add(p, false, func(rel string) { s.b.Symlink(target, s.at, rel) })
 }
 
 func (s *skeleton) file(p, content string) {
-	s.add(p, func(rel string) { s.b.CreateFile(s.at, rel, []byte(content), 0o644) })
+	s.add(p, false, func(rel string) { s.b.CreateFile(s.at, rel, []byte(content), 0o644) })
 }
 
 // etcFiles is the part of /etc that is the run's own.

@@ -30,16 +30,11 @@ func (k *compiler) addLayers(b *program.Builder, dirs []program.Slot) program.Sl
 	return root
 }
 
-// addOverlay makes an overlay of the layers, the lowest first, and of one in a directory of the store, which takes the
+// addOverlay makes an overlay of the layers, the lowest first, and of one in a directory of the store, or of the scratch that is given for it, which takes the
 // changes of a root that is writable. It is mounted with names relative to that directory: a mount option has up to 255 bytes.
 func (k *compiler) addOverlay(b *program.Builder, store program.Slot, dir string, layers []program.Slot) program.Slot {
 	at, writable := program.Use(store), k.c.root.writable != nil
 	b.Mkdir(at, dir, 0o755)
-	b.Mkdir(at, dir+"/top", 0o755)
-	if writable && !k.keepsIDs() {
-		b.Chown(at, dir+"/top", k.c.namespace.uid, k.c.namespace.gid)
-	}
-	k.addPoints(b, at, dir+"/top")
 	var lower []string
 	for i, layer := range layers {
 		name := strconv.Itoa(i)
@@ -50,11 +45,32 @@ func (k *compiler) addOverlay(b *program.Builder, store program.Slot, dir string
 	slices.Reverse(lower)
 	b.Call("chdir", unix.SYS_CHDIR, b.Str(path.Join(cell.Changes, dir)))
 	if !writable {
+		b.Mkdir(at, dir+"/top", 0o755)
+		k.addPoints(b, at, dir+"/top")
 		return b.FileSystem("overlay", attrRO|attrNoSUID|attrNoDev, "lowerdir=top:"+strings.Join(lower, ":"), "userxattr")
 	}
-	b.Mkdir(at, dir+"/work", 0o755)
-	return b.FileSystem("overlay", attrNoSUID|attrNoDev, "lowerdir="+strings.Join(lower, ":"), "upperdir=top", "workdir=work", "userxattr")
+	changes := ""
+	if k.c.root.upper != nil {
+		changes = "../" + upperName + "/" + dir + "/"
+		at = program.Use(k.upper)
+	}
+	for _, name := range []string{dir, dir + "/top", dir + "/work"} {
+		b.CallMaybe("mkdirat", unix.SYS_MKDIRAT, at, b.Str(name), program.Int(0o755, "0755")) // a run before may have made them
+	}
+	if !k.keepsIDs() {
+		b.Chown(at, dir+"/top", k.c.namespace.uid, k.c.namespace.gid)
+	}
+	if k.c.root.upper == nil {
+		k.addPoints(b, at, dir+"/top")
+	}
+	return b.FileSystem("overlay", attrNoSUID|attrNoDev, "lowerdir="+strings.Join(lower, ":"), "upperdir="+changes+"top", "workdir="+changes+"work", "userxattr")
 }
+
+// upperName is where the scratch that takes changes is mounted, in the store.
+const upperName = "upper"
+
+// rootDir is the directory in which the changes are of what is not in one of HostRootfs's directories.
+const rootDir = "root"
 
 // addPoints makes the missing mount points below a directory. Directories that they are in and that the layers below have
 // get the same permissions, and where files keep their owners, the same owner.
@@ -110,23 +126,27 @@ func (k *compiler) layers() (slots []program.Slot) {
 	return slots
 }
 
-// addWritableRoot makes and attaches a root whose changes go to a file system in memory.
+// addWritableRoot makes and attaches a root whose changes go to a file system in memory, the run's own or a scratch.
 func (k *compiler) addWritableRoot() program.Slot {
 	b, n := k.b, &k.c.namespace
 	owner := []string{fmt.Sprintf("uid=%d", n.uid), fmt.Sprintf("gid=%d", n.gid)}
 	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, append(append(owner, "mode=755"), tmpfsSize(*k.c.root.writable)...)...)
 	b.AttachAt(store, cell.Changes)
+	if k.c.root.upper != nil {
+		b.Mkdir(program.Use(store), upperName, 0o755)
+		b.AttachAt(k.upper, cell.Changes+"/"+upperName)
+	}
 	if dirs := k.layers(); dirs != nil {
-		root := k.addOverlay(b, store, "root", dirs)
+		if k.c.root.upper != nil && len(k.missing) > 0 { // they are no changes
+			points := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
+			k.addPoints(b, program.Use(points), ".")
+			dirs = append(dirs, points)
+		}
+		root := k.addOverlay(b, store, rootDir, dirs)
 		b.AttachAt(root, cell.Root)
 		return root
 	}
-	at := program.Use(store)
-	b.Mkdir(at, "root", 0o755)
-	b.Chown(at, "root", n.uid, n.gid)
-	root := b.CloneTree(cell.Changes + "/root")
-	b.AttachAt(root, cell.Root)
-	k.addHostSkeleton(b, root, true)
+	root := k.addHostRoot(store)
 	for i, p := range k.rootTrees() {
 		if !slices.Contains(k.m.rootDirs, p) {
 			k.attachIn(b, k.lower[p], root, p)
@@ -136,5 +156,23 @@ func (k *compiler) addWritableRoot() program.Slot {
 		k.attachIn(b, m, root, p)
 		b.Close(m)
 	}
+	return root
+}
+
+// addHostRoot makes and attaches what HostRootfs has besides the host's directories.
+func (k *compiler) addHostRoot(store program.Slot) (root program.Slot) {
+	b, n := k.b, &k.c.namespace
+	if k.c.root.upper != nil { // below the changes, of which it is none
+		skeleton := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=4m")
+		k.addHostSkeleton(b, skeleton, true)
+		root = k.addOverlay(b, store, rootDir, []program.Slot{skeleton})
+		b.AttachAt(root, cell.Root)
+		return root
+	}
+	b.Mkdir(program.Use(store), rootDir, 0o755)
+	b.Chown(program.Use(store), rootDir, n.uid, n.gid)
+	root = b.CloneTree(cell.Changes + "/" + rootDir)
+	b.AttachAt(root, cell.Root)
+	k.addHostSkeleton(b, root, true)
 	return root
 }

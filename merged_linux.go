@@ -111,6 +111,27 @@ func missingBelow(walk []mergedDir, rest []string) point {
 	return p
 }
 
+// lstat looks for a name without following links.
+func (m *merged) lstat(name string) (isDir bool, mode fs.FileMode, ok bool) {
+	defer func() {
+		closeFDs(m.opened)
+		m.opened = nil
+	}()
+	at := m.root
+	for _, part := range strings.Split(name, "/") {
+		found, target, ok := m.look(&at, part)
+		if !ok && target == "" {
+			return false, 0, false
+		}
+		if len(found.layers) == 0 {
+			isDir, at = false, mergedDir{}
+			continue
+		}
+		isDir, at = true, found
+	}
+	return isDir, at.mode, true
+}
+
 // look finds a name in a directory, the target if it is a symbolic link.
 func (m *merged) look(dir *mergedDir, name string) (found mergedDir, link string, ok bool) {
 	found.name = name

@@ -100,6 +100,9 @@ func (c *config) checkHostIDs() (errs []error) {
 	if slices.ContainsFunc(c.root.mounts, func(m mount) bool { return m.kind == scratchMount }) {
 		errs = append(errs, optionError("WithScratch", "with WithoutUserNamespace owners can't be mapped: leave one of the two out, or bind a directory that the run's user owns"))
 	}
+	if c.root.hasUpper {
+		errs = append(errs, optionError("WithScratchRoot", "with WithoutUserNamespace owners can't be mapped: leave one of the two out, or use WithWritableRoot"))
+	}
 	if n.clocks != 0 {
 		errs = append(errs, optionError("WithTimeOffset", "with WithoutUserNamespace that takes CAP_SYS_TIME, with which what sets up a run could set the host's clock: leave one of the two out"))
 	}

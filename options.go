@@ -72,7 +72,7 @@ func (c config) clone() config {
 // samePlans tells whether two configurations prepare runs with the same programs. They may differ in the command and all
 // that goes with it, in timeouts and cgroup limits, and in the cell.
 func (c *config) samePlans(o *config) bool {
-	sameRoot := c.root.rootfs.same(o.root.rootfs) && equalPointed(c.root.writable, o.root.writable) &&
+	sameRoot := c.root.rootfs.same(o.root.rootfs) && equalPointed(c.root.writable, o.root.writable) && c.root.upper == o.root.upper &&
 		slices.EqualFunc(c.root.mounts, o.root.mounts, func(a, b mount) bool {
 			return a.kind == b.kind && a.src == b.src && a.from == b.from && a.dst == b.dst && a.size == b.size && a.mode == b.mode && bytes.Equal(a.data, b.data)
 		})
@@ -217,6 +217,9 @@ func (c *config) checkCommand() (errs []error) {
 	}
 	if c.prepared < 0 || c.prepared > maxPrepared {
 		bad("WithPrepared", "%d is not between 0 and %d", c.prepared, maxPrepared)
+	}
+	if c.prepared > 0 && c.root.hasUpper {
+		bad("WithPrepared", "with WithScratchRoot, which one run at a time can have: leave one of the two out")
 	}
 	if len(c.extra) > maxExtraFiles {
 		bad("WithExtraFiles", "%d files, at most %d are possible", len(c.extra), maxExtraFiles)

@@ -96,6 +96,8 @@ type rootConfig struct {
 	rootfs   Rootfs
 	mounts   []mount
 	writable *int64
+	upper    *Scratch // takes the changes of a writable root, nil for a file system of the run's own
+	hasUpper bool     // it was given, if only a nil one
 }
 
 type mountKind int
@@ -189,7 +191,23 @@ func WithFile(dst string, data []byte, mode fs.FileMode) Option {
 // change, where the kernel (5.19) and the file system allow idmapped mounts below an
 // overlay and the caller is root, but for WithoutUserNamespace; elsewhere they keep their protection and
 // only new files can be made, in directories that the run's user owns, such as /.
-func WithWritableRoot(bytes int64) Option { return func(c *config) { c.root.writable = &bytes } }
+func WithWritableRoot(bytes int64) Option {
+	return func(c *config) { c.root.writable, c.root.upper, c.root.hasUpper = &bytes, nil, false }
+}
+
+// WithScratchRoot is WithWritableRoot with changes that go to the scratch, as far as it has room, and stay there: for the next run that has it for its root, one at a
+// time, and for RootChanges to tell. A scratch that was mounted with WithScratch, or that files were copied into, can't be a root's, and the other way round.
+// Not with WithPrepared.
+//
+// It needs root, Linux 6.3 (idmapped tmpfs), and a user namespace with ids of its own for each run; else a run fails with a *SetupError.
+func WithScratchRoot(s *Scratch) Option {
+	return func(c *config) {
+		c.root.writable, c.root.upper, c.root.hasUpper = new(int64), s, true
+		if scratchOf(s) != nil {
+			*c.root.writable = s.size
+		}
+	}
+}
 
 func withMount(m mount) Option {
 	return func(c *config) { c.root.mounts = append(c.root.mounts, m) }
@@ -208,7 +226,9 @@ func (r *rootConfig) check() (errs []error) {
 	for _, err := range r.rootfs.check() {
 		bad("WithRootfs", "%w", err)
 	}
-	if r.writable != nil && *r.writable <= 0 {
+	if r.hasUpper && scratchOf(r.upper) == nil {
+		bad("WithScratchRoot", "the scratch was not made by NewScratch")
+	} else if r.writable != nil && *r.writable <= 0 {
 		bad("WithWritableRoot", "%d is not a positive number of bytes", *r.writable)
 	}
 	seen := map[string]mount{}
@@ -308,6 +328,11 @@ func (r *rootConfig) checkSources() (errs []error) {
 		}
 		if err != nil {
 			errs = append(errs, optionError(m.kind.option(), "the source can't be used: %w", err))
+		}
+	}
+	if source := scratchOf(r.upper); source != nil {
+		if _, err := source.get(); err != nil {
+			errs = append(errs, optionError("WithScratchRoot", "the source can't be used: %w", err))
 		}
 	}
 	for _, dir := range r.rootfs.layers {

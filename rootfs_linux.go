@@ -113,6 +113,9 @@ func (k *compiler) declareTrees() {
 	if !k.ownRoot() {
 		return
 	}
+	if upper := r.upper; upper != nil {
+		k.upper = add(tree{from: upper, root: true, writable: true, mapAll: true, forOption: "WithScratchRoot"})
+	}
 	for _, dir := range k.rootTrees() {
 		t := tree{path: k.source(dir), forOption: "WithRootfs", partial: k.partial()}
 		switch {

@@ -36,6 +36,8 @@ type running struct {
 	stage   program.Kind // how far the start is: Ready, Waiting or Started
 	started time.Time
 
+	upper *Scratch // that is the run's root
+
 	pausing pausing
 
 	mu      sync.Mutex
@@ -129,10 +131,15 @@ func (r *running) release() {
 			f.Close()
 		}
 	}
+	free := func() {}
+	if r.upper != nil {
+		free = r.upper.use.endRun()
+	}
 	go func() {
 		if r.mounts != nil {
 			r.mounts.Close()
 		}
+		free()
 		if r.group != nil {
 			_ = r.group.Delete() // what could not be deleted, the cell's end tries again
 		}

@@ -17,6 +17,7 @@ type Scratch struct {
 	files int64
 	root  *os.Root
 	impl  scratchImpl
+	use   scratchUse
 }
 
 // NewScratch makes an empty file system that takes up to the given number of bytes, and one file for each 4 KiB of
@@ -50,6 +51,9 @@ func (s *Scratch) Close() error {
 func (s *Scratch) CopyIn(fsys fs.FS, dir string) error {
 	if !fs.ValidPath(dir) {
 		return fmt.Errorf("sandbox: CopyIn: %q is no name in the scratch: use %q", dir, path.Join(".", path.Clean("/" + dir)[1:]))
+	}
+	if err := s.use.as(false); err != nil {
+		return fmt.Errorf("sandbox: CopyIn: %w", err)
 	}
 	c := copier{from: fsys, to: s.root, dir: dir, exact: true, bytes: s.size, files: s.files}
 	if err := c.copy(); err != nil {

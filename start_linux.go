@@ -148,6 +148,12 @@ func (from recipe) prepare(ctx context.Context, conf *config) (_ *running, err e
 			r.abandon()
 		}
 	}()
+	if upper := conf.root.upper; upper != nil {
+		if err := upper.use.beginRun(); err != nil {
+			return nil, &SetupError{Stage: "WithScratchRoot", Err: err, Hint: "a scratch for each, or one run after the other"}
+		}
+		r.upper = upper
+	}
 	if err := r.spawn(); err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ type tree struct {
 	writable  bool
 	mapOwner  bool
 	mapAll    bool   // rather than the owner alone
+	root      bool   // from takes the changes of a root
 	partial   bool   // go on without what is mounted below where that can't be had
 	mapIfCan  bool   // go on without the mapping where it is not possible
 	forOption string // what to name in an error
@@ -64,6 +65,12 @@ func openTrees(c *cell.Cell, trees []tree, b *cell.Block) (files []*os.File, err
 			if err != nil {
 				return files, optionError(t.forOption, "%w", err)
 			}
+			if t.root && !c.WideIDs() {
+				return files, &SetupError{Stage: t.forOption, Err: errors.New("it takes ids of its own for each run, 65536 of them"), Hint: "run this program as root, or use WithWritableRoot"}
+			}
+			if err := s.use.as(t.root); err != nil {
+				return files, &SetupError{Stage: t.forOption, Err: err, Hint: "a scratch for each use"}
+			}
 			want.Scratch = s.impl.Scratch
 		} else if t.mapOwner && !t.mapIfCan && c.Rootless() {
 			if err := ownFile(t.path); err != nil {
@@ -91,6 +98,8 @@ func openTrees(c *cell.Cell, trees []tree, b *cell.Block) (files []*os.File, err
 
 func noIDMapHint(t tree) string {
 	switch {
+	case t.root:
+		return "Linux 6.3 or later, or WithWritableRoot"
 	case t.from != nil:
 		return "Linux 6.3 or later, or WithReadOnlyScratch, or WithBind of a directory"
 	case !thisMachine().hasSetAttr():

@@ -33,6 +33,7 @@ func (s *Sandbox) start(context.Context) (*Process, error) { return nil, unsuppo
 func (s *Sandbox) prepare(context.Context) error           { return unsupported() }
 func newPrepared(*Sandbox) *prepared                       { return nil }
 func (s *Sandbox) explain() (string, error)                { return "", unsupported() }
+func (s *Sandbox) rootChanges() ([]Change, error)          { return nil, unsupported() }
 func shutdown(context.Context) error                       { return unsupported() }
 func delegateSubgroup(string) error                        { return unsupported() }
 func newCell(cellConfig) (*Cell, error)                    { return nil, unsupported() }
