@@ -37,6 +37,7 @@ type options struct {
 	progress func(Progress)
 	keys     authn.Keychain
 	limits   limits
+	keep     *int64
 }
 
 // Progress tells how far Open is with a layer of an image that is not in the store yet.
@@ -62,6 +63,10 @@ func WithKeychain(k authn.Keychain) Option { return func(o *options) { o.keys = 
 func WithLimits(bytes, files int64) Option {
 	return func(o *options) { o.limits = limits{bytes, files} }
 }
+
+// WithStoreSize has Open remove from the store, at its end, layers that no open image uses, those first that were not used for longest, until it has at most so
+// many bytes of files. Default: nothing is removed; see Store.Collect.
+func WithStoreSize(bytes int64) Option { return func(o *options) { o.keep = &bytes } }
 
 // Open finds an image and unpacks those of its layers that the store does not have. ref is
 //
@@ -101,6 +106,11 @@ func Open(ctx context.Context, ref string, opts ...Option) (_ *Image, err error)
 	img, err := o.store.unpack(ctx, src, &o)
 	if err != nil {
 		return nil, fmt.Errorf("image: %s: %w", ref, err)
+	}
+	if o.keep != nil {
+		if _, err := o.store.Collect(*o.keep); err != nil {
+			return nil, errors.Join(err, img.Close())
+		}
 	}
 	return img, nil
 }

@@ -545,6 +545,14 @@ func TestCollect(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 1000, removed)
 	requireEmpty(t, store)
+
+	for _, name := range []string{"1", "2", "3"} {
+		require.NoError(t, open(t, store, layoutOf(t, imageOf(t, v1.Config{}, kilo(name))), WithStoreSize(2000)).Close())
+	}
+	list, err = store.Layers()
+	require.NoError(t, err)
+	require.Len(t, list, 2)
+	require.Equal(t, "sha256:"+chainOf(t, []file{{name: "3", content: strings.Repeat("x", 1000)}}), list[0].Digest)
 }
 
 // Verify finds every kind of change, and what it removes is unpacked again.

@@ -47,6 +47,8 @@ const (
 // elsewhere; with -cover, what the isolated test covers counts, which takes, as root, Linux 6.3. A test that panics or is killed, by a limit for example, fails.
 // What it writes to its outputs is in the log, up to 64 MiB.
 //
+// The go command does not see what the test reads inside: where its cache of results matters, use -count=1 after changing what the options show of the host.
+//
 // It needs what every run needs (Need).
 func Isolate(t *testing.T, opts ...sandbox.Option) {
 	t.Helper()
