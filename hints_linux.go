@@ -43,6 +43,8 @@ func hint(e *cell.CallError) string {
 		return "as an ordinary user, WithWritableRoot takes no directories with other file systems mounted below them (fs/namespace.c, clone_private_mount)"
 	case strings.Contains(e.Call, "RESOLVE_NO_SYMLINKS") && e.Errno == unix.ELOOP:
 		return "WithRootfs: make it a directory: proc and dev must not be symbolic links"
+	case (e.Stage == "devices" || e.Stage == "/proc") && strings.HasPrefix(e.Call, "move_mount") && (e.Errno == unix.ENOTDIR || e.Errno == unix.EINVAL):
+		return "WithRootfs: proc and dev must be directories"
 	case e.Stage == "WithDir" && e.Errno == unix.ENOENT:
 		return "the directory must exist in the run's root"
 	case strings.Contains(e.Call, "openat2") && e.Errno == unix.EACCES:

@@ -114,6 +114,7 @@ func (k *compiler) addOwnRoot() {
 		k.tree = k.addLayers(b, k.layers())
 		b.AttachAt(k.tree, cell.Root)
 	}
+	b.Stage("devices")
 	k.attachOwn(b, devices, k.tree, "dev")
 	b.Close(devices)
 }

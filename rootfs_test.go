@@ -85,6 +85,7 @@ func TestDirRootfs(t *testing.T) {
 		"symlinked proc": func(root string) error {
 			return join(mkdirs(root, "/elsewhere"), os.Symlink("/elsewhere", root+"/proc"))
 		},
+		"dev is a file":  func(root string) error { return os.WriteFile(root+"/dev", nil, 0o644) },
 		"proc to itself": func(root string) error { return os.Symlink("proc", root+"/proc") },
 		"tmp is a file":  func(root string) error { return os.WriteFile(root+"/tmp", nil, 0o644) },
 	} {
@@ -103,6 +104,8 @@ func TestDirRootfs(t *testing.T) {
 					setupError(t, err, "WithTmpfs /tmp")
 				case "symlinked dev", "symlinked proc":
 					setupError(t, err, "WithRootfs: make it a directory")
+				case "dev is a file":
+					setupError(t, err, "WithRootfs: proc and dev must be directories")
 				default:
 					require.NoError(t, err)
 					require.Equal(t, "sandbox-init\nrefused\n/home/sandbox\n", string(out))
