@@ -226,11 +226,18 @@ func (s *stage) packagesOf(c configuration) []testPackage {
 // run runs the test binaries in one configuration and adds their results to the report.
 //
 // An emulated guest that shares two CPUs with another can stand still for seconds. Tests allow for that, but each at every of its steps
-// is more than thousands of them keep; the few that fail in a guest are tried again, and the report says so.
+// is more than thousands of them keep; the few that fail in a guest are tried again, and the report says so. So is all if an emulator loses its guest's registers
+// in the middle, which shows as a panic of the guest's kernel at a place that makes no sense.
 func (s *stage) run(ctx context.Context, c configuration, section *section) {
 	start := time.Now()
 	defer func() { section.took = time.Since(start) }()
 	s.runTests(ctx, c, section)
+	if section.died {
+		again := (&report{out: section.out, verbose: section.verbose}).section(c.name + " again")
+		s.runTests(ctx, c, again)
+		section.bootedAgain(again)
+		return
+	}
 	if failed := section.worthAnotherTry(); c.guest() && len(failed) > 0 {
 		c.run = "^(" + strings.Join(failed, "|") + ")$"
 		again := (&report{out: section.out, verbose: section.verbose}).section(c.name + " again")
@@ -274,8 +281,13 @@ func (s *stage) runTests(ctx context.Context, c configuration, section *section)
 		section.leftOut(last.String())
 	case err != nil:
 		section.broken(err)
+		exit, ok := errors.AsType[*exec.ExitError](err)
+		section.died = c.guest() && ok && exit.ExitCode() == guestDied
 	}
 }
+
+// guestDied is the exit status of guest.sh for that.
+const guestDied = 125
 
 // notHere is the exit status of guest.sh and docker.sh when this machine can't have what was asked for. The last line of
 // stderr says why.

@@ -32,6 +32,7 @@ type section struct {
 	failed   []string // tests, not subtests
 	broke    bool     // more is wrong than tests that failed
 	unsteady bool     // failed passed when they were tried again
+	died     bool     // the guest did, in the middle of the tests
 }
 
 type counts struct{ passed, failed, skipped int }
@@ -88,6 +89,14 @@ func (s *section) triedAgain(again *section) {
 	}
 	s.total.failed, s.unsteady = 0, true
 	s.total.passed += again.total.passed
+}
+
+// bootedAgain takes in what became of all tests in another guest, after this one died.
+func (s *section) bootedAgain(again *section) {
+	if again.total.failed > 0 || again.total.passed == 0 {
+		return
+	}
+	s.total, s.skips, s.failed, s.unsteady = again.total, again.skips, []string{"all tests, as the guest died"}, true
 }
 
 // leftOut counts a configuration that this machine can't have as a skip.

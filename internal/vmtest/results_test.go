@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"strings"
 	"testing"
@@ -74,6 +75,16 @@ func TestTriedAgain(t *testing.T) {
 	var out strings.Builder
 	require.True(t, s.print(&out))
 	require.Contains(t, out.String(), "unsteady, passed when tried again: TestA\n")
+
+	s = read("\x16=== RUN   TestA\n")
+	s.broken(errors.New("the guest died"))
+	s.bootedAgain(read(bad))
+	require.False(t, s.print(io.Discard), "it failed in the other one")
+	s.bootedAgain(read(good))
+	out.Reset()
+	require.True(t, s.print(&out))
+	require.Contains(t, out.String(), "1 passed, 0 failed")
+	require.Contains(t, out.String(), "unsteady, passed when tried again: all tests, as the guest died\n")
 
 	for name, output := range map[string]string{
 		"a panic":                 "\x16=== RUN   TestA\npanic: oops\n\n##vmtest end 2 .\n",
