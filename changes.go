@@ -38,6 +38,7 @@ func (c Change) String() string { return fmt.Sprintf("%v %s", c.Kind, c.Path) }
 // RootChanges lists, in the order of their paths, what runs of this sandbox, and of others with the same root, have changed in it: in the scratch of
 // WithScratchRoot, without which it is an error. What a removed directory had in it is not listed, nor are file systems of their own, such as /tmp and the home directory. It may be
 // called while a run is at work, and then tells of some moment of each file. What is in the files is to be read in a run of the sandbox.
+// The error is that of a closed scratch, or of a directory of the root that can't be opened. It needs what WithScratchRoot does.
 func (s *Sandbox) RootChanges() ([]Change, error) {
 	if scratchOf(s.config.root.upper) == nil {
 		return nil, optionError("RootChanges", "the sandbox has no WithScratchRoot")

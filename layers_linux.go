@@ -24,7 +24,7 @@ func (k *compiler) addLayers(b *program.Builder, dirs []program.Slot) program.Sl
 	}
 	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
 	b.AttachAt(store, cell.Changes)
-	root := k.addOverlay(b, store, "root", dirs)
+	root := k.addOverlay(b, store, rootDir, dirs)
 	// The overlay has its own hold of its layers.
 	b.Call("umount2", unix.SYS_UMOUNT2, b.Str(cell.Changes), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
 	return root

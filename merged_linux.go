@@ -41,6 +41,12 @@ func openMerged(paths []string) (*merged, error) {
 
 func (m *merged) close() { closeFDs(m.root.layers) }
 
+// endWalk closes what a walk has opened.
+func (m *merged) endWalk() {
+	closeFDs(m.opened)
+	m.opened = nil
+}
+
 func closeFDs(fds []int) {
 	for _, fd := range fds {
 		_ = unix.Close(fd) // it was for looking only
@@ -52,10 +58,7 @@ const maxLinks = 40
 
 // missing returns how p can be made, if it does not exist. A symbolic link that leads nowhere is replaced.
 func (m *merged) missing(p string) (point, bool) {
-	defer func() {
-		closeFDs(m.opened)
-		m.opened = nil
-	}()
+	defer m.endWalk()
 	type place struct {
 		walk []mergedDir
 		rest []string // from there
@@ -113,10 +116,7 @@ func missingBelow(walk []mergedDir, rest []string) point {
 
 // lstat looks for a name without following links.
 func (m *merged) lstat(name string) (isDir bool, mode fs.FileMode, ok bool) {
-	defer func() {
-		closeFDs(m.opened)
-		m.opened = nil
-	}()
+	defer m.endWalk()
 	at := m.root
 	for _, part := range strings.Split(name, "/") {
 		found, target, ok := m.look(&at, part)

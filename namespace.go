@@ -81,7 +81,7 @@ func WithTimeOffset(d time.Duration) Option { return func(c *config) { c.namespa
 //     is root; with user namespaces it would be nobody.
 //
 // In binds and writable roots files keep their owners: a run with id 1000 can write what the host's user 1000
-// may write there, and nothing else. Refused together with WithUser of uid or gid 0, with WithCapabilities, WithScratch, WithTimeOffset and
+// may write there, and nothing else. Refused together with WithUser of uid or gid 0, with WithCapabilities, WithScratch, WithScratchRoot, WithTimeOffset and
 // WithoutSeccomp. Such runs share a cell of their own; see CellWithoutUserNamespace.
 func WithoutUserNamespace() Option { return func(c *config) { c.namespace.hostIDs = true } }
 

@@ -15,6 +15,7 @@ type point struct {
 	have []parent // directories on the way that exist, from the top
 }
 
+// parent is what a mount point's directory is to look like on the layer above it.
 type parent struct {
 	mode     fs.FileMode
 	uid, gid int

@@ -55,11 +55,12 @@ func DirRootfs(dir string) Rootfs {
 // Files keep their owners: what belongs to user 33 in a layer belongs to user 33 in the run, and what belongs to root, to root, whom
 // WithUser(0, 0) makes the run's user. That takes root, Linux 5.19, a file system that supports idmapped mounts (as WithBind) and
 // ids below 65536; elsewhere files belong, inside, to nobody, as with DirRootfs. With WithoutUserNamespace they always
-// keep them. Up to 64 layers, which needs Linux 5.11.
+// keep them. Up to 64 layers; more than one needs Linux 5.11, as a mount point that they lack does. What is wrong with them is an error of Run.
 func LayersRootfs(lower ...string) Rootfs {
 	return Rootfs{layers: slices.Clone(lower), keepsIDs: true}
 }
 
+// maxLayers keeps a run's descriptors, and the mount option that names its layers, within what each may have.
 const maxLayers = 64
 
 func (r Rootfs) same(o Rootfs) bool {

@@ -3,7 +3,6 @@ package image
 import (
 	"bufio"
 	"cmp"
-	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -114,6 +113,3 @@ func (i *Image) lines(name string, f func(fields []string) bool) bool {
 	}
 	return false
 }
-
-// String is how the image is named in errors and logs.
-func (i *Image) String() string { return fmt.Sprintf("image %s", i.digest) }
