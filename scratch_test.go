@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -188,25 +189,50 @@ func TestRootlessFS(t *testing.T) {
 func TestFSEnds(t *testing.T) {
 	need(t, "files for several runs")
 	need(t, "root")
-	before := spaces()
+	before := holdSpaces(t)
+	more := func() bool {
+		for _, name := range spaces() {
+			if !slices.Contains(before, name) {
+				return true
+			}
+		}
+		return false
+	}
 	func() {
 		s := shell("cat /f/x", sandbox.WithFS("/f", fstest.MapFS{"x": {Data: []byte("x")}}))
 		require.Equal(t, "x", output(t, s))
-		require.Greater(t, spaces(), before)
+		require.True(t, more())
 		runtime.KeepAlive(s)
 	}()
-	require.Eventually(t, func() bool { runtime.GC(); return spaces() <= before }, patience, 10*time.Millisecond)
+	require.Eventually(t, func() bool { runtime.GC(); return !more() }, patience, 10*time.Millisecond)
 }
 
-// spaces counts the mount namespaces that this process has open.
-func spaces() (n int) {
+// spaces names the mount namespaces that this process has open, by the paths of the descriptors.
+func spaces() map[string]string {
+	names := map[string]string{}
 	fds, _ := filepath.Glob("/proc/self/fd/*")
 	for _, fd := range fds {
-		if to, err := os.Readlink(fd); err == nil && strings.HasPrefix(to, "mnt:") {
-			n++
+		if name, err := os.Readlink(fd); err == nil && strings.HasPrefix(name, "mnt:") {
+			names[fd] = name
 		}
 	}
-	return n
+	return names
+}
+
+// holdSpaces holds the mount namespaces that are open until the test ends.
+// Some are garbage of earlier tests, and the kernel gives their names anew.
+func holdSpaces(t *testing.T) (names []string) {
+	for fd := range spaces() {
+		f, err := os.Open(fd)
+		if err != nil {
+			continue // collected just now
+		}
+		t.Cleanup(func() { _ = f.Close() })
+		if name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd())); err == nil {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // TestAttackScratch reads what a run has left that wants to get at the reader.
