@@ -7,9 +7,9 @@ FUZZTIME   ?= 60s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 VMTEST      = umask 022 && $(GO) run ./internal/vmtest
 
-.PHONY: test deps vet examples images test-host test-vm vm race bench fuzz
+.PHONY: test deps vet examples test-host test-vm vm race bench fuzz
 
-test: deps vet fuzz examples images
+test: deps vet fuzz examples
 	@echo "== tests: host, host-user, guests"
 	@$(VMTEST)
 
@@ -40,10 +40,6 @@ vet:
 examples:
 	@echo "== examples"
 	@cd examples && $(GO) test -count=1 ./...
-
-images:
-	@echo "== image"
-	@cd image && $(GO) test -count=1 ./...
 
 test-host:
 	@$(VMTEST) host

@@ -48,6 +48,8 @@ func run(rounds int, out string) (err error) {
 	}
 	defer func() { err = firstError(err, sandbox.Shutdown(context.Background())) }()
 	r := &report{began: time.Now(), command: "cd bench && go run . -rounds " + fmt.Sprint(rounds)}
+	progress("first run of a process")
+	r.boots = boots(p, max(rounds/3, 5)) // first: what is measured later leaves more for a boot to collect
 	for _, w := range workloads {
 		list := p.working(w)
 		progress("%s: %d rounds of %s", w.name, rounds, names(list))
@@ -69,8 +71,6 @@ func run(rounds int, out string) (err error) {
 	if r.functions, err = functions(dir, rounds); err != nil {
 		return err
 	}
-	progress("first run of a process")
-	r.boot = boots(p, max(rounds/10, 5))
 	progress("memory of live runs")
 	if r.live, r.waiting, err = liveMemory(p, 200); err != nil {
 		return err

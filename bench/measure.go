@@ -96,17 +96,15 @@ func throughput(list []subject, atOnce, rounds int) table {
 	return t
 }
 
-// boots measures first runs: the cell's boot and a run.
-func boots(p *place, rounds int) time.Duration {
-	var times []time.Duration
-	for range rounds {
-		must(sandbox.Shutdown(context.Background()))
-		began := time.Now()
-		_, err := p.sandboxed(workloads[0].argv).Run(context.Background())
-		must(err)
-		times = append(times, time.Since(began))
+// boots measures first runs, each with the boot of a cell, and runc in turn with them.
+func boots(p *place, rounds int) table {
+	s := p.sandboxed(workloads[0].argv)
+	list := []subject{{name: own, ready: func() error { return sandbox.Shutdown(context.Background()) },
+		run: func() error { _, err := s.Run(context.Background()); return err }}}
+	if runc := (subject{name: "runc", run: p.runtime("runc", workloads[0])}); runc.run() == nil {
+		list = append(list, runc)
 	}
-	return quantile(times, 0.5)
+	return latencies("", list, rounds, 0)
 }
 
 // crowd is runs that live until they are ended.

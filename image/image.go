@@ -79,8 +79,8 @@ func WithStoreSize(bytes int64) Option { return func(o *options) { o.keep = &byt
 // or files than WithLimits allows, sparse files and compression counted as what they become. Symbolic links are the image's own business: inside a run they lead nowhere else, and here none is
 // followed out of the layer.
 //
-// As root files get the owners that they have in the image. An ordinary user's belong to that user, who can read all of them and enter all directories; set-uid
-// programs of the image have no effect in a run, whoever unpacks it.
+// As root files get the owners that they have in the image. An ordinary user's belong to that user, who can read all of them and enter all directories, and so do those of
+// root without CAP_SYS_ADMIN, as in a container, or without the ids. Set-uid programs of the image have no effect in a run, whoever unpacks it.
 func Open(ctx context.Context, ref string, opts ...Option) (_ *Image, err error) {
 	o := options{platform: "linux/" + runtime.GOARCH, keys: authn.DefaultKeychain, limits: limits{16 * sandbox.GiB, 1_000_000}}
 	for _, opt := range opts {

@@ -19,6 +19,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -33,8 +34,10 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/cell"
 )
 
 func TestMain(m *testing.M) {
@@ -192,6 +195,25 @@ func needRuns(t testing.TB) {
 	}
 }
 
+// needWhiteouts skips the test where a store can't hide files of lower layers, and requires that Open says so.
+func needWhiteouts(t testing.TB) {
+	t.Helper()
+	dir, why := t.TempDir(), "can't hide files of lower layers, as a container's own can't: operation not permitted: use OpenStore on a volume"
+	err := unix.Mknod(filepath.Join(dir, "whiteout"), unix.S_IFCHR, 0)
+	if err == nil { // tmpfs before Linux 6.6
+		err, why = unix.Setxattr(dir, "user.test", nil, 0), "has no extended attributes for users"
+	}
+	if err == nil {
+		return
+	}
+	store := newStore(t)
+	_, failed := Open(context.Background(), layoutOf(t, imageOf(t, v1.Config{}, asGzip(t, second(t)))), WithStore(store))
+	require.ErrorIs(t, failed, err)
+	require.ErrorContains(t, failed, why)
+	requireEmpty(t, store)
+	t.Skip("needs a file system that takes whiteouts")
+}
+
 // busybox is a layer with one program.
 func busybox(t testing.TB) []byte {
 	t.Helper()
@@ -223,8 +245,9 @@ func run(t testing.TB, img *Image, script string, opts ...sandbox.Option) string
 }
 
 // Images from everywhere they come from are the same to a run.
-func TestOpen(t *testing.T) {
+func TestRootlessOpen(t *testing.T) {
 	needRuns(t)
+	needWhiteouts(t)
 	config := v1.Config{Env: []string{"PATH=/bin", "COLOR=green"}, WorkingDir: "/srv", User: "app", Entrypoint: []string{"/bin/echo", "hello"}, Cmd: []string{"world"}}
 	img := imageOf(t, config, asGzip(t, busybox(t)), asZstd(t, second(t)), asPlain(t, tarOf(t, file{name: "srv/third", content: "3", uid: 33})))
 	dir := layoutOf(t, img)
@@ -249,7 +272,7 @@ func TestOpen(t *testing.T) {
 				img := open(t, s, ref)
 				require.Equal(t, "/srv /srv green 33", run(t, img, `echo $(pwd) $HOME $COLOR $(id -u)`))
 				require.Equal(t, "base hard new third\nabove\nnew\n/proc/self/mounts", run(t, img, `echo $(ls /srv); ls /opt; cat /srv/hard; echo; readlink /etc/mtab`))
-				if os.Geteuid() == 0 {
+				if cell.WideIDs() {
 					require.Equal(t, "33:33 600\nbase", run(t, img, "stat -c '%u:%g %a' base; cat base"))
 					require.Equal(t, "base", run(t, img, "cat base; test ! -w /bin/busybox", sandbox.WithWritableRoot(sandbox.MiB)))
 				} else { // a file belongs to who unpacked it
@@ -268,6 +291,17 @@ func TestOpen(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, list, 3, "once each")
 	require.NoError(t, store.Verify(t.Context()))
+}
+
+// Root of a user namespace that has no other ids is an ordinary user.
+func TestRootlessUserNamespace(t *testing.T) {
+	needRuns(t)
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestRootlessOpen$", "-test.v")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}, GidMappings: []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}}}
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Regexp(t, "(?m)^--- (PASS|SKIP): TestRootlessOpen ", string(out))
 }
 
 // What there is more than one of is chosen, and what there is not is said.
@@ -307,7 +341,7 @@ func TestChoice(t *testing.T) {
 	require.ErrorContains(t, err, "no image for linux/s390x")
 }
 
-func TestUsers(t *testing.T) {
+func TestRootlessUsers(t *testing.T) {
 	layer := tarOf(t, file{name: "etc/"}, file{name: "etc/passwd", content: "root:x:0:0:root:/root:/bin/sh\nbroken:x:a:b:c:d:e\napp:x:33:44:app:/srv:/bin/sh\n"}, file{name: "etc/group", content: "staff:x:50:\n"})
 	linked := tarOf(t, file{name: "etc/"}, file{name: "etc/passwd", link: "/etc/passwd"})
 	fifo := tarOf(t, file{name: "etc/"}, file{name: "etc/passwd", kind: tar.TypeFifo})
@@ -340,7 +374,7 @@ func TestUsers(t *testing.T) {
 }
 
 // Archives that no honest tool makes are refused, and leave nothing.
-func TestHostile(t *testing.T) {
+func TestAttackLayers(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
 	require.NoError(t, os.WriteFile(secret, []byte("secret"), 0o600))
 	big := bytes.Repeat([]byte{0}, 3<<20)
@@ -397,7 +431,7 @@ func TestHostile(t *testing.T) {
 }
 
 // Every digest counts.
-func TestWrongDigests(t *testing.T) {
+func TestAttackDigests(t *testing.T) {
 	plain := tarOf(t, file{name: "x", content: "right"})
 	wrong := tarOf(t, file{name: "x", content: "wrong"})
 	good := imageOf(t, v1.Config{}, asGzip(t, plain))

@@ -22,7 +22,8 @@ import (
 )
 
 // Several that open the same image at once unpack it once, and what died at it is in nobody's way.
-func TestStoreIsShared(t *testing.T) {
+func TestRootlessStoreIsShared(t *testing.T) {
+	needWhiteouts(t)
 	store := newStore(t)
 	var files []file
 	for i := range 300 {

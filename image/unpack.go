@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"os"
 	"path"
 	"path/filepath"
 	"strings"
@@ -19,6 +18,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
 )
 
 // limits are those of one layer.
@@ -48,9 +49,9 @@ func (j *job) unpack(ctx context.Context, dir string) (info, error) {
 	content := sha256.New()
 	limited := &limitedReader{r: stream, left: j.limits.bytes}
 	tarFile := io.TeeReader(limited, content)
-	e := &extraction{dir: dir, limits: j.limits, root: os.Geteuid() == 0, seen: map[string]bool{}}
+	e := &extraction{dir: dir, limits: j.limits, owners: cell.WideIDs(), seen: map[string]bool{}}
 	opts := []archive.ApplyOpt{archive.WithFilter(e.filter), archive.WithConvertWhiteout(e.whiteout), archive.WithParents(j.parentDirs())}
-	if !e.root {
+	if !e.owners {
 		opts = append(opts, archive.WithNoSameOwner())
 	}
 	if _, err = archive.Apply(ctx, dir, tarFile, opts...); err == nil {
@@ -193,7 +194,7 @@ func (l *limitedReader) Read(b []byte) (int, error) {
 type extraction struct {
 	dir          string
 	limits       limits
-	root         bool
+	owners       bool // files keep those of the archive
 	seen         map[string]bool
 	bytes, files int64
 	opaque       bool
@@ -225,11 +226,11 @@ func (e *extraction) filter(h *tar.Header) (bool, error) {
 	}
 	switch h.Typeflag {
 	case tar.TypeDir:
-		if !e.root {
+		if !e.owners {
 			h.Mode |= 0o700 // or its own files could not be made, or removed
 		}
 	case tar.TypeReg:
-		if !e.root {
+		if !e.owners {
 			h.Mode |= 0o400
 		}
 	case tar.TypeSymlink, tar.TypeFifo:
@@ -270,13 +271,16 @@ func (e *extraction) whiteout(_ *tar.Header, file string) (bool, error) {
 	case name == whiteoutOpaque:
 		err := unix.Lsetxattr(dir, "user.overlay.opaque", []byte("y"), 0)
 		if err == unix.ENOTSUP {
-			err = fmt.Errorf("the store's file system has no extended attributes for users, which it needs to hide what is below %s: %w", dir, err)
+			err = fmt.Errorf("the store's file system has no extended attributes for users, which it needs to hide what is below %s: %w: use OpenStore on another", dir, err)
 		}
 		return false, err
 	case strings.HasPrefix(name, whiteoutPrefix):
 		err := unix.Mknod(path.Join(dir, strings.TrimPrefix(name, whiteoutPrefix)), unix.S_IFCHR, 0)
-		if err == unix.EEXIST { // the layer has such a file itself, which stays
+		switch err {
+		case unix.EEXIST: // the layer has such a file itself, which stays
 			err = nil
+		case unix.EPERM: // fs/overlayfs/dir.c, ovl_mknod
+			err = fmt.Errorf("the store's file system can't hide files of lower layers, as a container's own can't: %w: use OpenStore on a volume", err)
 		}
 		return false, err
 	}

@@ -222,6 +222,12 @@ func chooseIDs() (*ids, error) {
 	return own, nil
 }
 
+// WideIDs tells whether runs of this process can have all ids from 0 to 65535, and files of layers the owners with these ids.
+func WideIDs() bool {
+	i, err := chooseIDs()
+	return err == nil && i.wide() && !i.rootless
+}
+
 // hostIDs are those of a cell without a user namespace.
 func hostIDs() *ids {
 	all := idRange{0, 1<<32 - 1}

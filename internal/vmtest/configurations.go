@@ -22,8 +22,8 @@ type configuration struct {
 // What depends on the place: most of the root package, the cgroups, and the cell's own directories.
 var placed = []string{".", "internal/cell", "internal/limits"}
 
-// Only the root package's tests named Rootless and Attack, and what sandboxtest has of these, are for everybody.
-var rootless = []string{".", "sandboxtest"}
+// Only the root package's tests named Rootless and Attack, and what sandboxtest and image have of these, are for everybody.
+var rootless = []string{".", "sandboxtest", "image", "image/cmd/sandbox"}
 
 // What meets the kernel and cgroups most is enough where most is as in another configuration. Examples are left
 // out on kernels without idmapped tmpfs (6.3): they can't say what they need.

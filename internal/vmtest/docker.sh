@@ -83,7 +83,7 @@ image() {
 	mkdir -p "$root"/{proc,sys,dev,run,root,home,tmp,var/tmp,etc,usr/bin,usr/sbin,usr/lib,usr/lib64,usr/share,sandbox/bin}
 	chmod 1777 "$root/tmp" "$root/var/tmp"
 	for f in bin sbin lib lib64; do if [ -L /$f ]; then cp -a /$f "$root/"; else mkdir "$root/$f"; fi; done
-	dpkg -L dash bash coreutils grep sed findutils util-linux procps busybox-static uidmap hostname bsdutils 2>/dev/null |
+	dpkg -L dash bash coreutils grep sed findutils util-linux procps busybox-static uidmap tar hostname bsdutils 2>/dev/null |
 		grep -E '^(/usr)?/s?bin/.' >"$dir/programs"
 	{ cat "$dir/programs"; xargs ldd <"$dir/programs" 2>/dev/null | grep -oE '/[^ ]+\.so[^ ]*'; } | sort -u | while read -r f; do
 		[ ! -e "$f" ] || printf '%s\n' "$f" "$(readlink -f "$f")"

@@ -1,4 +1,4 @@
-// Command vmtest runs the tests of this module on the machine at hand and in QEMU guests.
+// Command vmtest runs the tests of this module, and of the one in image, on the machine at hand and in QEMU guests.
 //
 //	go run ./internal/vmtest [-pkg pattern] [-run regexp] [-v] [configuration...]
 //
@@ -26,10 +26,16 @@ import (
 )
 
 var (
-	pkgPattern = flag.String("pkg", "./...", "the packages to test, a pattern of the go command")
+	pkgPattern = flag.String("pkg", everything, "the packages to test, a pattern of the go command")
 	runPattern = flag.String("run", "", "run only the tests that match this regular expression, as -run of go test")
 	verbose    = flag.Bool("v", false, "show the output of every test, not only of those that fail")
 )
+
+// everything is the pattern of all packages of all modules.
+const everything = "./..."
+
+// modules are the directories of the modules that are tested.
+var modules = []string{".", "image"}
 
 // userID is the uid and gid of the configuration host-user.
 const userID = 1000
@@ -129,11 +135,37 @@ func (s *stage) fill(ctx context.Context) error {
 	if err := copyTree(ctx, s.root, s.path("src")); err != nil {
 		return fmt.Errorf("copying the source tree: %w", err)
 	}
-	list, err := goTool(ctx, "list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}", *pkgPattern)
+	start := time.Now()
+	for _, module := range modules {
+		if pattern, ok := patternIn(module); ok {
+			if err := s.build(ctx, module, pattern); err != nil {
+				return err
+			}
+		}
+	}
+	fmt.Printf("built %d test binaries in %v\n", len(s.packages), time.Since(start).Round(time.Second))
+	return nil
+}
+
+// patternIn returns which of a module's packages were asked for.
+func patternIn(module string) (pattern string, ok bool) {
+	if *pkgPattern == everything {
+		return everything, true
+	}
+	for _, m := range modules[1:] { // in the directory of the first
+		if below, in := strings.CutPrefix(filepath.Clean(*pkgPattern)+"/", m+"/"); in {
+			return "./" + below, m == module
+		}
+	}
+	return *pkgPattern, module == modules[0]
+}
+
+// build builds the test binaries of a module's packages.
+func (s *stage) build(ctx context.Context, module, pattern string) error {
+	list, err := goTool(ctx, "-C", filepath.Join(s.root, module), "list", "-f", "{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}} {{.Dir}}{{end}}", pattern)
 	if err != nil {
 		return err
 	}
-	start := time.Now()
 	for line := range strings.Lines(list) {
 		path, dir, ok := strings.Cut(strings.TrimSpace(line), " ")
 		if !ok {
@@ -143,12 +175,11 @@ func (s *stage) fill(ctx context.Context) error {
 			return err
 		}
 		// a path that ends with a slash is a directory, where the binary gets its usual name
-		if _, err := goTool(ctx, "test", "-c", "-o", s.path("bin", dir)+"/", path); err != nil {
+		if _, err := goTool(ctx, "-C", filepath.Join(s.root, module), "test", "-c", "-o", s.path("bin", dir)+"/", path); err != nil {
 			return err
 		}
 		s.packages = append(s.packages, testPackage{path, dir})
 	}
-	fmt.Printf("built %d test binaries in %v\n", len(s.packages), time.Since(start).Round(time.Second))
 	return nil
 }
 
@@ -214,7 +245,7 @@ func (s *stage) section(c configuration, report *report) *section {
 
 // packagesOf returns the packages that run in the configuration: those asked for with -pkg, or its own.
 func (s *stage) packagesOf(c configuration) []testPackage {
-	asked := *pkgPattern != "./..."
+	asked := *pkgPattern != everything
 	return slices.DeleteFunc(slices.Clone(s.packages), func(p testPackage) bool {
 		if c.guest() && p.dir == "internal/vmtest" {
 			return true // about this command; its tests start the go command, which is slow there

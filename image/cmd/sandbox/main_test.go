@@ -27,8 +27,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sandbox": main})
 }
 
-// TestScripts has an image with a busybox and an entry point at $WORK/layout.
-func TestScripts(t *testing.T) {
+// TestRootlessScripts has an image with a busybox and an entry point at $WORK/layout.
+func TestRootlessScripts(t *testing.T) {
 	exe, err := exec.LookPath("busybox")
 	if err != nil {
 		t.Skip("needs a static busybox")
