@@ -190,7 +190,7 @@ func TestFSEnds(t *testing.T) {
 	need(t, "files for several runs")
 	need(t, "root")
 	before := holdSpaces(t)
-	more := func() bool {
+	hasNew := func() bool {
 		for _, name := range spaces() {
 			if !slices.Contains(before, name) {
 				return true
@@ -201,10 +201,10 @@ func TestFSEnds(t *testing.T) {
 	func() {
 		s := shell("cat /f/x", sandbox.WithFS("/f", fstest.MapFS{"x": {Data: []byte("x")}}))
 		require.Equal(t, "x", output(t, s))
-		require.True(t, more())
+		require.True(t, hasNew())
 		runtime.KeepAlive(s)
 	}()
-	require.Eventually(t, func() bool { runtime.GC(); return !more() }, patience, 10*time.Millisecond)
+	require.Eventually(t, func() bool { runtime.GC(); return !hasNew() }, patience, 10*time.Millisecond)
 }
 
 // spaces names the mount namespaces that this process has open, by the paths of the descriptors.

@@ -49,7 +49,7 @@ func run(rounds int, out string) (err error) {
 	defer func() { err = firstError(err, sandbox.Shutdown(context.Background())) }()
 	r := &report{began: time.Now(), command: "cd bench && go run . -rounds " + fmt.Sprint(rounds)}
 	progress("first run of a process")
-	r.boots = boots(p, max(rounds/3, 5)) // first: what is measured later leaves more for a boot to collect
+	r.first, r.firstRunc = firstRuns(p, max(rounds/3, 5)) // before all else: at the end it took twice as long, as no process's first run does
 	for _, w := range workloads {
 		list := p.working(w)
 		progress("%s: %d rounds of %s", w.name, rounds, names(list))

@@ -49,14 +49,20 @@ func (s *subject) timed(pause time.Duration) time.Duration {
 	return time.Since(began)
 }
 
-// latencies has the subjects take turns, with a pause before each run, and then a block of each for the CPU time.
-func latencies(title string, list []subject, rounds int, pause time.Duration) table {
+// inTurn has the subjects take turns, with a pause before each run. It returns the times of each.
+func inTurn(list []subject, rounds int, pause time.Duration) [][]time.Duration {
 	times := make([][]time.Duration, len(list))
 	for range rounds {
 		for i := range list {
 			times[i] = append(times[i], list[i].timed(pause))
 		}
 	}
+	return times
+}
+
+// latencies has the subjects take turns, and then a block of each for the CPU time.
+func latencies(title string, list []subject, rounds int, pause time.Duration) table {
+	times := inTurn(list, rounds, pause)
 	t := table{title: title}
 	for i, s := range list {
 		before := busy()
@@ -96,15 +102,19 @@ func throughput(list []subject, atOnce, rounds int) table {
 	return t
 }
 
-// boots measures first runs, each with the boot of a cell, and runc in turn with them.
-func boots(p *place, rounds int) table {
+// firstRuns is the median of runs that boot a cell, and that of runc in turn with them, 0 without runc.
+func firstRuns(p *place, rounds int) (first, runc time.Duration) {
 	s := p.sandboxed(workloads[0].argv)
 	list := []subject{{name: own, ready: func() error { return sandbox.Shutdown(context.Background()) },
 		run: func() error { _, err := s.Run(context.Background()); return err }}}
-	if runc := (subject{name: "runc", run: p.runtime("runc", workloads[0])}); runc.run() == nil {
-		list = append(list, runc)
+	if other := (subject{name: "runc", run: p.runtime("runc", workloads[0])}); other.run() == nil {
+		list = append(list, other)
 	}
-	return latencies("", list, rounds, 0)
+	times := inTurn(list, rounds, 0)
+	if len(times) > 1 {
+		runc = quantile(times[1], 0.5)
+	}
+	return quantile(times[0], 0.5), runc
 }
 
 // crowd is runs that live until they are ended.
@@ -158,7 +168,6 @@ func liveMemory(p *place, n int) (live, waiting int64, err error) {
 		}
 		waits = append(waits, (before-available())/int64(n))
 		runtime.KeepAlive(prepared)
-		prepared = nil
 		runtime.GC() // which ends those that wait
 	}
 	return slices.Max(lives), slices.Max(waits), nil

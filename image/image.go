@@ -80,7 +80,7 @@ func WithStoreSize(bytes int64) Option { return func(o *options) { o.keep = &byt
 // followed out of the layer.
 //
 // As root files get the owners that they have in the image. An ordinary user's belong to that user, who can read all of them and enter all directories, and so do those of
-// root without CAP_SYS_ADMIN, as in a container, or without the ids. Set-uid programs of the image have no effect in a run, whoever unpacks it.
+// root without CAP_SYS_ADMIN, as in a container, or in a user namespace that has few ids. Set-uid programs of the image have no effect in a run, whoever unpacks it.
 func Open(ctx context.Context, ref string, opts ...Option) (_ *Image, err error) {
 	o := options{platform: "linux/" + runtime.GOARCH, keys: authn.DefaultKeychain, limits: limits{16 * sandbox.GiB, 1_000_000}}
 	for _, opt := range opts {

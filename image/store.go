@@ -34,7 +34,8 @@ func DefaultStore() (*Store, error) {
 	return OpenStore(filepath.Join(dir, "sandbox", "images"))
 }
 
-// OpenStore makes the store if it is not there. Nobody but the caller's user may enter it, because images may have set-uid programs.
+// OpenStore makes the store if it is not there. Nobody but the caller's user may enter it, because images may have set-uid programs. For images that hide files of lower layers its
+// file system must have extended attributes for users, as ext4, xfs and btrfs have, and tmpfs from Linux 6.6 on, and be no overlay, as a container's own root mostly is: Open fails otherwise.
 func OpenStore(dir string) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {

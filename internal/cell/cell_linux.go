@@ -417,7 +417,7 @@ func (c *Cell) Rootless() bool { return c.ids.rootless }
 func (c *Cell) SingleID() bool { return c.ids.single() }
 
 // WideIDs tells whether every run has all ids from 0 to 65535, and files may get them: Tree's Owner with AllIDs.
-func (c *Cell) WideIDs() bool { return c.ids.wide() && !c.ids.rootless && !c.ids.host }
+func (c *Cell) WideIDs() bool { return c.ids.keepOwners() }
 
 // Blocks is how many runs can have ids of their own at one time.
 func (c *Cell) Blocks() int64 { return c.ids.blocks() }

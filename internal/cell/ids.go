@@ -49,6 +49,9 @@ func (i *ids) size() int64  { return min(i.uid.size, i.gid.size) }
 func (i *ids) single() bool { return i.size() < 4 }
 func (i *ids) wide() bool   { return i.size() >= 64*wideBlock }
 
+// keepOwners tells whether files of a mount can get the owners in a run that they have on the host.
+func (i *ids) keepOwners() bool { return i.wide() && !i.rootless && !i.host }
+
 func (i *ids) block() int64 {
 	if i.wide() {
 		return wideBlock
@@ -222,10 +225,10 @@ func chooseIDs() (*ids, error) {
 	return own, nil
 }
 
-// WideIDs tells whether runs of this process can have all ids from 0 to 65535, and files of layers the owners with these ids.
+// WideIDs is Cell.WideIDs of a cell that this process would boot.
 func WideIDs() bool {
 	i, err := chooseIDs()
-	return err == nil && i.wide() && !i.rootless
+	return err == nil && i.keepOwners()
 }
 
 // hostIDs are those of a cell without a user namespace.

@@ -22,8 +22,8 @@ type configuration struct {
 // What depends on the place: most of the root package, the cgroups, and the cell's own directories.
 var placed = []string{".", "internal/cell", "internal/limits"}
 
-// Only the root package's tests named Rootless and Attack, and what sandboxtest and image have of these, are for everybody.
-var rootless = []string{".", "sandboxtest", "image", "image/cmd/sandbox"}
+// What users import or run. Of these packages the tests named Rootless and Attack are for everybody.
+var public = []string{".", "sandboxtest", "image", "image/cmd/sandbox"}
 
 // What meets the kernel and cgroups most is enough where most is as in another configuration. Examples are left
 // out on kernels without idmapped tmpfs (6.3): they can't say what they need.
@@ -36,17 +36,17 @@ const (
 // configurations is the matrix. All run in this order, guests beside each other.
 var configurations = []configuration{
 	{name: "host", note: "this machine, as the user at hand"},
-	{name: "host-user", as: "user", packages: rootless, run: user, note: "this machine, as uid 1000 without subordinate ids"},
+	{name: "host-user", as: "user", packages: public, run: user, note: "this machine, as uid 1000 without subordinate ids"},
 	{name: "docker-default", as: "docker", packages: []string{"."}, note: "root in a container of docker run without flags: only the error that says which"},
-	{name: "docker", as: "docker", packages: rootless, note: "the same with the least flags that make runs work: the rootless tests"},
-	{name: "docker-cap", as: "docker", packages: rootless, note: "the same with CAP_SYS_ADMIN"},
-	{name: "docker-privileged", as: "docker", packages: rootless, optional: true, note: "docker run --privileged"},
+	{name: "docker", as: "docker", packages: public, note: "the same with the least flags that make runs work: the rootless tests"},
+	{name: "docker-cap", as: "docker", packages: public, note: "the same with CAP_SYS_ADMIN"},
+	{name: "docker-privileged", as: "docker", packages: public, optional: true, note: "docker run --privileged"},
 	{name: "guest", kernel: "6.12", as: "root", note: "plain init, cgroup v2, root"},
 	{name: "systemd", kernel: "6.12", as: "systemd", packages: placed, note: "root, in a service without delegation"},
 	{name: "systemd-service", kernel: "6.12", as: "systemd-service", packages: placed, run: sample, note: "root, in a service with Delegate=yes"},
-	{name: "systemd-user", kernel: "6.12", as: "systemd-user", packages: rootless, run: user, note: "uid 1000, in a service with Delegate=yes of its user manager"},
+	{name: "systemd-user", kernel: "6.12", as: "systemd-user", packages: public, run: user, note: "uid 1000, in a service with Delegate=yes of its user manager"},
 	{name: "linux-6.1", kernel: "6.1", as: "root", packages: placed, run: sample, note: "plain init, root"},
-	{name: "linux-6.1-user", kernel: "6.1", as: "user", packages: rootless, run: user, note: "plain init, uid 1000 with subordinate ids, no delegation"},
+	{name: "linux-6.1-user", kernel: "6.1", as: "user", packages: public, run: user, note: "plain init, uid 1000 with subordinate ids, no delegation"},
 	{name: "linux-5.10", kernel: "5.10", as: "root", packages: placed, run: tests, optional: true, note: "plain init, root"},
 	{name: "linux-newest", kernel: "newest", as: "root", packages: placed, run: sample, optional: true, note: "plain init, root"},
 }
