@@ -131,7 +131,7 @@ func (k *compiler) addRlimits() {
 	b.Stage("resource limits")
 	// With a limit of 0 a core dump still goes to a program of the host, if the sysctl kernel.core_pattern names one. With 1
 	// it goes nowhere: core(5), fs/coredump.c.
-	all := map[string]rlimit{"core": {1, 1}}
+	all := map[string]rlimit{"core": {1, 1}, "nice": {}, "rtprio": {}} // priorities that this process may take are its own
 	// What queued signals and messages take is also counted together for all runs: getrlimit(2).
 	for name, most := range map[string]uint64{"sigpending": 1024, "msgqueue": 128 * KiB} {
 		n := min(most, k.m.hard[name])

@@ -235,7 +235,7 @@ var thisMachine = sync.OnceValue(func() *machine {
 	resolv, _ := os.ReadFile("/etc/resolv.conf")
 	m.resolv = string(resolv[:min(len(resolv), 64*KiB)])
 	for _, p := range []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kmsg", "/proc/latency_stats",
-		"/proc/sched_debug", "/proc/scsi", "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats"} {
+		"/proc/locks", "/proc/sched_debug", "/proc/scsi", "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats"} {
 		if info, err := os.Lstat(p); err == nil {
 			m.masks = append(m.masks, mask{p, info.IsDir()})
 		}

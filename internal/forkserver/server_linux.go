@@ -59,6 +59,9 @@ func serve(control int) error {
 	os.Clearenv()
 	unix.CloseOnExec(control)
 	unix.CloseOnExec(control + 2)
+	if err := errors.Join(dropPriority(), heedSignals()); err != nil {
+		return err
+	}
 	// Children are reaped by the kernel: their end is seen through pidfds.
 	signal.Ignore(syscall.SIGCHLD, syscall.SIGPIPE)
 	// The thread that made this process may end before the host does.

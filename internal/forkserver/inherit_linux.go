@@ -1,0 +1,70 @@
+package forkserver
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A process passes more on to its children than a run may have: a service is started with a priority above that of others, or
+// with signals ignored, and all that it runs would have them too.
+
+// dropPriority gives up every priority above the default one: of the thread that calls it, from which all runs are cloned, and of the
+// process. One below the default stays.
+func dropPriority() error {
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		return fmt.Errorf("sched_getattr: %w", err)
+	}
+	if attr.Policy == unix.SCHED_FIFO || attr.Policy == unix.SCHED_RR || attr.Policy == unix.SCHED_DEADLINE {
+		if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0); err != nil {
+			return fmt.Errorf("sched_setattr: %w", err)
+		}
+	}
+	const normal = 20 // the system call returns 20 - nice: getpriority(2)
+	if priority, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err != nil || priority > normal {
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 0); err != nil {
+			return fmt.Errorf("setpriority: %w", err)
+		}
+	}
+	const thread, classShift, realTime = 1, 13, 1 // IOPRIO_WHO_PROCESS, IOPRIO_CLASS_SHIFT, IOPRIO_CLASS_RT: linux/ioprio.h
+	if io, _, errno := unix.RawSyscall(unix.SYS_IOPRIO_GET, thread, 0, 0); errno == 0 && io>>classShift == realTime {
+		if _, _, errno := unix.RawSyscall(unix.SYS_IOPRIO_SET, thread, 0, 0); errno != 0 {
+			return fmt.Errorf("ioprio_set: %w", errno)
+		}
+	}
+	return dropProtection("/proc/self/oom_score_adj")
+}
+
+// dropProtection has the kernel choose this process as any other when memory is short: with -1000 nothing could be killed
+// in a run that reaches its limit.
+func dropProtection(name string) error {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	if score, err := strconv.Atoi(string(bytes.TrimSpace(b))); err != nil || score >= 0 {
+		return err
+	}
+	return os.WriteFile(name, []byte("0"), 0)
+}
+
+// heedSignals ends that signals are ignored, which exec passes on: the Go runtime leaves some as they were at the start.
+func heedSignals() error {
+	const maskSize, ignore = 8, 1                 // SIG_IGN
+	type action struct{ handler, _, _, _ uint64 } // struct sigaction: linux/signal_types.h
+	for n := uintptr(1); n <= 64; n++ {
+		var now, none action
+		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, n, 0, uintptr(unsafe.Pointer(&now)), maskSize, 0, 0); errno != 0 || now.handler != ignore {
+			continue
+		}
+		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, n, uintptr(unsafe.Pointer(&none)), 0, maskSize, 0, 0); errno != 0 {
+			return fmt.Errorf("rt_sigaction(%v): %w", unix.Signal(n), errno)
+		}
+	}
+	return nil
+}
