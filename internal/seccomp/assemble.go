@@ -121,7 +121,8 @@ func (asm *assembler) chain(v verdict) label {
 			start = end - run
 			next = asm.anyOf(v.rules[start:end], next)
 		} else {
-			next = asm.allOf(v.rules[start], next)
+			start = end - siblings(v.rules[:end])
+			next = asm.allOf(v.rules[start:end], next)
 		}
 		end = start
 	}
@@ -157,10 +158,28 @@ func (asm *assembler) anyOf(rules []rule, next label) label {
 	return asm.before(entry, load(offsetHigh(arg.Index)))
 }
 
-// allOf emits one rule: its action if all conditions hold, else on to the next rule.
-func (asm *assembler) allOf(r rule, next label) label {
-	entry := asm.ret(r.action)
-	for _, arg := range slices.Backward(r.conditions) {
+// siblings counts the rules at the end that differ in nothing but their last condition.
+func siblings(rules []rule) int {
+	last := rules[len(rules)-1]
+	first := len(last.conditions) - 1
+	same := func(r rule) bool {
+		return r.action == last.action && len(r.conditions) == first+1 && slices.Equal(r.conditions[:first], last.conditions[:first])
+	}
+	n := 1
+	for n < len(rules) && same(rules[len(rules)-1-n]) {
+		n++
+	}
+	return n
+}
+
+// allOf emits siblings: their action if all conditions of one hold, else on to the next rule. What they have in common is looked at once.
+func (asm *assembler) allOf(rules []rule, next label) label {
+	common := len(rules[0].conditions) - 1
+	entry := next
+	for _, r := range slices.Backward(rules) {
+		entry = asm.condition(r.conditions[common], asm.ret(r.action), entry)
+	}
+	for _, arg := range slices.Backward(rules[0].conditions[:common]) {
 		entry = asm.condition(arg, entry, next)
 	}
 	return entry

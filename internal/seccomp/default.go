@@ -15,20 +15,18 @@ import (
 // architecture, this kernel and the given capabilities ("CAP_NET_RAW"), and a few refusals of our own.
 //
 // Docker's profile is a list of what is allowed, about 300 calls; the rest fails with EPERM. Among the rest,
-// whatever the capabilities: io_uring, userfaultfd, the kernel's keyrings, kexec, and sockets of the families
-// AF_VSOCK and AF_ALG. Without the capability that each of them is about, also: bpf, perf_event_open,
+// whatever the capabilities: io_uring, userfaultfd, the kernel's keyrings and kexec. Without the capability that each of them is about, also: bpf, perf_event_open,
 // open_by_handle_at, loading modules, mounting, setns, unshare and clone with namespace flags, and clone3
 // fails with ENOSYS, since its flags are in memory, where a filter can't look.
 //
 // Refused beyond Docker's, whatever the capabilities: the ioctl requests TIOCSTI and TIOCLINUX, which
-// type commands into the terminal that a run may share with its caller (CVE-2017-5226, CVE-2023-28100), and
-// netlink sockets of the protocol NETLINK_USERSOCK; io_setup fails with ENOSYS. Without CAP_NET_RAW, sockets of the family AF_PACKET. Without
-// setID, all that can give a file set-uid or set-gid bits. The calls above that no capability unlocks are refused by rules
-// of their own too, so that a later version of Docker's list can't open them.
+// type commands into the terminal that a run may share with its caller (CVE-2017-5226, CVE-2023-28100), leases and
+// delegations of files, for which others wait, and TIOCSETD; io_setup fails with ENOSYS. Sockets are those that
+// programs use, see refuseSockets. Without setID, all that can give a file set-uid or set-gid bits. The calls above
+// that no capability unlocks are refused by rules of their own too, so that a later version of Docker's list can't
+// open them.
 //
-// Left open, as by Docker: ptrace and process_vm_readv, which reach nothing but the run's own processes, and the other
-// netlink protocols, for getaddrinfo, ip and ss need some, and the kernel asks for CAP_NET_ADMIN before it lets any of
-// them change anything.
+// Left open, as by Docker: ptrace and process_vm_readv, which reach nothing but the run's own processes.
 //
 // The profile is the caller's to change. It relies on this package's precedence, the strictest rule wins.
 func Default(caps []string, setID bool) (*specs.LinuxSeccomp, error) {
@@ -39,16 +37,15 @@ func Default(caps []string, setID bool) (*specs.LinuxSeccomp, error) {
 		return nil, fmt.Errorf("default seccomp profile: %w", err)
 	}
 	p.Syscalls = append(p.Syscalls, refusals()...)
-	if !slices.Contains(caps, "CAP_NET_RAW") {
-		// The kernel wants the capability too, but has more than once forgotten about it, or found it in a user
-		// namespace (CVE-2020-14386).
-		p.Syscalls = append(p.Syscalls, refuse("socket", is(0, unix.AF_PACKET)))
-	}
+	p.Syscalls = append(allowSockets(p.Syscalls), refuseSockets(caps)...)
 	if !setID {
 		p.Syscalls = append(p.Syscalls, refuseSetID()...)
 	}
 	return p, nil
 }
+
+// setDelegation is F_SETDELEG of Linux 6.19.
+const setDelegation = 1024 + 16
 
 func refusals() []specs.LinuxSyscall {
 	eperm, enosys := uint(unix.EPERM), uint(unix.ENOSYS)
@@ -70,13 +67,15 @@ func refusals() []specs.LinuxSyscall {
 		// The whole machine has 65536 events, fs.aio-max-nr, which one call takes. Programs do without, as on kernels
 		// that are built without it (CONFIG_AIO).
 		{Names: []string{"io_setup"}, Action: specs.ActErrno, ErrnoRet: &enosys},
-		// Docker's list leaves these families out; see allowedSocketDomains there.
-		refuse("socket", is(0, unix.AF_VSOCK)),
-		refuse("socket", is(0, unix.AF_ALG)),
-		// Lets processes keep messages in the kernel that no memory limit counts.
-		refuse("socket", is(0, unix.AF_NETLINK), is(2, unix.NETLINK_USERSOCK)),
 		refuse("ioctl", is(1, unix.TIOCSTI)),
 		refuse("ioctl", is(1, unix.TIOCLINUX)),
+		// Loads the line discipline that it names, among them some with many past holes (n_gsm, n_hdlc), unless the
+		// sysctl dev.tty.ldisc_autoload is 0.
+		refuse("ioctl", is(1, unix.TIOCSETD)),
+		// Whoever opens the file, changes it or, from Linux 6.19 on, the directory, waits for the holder to give it
+		// up, for as long as the sysctl fs.lease-break-time says, 45 s: fcntl(2).
+		refuse("fcntl", is(1, unix.F_SETLEASE)),
+		refuse("fcntl", is(1, setDelegation)),
 	}
 }
 
@@ -85,16 +84,20 @@ func refusals() []specs.LinuxSyscall {
 // nor have the kernel's memory files and queues a name outside of the run. io_uring is refused as a whole.
 func refuseSetID() (rules []specs.LinuxSyscall) {
 	const tmpFile = unix.O_TMPFILE &^ unix.O_DIRECTORY
-	for _, bit := range []uint64{unix.S_ISUID, unix.S_ISGID} {
-		for _, call := range []struct {
-			name string
-			mode uint
-		}{{"chmod", 1}, {"fchmod", 1}, {"creat", 1}, {"mknod", 1}, {"fchmodat", 2}, {"fchmodat2", 2}, {"mknodat", 2}} {
-			rules = append(rules, refuse(call.name, has(call.mode, bit)))
+	refuseBits := func(name string, mode uint, conditions ...specs.LinuxSeccompArg) {
+		for _, bit := range []uint64{unix.S_ISUID, unix.S_ISGID} {
+			rules = append(rules, refuse(name, append(slices.Clone(conditions), has(mode, bit))...))
 		}
-		for _, makes := range []uint64{unix.O_CREAT, tmpFile} { // else the argument is not read, and may be anything
-			rules = append(rules, refuse("open", has(1, makes), has(2, bit)), refuse("openat", has(2, makes), has(3, bit)))
-		}
+	}
+	for _, call := range []struct {
+		name string
+		mode uint
+	}{{"chmod", 1}, {"fchmod", 1}, {"creat", 1}, {"mknod", 1}, {"fchmodat", 2}, {"fchmodat2", 2}, {"mknodat", 2}} {
+		refuseBits(call.name, call.mode)
+	}
+	for _, makes := range []uint64{unix.O_CREAT, tmpFile} { // else the argument is not read, and may be anything
+		refuseBits("open", 2, has(1, makes))
+		refuseBits("openat", 3, has(2, makes))
 	}
 	// Its mode is in memory, where a filter can't look. Programs fall back to openat.
 	enosys := uint(unix.ENOSYS)
@@ -111,8 +114,13 @@ func has(arg uint, bits uint64) specs.LinuxSeccompArg {
 	return specs.LinuxSeccompArg{Index: arg, Value: bits, ValueTwo: bits, Op: specs.OpMaskedEqual}
 }
 
-// refuse refuses a call if all conditions hold.
+// refuse refuses a call with EPERM if all conditions hold.
 func refuse(name string, conditions ...specs.LinuxSeccompArg) specs.LinuxSyscall {
-	eperm := uint(unix.EPERM)
-	return specs.LinuxSyscall{Names: []string{name}, Action: specs.ActErrno, ErrnoRet: &eperm, Args: conditions}
+	return fail(unix.EPERM, name, conditions...)
+}
+
+// fail makes a call fail if all conditions hold.
+func fail(e unix.Errno, name string, conditions ...specs.LinuxSeccompArg) specs.LinuxSyscall {
+	errno := uint(e)
+	return specs.LinuxSyscall{Names: []string{name}, Action: specs.ActErrno, ErrnoRet: &errno, Args: conditions}
 }

@@ -81,6 +81,8 @@ func probe() map[string]int {
 		"AF_VSOCK":        {unix.SYS_SOCKET, unix.AF_VSOCK, unix.SOCK_STREAM},
 		"USERSOCK":        {unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_DGRAM, unix.NETLINK_USERSOCK},
 		"AF_UNIX":         {unix.SYS_SOCKET, unix.AF_UNIX, unix.SOCK_STREAM},
+		"lease":           {unix.SYS_FCNTL, ^uintptr(0), unix.F_SETLEASE, unix.F_RDLCK},
+		"F_GETLEASE":      {unix.SYS_FCNTL, ^uintptr(0), unix.F_GETLEASE},
 		"personality":     {unix.SYS_PERSONALITY, 0xffffffff},
 	} {
 		_, _, e := unix.RawSyscall(c[0], c[1], c[2], c[3])
@@ -116,8 +118,10 @@ func TestKernel(t *testing.T) {
 		"TIOCSTI":         eperm,
 		"TIOCSTI, high":   eperm,
 		"TIOCGWINSZ":      int(unix.EBADF), // got through to the kernel, and the descriptor is -1
-		"AF_VSOCK":        eperm,
-		"USERSOCK":        eperm,
+		"AF_VSOCK":        int(unix.EAFNOSUPPORT),
+		"USERSOCK":        int(unix.EPROTONOSUPPORT),
+		"lease":           eperm,
+		"F_GETLEASE":      int(unix.EBADF),
 		"AF_UNIX":         0,
 		"personality":     0,
 	}, got)
