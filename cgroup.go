@@ -83,8 +83,10 @@ func WithCPUWeight(weight uint64) Option { return func(c *config) { c.cgroup.wei
 // Default: all.
 func WithCPUSet(cpus string) Option { return func(c *config) { c.cgroup.cpuset = &cpus } }
 
-// WithPIDs limits the number of processes and threads of the run. Needs the
-// pids controller. Default: 512, where the controller is there.
+// WithPIDs limits the number of processes and threads of the run. The kernel
+// refuses more (EAGAIN); if the command then fails, the run's error is
+// ErrPIDLimit. Needs the pids controller. Default: 512, where the controller is
+// there.
 func WithPIDs(n int64) Option { return func(c *config) { c.cgroup.pids = &n } }
 
 // WithCPUTime limits the CPU time, user and system, that all processes of the

@@ -140,12 +140,28 @@ func TestProcessLimit(t *testing.T) {
 	} {
 		result, err := s.Run(deadline(t))
 		require.Error(t, err)
-		require.Contains(t, []sandbox.Reason{sandbox.TimedOut, sandbox.Exited}, result.Reason)
+		require.Contains(t, []sandbox.Reason{sandbox.TimedOut, sandbox.PIDsExceeded}, result.Reason)
 		require.LessOrEqual(t, result.Usage.PIDsPeak, uint64(512))
 		requireGone(t, mark)
 	}
-	_, err := shell("(true) && (true)", sandbox.WithPIDs(1)).Run(deadline(t))
-	exitError(t, err)
+	result, err := shell("(true) && (true)", sandbox.WithPIDs(1)).Run(deadline(t))
+	require.ErrorIs(t, err, sandbox.ErrPIDLimit)
+	require.Equal(t, sandbox.PIDsExceeded, result.Reason)
+	require.Positive(t, result.ExitCode)
+	require.Positive(t, result.Usage.PIDsRefused)
+	result, err = shell("mkfifo /tmp/f; while :; do { : </tmp/f; } & done").Run(deadline(t)) // the default limit
+	require.ErrorIs(t, err, sandbox.ErrPIDLimit)
+	require.Equal(t, sandbox.PIDsExceeded, result.Reason)
+
+	// The limit had no part in it.
+	result, err = shell("exit 3", sandbox.WithPIDs(5)).Run(deadline(t))
+	require.NotErrorIs(t, err, sandbox.ErrPIDLimit)
+	require.Equal(t, sandbox.Exited, result.Reason)
+	require.Zero(t, result.Usage.PIDsRefused)
+	// Nor does it in a command that could do without.
+	result, err = shell("(while :; do sleep "+mark+" & done); exit 0", sandbox.WithPIDs(8)).Run(deadline(t))
+	require.NoError(t, err)
+	require.Positive(t, result.Usage.PIDsRefused)
 	require.Equal(t, "5", output(t, shell("for i in $(seq 5); do echo; done | wc -l", sandbox.WithPIDs(4))))
 }
 

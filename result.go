@@ -32,10 +32,11 @@ const (
 	OutOfMemory                  // WithMemory or WithSwap: the kernel killed a process of the run, and the command failed
 	OutputExceeded               // WithOutputLimit
 	Canceled                     // the context ended
+	PIDsExceeded                 // WithPIDs, or its default: the kernel refused a process or thread, and the command failed
 )
 
 func (r Reason) String() string {
-	names := [...]string{"exited", "signaled", "timed out", "out of CPU time", "out of memory", "too much output", "canceled"}
+	names := [...]string{"exited", "signaled", "timed out", "out of CPU time", "out of memory", "too much output", "canceled", "too many processes"}
 	if r < 0 || int(r) >= len(names) {
 		return fmt.Sprintf("Reason(%d)", int(r))
 	}
@@ -54,6 +55,10 @@ type Usage struct {
 	PIDsPeak   uint64 // processes and threads at one time
 	OOMKills   uint64 // processes that the kernel killed for memory
 
+	// PIDsRefused is how many times the kernel refused a process or thread for WithPIDs or its default. On
+	// cgroup v1, and before Linux 6.11, a limit of a cgroup above the run's counts too.
+	PIDsRefused uint64
+
 	// Uncounted names the fields above for which this machine has no counter, such as
 	// "PIDsPeak" before kernel 6.1, "MemoryPeak" on cgroup v2 before 5.19, or, without
 	// cgroups, all but Wall. They are 0, but for UserCPU, SystemCPU and MemoryPeak: of a run that has
@@ -69,6 +74,7 @@ var (
 	ErrCPUTime     = errors.New("out of CPU time")
 	ErrOutOfMemory = errors.New("out of memory") // also in a *SetupError: WithMemory is too little to execute the command
 	ErrOutputLimit = errors.New("too much output")
+	ErrPIDLimit    = errors.New("too many processes")
 	// ErrCellLost says that the cell ended under its runs, killed from
 	// outside or closed. The runs are gone; the next Run boots another.
 	ErrCellLost = errors.New("the cell is gone")
@@ -110,6 +116,8 @@ func (e *ExitError) Unwrap() error {
 		return ErrOutOfMemory
 	case OutputExceeded:
 		return ErrOutputLimit
+	case PIDsExceeded:
+		return ErrPIDLimit
 	}
 	return e.cause
 }

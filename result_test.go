@@ -13,13 +13,13 @@ import (
 
 func TestReasonString(t *testing.T) {
 	seen := map[string]bool{}
-	for r := Exited; r <= Canceled; r++ {
+	for r := Exited; r <= PIDsExceeded; r++ {
 		require.NotContains(t, r.String(), "Reason(")
 		require.False(t, seen[r.String()], r.String())
 		seen[r.String()] = true
 	}
 	require.Equal(t, "Reason(-1)", Reason(-1).String())
-	require.Equal(t, "Reason(7)", (Canceled + 1).String())
+	require.Equal(t, "Reason(8)", (PIDsExceeded + 1).String())
 }
 
 func TestExitError(t *testing.T) {
@@ -36,11 +36,12 @@ func TestExitError(t *testing.T) {
 		{killed(CPUTimedOut), nil, "sandbox: out of CPU time (signal: killed)", ErrCPUTime},
 		{killed(OutOfMemory), nil, "sandbox: out of memory (signal: killed)", ErrOutOfMemory},
 		{Result{ExitCode: 1, Reason: OutOfMemory}, nil, "sandbox: out of memory (exit status 1)", ErrOutOfMemory},
+		{Result{ExitCode: 2, Reason: PIDsExceeded}, nil, "sandbox: too many processes (exit status 2)", ErrPIDLimit},
 		{Result{Reason: OutputExceeded}, nil, "sandbox: too much output (exit status 0)", ErrOutputLimit},
 		{killed(Canceled), context.Canceled, "sandbox: canceled (signal: killed)", context.Canceled},
 		{killed(Canceled), context.DeadlineExceeded, "sandbox: canceled (signal: killed)", context.DeadlineExceeded},
 	}
-	sentinels := []error{ErrTimeout, ErrCPUTime, ErrOutOfMemory, ErrOutputLimit, ErrCellLost, context.Canceled, context.DeadlineExceeded}
+	sentinels := []error{ErrTimeout, ErrCPUTime, ErrOutOfMemory, ErrOutputLimit, ErrPIDLimit, ErrCellLost, context.Canceled, context.DeadlineExceeded}
 	for _, test := range tests {
 		t.Run(test.text, func(t *testing.T) {
 			var err error = &ExitError{Result: &test.result, cause: test.cause}

@@ -52,7 +52,7 @@ func TestRun(t *testing.T) {
 			}
 			require.EqualError(t, err, test.err)
 			require.Same(t, result, exitError(t, err).Result)
-			for _, limit := range []error{sandbox.ErrTimeout, sandbox.ErrCPUTime, sandbox.ErrOutOfMemory, sandbox.ErrOutputLimit, sandbox.ErrCellLost, context.Canceled} {
+			for _, limit := range []error{sandbox.ErrTimeout, sandbox.ErrCPUTime, sandbox.ErrOutOfMemory, sandbox.ErrOutputLimit, sandbox.ErrPIDLimit, sandbox.ErrCellLost, context.Canceled} {
 				require.NotErrorIs(t, err, limit)
 			}
 		})

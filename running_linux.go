@@ -280,13 +280,13 @@ func (r *running) usage(exit program.Event) Usage {
 }
 
 // withoutCgroup is Usage.Uncounted of a run that has none.
-var withoutCgroup = []string{"UserCPU", "SystemCPU", "Throttled", "MemoryPeak", "ReadBytes", "WriteBytes", "PIDsPeak", "OOMKills"}
+var withoutCgroup = []string{"UserCPU", "SystemCPU", "Throttled", "MemoryPeak", "ReadBytes", "WriteBytes", "PIDsPeak", "PIDsRefused", "OOMKills"}
 
 func (r *running) fromGroup(g limits.Usage) Usage {
 	return Usage{
 		UserCPU: g.UserCPU, SystemCPU: g.SystemCPU, Throttled: g.Throttled,
 		MemoryPeak: g.MemoryPeak, ReadBytes: g.ReadBytes, WriteBytes: g.WriteBytes,
-		PIDsPeak: g.PIDsPeak, OOMKills: g.OOMKills,
+		PIDsPeak: g.PIDsPeak, PIDsRefused: g.PIDsRefused, OOMKills: g.OOMKills,
 		Uncounted: slices.Clone(r.cell.Uncounted()),
 	}
 }
@@ -310,6 +310,8 @@ func (r *running) conclude(result *Result, exit program.Event, exited bool) {
 		result.Reason = reason // the command was quicker than the kill
 	case failed && result.Usage.OOMKills > 0:
 		result.Reason = OutOfMemory
+	case failed && result.Usage.PIDsRefused > 0:
+		result.Reason = PIDsExceeded
 	}
 	r.result = result
 	if failed || result.Reason != Exited {

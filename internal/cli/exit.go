@@ -1,7 +1,7 @@
 package cli
 
 // What a run's end is to the caller: an exit status, and a line on the standard error if the status isn't the command's
-// own.
+// own or a limit had a part in it.
 
 import (
 	"context"
@@ -45,7 +45,7 @@ func outcome(s *settings, result *sandbox.Result, err, cause error) (status int,
 		}
 		return result.ExitCode, nil
 	case sandbox.Signaled:
-		return statusSignal + int(result.Signal), fmt.Errorf("ended by signal %d (%v)", result.Signal, result.Signal)
+		return commandStatus(result), fmt.Errorf("ended by signal %d (%v)", result.Signal, result.Signal)
 	case sandbox.TimedOut:
 		return statusTimeout, fmt.Errorf("timed out (limit %v)", s.timeout)
 	case sandbox.CPUTimedOut:
@@ -54,8 +54,18 @@ func outcome(s *settings, result *sandbox.Result, err, cause error) (status int,
 		return statusOutOfMemory, outOfMemory(s.memory)
 	case sandbox.OutputExceeded:
 		return statusOutput, fmt.Errorf("too much output (limit %s)", formatSize(uint64(s.output)))
+	case sandbox.PIDsExceeded: // the command went on, and its status may say more
+		return commandStatus(result), fmt.Errorf("too many processes (%d refused; -pids sets the limit)", result.Usage.PIDsRefused)
 	}
 	return statusSetup, err
+}
+
+// commandStatus is what a shell would say of the command's end.
+func commandStatus(r *sandbox.Result) int {
+	if r.Signal != 0 {
+		return statusSignal + int(r.Signal)
+	}
+	return r.ExitCode
 }
 
 func outOfMemory(limit int64) error {

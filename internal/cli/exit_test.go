@@ -44,6 +44,8 @@ func TestOutcomeOfRuns(t *testing.T) {
 		{sandbox.CPUTimedOut, -1, syscall.SIGKILL, 124, "out of CPU time (limit 1.5s)"},
 		{sandbox.OutOfMemory, -1, syscall.SIGKILL, 137, "out of memory (limit 64 MiB)"},
 		{sandbox.OutOfMemory, 1, 0, 137, "out of memory (limit 64 MiB)"},
+		{sandbox.PIDsExceeded, 2, 0, 2, "too many processes (0 refused; -pids sets the limit)"},
+		{sandbox.PIDsExceeded, -1, syscall.SIGABRT, 134, "too many processes"},
 		{sandbox.OutputExceeded, -1, syscall.SIGKILL, 153, "too much output (limit 1000 bytes)"},
 		{sandbox.OutputExceeded, 0, 0, 153, "too much output (limit 1000 bytes)"},
 	} {

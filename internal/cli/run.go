@@ -60,9 +60,13 @@ func explain(s *settings) int {
 // formatUsage tells in a few lines what a run used.
 func formatUsage(u sandbox.Usage) string {
 	short := func(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
-	text := fmt.Sprintf("wall %v, user %v, system %v, throttled %v\nmemory peak %s, OOM kills %d, processes peak %d\nblock devices: read %s, written %s",
+	refused := ""
+	if u.PIDsRefused > 0 {
+		refused = fmt.Sprintf(", refused %d", u.PIDsRefused)
+	}
+	text := fmt.Sprintf("wall %v, user %v, system %v, throttled %v\nmemory peak %s, OOM kills %d, processes peak %d%s\nblock devices: read %s, written %s",
 		short(u.Wall), short(u.UserCPU), short(u.SystemCPU), short(u.Throttled),
-		formatSize(u.MemoryPeak), u.OOMKills, u.PIDsPeak,
+		formatSize(u.MemoryPeak), u.OOMKills, u.PIDsPeak, refused,
 		formatSize(u.ReadBytes), formatSize(u.WriteBytes))
 	if len(u.Uncounted) > 0 {
 		text += "\nnot counted here: " + strings.Join(u.Uncounted, ", ")

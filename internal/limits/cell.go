@@ -180,6 +180,7 @@ func (c *Cell) Uncounted() (names []string) {
 		{"ReadBytes", "blkio", "blkio.throttle.io_service_bytes", "io.stat"},
 		{"WriteBytes", "blkio", "blkio.throttle.io_service_bytes", "io.stat"},
 		{"PIDsPeak", "pids", "pids.peak", "pids.peak"},
+		{"PIDsRefused", "pids", "pids.events", "pids.events"},
 		{"OOMKills", "memory", "memory.oom_control", "memory.events"},
 	} {
 		mount, file := t.v2, f.v2

@@ -52,6 +52,7 @@ type Usage struct {
 	ReadBytes          uint64        // from block devices
 	WriteBytes         uint64        // to block devices
 	PIDsPeak           uint64        // needs a kernel with pids.peak
+	PIDsRefused        uint64        // processes and threads that a limit on them refused, see Group.Usage
 	OOMKills           uint64        // processes that the out-of-memory killer ended
 }
 

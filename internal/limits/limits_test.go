@@ -80,6 +80,7 @@ func TestPIDsLimit(t *testing.T) {
 	if u.PIDsPeak != 0 { // a kernel that has pids.peak
 		assert.EqualValues(t, 4, u.PIDsPeak)
 	}
+	assert.Positive(t, u.PIDsRefused)
 	require.NoError(t, g.Kill())
 	population(t, g, 0)
 }

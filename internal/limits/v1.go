@@ -180,6 +180,7 @@ func (c *countersV1) usage() (u Usage, err error) {
 			err = nil // an older kernel
 		}
 	}
+	u.PIDsRefused = keyed(read(c.pids, "/pids.events"), "max")
 	return u, err
 }
 

@@ -118,6 +118,11 @@ func (c *countersV2) usage() (u Usage, err error) {
 	if u.PIDsPeak, err = c.readUint(c.dir + "/pids.peak"); err != nil && !gone(err) {
 		return u, err
 	}
+	events, err := c.read(c.dir+"/pids.events", buf[:])
+	if err != nil && !gone(err) {
+		return u, err
+	}
+	u.PIDsRefused = keyed(events, "max")
 	io, err := c.read(c.dir+"/io.stat", buf[:])
 	if err != nil && !gone(err) {
 		return u, err
