@@ -118,14 +118,20 @@ func WithDir(dir string) Option { return func(c *config) { c.dir = dir } }
 
 // WithStdin sets the standard input. An *os.File is handed to the run as it
 // is; anything else is copied through a pipe, until it or the run ends. Wait
-// does not wait for a Read that blocks after the run has ended. Default:
-// /dev/null.
+// does not wait for a Read that blocks after the run has ended. The run may open
+// it again, as /dev/stdin, as far as WithStdout says. Default: /dev/null.
 func WithStdin(r io.Reader) Option { return func(c *config) { c.stdin = r } }
 
 // WithStdout sets the standard output. An *os.File is handed to the run as it
 // is, unless WithOutputLimit needs to count; to anything else what the run
 // writes is copied through a pipe. Where stdout and stderr are the same
 // comparable value, both write to the same pipe. Default: /dev/null.
+//
+// The run may open a pipe again, as /dev/stdout, for writing only; so also one
+// of os.Pipe that this process's user owns, whose permissions are widened for
+// that. It may open a file or terminal again if others than the owner may, since
+// its user is another one, and no socket. Where it must, and the file is
+// private, hand over a writer that is no *os.File: struct{ io.Writer }{f}.
 func WithStdout(w io.Writer) Option { return func(c *config) { c.stdout = w } }
 
 // WithStderr sets the standard error, in the same way as WithStdout.

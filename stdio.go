@@ -36,6 +36,9 @@ func newStdio(c *config, exceeded func()) (*stdio, error) {
 		return nil, err
 	}
 	s.child = append(s.child, c.extra...)
+	for _, f := range s.child {
+		letReopen(f)
+	}
 	return s, nil
 }
 

@@ -56,3 +56,29 @@ func openNull(flag int) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), os.DevNull), nil
 }
+
+// letReopen lets the run open a pipe again, through /dev/stdout or /proc/self/fd, whatever its ids are: for what the descriptor
+// allows, reading or writing. An anonymous pipe has no name but the link in /proc of a process that has it, so others than those who
+// may look into such a process gain nothing. A named pipe has the permissions that its owner gave it. What this process may not
+// change stays as it is.
+func letReopen(f *os.File) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		var fs unix.Statfs_t
+		var st unix.Stat_t
+		if unix.Fstatfs(int(fd), &fs) != nil || fs.Type != unix.PIPEFS_MAGIC || unix.Fstat(int(fd), &st) != nil {
+			return
+		}
+		flags, err := unix.FcntlInt(fd, unix.F_GETFL, 0)
+		if err != nil {
+			return
+		}
+		others := map[int]uint32{unix.O_RDONLY: 0o044, unix.O_WRONLY: 0o022, unix.O_RDWR: 0o066}[flags&unix.O_ACCMODE]
+		if mode := st.Mode & 0o777; mode|others != mode {
+			_ = unix.Fchmod(int(fd), mode|others)
+		}
+	})
+}

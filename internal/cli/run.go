@@ -7,7 +7,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -34,8 +33,13 @@ func run(ctx context.Context, args []string) int {
 	if s.explain {
 		return explain(s)
 	}
-	box := sandbox.New(s.opts...).With(sandbox.WithStdin(os.Stdin), sandbox.WithStdout(os.Stdout), sandbox.WithStderr(os.Stderr))
-	result, err := box.Run(ctx)
+	opts, copied, err := streams()
+	if err != nil {
+		complain(err)
+		return statusSetup
+	}
+	result, err := sandbox.New(s.opts...).With(opts...).Run(ctx)
+	copied()
 	status, reason := outcome(s, result, err, context.Cause(ctx))
 	if reason != nil {
 		complain(reason)

@@ -1,0 +1,72 @@
+package cli
+
+// The standard streams of "sandbox run" that are regular files. A run's user has an id of its own, so to open such a file once more, as
+// /dev/stdout or /dev/stdin, it needs the permissions that others have. Where they lack, the run gets a pipe, which it may open.
+
+import (
+	"io"
+	"os"
+	"time"
+
+	"github.com/cellkit/sandbox"
+)
+
+// streams returns the options for the standard streams. The caller calls done when the run has ended.
+func streams() (opts []sandbox.Option, done func(), err error) {
+	in, done, err := input(os.Stdin)
+	if err != nil {
+		return nil, nil, err
+	}
+	stdout, stderr := output(os.Stdout), output(os.Stderr)
+	if stderr != io.Writer(os.Stderr) && sameFile(os.Stdout, os.Stderr) {
+		stderr = stdout // one pipe, as there is one file: what is written stays in order
+	}
+	return []sandbox.Option{sandbox.WithStdin(in), sandbox.WithStdout(stdout), sandbox.WithStderr(stderr)}, done, nil
+}
+
+// shut reports whether f is a regular file that others lack some of the permissions for.
+func shut(f *os.File, permissions os.FileMode) bool {
+	info, err := f.Stat()
+	return err == nil && info.Mode().IsRegular() && info.Mode()&permissions != permissions
+}
+
+func sameFile(a, b *os.File) bool {
+	ia, err1 := a.Stat()
+	ib, err2 := b.Stat()
+	return err1 == nil && err2 == nil && os.SameFile(ia, ib)
+}
+
+// output is f, or what the library copies to f.
+func output(f *os.File) io.Writer {
+	if shut(f, 0o022) {
+		return &struct{ io.Writer }{f}
+	}
+	return f
+}
+
+// input is f, or a pipe that f is copied to. When the run has ended f stands behind what the run has read, as if it had been handed
+// over: in "while read name; do sandbox run ...; done <list" each iteration reads a line.
+func input(f *os.File) (in *os.File, done func(), err error) {
+	begin, err := f.Seek(0, io.SeekCurrent)
+	if err != nil || !shut(f, 0o044) {
+		return f, func() {}, nil
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	copied := make(chan int64)
+	go func() {
+		n, _ := io.Copy(struct{ io.Writer }{w}, f)
+		_ = w.Close() // nothing is lost in it
+		copied <- n
+	}()
+	return r, func() {
+		_ = w.SetWriteDeadline(time.Unix(1, 0))
+		n := <-copied
+		if left, err := unread(r); err == nil {
+			_, _ = f.Seek(begin+n-int64(left), io.SeekStart)
+		}
+		_ = r.Close() // it was for reading
+	}, nil
+}
