@@ -32,6 +32,7 @@ type config struct {
 	extra   []*os.File
 
 	timeout     *time.Duration
+	waitDelay   *time.Duration
 	outputLimit *int64
 	prepared    int
 	cell        *Cell
@@ -125,7 +126,8 @@ func WithStdin(r io.Reader) Option { return func(c *config) { c.stdin = r } }
 // WithStdout sets the standard output. An *os.File is handed to the run as it
 // is, unless WithOutputLimit needs to count; to anything else what the run
 // writes is copied through a pipe. Where stdout and stderr are the same
-// comparable value, both write to the same pipe. Default: /dev/null.
+// comparable value, both write to the same pipe. WithWaitDelay limits how long a
+// Write may block after the run has ended. Default: /dev/null.
 //
 // The run may open a pipe again, as /dev/stdout, for writing only; so also one
 // of os.Pipe that this process's user owns, whose permissions are widened for
@@ -146,8 +148,37 @@ func WithExtraFiles(files ...*os.File) Option {
 }
 
 // WithTimeout limits the run's duration, counted from the execution of the
-// command. A run that takes longer is killed: ErrTimeout. Default: none.
+// command. A run that takes longer is killed: ErrTimeout. It does not limit how
+// long a writer of this process takes for the output that is left then:
+// WithWaitDelay does. Default: none.
 func WithTimeout(d time.Duration) Option { return func(c *config) { c.timeout = &d } }
+
+// WithWaitDelay limits how long Wait waits, once nothing of the run lives any
+// more, for the writers of WithStdout and WithStderr to take what is left of
+// its output, which is no more than a pipe holds. It applies however the run
+// ended: by itself, by a limit, or with its context. When the time is over, the
+// pipes are closed, the rest of the output is lost, and Wait returns the run's
+// *ExitError, or, if it exited with status 0, an error for which
+// errors.Is(err, ErrWaitDelay) holds.
+//
+// A Write that has begun can't be interrupted: it goes on in a goroutine of its
+// own until it returns, and no other one follows it. The caller must not use
+// what it writes to before that.
+//
+// Default: 10 s, so that a writer that is stuck, such as a connection whose other
+// end reads nothing, holds neither the caller nor a Pool's slot for ever. 0 waits
+// without a limit, as os/exec does by default.
+func WithWaitDelay(d time.Duration) Option { return func(c *config) { c.waitDelay = &d } }
+
+const defaultWaitDelay = 10 * time.Second
+
+// delay is how long to wait for writers, 0 for as long as they take.
+func (c *config) delay() time.Duration {
+	if c.waitDelay == nil {
+		return defaultWaitDelay
+	}
+	return *c.waitDelay
+}
 
 // WithOutputLimit limits what the run may write to its standard output and
 // standard error together, in bytes. A run that writes more is killed:
@@ -158,7 +189,7 @@ func WithOutputLimit(bytes int64) Option { return func(c *config) { c.outputLimi
 // than a process of os/exec. Each serves once, and is then replaced in the background; a start that finds none prepares its own.
 //
 // The second start begins to prepare, or Prepare does. Sandboxes derived with With share the runs as long as they differ only in
-// the command, its arguments, environment, directory and streams, in WithExtraFiles, WithTimeout, WithOutputLimit and WithRlimit.
+// the command, its arguments, environment, directory and streams, in WithExtraFiles, WithTimeout, WithWaitDelay, WithOutputLimit and WithRlimit.
 // Others have n of their own. Files that are bound are looked up again at every start; what
 // has been replaced since is not used.
 //
@@ -217,6 +248,9 @@ func (c *config) checkCommand() (errs []error) {
 	}
 	if c.timeout != nil && *c.timeout <= 0 {
 		bad("WithTimeout", "%v is not a positive duration", *c.timeout)
+	}
+	if c.waitDelay != nil && *c.waitDelay < 0 {
+		bad("WithWaitDelay", "%v is negative: 0 waits without a limit", *c.waitDelay)
 	}
 	if c.outputLimit != nil && *c.outputLimit <= 0 {
 		bad("WithOutputLimit", "%d is not a positive number of bytes", *c.outputLimit)

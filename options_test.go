@@ -60,6 +60,7 @@ var wrong = []struct {
 	{"long directory", []Option{WithDir("/" + strings.Repeat("d", 4095))}, "WithDir: a path of 4096 bytes is longer than 4095"},
 	{"no time", []Option{WithTimeout(0)}, "WithTimeout: 0s is not a positive duration"},
 	{"negative time", []Option{WithTimeout(-time.Second)}, "WithTimeout: -1s is not a positive duration"},
+	{"negative wait delay", []Option{WithWaitDelay(-1)}, "WithWaitDelay: -1ns is negative: 0 waits without a limit"},
 	{"prepared", []Option{WithPrepared(-1)}, "WithPrepared: -1 is not between 0 and 1000"},
 	{"too many prepared", []Option{WithPrepared(1001)}, "WithPrepared: 1001 is not between 0 and 1000"},
 	{"no output", []Option{WithOutputLimit(0)}, "WithOutputLimit: 0 is not a positive number of bytes"},

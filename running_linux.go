@@ -47,6 +47,7 @@ type running struct {
 	ending  bool           // may not be paused any more
 	paused  bool           // is frozen, or about to be
 	over    bool           // pidfds are closed
+	gone    chan struct{}  // closed when nothing of the run lives any more
 	stop    []func()
 	ctx     context.Context
 	done    chan struct{}
@@ -123,6 +124,7 @@ func (r *running) release() {
 	r.mu.Lock()
 	r.over = true
 	r.mu.Unlock()
+	close(r.gone)
 	if r.conn != nil {
 		r.conn.Close()
 	}

@@ -32,7 +32,6 @@
 package sandbox
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"sync"
@@ -114,7 +113,7 @@ func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
 	if s.config.stdout != nil {
 		return nil, errors.New("sandbox: Output: WithStdout is set already")
 	}
-	var stdout bytes.Buffer
+	var stdout output
 	opts := []Option{WithStdout(&stdout)}
 	var stderr *prefixSuffix
 	if s.config.stderr == nil {
@@ -126,7 +125,7 @@ func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
 	if stderr != nil && errors.As(err, &exit) {
 		exit.Stderr = stderr.bytes()
 	}
-	return stdout.Bytes(), err
+	return stdout.bytes(), err
 }
 
 // CombinedOutput is Run with the standard output and standard error returned
@@ -135,9 +134,9 @@ func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
 	if s.config.stdout != nil || s.config.stderr != nil {
 		return nil, errors.New("sandbox: CombinedOutput: WithStdout or WithStderr is set already")
 	}
-	var both bytes.Buffer
+	var both output
 	_, err := s.With(WithStdout(&both), WithStderr(&both)).Run(ctx)
-	return both.Bytes(), err
+	return both.bytes(), err
 }
 
 // Explain lists, one readable line per system call, what a run of this sandbox

@@ -22,6 +22,7 @@ func TestDerivedSandboxesShareTheirPrograms(t *testing.T) {
 		{"stdin", WithStdin(strings.NewReader("")), plans | command | prepared},
 		{"stdout", WithStdout(&strings.Builder{}), plans | command | prepared},
 		{"timeout", WithTimeout(time.Second), plans | command | prepared},
+		{"wait delay", WithWaitDelay(time.Second), plans | command | prepared},
 		{"output", WithOutputLimit(1), plans | command | prepared},
 		{"same root", WithWritableRoot(MiB), plans | command | prepared},
 		{"same command", WithCommand("true"), plans | command | prepared},

@@ -137,7 +137,7 @@ func (c *config) recipe(plans *plans, in *cell.Cell) (from recipe, err error) {
 // prepare makes a run that lacks nothing but a command.
 func (from recipe) prepare(ctx context.Context, conf *config) (_ *running, err error) {
 	c, p := from.cell, from.plan
-	r := &running{recipe: from, config: conf, done: make(chan struct{})}
+	r := &running{recipe: from, config: conf, done: make(chan struct{}), gone: make(chan struct{})}
 	if r.block, err = c.Take(conf.namespace.uid, conf.namespace.gid, p.ownUser); errors.Is(err, cell.ErrLost) {
 		return nil, err
 	} else if err != nil {

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // stdio is the host's side of a run's standard streams.
@@ -18,6 +20,7 @@ type stdio struct {
 	outputs []*pipeReader
 
 	limit *outputLimit
+	delay time.Duration // of WithWaitDelay
 	wait  sync.WaitGroup
 	mu    sync.Mutex
 	err   error
@@ -26,7 +29,7 @@ type stdio struct {
 // newStdio opens what the options ask for. exceeded is called once when the
 // run writes more than it may.
 func newStdio(c *config, exceeded func()) (*stdio, error) {
-	s := &stdio{}
+	s := &stdio{delay: c.delay()}
 	if c.outputLimit != nil {
 		s.limit = &outputLimit{left: *c.outputLimit, exceeded: exceeded}
 	}
@@ -166,17 +169,41 @@ func (s *stdio) closeMine() {
 	}
 }
 
-// finish waits for the output and ends the input. Nothing of the run lives any more, but the pipes
-// may still have writers: a descriptor can be sent to another run.
+// finish waits for the output, no longer than the delay unless that is 0, and ends the input. Nothing of the run lives any
+// more, but the pipes may still have writers: a descriptor can be sent to another run.
 func (s *stdio) finish() error {
 	for _, o := range s.outputs {
 		o.end()
 	}
-	s.wait.Wait()
-	s.closeMine()
+	inTime := s.waitCopies()
+	s.closeMine() // a copy whose Write returns later finds nothing more to read
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !inTime {
+		return errors.Join(s.err, ErrWaitDelay)
+	}
 	return s.err
+}
+
+// waitCopies waits until all output has been written, and reports whether it was within the delay.
+func (s *stdio) waitCopies() bool {
+	if s.delay == 0 || len(s.outputs) == 0 {
+		s.wait.Wait()
+		return true
+	}
+	copied := make(chan struct{})
+	go func() {
+		s.wait.Wait()
+		close(copied)
+	}()
+	timer := time.NewTimer(s.delay)
+	defer timer.Stop()
+	select {
+	case <-copied:
+		return true
+	case <-timer.C:
+		return false
+	}
 }
 
 // sameWriter tells whether both are one comparable value.
@@ -222,14 +249,37 @@ func (l *limitedWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// prefixSuffix keeps the first and the last n bytes of what is written to it.
+// output keeps what is written to it. A copy that WithWaitDelay has cut off may still be writing when it is read.
+type output struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.b = append(o.b, b...)
+	return len(b), nil
+}
+
+// bytes returns what was written so far; later writes do not change it.
+func (o *output) bytes() []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clip(o.b)
+}
+
+// prefixSuffix keeps the first and the last n bytes of what is written to it, as output does.
 type prefixSuffix struct {
 	n              int
+	mu             sync.Mutex
 	prefix, suffix []byte
 	skipped        int64
 }
 
 func (p *prefixSuffix) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	total := len(b)
 	if room := p.n - len(p.prefix); room > 0 {
 		k := min(room, len(b))
@@ -245,9 +295,10 @@ func (p *prefixSuffix) Write(b []byte) (int, error) {
 }
 
 func (p *prefixSuffix) bytes() []byte {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.skipped == 0 {
-		return append(p.prefix, p.suffix...)
+		return slices.Concat(p.prefix, p.suffix)
 	}
-	out := fmt.Appendf(p.prefix, "\n... omitting %d bytes ...\n", p.skipped)
-	return append(out, p.suffix...)
+	return slices.Concat(p.prefix, fmt.Appendf(nil, "\n... omitting %d bytes ...\n", p.skipped), p.suffix)
 }

@@ -78,7 +78,7 @@ func isolate(t *testing.T, opts []sandbox.Option) *result {
 	defer cancel()
 	inside := "/" + filepath.Base(exe)
 	base := sandbox.New(hermetic(), hook.OwnProgram().(sandbox.Option), sandbox.WithReadOnlyBind(exe, inside), sandbox.WithOutputLimit(maxOutput)).
-		With(seeds(t)...).With(opts...).With(sandbox.WithEnv(isolatedEnv + "=" + t.Name()))
+		With(seeds(t)...).With(opts...).With(sandbox.WithEnv(isolatedEnv+"="+t.Name()), sandbox.WithWaitDelay(0))
 	run := func(args []string, more ...sandbox.Option) (*parser, error) {
 		events := newParser(t.Name())
 		_, err := base.With(sandbox.WithCommand(inside, append(args, flag.Args()...)...), sandbox.WithStdout(events), sandbox.WithStderr(events)).With(more...).Run(ctx)

@@ -59,6 +59,8 @@ var limitFlags = []runFlag{
 		s.timeout = d
 		s.add(sandbox.WithTimeout(d))
 	})},
+	{"wait-delay", "TIME", "how long to wait, after the end, for who takes the output (default 10s; 0s: no limit)", "WithWaitDelay",
+		duration(func(s *settings, d time.Duration) { s.add(sandbox.WithWaitDelay(d)) })},
 	{"output-limit", "SIZE", "bytes that may be written to stdout and stderr together", "WithOutputLimit", size(func(s *settings, n int64) {
 		s.output = n
 		s.add(sandbox.WithOutputLimit(n))

@@ -94,6 +94,7 @@ func TestParseWrongValues(t *testing.T) {
 		{"pids", "few", "is not a number of processes"},
 		{"cpu-time", "1", "is not a duration such as 500ms, 2s or 1m30s"},
 		{"timeout", "2", "is not a duration"},
+		{"wait-delay", "2", "is not a duration"},
 		{"rlimit", "nofile", "is not NAME=SOFT[:HARD]"},
 		{"rlimit", "nofile=x", "is not NAME=SOFT[:HARD]"},
 		{"rlimit", "nofile=1:", "is not NAME=SOFT[:HARD]"},
