@@ -79,6 +79,13 @@ var bombs = map[string]func() error{
 			_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
 		}
 	},
+	"processes": func() error { // of who has no shell
+		for n := 0; ; n++ {
+			if err := forkSleeper(); err != nil && n == 0 {
+				return err
+			}
+		}
+	},
 	"deaf": func() error {
 		var all []os.Signal
 		for s := range 65 {
@@ -120,20 +127,25 @@ func fill(buffer func() (int, error)) error {
 
 func bombHelper(args []string) error { return bombs[args[0]]() }
 
-// Each bomb is held by its limit, which is the reason that the result gives, and is gone when Run returns.
-func TestAttackBombs(t *testing.T) {
-	t.Parallel()
-	limit := time.Second
+// bombTest is a bomb in a run with the limit that holds it.
+type bombTest struct {
+	name   string
+	needs  string
+	run    *sandbox.Sandbox
+	reason sandbox.Reason
+}
+
+func bombLimit() time.Duration {
 	if inGuest() {
-		limit = 4 * time.Second
+		return 4 * time.Second
 	}
+	return time.Second
+}
+
+func bombTests(t *testing.T) []bombTest {
+	limit := bombLimit()
 	memory, timeout, few := sandbox.WithMemory(48*sandbox.MiB), sandbox.WithTimeout(limit), sandbox.WithPIDs(64)
-	for _, test := range []struct {
-		name   string
-		needs  string
-		run    *sandbox.Sandbox
-		reason sandbox.Reason
-	}{
+	return []bombTest{
 		{"memory", "cgroup memory", helper("bomb", "memory").With(memory), sandbox.OutOfMemory},
 		{"files in memory", "cgroup memory", helper("bomb", "files in memory").With(memory), sandbox.OutOfMemory},
 		{"pipes", "cgroup memory", helper("bomb", "pipes").With(memory), sandbox.OutOfMemory},
@@ -149,31 +161,39 @@ func TestAttackBombs(t *testing.T) {
 		{"output", "", shell("exec cat /dev/zero", sandbox.WithOutputLimit(sandbox.MiB)), sandbox.OutputExceeded},
 		{"output that nobody reads", "", shell("exec cat /dev/zero", timeout, sandbox.WithStdout(unreadPipe(t))), sandbox.TimedOut},
 		{"daemons", "", shell("for i in 1 2 3 4; do setsid -f sleep 1000; done; exit 7"), sandbox.Exited},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			if test.needs != "" {
-				need(t, test.needs)
-			}
-			mark := aLongTime()
-			began := time.Now()
-			result, err := test.run.With(sandbox.WithEnv("MARK=" + mark)).Run(deadline(t))
-			require.Equal(t, test.reason, exitError(t, err).Reason)
-			require.Less(t, time.Since(began), limit+patience/2)
-			requireNone(t, mark)
-			u := result.Usage
-			if test.needs == "cgroup memory" {
-				require.Positive(t, u.OOMKills)
-			}
-			if test.needs == "cgroup memory" && !slices.Contains(u.Uncounted, "MemoryPeak") {
-				require.LessOrEqual(t, u.MemoryPeak, uint64(49*sandbox.MiB), "the kernel charges in batches, one for each CPU")
-			}
-			if test.needs == "cgroup pids" && !slices.Contains(u.Uncounted, "PIDsPeak") {
-				require.LessOrEqual(t, u.PIDsPeak, uint64(64))
-				require.Greater(t, u.PIDsPeak, uint64(32))
-			}
-			t.Logf("%v after %v", result.Reason, time.Since(began).Round(time.Millisecond))
-		})
 	}
+}
+
+// Each bomb is held by its limit, which is the reason that the result gives, and is gone when Run returns.
+func TestAttackBombs(t *testing.T) {
+	t.Parallel()
+	for _, test := range bombTests(t) {
+		t.Run(test.name, func(t *testing.T) { test.goOff(t, test.run) })
+	}
+}
+
+func (test *bombTest) goOff(t *testing.T, s *sandbox.Sandbox) {
+	if test.needs != "" {
+		need(t, test.needs)
+	}
+	mark := aLongTime()
+	began := time.Now()
+	result, err := s.With(sandbox.WithEnv("MARK=" + mark)).Run(deadline(t))
+	require.Equal(t, test.reason, exitError(t, err).Reason)
+	require.Less(t, time.Since(began), bombLimit()+patience/2)
+	requireNone(t, mark)
+	u := result.Usage
+	if test.needs == "cgroup memory" {
+		require.Positive(t, u.OOMKills)
+	}
+	if test.needs == "cgroup memory" && !slices.Contains(u.Uncounted, "MemoryPeak") {
+		require.LessOrEqual(t, u.MemoryPeak, uint64(49*sandbox.MiB), "the kernel charges in batches, one for each CPU")
+	}
+	if test.needs == "cgroup pids" && !slices.Contains(u.Uncounted, "PIDsPeak") {
+		require.LessOrEqual(t, u.PIDsPeak, uint64(64))
+		require.Greater(t, u.PIDsPeak, uint64(32))
+	}
+	t.Logf("%v after %v", result.Reason, time.Since(began).Round(time.Millisecond))
 }
 
 // unreadPipe is one end of a pipe whose other end nobody reads.

@@ -66,6 +66,8 @@ func doJob(ctx context.Context, in job) (*job, error) {
 	switch in.Do {
 	case "echo":
 		return &in, nil
+	case "bomb":
+		return &in, bombs[in.Text]()
 	case "error":
 		return &in, fmt.Errorf("no luck: %s", in.Text)
 	case "panic":

@@ -1,0 +1,109 @@
+//go:build linux
+
+package sandbox_test
+
+import (
+	"bufio"
+	"context"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+)
+
+// echoing is a run that answers each line, as long as nobody disturbs it.
+type echoing struct {
+	in  *os.File
+	out *bufio.Reader
+}
+
+func startEchoing(t *testing.T) *echoing {
+	childIn, in, err := os.Pipe()
+	require.NoError(t, err)
+	out, childOut, err := os.Pipe()
+	require.NoError(t, err)
+	t.Cleanup(func() { in.Close(); out.Close() })
+	start(t, sandbox.New(sandbox.WithCommand("cat"), sandbox.WithStdin(childIn), sandbox.WithStdout(childOut)))
+	childIn.Close()
+	childOut.Close()
+	return &echoing{in, bufio.NewReader(out)}
+}
+
+func (e *echoing) requireAlive(t *testing.T) {
+	t.Helper()
+	word := aLongTime() + "\n"
+	_, err := e.in.WriteString(word)
+	require.NoError(t, err)
+	answer, err := e.out.ReadString('\n')
+	require.NoError(t, err)
+	require.Equal(t, word, answer)
+}
+
+// Bombs in runs that were prepared are held by the same limits as in fresh ones. The runs that wait beside them, and one that lives,
+// notice nothing.
+func TestAttackBombsPrepared(t *testing.T) {
+	t.Parallel()
+	neighbour := startEchoing(t)
+	for _, test := range bombTests(t) {
+		t.Run(test.name, func(t *testing.T) {
+			if test.needs != "" {
+				need(t, test.needs)
+			}
+			s := test.run.With(sandbox.WithPrepared(2))
+			require.NoError(t, s.Prepare(deadline(t)))
+			waiting := s.Waiting()
+			require.Len(t, waiting, 2)
+			test.goOff(t, s)
+			require.Equal(t, waiting[1:], s.Waiting()[:1], "the first was taken")
+			require.Equal(t, "fine", output(t, s.With(sandbox.WithCommand("echo", "fine"), sandbox.WithStdout(nil))), "the next one")
+			neighbour.requireAlive(t)
+		})
+	}
+}
+
+// Bombs in a function's process are held by the same limits, and say the same. The next call has a process of its own.
+func TestAttackBombsInFunctions(t *testing.T) {
+	t.Parallel()
+	neighbour := startEchoing(t)
+	limit := 2 * bombLimit() // the process that serves begins first
+	memory, timeout, few := sandbox.WithMemory(64*sandbox.MiB), sandbox.WithTimeout(limit), sandbox.WithPIDs(64)
+	for _, test := range []struct {
+		name, needs string
+		limit       sandbox.Option
+		reason      sandbox.Reason
+	}{
+		{"memory", "cgroup memory", memory, sandbox.OutOfMemory},
+		{"files in memory", "cgroup memory", memory, sandbox.OutOfMemory},
+		{"pipes", "cgroup memory", memory, sandbox.OutOfMemory},
+		{"sockets", "cgroup memory", memory, sandbox.OutOfMemory},
+		{"threads", "cgroup pids", few, sandbox.Exited},
+		{"processes", "cgroup pids", few, sandbox.TimedOut},
+		{"stops", "", timeout, sandbox.TimedOut},
+		{"deaf", "", timeout, sandbox.TimedOut},
+		{"deep directories", "", timeout, sandbox.TimedOut},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if test.needs != "" {
+				need(t, test.needs)
+			}
+			pool := work.Workers(1, test.limit, timeout, sandbox.WithRootfs(sandbox.HostRootfs()))
+			defer pool.Close()
+			out, err := pool.Call(deadline(t), job{Do: "echo", Text: "warm"})
+			require.NoError(t, err)
+			require.Equal(t, "warm", out.Text)
+			began := time.Now()
+			_, err = pool.Call(deadline(t), job{Do: "bomb", Text: test.name})
+			require.Equal(t, test.reason, exitError(t, err).Reason, "%v", err)
+			require.Less(t, time.Since(began), limit+patience/2)
+			ctx, cancel := context.WithTimeout(deadline(t), patience)
+			defer cancel()
+			out, err = pool.Call(ctx, job{Do: "echo", Text: "fine"})
+			require.NoError(t, err)
+			require.Equal(t, "fine", out.Text)
+			neighbour.requireAlive(t)
+		})
+	}
+}
