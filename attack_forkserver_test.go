@@ -33,7 +33,7 @@ func TestAttackForkServerKilled(t *testing.T) {
 	crowd := newCrowd(t)
 	rounds, most := 16, 40*time.Millisecond
 	if inGuest() {
-		rounds, most = 3, time.Second
+		rounds, most = 2, time.Second
 	}
 	for i := range rounds {
 		t.Run(fmt.Sprint(i), func(t *testing.T) { crowd.attacked(t, i%2 == 0, time.Duration(rand.Int64N(int64(most)))) })

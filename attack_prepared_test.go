@@ -57,7 +57,7 @@ func TestAttackBombsPrepared(t *testing.T) {
 			waiting := s.Waiting()
 			require.Len(t, waiting, 2)
 			test.goOff(t, s)
-			require.Equal(t, waiting[1:], s.Waiting()[:1], "the first was taken")
+			require.NotContains(t, s.Waiting(), waiting[0], "it was taken")
 			require.Equal(t, "fine", output(t, s.With(sandbox.WithCommand("echo", "fine"), sandbox.WithStdout(nil))), "the next one")
 			neighbour.requireAlive(t)
 		})

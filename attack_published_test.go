@@ -197,6 +197,7 @@ func TestAttackLengths(t *testing.T) {
 // a library of the container.
 func TestAttackLibraries(t *testing.T) {
 	t.Parallel()
+	need(t, "overlayfs for runs")
 	root := busyboxRoot(t, "/proc", "/dev", "/tmp", "/home/sandbox", "/etc", "/lib/x86_64-linux-gnu", "/usr/lib")
 	bait := func(dir string) {
 		for _, name := range []string{"libnss_files.so.2", "libc.so.6", "libpthread.so.0", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"} {
