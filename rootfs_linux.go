@@ -305,6 +305,9 @@ func (k *compiler) addProc() {
 		b.WriteFile(program.Use(proc), "sys/user/max_inotify_instances", "16")
 		b.WriteFile(program.Use(proc), "sys/user/max_inotify_watches", "4096")
 	}
+	if k.c.namespace.network == NetworkNone {
+		b.WriteFile(program.Use(proc), "sys/net/ipv4/ping_group_range", k.pingGroups())
+	}
 	if k.m.hasSetAttr() {
 		b.SetAttr(proc, attrRO, false)
 	}
