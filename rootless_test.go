@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
 )
@@ -278,4 +279,15 @@ func TestRootlessHostNetwork(t *testing.T) {
 	require.NoError(t, err)
 	got := output(t, shell("wc -l </proc/net/dev", sandbox.WithNetwork(sandbox.NetworkHost)))
 	require.Equal(t, fmt.Sprint(strings.Count(string(host), "\n")), got)
+}
+
+// The run's own loopback answers.
+func TestRootlessPing(t *testing.T) {
+	t.Parallel()
+	s := helper("ping")
+	require.Contains(t, output(t, s), "reply")
+	require.Contains(t, output(t, s.With(sandbox.WithUser(0, 0))), "reply")
+	if asRoot() && effective(unix.CAP_NET_ADMIN) {
+		require.Contains(t, output(t, hostUser(s)), "reply")
+	}
 }
