@@ -34,7 +34,7 @@ func (s *Sandbox) rootChanges() (list []Change, err error) {
 	}
 	defer done()
 	for _, p := range parts {
-		changes, err := p.changes(scratchFS{s.config.root.upper})
+		changes, err := p.changes(scratchFS{s: s.config.root.upper})
 		if err != nil {
 			return nil, err
 		}

@@ -46,8 +46,10 @@ func (s *Scratch) Close() error {
 
 // CopyIn copies all of fsys into the directory dir of the scratch, a name as fs.FS has them, "." for its root. It is made if it is missing. Files belong
 // to the runs' user and keep their permission bits; their owner may always read and write them. Symbolic
-// links are copied as they are. A file that is there already is never replaced: then (fs.ErrExist), when the scratch is full (syscall.ENOSPC), and at a
-// file that is neither regular nor a directory nor a link (fs.ErrInvalid), CopyIn stops, and what was copied stays.
+// links are copied as they are, named pipes and sockets become new ones, and regular files and directories keep their modification
+// times. A file that is there already is never replaced: then (fs.ErrExist), and when the scratch is full (syscall.ENOSPC), CopyIn stops, and what was
+// copied stays. What can't be copied is left out, and then errors.Is(err, ErrNotCopied) holds: devices, and names that are not UTF-8, unless fsys
+// is an os.DirFS.
 func (s *Scratch) CopyIn(fsys fs.FS, dir string) error {
 	if !fs.ValidPath(dir) {
 		return fmt.Errorf("sandbox: CopyIn: %q is no name in the scratch: use %q", dir, path.Join(".", path.Clean("/" + dir)[1:]))
@@ -62,15 +64,15 @@ func (s *Scratch) CopyIn(fsys fs.FS, dir string) error {
 	return nil
 }
 
-// ErrNotCopied says that CopyOut left something out. All else was copied.
+// ErrNotCopied says that CopyIn or CopyOut left something out. All else was copied.
 var ErrNotCopied = errors.New("left out, as they can't be read or may not be followed")
 
 // CopyOut copies all that is in the scratch into a directory of the host, which is made if it is missing. Files belong to this process's user, with the permission
-// bits that they have and the umask leaves. A file that is there already is never replaced.
+// bits that they have and the umask leaves, and the modification times. A file that is there already is never replaced.
 //
 // What a run left is nothing to trust. Of symbolic links those are copied that can't lead out of the directory. Other links, sockets and named
-// pipes, files with holes that seem larger than the scratch, names that are not UTF-8 or longer than a path may be, and what this
-// process may not read, are left out, and then errors.Is(err, ErrNotCopied) holds. Never is more written than the scratch has room for: if files with holes
+// pipes, files with holes that seem larger than the scratch, names that are longer than a path may be, what this
+// process may not read, and what a run holds a lease of, are left out, and then errors.Is(err, ErrNotCopied) holds. Never is more written than the scratch has room for: if files with holes
 // would together take more, CopyOut stops with an error.
 func (s *Scratch) CopyOut(dir string) error {
 	err := os.MkdirAll(dir, 0o777)
@@ -92,8 +94,8 @@ func (s *Scratch) CopyOut(dir string) error {
 // FS is what the scratch has in it at the moment, by names relative to its root, wherever a run has it mounted. It implements fs.ReadDirFS, fs.StatFS
 // and fs.ReadLinkFS. Symbolic links are followed within the scratch only, and nothing is opened but regular files and directories. A file
 // shows what it had in it when it was opened; one that is larger than the scratch, which
-// then has holes, can't be opened.
-func (s *Scratch) FS() fs.FS { return scratchFS{s} }
+// then has holes, can't be opened, nor can one of which a run holds a lease (syscall.EWOULDBLOCK), which takes another filter than the default one.
+func (s *Scratch) FS() fs.FS { return scratchFS{s: s} }
 
 // WithScratch mounts the scratch at dst, writable. Its files belong to the run's user. It replaces the default file system at
 // /tmp, /dev/shm or /home/sandbox. Several runs may have it at once, whatever their user.
@@ -109,7 +111,7 @@ func WithReadOnlyScratch(dst string, s *Scratch) Option {
 	return withMount(mount{kind: readOnlyScratchMount, dst: dst, from: scratchOf(s)})
 }
 
-// WithFS shows the files of fsys at dst, read-only, for all to read; what somebody may execute there, all may. They are copied to a Scratch of their size when the first
+// WithFS shows the files of fsys at dst, read-only, for all to read; what somebody may execute there, all may. They keep their modification times, and are copied to a Scratch of their size when the first
 // run needs them, and kept there for all runs of sandboxes that have this option: a later change of fsys shows nowhere. An embed.FS, an fs.Sub of it or
 // an os.DirFS will do. What can't be read is an error of Run. It needs Linux 5.12.
 func WithFS(dst string, fsys fs.FS) Option {
@@ -155,7 +157,7 @@ func (f *fsFiles) get() (*Scratch, error) {
 	if f.made != nil {
 		return f.made, nil
 	}
-	bytes, files, err := measure(f.fsys)
+	bytes, files, err := measure(anyName(f.fsys))
 	if err != nil {
 		return nil, err
 	}
@@ -174,6 +176,9 @@ func (f *fsFiles) get() (*Scratch, error) {
 // measure is how much room a tree takes, in whole pages, at least one.
 func measure(fsys fs.FS) (bytes, files int64, err error) {
 	err = fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
+		if d != nil && !canName(fsys, name) {
+			return nil // copy tells of it
+		}
 		if err != nil {
 			return err
 		}

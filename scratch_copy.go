@@ -7,7 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
+	"time"
 )
 
 // copier copies a tree of files into a directory.
@@ -23,19 +25,44 @@ type copier struct {
 	bytes, files int64 // what there is room for
 	left         []string
 	leftToo      int
+	times        []modified
 
+	base       *os.File // to
 	parent     *os.Root // where the last file went
 	parentName string
+}
+
+// modified is when a directory that was made is to have been modified: what is copied into it changes that.
+type modified struct {
+	name string
+	at   time.Time
 }
 
 // maxLeft is how many names an error has.
 const maxLeft = 10
 
-func (c *copier) copy() error {
+func (c *copier) copy() (err error) {
+	_, statErr := c.to.Lstat(c.dir)
+	isNew := c.forAll || statErr != nil
 	if err := c.to.MkdirAll(c.dir, 0o755); err != nil {
 		return err
 	}
-	err := fs.WalkDir(c.from, ".", c.visit)
+	if c.base, err = c.to.Open("."); err != nil {
+		return err
+	}
+	defer c.base.Close()
+	c.from = anyName(c.from)
+	err = fs.WalkDir(c.from, ".", func(name string, d fs.DirEntry, err error) error {
+		if name == "." && err == nil && isNew {
+			c.remember(name, d)
+		}
+		return c.visit(name, d, err)
+	})
+	for _, m := range slices.Backward(c.times) {
+		if err == nil {
+			err = c.setTime(m)
+		}
+	}
 	if c.parent != nil {
 		err = errors.Join(err, c.parent.Close())
 	}
@@ -58,6 +85,13 @@ func (c *copier) visit(name string, d fs.DirEntry, err error) error {
 	if name == "." {
 		return nil // copy has made it
 	}
+	if !canName(c.from, name) {
+		c.leaveOut(name)
+		if d.IsDir() {
+			return fs.SkipDir
+		}
+		return nil
+	}
 	if c.files--; c.files < 0 {
 		return fmt.Errorf("%s: more files than the scratch has room for", name)
 	}
@@ -73,15 +107,17 @@ func (c *copier) visit(name string, d fs.DirEntry, err error) error {
 	case fs.ModeSymlink:
 		return c.link(name, to, at)
 	}
-	return c.leave(name, &fs.PathError{Op: "copy", Path: name, Err: fs.ErrInvalid})
+	if c.distrust || makeNode(to, at, d.Type()) != nil {
+		c.leaveOut(name)
+	}
+	return nil
 }
 
-// place is where a copy goes: a directory and the name in it. os.Root takes as many calls as a name has parts, so a directory is kept for all that is
-// in it.
+// place is where a copy goes: a directory and the name in it, which is kept for all that is in it.
 func (c *copier) place(name string) (*os.Root, string, error) {
 	dir := path.Join(c.dir, path.Dir(name))
 	if c.parent == nil || c.parentName != dir {
-		next, err := c.to.OpenRoot(dir)
+		next, err := openBelow(c.base, dir)
 		if err != nil {
 			return nil, "", err
 		}
@@ -95,15 +131,37 @@ func (c *copier) place(name string) (*os.Root, string, error) {
 
 // leave leaves out what can't be read, if that is no surprise.
 func (c *copier) leave(name string, err error) error {
-	switch {
-	case !c.distrust || name == ".":
+	if !c.distrust || name == "." {
 		return err
-	case len(c.left) == maxLeft:
-		c.leftToo++
-	default:
-		c.left = append(c.left, name[:min(len(name), 200)])
 	}
+	c.leaveOut(name)
 	return nil
+}
+
+func (c *copier) leaveOut(name string) {
+	if len(c.left) == maxLeft {
+		c.leftToo++
+		return
+	}
+	c.left = append(c.left, name[:min(len(name), 200)])
+}
+
+// remember has setTime called for a directory once all is in it.
+func (c *copier) remember(name string, d fs.DirEntry) {
+	if info, err := d.Info(); err == nil && !info.ModTime().IsZero() {
+		c.times = append(c.times, modified{name, info.ModTime()})
+	}
+}
+
+func (c *copier) setTime(m modified) error {
+	dir, err := openBelow(c.base, path.Join(c.dir, m.name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // a run has it moved or removed meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Chtimes(".", time.Time{}, m.at), dir.Close())
 }
 
 // perm is the permission bits of a copy.
@@ -133,8 +191,12 @@ func (c *copier) mkdir(name string, to *os.Root, at string, d fs.DirEntry) error
 			return err
 		}
 		return nil
-	case err != nil || !c.exact:
+	case err != nil:
 		return err
+	}
+	c.remember(name, d)
+	if !c.exact {
+		return nil
 	}
 	return to.Chmod(at, perm)
 }
@@ -163,6 +225,9 @@ func (c *copier) file(name string, to *os.Root, at string) error {
 	}
 	if err == nil && c.exact {
 		err = out.Chmod(perm)
+	}
+	if err == nil && !info.ModTime().IsZero() {
+		err = setModified(out, info.ModTime())
 	}
 	return errors.Join(err, out.Close())
 }

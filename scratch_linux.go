@@ -38,7 +38,10 @@ func (i scratchImpl) close() error { return i.Scratch.Close() }
 
 // scratchFS reads a scratch in which a run may be at work: os.Root follows links safely, but opens whatever it finds, and
 // a named pipe keeps who opens it waiting.
-type scratchFS struct{ s *Scratch }
+type scratchFS struct {
+	s       *Scratch
+	anyName bool // also those that are not UTF-8
+}
 
 var _ interface {
 	fs.ReadDirFS
@@ -55,7 +58,7 @@ func (f scratchFS) Open(name string) (fs.File, error) {
 	switch {
 	case err != nil:
 	case info.IsDir():
-		return &scratchDir{file, name, f.s}, nil
+		return &scratchDir{file, name, f}, nil
 	case info.Size() > f.s.size:
 		err = &fs.PathError{Op: "open", Path: name, Err: fmt.Errorf("%d bytes, which are more than the scratch has room for: the file has holes", info.Size())}
 	default:
@@ -74,7 +77,8 @@ func (f scratchFS) open(op, name string) (*os.File, error) {
 	if !info.Mode().IsRegular() && !info.IsDir() {
 		return nil, &fs.PathError{Op: op, Path: name, Err: fs.ErrInvalid}
 	}
-	opened, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", file.Fd()))
+	// Not to wait for the end of a lease, which a run can have where the filter is not the default one: EWOULDBLOCK.
+	opened, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, renamed(err, name)
 	}
@@ -96,26 +100,13 @@ func (f scratchFS) find(op, name string, flags uint64) (*os.File, fs.FileInfo, e
 	fail := func(err error) (*os.File, fs.FileInfo, error) {
 		return nil, nil, &fs.PathError{Op: op, Path: name, Err: err}
 	}
-	if !fs.ValidPath(name) {
+	if !f.anyName && !fs.ValidPath(name) {
 		return fail(fs.ErrInvalid)
 	}
-	raw, err := f.s.impl.Dir.SyscallConn()
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | flags, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	fd, err := openat2(f.s.impl.Dir, name, &how)
 	if err != nil {
 		return fail(err)
-	}
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | flags, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	var fd int
-	var openErr error
-	for range 10_000 { // EAGAIN: after a "..", something was renamed or mounted anywhere meanwhile: openat2(2)
-		if err := raw.Control(func(dir uintptr) { fd, openErr = unix.Openat2(int(dir), name, &how) }); err != nil {
-			return fail(fs.ErrClosed)
-		}
-		if openErr != unix.EAGAIN && openErr != unix.EINTR {
-			break
-		}
-	}
-	if openErr != nil {
-		return fail(openErr)
 	}
 	file := os.NewFile(uintptr(fd), name)
 	info, err := file.Stat()
@@ -164,7 +155,7 @@ func (f scratchFS) ReadDir(name string) ([]fs.DirEntry, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir := &scratchDir{file, name, f.s}
+	dir := &scratchDir{file, name, f}
 	defer dir.Close()
 	list, err := dir.ReadDir(-1)
 	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
@@ -184,7 +175,7 @@ func (f *scratchFile) Close() error               { return f.file.Close() }
 type scratchDir struct {
 	file *os.File
 	name string
-	s    *Scratch
+	fsys scratchFS
 }
 
 func (d *scratchDir) Close() error { return d.file.Close() }
@@ -204,7 +195,7 @@ func (d *scratchDir) Read([]byte) (int, error) {
 func (d *scratchDir) ReadDir(n int) ([]fs.DirEntry, error) {
 	list, err := d.file.ReadDir(n)
 	for i, e := range list {
-		list[i] = scratchEntry{e, path.Join(d.name, e.Name()), d.s}
+		list[i] = scratchEntry{e, path.Join(d.name, e.Name()), d.fsys}
 	}
 	if err != nil && err != io.EOF {
 		err = renamed(err, d.name)
@@ -216,10 +207,10 @@ func (d *scratchDir) ReadDir(n int) ([]fs.DirEntry, error) {
 type scratchEntry struct {
 	fs.DirEntry
 	path string
-	s    *Scratch
+	fsys scratchFS
 }
 
-func (e scratchEntry) Info() (fs.FileInfo, error) { return scratchFS{e.s}.Lstat(e.path) }
+func (e scratchEntry) Info() (fs.FileInfo, error) { return e.fsys.Lstat(e.path) }
 
 // namedInfo has the name that was asked for.
 type namedInfo struct {

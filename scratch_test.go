@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
 )
@@ -411,4 +412,81 @@ func BenchmarkGiven(b *testing.B) {
 		"fs": base.With(sandbox.WithFS("/x", fstest.MapFS{"x": {Data: make([]byte, sandbox.MiB)}})),
 	}
 	alternate(b, runs)
+}
+
+// TestScratchKeeps copies what a tree on a host has: times, names in any encoding, pipes and sockets.
+func TestScratchKeeps(t *testing.T) {
+	t.Parallel()
+	need(t, "idmapped tmpfs or an ordinary user")
+	src := openDir(t)
+	at := time.Date(2001, 2, 3, 4, 5, 6, 789, time.UTC)
+	require.NoError(t, os.MkdirAll(src+"/dir/\xff", 0o755))
+	files := []string{"dir/file", "dir/\xff/caf\xe9", "dir/empty"}
+	for i, name := range files {
+		require.NoError(t, os.WriteFile(src+"/"+name, bytes.Repeat([]byte("x"), 2-i), 0o644))
+	}
+	require.NoError(t, unix.Mkfifo(src+"/dir/pipe", 0o644))
+	require.NoError(t, unix.Mknod(src+"/dir/socket", unix.S_IFSOCK|0o644, 0))
+	dirs := []string{"dir/\xff", "dir", "."}
+	for _, name := range append(files, dirs...) {
+		require.NoError(t, os.Chtimes(src+"/"+name, time.Time{}, at))
+	}
+	requireTimes := func(dir string, names ...string) {
+		for _, name := range names {
+			info, err := os.Stat(dir + "/" + name)
+			require.NoError(t, err)
+			require.True(t, at.Equal(info.ModTime()), "%s: %v", name, info.ModTime())
+		}
+	}
+	inRun := "cd /s; stat -c '%Y %F' . dir dir/*"
+	stamp := fmt.Sprint(at.Unix())
+	all := strings.TrimSpace(strings.Repeat(stamp+" directory\n", 2)) + "\n" + stamp + " regular empty file\n" + stamp + " regular file\n"
+
+	s := newScratch(t, sandbox.MiB)
+	require.NoError(t, s.CopyIn(os.DirFS(src), "in"))
+	got := output(t, shell(strings.Replace(inRun, "/s", "/s/in", 1), sandbox.WithScratch("/s", s)))
+	require.True(t, strings.HasPrefix(got, all), got)
+	require.Contains(t, got, " fifo\n")
+	require.Contains(t, got, " socket\n")
+	got = output(t, shell(inRun, sandbox.WithFS("/s", os.DirFS(src))))
+	require.True(t, strings.HasPrefix(got, all), got)
+
+	dst := openDir(t) + "/out"
+	err := s.CopyOut(dst)
+	require.ErrorIs(t, err, sandbox.ErrNotCopied)
+	require.ErrorContains(t, err, `["in/dir/pipe" "in/dir/socket"]`)
+	requireTimes(dst+"/in", append(files, dirs...)...)
+
+	// What does not know such names says so, at the end.
+	root, err := os.OpenRoot(src)
+	require.NoError(t, err)
+	defer root.Close()
+	err = s.CopyIn(root.FS(), "again")
+	require.ErrorIs(t, err, sandbox.ErrNotCopied)
+	require.ErrorContains(t, err, `["dir/\xff"]`)
+	require.Equal(t, "x", output(t, shell("tail -c 1 /s/again/dir/file", sandbox.WithScratch("/s", s))))
+}
+
+// TestAttackScratchDeep copies what is as deep as a path may be, with all files used up, without a call for each part of each name.
+func TestAttackScratchDeep(t *testing.T) {
+	t.Parallel()
+	need(t, "idmapped tmpfs or an ordinary user")
+	s := newScratch(t, 8*sandbox.MiB)
+	output(t, shell(`python3 -c '
+import os
+d = os.open("/s", os.O_RDONLY)
+for i in range(2100):
+    os.mkdir("d", dir_fd=d)
+    e = os.open("d", os.O_RDONLY, dir_fd=d)
+    os.close(d)
+    d = e
+    if i == 2000: deep = os.dup(d)
+try:
+    while True: os.close(os.open("f%d" % i, os.O_CREAT|os.O_WRONLY, dir_fd=deep)); i += 1
+except OSError: pass
+'`, sandbox.WithScratch("/s", s)))
+	dst := openDir(t) + "/out"
+	begin := time.Now()
+	require.ErrorIs(t, s.CopyOut(dst), sandbox.ErrNotCopied)
+	t.Log(time.Since(begin))
 }

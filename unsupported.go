@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"time"
 
 	"errors"
 )
@@ -43,6 +44,12 @@ func (*scratchImpl) make(int64, int64) (*os.Root, error) { return nil, unsupport
 func (scratchImpl) close() error                         { return nil }
 func (scratchImpl) path() string                         { return "" }
 func (scratchFS) Open(string) (fs.File, error)           { return nil, unsupported() }
+
+func openBelow(*os.File, string) (*os.Root, error) { return nil, unsupported() }
+func makeNode(*os.Root, string, fs.FileMode) error { return unsupported() }
+func setModified(*os.File, time.Time) error        { return unsupported() }
+func anyName(fsys fs.FS) fs.FS                     { return fsys }
+func canName(_ fs.FS, name string) bool            { return fs.ValidPath(name) }
 
 func openNull(flag int) (*os.File, error) { return os.OpenFile(os.DevNull, flag, 0) }
 
