@@ -75,6 +75,41 @@ func init() {
 		{"AF_VSOCK", socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0), false},
 		{"AF_ALG", socket(unix.AF_ALG, unix.SOCK_SEQPACKET, 0), false},
 		{"AF_PACKET", socket(unix.AF_PACKET, unix.SOCK_RAW, 0), false},
+		{"modules of a family", func([]string) error {
+			for _, family := range []int{unix.AF_AX25, unix.AF_KEY, unix.AF_RDS, unix.AF_CAN, unix.AF_TIPC, unix.AF_BLUETOOTH, unix.AF_RXRPC, unix.AF_SMC, unix.AF_XDP} {
+				if err := refusedBy(rawCall(unix.SYS_SOCKET, uintptr(family), unix.SOCK_DGRAM, 0), unix.EAFNOSUPPORT); err == nil {
+					return nil
+				}
+				if err := refusedBy(rawCall(unix.SYS_SOCKETPAIR, uintptr(family), unix.SOCK_DGRAM, 0, 0), unix.EAFNOSUPPORT); err == nil {
+					return nil
+				}
+			}
+			return unix.EAFNOSUPPORT
+		}, false},
+		{"modules of a protocol", func([]string) error {
+			for _, s := range [][3]int{{unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_SCTP}, {unix.AF_INET6, unix.SOCK_SEQPACKET, 0}, {unix.AF_INET, unix.SOCK_DCCP, 0}, {unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP}} {
+				if socket(s[0], s[1], s[2])(nil) == nil {
+					return nil
+				}
+			}
+			return unix.EPROTONOSUPPORT
+		}, false},
+		{"generic netlink", socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_GENERIC), true},
+		{"modules by ioctl", func([]string) error {
+			s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+			if err != nil {
+				return err
+			}
+			return refusedBy(rawCall(unix.SYS_IOCTL, uintptr(s), unix.SIOCGIFBR, 0), unix.ENOPKG)
+		}, false},
+		{"a line discipline", func([]string) error {
+			return refusedBy(rawCall(unix.SYS_IOCTL, ^uintptr(0), unix.TIOCSETD, 0), unix.EPERM)
+		}, true},
+		{"a lease", func([]string) error { return lease(unix.F_SETLEASE) }, true},
+		{"a lease with high bits", func([]string) error { return lease(1<<32 | unix.F_SETLEASE) }, true},
+		{"a delegation", func([]string) error {
+			return refusedBy(rawCall(unix.SYS_FCNTL, ^uintptr(0), 1024+16, 0), unix.EPERM) // F_SETDELEG
+		}, true},
 		{"unseen netlink messages", socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_USERSOCK), true},
 	}
 	if runtime.GOARCH == "amd64" {
@@ -98,6 +133,17 @@ func filtered(call uintptr, by error) func([]string) error {
 
 func socket(family, kind, protocol int) func([]string) error {
 	return func([]string) error { return opened(unix.Socket(family, kind, protocol)) }
+}
+
+// lease takes one of a file of its own, for which others would wait.
+func lease(command uintptr) error {
+	f, err := os.CreateTemp("", "")
+	if err != nil {
+		return nil
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	return rawCall(unix.SYS_FCNTL, f.Fd(), command, unix.F_WRLCK)
 }
 
 // errorUnless is for calls that fail in any case: that they are not permitted comes first.

@@ -3,6 +3,7 @@
 package sandbox_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -489,4 +490,48 @@ except OSError: pass
 	begin := time.Now()
 	require.ErrorIs(t, s.CopyOut(dst), sandbox.ErrNotCopied)
 	t.Log(time.Since(begin))
+}
+
+// TestAttackScratchLease reads what a run has leases of, for which an open would wait, until the sysctl fs.lease-break-time has passed.
+func TestAttackScratchLease(t *testing.T) {
+	t.Parallel()
+	need(t, "idmapped tmpfs or an ordinary user")
+	need(t, "python3")
+	s := newScratch(t, sandbox.MiB)
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	defer r.Close()
+	script := `
+import fcntl, os, signal
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+f = os.open("/s/f", os.O_RDWR | os.O_CREAT)
+try:
+    fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    print("leased", flush=True)
+except OSError as e:
+    print(e, flush=True)
+signal.pause()`
+	for _, open := range []bool{false, true} {
+		box := sandbox.New(sandbox.WithCommand("python3", "-c", script), sandbox.WithScratch("/s", s), sandbox.WithStdout(w))
+		want := "[Errno 1] Operation not permitted\n"
+		if open {
+			box, want = box.With(sandbox.WithoutSeccomp()), "leased\n"
+		}
+		p := start(t, box)
+		line, err := bufio.NewReader(r).ReadString('\n')
+		require.NoError(t, err)
+		require.Equal(t, want, line)
+		_, err = fs.ReadFile(s.FS(), "f")
+		copyErr := s.CopyOut(openDir(t))
+		if open {
+			require.ErrorIs(t, err, syscall.EWOULDBLOCK)
+			require.ErrorIs(t, copyErr, sandbox.ErrNotCopied)
+		} else {
+			require.NoError(t, errors.Join(err, copyErr))
+		}
+		require.NoError(t, p.Kill())
+		_, err = p.Wait()
+		require.Error(t, err)
+	}
+	require.NoError(t, w.Close())
 }
