@@ -32,7 +32,7 @@ func protections(ctx context.Context) []Feature {
 	}
 	return []Feature{
 		{Name: "no privileges", Detail: "no capability in any set, and none through exec", Err: privileged(string(status))},
-		{Name: "seccomp", Detail: "the default filter, set-uid bits refused", Err: unfiltered(string(status))},
+		{Name: "seccomp", Detail: "the default filter; set-uid and set-gid bits refused, which WithSetID allows", Err: unfiltered(string(status))},
 		{Name: "namespaces", Detail: "all of its own", Err: sharedNamespaces(proc, "/proc/self")},
 		{Name: "read-only files", Detail: "but /tmp, /dev/shm and the home directory; no set-uid programs, no devices", Err: openMounts(string(mounts))},
 		{Name: "covered kernel interfaces", Detail: "/proc read-only, what tells of the host covered", Err: uncovered(string(mounts), thisMachine().masks)},

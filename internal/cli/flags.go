@@ -89,7 +89,7 @@ var commandFlags = []runFlag{
 	{"no-user-ns", "", "no user namespace: one wall less, and the host's ids; root only", "WithoutUserNamespace", toggle(func(s *settings) { s.add(sandbox.WithoutUserNamespace()) })},
 	{"cap", "NAME", "keep a capability, such as NET_BIND_SERVICE*", "WithCapabilities", capability},
 	{"seccomp", "FILE", "seccomp profile, the linux.seccomp object of an OCI configuration in JSON", "WithSeccomp", seccomp},
-	{"set-id", "", "let it set set-uid and set-gid bits of files", "WithSetID", toggle(func(s *settings) { s.add(sandbox.WithSetID()) })},
+	{"set-id", "", "let it set set-uid and set-gid bits of files; else EPERM", "WithSetID", toggle(func(s *settings) { s.add(sandbox.WithSetID()) })},
 	{"no-seccomp", "", "no seccomp filter", "WithoutSeccomp", toggle(func(s *settings) { s.add(sandbox.WithoutSeccomp()) })},
 }
 
