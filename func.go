@@ -55,7 +55,7 @@ func NewFunc[In, Out any](name string, fn func(context.Context, In) (Out, error)
 	f := &Func[In, Out]{&function{name: name, opts: opts}, wire.ShapeOf(reflect.TypeFor[In]()), wire.ShapeOf(reflect.TypeFor[Out]())}
 	register(name)
 	if w, ok := asWorker(); ok && w.name == name {
-		w.serve(f.in, func(c *servedCall) (wire.Message, error) { return answer(c, f, fn) })
+		w.serve(max(f.in.Files(), f.out.Streams()), func(c *servedCall) (wire.Message, error) { return answer(c, f, fn) })
 	}
 	return f
 }
@@ -187,7 +187,7 @@ func answer[In, Out any](c *servedCall, f *Func[In, Out], fn func(context.Contex
 	if err != nil {
 		return wire.Message{}, err
 	}
-	body, files, streams, ends, err := wire.Pack(f.out, out, wire.Envelope{})
-	c.streams, c.ends = streams, ends
+	body, files, streams, err := wire.PackAnswer(f.out, out)
+	c.streams = streams
 	return wire.Message{Kind: wire.Answer, Body: body, Files: files}, err
 }

@@ -75,8 +75,8 @@ var asWorker = func() func() (*served, bool) {
 type servedCall struct {
 	request wire.Message
 	ended   context.Context // when the caller does not want the answer any more
-	streams []wire.Stream   // of the answer
-	ends    []*os.File      // their reading ends
+	streams []io.Reader     // of the answer
+	pipes   chan []*os.File // for those, from the host
 }
 
 // context is the function's.
@@ -88,12 +88,13 @@ func (c *servedCall) context(until int64) (context.Context, context.CancelFunc) 
 }
 
 // serve serves calls, one after the other, until the host hangs up. It does not return.
-func (s *served) serve(in wire.Shape, f func(*servedCall) (wire.Message, error)) {
+func (s *served) serve(maxFiles int, f func(*servedCall) (wire.Message, error)) {
 	s.found.Store(true)
 	s.send(wire.Message{Kind: wire.Hello})
 	cancel := func() {}
+	var c *servedCall
 	for {
-		m, err := s.conn.Receive(in.Files(), wire.Call, wire.Cancel)
+		m, err := s.conn.Receive(maxFiles, wire.Call, wire.Cancel, wire.Pipes)
 		switch {
 		case errors.Is(err, io.EOF):
 			os.Exit(0)
@@ -101,10 +102,13 @@ func (s *served) serve(in wire.Shape, f func(*servedCall) (wire.Message, error))
 			s.giveUp(err)
 		case m.Kind == wire.Cancel:
 			cancel() // of a call that is over already, if it comes late
+		case m.Kind == wire.Pipes:
+			c.pipes <- m.Files
 		default:
 			var ctx context.Context
 			ctx, cancel = context.WithCancel(context.Background())
-			go s.one(&servedCall{request: m, ended: ctx}, f)
+			c = &servedCall{request: m, ended: ctx, pipes: make(chan []*os.File, 1)}
+			go s.one(c, f)
 		}
 	}
 }
@@ -139,13 +143,7 @@ func (s *served) one(c *servedCall, f func(*servedCall) (wire.Message, error)) {
 	if len(c.streams) == 0 {
 		c.request.Close()
 	}
-	for _, end := range c.ends {
-		end.Close()
-	}
 	if err != nil {
-		for _, s := range c.streams {
-			s.To.Close()
-		}
 		s.sendTrouble(wire.Failure, wire.Trouble{Text: err.Error(), TooLarge: errors.Is(err, wire.ErrTooLarge), Late: errors.Is(err, context.DeadlineExceeded)})
 	} else if len(c.streams) > 0 {
 		text := ""
@@ -173,14 +171,19 @@ func panicText(v any) string {
 	return fmt.Sprint(v)
 }
 
+// copyStreams copies the streams of the answer. The host sends their pipes, or hangs up.
 func (c *servedCall) copyStreams() error {
+	pipes := <-c.pipes
+	if len(pipes) != len(c.streams) {
+		return fmt.Errorf("%d pipes for %d streams", len(pipes), len(c.streams))
+	}
 	errs := make([]error, len(c.streams))
 	var wait sync.WaitGroup
-	for i, s := range c.streams {
+	for i, from := range c.streams {
 		wait.Go(func() {
-			errs[i] = copyStream(s.To, s.From)
-			s.To.Close()
-			if f, ok := s.From.(io.Closer); ok {
+			errs[i] = copyStream(pipes[i], from)
+			pipes[i].Close()
+			if f, ok := from.(io.Closer); ok {
 				f.Close()
 			}
 		})

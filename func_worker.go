@@ -20,6 +20,7 @@ type worker struct {
 	conn    *wire.Conn
 	log     *prefixSuffix // what it wrote to its standard error, unless the caller takes that
 	timeout *time.Duration
+	limit   int64 // of messages
 	born    time.Time
 	calls   int
 	ended   chan struct{}
@@ -27,8 +28,8 @@ type worker struct {
 
 // start starts a worker and waits until it is ready. Once it is, the end of ctx means nothing to it.
 func (f *function) start(ctx context.Context, s *Sandbox) (_ *worker, err error) {
-	w := &worker{f: f, timeout: s.config.timeout, born: time.Now(), ended: make(chan struct{})}
-	conn, far, err := wire.Pair(s.config.fn.limit())
+	w := &worker{f: f, timeout: s.config.timeout, limit: s.config.fn.limit(), born: time.Now(), ended: make(chan struct{})}
+	conn, far, err := wire.Pair(w.limit)
 	if err != nil {
 		return nil, errors.Join(unsupportedHere(), err)
 	}
@@ -69,6 +70,8 @@ func (f *function) start(ctx context.Context, s *Sandbox) (_ *worker, err error)
 	}
 	far.Close() // now the end of the process is the end of the connection
 	go func() {
+		<-w.process.r.ended()
+		conn.HangUp() // another run may have the other end
 		_, _ = w.process.Wait()
 		kill()
 		close(w.ended)
@@ -96,12 +99,13 @@ const lastWord = time.Second
 func (w *worker) whyEnded(received error) error {
 	if errors.Is(received, io.EOF) || errors.Is(received, io.ErrUnexpectedEOF) || isReset(received) {
 		select {
-		case <-w.ended:
+		case <-w.process.r.ended():
 		case <-time.After(lastWord):
 		}
 	}
 	select {
-	case <-w.ended:
+	case <-w.process.r.ended():
+		<-w.ended
 	default: // it lives, and what it says makes no sense
 		w.end()
 		return fmt.Errorf("sandbox: function %s: receiving its answer: %w", w.f.name, received)
@@ -130,14 +134,22 @@ const cancelGrace = 100 * time.Millisecond
 type call struct {
 	w      *worker
 	ctx    context.Context
-	left   []io.Closer // of streams
+	left   []io.Closer     // of streams
+	far    []*os.File      // the worker's ends of the answer's streams
+	alive  context.Context // until ctx ends, the time is over, or the call is
+	cancel context.CancelFunc
 	stops  []func() bool
 	done   func(healthy bool)
 	once   sync.Once
-	mu     sync.Mutex
-	inErr  error // of a stream that the caller gave
-	open   int   // streams of the answer that are not read to the end
-	broken bool
+
+	mu       sync.Mutex
+	inErr    error           // of a stream that the caller gave
+	streams  []*answerStream // of the answer, from when it is there
+	open     int             // those that are not read to the end
+	broken   bool
+	timedOut bool
+	over     bool
+	finished chan struct{} // closed when over
 }
 
 // begin watches over the call: its context and its timeout.
@@ -148,7 +160,13 @@ func (c *call) begin() {
 		_ = c.w.conn.Send(wire.Message{Kind: wire.Cancel})
 	}))
 	if c.w.timeout != nil {
-		c.stops = append(c.stops, time.AfterFunc(*c.w.timeout, func() { c.w.process.r.kill(TimedOut) }).Stop)
+		c.stops = append(c.stops, time.AfterFunc(*c.w.timeout, func() {
+			c.mu.Lock()
+			c.timedOut = true
+			c.mu.Unlock()
+			c.w.process.r.kill(TimedOut)
+			c.cancel()
+		}).Stop)
 	}
 	c.w.calls++
 }
@@ -156,6 +174,12 @@ func (c *call) begin() {
 // finish gives the worker back. It is not used again unless healthy, and nothing has begun to end the call.
 func (c *call) finish(healthy bool) {
 	c.once.Do(func() {
+		c.mu.Lock()
+		healthy = healthy && !c.broken
+		c.over = true
+		close(c.finished)
+		c.mu.Unlock()
+		c.cancel()
 		for _, stop := range c.stops {
 			healthy = stop() && healthy
 		}
@@ -164,6 +188,16 @@ func (c *call) finish(healthy bool) {
 		}
 		c.done(healthy)
 	})
+}
+
+// abandon ends the worker, unless it serves somebody else already.
+func (c *call) abandon() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.over {
+		c.broken = true
+		c.w.process.r.kill(Signaled)
+	}
 }
 
 // feed copies the streams of the argument to the worker. If one can't be read, the call fails: the function must not take
@@ -209,6 +243,8 @@ func (c *call) fail(received error) error {
 		return c.canceled()
 	case c.inErr != nil:
 		return fmt.Errorf("sandbox: function %s: reading a stream of its argument: %w", c.w.f.name, c.inErr)
+	case c.timedOut && !errors.Is(err, ErrTimeout): // it had ended before, with an answer that took too long to decode
+		return fmt.Errorf("sandbox: function %s: %w", c.w.f.name, ErrTimeout)
 	case errors.Is(received, wire.ErrTooLarge):
 		return c.w.f.tooLarge("result", received)
 	}
@@ -246,7 +282,8 @@ func (c *call) trouble(m wire.Message) error {
 
 // invoke has a worker serve a call. done is called, once, when the worker is not needed any more.
 func invoke[In, Out any](ctx context.Context, f *Func[In, Out], w *worker, in In, done func(healthy bool)) (out Out, err error) {
-	c := &call{w: w, ctx: ctx, done: done}
+	c := &call{w: w, ctx: ctx, done: done, finished: make(chan struct{})}
+	c.alive, c.cancel = context.WithCancel(ctx)
 	var e wire.Envelope
 	if deadline, ok := ctx.Deadline(); ok {
 		e.Until = max(deadline.UnixNano(), 1)
@@ -270,22 +307,27 @@ func invoke[In, Out any](ctx context.Context, f *Func[In, Out], w *worker, in In
 		return out, err
 	}
 	c.feed(streams)
-	m, err := w.conn.Receive(f.out.Files(), wire.Answer, wire.Failure, wire.Panicked)
+	m, err := w.conn.Receive(f.out.Files()-f.out.Streams(), wire.Answer, wire.Failure, wire.Panicked)
 	switch {
 	case err != nil:
 		err = c.fail(err)
 		c.finish(false)
 	case m.Kind != wire.Answer:
-		m.Close()
+		m.Discard()
 		err = c.trouble(m)
 		c.finish(m.Kind == wire.Failure && ctx.Err() == nil)
 	default:
-		out, _, err = wire.Unpack[Out](f.out, m, func(r *os.File) io.Reader { return c.stream(r) })
+		out, err = wire.UnpackAnswer[Out](c.alive, f.out, m, w.limit, c.stream)
+		if err != nil {
+			m.Discard()
+			err = c.undecoded(err)
+		} else if c.open > 0 {
+			err = c.sendPipes()
+		}
 		switch {
 		case err != nil:
-			m.Close()
-			err = fmt.Errorf("sandbox: function %s: its result: %w", f.name, err)
 			c.finish(false)
+			return *new(Out), err
 		case c.open == 0:
 			c.finish(true)
 		}
@@ -293,15 +335,57 @@ func invoke[In, Out any](ctx context.Context, f *Func[In, Out], w *worker, in In
 	return out, err
 }
 
-// stream is a field of the answer that is read by this process.
-func (c *call) stream(f *os.File) io.ReadCloser {
-	c.open++
-	return &answerStream{c: c, f: f}
+// undecoded is why an answer is none, given what Unpack says.
+func (c *call) undecoded(err error) error {
+	switch {
+	case c.alive.Err() != nil:
+		return c.fail(io.EOF)
+	case errors.Is(err, wire.ErrTooLarge):
+		return c.w.f.tooLarge("result", err)
+	}
+	return fmt.Errorf("sandbox: function %s: its result: %w", c.w.f.name, err)
+}
+
+// stream is a field of the answer that is read by this process, through a pipe of its own making: of one that the worker made it would have an open file
+// in common with it, and O_NONBLOCK, without which Read waits where Close does not reach it, is the open file's.
+func (c *call) stream() (io.Reader, error) {
+	near, far, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	c.left, c.far = append(c.left, near, far), append(c.far, far)
+	s := &answerStream{c: c, f: pipeReader{f: near}}
+	c.streams, c.open = append(c.streams, s), c.open+1
+	return s, nil
+}
+
+// sendPipes sends the worker its ends of the answer's streams.
+func (c *call) sendPipes() error {
+	err := c.w.conn.Send(wire.Message{Kind: wire.Pipes, Files: c.far})
+	for _, f := range c.far {
+		f.Close()
+	}
+	if err != nil && !isReset(err) { // if so, reading the streams tells why
+		return fmt.Errorf("sandbox: function %s: sending pipes for the streams of its result: %w", c.w.f.name, err)
+	}
+	go c.watch()
+	return nil
+}
+
+// watch ends the streams when nothing of the worker lives any more: another run may have their other ends.
+func (c *call) watch() {
+	select {
+	case <-c.w.process.r.ended():
+		for _, s := range c.streams {
+			s.f.end()
+		}
+	case <-c.finished:
+	}
 }
 
 type answerStream struct {
 	c   *call
-	f   *os.File
+	f   pipeReader
 	mu  sync.Mutex
 	end error // what Read returns from now on
 }
@@ -314,7 +398,7 @@ func (s *answerStream) Read(b []byte) (int, error) {
 	}
 	n, err := s.f.Read(b)
 	if err != nil {
-		s.f.Close()
+		s.f.f.Close()
 		s.end = s.c.read(err)
 		return n, s.end
 	}
@@ -323,8 +407,11 @@ func (s *answerStream) Read(b []byte) (int, error) {
 
 // Close gives up what has not been read, and with it the worker.
 func (s *answerStream) Close() error {
-	s.f.Close() // a Read that waits returns
-	s.mu.Lock()
+	s.f.f.Close() // a Read that waits for the stream returns
+	if !s.mu.TryLock() {
+		s.c.abandon() // as does one that waits for the worker's last word
+		s.mu.Lock()
+	}
 	defer s.mu.Unlock()
 	if s.end == nil {
 		s.end = os.ErrClosed

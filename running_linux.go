@@ -338,6 +338,9 @@ func (r *running) wasKilled() bool {
 	return r.killed
 }
 
+// ended returns a channel that is closed when nothing of the run lives any more. Its output may still have to be written.
+func (r *running) ended() <-chan struct{} { return r.gone }
+
 func (r *running) isOver() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -80,6 +80,7 @@ func TestRootlessWaitDelay(t *testing.T) {
 			t.Parallel()
 			w := newStuck(t)
 			ctx, cancel := context.WithCancelCause(deadline(t))
+			defer cancel(nil)
 			if test.want == cancelled {
 				go func() {
 					<-w.begun

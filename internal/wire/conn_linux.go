@@ -3,9 +3,11 @@ package wire
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -17,9 +19,9 @@ const headSize = 6
 
 // Conn is one end. One goroutine may receive, several may send.
 type Conn struct {
-	sock   *os.File
-	limit  int64 // of a message's body
-	polled bool  // this end, and files that come in, wait in the runtime's poller
+	sock  *os.File
+	limit int64 // of a message's body
+	host  bool  // this end is the host's, which waits in the runtime's poller and trusts nothing that comes in
 
 	sending sync.Mutex
 	head    [headSize]byte
@@ -34,20 +36,32 @@ func Pair(limit int64) (*Conn, *os.File, error) {
 	}
 	_ = unix.SetNonblock(fds[0], true)
 	c := NewConn(os.NewFile(uintptr(fds[0]), "calls"), limit)
-	c.polled = true
+	c.host = true
 	return c, os.NewFile(uintptr(fds[1]), "worker"), nil
 }
 
 // NewConn is the worker's end, given its file. It blocks: one thread waits in the kernel, which is sooner there than through
 // the poller.
 func NewConn(f *os.File, limit int64) *Conn {
-	return &Conn{sock: f, limit: limit, oob: make([]byte, unix.CmsgSpace(4*MaxFiles))}
+	return &Conn{sock: f, limit: limit, oob: make([]byte, unix.CmsgSpace(4*maxRights))}
+}
+
+// maxRights is the most descriptors that the kernel lets a message have: SCM_MAX_FD. Those for which there is no room it closes at
+// once, in the thread that receives.
+const maxRights = 253
+
+// limitOf is how large the body of a message may be.
+func (c *Conn) limitOf(k Kind) int64 {
+	if k == Failure || k == Panicked || k == Streamed {
+		return maxTrouble
+	}
+	return c.limit
 }
 
 // Send sends a message. Its files stay open.
 func (c *Conn) Send(m Message) error {
-	if int64(len(m.Body)) > c.limit {
-		return fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(m.Body), c.limit)
+	if limit := c.limitOf(m.Kind); int64(len(m.Body)) > limit {
+		return fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(m.Body), limit)
 	}
 	if len(m.Files) > MaxFiles {
 		return fmt.Errorf("%d files, at most %d go with a call", len(m.Files), MaxFiles)
@@ -103,22 +117,14 @@ func (c *Conn) wait(until func(syscall.RawConn, func(fd uintptr) bool) error, f 
 
 // Receive waits for a message with at most maxFiles files, of one of the kinds wanted. io.EOF means that the other end is gone.
 func (c *Conn) Receive(maxFiles int, wanted ...Kind) (m Message, err error) {
-	var n, oobn int
-	err = c.wait(syscall.RawConn.Read, func(fd int) (err error) {
-		n, oobn, _, _, err = unix.Recvmsg(fd, c.head[:], c.oob, unix.MSG_CMSG_CLOEXEC)
-		return err
-	})
-	if err == nil {
-		m.Files, err = c.files(c.oob[:oobn])
-	}
+	n := 0
+	n, m.Files, err = c.read(c.head[:])
 	defer func() {
 		if err != nil {
-			m.Close()
+			m.Discard()
 		}
 	}()
-	if err == nil && n == 0 {
-		err = io.EOF
-	} else if err == nil {
+	if err == nil {
 		err = c.readFull(c.head[n:])
 	}
 	if err != nil {
@@ -126,27 +132,53 @@ func (c *Conn) Receive(maxFiles int, wanted ...Kind) (m Message, err error) {
 	}
 	size := int64(binary.LittleEndian.Uint32(c.head[:]))
 	m.Kind = Kind(c.head[4])
-	for _, k := range wanted {
-		if m.Kind != k {
-			continue
-		}
-		switch {
-		case size > c.limit:
-			return m, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, size, c.limit)
-		case len(m.Files) != int(c.head[5]):
-			return m, fmt.Errorf("%d files came with a message that has %d", len(m.Files), c.head[5])
-		case len(m.Files) > maxFiles:
-			return m, fmt.Errorf("%d files came with a message that may have %d", len(m.Files), maxFiles)
-		}
-		m.Body, err = c.body(size)
-		return m, err
+	if !slices.Contains(wanted, m.Kind) {
+		return m, fmt.Errorf("unexpected message %v", m.Kind)
 	}
-	return m, fmt.Errorf("unexpected message %v", m.Kind)
+	limit := c.limitOf(m.Kind)
+	switch {
+	case size > limit:
+		return m, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, size, limit)
+	case len(m.Files) != int(c.head[5]):
+		return m, fmt.Errorf("%d files came with a message that has %d", len(m.Files), c.head[5])
+	case len(m.Files) > maxFiles:
+		return m, fmt.Errorf("%d files came with a message that may have %d", len(m.Files), maxFiles)
+	}
+	m.Body, err = c.body(size)
+	return m, err
+}
+
+// read reads what there is, and the files that came with it.
+func (c *Conn) read(b []byte) (n int, files []*os.File, err error) {
+	var oobn int
+	err = c.wait(syscall.RawConn.Read, func(fd int) (err error) {
+		n, oobn, _, _, err = unix.Recvmsg(fd, b, c.oob, unix.MSG_CMSG_CLOEXEC)
+		return err
+	})
+	if err == nil {
+		files, err = received(c.oob[:oobn])
+	}
+	if err == nil && n == 0 && len(b) > 0 {
+		err = io.EOF
+	}
+	return max(n, 0), files, err
+}
+
+// rest reads a message behind its head, where no files may come.
+type rest struct{ *Conn }
+
+func (r rest) Read(b []byte) (int, error) {
+	n, files, err := r.read(b)
+	if len(files) > 0 {
+		(&Message{Files: files}).Discard()
+		err = errors.Join(err, fmt.Errorf("%d files came in the middle of a message", len(files)))
+	}
+	return n, err
 }
 
 // readFull reads what has to follow.
 func (c *Conn) readFull(b []byte) error {
-	_, err := io.ReadFull(c.sock, b)
+	_, err := io.ReadFull(rest{c}, b)
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
@@ -161,7 +193,7 @@ func (c *Conn) body(size int64) ([]byte, error) {
 		return b, c.readFull(b)
 	}
 	var b bytes.Buffer
-	if n, err := b.ReadFrom(io.LimitReader(c.sock, size)); err != nil {
+	if n, err := b.ReadFrom(io.LimitReader(rest{c}, size)); err != nil {
 		return nil, err
 	} else if n < size {
 		return nil, io.ErrUnexpectedEOF
@@ -169,8 +201,8 @@ func (c *Conn) body(size int64) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// files makes files of the descriptors in control data.
-func (c *Conn) files(oob []byte) (list []*os.File, err error) {
+// received makes files of the descriptors in control data. Whether they block is left as it is: the other end has them too, and may change it.
+func received(oob []byte) (list []*os.File, err error) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
 		return nil, err
@@ -181,9 +213,6 @@ func (c *Conn) files(oob []byte) (list []*os.File, err error) {
 			continue // credentials and the like
 		}
 		for _, fd := range fds {
-			if c.polled {
-				_ = unix.SetNonblock(fd, true)
-			}
 			list = append(list, os.NewFile(uintptr(fd), "received"))
 		}
 	}
@@ -205,5 +234,87 @@ func (c *Conn) Quiet() bool {
 	return err == nil && quiet
 }
 
+// HangUp ends the connection: what has been sent already can still be received. The other end of a worker that has ended may
+// live on in another run, or in a message that nobody receives.
+func (c *Conn) HangUp() {
+	if raw, err := c.sock.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+	}
+}
+
 // Close closes this end; who waits for a message gets an error.
-func (c *Conn) Close() error { return c.sock.Close() }
+func (c *Conn) Close() error {
+	if c.host {
+		c.HangUp()
+		c.drain()
+	}
+	return c.sock.Close()
+}
+
+// drain receives what nobody wants. The kernel would close the files that are in it while it closes the socket, as they are.
+func (c *Conn) drain() {
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return
+	}
+	b, oob := make([]byte, 64<<10), make([]byte, len(c.oob))
+	for more := true; more; {
+		more = false
+		err = raw.Control(func(fd uintptr) {
+			n, oobn, _, _, err := unix.Recvmsg(int(fd), b, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+			if more = err == unix.EINTR || err == nil && n > 0; err == nil {
+				files, _ := received(oob[:oobn])
+				(&Message{Files: files}).Discard()
+			}
+		})
+		more = more && err == nil
+	}
+}
+
+// discard closes a file that came from the other end, and does not wait. Closing a TCP socket does as long as SO_LINGER says, where
+// nothing takes what was sent: tcp(7), socket(7).
+func discard(f *os.File) {
+	if info, err := f.Stat(); err != nil || info.Mode()&os.ModeSocket == 0 {
+		f.Close()
+		return
+	}
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{}) })
+	}
+	go f.Close() // somebody who has it too may set that again
+}
+
+// checkFile reports why a file that came from a worker can't be the caller's, or nil. Whoever reads pipes, sockets, terminals and the like waits
+// for somebody else, and O_NONBLOCK, which would keep the wait in the poller where Close ends it, belongs to whoever has the same open
+// file: fcntl(2). Reading /proc waits for locks of the processes that it tells of.
+func checkFile(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	kind := info.Mode()
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && kind&os.ModeCharDevice != 0 && isMemoryDevice(st.Rdev) {
+		return nil
+	}
+	if !kind.IsRegular() && !kind.IsDir() {
+		return fmt.Errorf("a file of type %v may keep its reader waiting for ever: return a regular file, or an io.Reader for a stream", kind.Type())
+	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var fs unix.Statfs_t
+	if ctlErr := raw.Control(func(fd uintptr) { err = unix.Fstatfs(int(fd), &fs) }); ctlErr != nil || err != nil {
+		return errors.Join(ctlErr, err)
+	}
+	if fs.Type == unix.PROC_SUPER_MAGIC {
+		return errors.New("a file of /proc may keep its reader waiting for ever: return what is in it")
+	}
+	return nil
+}
+
+// isMemoryDevice reports whether a device is null, zero, full, random or urandom: Documentation/admin-guide/devices.txt.
+func isMemoryDevice(rdev uint64) bool {
+	minor := unix.Minor(rdev)
+	return unix.Major(rdev) == 1 && (minor == 3 || minor == 5 || minor == 7 || minor == 8 || minor == 9)
+}

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,7 +25,7 @@ var encMode, decMode = modes()
 func modes() (cbor.EncMode, cbor.DecMode) {
 	enc, encErr := cbor.EncOptions{Time: cbor.TimeRFC3339Nano, TextMarshaler: cbor.TextMarshalerTextString}.EncMode()
 	dec, decErr := cbor.DecOptions{MaxNestedLevels: MaxDepth, MaxArrayElements: MaxElements, MaxMapPairs: MaxElements, IndefLength: cbor.IndefLengthForbidden,
-		DupMapKey: cbor.DupMapKeyEnforcedAPF, UTF8: cbor.UTF8DecodeInvalid, TextUnmarshaler: cbor.TextUnmarshalerTextString}.DecMode()
+		DupMapKey: cbor.DupMapKeyEnforcedAPF, FieldNameMatching: cbor.FieldNameMatchingCaseSensitive, UTF8: cbor.UTF8DecodeInvalid, TextUnmarshaler: cbor.TextUnmarshalerTextString}.DecMode()
 	if err := errors.Join(encErr, decErr); err != nil {
 		panic(err)
 	}
@@ -47,8 +48,12 @@ type Trouble struct {
 	Late bool `cbor:",omitempty"`
 }
 
-// MaxText is how much there is of an error's text, or a stack.
-const MaxText = 64 << 10
+const (
+	// MaxText is how much there is of an error's text, or a stack.
+	MaxText = 64 << 10
+	// maxTrouble is what a Trouble takes, encoded.
+	maxTrouble = 2*MaxText + 1024
+)
 
 // Marshal encodes a body.
 func Marshal(v any) ([]byte, error) { return encMode.Marshal(v) }
@@ -91,54 +96,98 @@ func ShapeOf(t reflect.Type) Shape {
 // Files is how many files values of the shape may have.
 func (s Shape) Files() int { return len(s.readers) + len(s.files) }
 
+// Streams is how many streams values of the shape may have.
+func (s Shape) Streams() int { return len(s.readers) }
+
+// holder is the struct that has a value's streams and files, or an invalid one.
+func (s Shape) holder(v reflect.Value) reflect.Value {
+	if v.Kind() == reflect.Pointer {
+		v = v.Elem()
+	}
+	if v.Kind() != reflect.Struct || s.Files() == 0 {
+		return reflect.Value{}
+	}
+	return v
+}
+
 // Stream is a field that is read at one end and arrives as the reading end of a pipe at the other.
 type Stream struct {
 	From io.Reader
 	To   *os.File
 }
 
-// Pack encodes a value. The message has the files of the value, which stay the caller's, and the reading ends of the streams, which
-// are the caller's to close, in the same way as the writing ends.
-func Pack[T any](s Shape, v T, e Envelope) (b []byte, files []*os.File, streams []Stream, ends []*os.File, err error) {
-	rv := reflect.ValueOf(&v).Elem()
-	if s.Files() > 0 && (rv.Kind() != reflect.Pointer || !rv.IsNil()) {
-		holder := rv
-		if rv.Kind() == reflect.Pointer { // the caller's struct stays as it is
-			copied := reflect.New(rv.Type().Elem())
-			copied.Elem().Set(rv.Elem())
-			rv.Set(copied)
-			holder = copied.Elem()
-		}
-		for i := range holder.NumField() {
-			if !s.readers[i] && !s.files[i] || holder.Field(i).IsNil() {
-				continue
-			}
-			f, isFile := holder.Field(i).Interface().(*os.File)
-			if !s.files[i] {
-				isFile = false
-			}
-			if !isFile {
-				r, w, err := os.Pipe()
-				if err != nil {
-					return nil, nil, streams, ends, err
-				}
-				streams = append(streams, Stream{holder.Field(i).Interface().(io.Reader), w})
-				ends = append(ends, r)
-				f = r
-			}
-			files, e.Fields = append(files, f), append(e.Fields, i)
-			holder.Field(i).SetZero()
-		}
+// take takes the streams and files out of a value, in the order of the fields. If the value is a pointer, what it points to stays as it is.
+func (s Shape) take(v reflect.Value, use func(field int, from any) error) error {
+	if !s.holder(v).IsValid() {
+		return nil
 	}
-	var body bytes.Buffer
-	enc := encMode.NewEncoder(&body)
-	if err = errors.Join(enc.Encode(e), enc.Encode(v)); err != nil {
-		err = fmt.Errorf("encoding a %v: %w", reflect.TypeFor[T](), err)
+	if v.Kind() == reflect.Pointer {
+		copied := reflect.New(v.Type().Elem())
+		copied.Elem().Set(v.Elem())
+		v.Set(copied)
 	}
-	return body.Bytes(), files, streams, ends, err
+	holder := s.holder(v)
+	for i := range holder.NumField() {
+		if !s.readers[i] && !s.files[i] || holder.Field(i).IsNil() {
+			continue
+		}
+		if err := use(i, holder.Field(i).Interface()); err != nil {
+			return err
+		}
+		holder.Field(i).SetZero()
+	}
+	return nil
 }
 
-// Unpack decodes a value. The message's files then belong to it, unless there is an error. Its streams are what wrap makes of the files that came for them.
+// Pack encodes the value of a call. The message has the files of the value, which stay the caller's, and the reading ends of the streams, which
+// are the caller's to close, in the same way as the writing ends.
+func Pack[T any](s Shape, v T, e Envelope) (b []byte, files []*os.File, streams []Stream, ends []*os.File, err error) {
+	err = s.take(reflect.ValueOf(&v).Elem(), func(i int, from any) error {
+		f, isFile := from.(*os.File)
+		if !isFile || !s.files[i] {
+			r, w, err := os.Pipe()
+			if err != nil {
+				return err
+			}
+			f, streams, ends = r, append(streams, Stream{from.(io.Reader), w}), append(ends, r)
+		}
+		files, e.Fields = append(files, f), append(e.Fields, i)
+		return nil
+	})
+	if err == nil {
+		b, err = encode(e, v)
+	}
+	return b, files, streams, ends, err
+}
+
+// PackAnswer encodes the value of an answer. Its streams, of which only the fields travel, go through pipes that the host makes when it has the answer: one
+// for each, in their order.
+func PackAnswer[T any](s Shape, v T) (b []byte, files []*os.File, streams []io.Reader, err error) {
+	var e Envelope
+	_ = s.take(reflect.ValueOf(&v).Elem(), func(i int, from any) error {
+		if s.files[i] {
+			files = append(files, from.(*os.File))
+		} else {
+			streams = append(streams, from.(io.Reader))
+		}
+		e.Fields = append(e.Fields, i)
+		return nil
+	})
+	b, err = encode(e, v)
+	return b, files, streams, err
+}
+
+func encode[T any](e Envelope, v T) ([]byte, error) {
+	var body bytes.Buffer
+	enc := encMode.NewEncoder(&body)
+	if err := errors.Join(enc.Encode(e), enc.Encode(v)); err != nil {
+		return nil, fmt.Errorf("encoding a %v: %w", reflect.TypeFor[T](), err)
+	}
+	return body.Bytes(), nil
+}
+
+// Unpack decodes the value of a call. The message's files then belong to it, unless there is an error. Its streams are what wrap makes of the files that
+// came for them.
 func Unpack[T any](s Shape, m Message, wrap func(*os.File) io.Reader) (v T, e Envelope, err error) {
 	rest, err := decMode.UnmarshalFirst(m.Body, &e)
 	if err == nil {
@@ -147,17 +196,84 @@ func Unpack[T any](s Shape, m Message, wrap func(*os.File) io.Reader) (v T, e En
 	if err == nil && len(e.Fields) != len(m.Files) { // none, then, where the type has none
 		err = fmt.Errorf("%d files for %d fields", len(m.Files), len(e.Fields))
 	}
+	if err == nil {
+		var files, streams []*os.File
+		for n, i := range e.Fields {
+			if s.readers[i] {
+				streams = append(streams, m.Files[n])
+			} else {
+				files = append(files, m.Files[n])
+			}
+		}
+		err = s.put(reflect.ValueOf(&v).Elem(), e.Fields, files, func() (io.Reader, error) {
+			r := wrap(streams[0])
+			streams = streams[1:]
+			return r, nil
+		})
+	}
 	if err != nil {
-		return v, e, fmt.Errorf("decoding a %v: %w", reflect.TypeFor[T](), err)
+		err = fmt.Errorf("decoding a %v: %w", reflect.TypeFor[T](), err)
 	}
-	if s.Files() == 0 {
-		return v, e, nil
+	return v, e, err
+}
+
+// UnpackAnswer decodes the value of an answer. Its streams are what stream makes for each. The message's files belong to the value, unless there is an
+// error. The limit is that of messages: decoding takes no more than it allows, and ends with ctx.
+func UnpackAnswer[T any](ctx context.Context, s Shape, m Message, limit int64, stream func() (io.Reader, error)) (v T, err error) {
+	v, e, err := decode[T](ctx, m.Body, budgetFor(limit))
+	for _, f := range m.Files {
+		if err == nil {
+			err = checkFile(f)
+		}
 	}
-	holder := reflect.ValueOf(&v).Elem()
-	if holder.Kind() == reflect.Pointer && !holder.IsNil() {
-		holder = holder.Elem()
+	if err == nil {
+		err = s.put(reflect.ValueOf(&v).Elem(), e.Fields, m.Files, stream)
 	}
-	if holder.Kind() == reflect.Struct { // what was decoded into them has no file
+	if err != nil {
+		err = fmt.Errorf("decoding a %v: %w", reflect.TypeFor[T](), err)
+	}
+	return v, err
+}
+
+// decode decodes an answer's body. If ctx ends first nobody waits for the decoder, which has little left to do.
+func decode[T any](ctx context.Context, body []byte, budget int64) (v T, e Envelope, err error) {
+	type result struct {
+		v   T
+		e   Envelope
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		var r result
+		defer func() {
+			if p := recover(); p != nil { // of a type that decodes itself
+				r.err = fmt.Errorf("panic: %v", p)
+			}
+			done <- r
+		}()
+		var value []byte
+		if value, r.err = decMode.UnmarshalFirst(body, &r.e); r.err != nil {
+			return
+		}
+		if r.err = decMode.Wellformed(value); r.err == nil {
+			r.err = within(ctx, value, reflect.TypeFor[T](), budget)
+		}
+		if r.err == nil {
+			r.err = Unmarshal(value, &r.v)
+		}
+	}()
+	select {
+	case r := <-done:
+		return r.v, r.e, r.err
+	case <-ctx.Done():
+		return v, e, ctx.Err()
+	}
+}
+
+// put puts a value's streams, which stream makes, and files into their fields.
+func (s Shape) put(v reflect.Value, fields []int, files []*os.File, stream func() (io.Reader, error)) error {
+	holder := s.holder(v)
+	if holder.IsValid() { // what was decoded into them has no file
 		for i := range holder.NumField() {
 			if s.readers[i] || s.files[i] {
 				holder.Field(i).SetZero()
@@ -165,16 +281,27 @@ func Unpack[T any](s Shape, m Message, wrap func(*os.File) io.Reader) (v T, e En
 		}
 	}
 	last := -1
-	for n, i := range e.Fields {
-		if holder.Kind() != reflect.Struct || i <= last || !s.readers[i] && !s.files[i] {
-			return v, e, fmt.Errorf("decoding a %v: a file for a field that takes none", reflect.TypeFor[T]())
+	for _, i := range fields {
+		if !holder.IsValid() || i <= last || !s.readers[i] && !s.files[i] {
+			return errors.New("a file for a field that takes none")
 		}
 		last = i
 		if s.files[i] {
-			holder.Field(i).Set(reflect.ValueOf(m.Files[n]))
-		} else {
-			holder.Field(i).Set(reflect.ValueOf(wrap(m.Files[n])))
+			if len(files) == 0 {
+				return errors.New("no file for a field that takes one")
+			}
+			holder.Field(i).Set(reflect.ValueOf(files[0]))
+			files = files[1:]
+			continue
 		}
+		r, err := stream()
+		if err != nil {
+			return err
+		}
+		holder.Field(i).Set(reflect.ValueOf(r))
 	}
-	return v, e, nil
+	if len(files) > 0 {
+		return fmt.Errorf("%d files for no field", len(files))
+	}
+	return nil
 }

@@ -18,11 +18,12 @@ const (
 	Failure                  // by the worker: the error that it returned
 	Panicked                 // by the worker
 	Streamed                 // by the worker: the streams of its answer have been copied; an error, if there was one
+	Pipes                    // to the worker: the writing ends for the streams of its answer
 	numKinds
 )
 
 func (k Kind) String() string {
-	names := [...]string{"?", "hello", "call", "cancel", "answer", "failure", "panicked", "streamed"}
+	names := [...]string{"?", "hello", "call", "cancel", "answer", "failure", "panicked", "streamed", "pipes"}
 	if k >= numKinds {
 		k = 0
 	}
@@ -40,6 +41,14 @@ type Message struct {
 func (m *Message) Close() {
 	for _, f := range m.Files {
 		f.Close()
+	}
+	m.Files = nil
+}
+
+// Discard closes the files without waiting, whatever they are: they are somebody's who may have been taken over.
+func (m *Message) Discard() {
+	for _, f := range m.Files {
+		discard(f)
 	}
 	m.Files = nil
 }
