@@ -140,7 +140,9 @@ func (m *meter) str(c *cost, kind costKind, major byte, n int64) error {
 	case anything:
 		n += 48
 	case moment:
-		n *= 8 // as part of an error, quoted
+		if n > 64 {
+			return fmt.Errorf("a text of %d bytes for a time", n) // which would be part of the decoder's error, several times
+		}
 	case array: // what is left is set to zero, one by one
 		n = 8 * max(0, c.length-n)
 	case number:
@@ -246,7 +248,7 @@ func (m *meter) named(c *cost) error {
 			return err
 		}
 	}
-	if f.cost != nil && !c.vague {
+	if f.cost != nil && !f.vague {
 		return m.field(f)
 	}
 	if err := m.spend(128 + int64(m.off-begin)); err != nil {

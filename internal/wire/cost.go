@@ -23,7 +23,7 @@ type cost struct {
 	names map[string]field // of a struct
 	ints  map[int64]field  // the same, of its fields with the option keyasint
 	order []field          // of one with the option toarray
-	vague bool             // fields hide one another: which one an item is for is not known here
+	vague bool             // some fields hide one another, or are not known: which one an item of a list is for can't be told
 	once  sync.Once
 	worst int64 // of one item for a field, whatever that is: see perItem
 }
@@ -48,7 +48,8 @@ const (
 // field is the cost of a struct's field, and the size of the embedded structs that are made because it is set.
 type field struct {
 	*cost
-	made int64
+	made  int64
+	vague bool // there are several of the name
 }
 
 var costs = struct {
@@ -140,21 +141,22 @@ func (c *cost) collect(t reflect.Type, made int64, seen map[reflect.Type]bool) {
 			if name == "" {
 				name = f.Name
 			}
-			c.add(name, strings.Contains(","+options+",", ",keyasint,"), field{makeCost(f.Type), made})
+			c.add(name, strings.Contains(","+options+",", ",keyasint,"), field{cost: makeCost(f.Type), made: made})
 		}
 	}
 }
 
+// add adds a field. Of two with one name the decoder takes one or none.
 func (c *cost) add(name string, asInt bool, f field) {
 	c.order = append(c.order, f)
 	if !asInt {
-		c.vague = c.vague || c.names[name].cost != nil
-		c.names[name] = f
+		f.vague = c.names[name].cost != nil
+		c.names[name], c.vague = f, c.vague || f.vague
 		return
 	}
 	n, err := strconv.Atoi(name)
-	c.vague = c.vague || err != nil || c.ints[int64(n)].cost != nil
-	c.ints[int64(n)] = f
+	f.vague = c.ints[int64(n)].cost != nil
+	c.ints[int64(n)], c.vague = f, c.vague || f.vague || err != nil
 }
 
 // perItem is at least what any one item costs within a value of the type.
