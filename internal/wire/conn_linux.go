@@ -171,7 +171,7 @@ func (r rest) Read(b []byte) (int, error) {
 	n, files, err := r.read(b)
 	if len(files) > 0 {
 		(&Message{Files: files}).Discard()
-		err = errors.Join(err, fmt.Errorf("%d files came in the middle of a message", len(files)))
+		return 0, fmt.Errorf("%d files came in the middle of a message", len(files))
 	}
 	return n, err
 }
@@ -286,32 +286,33 @@ func discard(f *os.File) {
 
 // checkFile reports why a file that came from a worker can't be the caller's, or nil. Whoever reads pipes, sockets, terminals and the like waits
 // for somebody else, and O_NONBLOCK, which would keep the wait in the poller where Close ends it, belongs to whoever has the same open
-// file: fcntl(2). Reading /proc waits for locks of the processes that it tells of.
+// file: fcntl(2).
 func checkFile(f *os.File) error {
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	kind := info.Mode()
-	if st, ok := info.Sys().(*syscall.Stat_t); ok && kind&os.ModeCharDevice != 0 && isMemoryDevice(st.Rdev) {
-		return nil
-	}
-	if !kind.IsRegular() && !kind.IsDir() {
-		return fmt.Errorf("a file of type %v may keep its reader waiting for ever: return a regular file, or an io.Reader for a stream", kind.Type())
-	}
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
+	var st unix.Stat_t
 	var fs unix.Statfs_t
-	if ctlErr := raw.Control(func(fd uintptr) { err = unix.Fstatfs(int(fd), &fs) }); ctlErr != nil || err != nil {
+	ctlErr := raw.Control(func(fd uintptr) {
+		if err = unix.Fstat(int(fd), &st); err == nil {
+			err = unix.Fstatfs(int(fd), &fs)
+		}
+	})
+	if ctlErr != nil || err != nil {
 		return errors.Join(ctlErr, err)
 	}
-	if fs.Type == unix.PROC_SUPER_MAGIC {
-		return errors.New("a file of /proc may keep its reader waiting for ever: return what is in it")
+	switch kind := st.Mode & unix.S_IFMT; {
+	case kind == unix.S_IFCHR && isMemoryDevice(uint64(st.Rdev)):
+		return nil
+	case kind == unix.S_IFREG && !madeUp[int64(fs.Type)], kind == unix.S_IFDIR && !madeUp[int64(fs.Type)]:
+		return nil
 	}
-	return nil
+	return errors.New("a file of this kind may keep its reader waiting for ever: return a regular file, or an io.Reader for a stream")
 }
+
+// madeUp are file systems whose files look regular and are none: reading /proc, for one, waits for locks of the processes that it tells of.
+var madeUp = map[int64]bool{unix.PROC_SUPER_MAGIC: true, unix.ANON_INODE_FS_MAGIC: true, unix.NSFS_MAGIC: true, unix.PID_FS_MAGIC: true}
 
 // isMemoryDevice reports whether a device is null, zero, full, random or urandom: Documentation/admin-guide/devices.txt.
 func isMemoryDevice(rdev uint64) bool {
