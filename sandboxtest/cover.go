@@ -1,13 +1,15 @@
 package sandboxtest
 
 import (
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
+	"regexp"
 	"sync"
 	"testing"
 
@@ -65,33 +67,80 @@ var ownCoverPlace = sync.OnceValues(func() (p coverPlace, err error) {
 	return p, flag.Set("test.gocoverdir", p.dir)
 })
 
-// copyCounters copies the files that runtime/coverage writes. Their names are those of no other process's.
+// What an isolated test may leave: its process writes one file when it ends, and so does each further process of the test binary.
+const (
+	maxCounterFiles = 64
+	maxCounters     = 16 * sandbox.MiB // all files together
+)
+
+var counterName = regexp.MustCompile(`^covcounters\.[0-9a-f]{32}\.[0-9]+\.[0-9]+$`)
+
+// copyCounters copies the files with counters that runtime/coverage writes. Their names are those of no other process's. What describes the program, covmeta
+// files, this process writes itself. Others are left alone: what is there is as trustworthy as the test.
 func copyCounters(from fs.FS, to string) error {
 	list, err := fs.ReadDir(from, ".")
 	if err != nil {
 		return err
 	}
+	files, room := 0, int64(maxCounters)
 	for _, e := range list {
-		if !strings.HasPrefix(e.Name(), "covmeta.") && !strings.HasPrefix(e.Name(), "covcounters.") {
+		if !e.Type().IsRegular() || !counterName.MatchString(e.Name()) {
 			continue
 		}
-		b, err := fs.ReadFile(from, e.Name())
+		if files++; files > maxCounterFiles {
+			return fmt.Errorf("more than %d files with counters", maxCounterFiles)
+		}
+		b, err := readCounters(from, e.Name(), room)
 		if err != nil {
 			return err
 		}
-		f, err := os.OpenFile(filepath.Join(to, e.Name()), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-		if errors.Is(err, fs.ErrExist) { // what describes the program is the same for all
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if _, err := f.Write(b); err != nil {
-			return fmt.Errorf("%w, and closing it: %v", err, f.Close())
-		}
-		if err := f.Close(); err != nil {
+		room -= int64(len(b))
+		if err := writeNew(filepath.Join(to, e.Name()), b); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// readCounters reads a file of at most room bytes.
+func readCounters(from fs.FS, name string, room int64) ([]byte, error) {
+	f, err := from.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, room+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case int64(len(b)) > room:
+		return nil, fmt.Errorf("%s: more than %d bytes of counters", name, maxCounters)
+	case !wellFormed(b):
+		return nil, fmt.Errorf("%s: no counters", name)
+	}
+	return b, nil
+}
+
+// wellFormed reports whether a file of counters begins as one does, with a table of strings and arguments that are in it: package testing takes the
+// memory that they are said to need. See internal/coverage, CounterFileHeader and CounterSegmentHeader.
+func wellFormed(b []byte) bool {
+	const header = 32 + 16
+	if len(b) < header || string(b[:4]) != "\x00cwm" {
+		return false
+	}
+	strings, arguments := binary.LittleEndian.Uint32(b[40:]), binary.LittleEndian.Uint32(b[44:])
+	return uint64(strings)+uint64(arguments) <= uint64(len(b)-header)
+}
+
+// writeNew writes a file unless it is there.
+func writeNew(name string, b []byte) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Close())
 }

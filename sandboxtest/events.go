@@ -42,12 +42,27 @@ type parser struct {
 	pending []byte  // a line about tests that is not complete
 	inLine  bool
 	rest    tail // output of nobody
+	items   int  // of all results
 }
 
 const (
 	marker  = 0x16
 	maxLine = 64 << 10
+
+	// A line about a test is short; what is made of it is not.
+	maxItems = 1 << 18 // subtests, attributes and pieces of output
+	maxName  = 4 << 10
+	maxDepth = 100 // slashes in a name
 )
+
+// add adds an item to a result, unless there are too many.
+func (p *parser) add(r *result, i item) bool {
+	if p.items++; p.items > maxItems {
+		return false
+	}
+	r.items = append(r.items, i)
+	return true
+}
 
 func newParser(name string) *parser { return &parser{name: name, results: map[string]*result{}} }
 
@@ -83,7 +98,7 @@ func (p *parser) output(text []byte) {
 	if n := len(*items); n > 0 && (*items)[n-1].text != nil {
 		(*items)[n-1].text = append((*items)[n-1].text, text...)
 	} else {
-		*items = append(*items, item{text: bytes.Clone(text)})
+		p.add(p.current, item{text: bytes.Clone(text)})
 	}
 }
 
@@ -101,7 +116,7 @@ func (p *parser) line(line string) {
 		name, attribute, _ := strings.Cut(about, " ")
 		if r := p.results[name]; r != nil {
 			key, value, _ := strings.Cut(attribute, " ")
-			r.items = append(r.items, item{key: key, value: value})
+			p.add(r, item{key: key, value: value})
 		}
 	case word == "---" && strings.HasSuffix(kind, ":"):
 		if i := strings.LastIndex(about, " ("); i >= 0 {
@@ -122,13 +137,17 @@ func (p *parser) begin(name string) *result {
 	if name != p.name && !strings.HasPrefix(name, p.name+"/") || p.results[name] != nil {
 		return p.results[name]
 	}
+	if len(name) > maxName || strings.Count(name, "/") > maxDepth || p.items >= maxItems {
+		p.items = maxItems + 1
+		return nil
+	}
 	r := &result{name: name}
 	p.results[name] = r
 	// A name may have slashes of its own, so the one above is the deepest that is there and has not ended.
 	for above := name; above != p.name; {
 		above = above[:strings.LastIndexByte(above, '/')]
 		if up := p.results[above]; up != nil && (up.status == "" || above == p.name) {
-			up.items = append(up.items, item{sub: r})
+			p.add(up, item{sub: r})
 			break
 		}
 	}
@@ -142,7 +161,7 @@ func (p *parser) conclude(err error) *result {
 	}
 	r := p.results[p.name]
 	var exit *sandbox.ExitError
-	if r != nil && (err == nil && r.status != "" || r.status == failed && errors.As(err, &exit) && exit.ExitCode == 1) {
+	if r != nil && p.items <= maxItems && (err == nil && r.status != "" || r.status == failed && errors.As(err, &exit) && exit.ExitCode == 1) {
 		return r
 	}
 	switch {
@@ -150,6 +169,8 @@ func (p *parser) conclude(err error) *result {
 		r = &result{problem: "the test did not run"}
 	case r == nil:
 		r = &result{problem: fmt.Sprintf("the test did not run: %v", err)}
+	case p.items > maxItems:
+		r.problem = fmt.Sprintf("it reported more than %d subtests, attributes and pieces of output, or one whose name has more than %d bytes or %d levels", maxItems, maxName, maxDepth)
 	case err == nil:
 		r.problem = "its process ended in the middle of the test"
 	case errors.Is(err, context.DeadlineExceeded):
