@@ -44,8 +44,9 @@ const (
 //
 // Isolate may also be the first line of a subtest or of a fuzz target (for its seeds: not with -fuzz), and come after t.Parallel. In a test that is
 // isolated, subtests are isolated with it; there Isolate does nothing. Flags such as -run for subtests, -count, -cpu, -short and -timeout mean what they do
-// elsewhere; with -cover, what the isolated test covers counts, which takes, as root, Linux 6.3. A test that panics or is killed, by a limit for example, fails.
-// What it writes to its outputs is in the log, up to 64 MiB.
+// elsewhere; with -cover, what the isolated test covers counts, up to 64 files of counters with 16 MiB, which takes, as root, Linux 6.3. A test that panics or is
+// killed, by a limit for example, fails. What it writes to its outputs is in the log, up to 64 MiB; one that reports more than 262,144 subtests, attributes and pieces of
+// output between them fails.
 //
 // The go command does not see what the test reads inside: where its cache of results matters, use -count=1 after changing what the options show of the host.
 //
