@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -34,10 +35,12 @@ type Option func(*options)
 type options struct {
 	store    *Store
 	platform string
+	wanted   v1.Platform // platform, parsed
 	progress func(Progress)
 	keys     authn.Keychain
 	limits   limits
 	keep     *int64
+	patience time.Duration // how long a registry may send next to nothing
 }
 
 // Progress tells how far Open is with a layer of an image that is not in the store yet.
@@ -82,7 +85,7 @@ func WithStoreSize(bytes int64) Option { return func(o *options) { o.keep = &byt
 // As root files get the owners that they have in the image. An ordinary user's belong to that user, who can read all of them and enter all directories, and so do those of
 // root without CAP_SYS_ADMIN, as in a container, or in a user namespace that has few ids. Set-uid programs of the image have no effect in a run, whoever unpacks it.
 func Open(ctx context.Context, ref string, opts ...Option) (_ *Image, err error) {
-	o := options{platform: "linux/" + runtime.GOARCH, keys: authn.DefaultKeychain, limits: limits{16 * sandbox.GiB, 1_000_000}}
+	o := options{platform: "linux/" + runtime.GOARCH, keys: authn.DefaultKeychain, limits: limits{16 * sandbox.GiB, 1_000_000}, patience: time.Minute}
 	for _, opt := range opts {
 		opt(&o)
 	}
@@ -93,12 +96,13 @@ func Open(ctx context.Context, ref string, opts ...Option) (_ *Image, err error)
 	if err != nil {
 		return nil, fmt.Errorf("image: WithPlatform: %w", err)
 	}
+	o.wanted = *platform
 	if o.store == nil {
 		if o.store, err = DefaultStore(); err != nil {
 			return nil, err
 		}
 	}
-	src, err := find(ctx, ref, *platform, o.keys)
+	src, err := find(ctx, ref, &o)
 	if err != nil {
 		return nil, fmt.Errorf("image: %s: %w", ref, err)
 	}

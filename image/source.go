@@ -1,340 +1,193 @@
 package image
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
+	"io/fs"
 	"os"
-	"path"
 	"strings"
 
-	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 )
 
 // source is an image that was found, with nothing of it read but its manifest and its configuration, which have the right digests.
 type source struct {
-	image  v1.Image
 	digest v1.Hash
 	config *v1.ConfigFile
-	// plain says that the source has layers as they are, and none that is compressed with a digest of its own: an archive of docker save.
+	layers []v1.Layer // the lowest first
+	// plain says that layers have no digest of their own, only that of their content: an archive of docker save.
 	plain bool
-	temp  string // of an archive
+	from  interface{ close() }
 }
 
-func (s *source) close() {
-	if s.temp != "" {
-		_ = os.RemoveAll(s.temp) // in the system's directory for what is temporary
-	}
-}
+func (s *source) close() { s.from.close() }
 
 // find reads as much of an image as says what it consists of.
-func find(ctx context.Context, ref string, platform v1.Platform, keys authn.Keychain) (*source, error) {
-	s, err := locate(ctx, ref, platform, keys)
-	if err != nil {
-		return nil, err
+func find(ctx context.Context, ref string, o *options) (*source, error) {
+	var s *source
+	var err error
+	if strings.HasPrefix(ref, "/") || strings.HasPrefix(ref, "./") || strings.HasPrefix(ref, "../") {
+		s, err = fromPath(ctx, ref, o)
+	} else {
+		s, err = pull(ctx, ref, o)
 	}
-	if err := s.check(); err != nil {
-		s.close()
-		return nil, err
+	if err != nil {
+		return nil, foreign{err}
 	}
 	return s, nil
 }
 
-func isPath(ref string) bool {
-	return strings.HasPrefix(ref, "/") || strings.HasPrefix(ref, "./") || strings.HasPrefix(ref, "../")
-}
-
-func locate(ctx context.Context, ref string, platform v1.Platform, keys authn.Keychain) (*source, error) {
-	if !isPath(ref) {
-		return pull(ctx, ref, platform, keys)
-	}
-	file, tag := ref, ""
-	info, err := os.Stat(file)
-	if i := strings.LastIndexByte(ref, ':'); err != nil && i > strings.LastIndexByte(ref, '/') {
-		file, tag = ref[:i], ref[i+1:]
-		info, err = os.Stat(file)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if info.IsDir() {
-		return fromLayout(file, tag, platform)
-	}
-	return fromArchive(file, tag, platform)
-}
-
-// pull asks a registry. The client checks the digests of what it gets.
-func pull(ctx context.Context, ref string, platform v1.Platform, keys authn.Keychain) (*source, error) {
-	named, err := name.ParseReference(ref)
-	if err != nil {
-		return nil, err
-	}
-	img, err := remote.Image(named, remote.WithContext(ctx), remote.WithPlatform(platform), remote.WithAuthFromKeychain(keys), remote.WithTransport(bounded{remote.DefaultTransport}))
-	if err != nil {
-		return nil, err
-	}
-	digest, err := img.Digest()
-	return &source{image: img, digest: digest}, err
-}
-
-// bounded keeps a registry from sending manifests without end. Layers and configurations are held to the sizes that manifests have of them.
-type bounded struct{ http.RoundTripper }
-
-func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := b.RoundTripper.RoundTrip(r)
-	if err == nil && !strings.Contains(r.URL.Path, "/blobs/") {
-		resp.Body = struct {
-			io.Reader
-			io.Closer
-		}{io.LimitReader(resp.Body, maxManifest), resp.Body}
-	}
-	return resp, err
-}
-
-// fromLayout takes the one image that the tag and the platform leave.
-func fromLayout(dir, tag string, platform v1.Platform) (*source, error) {
-	index, err := layout.ImageIndexFromPath(dir)
-	if err != nil {
-		return nil, fmt.Errorf("no OCI layout: %w", err)
-	}
-	manifest, err := index.IndexManifest()
-	if err != nil {
-		return nil, err
-	}
-	var found []v1.Descriptor
-	for _, d := range manifest.Manifests {
-		if named := d.Annotations["org.opencontainers.image.ref.name"]; tag == "" || named == tag || strings.HasSuffix(named, ":"+tag) {
-			found = append(found, d)
-		}
-	}
-	return choose(index, found, tag, platform, 0)
-}
-
-// maxIndexes is how many indexes of images may be within each other.
-const maxIndexes = 8
-
-func choose(index v1.ImageIndex, found []v1.Descriptor, tag string, platform v1.Platform, depth int) (*source, error) {
-	var fits []v1.Descriptor
-	for _, d := range found {
-		if d.Platform == nil || d.Platform.Satisfies(platform) {
-			fits = append(fits, d)
-		}
-	}
+// fromPath opens a layout or an archive. What is behind one of the path's colons may choose an image in it.
+func fromPath(ctx context.Context, ref string, o *options) (*source, error) {
+	file, tag, info, err := split(ref)
 	switch {
-	case len(found) == 0 && tag != "":
-		return nil, fmt.Errorf("there is no image %q", tag)
-	case len(fits) == 0:
-		return nil, fmt.Errorf("there is no image for %s", platform)
-	case len(fits) > 1 && depth == 0:
-		return nil, fmt.Errorf("there are %d images: choose one with a tag", len(fits))
-	case depth > maxIndexes:
-		return nil, errors.New("too many indexes within each other")
-	}
-	d := fits[0]
-	if !d.MediaType.IsIndex() {
-		img, err := index.Image(d.Digest)
-		return &source{image: img, digest: d.Digest}, err
-	}
-	inner, err := index.ImageIndex(d.Digest)
-	if err != nil {
+	case err != nil:
 		return nil, err
-	}
-	raw, err := inner.RawManifest()
-	if err == nil {
-		err = checkDigest("the index", raw, d.Digest)
-	}
-	if err != nil {
-		return nil, err
-	}
-	manifest, err := inner.IndexManifest()
-	if err != nil {
-		return nil, err
-	}
-	return choose(inner, manifest.Manifests, "", platform, depth+1)
-}
-
-// fromArchive tells docker save's archives, which have a manifest.json, from those of an OCI layout.
-func fromArchive(file, tag string, platform v1.Platform) (*source, error) {
-	opener := func() (io.ReadCloser, error) { return os.Open(file) }
-	if err := checkSizes(file); err != nil {
-		return nil, err
-	}
-	if _, err := tarball.LoadManifest(opener); err == nil {
-		return fromDockerArchive(opener, tag)
-	}
-	temp, err := os.MkdirTemp("", "sandbox-image-")
-	if err != nil {
-		return nil, err
-	}
-	if err := extractLayout(file, temp); err != nil {
-		return nil, errors.Join(fmt.Errorf("neither an archive of docker save nor of an OCI layout: %w", err), os.RemoveAll(temp))
-	}
-	s, err := fromLayout(temp, tag, platform)
-	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(temp))
-	}
-	s.temp = temp
-	return s, nil
-}
-
-// checkSizes refuses an archive of which files would take more than itself: sparse ones, of which what reads them whole has no idea.
-func checkSizes(file string) error {
-	f, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	total := int64(0)
-	for r := tar.NewReader(f); ; {
-		h, err := r.Next()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("neither a directory nor a tar archive: %w", err)
-		}
-		if total += h.Size; total > info.Size() {
-			return fmt.Errorf("%w: %q: its files are larger than itself", errHostile, file)
-		}
-	}
-}
-
-func fromDockerArchive(open tarball.Opener, tag string) (*source, error) {
-	var named *name.Tag
-	if tag != "" {
-		manifest, err := tarball.LoadManifest(open)
+	case info.IsDir():
+		dir, err := openDirectory(file)
 		if err != nil {
 			return nil, err
 		}
-		for _, d := range manifest {
-			for _, t := range d.RepoTags {
-				if known, err := name.NewTag(t); err == nil && (known.TagStr() == tag || t == tag) {
-					named = &known
-				}
-			}
-		}
-		if named == nil {
-			return nil, fmt.Errorf("there is no image %q", tag)
-		}
+		s, err := fromLayout(ctx, dir, tag, o)
+		return closing(s, dir, err)
+	case !info.Mode().IsRegular():
+		return nil, errors.New("neither a directory nor a regular file")
 	}
-	img, err := tarball.Image(open, named)
+	f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
 	}
-	digest, err := img.ConfigName() // docker's own name for it: such an archive has no manifest with a digest
-	return &source{image: img, digest: digest, plain: true}, err
+	a := &tarFiles{file: f}
+	s, err := fromArchive(ctx, a, tag, o)
+	return closing(s, a, err)
 }
 
-// extractLayout takes the files of a layout out of an archive: nothing but oci-layout, index.json and blobs with a digest for a name.
-func extractLayout(file, dir string) error {
-	f, err := os.Open(file)
+// closing gives a source what it is from, or closes that if there is none.
+func closing(s *source, from interface{ close() }, err error) (*source, error) {
 	if err != nil {
-		return err
+		from.close()
+		return nil, err
 	}
-	defer f.Close()
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	for r := tar.NewReader(f); ; {
-		h, err := r.Next()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		at := path.Clean(h.Name)
-		_, hashErr := v1.NewHash(path.Base(path.Dir(at)) + ":" + path.Base(at))
-		isBlob := hashErr == nil && path.Dir(path.Dir(at)) == "blobs"
-		if h.Typeflag != tar.TypeReg || !isBlob && at != "oci-layout" && at != "index.json" {
-			continue
-		}
-		if err := root.MkdirAll(path.Dir(at), 0o700); err != nil {
-			return err
-		}
-		if err := writeFile(root, at, r); err != nil {
-			return err
-		}
-	}
+	s.from = from
+	return s, nil
 }
 
-func writeFile(root *os.Root, at string, r io.Reader) error {
-	out, err := root.OpenFile(at, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
+// split finds the longest path in ref that exists, so that colons may be in the path as well as in what comes after it: "./save.tar:debian:12".
+func split(ref string) (file, tag string, info fs.FileInfo, err error) {
+	info, err = os.Stat(ref)
+	for i := len(ref); err != nil; {
+		if i = strings.LastIndexByte(ref[:i], ':'); i < 0 {
+			info, err = os.Stat(ref)
+			return ref, "", info, err
+		}
+		if inner, innerErr := os.Stat(ref[:i]); innerErr == nil {
+			return ref[:i], ref[i+1:], inner, nil
+		}
 	}
-	_, err = io.Copy(out, r)
-	return errors.Join(err, out.Close())
+	return ref, "", info, nil
 }
 
-// maxManifest bounds what describes an image.
-const maxManifest = 16 << 20
+// fromArchive tells docker save's archives, which have a manifest.json, from those of an OCI layout.
+func fromArchive(ctx context.Context, a *tarFiles, tag string, o *options) (*source, error) {
+	if err := a.index(ctx); err != nil {
+		return nil, err
+	}
+	if _, ok := a.entries["manifest.json"]; ok {
+		return fromDocker(ctx, a, tag, o)
+	}
+	s, err := fromLayout(ctx, a, tag, o)
+	if errors.Is(err, errNoLayout) {
+		err = fmt.Errorf("neither an archive of docker save nor of an OCI layout: %w", err)
+	}
+	return s, err
+}
 
-// check reads the manifest and the configuration, whose digests must be right: then those that the configuration has of the layers' contents are.
-func (s *source) check() error {
-	if !s.plain {
-		raw, err := s.image.RawManifest()
-		if err != nil {
-			return err
-		}
-		if err := checkDigest("the manifest", raw, s.digest); err != nil {
-			return err
-		}
-	}
-	manifest, err := s.image.Manifest()
+// describe reads an image's manifest and configuration, whose digests must be right: then those that the configuration has of the layers' contents are.
+func describe(ctx context.Context, from content, d v1.Descriptor, o *options) (*source, error) {
+	raw, err := read(ctx, from, "the manifest", d)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if n := manifest.Config.Size; n > maxManifest {
-		return fmt.Errorf("the configuration has %d bytes, more than %d", n, maxManifest)
+	var manifest v1.Manifest
+	if err := decode("the manifest", raw, &manifest); err != nil {
+		return nil, err
 	}
-	raw, err := s.image.RawConfigFile()
-	if err != nil {
-		return err
+	s := &source{digest: d.Digest}
+	for i, l := range manifest.Layers {
+		if err := checkLayer(l.Size, o); err != nil {
+			return nil, fmt.Errorf("the manifest: layer %d: %w", i, err)
+		}
+		if err := checkHash(l.Digest); err != nil {
+			return nil, fmt.Errorf("the manifest: layer %d: %w", i, err)
+		}
+		s.layers = append(s.layers, newLayer(l, func() (io.ReadCloser, error) { return from.open(ctx, l) }))
 	}
-	want := manifest.Config.Digest
-	if s.plain {
-		want = s.digest
+	if raw, err = read(ctx, from, "the configuration", manifest.Config); err != nil {
+		return nil, err
 	}
-	if err := checkDigest("the configuration", raw, want); err != nil {
-		return err
+	return s, s.configure(raw)
+}
+
+// checkLayer refuses a layer that can't be within WithLimits: compression makes nothing much larger.
+func checkLayer(size int64, o *options) error {
+	if size <= 0 {
+		return fmt.Errorf("%w: its size is %d bytes", errHostile, size)
 	}
-	s.config = &v1.ConfigFile{}
-	if err := json.Unmarshal(raw, s.config); err != nil {
-		return fmt.Errorf("the configuration: %w", err)
-	}
-	if kind := s.config.RootFS.Type; kind != "layers" {
-		return fmt.Errorf("the configuration: its root file system is of type %q, not layers", kind)
-	}
-	if n := len(s.config.RootFS.DiffIDs); n == 0 || n != len(manifest.Layers) {
-		return fmt.Errorf("the configuration has %d layers, the manifest %d", n, len(manifest.Layers))
+	if size-size/64-64<<10 > o.limits.bytes {
+		return fmt.Errorf("%w: its size is %d bytes, more than %d bytes: raise WithLimits", errHostile, size, o.limits.bytes)
 	}
 	return nil
 }
 
-func checkDigest(what string, raw []byte, want v1.Hash) error {
-	if len(raw) > maxManifest {
-		return fmt.Errorf("%s has %d bytes, more than %d", what, len(raw), maxManifest)
+// configure takes the configuration of an image, which has a digest for the content of each layer.
+func (s *source) configure(raw []byte) error {
+	s.config = &v1.ConfigFile{}
+	if err := decode("the configuration", raw, s.config); err != nil {
+		return err
 	}
-	got, _, err := v1.SHA256(bytes.NewReader(raw))
-	if err == nil && got != want {
-		err = fmt.Errorf("%s has the digest %s, not %s", what, got, want)
+	if kind := s.config.RootFS.Type; kind != "layers" {
+		return fmt.Errorf("the configuration: its root file system is of type %q, not layers", kind)
 	}
-	return err
+	n := len(s.config.RootFS.DiffIDs)
+	switch {
+	case n == 0 || n != len(s.layers):
+		return fmt.Errorf("the configuration has %d layers, the manifest %d", n, len(s.layers))
+	case n > maxLayers:
+		return fmt.Errorf("%w: the configuration has %d layers, more than %d", errHostile, n, maxLayers)
+	}
+	for i, content := range s.config.RootFS.DiffIDs {
+		if content.Algorithm != "sha256" { // what the store's names are made of
+			return fmt.Errorf("the configuration: layer %d: its digest %q is none of sha256", i, content)
+		}
+	}
+	return nil
+}
+
+// layerOf is a layer as it lies in its source.
+type layerOf struct {
+	v1.Descriptor
+	open func() (io.ReadCloser, error)
+}
+
+// newLayer adds what a v1.Layer can do with that.
+func newLayer(d v1.Descriptor, open func() (io.ReadCloser, error)) v1.Layer {
+	l, _ := partial.CompressedToLayer(&layerOf{d, open}) // which has no errors
+	return l
+}
+
+func (l *layerOf) Digest() (v1.Hash, error)            { return l.Descriptor.Digest, nil }
+func (l *layerOf) Size() (int64, error)                { return l.Descriptor.Size, nil }
+func (l *layerOf) MediaType() (types.MediaType, error) { return l.Descriptor.MediaType, nil }
+
+func (l *layerOf) Compressed() (io.ReadCloser, error) {
+	r, err := l.open()
+	if err != nil {
+		return nil, foreign{err}
+	}
+	return r, nil
 }

@@ -87,16 +87,12 @@ func (s *Store) unpack(ctx context.Context, src *source, o *options) (_ *Image, 
 			err = errors.Join(err, img.Close())
 		}
 	}()
-	layers, err := src.image.Layers()
-	if err != nil {
-		return nil, err
-	}
 	chain := ""
 	for i, content := range src.config.RootFS.DiffIDs {
 		chain = chainID(chain, content)
 		job := &job{
-			src: src, from: layers[i], content: content, parents: img.layers, limits: o.limits,
-			progress: o.progress, at: Progress{Layer: content.String(), Index: i, Count: len(layers)},
+			src: src, from: src.layers[i], content: content, parents: img.layers, limits: o.limits,
+			progress: o.progress, at: Progress{Layer: content.String(), Index: i, Count: len(src.layers)},
 		}
 		l, err := s.layer(ctx, chain, job)
 		if err != nil {

@@ -113,13 +113,6 @@ func (s *stream) check() error {
 const maxWindow = 128 << 20
 
 func (j *job) open() (*stream, error) {
-	if j.src.plain {
-		raw, err := j.from.Uncompressed()
-		if err != nil {
-			return nil, err
-		}
-		return &stream{Reader: j.counted(raw), raw: raw, undo: func() {}}, nil
-	}
 	want, err := j.from.Digest()
 	if err != nil {
 		return nil, err
@@ -131,8 +124,13 @@ func (j *job) open() (*stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stream{raw: raw, digest: sha256.New(), want: want, undo: func() {}}
-	compressed := bufio.NewReaderSize(io.TeeReader(j.counted(raw), s.digest), 1<<20)
+	s := &stream{raw: raw, want: want, undo: func() {}}
+	in := j.counted(raw)
+	if !j.src.plain {
+		s.digest = sha256.New()
+		in = io.TeeReader(in, s.digest)
+	}
+	compressed := bufio.NewReaderSize(in, 1<<20)
 	head, _ := compressed.Peek(4) // a layer that is shorter is none that is compressed
 	switch {
 	case strings.HasPrefix(string(head), "\x1f\x8b"):

@@ -1,0 +1,229 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
+)
+
+// files are those of a layout: a directory's, or an archive's.
+type files interface {
+	// open returns a regular file, and how many bytes it has.
+	open(name string) (io.ReadCloser, int64, error)
+	close()
+}
+
+// directory has the files of a directory. Whoever wrote them may not be trusted: no link leads out of it, no pipe is waited for, no device is read.
+type directory struct{ dir *os.File }
+
+func openDirectory(dir string) (directory, error) {
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+	return directory{f}, err
+}
+
+func (d directory) close() { _ = d.dir.Close() } // it was read only
+
+func (d directory) open(name string) (io.ReadCloser, int64, error) {
+	fail := func(err error) (io.ReadCloser, int64, error) {
+		return nil, 0, &fs.PathError{Op: "open", Path: path.Join(d.dir.Name(), name), Err: err}
+	}
+	how := &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
+	var fd int
+	err := error(unix.EAGAIN)
+	for tries := 0; tries < 100 && (err == unix.EAGAIN || err == unix.EINTR); tries++ { // openat2(2): a rename elsewhere is enough for EAGAIN
+		fd, err = unix.Openat2(int(d.dir.Fd()), name, how)
+	}
+	switch err {
+	case nil:
+	case unix.EXDEV:
+		return fail(fmt.Errorf("%w: a link out of the layout", errHostile))
+	default:
+		return fail(err)
+	}
+	f := os.NewFile(uintptr(fd), path.Join(d.dir.Name(), name))
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%w: no regular file", errHostile)
+	}
+	if err != nil {
+		_ = f.Close()
+		return fail(err)
+	}
+	return f, info.Size(), nil
+}
+
+// layoutContent is what an OCI layout has: blobs have their digests for names.
+type layoutContent struct{ files }
+
+func (l layoutContent) open(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
+	f, size, err := l.files.open(path.Join("blobs", d.Digest.Algorithm, d.Digest.Hex))
+	if err != nil {
+		return nil, err
+	}
+	if size != d.Size {
+		_ = f.Close()
+		err := fmt.Errorf("%s has %d bytes, not %d", d.Digest, size, d.Size)
+		if size < d.Size {
+			err = fmt.Errorf("%w: %w", err, io.ErrUnexpectedEOF)
+		}
+		return nil, err
+	}
+	return exactly(ctx, f, size), nil
+}
+
+var errNoLayout = errors.New("no OCI layout")
+
+// fromLayout takes the one image that the tag and the platform leave.
+func fromLayout(ctx context.Context, f files, tag string, o *options) (*source, error) {
+	raw, err := readFile(ctx, f, "index.json")
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoLayout, err)
+	}
+	var index v1.IndexManifest
+	if err := decode("index.json", raw, &index); err != nil {
+		return nil, err
+	}
+	found := index.Manifests
+	if tag != "" {
+		var have []string
+		for _, d := range found {
+			have = append(have, names(d)...)
+		}
+		found = best(found, tag, called)
+		if len(found) == 0 {
+			return nil, noImage(tag, have)
+		}
+	}
+	if found, err = fits(found, o.wanted); err != nil {
+		return nil, err
+	}
+	for _, d := range found[1:] {
+		if d.Digest != found[0].Digest {
+			return nil, several(found, called)
+		}
+	}
+	return resolve(ctx, layoutContent{f}, found[0], o)
+}
+
+func readFile(ctx context.Context, f files, name string) ([]byte, error) {
+	r, size, err := f.open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	if size > maxManifest {
+		return nil, fmt.Errorf("%w: %s has %d bytes, more than %d", errHostile, name, size, maxManifest)
+	}
+	return readAll(exactly(ctx, r, size), size)
+}
+
+// names are what an image of a layout goes by. Podman and skopeo write a tag or a whole name into the first, containerd and Docker a whole name into the second.
+func names(d v1.Descriptor) (list []string) {
+	for _, key := range []string{"org.opencontainers.image.ref.name", "io.containerd.image.name"} {
+		if n := d.Annotations[key]; n != "" && !slices.Contains(list, n) {
+			list = append(list, n)
+		}
+	}
+	return list
+}
+
+func called(d v1.Descriptor) []string { return append(names(d), d.Digest.String()) }
+
+// several is the error for a choice that is left.
+func several[T any](found []T, names func(T) []string) error {
+	var have []string
+	for _, one := range found {
+		have = append(have, append(names(one), "")[0])
+	}
+	return fmt.Errorf("there are %d images: choose one with a tag: %s", len(found), listed(have))
+}
+
+// best returns those that want names: by the whole of one of their names, else by the same name with Docker's defaults in it ("debian" is
+// "docker.io/library/debian:latest"), else by the tag alone.
+func best[T any](all []T, want string, names func(T) []string) []T {
+	full := func(s string) string {
+		t, err := name.NewTag(s)
+		if err != nil {
+			return ""
+		}
+		return t.Name()
+	}
+	wanted := full(want)
+	for _, same := range []func(have string) bool{
+		func(have string) bool { return have == want },
+		func(have string) bool { return wanted != "" && full(have) == wanted },
+		func(have string) bool { return strings.HasSuffix(have, ":"+want) },
+	} {
+		var found []T
+		for _, one := range all {
+			if slices.ContainsFunc(names(one), same) {
+				found = append(found, one)
+			}
+		}
+		if len(found) > 0 {
+			return found
+		}
+	}
+	return nil
+}
+
+// fits returns the images for a platform, or else those that do not say what they are for.
+func fits(all []v1.Descriptor, platform v1.Platform) ([]v1.Descriptor, error) {
+	var right, unknown []v1.Descriptor
+	var others []string
+	for _, d := range all {
+		switch {
+		case d.Platform == nil:
+			unknown = append(unknown, d)
+		case d.Platform.Satisfies(platform):
+			right = append(right, d)
+		default:
+			others = append(others, d.Platform.String())
+		}
+	}
+	switch {
+	case len(right) > 0:
+		return right, nil
+	case len(unknown) > 0:
+		return unknown, nil
+	case len(others) > 0:
+		return nil, fmt.Errorf("there is no image for %s: there is %s", platform, listed(others))
+	}
+	return nil, fmt.Errorf("there is no image for %s", platform)
+}
+
+// resolve follows indexes from d to the image for the platform, and reads its manifest and configuration.
+func resolve(ctx context.Context, from content, d v1.Descriptor, o *options) (*source, error) {
+	for range maxIndexes {
+		switch {
+		case d.MediaType.IsImage():
+			return describe(ctx, from, d, o)
+		case !d.MediaType.IsIndex():
+			return nil, fmt.Errorf("the manifest: its media type is %q, which is no image's", d.MediaType)
+		}
+		raw, err := read(ctx, from, "the index", d)
+		if err != nil {
+			return nil, err
+		}
+		var index v1.IndexManifest
+		if err := decode("the index", raw, &index); err != nil {
+			return nil, err
+		}
+		found, err := fits(index.Manifests, o.wanted)
+		if err != nil {
+			return nil, err
+		}
+		d = found[0]
+	}
+	return nil, errors.New("too many indexes within each other")
+}
