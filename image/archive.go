@@ -154,6 +154,9 @@ func fromDocker(ctx context.Context, a *tarFiles, tag string, o *options) (*sour
 	if slices.ContainsFunc(found, func(s saved) bool { return s.Config != image.Config }) {
 		return nil, several(found, called)
 	}
+	if n := len(image.Layers); n > maxLayers {
+		return nil, fmt.Errorf("%w: manifest.json has %d layers, more than %d", errHostile, n, maxLayers)
+	}
 	if raw, err = readFile(ctx, a, image.Config); err != nil {
 		return nil, fmt.Errorf("the configuration: %w", err)
 	}

@@ -117,6 +117,9 @@ func describe(ctx context.Context, from content, d v1.Descriptor, o *options) (*
 	if err := decode("the manifest", raw, &manifest); err != nil {
 		return nil, err
 	}
+	if n := len(manifest.Layers); n > maxLayers {
+		return nil, fmt.Errorf("%w: the manifest has %d layers, more than %d", errHostile, n, maxLayers)
+	}
 	s := &source{digest: d.Digest}
 	for i, l := range manifest.Layers {
 		if err := checkLayer(l.Size, o); err != nil {
@@ -153,12 +156,8 @@ func (s *source) configure(raw []byte) error {
 	if kind := s.config.RootFS.Type; kind != "layers" {
 		return fmt.Errorf("the configuration: its root file system is of type %q, not layers", kind)
 	}
-	n := len(s.config.RootFS.DiffIDs)
-	switch {
-	case n == 0 || n != len(s.layers):
+	if n := len(s.config.RootFS.DiffIDs); n == 0 || n != len(s.layers) {
 		return fmt.Errorf("the configuration has %d layers, the manifest %d", n, len(s.layers))
-	case n > maxLayers:
-		return fmt.Errorf("%w: the configuration has %d layers, more than %d", errHostile, n, maxLayers)
 	}
 	for i, content := range s.config.RootFS.DiffIDs {
 		if content.Algorithm != "sha256" { // what the store's names are made of
