@@ -46,7 +46,7 @@ func (a *tarFiles) index(ctx context.Context) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("neither a directory nor a tar archive: %w", err)
+			return a.noTar(err)
 		}
 		if n == maxEntries {
 			return fmt.Errorf("%w: more than %d entries", errHostile, maxEntries)
@@ -76,6 +76,18 @@ func (a *tarFiles) index(ctx context.Context) error {
 		}
 		a.entries[at] = e
 	}
+}
+
+// noTar is the error for what can't be read as an archive, which may be one that is compressed.
+func (a *tarFiles) noTar(err error) error {
+	head := make([]byte, 6)
+	_, _ = a.file.ReadAt(head, 0) // a file that is shorter is no archive either
+	for magic, tool := range map[string]string{"\x1f\x8b": "gzip", "\x28\xb5\x2f\xfd": "zstd", "BZh": "bzip2", "\xfd7zXZ\x00": "xz"} {
+		if bytes.HasPrefix(head, []byte(magic)) {
+			return fmt.Errorf("it is compressed with %s: decompress it first", tool)
+		}
+	}
+	return fmt.Errorf("neither a directory nor a tar archive: %w", err)
 }
 
 func isSparse(h *tar.Header) bool {
@@ -139,12 +151,9 @@ func fromDocker(ctx context.Context, a *tarFiles, tag string, o *options) (*sour
 		return append(slices.Clone(s.RepoTags), "sha256:"+id)
 	}
 	if tag != "" {
-		var have []string
-		for _, s := range found {
-			have = append(have, s.RepoTags...)
-		}
-		if found = best(found, tag, called); len(found) == 0 {
-			return nil, noImage(tag, have)
+		all := found
+		if found = best(all, tag, called); len(found) == 0 {
+			return nil, noImage(tag, all, called)
 		}
 	}
 	if len(found) == 0 {

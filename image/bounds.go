@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -19,6 +18,7 @@ const (
 	maxLayers   = 500      // as many as overlayfs can have: OVL_MAX_STACK
 	maxIndexes  = 8        // indexes within each other
 	maxListed   = 10       // images that an error names
+	maxShown    = 80       // bytes of the name of one of these
 	maxText     = 1 << 10  // bytes of an error's text that is somebody else's
 	maxEntries  = 100_000  // of an archive
 	maxName     = 1 << 10  // bytes of the name of an archive's entry
@@ -154,27 +154,33 @@ func (f foreign) Error() string {
 	}, text)
 }
 
-// noImage is the error for an image that is not there, with what is.
-func noImage(want string, have []string) error {
-	if len(have) == 0 {
-		return fmt.Errorf("there is no image %q, and none that has a name", want)
+// noImage is the error for an image that is not there, with those that are.
+func noImage[T any](want string, all []T, called func(T) []string) error {
+	if len(all) == 0 {
+		return fmt.Errorf("there is no image %q, and no other", want)
 	}
-	return fmt.Errorf("there is no image %q: there is %s", want, listed(have))
+	return fmt.Errorf("there is no image %q: there is %s", want, listed(all, called))
 }
 
-// listed names the first few.
-func listed(names []string) string {
-	var b bytes.Buffer
-	for i, n := range names {
+// several is the error for a choice that is left.
+func several[T any](all []T, called func(T) []string) error {
+	return fmt.Errorf("there are %d images: choose one with a tag: %s", len(all), listed(all, called))
+}
+
+// listed names the first few, each by the first of its names.
+func listed[T any](all []T, called func(T) []string) string {
+	var b strings.Builder
+	for i, one := range all {
 		if i == maxListed {
-			fmt.Fprintf(&b, " and %d more", len(names)-i)
+			fmt.Fprintf(&b, " and %d more", len(all)-i)
 			break
 		}
 		if i > 0 {
 			b.WriteString(", ")
 		}
-		if len(n) > 128 {
-			n = n[:128] + "..."
+		n := called(one)[0]
+		if len(n) > maxShown {
+			n = n[:maxShown] + "..."
 		}
 		fmt.Fprintf(&b, "%q", n)
 	}

@@ -95,13 +95,8 @@ func fromLayout(ctx context.Context, f files, tag string, o *options) (*source, 
 	}
 	found := index.Manifests
 	if tag != "" {
-		var have []string
-		for _, d := range found {
-			have = append(have, names(d)...)
-		}
-		found = best(found, tag, called)
-		if len(found) == 0 {
-			return nil, noImage(tag, have)
+		if found = best(index.Manifests, tag, called); len(found) == 0 {
+			return nil, noImage(tag, index.Manifests, called)
 		}
 	}
 	if found, err = fits(found, o.wanted); err != nil {
@@ -127,25 +122,14 @@ func readFile(ctx context.Context, f files, name string) ([]byte, error) {
 	return readAll(exactly(ctx, r, size), size)
 }
 
-// names are what an image of a layout goes by. Podman and skopeo write a tag or a whole name into the first, containerd and Docker a whole name into the second.
-func names(d v1.Descriptor) (list []string) {
-	for _, key := range []string{"org.opencontainers.image.ref.name", "io.containerd.image.name"} {
-		if n := d.Annotations[key]; n != "" && !slices.Contains(list, n) {
-			list = append(list, n)
+// called is what an image of a layout goes by. containerd and Docker write a whole name into the first annotation, podman and skopeo a tag or a whole name into the second.
+func called(d v1.Descriptor) (names []string) {
+	for _, key := range []string{"io.containerd.image.name", "org.opencontainers.image.ref.name"} {
+		if n := d.Annotations[key]; n != "" {
+			names = append(names, n)
 		}
 	}
-	return list
-}
-
-func called(d v1.Descriptor) []string { return append(names(d), d.Digest.String()) }
-
-// several is the error for a choice that is left.
-func several[T any](found []T, names func(T) []string) error {
-	var have []string
-	for _, one := range found {
-		have = append(have, append(names(one), "")[0])
-	}
-	return fmt.Errorf("there are %d images: choose one with a tag: %s", len(found), listed(have))
+	return append(names, d.Digest.String())
 }
 
 // best returns those that want names: by the whole of one of their names, else by the same name with Docker's defaults in it ("debian" is
@@ -180,7 +164,7 @@ func best[T any](all []T, want string, names func(T) []string) []T {
 // fits returns the images for a platform, or else those that do not say what they are for.
 func fits(all []v1.Descriptor, platform v1.Platform) ([]v1.Descriptor, error) {
 	var right, unknown []v1.Descriptor
-	var others []string
+	var others []v1.Descriptor
 	for _, d := range all {
 		switch {
 		case d.Platform == nil:
@@ -188,7 +172,7 @@ func fits(all []v1.Descriptor, platform v1.Platform) ([]v1.Descriptor, error) {
 		case d.Platform.Satisfies(platform):
 			right = append(right, d)
 		default:
-			others = append(others, d.Platform.String())
+			others = append(others, d)
 		}
 	}
 	switch {
@@ -197,7 +181,7 @@ func fits(all []v1.Descriptor, platform v1.Platform) ([]v1.Descriptor, error) {
 	case len(unknown) > 0:
 		return unknown, nil
 	case len(others) > 0:
-		return nil, fmt.Errorf("there is no image for %s: there is %s", platform, listed(others))
+		return nil, fmt.Errorf("there is no image for %s: there is %s", platform, listed(others, func(d v1.Descriptor) []string { return []string{d.Platform.String()} }))
 	}
 	return nil, fmt.Errorf("there is no image for %s", platform)
 }
