@@ -357,6 +357,17 @@ func TestRootlessChoiceByName(t *testing.T) {
 	_, err = Open(t.Context(), saved+".gone:debian:12", WithStore(store))
 	require.ErrorIs(t, err, os.ErrNotExist)
 
+	t.Chdir(filepath.Dir(saved))
+	for _, ref := range []string{filepath.Base(saved) + ":debian:12", "./" + filepath.Base(saved) + ":debian:12"} {
+		img, err := Open(t.Context(), ref, WithStore(store))
+		if strings.HasPrefix(ref, "./") {
+			require.NoError(t, err)
+			require.NoError(t, img.Close())
+		} else {
+			require.ErrorContains(t, err, `for the file "save:1.tar" write ./save:1.tar:debian:12`)
+		}
+	}
+
 	var long []string
 	for i := range 50 {
 		long = append(long, strings.Repeat("x", 1000)+fmt.Sprint(i))

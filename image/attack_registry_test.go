@@ -296,6 +296,17 @@ func TestRootlessAttackRegistryManifests(t *testing.T) {
 	require.ErrorContains(t, err, "too many indexes within each other")
 }
 
+// Registries that name no type are understood, but for those that leave open what they mean.
+func TestMediaType(t *testing.T) {
+	for raw, want := range map[string]types.MediaType{
+		`{"layers":[]}`: types.OCIManifestSchema1, `{"manifests":[]}`: types.OCIImageIndex, `{"layers":[],"manifests":[]}`: "text/plain", `{}`: "text/plain", `<`: "text/plain", `[]`: "text/plain",
+		`{"mediaType":"` + string(types.DockerManifestList) + `","layers":[]}`: types.DockerManifestList,
+	} {
+		require.Equal(t, want, mediaType("text/plain; charset=utf-8", []byte(raw)), raw)
+		require.Equal(t, types.DockerManifestSchema2, mediaType(string(types.DockerManifestSchema2)+"; charset=utf-8", []byte(raw)), raw)
+	}
+}
+
 // A registry that is asked for a manifest does not choose what else this machine talks to.
 func TestRootlessAttackRegistryRedirects(t *testing.T) {
 	for _, to := range []string{"169.254.169.254", "10.255.255.1", "172.16.0.1", "192.168.255.1", "100.64.0.1", "168.63.129.16", "224.0.0.1", "255.255.255.255", "198.18.0.1",

@@ -6,9 +6,11 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -55,5 +57,34 @@ func FuzzUnpack(f *testing.F) {
 		}
 		require.NoError(t, filepath.WalkDir(files, func(_ string, d fs.DirEntry, err error) error { return err }))
 		require.NoError(t, removeAll(files))
+	})
+}
+
+// FuzzArchive has whole archives, of docker save and of layouts: whatever one says, finding an image in it ends, with an error of bounded length or an image whose layers are within it.
+func FuzzArchive(f *testing.F) {
+	config := `{"rootfs":{"type":"layers","diff_ids":["sha256:` + strings.Repeat("0", 64) + `"]}}`
+	f.Add(tarOf(f, file{name: "manifest.json", content: `[{"Config":"c","RepoTags":["a:1"],"Layers":["d/l"]}]`}, file{name: "c", content: config}, file{name: "d/l", link: "../l"}, file{name: "l", content: "x"}), "1")
+	f.Add(tarOf(f, file{name: "index.json", content: `{"manifests":[{"mediaType":"application/vnd.oci.image.index.v1+json","size":2,"digest":"sha256:` + strings.Repeat("a", 64) + `"}]}`},
+		file{name: "blobs/sha256/" + strings.Repeat("a", 64), content: "{}"}), "")
+	f.Fuzz(func(t *testing.T, b []byte, tag string) {
+		at := filepath.Join(t.TempDir(), "x.tar")
+		require.NoError(t, os.WriteFile(at, b, 0o600))
+		s, err := find(context.Background(), at+":"+tag, &options{limits: limits{1 << 20, 50}})
+		if err != nil {
+			require.Less(t, len(err.Error()), 2*maxText)
+			return
+		}
+		defer s.close()
+		require.Equal(t, len(s.config.RootFS.DiffIDs), len(s.layers))
+		for _, l := range s.layers {
+			size, err := l.Size()
+			require.NoError(t, err)
+			require.LessOrEqual(t, size, int64(len(b)))
+			r, err := l.Compressed()
+			require.NoError(t, err)
+			n, err := io.Copy(io.Discard, r)
+			require.NoError(t, err)
+			require.Equal(t, size, n)
+		}
 	})
 }

@@ -2,7 +2,6 @@ package image
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -81,16 +80,27 @@ func (r *registryContent) findManifest(ctx context.Context, named name.Reference
 	return nil
 }
 
-// mediaType is what a manifest is. Registries of static files send it with a type of their own.
+// mediaType is what a manifest is. Registries of static files send it with a type of their own, and it need not have one itself.
 func mediaType(header string, raw []byte) types.MediaType {
 	header, _, _ = strings.Cut(header, ";")
 	sent := types.MediaType(strings.TrimSpace(header))
 	if sent.IsImage() || sent.IsIndex() {
 		return sent
 	}
-	var is struct{ MediaType types.MediaType }
+	var is struct {
+		MediaType         types.MediaType
+		Layers, Manifests json.RawMessage
+	}
 	_ = json.Unmarshal(raw, &is) // what is no JSON has no type, which resolve says
-	return cmp.Or(is.MediaType, sent)
+	switch {
+	case is.MediaType != "":
+		return is.MediaType
+	case is.Layers != nil && is.Manifests == nil:
+		return types.OCIManifestSchema1
+	case is.Manifests != nil && is.Layers == nil:
+		return types.OCIImageIndex
+	}
+	return sent
 }
 
 // accepted are the manifests that can be asked for.

@@ -35,6 +35,9 @@ func find(ctx context.Context, ref string, o *options) (*source, error) {
 		s, err = fromPath(ctx, ref, o)
 	} else {
 		s, err = pull(ctx, ref, o)
+		if file, _, _, statErr := split(ref); err != nil && statErr == nil {
+			err = fmt.Errorf("%w: for the file %q write ./%s", err, file, ref)
+		}
 	}
 	if err != nil {
 		return nil, foreign{err}
