@@ -74,8 +74,11 @@ func WithStoreSize(bytes int64) Option { return func(o *options) { o.keep = &byt
 // Open finds an image and unpacks those of its layers that the store does not have. ref is
 //
 //   - a path, which begins with "/", "./" or "../": of the directory of an OCI layout, or of an archive of docker save (docker-archive) or of an OCI layout
-//     (oci-archive). Of several images in it ref chooses one by the tag behind the last colon, as in "./images:debian";
+//     (oci-archive), which is not compressed. Of several images in it what follows a colon chooses one, by its name, tag or digest: "./save.tar:debian:12";
 //   - else the name of an image in a registry, such as "debian:bookworm", "ghcr.io/owner/name:tag" or "localhost:5000/name@sha256:...".
+//
+// Nothing that a registry, a layout or an archive says is read without a bound, followed out of it, or waited for longer than a minute without progress; docs/IMAGES.md has the bounds. A registry
+// may lead to addresses that are not public, by redirects or to where it has one sign in, only if its own is such a one. Proxies are those of the environment (http.ProxyFromEnvironment).
 //
 // Every digest is checked, from the manifest's to that of each layer's content. An archive that no honest tool makes is refused, and leaves nothing: names or hard links that are absolute or
 // lead out of the root, device nodes (but for those in /dev, which a run has of its own, and which are left out), the same file twice, more bytes
