@@ -294,7 +294,7 @@ func TestRootlessAttackArchiveLength(t *testing.T) {
 	if _, err := Open(ctx, at, WithStore(newStore(t))); err != nil { // a fast machine may be through with it
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 	}
-	require.Less(t, time.Since(start), 20*time.Second)
+	require.Less(t, time.Since(start), time.Minute)
 }
 
 // Which image of several is meant, by the names that tools write, and what there is where none is.

@@ -500,7 +500,7 @@ func TestRootlessAttackRegistrySlow(t *testing.T) {
 			start := time.Now()
 			_, err := Open(ctx, h.ref(), WithStore(store))
 			require.ErrorIs(t, err, context.DeadlineExceeded, "%s %s", on, name)
-			require.Less(t, time.Since(start), 20*time.Second)
+			require.Less(t, time.Since(start), time.Minute)
 			cancel()
 			requireEmpty(t, store)
 		}
