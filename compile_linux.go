@@ -282,6 +282,9 @@ func (p *plans) plan(c config, sh shape) (*plan, error) {
 		return have, nil
 	}
 	c.root = c.root.withSources()
+	if c.root.ifCan && !thisMachine().atLeast(5, 11) {
+		c.root.writable = nil
+	}
 	missing, err := c.root.missingPoints()
 	if err != nil {
 		return nil, err
@@ -317,9 +320,9 @@ func (m *machine) checkOverlay(r *rootConfig, missing []point) error {
 	case r.writable != nil:
 		return &SetupError{Stage: "WithWritableRoot", Err: old, Hint: "a newer kernel, or WithTmpfs and WithBind where the command writes"}
 	case len(r.rootfs.layers) > 1:
-		return &SetupError{Stage: "WithRootfs", Err: fmt.Errorf("LayersRootfs: %w", old), Hint: "a newer kernel, or DirRootfs of one directory"}
+		return &SetupError{Stage: r.option(), Err: fmt.Errorf("LayersRootfs: %w", old), Hint: "a newer kernel, or DirRootfs of one directory"}
 	case len(missing) > 0:
-		return &SetupError{Stage: "WithRootfs", Err: fmt.Errorf("the directory has no %s: %w", missing[0].path, old), Hint: "make the mount points in it, or a newer kernel"}
+		return &SetupError{Stage: r.option(), Err: fmt.Errorf("the directory has no %s: %w", missing[0].path, old), Hint: "make the mount points in it, or a newer kernel"}
 	}
 	return nil
 }

@@ -32,6 +32,8 @@ func hint(e *cell.CallError) string {
 		return "the clocks can't go back further than to the start of the machine, which /proc/uptime tells"
 	case e.Stage == "WithTimeOffset" && (e.Errno == unix.EINVAL || e.Errno == unix.ENOENT):
 		return "a kernel with time namespaces: CONFIG_TIME_NS"
+	case e.Stage == "WithGroups":
+		return "a run of this user has no other groups: run this program as root, or give its user 4194304 ids in /etc/subuid and /etc/subgid"
 	case e.Stage == "clone" && e.Errno == unix.ENOSPC:
 		if remedy, _, why := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil {
 			return fmt.Sprintf("%v: %s", why, remedy)

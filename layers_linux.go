@@ -77,6 +77,9 @@ const rootDir = "root"
 func (k *compiler) addPoints(b *program.Builder, at program.Arg, under string) {
 	made := map[string]bool{}
 	for _, p := range k.missing {
+		if p.isThere() && (k.keepsIDs() || k.shape.hostIDs) {
+			continue // it has the owner that it has in the image
+		}
 		dir := under
 		parts := strings.Split(strings.TrimPrefix(p.path, "/"), "/")
 		for i, name := range parts {
@@ -95,9 +98,9 @@ func (k *compiler) addPoints(b *program.Builder, at program.Arg, under string) {
 				b.Mkdir(at, dir, is.mode)
 			}
 			switch {
-			case !k.keepsIDs() && k.c.root.writable != nil:
+			case !k.keepsIDs() && k.c.root.writable != nil, p.own && i >= len(p.have) && k.ownRoot():
 				b.Chown(at, dir, k.c.namespace.uid, k.c.namespace.gid)
-			case k.keepsIDs() && (is.uid != 0 || is.gid != 0) && max(is.uid, is.gid) <= maxID:
+			case k.keepsIDs() && (is.uid != 0 || is.gid != 0) && max(is.uid, is.gid) <= maxID+1:
 				b.Chown(at, dir, is.uid, is.gid)
 			}
 		}

@@ -1,7 +1,10 @@
 package sandbox
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -56,13 +59,61 @@ func closeFDs(fds []int) {
 // maxLinks is how many symbolic links the kernel follows: path_resolution(7).
 const maxLinks = 40
 
-// missing returns how p can be made, if it does not exist. A symbolic link that leads nowhere is replaced.
+// missing returns how p can be made, if it does not exist. A symbolic link that leads nowhere is replaced. Of a directory that exists it returns where that is.
 func (m *merged) missing(p string) (point, bool) {
 	defer m.endWalk()
-	type place struct {
-		walk []mergedDir
-		rest []string // from there
+	at, is := m.walk(p)
+	switch {
+	case is == isFile:
+		return point{}, false
+	case is == isDir:
+		return missingBelow(at.walk[1:], nil), false
 	}
+	return missingBelow(at.walk[1:], at.rest), true
+}
+
+// read returns the first bytes of a regular file, up to limit.
+func (m *merged) read(p string, limit int64) ([]byte, error) {
+	defer m.endWalk()
+	at, is := m.walk(p)
+	if is != isFile {
+		return nil, &fs.PathError{Op: "open", Path: p, Err: fs.ErrNotExist}
+	}
+	for _, layer := range at.walk[len(at.walk)-1].layers {
+		fd, err := unix.Openat(layer, at.rest[0], unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err == unix.ENOENT {
+			continue
+		}
+		if err != nil {
+			return nil, &fs.PathError{Op: "open", Path: p, Err: err}
+		}
+		f := os.NewFile(uintptr(fd), p)
+		defer f.Close()
+		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+			return nil, cmp.Or(err, error(&fs.PathError{Op: "open", Path: p, Err: errors.New("not a regular file")}))
+		}
+		return io.ReadAll(io.LimitReader(f, limit))
+	}
+	return nil, &fs.PathError{Op: "open", Path: p, Err: fs.ErrNotExist}
+}
+
+// place is a directory, below others, and what of a path was not looked for yet.
+type place struct {
+	walk []mergedDir
+	rest []string
+}
+
+// kind is what a path leads to.
+type kind int
+
+const (
+	isMissing kind = iota // from the place where it can be made
+	isDir
+	isFile // the first of the rest
+)
+
+// walk follows a path as far as it leads.
+func (m *merged) walk(p string) (place, kind) {
 	at := place{[]mergedDir{m.root}, strings.Split(p, "/")}
 	var link *place // the one that is being followed
 	for links := 0; len(at.rest) > 0; {
@@ -92,15 +143,15 @@ func (m *merged) missing(p string) (point, bool) {
 		case ok && len(found.layers) > 0:
 			at = place{append(slices.Clip(at.walk), found), rest}
 		case ok && target == "" && len(rest) == 0:
-			return point{}, false // a file
+			return at, isFile
 		default:
 			if link != nil {
 				at = *link
 			}
-			return missingBelow(at.walk[1:], at.rest), true
+			return at, isMissing
 		}
 	}
-	return point{}, false
+	return at, isDir
 }
 
 // missingBelow is the point that is missing below directories that are in the root.

@@ -35,12 +35,21 @@ type namespaceConfig struct {
 	network  Network
 	hostIDs  bool
 	clocks   time.Duration
+	groups   []int
+	ofImage  imageUser
+}
+
+func (n *namespaceConfig) same(o *namespaceConfig) bool {
+	return n.hostname == o.hostname && n.uid == o.uid && n.gid == o.gid && n.network == o.network && n.hostIDs == o.hostIDs &&
+		n.clocks == o.clocks && slices.Equal(n.groups, o.groups) && n.ofImage.groups == o.ofImage.groups
 }
 
 const (
 	userName    = "sandbox"
 	maxHostname = 64    // sethostname(2)
 	maxID       = 65533 // 65534 stands for ids that the run does not have
+
+	maxGroups = 256 // keeps a run's program within one message
 
 	maxTimeOffset = 146 * 365 * 24 * time.Hour // what the kernel allows: timens_offsets, KTIME_SEC_MAX / 2
 )
@@ -55,7 +64,22 @@ func WithHostname(name string) Option { return func(c *config) { c.namespace.hos
 // the machine has such ids to give, but for WithoutUserNamespace. 0:0 is the run's root, still without
 // capabilities. Default: 1000:1000, named sandbox.
 func WithUser(uid, gid int) Option {
-	return func(c *config) { c.namespace.uid, c.namespace.gid = uid, gid }
+	return func(c *config) {
+		n := &c.namespace
+		n.uid, n.gid = uid, gid
+		if n.ofImage.groups {
+			n.groups = nil // they are another user's
+		}
+		n.ofImage = imageUser{}
+	}
+}
+
+// WithGroups sets the supplementary groups that the command has inside the run, up to 256 ids of 0 to 65533, in place of those given before:
+// what belongs to one of them it may use as the group's permissions say. A run has those groups that its user namespace maps: as root, or as a user with 4194304
+// ids in /etc/subgid, all of them; as an ordinary user with fewer, 0 and the group of WithUser; without any,
+// none. Others are a *SetupError. With WithoutUserNamespace they are the host's groups, and 0 is refused. Default: none.
+func WithGroups(gids ...int) Option {
+	return func(c *config) { c.namespace.groups, c.namespace.ofImage.groups = slices.Clone(gids), false }
 }
 
 // WithNetwork sets what the run sees of networks. Default: NetworkNone.
@@ -92,7 +116,10 @@ func (c *config) checkHostIDs() (errs []error) {
 		return nil
 	}
 	if n.uid == 0 || n.gid == 0 {
-		errs = append(errs, optionError("WithUser", "%d:%d: with WithoutUserNamespace that is the host's root, who owns its files: use other ids", n.uid, n.gid))
+		errs = append(errs, optionError(n.ofImage.option(), "%d:%d: with WithoutUserNamespace that is the host's root, who owns its files: use %s", n.uid, n.gid, n.ofImage.remedy()))
+	}
+	if !n.ofImage.groups && slices.Contains(n.groups, 0) {
+		errs = append(errs, optionError("WithGroups", "0: with WithoutUserNamespace that is the host's group of root, which may use what is root's: leave it out"))
 	}
 	if len(c.security.capabilities) > 0 {
 		errs = append(errs, optionError("WithCapabilities", "with WithoutUserNamespace capabilities are the host's, and give power over all of it: leave one of the two out"))
@@ -121,8 +148,19 @@ func (n *namespaceConfig) check() (errs []error) {
 	case strings.ContainsFunc(n.hostname, func(r rune) bool { return r <= ' ' || r > '~' || r == '/' || r == ':' }):
 		errs = append(errs, optionError("WithHostname", "%q contains a character that no host name has", n.hostname))
 	}
-	if n.uid < 0 || n.uid > maxID || n.gid < 0 || n.gid > maxID {
-		errs = append(errs, optionError("WithUser", "%d:%d: ids go from 0 to %d", n.uid, n.gid, maxID))
+	if most := n.maxID(); n.ofImage.err != nil {
+		errs = append(errs, optionError(n.ofImage.option(), "%w: use WithUser", n.ofImage.err))
+	} else if n.uid < 0 || n.uid > most || n.gid < 0 || n.gid > most {
+		errs = append(errs, optionError(n.ofImage.option(), "%d:%d: ids go from 0 to %d", n.uid, n.gid, most))
+	}
+	if len(n.groups) > maxGroups {
+		errs = append(errs, optionError("WithGroups", "%d groups, at most %d are possible", len(n.groups), maxGroups))
+	}
+	for _, gid := range n.groups {
+		if gid < 0 || gid > n.maxID() {
+			errs = append(errs, optionError("WithGroups", "%d: ids go from 0 to %d", gid, maxID))
+			break
+		}
 	}
 	if n.clocks.Abs() > maxTimeOffset {
 		errs = append(errs, optionError("WithTimeOffset", "%v is more than 146 years", n.clocks))

@@ -26,6 +26,8 @@ type config struct {
 	command []string
 	env     []string
 	dir     string
+	dirOf   string // the image whose working directory that is
+	noWhy   error  // why there is no command
 	stdin   io.Reader
 	stdout  io.Writer
 	stderr  io.Writer
@@ -74,10 +76,11 @@ func (c config) clone() config {
 // that goes with it, in timeouts and cgroup limits, and in the cell.
 func (c *config) samePlans(o *config) bool {
 	sameRoot := c.root.rootfs.same(o.root.rootfs) && equalPointed(c.root.writable, o.root.writable) && c.root.upper == o.root.upper &&
+		c.root.ifCan == o.root.ifCan && slices.Equal(c.root.dirs, o.root.dirs) &&
 		slices.EqualFunc(c.root.mounts, o.root.mounts, func(a, b mount) bool {
 			return a.kind == b.kind && a.src == b.src && a.from == b.from && a.dst == b.dst && a.size == b.size && a.mode == b.mode && bytes.Equal(a.data, b.data)
 		})
-	return sameRoot && c.namespace == o.namespace && c.security.same(&o.security)
+	return sameRoot && c.namespace.same(&o.namespace) && c.security.same(&o.security)
 }
 
 // sameCommand tells whether two configurations execute their commands with the same program. They may differ in all that
@@ -102,7 +105,7 @@ func equalPointed[T comparable](a, b *T) bool { return a == b || a != nil && b !
 // looked up in the PATH of the run's environment, inside the run's root; one
 // with a slash is taken relative to WithDir. Required.
 func WithCommand(name string, args ...string) Option {
-	return func(c *config) { c.command = append([]string{name}, args...) }
+	return func(c *config) { c.command, c.noWhy = append([]string{name}, args...), nil }
 }
 
 // WithEnv adds variables in the form "KEY=value" to the environment; a later
@@ -115,7 +118,7 @@ func WithEnv(kv ...string) Option {
 
 // WithDir sets the working directory, an absolute path inside the run's root.
 // Default: the user's home directory, /home/sandbox.
-func WithDir(dir string) Option { return func(c *config) { c.dir = dir } }
+func WithDir(dir string) Option { return func(c *config) { c.dir, c.dirOf = dir, "" } }
 
 // WithStdin sets the standard input. An *os.File is handed to the run as it
 // is; anything else is copied through a pipe, until it or the run ends. Wait
@@ -226,7 +229,9 @@ func (c *config) checkCommand() (errs []error) {
 	bad := func(option, format string, args ...any) {
 		errs = append(errs, optionError(option, format, args...))
 	}
-	if len(c.command) == 0 || c.command[0] == "" {
+	if c.noWhy != nil {
+		errs = append(errs, fmt.Errorf("sandbox: %w", c.noWhy))
+	} else if len(c.command) == 0 || c.command[0] == "" {
 		bad("WithCommand", "no command is set")
 	}
 	for _, s := range c.command {

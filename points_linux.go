@@ -5,6 +5,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 )
 
 // point is a mount point that a root directory lacks. Its parents, as far as
@@ -12,7 +13,13 @@ import (
 type point struct {
 	path string
 	file bool
+	own  bool     // belongs to the run's user
 	have []parent // directories on the way that exist, from the top
+}
+
+// isThere tells whether the root has it, and only its owner is to be another.
+func (p *point) isThere() bool {
+	return p.own && len(p.have) == strings.Count(p.path, "/")
 }
 
 // parent is what a mount point's directory is to look like on the layer above it.
@@ -43,7 +50,7 @@ func (r *rootConfig) missingPoints() ([]point, error) {
 	}
 	m, err := openMerged(r.rootfs.layers)
 	if err != nil {
-		return nil, optionError("WithRootfs", "%w", err)
+		return nil, optionError(r.option(), "%w", err)
 	}
 	defer m.close()
 	l := r.layout()
@@ -67,6 +74,13 @@ func (r *rootConfig) missingPoints() ([]point, error) {
 			look(path.Dir(m.dst), false) // where the file itself is made
 		default:
 			look(m.dst, true)
+		}
+	}
+	for _, dir := range l.owned {
+		gap, ok := m.missing(dir)
+		if ok || r.writable != nil && len(gap.have) > 0 {
+			gap.own = true
+			missing = append(missing, gap)
 		}
 	}
 	return missing, nil

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -99,7 +100,13 @@ type rootConfig struct {
 	writable *int64
 	upper    *Scratch // takes the changes of a writable root, nil for a file system of the run's own
 	hasUpper bool     // it was given, if only a nil one
+	ofImage  string   // the image that the root is
+	ifCan    bool     // writable is an image's: where the kernel can do it
+	dirs     []string // that are made for the run's user where the root lacks them
 }
+
+// option is what errors about the root name.
+func (r *rootConfig) option() string { return cmp.Or(r.ofImage, "WithRootfs") }
 
 type mountKind int
 
@@ -151,7 +158,7 @@ func (m *mount) what() string {
 const defaultTmpfs = 256 * MiB
 
 // WithRootfs sets the root file system. Default: HostRootfs().
-func WithRootfs(r Rootfs) Option { return func(c *config) { c.root.rootfs = r } }
+func WithRootfs(r Rootfs) Option { return func(c *config) { c.root.rootfs, c.root.ofImage = r, "" } }
 
 // WithBind shows the host's file or directory src at dst, writable. Inside, its
 // files belong to the run's user if, outside, they belong to the owner of src,
@@ -193,7 +200,9 @@ func WithFile(dst string, data []byte, mode fs.FileMode) Option {
 // overlay and the caller is root, but for WithoutUserNamespace; elsewhere they keep their protection and
 // only new files can be made, in directories that the run's user owns, such as /.
 func WithWritableRoot(bytes int64) Option {
-	return func(c *config) { c.root.writable, c.root.upper, c.root.hasUpper = &bytes, nil, false }
+	return func(c *config) {
+		c.root.writable, c.root.upper, c.root.hasUpper, c.root.ifCan = &bytes, nil, false, false
+	}
 }
 
 // WithScratchRoot is WithWritableRoot with changes that go to the scratch, as far as it has room, and stay there: for the next run that has it for its root, one at a
@@ -203,7 +212,7 @@ func WithWritableRoot(bytes int64) Option {
 // It needs root, Linux 6.3 (idmapped tmpfs), and a user namespace with ids of its own for each run; else a run fails with a *SetupError.
 func WithScratchRoot(s *Scratch) Option {
 	return func(c *config) {
-		c.root.writable, c.root.upper, c.root.hasUpper = new(int64), s, true
+		c.root.writable, c.root.upper, c.root.hasUpper, c.root.ifCan = new(int64), s, true, false
 		if scratchOf(s) != nil {
 			*c.root.writable = s.size
 		}
@@ -225,7 +234,7 @@ func (r *rootConfig) check() (errs []error) {
 		errs = append(errs, optionError(option, format, args...))
 	}
 	for _, err := range r.rootfs.check() {
-		bad("WithRootfs", "%w", err)
+		bad(r.option(), "%w", err)
 	}
 	if r.hasUpper && scratchOf(r.upper) == nil {
 		bad("WithScratchRoot", "the scratch was not made by NewScratch")
@@ -341,9 +350,9 @@ func (r *rootConfig) checkSources() (errs []error) {
 			continue
 		}
 		if info, err := os.Stat(dir); err != nil {
-			errs = append(errs, optionError("WithRootfs", "%w", err))
+			errs = append(errs, optionError(r.option(), "%w", err))
 		} else if !info.IsDir() {
-			errs = append(errs, optionError("WithRootfs", "%s is not a directory", dir))
+			errs = append(errs, optionError(r.option(), "%s is not a directory", dir))
 		}
 	}
 	return errs

@@ -30,7 +30,12 @@ type layout struct {
 	mounts  []placed // parents before children
 	mkdirs  []string // mount points that the root itself must have
 	mkfiles []string // those of them that are files
+	owned   []string // directories of the run's user that the root is to have
+	within  []within // and those that lie on a tmpfs
 }
+
+// within is a directory that lies on a mount.
+type within struct{ dir, on string }
 
 // placed is a mount and what its mount point lies on.
 type placed struct {
@@ -80,7 +85,26 @@ func (r *rootConfig) layout() *layout {
 	for _, p := range all {
 		l.mounts = append(l.mounts, *p)
 	}
+	l.placeDirs(r.dirs)
 	return l
+}
+
+// placeDirs finds what the directories lie on that are made for the run's user. In what is bound, nothing is made.
+func (l *layout) placeDirs(dirs []string) {
+	for _, dir := range dirs {
+		var on *placed
+		for i, p := range l.mounts {
+			if p.dst == dir || strings.HasPrefix(dir, p.dst+"/") {
+				on = &l.mounts[i]
+			}
+		}
+		switch {
+		case on == nil:
+			l.owned = append(l.owned, dir)
+		case on.kind == tmpfsMount && on.dst != dir:
+			l.within = append(l.within, within{dir, on.dst})
+		}
+	}
 }
 
 // declareTrees says which host directories and files accompany the run.
@@ -117,7 +141,7 @@ func (k *compiler) declareTrees() {
 		k.upper = add(tree{from: upper, root: true, writable: true, mapAll: true, forOption: "WithScratchRoot"})
 	}
 	for _, dir := range k.rootTrees() {
-		t := tree{path: k.source(dir), forOption: "WithRootfs", partial: k.partial()}
+		t := tree{path: k.source(dir), forOption: k.c.root.option(), partial: k.partial()}
 		switch {
 		case k.keepsIDs():
 			t.mapAll, t.mapIfCan = true, true
@@ -200,7 +224,7 @@ func (k *compiler) addSharedRoot(b *program.Builder) {
 	b.Stage("root file system")
 	var given []program.Slot
 	for _, p := range k.rootTrees() {
-		k.plan.trees = append(k.plan.trees, tree{path: k.source(p), forOption: "WithRootfs", partial: k.partial()})
+		k.plan.trees = append(k.plan.trees, tree{path: k.source(p), forOption: k.c.root.option(), partial: k.partial()})
 		given = append(given, b.File(p+", read-only"))
 	}
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
@@ -289,6 +313,7 @@ func (k *compiler) addRoot() {
 			k.addMount(&k.layout.mounts[i])
 		}
 	}
+	k.addDirs()
 	k.addFiles()
 }
 
@@ -349,6 +374,17 @@ func (k *compiler) addMount(p *placed) {
 	k.attachIn(b, m, k.tree, p.dst)
 	if p.kind == tmpfsMount {
 		b.Close(m)
+	}
+}
+
+// addDirs makes directories for the run's user on file systems in memory.
+func (k *compiler) addDirs() {
+	for _, w := range k.layout.within {
+		k.b.Stage("directory " + w.dir)
+		k.b.MkdirAll(k.tree, w.on, w.dir)
+		at := k.b.OpenInRoot(k.tree, path.Dir(w.dir))
+		k.b.Chown(program.Use(at), path.Base(w.dir), k.c.namespace.uid, k.c.namespace.gid)
+		k.b.Close(at)
 	}
 }
 

@@ -28,8 +28,8 @@ func (k *compiler) addPrivileges() {
 	if keep != 0 {
 		b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_KEEPCAPS, "PR_SET_KEEPCAPS"), program.Int(1), zero, zero, zero)
 	}
+	k.addGroups()
 	if !k.shape.singleID {
-		b.Call("setgroups", unix.SYS_SETGROUPS, zero, program.Int(0, "NULL"))
 		gid, uid := program.Int(n.gid), program.Int(n.uid)
 		b.Call("setresgid", unix.SYS_SETRESGID, gid, gid, gid)
 		b.Call("setresuid", unix.SYS_SETRESUID, uid, uid, uid)
@@ -46,6 +46,33 @@ func (k *compiler) addPrivileges() {
 		}
 	}
 	b.Call("umask", unix.SYS_UMASK, program.Int(0o022, "022"))
+}
+
+// addGroups takes the groups of the fork server from the command, or, where all runs have the same id, leaves it those that the caller's own namespace has.
+// An image's groups are given where that works: never where they would be the host's.
+func (k *compiler) addGroups() {
+	b, n := k.b, &k.c.namespace
+	groups := n.groups
+	if n.ofImage.groups && (k.shape.singleID || k.shape.hostIDs) {
+		groups = nil
+	}
+	if !k.shape.singleID && (len(groups) == 0 || n.ofImage.groups) {
+		b.Call("setgroups", unix.SYS_SETGROUPS, program.Int(0), program.Int(0, "NULL"))
+	}
+	if len(groups) == 0 {
+		return
+	}
+	list := make([]uint32, len(groups))
+	for i, gid := range groups {
+		list[i] = uint32(gid)
+	}
+	call := b.Call
+	if n.ofImage.groups {
+		call = b.CallMaybe
+	}
+	b.Stage("WithGroups")
+	call("setgroups", unix.SYS_SETGROUPS, program.Int(len(list)), b.Bytes(appendUint32s(nil, list...), fmt.Sprint(groups)))
+	b.Stage("privileges")
 }
 
 // addUndumpable keeps a process's memory from those of its own id. A change of ids sets that to the sysctl

@@ -411,6 +411,9 @@ func setupError(err error, c *config) error {
 		return err
 	}
 	e := &SetupError{Stage: call.Stage, Err: err, Hint: hint(call)}
+	if call.Stage == "WithDir" && c.dirOf != "" {
+		e.Stage = c.dirOf + ": config field WorkingDir"
+	}
 	if name, ok := cutExec(call.Stage); ok {
 		var why error = call.Errno
 		if call.Errno == unix.ENOMEM && c.cgroup.memory != nil { // the kernel kills nobody for what execve itself takes

@@ -1,27 +1,42 @@
 package image
 
 import (
-	"bufio"
-	"cmp"
-	"io"
-	"os"
+	"errors"
+	"fmt"
+	"maps"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/hook"
 )
 
-// Options are the image's root and what it says of how to run a command in it: its environment, working directory and user, who is
-// root where the image names none. Options given after them change that.
+// writableBytes is what runs may change of an image unless an option says otherwise.
+const writableBytes = 256 * sandbox.MiB
+
+// Options are the image's root and what it says of how to run a command in it: its environment, user and working directory. Options given after them change that.
+//
+// Runs may change their root, as containers may: up to 256 MiB, in memory, gone with the run (WithWritableRoot and WithScratchRoot set something else). Before Linux 5.11 the root
+// is read-only. The working directory and the image's volumes are made where the image lacks them, and belong to the image's user.
+//
+// The user is root where the image names none. HOME and USER are the user's, if the image's environment has no others; supplementary groups are those that the image's
+// /etc/group lists the user in, where a run can have them (sandbox.WithGroups). An id above 65534, of the user or of files, becomes 65533, as runs have none of those.
+// A user that the image names but does not have is an error of Run, unless WithUser follows.
 func (i *Image) Options() []sandbox.Option {
-	uid, gid, home := i.user()
+	u := i.user()
+	dir := rooted(i.config.WorkingDir)
+	img := hook.Image{
+		Name: i.name, Layers: i.dirs(), User: i.config.User, UserErr: u.err, UID: u.uid, GID: u.gid, Groups: u.groups,
+		Dir: dir, Dirs: i.ownDirs(), Writable: writableBytes,
+	}
 	return []sandbox.Option{
-		sandbox.WithRootfs(i.Rootfs()),
-		sandbox.WithUser(uid, gid),
-		sandbox.WithDir(cmp.Or(i.config.WorkingDir, "/")),
-		sandbox.WithEnv("HOME=" + home),
-		sandbox.WithEnv(i.config.Env...),
+		hook.ImageOption(img).(sandbox.Option),
+		sandbox.WithEnv("HOME="+u.home, "USER="+u.name),
+		sandbox.WithEnv(i.env()...),
 	}
 }
 
@@ -32,84 +47,190 @@ func (i *Image) Command(args ...string) sandbox.Option {
 	}
 	args = slices.Concat(i.config.Entrypoint, args)
 	if len(args) == 0 {
-		args = []string{""} // refused, as no command
+		err := fmt.Errorf("image %s: config fields Entrypoint and Cmd are empty: name a command", i.name)
+		return hook.NoCommand(err).(sandbox.Option)
 	}
 	return sandbox.WithCommand(args[0], args[1:]...)
 }
 
-// user is the ids and the home directory of the image's user. A name that the image does not know is one that no run can have.
-func (i *Image) user() (uid, gid int, home string) {
-	name, group, hasGroup := strings.Cut(i.config.User, ":")
-	name = cmp.Or(name, "0")
-	uid, err := strconv.Atoi(name)
-	known := err == nil
-	home = "/"
-	i.lines("etc/passwd", func(fields []string) bool {
-		if len(fields) < 6 || fields[0] != name && fields[2] != name {
-			return false
+// LeftOut lists the device nodes, the first thousand of each layer, that the image has elsewhere than in /dev. No run could use them, so they were left out.
+func (i *Image) LeftOut() (names []string) {
+	for _, l := range i.layers {
+		names = append(names, l.info.LeftOut...)
+	}
+	return names
+}
+
+// env is the image's environment, less what has no value: that takes a variable from the environment that an engine has by default.
+func (i *Image) env() (env []string) {
+	for _, kv := range i.config.Env {
+		if strings.IndexByte(kv, '=') > 0 {
+			env = append(env, kv)
 		}
-		u, uErr := strconv.Atoi(fields[2])
-		g, gErr := strconv.Atoi(fields[3])
-		if uErr != nil || gErr != nil {
-			return false
+	}
+	return env
+}
+
+// rooted is a directory of the configuration, which may be relative to the root.
+func rooted(dir string) string { return path.Join("/", dir) }
+
+// ownDirs is the directories that are made for the image's user.
+func (i *Image) ownDirs() (dirs []string) {
+	for _, dir := range append([]string{i.config.WorkingDir}, slices.Sorted(maps.Keys(i.config.Volumes))...) {
+		dir = rooted(dir)
+		top, _, _ := strings.Cut(dir[1:], "/")
+		if top != "" && top != "proc" && top != "dev" && top != "sys" && !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
 		}
-		uid, gid, home, known = u, g, cmp.Or(fields[5], "/"), true
-		return true
-	})
-	if hasGroup {
-		if g, err := strconv.Atoi(group); err == nil {
-			gid = g
-		} else {
-			known = i.lines("etc/group", func(fields []string) bool {
-				if len(fields) < 3 || fields[0] != group {
-					return false
-				}
-				g, err := strconv.Atoi(fields[2])
-				gid = g
-				return err == nil
-			}) && known
+	}
+	return dirs
+}
+
+const (
+	maxString  = 128<<10 - 1 // of arguments and environment: execve(2)
+	maxStrings = 1 << 20     // of all of them together
+	maxVolumes = 64
+	maxLayers  = 64 // of sandbox.LayersRootfs
+)
+
+// checkConfig refuses what no run could have, and names the field.
+func checkConfig(f *v1.ConfigFile) error {
+	c := &f.Config
+	total := 0
+	for _, field := range []struct {
+		name   string
+		values []string
+		most   int
+	}{
+		{"Env", c.Env, maxString}, {"Entrypoint", c.Entrypoint, maxString}, {"Cmd", c.Cmd, maxString}, {"User", []string{c.User}, maxString},
+		{"WorkingDir", []string{rooted(c.WorkingDir)}, 4095}, {"Volumes", slices.Sorted(maps.Keys(c.Volumes)), 4094},
+	} {
+		for _, value := range field.values {
+			total += len(value)
+			switch {
+			case strings.IndexByte(value, 0) >= 0:
+				return fmt.Errorf("config field %s: %.128q contains a zero byte", field.name, value)
+			case len(value) > field.most:
+				return fmt.Errorf("config field %s: %.64q...: %d bytes are more than %d", field.name, value, len(value), field.most)
+			}
+		}
+		if total > maxStrings {
+			return fmt.Errorf("config field %s: with it, strings have more than %d bytes", field.name, maxStrings)
+		}
+	}
+	if len(c.Volumes) > maxVolumes {
+		return fmt.Errorf("config field Volumes: %d directories, at most %d are possible", len(c.Volumes), maxVolumes)
+	}
+	if n := len(f.RootFS.DiffIDs); n > maxLayers {
+		return fmt.Errorf("config field rootfs: %d layers, at most %d are possible", n, maxLayers)
+	}
+	return nil
+}
+
+const (
+	maxKernelID = 1<<32 - 2 // user_namespaces(7): the largest is no id
+	maxRunID    = 65534     // of those that a run has as root, less the largest, which programs take for none
+	otherID     = 65533     // stands for those that no run has
+)
+
+// runID is an id of an image as one that runs have.
+func runID(id int) int {
+	if id > maxRunID {
+		return otherID
+	}
+	return id
+}
+
+// user is an image's user as a run can have it.
+type user struct {
+	uid, gid   int
+	groups     []int
+	name, home string
+	err        error // why there is none
+}
+
+// user finds the image's user where container engines do: in its /etc/passwd, by name or by number, with the groups of its /etc/group.
+func (i *Image) user() user {
+	spec, group, _ := strings.Cut(i.config.User, ":")
+	if spec == "" {
+		spec = "0"
+	}
+	u := user{name: spec, home: "/"}
+	uid, isID := parseID(spec)
+	known, named := isID || spec == "root", ""
+	for fields := range i.lines("/etc/passwd", 6) {
+		id, ok1 := parseID(fields[2])
+		gid, ok2 := parseID(fields[3])
+		if ok1 && ok2 && (fields[0] == spec || isID && id == uid) {
+			uid, u.gid, u.name, named, known = id, gid, fields[0], fields[0], true
+			if path.IsAbs(fields[5]) && len(fields[5]) < 4096 {
+				u.home = fields[5]
+			}
+			break
 		}
 	}
 	if !known {
-		return -1, -1, home
+		u.err = errors.New("there is no such user in the image's /etc/passwd")
 	}
-	return uid, gid, home
+	if gid, ok := i.group(group); group != "" && ok {
+		u.gid = gid
+	} else if group != "" {
+		u.err = errors.Join(u.err, errors.New("there is no such group in the image's /etc/group"))
+	} else if named != "" {
+		u.groups = i.groupsOf(named)
+	}
+	u.uid, u.gid = runID(uid), runID(u.gid)
+	return u
+}
+
+// group finds a group by name or number.
+func (i *Image) group(name string) (gid int, ok bool) {
+	gid, ok = parseID(name)
+	ok = ok || name == "root"
+	for fields := range i.lines("/etc/group", 3) {
+		if id, valid := parseID(fields[2]); valid && fields[0] == name {
+			return id, true
+		}
+	}
+	return gid, ok
+}
+
+const maxGroups = 256 // of sandbox.WithGroups
+
+// groupsOf lists the supplementary groups of a user.
+func (i *Image) groupsOf(name string) (gids []int) {
+	for fields := range i.lines("/etc/group", 4) {
+		gid, ok := parseID(fields[2])
+		gid = runID(gid)
+		if ok && slices.Contains(strings.Split(fields[3], ","), name) && !slices.Contains(gids, gid) && len(gids) < maxGroups {
+			gids = append(gids, gid)
+		}
+	}
+	return gids
+}
+
+// parseID takes the numbers that the kernel has for users and groups.
+func parseID(s string) (int, bool) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	return int(n), err == nil && n <= maxKernelID
 }
 
 // maxLines bounds what is read of a file of the image.
 const maxLines = 1 << 20
 
-// lines gives f the fields of a file's lines until it wants no more, and tells whether it did. The file is that of the highest layer that has it. Links out of a layer are
-// not followed, and nothing but a regular file is read.
-func (i *Image) lines(name string, f func(fields []string) bool) bool {
-	for _, l := range slices.Backward(i.layers) {
-		root, err := os.OpenRoot(l.files())
+// lines yields the fields of a file's lines that have so many or more. The file is what a run sees at that place, if that is a regular file: links lead nowhere but to other
+// files of the image.
+func (i *Image) lines(name string, least int) func(yield func(fields []string) bool) {
+	return func(yield func([]string) bool) {
+		text, err := hook.ReadMerged(i.dirs(), name, maxLines)
 		if err != nil {
-			return false
+			return // an image need not have it
 		}
-		info, err := root.Lstat(name)
-		if err != nil {
-			root.Close()
-			if l.info.Opaque {
-				return false
-			}
-			continue
-		}
-		var file *os.File
-		if info.Mode().IsRegular() {
-			file, err = root.Open(name)
-		}
-		root.Close()
-		if file == nil || err != nil {
-			return false
-		}
-		defer file.Close()
-		for scan := bufio.NewScanner(io.LimitReader(file, maxLines)); scan.Scan(); {
-			if f(strings.Split(scan.Text(), ":")) {
-				return true
+		for line := range strings.Lines(string(text)) {
+			fields := strings.Split(strings.TrimSpace(line), ":")
+			if len(fields) >= least && strings.IndexByte(line, 0) < 0 && !yield(fields) {
+				return
 			}
 		}
-		return false
 	}
-	return false
 }

@@ -24,6 +24,7 @@ import (
 
 // Image is one that was opened. Its layers stay in the store at least until Close, or the end of the process.
 type Image struct {
+	name   string // as Open was told
 	digest v1.Hash
 	config v1.Config
 	layers []*layer // the lowest first
@@ -62,7 +63,8 @@ func WithProgress(f func(Progress)) Option { return func(o *options) { o.progres
 // WithKeychain sets where the credentials for registries come from. Default: authn.DefaultKeychain, which reads the configuration of docker login.
 func WithKeychain(k authn.Keychain) Option { return func(o *options) { o.keys = k } }
 
-// WithLimits bounds each layer: the bytes that it may take, as a tar file and as files, and the number of its files. Default: 16 GiB and a million.
+// WithLimits bounds each layer: the bytes that it may take, as a tar file and as files, and the number of its files, those that come twice and the directories that
+// it needs but does not describe included. Names may have 256 bytes on the average, or 1 MiB together if that is more. Default: 16 GiB and a million.
 func WithLimits(bytes, files int64) Option {
 	return func(o *options) { o.limits = limits{bytes, files} }
 }
@@ -80,8 +82,10 @@ func WithStoreSize(bytes int64) Option { return func(o *options) { o.keep = &byt
 // Nothing that a registry, a layout or an archive says is read without a bound, followed out of it, or waited for longer than a minute without progress; docs/IMAGES.md has the bounds. A registry
 // may lead to addresses that are not public, by redirects or to where it has one sign in, only if its own is such a one. Proxies are those of the environment (http.ProxyFromEnvironment).
 //
-// Every digest is checked, from the manifest's to that of each layer's content. An archive that no honest tool makes is refused, and leaves nothing: names or hard links that are absolute or
-// lead out of the root, device nodes (but for those in /dev, which a run has of its own, and which are left out), the same file twice, more bytes
+// Every digest is checked, from the manifest's to that of each layer's content. Layers become what container engines make of them: names that begin with a slash are below the root, and of
+// what is there twice the last counts. Device nodes are left out: a run has a /dev of its own, and LeftOut lists those elsewhere. So are extended attributes
+// other than users', file capabilities among them, which have no effect in a run. An archive that no honest tool makes is refused, and leaves nothing: names or hard links that
+// lead out of the root, more than 256 directories within each other, more bytes
 // or files than WithLimits allows, sparse files and compression counted as what they become. Symbolic links are the image's own business: inside a run they lead nowhere else, and here none is
 // followed out of the layer.
 //
@@ -110,10 +114,14 @@ func Open(ctx context.Context, ref string, opts ...Option) (_ *Image, err error)
 		return nil, fmt.Errorf("image: %s: %w", ref, err)
 	}
 	defer src.close()
+	if err := checkConfig(src.config); err != nil {
+		return nil, fmt.Errorf("image: %s: %w", ref, err)
+	}
 	img, err := o.store.unpack(ctx, src, &o)
 	if err != nil {
 		return nil, fmt.Errorf("image: %s: %w", ref, err)
 	}
+	img.name = ref
 	if o.keep != nil {
 		if _, err := o.store.Collect(*o.keep); err != nil {
 			return nil, errors.Join(err, img.Close())
@@ -136,13 +144,15 @@ func (i *Image) Close() error {
 func (i *Image) Digest() string { return i.digest.String() }
 
 // Rootfs is the image's files.
-func (i *Image) Rootfs() sandbox.Rootfs {
-	var dirs []string
+func (i *Image) Rootfs() sandbox.Rootfs { return sandbox.LayersRootfs(i.dirs()...) }
+
+// dirs is where the layers are, the lowest first.
+func (i *Image) dirs() (dirs []string) {
 	for _, l := range i.layers {
 		if l.info.Opaque { // nothing of those below is to be seen
 			dirs = nil
 		}
 		dirs = append(dirs, l.files())
 	}
-	return sandbox.LayersRootfs(dirs...)
+	return dirs
 }

@@ -71,6 +71,8 @@ type info struct {
 	Bytes   int64  // that its files have
 	Files   int64
 	Tree    string // digest of the files as they were unpacked, for Verify
+
+	LeftOut []string `json:",omitempty"` // device nodes, the first maxLeftOut
 }
 
 func (s *Store) path(kind, hash string) string { return filepath.Join(s.dir, kind, hash) }

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"archive/tar"
 	"bufio"
 	"compress/gzip"
 	"context"
@@ -10,14 +9,11 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"path"
-	"path/filepath"
 	"strings"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/klauspost/compress/zstd"
-	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/cell"
 )
@@ -47,10 +43,10 @@ func (j *job) unpack(ctx context.Context, dir string) (info, error) {
 	}
 	defer stream.close()
 	content := sha256.New()
-	limited := &limitedReader{r: stream, left: j.limits.bytes}
+	limited := &limitedReader{ctx: ctx, r: stream, left: j.limits.bytes}
 	tarFile := io.TeeReader(limited, content)
-	e := &extraction{dir: dir, limits: j.limits, owners: cell.WideIDs(), seen: map[string]bool{}}
-	opts := []archive.ApplyOpt{archive.WithFilter(e.filter), archive.WithConvertWhiteout(e.whiteout), archive.WithParents(j.parentDirs())}
+	e := &extraction{dir: dir, limits: j.limits, owners: cell.WideIDs(), below: j.parents}
+	opts := []archive.ApplyOpt{archive.WithFilter(e.filter), archive.WithConvertWhiteout(keepAll)}
 	if !e.owners {
 		opts = append(opts, archive.WithNoSameOwner())
 	}
@@ -59,6 +55,9 @@ func (j *job) unpack(ctx context.Context, dir string) (info, error) {
 	}
 	if err == nil {
 		err = stream.check()
+	}
+	if err == nil {
+		err = e.hideBelow()
 	}
 	if err != nil {
 		if limited.exceeded {
@@ -70,15 +69,7 @@ func (j *job) unpack(ctx context.Context, dir string) (info, error) {
 		return info{}, fmt.Errorf("its content has the digest sha256:%s, not %s", got, j.content)
 	}
 	tree, err := treeDigest(ctx, dir)
-	return info{Content: j.content.String(), Opaque: e.opaque, Bytes: e.bytes, Files: e.files, Tree: tree}, err
-}
-
-// parentDirs is where directories get their attributes from that the layer does not describe, the nearest first.
-func (j *job) parentDirs() (dirs []string) {
-	for i := len(j.parents) - 1; i >= 0; i-- {
-		dirs = append(dirs, j.parents[i].files())
-	}
-	return dirs
+	return info{Content: j.content.String(), Opaque: e.opaque, Bytes: e.bytes, Files: e.files, Tree: tree, LeftOut: e.leftOut}, err
 }
 
 // stream is a layer's tar file as it comes from the source.
@@ -135,7 +126,7 @@ func (j *job) open() (*stream, error) {
 	switch {
 	case strings.HasPrefix(string(head), "\x1f\x8b"):
 		s.Reader, err = gzip.NewReader(compressed)
-	case string(head) == "\x28\xb5\x2f\xfd":
+	case string(head) == "\x28\xb5\x2f\xfd", len(head) == 4 && head[0]&0xf0 == 0x50 && string(head[1:]) == "\x2a\x4d\x18": // or a frame to skip
 		var d *zstd.Decoder
 		if d, err = zstd.NewReader(compressed, zstd.WithDecoderMaxMemory(maxWindow), zstd.WithDecoderConcurrency(1)); err == nil {
 			s.Reader, s.undo = d, d.Close
@@ -172,115 +163,22 @@ func (p *progressReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// limitedReader fails where io.LimitedReader says that it is the end.
+// limitedReader fails where io.LimitedReader says that it is the end, and where ctx has ended.
 type limitedReader struct {
+	ctx      context.Context
 	r        io.Reader
 	left     int64
 	exceeded bool
 }
 
 func (l *limitedReader) Read(b []byte) (int, error) {
+	if err := l.ctx.Err(); err != nil {
+		return 0, err
+	}
 	n, err := l.r.Read(b)
 	if l.left -= int64(n); l.left < 0 {
 		l.exceeded = true
 		return 0, errHostile
 	}
 	return n, err
-}
-
-// extraction is what decides of each file of an archive.
-type extraction struct {
-	dir          string
-	limits       limits
-	owners       bool // files keep those of the archive
-	seen         map[string]bool
-	bytes, files int64
-	opaque       bool
-}
-
-// filter sees every entry before it is unpacked, with its name cleaned.
-func (e *extraction) filter(h *tar.Header) (bool, error) {
-	refuse := func(why string) (bool, error) { return false, fmt.Errorf("%w: %q: %s", errHostile, h.Name, why) }
-	if h.Typeflag == tar.TypeXGlobalHeader {
-		return false, nil
-	}
-	if !filepath.IsLocal(h.Name) {
-		return refuse("it is not in the root")
-	}
-	if len(h.Name) >= unix.PathMax || len(h.Linkname) >= unix.PathMax {
-		return refuse("the name is too long")
-	}
-	if e.files++; e.files > e.limits.files {
-		return refuse(fmt.Sprintf("more than %d files: raise WithLimits", e.limits.files))
-	}
-	if e.bytes += max(h.Size, 0); e.bytes > e.limits.bytes || h.Size < 0 {
-		return refuse(fmt.Sprintf("more than %d bytes: raise WithLimits", e.limits.bytes))
-	}
-	if h.Typeflag != tar.TypeDir {
-		if e.seen[h.Name] {
-			return refuse("it is there twice")
-		}
-		e.seen[h.Name] = true
-	}
-	switch h.Typeflag {
-	case tar.TypeDir:
-		if !e.owners {
-			h.Mode |= 0o700 // or its own files could not be made, or removed
-		}
-	case tar.TypeReg:
-		if !e.owners {
-			h.Mode |= 0o400
-		}
-	case tar.TypeSymlink, tar.TypeFifo:
-	case tar.TypeLink:
-		if !filepath.IsLocal(h.Linkname) {
-			return refuse(fmt.Sprintf("a hard link to %q, which is not in the root", h.Linkname))
-		}
-	case tar.TypeChar, tar.TypeBlock:
-		if strings.HasPrefix(h.Name, "dev/") {
-			return false, nil // a run has a /dev of its own
-		}
-		return refuse("a device node")
-	default:
-		return refuse(fmt.Sprintf("a file of type %q", h.Typeflag))
-	}
-	for key := range h.PAXRecords {
-		name, isXattr := strings.CutPrefix(key, "SCHILY.xattr.")
-		if isXattr && (!strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "user.overlay.")) {
-			delete(h.PAXRecords, key) // what is overlayfs's own, and what means nothing in a run
-		}
-	}
-	return true, nil
-}
-
-const (
-	whiteoutPrefix = ".wh."
-	whiteoutOpaque = ".wh..wh..opq"
-)
-
-// whiteout makes of the markers of an image those of overlayfs.
-func (e *extraction) whiteout(_ *tar.Header, file string) (bool, error) {
-	dir, name := path.Split(file)
-	dir = path.Clean(dir)
-	switch {
-	case name == whiteoutOpaque && dir == e.dir:
-		e.opaque = true // which overlayfs does not know of a root
-		return false, nil
-	case name == whiteoutOpaque:
-		err := unix.Lsetxattr(dir, "user.overlay.opaque", []byte("y"), 0)
-		if err == unix.ENOTSUP {
-			err = fmt.Errorf("the store's file system has no extended attributes for users, which it needs to hide what is below %s: %w: use OpenStore on another", dir, err)
-		}
-		return false, err
-	case strings.HasPrefix(name, whiteoutPrefix):
-		err := unix.Mknod(path.Join(dir, strings.TrimPrefix(name, whiteoutPrefix)), unix.S_IFCHR, 0)
-		switch err {
-		case unix.EEXIST: // the layer has such a file itself, which stays
-			err = nil
-		case unix.EPERM: // fs/overlayfs/dir.c, ovl_mknod
-			err = fmt.Errorf("the store's file system can't hide files of lower layers, as a container's own can't: %w: use OpenStore on a volume", err)
-		}
-		return false, err
-	}
-	return true, nil
 }

@@ -1,0 +1,421 @@
+package image
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// extraction sees to it that archive.Apply makes of a layer what container engines do, inside of its directory and within limits. It sees every entry
+// before Apply does, which gets a name without links from it, in a directory that exists.
+type extraction struct {
+	dir    string
+	limits limits
+	owners bool     // files keep those of the archive
+	below  []*layer // the lowest first
+
+	files   int64 // entries, and directories that were made for them
+	bytes   int64 // of files and extended attributes
+	names   int64 // bytes of names and links
+	opaque  bool  // nothing of the layers below is to be seen
+	hides   []string
+	opaques []string // directories of which nothing below is to be seen
+	leftOut []string
+}
+
+const (
+	maxDepth   = 256  // directories within each other
+	maxLinks   = 40   // that the kernel follows in a path: path_resolution(7)
+	maxLeftOut = 1000 // names that are kept of each layer
+
+	// meanName bounds what is kept of an archive in memory: so many bytes for the name of each file that it may have, on the average.
+	meanName     = 256
+	leastOfNames = 1 << 20
+
+	whiteoutPrefix = ".wh."
+	whiteoutOpaque = ".wh..wh..opq"
+	whiteoutMeta   = ".wh..wh." // aufs's own
+
+	xattrPrefix = "SCHILY.xattr."
+)
+
+func refuse(name, format string, args ...any) error {
+	if len(name) > 128 {
+		name = name[:128] + "..."
+	}
+	return fmt.Errorf("%w: %q: %w", errHostile, name, fmt.Errorf(format, args...))
+}
+
+// filter tells whether an entry becomes a file, and changes it into what Apply is to make.
+func (e *extraction) filter(h *tar.Header) (bool, error) {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return false, nil
+	}
+	if err := e.account(h); err != nil {
+		return false, err
+	}
+	name, err := localName(h.Name)
+	if err != nil {
+		return false, refuse(h.Name, "%w", err)
+	}
+	dir, base := path.Split(name)
+	switch {
+	case name == ".":
+		return false, nil // the root has attributes of its own
+	case strings.HasPrefix(base, whiteoutPrefix) || strings.Contains("/"+dir, "/"+whiteoutMeta):
+		return false, e.whiteout(dir, base)
+	}
+	if dir, err = e.enter(dir); err != nil {
+		return false, err
+	}
+	name = path.Join(dir, base)
+	if err := e.checkPath(name); err != nil {
+		return false, err
+	}
+	return e.prepare(h, name)
+}
+
+// account counts an entry. Apply keeps headers of directories and all names in memory, so no more is left of a header than is needed.
+func (e *extraction) account(h *tar.Header) error {
+	if len(h.Name) >= unix.PathMax || len(h.Linkname) >= unix.PathMax {
+		return refuse(h.Name, "the name is too long")
+	}
+	var kept map[string]string
+	for key, value := range h.PAXRecords {
+		name, isXattr := strings.CutPrefix(key, xattrPrefix)
+		// What is not for users is overlayfs's own, or means nothing in a run.
+		if isXattr && strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.") {
+			if kept == nil {
+				kept = map[string]string{}
+			}
+			kept[strings.Clone(key)] = strings.Clone(value)
+			e.bytes += int64(len(key) + len(value))
+		}
+	}
+	*h = tar.Header{
+		Typeflag: h.Typeflag, Name: strings.Clone(h.Name), Linkname: strings.Clone(h.Linkname), Size: h.Size, Mode: h.Mode, Uid: h.Uid, Gid: h.Gid,
+		ModTime: h.ModTime, AccessTime: h.AccessTime, Devmajor: h.Devmajor, Devminor: h.Devminor, PAXRecords: kept,
+	}
+	if h.Typeflag == tar.TypeDir || h.Typeflag == tar.TypeSymlink || h.Typeflag == tar.TypeLink || h.Typeflag == tar.TypeFifo {
+		h.Size = 0 // nothing follows, whatever the header says
+	}
+	if h.Size < 0 || h.Size > math.MaxInt64-e.bytes {
+		return refuse(h.Name, "a size of %d bytes", h.Size)
+	}
+	if e.bytes += h.Size; e.bytes > e.limits.bytes {
+		return refuse(h.Name, "more than %d bytes: raise WithLimits", e.limits.bytes)
+	}
+	return e.count(h.Name, h.Linkname)
+}
+
+// count counts a file that is to be made.
+func (e *extraction) count(name, link string) error {
+	if e.files++; e.files > e.limits.files {
+		return refuse(name, "more than %d files, with the directories that they are in: raise WithLimits", e.limits.files)
+	}
+	most := int64(leastOfNames)
+	if e.limits.files > leastOfNames/meanName {
+		most = min(e.limits.files, math.MaxInt64/meanName) * meanName
+	}
+	if e.names += int64(len(name) + len(link)); e.names > most {
+		return refuse(name, "more than %d bytes of names: raise the number of files of WithLimits", most)
+	}
+	return nil
+}
+
+// localName is a name of an archive as one below the root: container engines take those that begin with a slash so.
+func localName(name string) (string, error) {
+	name = path.Clean(strings.TrimLeft(name, "/"))
+	switch {
+	case name == ".." || strings.HasPrefix(name, "../"):
+		return "", errors.New("it is not in the root")
+	case strings.IndexByte(name, 0) >= 0:
+		return "", errors.New("a zero byte in the name")
+	}
+	return name, nil
+}
+
+// checkPath bounds where files are made. Moved to their place in the store, their paths are a little longer.
+func (e *extraction) checkPath(name string) error {
+	switch {
+	case strings.Count(name, "/") >= maxDepth:
+		return refuse(name, "more than %d directories within each other", maxDepth)
+	case len(e.dir)+len(name)+len("/layers") >= unix.PathMax || len(path.Base(name)) > unix.NAME_MAX:
+		return refuse(name, "the name is too long")
+	}
+	return nil
+}
+
+// enter returns where a directory of the layer is, with links followed in it only, as nothing outside is this layer's. What is not there is made; what is there and no directory is
+// replaced, as what comes later counts.
+func (e *extraction) enter(dir string) (string, error) {
+	return e.walk(dir, func(at string, there bool) error {
+		if err := e.checkPath(at); err != nil {
+			return err
+		}
+		if there {
+			if err := os.Remove(e.host(at)); err != nil {
+				return err
+			}
+		}
+		return e.mkdir(at)
+	})
+}
+
+func (e *extraction) host(name string) string { return filepath.Join(e.dir, name) }
+
+// walk finds a directory of the layer. no is called where there is none, and there tells whether there is something else.
+func (e *extraction) walk(dir string, no func(at string, there bool) error) (string, error) {
+	at, rest := "", dir
+	for links := 0; rest != ""; {
+		var name string
+		name, rest, _ = strings.Cut(rest, "/")
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			at = path.Dir("/" + at)[1:]
+			continue
+		}
+		next := path.Join(at, name)
+		info, err := os.Lstat(e.host(next))
+		switch {
+		case err == nil && info.IsDir():
+		case err == nil && info.Mode().Type() == fs.ModeSymlink:
+			target, err := os.Readlink(e.host(next))
+			if err != nil {
+				return "", err
+			}
+			if links++; links > maxLinks {
+				return "", refuse(dir, "too many symbolic links")
+			}
+			if path.IsAbs(target) {
+				at = ""
+			}
+			rest = target + "/" + rest
+			continue
+		case err == nil || errors.Is(err, fs.ErrNotExist):
+			if err := no(next, err == nil); err != nil {
+				return "", err
+			}
+		case errors.Is(err, syscall.ENAMETOOLONG):
+			return "", refuse(next, "the name is too long")
+		default:
+			return "", err
+		}
+		at = next
+	}
+	return at, nil
+}
+
+// mkdir makes a directory that the layer does not describe, or not yet, as those are below it.
+func (e *extraction) mkdir(name string) error {
+	if err := e.count(name, ""); err != nil {
+		return err
+	}
+	if err := os.Mkdir(e.host(name), 0o755); err != nil {
+		return err
+	}
+	mode, uid, gid := fs.FileMode(0o755), -1, -1
+	for i := len(e.below) - 1; i >= 0; i-- {
+		info, err := lstatIn(e.below[i].files(), name)
+		if err == nil {
+			if st := info.Sys().(*syscall.Stat_t); info.IsDir() {
+				mode, uid, gid = info.Mode(), int(st.Uid), int(st.Gid)
+			}
+			break
+		}
+		if e.below[i].info.Opaque {
+			break
+		}
+	}
+	if e.owners {
+		if err := os.Lchown(e.host(name), uid, gid); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(e.host(name), mode) // whatever the umask is
+}
+
+func lstatIn(dir, name string) (fs.FileInfo, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	return root.Lstat(name)
+}
+
+// prepare gives an entry the name at which it is made, and checks what it is.
+func (e *extraction) prepare(h *tar.Header, name string) (bool, error) {
+	switch h.Typeflag {
+	case tar.TypeDir:
+		if !e.owners {
+			h.Mode |= 0o700 // or its own files could not be made, or removed
+		}
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
+		h.Typeflag = tar.TypeReg
+		if !e.owners {
+			h.Mode |= 0o400
+		}
+	case tar.TypeSymlink, tar.TypeFifo:
+	case tar.TypeLink:
+		if same, err := e.hardLink(h, name); same || err != nil {
+			return false, err
+		}
+	case tar.TypeChar, tar.TypeBlock:
+		return false, e.leaveOut(name)
+	default:
+		return false, refuse(h.Name, "a file of type %q", h.Typeflag)
+	}
+	if h.Uid < 0 || h.Gid < 0 || h.Uid > maxKernelID || h.Gid > maxKernelID {
+		return false, refuse(h.Name, "its owner %d:%d: ids go from 0 to %d", h.Uid, h.Gid, maxKernelID)
+	}
+	h.Name, h.Uid, h.Gid = name, runID(h.Uid), runID(h.Gid)
+	return true, nil
+}
+
+// hardLink finds what a hard link is to, and tells whether that is the link itself.
+func (e *extraction) hardLink(h *tar.Header, name string) (same bool, err error) {
+	bad := func(why string) error { return refuse(h.Name, "a hard link to %.128q, %s", h.Linkname, why) }
+	target, err := localName(h.Linkname)
+	if err != nil {
+		return false, bad("which is not in the root")
+	}
+	dir, base := path.Split(target)
+	none := errors.New("none")
+	dir, err = e.walk(dir, func(string, bool) error { return none })
+	if err != nil && err != none {
+		return false, err
+	}
+	h.Linkname = path.Join(dir, base)
+	info, statErr := os.Lstat(e.host(h.Linkname))
+	switch {
+	case err == none || statErr != nil:
+		return false, bad("which the layer does not have before it")
+	case info.IsDir():
+		return false, bad("which is a directory")
+	}
+	return h.Linkname == name, nil
+}
+
+// leaveOut does without a device node, which no run could use. What is below it at its place is not to be seen either.
+func (e *extraction) leaveOut(name string) error {
+	if err := os.RemoveAll(e.host(name)); err != nil {
+		return err
+	}
+	if strings.HasPrefix(name, "dev/") {
+		return nil // a run has a /dev of its own
+	}
+	if len(e.leftOut) < maxLeftOut {
+		e.leftOut = append(e.leftOut, "/"+name)
+	}
+	e.hide(name)
+	return nil
+}
+
+// whiteout notes what of the layers below is not to be seen.
+func (e *extraction) whiteout(dir, base string) error {
+	name, isWhiteout := strings.CutPrefix(base, whiteoutPrefix)
+	switch {
+	case base == whiteoutOpaque && dir == "":
+		e.opaque = true // which overlayfs does not know of a root
+		return nil
+	case base != whiteoutOpaque && strings.Contains("/"+dir+base, "/"+whiteoutMeta):
+		return nil
+	case isWhiteout && (name == "" || name == "." || name == ".."):
+		return refuse(dir+base, "a whiteout of no file")
+	case len(e.below) == 0:
+		return nil
+	}
+	dir, err := e.enter(dir)
+	if err != nil {
+		return err
+	}
+	if base == whiteoutOpaque {
+		e.opaques = append(e.opaques, dir)
+		return nil
+	}
+	if err := e.checkPath(path.Join(dir, name)); err != nil {
+		return err
+	}
+	e.hide(path.Join(dir, name))
+	return nil
+}
+
+func (e *extraction) hide(name string) {
+	if len(e.below) > 0 {
+		e.hides = append(e.hides, name)
+	}
+}
+
+// keepAll leaves no whiteout to Apply.
+func keepAll(*tar.Header, string) (bool, error) { return true, nil }
+
+// hideBelow makes, at last, of what whiteouts said what says the same to overlayfs. They are of layers below only, so that it does not matter whether the layer had
+// files of its own at their places before or after them.
+func (e *extraction) hideBelow() error {
+	for _, name := range e.hides {
+		if !e.hasDir(path.Dir(name)) {
+			continue // replaced by something that hides more
+		}
+		if e.hasDir(name) {
+			e.opaques = append(e.opaques, name)
+		} else if err := e.makeWhiteout(e.host(name)); err != nil {
+			return err
+		}
+	}
+	for _, name := range e.opaques {
+		if name == "" || !e.hasDir(name) {
+			e.opaque = e.opaque || name == ""
+			continue
+		}
+		err := unix.Lsetxattr(e.host(name), "user.overlay.opaque", []byte("y"), 0)
+		if err == unix.ENOTSUP {
+			err = fmt.Errorf("the store's file system has no extended attributes for users, which it needs to hide what is below %s: %w: use OpenStore on another", e.host(name), err)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hasDir tells whether the layer has a directory, with no link on the way.
+func (e *extraction) hasDir(name string) bool {
+	at := ""
+	for part := range strings.SplitSeq(name, "/") {
+		at = path.Join(at, part)
+		if info, err := os.Lstat(e.host(at)); err != nil || !info.IsDir() {
+			return false
+		}
+	}
+	return true
+}
+
+// makeWhiteout hides what is below a place at which the layer has no file of its own. The directory that it is in keeps its times.
+func (e *extraction) makeWhiteout(file string) error {
+	var dir unix.Stat_t
+	if err := unix.Lstat(path.Dir(file), &dir); err != nil {
+		return &fs.PathError{Op: "lstat", Path: path.Dir(file), Err: err}
+	}
+	switch err := unix.Mknod(file, unix.S_IFCHR, 0); err {
+	case nil:
+		return unix.UtimesNanoAt(unix.AT_FDCWD, path.Dir(file), []unix.Timespec{dir.Atim, dir.Mtim}, unix.AT_SYMLINK_NOFOLLOW)
+	case unix.EEXIST:
+		return nil
+	case unix.EPERM: // fs/overlayfs/dir.c, ovl_mknod
+		return fmt.Errorf("the store's file system can't hide files of lower layers, as a container's own can't: %w: use OpenStore on a volume", err)
+	default:
+		return &fs.PathError{Op: "mknod", Path: file, Err: err}
+	}
+}
