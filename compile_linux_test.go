@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/cellkit/sandbox/internal/hook"
 	"github.com/cellkit/sandbox/internal/program"
 )
 
@@ -54,6 +55,8 @@ var golden = []goldenSandbox{
 	{name: "network-host", opts: []Option{WithNetwork(NetworkHost)}},
 	{name: "capabilities", opts: []Option{WithCapabilities("CAP_NET_RAW", "CAP_CHOWN")}},
 	{name: "root-user", opts: []Option{WithUser(0, 0)}},
+	{name: "groups", opts: []Option{WithGroups(10, 65533)}},
+	{name: "image", shape: shape{wideIDs: true}, missing: []point{{path: "/proc"}, {path: "/srv/app", own: true, have: []parent{{0o755, 0, 0}}}}, opts: []Option{imageOption}},
 	{name: "no-seccomp", opts: []Option{WithoutSeccomp()}},
 	{name: "single-id", shape: shape{singleID: true}, opts: nil},
 	{name: "cgroup-v1", shape: shape{joins: 2, savedID: true}, opts: nil},
@@ -71,6 +74,13 @@ var golden = []goldenSandbox{
 	{name: "scratch-root-layers", shape: shape{wideIDs: true}, missing: []point{{path: "/proc"}}, opts: []Option{WithRootfs(LayersRootfs("/srv/base", "/srv/app")), WithScratchRoot(closedScratch())}},
 	{name: "dir-writable", missing: []point{{path: "/dev/shm"}, {path: "/opt"}},
 		opts: []Option{WithRootfs(DirRootfs("/srv/root")), WithWritableRoot(MiB), WithFile("/opt/file", []byte("x"), 0o644)}},
+}
+
+// imageOption is what an image says whose user is nobody, and whose working directory is on a tmpfs.
+func imageOption(c *config) {
+	hook.ImageOption(hook.Image{
+		Name: "golden", Layers: []string{"/srv/base", "/srv/app"}, User: "nobody", UID: 65534, GID: 65534, Groups: []int{50}, Dir: "/tmp/work", Dirs: []string{"/tmp/work", "/srv/app"}, Writable: MiB,
+	}).(Option)(c)
 }
 
 func (g *goldenSandbox) config() *config {

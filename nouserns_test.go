@@ -127,6 +127,7 @@ func hostUserUser(t *testing.T) {
 	require.Equal(t, "hello 50123 50124 50124 sandbox sandbox /home/sandbox wrote",
 		output(t, hostUser(shell("echo hello $(id -u) $(id -g) $(id -G) $(id -un) $(hostname) $(pwd) $(touch ~/x /tmp/x /dev/shm/x && echo wrote)"))))
 	require.Equal(t, "1000 1000", output(t, shell("echo $(id -u) $(id -G)", sandbox.WithoutUserNamespace())))
+	require.Equal(t, "50124 50200", output(t, hostUser(shell("id -G", sandbox.WithGroups(50200)))))
 }
 
 func hostUserPrivileges(t *testing.T) {

@@ -41,6 +41,7 @@ var wrong = []struct {
 	want string
 }{
 	{"the host's root", []Option{WithoutUserNamespace(), WithUser(0, 1)}, "WithUser: 0:1: with WithoutUserNamespace that is the host's root"},
+	{"the host's root group", []Option{WithoutUserNamespace(), WithGroups(7, 0)}, "WithGroups: 0: with WithoutUserNamespace that is the host's group of root"},
 	{"the host's root group", []Option{WithUser(1, 0), WithoutUserNamespace()}, "WithUser: 1:0: with WithoutUserNamespace that is the host's root"},
 	{"the host's capabilities", []Option{WithoutUserNamespace(), WithCapabilities("CAP_KILL")}, "WithCapabilities: with WithoutUserNamespace capabilities are the host's"},
 	{"the host's clocks", []Option{WithoutUserNamespace(), WithTimeOffset(1)}, "WithTimeOffset: with WithoutUserNamespace that takes CAP_SYS_TIME"},
@@ -115,6 +116,9 @@ var wrong = []struct {
 	{"host name and port", []Option{WithHostname("a:1")}, `WithHostname: "a:1" contains a character`},
 	{"negative uid", []Option{WithUser(-1, 1)}, "WithUser: -1:1: ids go from 0 to 65533"},
 	{"negative gid", []Option{WithUser(1, -1)}, "WithUser: 1:-1: ids go from 0 to 65533"},
+	{"negative group", []Option{WithGroups(7, -1)}, "WithGroups: -1: ids go from 0 to 65533"},
+	{"large group", []Option{WithGroups(65534)}, "WithGroups: 65534: ids go from 0 to 65533"},
+	{"many groups", []Option{WithGroups(make([]int, 257)...)}, "WithGroups: 257 groups, at most 256 are possible"},
 	{"large uid", []Option{WithUser(65534, 1)}, "WithUser: 65534:1: ids go from 0 to 65533"},
 	{"unknown network", []Option{WithNetwork(7)}, "WithNetwork: 7 is neither NetworkNone nor NetworkHost"},
 
@@ -224,6 +228,8 @@ func TestGoodOptions(t *testing.T) {
 		"most processes":        {WithPIDs(4194304)},
 		"root":                  {WithUser(0, 0)},
 		"largest ids":           {WithUser(65533, 65533)},
+		"most groups":           {WithGroups(make([]int, 256)...)},
+		"no groups":             {WithGroups(-1), WithGroups()},
 		"shared memory":         {WithTmpfs("/dev/shm", 1), WithFile("/dev/shm/a/b", nil, 0o600)},
 		"tmpfs in a bind":       {WithBind("/x", "/a"), WithTmpfs("/a/b", 1), WithFile("/a/b/c", nil, 0)},
 		"bind in a bind":        {WithBind("/x", "/a"), WithReadOnlyBind("/y", "/a/b")},
