@@ -41,10 +41,10 @@ var traces = []trace{
 	{"a message queue", smallQueue,
 		func() error { return rawCall(unix.SYS_MQ_OPEN, pathOf("trace"), unix.O_RDWR, 0, 0) }, true},
 	listener("unix", "@trace"), listener("unix", "/tmp/trace.socket"), listener("tcp", "127.0.0.1:4711"), listener("tcp", "[::1]:4711"),
-	{"an address in use", func() error { return holdPort() }, func() error { return taken(holdPort()) }, true},
+	{"an address in use", func() error { return holdPort() }, func() error { return inUse(holdPort()) }, true},
 	{"the list of sockets", func() error { return listen("unix", "@trace-listed") }, func() error { return contains("/proc/net/unix", "@trace-listed") }, true},
 	{"a process", forkSleeper, otherProcess, true},
-	{"a lock", lockTrace, func() error { return taken(lockTrace()) }, true},
+	{"a lock", lockTrace, func() error { return inUse(lockTrace()) }, true},
 	{"an open file's lock in /proc/locks", lockRange, func() error { return contains("/proc/locks", fmt.Sprint(traceKey)) }, false},
 	{"a terminal", func() error { _, err := terminalNumber(); return err }, func() error { return above(0)(terminalNumber()) }, true},
 	{"packets", sendPacket, func() error { return strangePackets() }, true},
@@ -205,8 +205,8 @@ func holdPort() error {
 	return err
 }
 
-// taken turns the error of who comes second into success.
-func taken(err error) error {
+// inUse turns the error of who comes second into success.
+func inUse(err error) error {
 	if errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EWOULDBLOCK) {
 		return nil
 	}
