@@ -399,7 +399,7 @@ func attributesHelper([]string) error {
 			fmt.Print(line)
 		}
 	}
-	for _, name := range []string{"limits", "oom_score_adj", "timerslack_ns", "coredump_filter", "personality", "cgroup", "timens_offsets", "timers", "loginuid", "setgroups", "environ", "cmdline"} {
+	for _, name := range []string{"limits", "oom_score_adj", "coredump_filter", "personality", "cgroup", "timens_offsets", "timers", "loginuid", "setgroups", "environ", "cmdline"} {
 		b, err := os.ReadFile("/proc/self/" + name)
 		fmt.Printf("%s: %q %v\n", name, b, err)
 	}
