@@ -15,7 +15,7 @@ import (
 const (
 	maxManifest = 16 << 20 // bytes of an index, a manifest, a configuration, or the manifest.json of docker save
 	maxValues   = 1 << 17  // objects, arrays, members and elements in one of these, as a decoder takes many times the bytes of small ones
-	maxLayers   = 500      // as many as overlayfs can have: OVL_MAX_STACK
+	maxLayers   = 64       // as many as sandbox.LayersRootfs takes
 	maxIndexes  = 8        // indexes within each other
 	maxListed   = 10       // images that an error names
 	maxShown    = 80       // bytes of the name of one of these

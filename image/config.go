@@ -90,7 +90,6 @@ const (
 	maxString  = 128<<10 - 1 // of arguments and environment: execve(2)
 	maxStrings = 1 << 20     // of all of them together
 	maxVolumes = 64
-	maxLayers  = 64 // of sandbox.LayersRootfs
 )
 
 // checkConfig refuses what no run could have, and names the field.

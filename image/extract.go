@@ -34,7 +34,7 @@ type extraction struct {
 
 const (
 	maxDepth   = 256  // directories within each other
-	maxLinks   = 40   // that the kernel follows in a path: path_resolution(7)
+	maxFollow  = 40   // that the kernel follows in a path: path_resolution(7)
 	maxLeftOut = 1000 // names that are kept of each layer
 
 	// meanName bounds what is kept of an archive in memory: so many bytes for the name of each file that it may have, on the average.
@@ -195,7 +195,7 @@ func (e *extraction) walk(dir string, no func(at string, there bool) error) (str
 			if err != nil {
 				return "", err
 			}
-			if links++; links > maxLinks {
+			if links++; links > maxFollow {
 				return "", refuse(dir, "too many symbolic links")
 			}
 			if path.IsAbs(target) {
