@@ -116,7 +116,7 @@ func (asm *assembler) tree(leaves []leaf) label {
 func (asm *assembler) chain(v verdict) label {
 	next := asm.ret(v.otherwise)
 	for end := len(v.rules); end > 0; {
-		start := end - 1
+		var start int
 		if run := equalities(v.rules[:end]); run > 1 {
 			start = end - run
 			next = asm.anyOf(v.rules[start:end], next)
