@@ -211,10 +211,14 @@ func TestRootlessAttackRegistry(t *testing.T) {
 				w.Header().Set(fmt.Sprint("X-", i), strings.Repeat("x", 10_000))
 			}
 		}, "headers exceeded"},
-		"large location":     {"manifest", redirects("/" + strings.Repeat("x", 100_000)), "headers exceeded"},
-		"ping in circles":    {"ping", redirects("/v2/"), "redirects"},
-		"manifest in circle": {"manifest", func(_ *hostile, w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, 307) }, "redirects"},
-		"layer in circles":   {"layer", func(_ *hostile, w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, 307) }, "redirects"},
+		"large location":  {"manifest", redirects("/" + strings.Repeat("x", 100_000)), "headers exceeded"},
+		"ping in circles": {"ping", redirects("/v2/"), "redirects"},
+		"manifest in circle": {"manifest", func(_ *hostile, w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
+		}, "redirects"},
+		"layer in circles": {"layer", func(_ *hostile, w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
+		}, "redirects"},
 		"terminal": {"manifest", func(_ *hostile, w http.ResponseWriter, _ *http.Request) {
 			http.Error(w, "\x1b]0;title\a\u202e\x00", 404)
 		}, "]0;title"},

@@ -39,7 +39,9 @@ func newNetwork(registry string, patience time.Duration) *network {
 	n.direct.MaxResponseHeaderBytes = maxAnswer
 	n.proxied = n.direct.Clone()
 	n.direct.Proxy, n.direct.DialContext = nil, n.dial
-	n.direct.Dial, n.direct.DialTLS, n.direct.DialTLSContext = nil, nil, nil //nolint:staticcheck // or they would go before it
+	n.direct.DialTLSContext = nil
+	//lint:ignore SA1019 a program may have set it, and it would be used in place of DialContext
+	n.direct.DialTLS = nil
 	if addr, err := netip.ParseAddr(n.host); err == nil {
 		own := reachOf(addr)
 		n.own = &own
