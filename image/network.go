@@ -27,7 +27,7 @@ type network struct {
 	own *reach // of the registry, once it was reached
 }
 
-// newNetwork takes certificates and the like from remote.DefaultTransport, which programs may have set.
+// newNetwork takes certificates and the like from remote.DefaultTransport, which programs may have set; connections are its own.
 func newNetwork(registry string, patience time.Duration) *network {
 	n := &network{host: hostname(registry), patience: patience}
 	base, ok := remote.DefaultTransport.(*http.Transport)

@@ -43,9 +43,12 @@ func pull(ctx context.Context, ref string, o *options) (*source, error) {
 func (r *registryContent) close() { r.network.close() }
 
 func (r *registryContent) find(ctx context.Context, named name.Reference, o *options) (*source, error) {
-	auth, err := authn.Resolve(ctx, o.keys, r.repo)
-	if err != nil {
-		return nil, err
+	auth := authn.Anonymous
+	if o.keys != nil {
+		var err error
+		if auth, err = authn.Resolve(ctx, o.keys, r.repo); err != nil {
+			return nil, err
+		}
 	}
 	signedIn, err := transport.NewWithContext(ctx, r.repo.Registry, auth, r.network, []string{r.repo.Scope(transport.PullScope)})
 	if err != nil {
