@@ -21,6 +21,7 @@ type extraction struct {
 	dir    string
 	limits limits
 	owners bool     // files keep those of the archive
+	attrs  bool     // the store's file system has extended attributes for users
 	below  []*layer // the lowest first
 
 	files   int64 // entries, and directories that were made for them
@@ -89,11 +90,13 @@ func (e *extraction) account(h *tar.Header) error {
 	if len(h.Name) >= unix.PathMax || len(h.Linkname) >= unix.PathMax {
 		return refuse(h.Name, "the name is too long")
 	}
+	// Apply writes to the log about each attribute that can't be set: xattr(7).
+	hasAttrs := e.attrs && (h.Typeflag == tar.TypeReg || h.Typeflag == tar.TypeDir)
 	var kept map[string]string
 	for key, value := range h.PAXRecords {
 		name, isXattr := strings.CutPrefix(key, xattrPrefix)
 		// What is not for users is overlayfs's own, or means nothing in a run.
-		if isXattr && strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.") {
+		if hasAttrs && isXattr && strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.") {
 			if kept == nil {
 				kept = map[string]string{}
 			}
@@ -356,6 +359,15 @@ func (e *extraction) hide(name string) {
 	if len(e.below) > 0 {
 		e.hides = append(e.hides, name)
 	}
+}
+
+// hasAttrs tells whether a directory's file system has extended attributes for users.
+func hasAttrs(dir string) bool {
+	const name = "user.sandbox"
+	if err := unix.Lsetxattr(dir, name, nil, 0); err != nil {
+		return false
+	}
+	return unix.Lremovexattr(dir, name) == nil
 }
 
 // keepAll leaves no whiteout to Apply.

@@ -45,7 +45,7 @@ func (j *job) unpack(ctx context.Context, dir string) (info, error) {
 	content := sha256.New()
 	limited := &limitedReader{ctx: ctx, r: stream, left: j.limits.bytes}
 	tarFile := io.TeeReader(limited, content)
-	e := &extraction{dir: dir, limits: j.limits, owners: cell.WideIDs(), below: j.parents}
+	e := &extraction{dir: dir, limits: j.limits, owners: cell.WideIDs(), attrs: hasAttrs(dir), below: j.parents}
 	opts := []archive.ApplyOpt{archive.WithFilter(e.filter), archive.WithConvertWhiteout(keepAll)}
 	if !e.owners {
 		opts = append(opts, archive.WithNoSameOwner())

@@ -27,7 +27,14 @@ func main() {
 		if term.IsTerminal(int(os.Stderr.Fd())) {
 			b.out = os.Stderr
 		}
-		return image.Open(ctx, ref, image.WithProgress(b.show))
+		img, err := image.Open(ctx, ref, image.WithProgress(b.show))
+		if err != nil {
+			return nil, err
+		}
+		if left := img.LeftOut(); len(left) > 0 {
+			fmt.Fprintf(os.Stderr, "sandbox: -image: device nodes were left out: %q\n", left[:min(len(left), 10)])
+		}
+		return img, nil
 	}
 	cli.Main()
 }
