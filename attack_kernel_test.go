@@ -37,7 +37,6 @@ func TestAttackKernel(t *testing.T) {
 func init() {
 	list := []attack{
 		{"devices", func([]string) error { return strangeDevices() }, true},
-		{"/sys", func([]string) error { return readDir("/sys") }, true},
 		{"a terminal's input", func([]string) error {
 			key := [1]byte{'x'}
 			return refusedBy(rawCall(unix.SYS_IOCTL, 0, unix.TIOCSTI, uintptr(unsafe.Pointer(&key))), unix.EPERM)
@@ -115,6 +114,12 @@ func init() {
 	if runtime.GOARCH == "amd64" {
 		list = append(list, attack{"I/O ports", func([]string) error { return rawCall(172, 3) }, false}) // iopl
 	}
+	for _, p := range []string{"class", "block", "bus", "module", "firmware", "dev", "devices/virtual", "devices/system/memory", "kernel/security", "kernel/debug", "kernel/slab", "fs/bpf"} {
+		list = append(list, attack{"/sys/" + p, func([]string) error { return readDir("/sys/" + p) }, slices.Contains([]string{"class", "bus", "module", "devices/virtual"}, p)})
+	}
+	list = append(list, attack{"settings in /sys", func([]string) error {
+		return writeProc("/sys/kernel/mm/transparent_hugepage/enabled")
+	}, false})
 	for _, p := range []string{"kcore", "keys", "timer_list", "sched_debug", "latency_stats", "interrupts", "kmsg", "asound", "acpi", "scsi", "kpagecount", "vmallocinfo", "slabinfo"} {
 		list = append(list, attack{"read /proc/" + p, func([]string) error { return readProc("/proc/" + p) }, p == "interrupts"})
 	}

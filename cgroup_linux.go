@@ -46,6 +46,19 @@ func (b *budget) spec() (s limits.Spec) {
 	return s
 }
 
+// within returns the limits of a run with the pool's where its own are not lower. That changes nothing, but a run sees its own limits
+// and not those above it.
+func (b *budget) within(run limits.Spec) limits.Spec {
+	all := b.spec()
+	if all.Memory != 0 && (run.Memory == 0 || all.Memory < run.Memory) {
+		run.Memory = all.Memory
+	}
+	if all.CPUs != 0 && (run.CPUs == 0 || all.CPUs < run.CPUs) {
+		run.CPUs = all.CPUs
+	}
+	return run
+}
+
 // in makes the pool's cgroup in the cell of a run that is about to start, if it is not there yet.
 func (b *budget) in(c *cell.Cell) error {
 	b.cells.Store(c, nil)

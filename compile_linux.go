@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
 )
 
@@ -22,6 +23,7 @@ type machine struct {
 	etc       []string          // what it shows of /etc
 	etcLinks  map[string]string
 	libraries map[string]string // files that the root of own functions shows, by where
+	sys       []sysFile         // what runs see of /sys
 	resolv    string            // the host's resolv.conf
 	masks     []mask            // what of /proc a run must not see
 	lastCap   int
@@ -55,6 +57,9 @@ type shape struct {
 	wideIDs  bool // the run has all ids from 0 to 65535, and the host may map those of files to them
 	joins    int  // how many cgroups the command joins by itself; none if the host sees to that
 	savedID  bool // until it joins its cgroup, the command has this process's user id as its saved one
+
+	views limits.View // cgroup file systems that runs of the cell may see
+	view  limits.View // those that this one sees
 }
 
 // plan is a compiled sandbox, but for its command.
@@ -199,6 +204,7 @@ func (k *compiler) addGate() {
 		b.Close(group)
 	}
 	b.Call("unshare", unix.SYS_UNSHARE, program.Int(unix.CLONE_NEWCGROUP, "CLONE_NEWCGROUP"))
+	k.addView()
 }
 
 // addCommand goes on with what is to be executed, as soon as that is known.
@@ -234,6 +240,7 @@ var thisMachine = sync.OnceValue(func() *machine {
 	}
 	resolv, _ := os.ReadFile("/etc/resolv.conf")
 	m.resolv = string(resolv[:min(len(resolv), 64*KiB)])
+	m.sys = readSys("/sys")
 	for _, p := range []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kmsg", "/proc/latency_stats",
 		"/proc/locks", "/proc/sched_debug", "/proc/scsi", "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats"} {
 		if info, err := os.Lstat(p); err == nil {
@@ -289,6 +296,7 @@ func (p *plans) plan(c config, sh shape) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	missing = c.root.withoutSys(missing)
 	if err := thisMachine().checkOverlay(&c.root, missing); err != nil {
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox/internal/hook"
+	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
 )
 
@@ -41,6 +42,8 @@ type goldenSandbox struct {
 	kernel  [2]int // where not goldenMachine's
 }
 
+var goldenView = limits.View{{Type: "cgroup", Name: "cpu,cpuacct", Options: "cpu,cpuacct"}, {Type: "cgroup", Name: "memory", Options: "xattr,memory"}}
+
 // golden is the sandboxes whose programs are kept in testdata/explain.
 var golden = []goldenSandbox{
 	{name: "host", opts: nil},
@@ -59,7 +62,8 @@ var golden = []goldenSandbox{
 	{name: "image", shape: shape{wideIDs: true}, missing: []point{{path: "/proc"}, {path: "/srv/app", own: true, have: []parent{{0o755, 0, 0}}}}, opts: []Option{imageOption}},
 	{name: "no-seccomp", opts: []Option{WithoutSeccomp()}},
 	{name: "single-id", shape: shape{singleID: true}, opts: nil},
-	{name: "cgroup-v1", shape: shape{joins: 2, savedID: true}, opts: nil},
+	{name: "cgroup-v1", shape: shape{joins: 2, savedID: true, views: goldenView, view: goldenView}, opts: nil},
+	{name: "cgroup-v2", shape: shape{views: limits.View{{Type: "cgroup2"}}, view: limits.View{{Type: "cgroup2"}}}, opts: nil},
 	{name: "no-user-namespace", shape: shape{hostIDs: true}, opts: []Option{WithoutUserNamespace(), WithBind("/host/work", "/work"), WithFile("/tmp/a", []byte("x"), 0o600)}},
 	{name: "no-user-namespace-writable", shape: shape{hostIDs: true}, opts: []Option{WithoutUserNamespace(), WithUser(7, 8), WithWritableRoot(MiB), WithFile("/etc/app.conf", []byte("x"), 0o600)}},
 	{name: "dir", opts: []Option{WithRootfs(DirRootfs("/srv/root"))}},

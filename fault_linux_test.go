@@ -98,7 +98,7 @@ func testFaults(t *testing.T, base *Sandbox, c *Cell) {
 	require.NoError(t, err)
 	from, err := base.config.recipe(base.plans, c.impl)
 	require.NoError(t, err)
-	good, sh := from.plan, shapeOf(c.impl, from.limits)
+	good, sh := from.plan, base.config.shape(c.impl, from.limits)
 	command, err := base.command.program(&base.config)
 	require.NoError(t, err)
 	descriptors, processes, mounts, tried := openDescriptors(t), descendants(t), mountsOf(t, base), 0

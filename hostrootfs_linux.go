@@ -85,6 +85,7 @@ type skeleton struct {
 	b        *program.Builder
 	at       program.Arg
 	made     map[string]bool // whether it is a directory
+	below    string          // where it will be mounted, if not at /
 	own      bool
 	uid, gid int
 }
@@ -95,11 +96,13 @@ func (s *skeleton) add(p string, isDir bool, make func(rel string)) {
 	}
 	s.mkdir(path.Dir(p))
 	s.made[p] = isDir
-	make(p[1:])
+	make(s.rel(p))
 	if s.own {
-		s.b.Chown(s.at, p[1:], s.uid, s.gid)
+		s.b.Chown(s.at, s.rel(p), s.uid, s.gid)
 	}
 }
+
+func (s *skeleton) rel(p string) string { return strings.TrimPrefix(p, s.below)[1:] }
 
 func (s *skeleton) mkdir(p string) {
 	s.add(p, true, func(rel string) { s.b.Mkdir(s.at, rel, 0o755) })

@@ -119,6 +119,11 @@ func (k *compiler) addOwnRoot() {
 	}
 	b.Stage("devices")
 	k.attachOwn(b, devices, k.tree, "dev")
+	if k.layout.sys {
+		sys := b.OpenNoLink(devices, sysBelowDev)
+		k.attachIn(b, sys, k.tree, "sys")
+		b.Close(sys)
+	}
 	b.Close(devices)
 }
 

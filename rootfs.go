@@ -32,9 +32,12 @@ const (
 // hosts, hostname, resolv.conf, nsswitch.conf) and, read-only, the host's
 // dynamic loader cache, certificates, alternatives and time zone. Nothing else
 // of the host is visible: no /home, /root, /var, /run. The default.
+//
+// In every root /sys has what programs count CPUs by, as this machine's has it, and the run's own cgroup, read-only (docs/CGROUPS.md),
+// unless an option puts something there, or a DirRootfs lacks no other mount point.
 func HostRootfs() Rootfs { return Rootfs{} }
 
-// EmptyRootfs shows nothing of the host: the root has /dev, /proc, the made-up part of HostRootfs's /etc, the writable
+// EmptyRootfs shows nothing of the host: the root has /dev, /proc, /sys, the made-up part of HostRootfs's /etc, the writable
 // file systems and what options add. A statically linked program, such as one that Go makes with CGO_ENABLED=0, needs no more than
 // a bind of itself.
 func EmptyRootfs() Rootfs { return Rootfs{parts: nothing} }
@@ -103,6 +106,7 @@ type rootConfig struct {
 	ofImage  string   // the image that the root is
 	ifCan    bool     // writable is an image's: where the kernel can do it
 	dirs     []string // that are made for the run's user where the root lacks them
+	noSys    bool     // there is no place for /sys
 }
 
 // option is what errors about the root name.

@@ -32,6 +32,7 @@ type layout struct {
 	mkfiles []string // those of them that are files
 	owned   []string // directories of the run's user that the root is to have
 	within  []within // and those that lie on a tmpfs
+	sys     bool     // /sys is ours
 }
 
 // within is a directory that lies on a mount.
@@ -67,7 +68,13 @@ func (r *rootConfig) layout() *layout {
 	slices.SortFunc(all, func(a, b *placed) int {
 		return cmp.Or(cmp.Compare(strings.Count(a.dst, "/"), strings.Count(b.dst, "/")), cmp.Compare(a.dst, b.dst))
 	})
-	l := &layout{mkdirs: []string{"/proc", "/dev"}}
+	l := &layout{mkdirs: []string{"/proc", "/dev"}, sys: !r.noSys}
+	for _, p := range all { // who puts something there has it to himself
+		l.sys = l.sys && p.dst != "/sys" && !strings.HasPrefix(p.dst, "/sys/")
+	}
+	if l.sys {
+		l.mkdirs = append(l.mkdirs, "/sys")
+	}
 	for i, p := range all {
 		for _, above := range all[:i] {
 			if above.kind != fileMount && strings.HasPrefix(p.dst, above.dst+"/") {
@@ -205,6 +212,9 @@ func (k *compiler) compileTemplate() error {
 	if k.ownRoot() {
 		b.Call("umask", unix.SYS_UMASK, program.Int(0))
 		dev := k.addDevices(b, func(dev program.Slot) { b.AttachAt(dev, cell.Staging) })
+		if k.layout.sys {
+			k.addSys(b, dev, sysBelowDev)
+		}
 		if k.m.hasSetAttr() {
 			b.SetAttr(dev, attrRO, true)
 		}
@@ -242,6 +252,9 @@ func (k *compiler) addSharedRoot(b *program.Builder) {
 		b.AttachAt(root, cell.Staging)
 	}
 	k.addDevices(b, func(dev program.Slot) { k.attachOwn(b, dev, root, "dev") })
+	if k.layout.sys {
+		k.addSys(b, root, "sys")
+	}
 	if k.m.hasSetAttr() {
 		b.SetAttr(root, attrRO, true)
 	} else if inMemory {

@@ -26,7 +26,7 @@ func TestHostRootfs(t *testing.T) {
 		"ls /home":          "sandbox",
 		"ls -A ~ /tmp /run": "/home/sandbox:\n\n/run:\n\n/tmp:",
 		"ls /var":           "tmp",
-		"ls -d /root /srv /mnt /opt /media /boot /sys /etc/shadow /etc/ssh " + secret + " 2>/dev/null": "",
+		"ls -d /root /srv /mnt /opt /media /boot /efi /etc/shadow /etc/ssh " + secret + " 2>/dev/null": "",
 		"head -1 /etc/passwd; id -un; id -u; echo ~; grep -c . /etc/passwd":                            "root:x:0:0:root:/:/bin/sh\nsandbox\n1000\n/home/sandbox\n3",
 		"cat /etc/hostname; cat /etc/resolv.conf; cat /etc/nsswitch.conf":                              "sandbox\n# no network\npasswd: files\ngroup: files\nhosts: files dns",
 		"stat -c '%a %U %F' / /usr /etc /tmp /home/sandbox /dev/shm": "755 nobody directory\n755 nobody directory\n755 nobody directory\n" +
@@ -365,9 +365,9 @@ func TestRootlessEmptyRootfs(t *testing.T) {
 	look := func(opts ...sandbox.Option) string {
 		return output(t, s.With(sandbox.WithCommand("busybox", "sh", "-c", "echo /*; echo /bin/*; busybox id -un; busybox touch /tmp/x /file 2>/dev/null; echo /tmp/* /fil*")).With(opts...))
 	}
-	require.Equal(t, "/bin /dev /etc /home /proc /run /tmp /var\n/bin/busybox\nsandbox\n/tmp/x /fil*", look())
+	require.Equal(t, "/bin /dev /etc /home /proc /run /sys /tmp /var\n/bin/busybox\nsandbox\n/tmp/x /fil*", look())
 	if kernel(5, 11)() {
-		require.Equal(t, "/bin /dev /etc /home /proc /run /tmp /var\n/bin/busybox\nsandbox\n/tmp/x /file", look(sandbox.WithWritableRoot(sandbox.MiB)))
+		require.Equal(t, "/bin /dev /etc /home /proc /run /sys /tmp /var\n/bin/busybox\nsandbox\n/tmp/x /file", look(sandbox.WithWritableRoot(sandbox.MiB)))
 	}
 	require.Equal(t, "empty", sandbox.EmptyRootfs().String())
 }

@@ -60,8 +60,8 @@ func TestRootlessHostRootfs(t *testing.T) {
 	secret := openDir(t) + "/secret"
 	writeFile(t, secret, "secret", 0o644)
 	require.Equal(t, "sandbox", output(t, shell("ls /home")))
-	require.Equal(t, "", output(t, shell("ls -d /root /srv /mnt /opt /boot /sys /etc/shadow "+secret+" 2>/dev/null; exit 0")))
-	for _, dir := range []string{"/", "/usr", "/etc", "/home", "/dev", "/proc"} {
+	require.Equal(t, "", output(t, shell("ls -d /root /srv /mnt /opt /boot /etc/shadow "+secret+" 2>/dev/null; exit 0")))
+	for _, dir := range []string{"/", "/usr", "/etc", "/home", "/dev", "/proc", "/sys", "/sys/fs/cgroup"} {
 		require.Equal(t, "refused", output(t, shell("touch "+dir+"/x 2>/dev/null || echo refused")), dir)
 	}
 }

@@ -127,7 +127,7 @@ func (c *config) recipe(plans *plans, in *cell.Cell) (from recipe, err error) {
 	if from.limits, err = c.cgroup.enforceable(in); err != nil {
 		return from, err
 	}
-	if from.plan, err = plans.plan(*c, shapeOf(in, from.limits)); err != nil {
+	if from.plan, err = plans.plan(*c, c.shape(in, from.limits)); err != nil {
 		return from, err
 	}
 	from.sources, err = from.plan.sources()
@@ -204,13 +204,14 @@ func (r *running) under(ctx context.Context, f func() error) error {
 	return f()
 }
 
-// shapeOf is what the cell means for the program of a run with the given limits. On cgroup v1 an ordinary user may only move
+// shape is what the cell means for the program of a run with the given limits. On cgroup v1 an ordinary user may only move
 // processes that have its own id (kernel/cgroup/cgroup-v1.c, __cgroup1_procs_write).
-func shapeOf(c *cell.Cell, spec limits.Spec) shape {
-	s := shape{singleID: c.SingleID(), hostIDs: c.Config().HostIDs, wideIDs: c.WideIDs()}
-	if c.Limits != nil {
-		s.joins = c.Limits.Joins(spec)
-		s.savedID = s.joins > 0 && c.Rootless()
+func (c *config) shape(in *cell.Cell, spec limits.Spec) shape {
+	s := shape{singleID: in.SingleID(), hostIDs: in.Config().HostIDs, wideIDs: in.WideIDs()}
+	if in.Limits != nil {
+		s.joins = in.Limits.Joins(spec)
+		s.savedID = s.joins > 0 && in.Rootless()
+		s.views, s.view = in.Limits.Views(), in.Limits.View(c.cgroup.asked(spec))
 	}
 	return s
 }
@@ -222,10 +223,7 @@ func (g *cgroupConfig) enforceable(c *cell.Cell) (limits.Spec, error) {
 	if err != nil {
 		return spec, err
 	}
-	asked := spec
-	if g.pids == nil {
-		asked.PIDs = 0
-	}
+	asked := g.asked(spec)
 	switch {
 	case c.Limits != nil:
 		err = c.Tree.Missing(asked)
@@ -246,7 +244,18 @@ func (g *cgroupConfig) enforceable(c *cell.Cell) (limits.Spec, error) {
 	if c.Limits != nil && c.Tree.Missing(spec) != nil {
 		spec.PIDs = 0 // a default that can't be enforced: Check says so
 	}
+	if g.pool != nil {
+		spec = g.pool.within(spec)
+	}
 	return spec, nil
+}
+
+// asked is the part of the limits that is no default.
+func (g *cgroupConfig) asked(spec limits.Spec) limits.Spec {
+	if g.pids == nil {
+		spec.PIDs = 0
+	}
+	return spec
 }
 
 // spawn opens what accompanies the run's program and sends both.

@@ -30,6 +30,7 @@ type Cell struct {
 	swap    bool             // swap can be limited: memory.memsw.limit_in_bytes, memory.swap.max
 	sockets bool             // v1: socket buffers can be limited: memory.kmem.tcp.limit_in_bytes
 	release func()           // lets the scope's first process go
+	home    map[string]bool  // v1: controllers in whose hierarchy the cell's first process is in the cell's own cgroup
 }
 
 // A Keeper starts a process that does nothing but wait for its release.
@@ -124,6 +125,7 @@ func (c *Cell) adopt(pid int) error {
 // Settle says that the cell has a process of its own now.
 func (c *Cell) Settle() {
 	c.release()
+	c.findHome()
 	if c.unit != "" {
 		_ = unix.Rmdir(path.Join(c.tree.v2, c.path, keeping)) // or Delete does it
 	}
@@ -282,7 +284,7 @@ func (c *Cell) Joins(s Spec) int {
 	if c.tree.v2 != "" {
 		return 0
 	}
-	return len(c.tree.dirs(c.path, s.controllersV1()...))
+	return len(c.tree.dirs(c.path, c.controllersV1(s)...))
 }
 
 // Delete kills every process below the cell and removes it. It takes a few seconds at most; the

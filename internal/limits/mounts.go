@@ -24,6 +24,8 @@ type hierarchy struct {
 	root  string   // what of the tree is mounted there: "/", or less in some containers
 	v1    []string // v1: its controllers among used; several are mounted together as "cpu,cpuacct"
 	v2    bool
+
+	options []string // v1: what tells it from others, all of its controllers, and how it is mounted
 }
 
 // mounts reads the hierarchies of this process's mount namespace.
@@ -64,6 +66,9 @@ func hierarchies(infos []*mountinfo.Info) []hierarchy {
 		for option := range strings.SplitSeq(m.VFSOptions, ",") {
 			if !h.v2 && slices.Contains(used, option) {
 				h.v1 = append(h.v1, option)
+			}
+			if !h.v2 && !strings.Contains(option, "=") && !slices.Contains([]string{"rw", "ro", "clone_children", "seclabel"}, option) {
+				h.options = append(h.options, option)
 			}
 		}
 		all = append(all, h)

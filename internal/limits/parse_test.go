@@ -142,7 +142,7 @@ func TestHierarchies(t *testing.T) {
 
 	all := hierarchies(v1)
 	require.Len(t, all, 3)
-	assert.Equal(t, hierarchy{"/sys/fs/cgroup/cpu,cpuacct", "/", []string{"cpu", "cpuacct"}, false}, all[0])
+	assert.Equal(t, hierarchy{"/sys/fs/cgroup/cpu,cpuacct", "/", []string{"cpu", "cpuacct"}, false, []string{"cpu", "cpuacct"}}, all[0])
 	assert.Empty(t, all[1].v1)
 	assert.Equal(t, "/sys/fs/cgroup/memory", all[2].mount, "the usual place wins")
 	assert.Equal(t, "v1", version(all))
@@ -154,6 +154,35 @@ func TestHierarchies(t *testing.T) {
 	hidden := hierarchies([]*mountinfo.Info{info(1, "cgroup", "/c", "/", "rw,pids"), info(2, "cgroup2", "/c", "/", "rw")})
 	require.Len(t, hidden, 1)
 	assert.True(t, hidden[0].v2, "the later mount hides the earlier one")
+}
+
+func TestView(t *testing.T) {
+	all := hierarchies([]*mountinfo.Info{
+		info(1, "cgroup", "/sys/fs/cgroup/cpu,cpuacct", "/", "rw,cpu,cpuacct"),
+		info(2, "cgroup", "/sys/fs/cgroup/systemd", "/", "rw,xattr,name=systemd"),
+		info(3, "cgroup", "/sys/fs/cgroup/memory", "/", "rw,seclabel,xattr,memory,release_agent=/x"),
+		info(4, "cgroup", "/sys/fs/cgroup/cpuset", "/", "rw,cpuset,noprefix,clone_children"),
+		info(5, "cgroup", "/sys/fs/cgroup/pids", "/", "rw,pids"),
+		info(9, "cgroup2", "/sys/fs/cgroup/unified", "/", "rw,nsdelegate"),
+	})
+	cpu := Hierarchy{"cgroup", "cpu,cpuacct", "cpu,cpuacct"}
+	memory := Hierarchy{"cgroup", "memory", "xattr,memory"}
+	cpuset := Hierarchy{"cgroup", "cpuset", "cpuset,noprefix"}
+	c := &Cell{tree: &Tree{all: all, v1: map[string]string{"memory": "/m", "cpu": "/c", "cpuacct": "/c", "pids": "/p"}}, home: map[string]bool{}}
+	assert.Equal(t, View{cpu, memory, cpuset}, c.Views())
+	assert.Equal(t, []string{"cpu", "cpuacct"}, cpu.Links())
+	assert.Empty(t, memory.Links())
+	assert.Zero(t, c.View(Spec{PIDs: 1}), "nothing that programs look for there")
+	assert.Equal(t, View{cpu, memory}, c.View(Spec{Memory: 1}), "cpuset can't be used")
+	c.tree.v1["cpuset"] = "/s"
+	assert.Equal(t, View{cpu, memory}, c.View(Spec{Memory: 1}), "it is nobody's own")
+	c.home["cpuset"] = true
+	assert.Equal(t, View{cpu, memory, cpuset}, c.View(Spec{CPUs: 1}))
+
+	c = &Cell{tree: &Tree{v2: "/sys/fs/cgroup", all: all[5:]}}
+	assert.Equal(t, View{{Type: "cgroup2"}}, c.Views())
+	assert.Equal(t, View{{Type: "cgroup2"}}, c.View(Spec{PIDs: 1}))
+	assert.Zero(t, c.View(Spec{}))
 }
 
 func TestMissingNamesOptionAndRemedy(t *testing.T) {

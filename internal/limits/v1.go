@@ -5,6 +5,7 @@ package limits
 import (
 	"fmt"
 	"path"
+	"slices"
 	"time"
 
 	"github.com/containerd/cgroups/v3/cgroup1"
@@ -16,7 +17,7 @@ import (
 // 0.1 to 0.2 ms to make, join and remove, so cpu and cpuset are left out unless they limit something.
 func (c *Cell) createV1(name string, s Spec) (*Group, error) {
 	p := path.Join(c.path, s.Pool, name)
-	g := &Group{path: p, dirs: c.tree.dirs(p, s.controllersV1()...)}
+	g := &Group{path: p, dirs: c.tree.dirs(p, c.controllersV1(s)...)}
 	dir := func(controller string, use bool) string {
 		if mount := c.tree.v1[controller]; mount != "" && use {
 			return path.Join(mount, p)
@@ -37,6 +38,9 @@ func (c *Cell) createV1(name string, s Spec) (*Group, error) {
 			return nil, err
 		}
 	}
+	if s.CPUSet == "" && slices.Contains(c.controllersV1(s), "cpuset") {
+		c.fillCPUSet(p) // to be seen: View
+	}
 	if err := c.limitV1(p, s); err != nil {
 		_ = g.Delete()
 		return nil, fmt.Errorf("cgroup %s: %w", p, err)
@@ -44,13 +48,18 @@ func (c *Cell) createV1(name string, s Spec) (*Group, error) {
 	return g, nil
 }
 
-func (s Spec) controllersV1() []string {
+func (c *Cell) controllersV1(s Spec) []string {
 	controllers := []string{"memory", "pids", "cpuacct", "freezer", "blkio"}
 	if s.CPUs != 0 || s.CPUWeight != 0 || s.Pool != "" { // whose CPUs may be limited
 		controllers = append(controllers, "cpu")
 	}
 	if s.CPUSet != "" {
 		controllers = append(controllers, "cpuset")
+	}
+	for _, name := range viewed {
+		if c.seen(s) && !c.home[name] && !slices.Contains(controllers, name) && c.tree.v1[name] != "" && c.fillable(name) {
+			controllers = append(controllers, name)
+		}
 	}
 	return controllers
 }
