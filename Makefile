@@ -16,7 +16,7 @@ test: deps vet fuzz examples
 # The guest sees to its own packages (internal/vmtest/guest.sh).
 deps:
 	@echo "== packages that the tests need"
-	@internal/vmtest/install.sh gcc libc6-dev python3 busybox-static bubblewrap uidmap mmdebstrap umoci openjdk-17-jre-headless nodejs
+	@internal/vmtest/install.sh gcc libc6-dev python3 php-cli busybox-static bubblewrap uidmap mmdebstrap umoci openjdk-17-jre-headless nodejs
 
 vet:
 	@echo "== vet"

@@ -114,6 +114,7 @@ func shutdown(ctx context.Context) error {
 		}
 		delete(cells.all, config)
 	}
+	closeHostFiles()
 	cell.CloseOwn()
 	return errors.Join(errs...)
 }

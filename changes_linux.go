@@ -67,8 +67,15 @@ func (s *Sandbox) changedParts() (parts []changedPart, done func(), err error) {
 		return parts, done, nil
 	}
 	root := c.root.withSources()
-	k := &compiler{c: c, m: thisMachine().with(c.root.rootfs.parts), layout: root.layout()}
-	made := k.addHostSkeleton(program.NewBuilder(), 0, true)
+	k := &compiler{c: c, m: thisMachine().now(c).with(c.root.rootfs.parts), layout: root.layout()}
+	made := k.addHostSkeleton(program.NewBuilder(), program.Use(0), "", true)
+	if k.filesLayer() {
+		for _, e := range k.m.files.Entries {
+			if _, ok := made[e.Path]; !ok {
+				made[e.Path] = e.Mode.IsDir()
+			}
+		}
+	}
 	parts = append(parts, changedPart{"/", rootDir, skeletonFiles(made)})
 	for i, p := range k.rootTrees() {
 		if !slices.Contains(k.m.rootDirs, p) {

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/cellkit/sandbox/internal/cell"
@@ -25,6 +28,7 @@ func check(ctx context.Context) *Report {
 	probe := New(WithCommand("true"))
 	_, err = probe.Run(ctx)
 	r.add(Feature{Name: "runs", Required: true, Err: err, Detail: "all namespaces, seccomp and no capabilities", Remedy: hintOf(err)})
+	r.add(programsFeature())
 	r.add(protections(ctx)...)
 	r.add(idsFeature(c))
 	r.add(cgroupFeatures(c)...)
@@ -68,6 +72,24 @@ func kernelFeature() Feature {
 	if !m.atLeast(5, 10) {
 		f.Err = fmt.Errorf("kernel %d.%d is older than 5.10", m.kernel[0], m.kernel[1])
 		f.Remedy = "a newer kernel"
+	}
+	return f
+}
+
+// programsFeature tells what HostRootfs shows of /etc and /var.
+func programsFeature() Feature {
+	files := thisMachine().hostFilesNow()
+	whose := files.Manager + "'s packages"
+	if files.Manager == "" {
+		whose = "a list of programs, as no package manager's database can be read"
+	}
+	f := Feature{Name: "configuration of the host's programs", Detail: fmt.Sprintf("%d files of %s", files.Count(), whose)}
+	if len(files.Dirs) > 0 {
+		f.Detail += ", and " + strings.Join(files.Dirs, ", ")
+	}
+	if len(files.Left) > 0 {
+		names := slices.Sorted(maps.Keys(files.Left))
+		f.Detail += fmt.Sprintf("; left out: %d, such as %s (%s)", len(names), names[0], files.Left[names[0]])
 	}
 	return f
 }

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -20,8 +21,7 @@ import (
 type machine struct {
 	rootDirs  []string          // directories that HostRootfs shows, such as /usr
 	rootLinks map[string]string // symbolic links at the top, such as bin -> usr/bin
-	etc       []string          // what it shows of /etc
-	etcLinks  map[string]string
+	files     *hostFiles        // what it shows of /etc and /var, nil for nothing
 	libraries map[string]string // files that the root of own functions shows, by where
 	sys       []sysFile         // what runs see of /sys
 	resolv    string            // the host's resolv.conf
@@ -29,6 +29,35 @@ type machine struct {
 	lastCap   int
 	hard      map[string]uint64 // hard limits of this process
 	kernel    [2]int
+	overlay   bool // overlayfs is there
+}
+
+// now is the machine with what may change while this process lives.
+func (m *machine) now(c *config) *machine {
+	other := *m
+	if c.showsHost() {
+		other.files = m.hostFilesNow()
+	}
+	if c.namespace.network == NetworkHost {
+		other.resolv = hostResolv()
+	}
+	return &other
+}
+
+// showsHost reports whether the root is HostRootfs.
+func (c *config) showsHost() bool {
+	return c.root.rootfs.layers == nil && c.root.rootfs.parts == programs
+}
+
+// hostResolv is the host's resolv.conf, also where that is a link to what a daemon keeps in /run.
+func hostResolv() string {
+	f, err := os.OpenFile("/etc/resolv.conf", os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	b, _ := io.ReadAll(io.LimitReader(f, 64*KiB)) // what can't be read names no server
+	return string(b)
 }
 
 // with is the machine of which roots in memory show the given parts.
@@ -37,7 +66,7 @@ func (m *machine) with(p parts) *machine {
 		return m
 	}
 	other := *m
-	other.rootDirs, other.rootLinks, other.etc, other.etcLinks = nil, nil, nil, nil
+	other.rootDirs, other.rootLinks, other.files = nil, nil, nil
 	if p == ownProgram {
 		other.libraries = ownLibraries()
 	}
@@ -64,6 +93,8 @@ type shape struct {
 
 // plan is a compiled sandbox, but for its command.
 type plan struct {
+	copies   *program.Program // files of the host's programs: what template begins with, if not nil
+	copied   int              // how many
 	template *program.Program // assembles the root that runs copy, or of a root of their own the devices
 	key      [32]byte         // hash of template
 	trees    []tree           // what accompanies template
@@ -73,10 +104,12 @@ type plan struct {
 	ownUser  bool   // rootless: the run's user must be the caller
 }
 
-// plans caches a sandbox's plans, one per shape of cell.
+// plans caches a sandbox's plans, one per shape of cell, as long as what they show of the host stays the same.
 type plans struct {
-	mu  sync.Mutex
-	all map[shape]*plan
+	mu     sync.Mutex
+	all    map[shape]*plan
+	files  *hostFiles
+	resolv string
 }
 
 // forget makes the next start compile anew.
@@ -98,6 +131,7 @@ type compiler struct {
 	bind    map[int]program.Slot // by index of c.root.mounts
 	lower   map[string]program.Slot
 	upper   program.Slot // the scratch that takes the root's changes, if there is one
+	files   program.Slot // the layer of the host's files, of a root of the run's own
 	tree    program.Slot // the copy of the template
 	mounts  program.Slot // the mount namespace
 	gate    program.Slot
@@ -229,17 +263,11 @@ func (k *compiler) addReaper() {
 
 // thisMachine gathers what compile needs.
 var thisMachine = sync.OnceValue(func() *machine {
-	m := &machine{rootLinks: map[string]string{}, etcLinks: map[string]string{}, hard: map[string]uint64{}, lastCap: lastCapability()}
+	m := &machine{rootLinks: map[string]string{}, hard: map[string]uint64{}, lastCap: lastCapability()}
 	names, _ := filepath.Glob("/lib*")
 	for _, dir := range append([]string{"/usr", "/bin", "/sbin"}, names...) {
 		m.show(dir, &m.rootDirs, m.rootLinks)
 	}
-	for _, p := range []string{"ld.so.cache", "ssl/certs", "ssl/openssl.cnf", "pki/tls/certs", "pki/ca-trust/extracted",
-		"ca-certificates/extracted", "alternatives", "localtime"} {
-		m.show("/etc/"+p, &m.etc, m.etcLinks)
-	}
-	resolv, _ := os.ReadFile("/etc/resolv.conf")
-	m.resolv = string(resolv[:min(len(resolv), 64*KiB)])
 	m.sys = readSys("/sys")
 	for _, p := range []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kmsg", "/proc/latency_stats",
 		"/proc/locks", "/proc/sched_debug", "/proc/scsi", "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats"} {
@@ -252,6 +280,8 @@ var thisMachine = sync.OnceValue(func() *machine {
 		_ = unix.Getrlimit(rlimitNumbers[name], &l) // fails for unknown numbers only
 		m.hard[name] = l.Max
 	}
+	filesystems, _ := os.ReadFile("/proc/filesystems")
+	m.overlay = strings.Contains(string(filesystems), "\toverlay\n")
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &m.kernel[0], &m.kernel[1])
@@ -285,22 +315,25 @@ func lastCapability() int {
 func (p *plans) plan(c config, sh shape) (*plan, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	m := thisMachine().now(&c)
+	if m.files != p.files || m.resolv != p.resolv {
+		p.all, p.files, p.resolv = nil, m.files, m.resolv
+	}
 	if have := p.all[sh]; have != nil {
 		return have, nil
 	}
 	c.root = c.root.withSources()
-	if c.root.ifCan && !thisMachine().atLeast(5, 11) {
+	if c.root.ifCan && !m.atLeast(5, 11) {
 		c.root.writable = nil
 	}
-	missing, err := c.root.missingPoints()
+	missing, err := c.root.missingPoints(m.overlay && m.atLeast(5, 11))
 	if err != nil {
 		return nil, err
 	}
-	missing = c.root.withoutSys(missing)
-	if err := thisMachine().checkOverlay(&c.root, missing); err != nil {
+	if err := m.checkOverlay(&c.root, missing); err != nil {
 		return nil, err
 	}
-	made, err := compile(&c, thisMachine(), sh, missing)
+	made, err := compile(&c, m, sh, missing)
 	if err != nil {
 		return nil, compileError(err)
 	}
@@ -329,7 +362,7 @@ func (m *machine) checkOverlay(r *rootConfig, missing []point) error {
 		return &SetupError{Stage: "WithWritableRoot", Err: old, Hint: "a newer kernel, or WithTmpfs and WithBind where the command writes"}
 	case len(r.rootfs.layers) > 1:
 		return &SetupError{Stage: r.option(), Err: fmt.Errorf("LayersRootfs: %w", old), Hint: "a newer kernel, or DirRootfs of one directory"}
-	case len(missing) > 0:
+	case len(missing) > 0 && missing[0].content == "":
 		return &SetupError{Stage: r.option(), Err: fmt.Errorf("the directory has no %s: %w", missing[0].path, old), Hint: "make the mount points in it, or a newer kernel"}
 	}
 	return nil
@@ -349,6 +382,9 @@ func (s *Sandbox) explain() (string, error) {
 	}
 	var text strings.Builder
 	fmt.Fprintf(&text, "# %s/%s\n", runtime.GOOS, runtime.GOARCH)
+	if p.copies != nil {
+		fmt.Fprintf(&text, "## once per cell: a root with %d files of the host's programs, in %d calls\n", p.copied, p.copies.Len())
+	}
 	text.WriteString("## once per cell: assemble what runs copy\n" + p.template.Explain())
 	flags := "CLONE_NEWUSER|CLONE_NEWPID|CLONE_PIDFD"
 	if s.config.namespace.hostIDs {

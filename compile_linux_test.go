@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"flag"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,19 +14,27 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox/internal/hook"
+	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
 )
 
 var update = flag.Bool("update", false, "write the golden files of Explain")
 
+var goldenFiles = newHostFiles(host.NewFiles([]host.Entry{
+	{Path: "/etc", Mode: fs.ModeDir | 0o755},
+	{Path: "/etc/localtime", Mode: fs.ModeSymlink, Link: "/usr/share/zoneinfo/Etc/UTC"},
+	{Path: "/etc/services", Mode: 0o644, Data: []byte("http 80/tcp\n")},
+	{Path: "/etc/ssl", Mode: fs.ModeDir | 0o755},
+	{Path: "/etc/ssl/openssl.cnf", Mode: 0o644, Data: []byte("# none\n")},
+}, []string{"/var/lib/texmf"}))
+
 // goldenMachine is what the programs of golden files are compiled for.
 func goldenMachine() *machine {
 	return &machine{
 		rootDirs:  []string{"/usr", "/lib64"},
 		rootLinks: map[string]string{"/bin": "usr/bin", "/lib": "usr/lib", "/sbin": "usr/sbin"},
-		etc:       []string{"/etc/ld.so.cache", "/etc/ssl/certs"},
-		etcLinks:  map[string]string{"/etc/localtime": "/usr/share/zoneinfo/Etc/UTC"},
+		files:     goldenFiles,
 		resolv:    "nameserver 192.0.2.1\n",
 		masks:     []mask{{"/proc/acpi", true}, {"/proc/kcore", false}},
 		lastCap:   13, // CAP_NET_RAW
@@ -170,7 +179,7 @@ func TestPlan(t *testing.T) {
 	}
 	hostTrees := []tree{
 		{path: "/usr", forOption: "WithRootfs"}, {path: "/lib64", forOption: "WithRootfs"},
-		{path: "/etc/ld.so.cache", forOption: "WithRootfs"}, {path: "/etc/ssl/certs", forOption: "WithRootfs"},
+		{path: "/var/lib/texmf", forOption: "WithRootfs"},
 	}
 	p := find("host")
 	require.Equal(t, hostTrees, p.trees)

@@ -239,7 +239,7 @@ func ExampleDirRootfs() {
 		sandbox.WithCommand("ls", "/"),
 	).Output(context.Background())
 	fmt.Println(strings.Fields(string(out)), err)
-	// Output: [bin dev home lib lib64 proc sys tmp usr] <nil>
+	// Output: [bin dev etc home lib lib64 proc sys tmp usr] <nil>
 }
 
 // The files of a service and its configuration are layers of the root, below the host's programs.

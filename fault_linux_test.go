@@ -102,34 +102,42 @@ func testFaults(t *testing.T, base *Sandbox, c *Cell) {
 	command, err := base.command.program(&base.config)
 	require.NoError(t, err)
 	descriptors, processes, mounts, tried := openDescriptors(t), descendants(t), mountsOf(t, base), 0
-	inject := func(p *program.Program, replace func(s *Sandbox, bad *plan, p *program.Program)) {
-		step := 1
+	inject := func(step int, p *program.Program, replace func(s *Sandbox, bad *plan, p *program.Program)) {
 		if os.Getenv("VM_GUEST") == "1" {
-			step = 9
+			step *= 9
 		}
 		for i := tried % step; i < p.Len(); i += step {
 			errno := []unix.Errno{unix.EPERM, unix.ENOMEM, unix.EINVAL}[i%3]
 			bad := *good
 			s := base.With()
 			replace(s, &bad, p.Failing(i, errno))
-			s.plans = &plans{all: map[shape]*plan{sh: &bad}}
+			s.plans = &plans{all: map[shape]*plan{sh: &bad}, files: base.plans.files, resolv: base.plans.resolv}
 			_, err := s.Run(ctx)
 			stage, call := p.Describe(i)
 			requireFault(t, err, errno, stage, call, p.MayFail(i) || strings.HasPrefix(call, "not found")) // which no run gets to
 			tried++
 		}
 	}
-	inject(good.run, func(_ *Sandbox, bad *plan, p *program.Program) { bad.run = p })
-	inject(command, func(s *Sandbox, _ *plan, p *program.Program) {
+	inject(1, good.run, func(_ *Sandbox, bad *plan, p *program.Program) { bad.run = p })
+	inject(1, command, func(s *Sandbox, _ *plan, p *program.Program) {
 		s.command = &commandCache{made: p}
 		s.command.once.Do(func() {})
 	})
-	inject(good.template, func(_ *Sandbox, bad *plan, p *program.Program) {
-		bad.template = p
-		bad.key[0]++ // no other's template, and not one that was assembled
+	anew := func(bad *plan) { // no other's template, and not one that was assembled
+		bad.key[0]++
 		bad.key[1] = byte(tried)
 		bad.key[2] = byte(tried >> 8)
+	}
+	inject(1, good.template, func(_ *Sandbox, bad *plan, p *program.Program) {
+		bad.template = p
+		anew(bad)
 	})
+	if good.copies != nil {
+		inject(max(1, good.copies.Len()/16), good.copies, func(_ *Sandbox, bad *plan, p *program.Program) {
+			bad.copies = p
+			anew(bad)
+		})
+	}
 	t.Logf("%d faults", tried)
 	_, err = base.Run(ctx)
 	require.NoError(t, err)

@@ -7,76 +7,88 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/program"
 )
 
 // What HostRootfs has besides directories of the host: the places for them, a
 // made-up /etc, mount points.
 
-// addHostSkeleton makes what HostRootfs has besides the host's directories. With
-// own, all of it belongs to the run's user. It returns what it makes, and whether that is a directory.
-func (k *compiler) addHostSkeleton(b *program.Builder, root program.Slot, own bool) (made map[string]bool) {
-	s := &skeleton{b: b, at: program.Use(root), made: map[string]bool{"/": true}}
+// addHostSkeleton makes, below a directory, what HostRootfs has besides directories of the host and copies of its files. With
+// own, all of it belongs to the run's user, and the copies are elsewhere. It returns what it makes, and whether that is a directory.
+func (k *compiler) addHostSkeleton(b *program.Builder, at program.Arg, under string, own bool) (made map[string]bool) {
+	s := &skeleton{b: b, at: at, under: under, made: map[string]bool{"/": true}}
 	if own {
 		s.uid, s.gid, s.own = k.c.namespace.uid, k.c.namespace.gid, true
+	} else if k.m.files != nil {
+		s.copied = k.m.files.Files
 	}
 	for _, dir := range []string{"/etc", "/home", "/run", "/var"} {
 		s.mkdir(dir)
 	}
 	s.symlink("/var/tmp", "/tmp")
-	for _, p := range k.m.rootDirs {
+	for _, p := range slices.Concat(k.m.rootDirs, k.hostDirs()) {
 		s.mkdir(p)
-	}
-	for _, p := range k.m.etc {
-		// Some are directories, some are files; compile does not look.
-		if path.Ext(p) == ".cache" || path.Ext(p) == ".cnf" || p == "/etc/localtime" {
-			s.file(p, "")
-		} else {
-			s.mkdir(p)
-		}
 	}
 	for _, p := range slices.Sorted(maps.Keys(k.m.libraries)) {
 		s.file(p, "")
 	}
-	for _, links := range []map[string]string{k.m.rootLinks, k.m.etcLinks} {
-		for _, p := range slices.Sorted(maps.Keys(links)) {
-			s.symlink(p, links[p])
-		}
+	for _, p := range slices.Sorted(maps.Keys(k.m.rootLinks)) {
+		s.symlink(p, k.m.rootLinks[p])
 	}
+	s.symlink("/etc/mtab", "../proc/self/mounts")
 	for _, f := range k.etcFiles() {
 		s.file(f[0], f[1])
 	}
+	for _, f := range fewNames {
+		if !k.isHosts(f[0]) {
+			s.file(f[0], f[1])
+		}
+	}
+	k.addMountPoints(s)
+	return s.made
+}
+
+// addMountPoints makes what mounts need, but in what is the host's.
+func (k *compiler) addMountPoints(s *skeleton) {
 	for _, p := range k.layout.mkdirs {
-		if !k.inHostDir(p) {
+		if !k.isHosts(p) {
 			s.mkdir(p)
 		}
 	}
 	for _, p := range k.layout.mkfiles {
-		if !k.inHostDir(p) {
+		if !k.isHosts(p) {
 			s.file(p, "")
 		}
 	}
 	for _, m := range k.layout.mounts {
-		if m.kind == fileMount && m.on == nil && !k.inHostDir(m.dst) {
+		if m.kind == fileMount && m.on == nil && !k.isHosts(m.dst) {
 			s.mkdir(path.Dir(m.dst))
 			if k.c.root.writable == nil {
 				s.file(m.dst, "") // a mount point for the file
 			}
 		}
 	}
-	return s.made
 }
 
-// inHostDir tells whether a path lies in a directory that HostRootfs shows, directly or
-// through one of the links at the top.
-func (k *compiler) inHostDir(p string) bool {
+// isHosts reports whether a path is the host's, or lies in a directory that is mounted from there, or behind a link.
+func (k *compiler) isHosts(p string) bool {
 	top, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/")
-	if _, ok := k.m.rootLinks["/"+top]; ok {
+	if _, ok := k.m.rootLinks["/"+top]; ok || slices.Contains(k.m.rootDirs, "/"+top) {
 		return true
 	}
-	return slices.Contains(k.m.rootDirs, "/"+top) || slices.ContainsFunc(k.m.etc, func(e string) bool {
-		return p == e || strings.HasPrefix(p, e+"/")
-	})
+	if k.m.files == nil || k.ownRoot() && !k.filesLayer() {
+		return false
+	}
+	if _, ok := k.m.files.Find(p); ok {
+		return true
+	}
+	for dir := path.Dir(p); dir != "/"; dir = path.Dir(dir) {
+		if e, ok := k.m.files.Find(dir); ok && !e.Mode.IsDir() || slices.Contains(k.m.files.Dirs, dir) {
+			return true
+		}
+	}
+	return false
 }
 
 // skeleton makes directories and files in a file system that nothing else
@@ -84,6 +96,8 @@ func (k *compiler) inHostDir(p string) bool {
 type skeleton struct {
 	b        *program.Builder
 	at       program.Arg
+	under    string          // the directory in it
+	copied   *host.Files     // what is there already
 	made     map[string]bool // whether it is a directory
 	below    string          // where it will be mounted, if not at /
 	own      bool
@@ -94,6 +108,9 @@ func (s *skeleton) add(p string, isDir bool, make func(rel string)) {
 	if _, ok := s.made[p]; ok {
 		return
 	}
+	if _, ok := s.copied.Find(p); ok {
+		return
+	}
 	s.mkdir(path.Dir(p))
 	s.made[p] = isDir
 	make(s.rel(p))
@@ -102,7 +119,9 @@ func (s *skeleton) add(p string, isDir bool, make func(rel string)) {
 	}
 }
 
-func (s *skeleton) rel(p string) string { return strings.TrimPrefix(p, s.below)[1:] }
+func (s *skeleton) rel(p string) string {
+	return path.Join(s.under, strings.TrimPrefix(p, s.below)[1:])
+}
 
 func (s *skeleton) mkdir(p string) {
 	s.add(p, true, func(rel string) { s.b.Mkdir(s.at, rel, 0o755) })
@@ -114,6 +133,16 @@ func (s *skeleton) symlink(p, target string) {
 
 func (s *skeleton) file(p, content string) {
 	s.add(p, false, func(rel string) { s.b.CreateFile(s.at, rel, []byte(content), 0o644) })
+}
+
+// fewNames is what programs look up by name, where the host's package of these (netbase, say) is not installed.
+var fewNames = [][2]string{
+	{"/etc/services", "ftp 21/tcp\nssh 22/tcp\ntelnet 23/tcp\nsmtp 25/tcp mail\ndomain 53/tcp\ndomain 53/udp\nhttp 80/tcp www\npop3 110/tcp pop-3\nntp 123/udp\n" +
+		"imap2 143/tcp imap\nldap 389/tcp\nhttps 443/tcp\nhttps 443/udp\nsubmission 587/tcp\nldaps 636/tcp\nimaps 993/tcp\npop3s 995/tcp\nmysql 3306/tcp\npostgresql 5432/tcp postgres\nhttp-alt 8080/tcp webcache\n"},
+	{"/etc/protocols", "ip 0 IP\nicmp 1 ICMP\ntcp 6 TCP\nudp 17 UDP\nipv6 41 IPv6\nipv6-icmp 58 IPv6-ICMP\n"},
+	{"/etc/networks", "default 0.0.0.0\nloopback 127.0.0.0\nlink-local 169.254.0.0\n"},
+	{"/etc/host.conf", "multi on\n"},
+	{"/etc/shells", "/bin/sh\n"},
 }
 
 // etcFiles is the part of /etc that is the run's own.

@@ -19,7 +19,7 @@ import (
 // addLayers makes a root of directories of the host, the lowest first, read-only. Mount points that they lack come from a layer
 // in memory.
 func (k *compiler) addLayers(b *program.Builder, dirs []program.Slot) program.Slot {
-	if len(dirs) == 1 && len(k.missing) == 0 {
+	if len(dirs) == 1 && !slices.ContainsFunc(k.missing, func(p point) bool { return !p.over }) {
 		return dirs[0]
 	}
 	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
@@ -62,6 +62,9 @@ func (k *compiler) addOverlay(b *program.Builder, store program.Slot, dir string
 	}
 	if k.c.root.upper == nil {
 		k.addPoints(b, at, dir+"/top")
+		if dir == rootDir && k.c.root.rootfs.layers == nil {
+			k.addHostSkeleton(b, at, dir+"/top", true)
+		}
 	}
 	return b.FileSystem("overlay", attrNoSUID|attrNoDev, "lowerdir="+strings.Join(lower, ":"), "upperdir="+changes+"top", "workdir="+changes+"work", "userxattr")
 }
@@ -93,7 +96,7 @@ func (k *compiler) addPoints(b *program.Builder, at program.Arg, under string) {
 				is = p.have[i]
 			}
 			if p.file && i == len(parts)-1 {
-				b.CreateFile(at, dir, nil, 0o644)
+				b.CreateFile(at, dir, k.ownFile(p.content), 0o644)
 			} else {
 				b.Mkdir(at, dir, is.mode)
 			}
@@ -105,6 +108,34 @@ func (k *compiler) addPoints(b *program.Builder, at program.Arg, under string) {
 			}
 		}
 	}
+}
+
+// ownFile is the content of one of namesOfRun.
+func (k *compiler) ownFile(name string) []byte {
+	for _, f := range k.etcFiles() {
+		if f[0] == name {
+			return []byte(f[1])
+		}
+	}
+	return nil
+}
+
+// addOver mounts the run's own files over those of a directory that is its root.
+func (k *compiler) addOver(b *program.Builder, root program.Slot) {
+	over := slices.DeleteFunc(slices.Clone(k.missing), func(p point) bool { return !p.over })
+	if len(over) == 0 {
+		return
+	}
+	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
+	b.AttachAt(store, cell.Changes)
+	for _, p := range over {
+		b.CreateFile(program.Use(store), path.Base(p.content), k.ownFile(p.content), 0o644)
+		f := b.CloneTree(cell.Changes + "/" + path.Base(p.content))
+		k.attachSet(b, f, root, p.path, attrNoSUID|attrNoDev, attrRO)
+		b.Close(f)
+	}
+	b.Call("umount2", unix.SYS_UMOUNT2, b.Str(cell.Changes), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
+	b.Close(store)
 }
 
 // addOwnRoot makes a root for one run: its changes go to a file system in memory, or its files belong to the run's ids.
@@ -156,6 +187,7 @@ func (k *compiler) addWritableRoot() program.Slot {
 		return root
 	}
 	root := k.addHostRoot(store)
+	b.AttachAt(root, cell.Root)
 	for i, p := range k.rootTrees() {
 		if !slices.Contains(k.m.rootDirs, p) {
 			k.attachIn(b, k.lower[p], root, p)
@@ -168,20 +200,29 @@ func (k *compiler) addWritableRoot() program.Slot {
 	return root
 }
 
-// addHostRoot makes and attaches what HostRootfs has besides the host's directories.
+// addHostRoot makes what HostRootfs has besides the host's directories, on top of the host's files. With a scratch that takes changes what
+// is made up is a layer as well: it is no change.
 func (k *compiler) addHostRoot(store program.Slot) (root program.Slot) {
 	b, n := k.b, &k.c.namespace
-	if k.c.root.upper != nil { // below the changes, of which it is none
+	var layers []program.Slot
+	if k.filesLayer() {
+		layers = append(layers, k.files)
+	}
+	if k.c.root.upper != nil {
 		skeleton := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=4m")
-		k.addHostSkeleton(b, skeleton, true)
-		root = k.addOverlay(b, store, rootDir, []program.Slot{skeleton})
-		b.AttachAt(root, cell.Root)
-		return root
+		k.addHostSkeleton(b, program.Use(skeleton), "", true)
+		return k.addOverlay(b, store, rootDir, append(layers, skeleton))
+	}
+	if layers != nil {
+		return k.addOverlay(b, store, rootDir, layers)
 	}
 	b.Mkdir(program.Use(store), rootDir, 0o755)
 	b.Chown(program.Use(store), rootDir, n.uid, n.gid)
-	root = b.CloneTree(cell.Changes + "/" + rootDir)
-	b.AttachAt(root, cell.Root)
-	k.addHostSkeleton(b, root, true)
-	return root
+	k.addHostSkeleton(b, program.Use(store), rootDir, true)
+	return b.CloneTree(cell.Changes + "/" + rootDir)
+}
+
+// filesLayer reports whether a root of the run's own has the host's files. Such a layer takes Linux 5.12.
+func (k *compiler) filesLayer() bool {
+	return k.ownRoot() && k.c.showsHost() && k.m.files != nil && k.m.hasSetAttr()
 }

@@ -118,7 +118,7 @@ func TestLayersHide(t *testing.T) {
 	opaque(t, top+"/dir")
 	s := sandbox.New(layers(box, base, top), sandbox.WithTmpfs("/opt/a/b", sandbox.MiB), sandbox.WithCommand("sh", "-c",
 		"echo $(ls /etc /dir); touch /tmp/x /opt/a/b/x && ls /tmp /opt/a /opt/a/b && test ! -e /elsewhere"))
-	require.Equal(t, "/dir: above /etc: stays\n/opt/a:\nb\n\n/opt/a/b:\nx\n\n/tmp:\nx", output(t, s))
+	require.Equal(t, "/dir: above /etc: hostname hosts resolv.conf stays\n/opt/a:\nb\n\n/opt/a/b:\nx\n\n/tmp:\nx", output(t, s))
 }
 
 func opaque(t testing.TB, dir string) {

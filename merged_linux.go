@@ -72,6 +72,22 @@ func (m *merged) missing(p string) (point, bool) {
 	return missingBelow(at.walk[1:], at.rest), true
 }
 
+// fileAt returns how a file at p can be made, in place of what there is, whether there is a regular file, and false if it can't.
+func (m *merged) fileAt(p string) (at point, exists, ok bool) {
+	defer m.endWalk()
+	dir, is := m.walk(path.Dir(p))
+	if is == isFile {
+		return point{}, false, false
+	}
+	at = missingBelow(dir.walk[1:], append(slices.Clip(dir.rest), path.Base(p)))
+	at.file = true
+	if is == isDir {
+		found, link, ok := m.look(&dir.walk[len(dir.walk)-1], path.Base(p))
+		exists = ok && link == "" && len(found.layers) == 0
+	}
+	return at, exists, true
+}
+
 // read returns the first bytes of a regular file, up to limit.
 func (m *merged) read(p string, limit int64) ([]byte, error) {
 	defer m.endWalk()

@@ -15,6 +15,9 @@ type point struct {
 	file bool
 	own  bool     // belongs to the run's user
 	have []parent // directories on the way that exist, from the top
+
+	content string // it is a file with the run's own content: that of HostRootfs at this path
+	over    bool   // which is mounted over one that exists
 }
 
 // isThere tells whether the root has it, and only its owner is to be another.
@@ -44,7 +47,7 @@ func (r rootConfig) withSources() rootConfig {
 // missingPoints looks which mount points the root's directories lack. What it finds is
 // only used to add empty directories on a layer above: where things are
 // mounted is resolved again, inside the root, by each run.
-func (r *rootConfig) missingPoints() ([]point, error) {
+func (r *rootConfig) missingPoints(overlay bool) ([]point, error) {
 	if r.rootfs.layers == nil {
 		return nil, nil
 	}
@@ -83,5 +86,41 @@ func (r *rootConfig) missingPoints() ([]point, error) {
 			missing = append(missing, gap)
 		}
 	}
+	layered := len(r.rootfs.layers) > 1 || r.writable != nil || overlay && r.rootfs.keepsIDs || slices.ContainsFunc(missing, needsLayer)
+	missing = append(missing, r.ownFiles(m, overlay, layered)...)
+	if l.sys {
+		missing = r.withoutSys(missing)
+	}
 	return missing, nil
 }
+
+// namesOfRun is the files that tell a run its own name and where other names are looked up, which it has in every root, as
+// containers have them. What an option puts there wins.
+var namesOfRun = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
+
+// ownFiles returns where namesOfRun are put into directories: on the layer above, if there is one or one of them is missing, else they are mounted over
+// those that the directory has.
+func (r *rootConfig) ownFiles(m *merged, overlay, layered bool) (files []point) {
+	for _, name := range namesOfRun {
+		if slices.ContainsFunc(r.mounts, func(o mount) bool { return isBelow(name, path.Clean(o.dst)) }) {
+			continue
+		}
+		p, exists, ok := m.fileAt(name)
+		if !ok {
+			continue // /etc is no directory
+		}
+		layered = layered || overlay && !exists
+		p.content, p.over = name, exists
+		files = append(files, p)
+	}
+	if layered {
+		for i := range files {
+			files[i].over = false
+		}
+		return files
+	}
+	return slices.DeleteFunc(files, func(p point) bool { return !p.over })
+}
+
+// isBelow reports whether p is dir or lies in it.
+func isBelow(p, dir string) bool { return p == dir || strings.HasPrefix(p, dir+"/") }

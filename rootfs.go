@@ -28,10 +28,13 @@ const (
 )
 
 // HostRootfs shows the host's programs and libraries, read-only: /usr and /bin,
-// /sbin, /lib*. /etc is made up of what programs need to work (passwd, group,
-// hosts, hostname, resolv.conf, nsswitch.conf) and, read-only, the host's
-// dynamic loader cache, certificates, alternatives and time zone. Nothing else
-// of the host is visible: no /home, /root, /var, /run. The default.
+// /sbin, /lib*. Of /etc it shows, as copies, what packages installed or
+// generated (configuration of programs, certificates, alternatives, the loader's
+// cache, the time zone), as far as everybody may read it and it does not look like
+// a secret, and of /var what a few programs generate, such as fonts and TeX's
+// formats. passwd, group, hosts, hostname, resolv.conf and nsswitch.conf are made
+// up. Nothing else of the host is visible: no /home, /root, /opt, /run. The
+// default. docs/HOSTROOTFS.md has the rules.
 //
 // In every root /sys has what programs count CPUs by, as this machine's has it, and the run's own cgroup, read-only (docs/CGROUPS.md),
 // unless an option puts something there, or a DirRootfs lacks no other mount point.
@@ -46,7 +49,8 @@ func EmptyRootfs() Rootfs { return Rootfs{parts: nothing} }
 // WithWritableRoot is set; the directory itself is never written to. Files keep
 // their permissions and belong, inside, to nobody: what others may not read or
 // execute, the run may not. Mount points that the directory lacks are added on
-// a layer of memory above it, which needs Linux 5.11.
+// a layer of memory above it, which needs Linux 5.11. /etc/hosts, hostname and
+// resolv.conf are the run's own, as in LayersRootfs and in containers.
 func DirRootfs(dir string) Rootfs {
 	return Rootfs{layers: []string{dir}}
 }

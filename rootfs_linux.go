@@ -144,6 +144,9 @@ func (k *compiler) declareTrees() {
 	if !k.ownRoot() {
 		return
 	}
+	if k.filesLayer() {
+		k.files = add(tree{from: k.m.files.layer, mapOwner: !k.shape.hostIDs, mapIfCan: !k.shape.hostIDs, forOption: "WithWritableRoot"})
+	}
 	if upper := r.upper; upper != nil {
 		k.upper = add(tree{from: upper, root: true, writable: true, mapAll: true, forOption: "WithScratchRoot"})
 	}
@@ -152,7 +155,7 @@ func (k *compiler) declareTrees() {
 		switch {
 		case k.keepsIDs():
 			t.mapAll, t.mapIfCan = true, true
-		case !strings.HasPrefix(dir, "/etc/") && k.m.libraries[dir] == "":
+		case !strings.HasPrefix(dir, "/var/") && k.m.libraries[dir] == "":
 			t.mapOwner, t.mapIfCan, t.forOption = k.mapsLayers() && !k.shape.hostIDs, !k.shape.hostIDs, "WithWritableRoot"
 		}
 		k.lower[dir] = add(t)
@@ -199,7 +202,15 @@ func (k *compiler) rootTrees() []string {
 	if layers := k.c.root.rootfs.layers; layers != nil {
 		return layers
 	}
-	return slices.Concat(k.m.rootDirs, k.m.etc, slices.Sorted(maps.Keys(k.m.libraries)))
+	return slices.Concat(k.m.rootDirs, k.hostDirs(), slices.Sorted(maps.Keys(k.m.libraries)))
+}
+
+// hostDirs is the directories of the host's /var that are mounted.
+func (k *compiler) hostDirs() []string {
+	if k.m.files == nil {
+		return nil
+	}
+	return k.m.files.Dirs
 }
 
 // source is the host's path of one of rootTrees.
@@ -225,7 +236,11 @@ func (k *compiler) compileTemplate() error {
 	if err != nil {
 		return err
 	}
-	k.plan.template, k.plan.key = p, sha256.Sum256(p.Image())
+	image := p.Image()
+	if k.plan.template = p; k.plan.copies != nil {
+		image = append(slices.Clip(image), k.m.files.Sum[:]...)
+	}
+	k.plan.key = sha256.Sum256(image)
 	return nil
 }
 
@@ -241,15 +256,21 @@ func (k *compiler) addSharedRoot(b *program.Builder) {
 	var root program.Slot
 	inMemory := k.c.root.rootfs.layers == nil
 	if inMemory {
-		root = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=4m")
-		b.AttachAt(root, cell.Staging)
-		k.addHostSkeleton(b, root, false)
+		if k.m.files != nil {
+			k.plan.copies, k.plan.copied = k.m.files.copy, k.m.files.Count()
+			root = b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str(cell.Staging), program.Int(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, "O_PATH|O_DIRECTORY|O_CLOEXEC"), program.Int(0))
+		} else {
+			root = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=4m")
+			b.AttachAt(root, cell.Staging)
+		}
+		k.addHostSkeleton(b, program.Use(root), "", false)
 		for i, p := range k.rootTrees() {
 			k.attachIn(b, given[i], root, p)
 		}
 	} else {
 		root = k.addLayers(b, given)
 		b.AttachAt(root, cell.Staging)
+		k.addOver(b, root)
 	}
 	k.addDevices(b, func(dev program.Slot) { k.attachOwn(b, dev, root, "dev") })
 	if k.layout.sys {

@@ -23,9 +23,9 @@ func TestHostRootfs(t *testing.T) {
 	secret := openDir(t) + "/secret"
 	writeFile(t, secret, "secret", 0o644)
 	for script, want := range map[string]string{
-		"ls /home":          "sandbox",
-		"ls -A ~ /tmp /run": "/home/sandbox:\n\n/run:\n\n/tmp:",
-		"ls /var":           "tmp",
+		"ls /home":                           "sandbox",
+		"ls -A ~ /tmp /run":                  "/home/sandbox:\n\n/run:\n\n/tmp:",
+		"ls /var | grep -vx -e lib -e cache": "tmp",
 		"ls -d /root /srv /mnt /opt /media /boot /efi /etc/shadow /etc/ssh " + secret + " 2>/dev/null": "",
 		"head -1 /etc/passwd; id -un; id -u; echo ~; grep -c . /etc/passwd":                            "root:x:0:0:root:/:/bin/sh\nsandbox\n1000\n/home/sandbox\n3",
 		"cat /etc/hostname; cat /etc/resolv.conf; cat /etc/nsswitch.conf":                              "sandbox\n# no network\npasswd: files\ngroup: files\nhosts: files dns",
@@ -59,6 +59,12 @@ func busyboxRoot(t testing.TB, dirs ...string) string {
 		require.NoError(t, os.MkdirAll(root+dir, 0o755))
 	}
 	writeFile(t, root+"/bin/busybox", string(b), 0o755)
+	if len(dirs) > 0 { // nor does it lack the files that runs have of their own
+		require.NoError(t, os.MkdirAll(root+"/etc", 0o755))
+		for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
+			writeFile(t, root+"/etc/"+name, "", 0o644)
+		}
+	}
 	for _, name := range strings.Fields("sh ls cat touch echo mkdir pwd id rm ln stat true") {
 		require.NoError(t, os.Symlink("busybox", root+"/bin/"+name))
 	}

@@ -47,6 +47,9 @@ func (s *Sandbox) start(ctx context.Context) (*Process, error) {
 }
 
 func (s *Sandbox) startOnce(ctx context.Context) (*running, error) {
+	if s.config.showsHost() {
+		readAhead()
+	}
 	c, err := s.config.findCell()
 	if err != nil {
 		return nil, err
@@ -279,7 +282,7 @@ func (r *running) spawn() error {
 }
 
 func (r *running) template(p *plan) (*cell.Template, error) {
-	t, err := r.cell.Template(r.sources.template, p.template, func() ([]*os.File, error) {
+	t, err := r.cell.Template(r.sources.template, p.copies, p.template, func() ([]*os.File, error) {
 		return openTrees(r.cell, p.trees, r.block)
 	})
 	if err != nil {

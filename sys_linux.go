@@ -150,15 +150,21 @@ func (k *compiler) addView() {
 	}
 }
 
-// withoutSys leaves /sys out of a directory that lacks nothing else, and of what is missing: it would take a layer on top, which keeps
-// runs from seeing later changes of the directory, and Linux 5.11.
+// withoutSys leaves /sys out of a directory that needs no layer on top for anything else, and of what is missing: a layer keeps
+// runs from seeing later changes of the directory, and takes Linux 5.11.
 func (r *rootConfig) withoutSys(missing []point) []point {
-	if len(r.rootfs.layers) > 1 || r.writable != nil || len(missing) != 1 || missing[0].path != "/sys" {
+	if len(r.rootfs.layers) > 1 || r.writable != nil || slices.ContainsFunc(missing, needsLayer) {
 		return missing
 	}
-	r.noSys = true
-	return nil
+	return slices.DeleteFunc(missing, func(p point) bool {
+		isSys := p.path == "/sys"
+		r.noSys = r.noSys || isSys
+		return isSys
+	})
 }
+
+// needsLayer reports whether what is missing has to be put on a layer, for which /sys alone is no reason.
+func needsLayer(p point) bool { return !p.over && p.path != "/sys" }
 
 // link makes one more name of a file.
 func (s *skeleton) link(p, of string) {

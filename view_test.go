@@ -74,7 +74,7 @@ func TestRootlessLimitsThatAreNotSeen(t *testing.T) {
 	require.Equal(t, "0", output(t, shell(list, sandbox.WithMemory(64*sandbox.MiB), sandbox.WithTmpfs("/sys", sandbox.MiB))))
 	require.Equal(t, "mine", output(t, shell("ls /sys/fs/cgroup", sandbox.WithMemory(64*sandbox.MiB), sandbox.WithFile("/sys/fs/cgroup/mine", nil, 0o644))))
 	bare := busyboxRoot(t, "/dev", "/proc", "/tmp", "/home/sandbox") // which gets no layer with a mount point only for that
-	require.Equal(t, "bin dev home proc tmp", output(t, sandbox.New(sandbox.WithRootfs(sandbox.DirRootfs(bare)), sandbox.WithMemory(64*sandbox.MiB),
+	require.Equal(t, "bin dev etc home proc tmp", output(t, sandbox.New(sandbox.WithRootfs(sandbox.DirRootfs(bare)), sandbox.WithMemory(64*sandbox.MiB),
 		sandbox.WithCommand("sh", "-c", "cd / && echo *"))))
 	for _, kv := range [][2]string{{"", "67108864\n100000 100000"}, {"own", "33554432\n100000 100000"}} {
 		s := sandbox.New(sandbox.WithCommand("sh", "-c", seenLimits), sandbox.WithMemory(sandbox.GiB))

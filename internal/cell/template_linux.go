@@ -35,15 +35,15 @@ type templates struct {
 const maxTemplates = 16
 
 // Template returns the template of the given key. If it is new it is
-// assembled by the program, which open gives its files. The caller calls
-// Release once it has its copy.
-func (c *Cell) Template(key string, p *program.Program, open func() ([]*os.File, error)) (*Template, error) {
+// assembled by the program, which open gives its files, after first, unless
+// that is nil. The caller calls Release once it has its copy.
+func (c *Cell) Template(key string, first, p *program.Program, open func() ([]*os.File, error)) (*Template, error) {
 	t, isNew, evicted := c.templates.get(key)
 	for _, e := range evicted {
 		c.removeTemplate(e)
 	}
 	if isNew {
-		t.err = c.makeTemplate(t, p, open)
+		t.err = c.makeTemplate(t, first, p, open)
 		close(t.ready)
 	}
 	<-t.ready
@@ -107,9 +107,9 @@ func (ts *templates) drop(t *Template) {
 	}
 }
 
-// makeTemplate runs the program, which leaves the root at Staging, and moves
+// makeTemplate runs the programs, which leave the root at Staging, and moves
 // it to its place.
-func (c *Cell) makeTemplate(t *Template, p *program.Program, open func() ([]*os.File, error)) error {
+func (c *Cell) makeTemplate(t *Template, first, p *program.Program, open func() ([]*os.File, error)) error {
 	files, err := open()
 	defer func() {
 		for _, f := range files {
@@ -125,7 +125,13 @@ func (c *Cell) makeTemplate(t *Template, p *program.Program, open func() ([]*os.
 	}
 	c.staging.Lock()
 	defer c.staging.Unlock()
-	if _, err := c.Task(p, fds); err != nil {
+	if first != nil {
+		_, err = c.Task(first, nil)
+	}
+	if err == nil {
+		_, err = c.Task(p, fds)
+	}
+	if err != nil {
 		c.unmount(Staging, Changes)
 		return err
 	}
