@@ -2,10 +2,8 @@ module github.com/cellkit/sandbox/image
 
 go 1.26.6
 
-replace github.com/cellkit/sandbox => ../
-
 require (
-	github.com/cellkit/sandbox v0.0.0-00010101000000-000000000000
+	github.com/cellkit/sandbox v0.1.0
 	github.com/containerd/containerd/v2 v2.4.2
 	github.com/google/go-containerregistry v0.22.1
 	github.com/klauspost/compress v1.20.0
@@ -67,7 +65,7 @@ require (
 	go.opentelemetry.io/otel/trace v1.46.0 // indirect
 	go.yaml.in/yaml/v3 v3.0.5 // indirect
 	golang.org/x/sync v0.25.0 // indirect
-	golang.org/x/tools v0.49.0 // indirect
+	golang.org/x/tools v0.51.0 // indirect
 	google.golang.org/protobuf v1.36.12 // indirect
 	gotest.tools/v3 v3.5.2 // indirect
 )

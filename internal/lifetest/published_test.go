@@ -1,0 +1,128 @@
+//go:build linux
+
+package lifetest_test
+
+import (
+	"archive/zip"
+	"fmt"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/mod/modfile"
+	modules "golang.org/x/mod/module"
+	modzip "golang.org/x/mod/zip"
+)
+
+// TestPublished publishes this repository's modules in a module proxy, in the version in which they require each other, and has a
+// module of somebody else's require them from there, and both commands installed.
+func TestPublished(t *testing.T) {
+	if inGuest() {
+		t.Skip("it builds programs, which takes far too long on an emulated machine; the host does it")
+	}
+	p := newProxy(t)
+	version := p.requiredVersion(t, "../../image/go.mod")
+	p.publish(t, rootModule, version, "../..")
+	p.publish(t, rootModule+"/image", version, "../../image")
+
+	foreign := t.TempDir()
+	require.NoError(t, os.CopyFS(foreign, os.DirFS("testdata/foreign")))
+	mod := fmt.Sprintf("module example.com/foreign\n\ngo 1.26\n\nrequire (\n\t%s %s\n\t%s/image %s\n)\n", rootModule, version, rootModule, version)
+	require.NoError(t, os.WriteFile(filepath.Join(foreign, "go.mod"), []byte(mod), 0o600))
+	p.run(t, foreign, "build", "-o", "foreign", ".")
+	prints(t, "in a sandbox\n", command(t, filepath.Join(foreign, "foreign")))
+
+	for _, m := range []string{rootModule, rootModule + "/image"} {
+		p.run(t, t.TempDir(), "install", m+"/cmd/sandbox@"+version)
+		out, err := command(t, filepath.Join(p.dir, "bin", "sandbox"), "version").CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		require.True(t, strings.HasPrefix(string(out), "sandbox "+version+", "), "%s", out)
+	}
+}
+
+const rootModule = "github.com/cellkit/sandbox"
+
+// proxy is a directory that the go command takes modules from, by the protocol of https://go.dev/ref/mod#goproxy-protocol.
+type proxy struct {
+	dir string
+	env []string // of the go command
+}
+
+// newProxy has a module cache of its own, in which nothing is left of other contents of the same version. All other modules come
+// from the machine's cache, or from where that has them from. Paths are trimmed so that the build cache serves the next time.
+func newProxy(t *testing.T) *proxy {
+	t.Helper()
+	p := &proxy{dir: t.TempDir()}
+	goEnv := func(name string) string {
+		out, err := exec.Command("go", "env", name).Output()
+		require.NoError(t, err)
+		return strings.TrimSpace(string(out))
+	}
+	sources := "file://" + filepath.Join(p.dir, "proxy") + ",file://" + filepath.Join(goEnv("GOMODCACHE"), "cache/download") + "," + goEnv("GOPROXY")
+	p.env = append(os.Environ(), "GOPROXY="+sources, "GOMODCACHE="+filepath.Join(p.dir, "mod"), "GOBIN="+filepath.Join(p.dir, "bin"),
+		"GOFLAGS=-mod=mod -modcacherw -trimpath", "GOWORK=off", "GOSUMDB=off", "GOPRIVATE=", "GONOPROXY=", "CGO_ENABLED=1")
+	return p
+}
+
+// requiredVersion reads in which version a module requires the root module, by which nothing may be replaced.
+func (p *proxy) requiredVersion(t *testing.T, file string) string {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	require.NoError(t, err)
+	mod, err := modfile.Parse(file, data, nil)
+	require.NoError(t, err)
+	require.Empty(t, mod.Replace)
+	for _, r := range mod.Require {
+		if r.Mod.Path == rootModule {
+			return r.Mod.Version
+		}
+	}
+	t.Fatalf("%s does not require %s", file, rootModule)
+	return ""
+}
+
+// publish adds the module in dir to the proxy.
+func (p *proxy) publish(t *testing.T, name, version, dir string) {
+	t.Helper()
+	at := filepath.Join(p.dir, "proxy", name, "@v")
+	require.NoError(t, os.MkdirAll(at, 0o700))
+	file := filepath.Join(at, version)
+	mod, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file+".mod", mod, 0o600))
+	require.NoError(t, os.WriteFile(file+".info", fmt.Appendf(nil, `{"Version":%q}`, version), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(at, "list"), []byte(version+"\n"), 0o600))
+	out, err := os.Create(file + ".zip")
+	require.NoError(t, err)
+	require.NoError(t, modzip.CreateFromDir(out, modules.Version{Path: name, Version: version}, dir))
+	require.NoError(t, out.Close())
+	requireFiles(t, file+".zip", path.Join(name+"@"+version, "LICENSE"), path.Join(name+"@"+version, "NOTICE"))
+}
+
+// requireFiles looks for files in an archive.
+func requireFiles(t *testing.T, file string, names ...string) {
+	t.Helper()
+	z, err := zip.OpenReader(file)
+	require.NoError(t, err)
+	defer z.Close()
+	have := map[string]bool{}
+	for _, f := range z.File {
+		have[f.Name] = true
+	}
+	for _, name := range names {
+		require.True(t, have[name], "%s is not in %s", name, file)
+	}
+}
+
+// run runs the go command, with modules from the proxy.
+func (p *proxy) run(t *testing.T, dir string, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", args...)
+	cmd.Dir, cmd.Env = dir, p.env
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "go %v\n%s", args, out)
+}
