@@ -63,21 +63,21 @@ const minMemory = 64 * KiB
 
 // WithMemory limits the memory of all processes of the run together, in bytes,
 // page cache and tmpfs included. A run that needs more is killed:
-// ErrOutOfMemory. Needs the memory controller. Default: none.
-func WithMemory(bytes int64) Option { return func(c *config) { c.cgroup.memory = &bytes } }
+// ErrOutOfMemory. Needs the memory controller. Default, and 0: none.
+func WithMemory(bytes int64) Option { return func(c *config) { c.cgroup.memory = limit(bytes) } }
 
 // WithSwap sets how many bytes the run may swap out on top of WithMemory, which
 // it needs. Default: none where WithMemory is set and the kernel counts swap.
-func WithSwap(bytes int64) Option { return func(c *config) { c.cgroup.swap = &bytes } }
+func WithSwap(bytes int64) Option { return func(c *config) { c.cgroup.swap = limit(bytes) } }
 
 // WithCPUs limits the CPU time that the run gets, in CPUs: 0.5 is half of one,
 // enforced over periods of 100 ms. At least 0.01, at most what this process
-// has. Needs the cpu controller. Default: none.
-func WithCPUs(n float64) Option { return func(c *config) { c.cgroup.cpus = &n } }
+// has. Needs the cpu controller. Default, and 0: none.
+func WithCPUs(n float64) Option { return func(c *config) { c.cgroup.cpus = limit(n) } }
 
 // WithCPUWeight sets the run's share of busy CPUs in proportion to others, from
-// 1 to 10000. Needs the cpu controller. Default: 100.
-func WithCPUWeight(weight uint64) Option { return func(c *config) { c.cgroup.weight = &weight } }
+// 1 to 10000. Needs the cpu controller. Default, and 0: 100.
+func WithCPUWeight(weight uint64) Option { return func(c *config) { c.cgroup.weight = limit(weight) } }
 
 // WithCPUSet binds the run to CPUs, as in "0-2,5". Needs the cpuset controller.
 // Default: all.
@@ -85,20 +85,27 @@ func WithCPUSet(cpus string) Option { return func(c *config) { c.cgroup.cpuset =
 
 // WithPIDs limits the number of processes and threads of the run. The kernel
 // refuses more (EAGAIN); if the command then fails, the run's error is
-// ErrPIDLimit. Needs the pids controller. Default: 512, where the controller is
-// there.
-func WithPIDs(n int64) Option { return func(c *config) { c.cgroup.pids = &n } }
+// ErrPIDLimit. Needs the pids controller. Default, and 0: 512, where the
+// controller is there. There is no unlimited number; at most it is what a machine
+// can have, 4194304.
+func WithPIDs(n int64) Option { return func(c *config) { c.cgroup.pids = limit(n) } }
 
 // WithCPUTime limits the CPU time, user and system, that all processes of the
 // run use together. A run that uses more is killed: ErrCPUTime. The limit is
 // checked as often as it could be reached, but not more than once per
-// millisecond. Needs a cgroup. Default: none.
-func WithCPUTime(d time.Duration) Option { return func(c *config) { c.cgroup.cpuTime = &d } }
+// millisecond. Needs a cgroup. Default, and 0: none.
+func WithCPUTime(d time.Duration) Option { return func(c *config) { c.cgroup.cpuTime = limit(d) } }
 
 // WithIO limits access to block devices. Several limits, and several calls, add
-// up. Needs the io (v1: blkio) controller. Default: none.
+// up; one that limits nothing is left out. Needs the io (v1: blkio) controller. Default: none.
 func WithIO(limits ...IOLimit) Option {
-	return func(c *config) { c.cgroup.io = append(slices.Clip(c.cgroup.io), limits...) }
+	return func(c *config) {
+		for _, l := range limits {
+			if l != (IOLimit{Path: l.Path}) {
+				c.cgroup.io = append(slices.Clip(c.cgroup.io), l)
+			}
+		}
+	}
 }
 
 // WithRlimit sets a resource limit of getrlimit(2) by its name: "as", "core",
@@ -206,9 +213,6 @@ func checkCPUs(option string, cpus *float64) error {
 func (l IOLimit) check() error {
 	if err := checkPath(l.Path); err != nil {
 		return err
-	}
-	if l == (IOLimit{Path: l.Path}) {
-		return fmt.Errorf("%s: limits nothing", l.Path)
 	}
 	return nil
 }

@@ -468,8 +468,8 @@ func TestFuncOptions(t *testing.T) {
 	for want, o := range map[string]sandbox.Option{
 		"WithCommand":                 sandbox.WithCommand("true"),
 		"WithMemory: -1":              sandbox.WithMemory(-1),
-		"WithMessageLimit: not":       sandbox.WithMessageLimit(0),
-		"WithMaxCalls: not a pos":     sandbox.WithMaxCalls(0),
+		"WithMessageLimit: not":       sandbox.WithMessageLimit(-1),
+		"WithMaxCalls: not a pos":     sandbox.WithMaxCalls(-1),
 		"WithMaxAge: not a positive ": sandbox.WithMaxAge(-1),
 	} {
 		_, err := work.Call(deadline(t), job{Do: "echo"}, o)

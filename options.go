@@ -18,6 +18,9 @@ import (
 
 // Option changes one thing of a sandbox. Where an option takes a single value
 // the last one given counts; With says of each whether it adds instead.
+//
+// A limit of 0 is as if its option were not given, also where an earlier one set a
+// limit, so that what a program was configured with can be passed on as it is.
 type Option func(*config)
 
 // config is what the options have set. It holds no resource and is validated
@@ -99,6 +102,14 @@ func (c *config) samePrepared(o *config) bool {
 	return c.prepared == o.prepared && c.samePlans(o) && c.cgroup.same(&o.cgroup) && c.cell == o.cell && c.ownCell == o.ownCell
 }
 
+// limit is what an option sets for n: nothing for 0.
+func limit[T int | int64 | uint64 | float64 | time.Duration](n T) *T {
+	if n == 0 {
+		return nil
+	}
+	return &n
+}
+
 func equalPointed[T comparable](a, b *T) bool { return a == b || a != nil && b != nil && *a == *b }
 
 // WithCommand sets the program and its arguments. A name without a slash is
@@ -153,8 +164,8 @@ func WithExtraFiles(files ...*os.File) Option {
 // WithTimeout limits the run's duration, counted from the execution of the
 // command. A run that takes longer is killed: ErrTimeout. It does not limit how
 // long a writer of this process takes for the output that is left then:
-// WithWaitDelay does. Default: none.
-func WithTimeout(d time.Duration) Option { return func(c *config) { c.timeout = &d } }
+// WithWaitDelay does. Default, and 0: none.
+func WithTimeout(d time.Duration) Option { return func(c *config) { c.timeout = limit(d) } }
 
 // WithWaitDelay limits how long Wait waits, once nothing of the run lives any
 // more, for the writers of WithStdout and WithStderr to take what is left of
@@ -185,8 +196,8 @@ func (c *config) delay() time.Duration {
 
 // WithOutputLimit limits what the run may write to its standard output and
 // standard error together, in bytes. A run that writes more is killed:
-// ErrOutputLimit; the first bytes up to the limit are delivered. Default: none.
-func WithOutputLimit(bytes int64) Option { return func(c *config) { c.outputLimit = &bytes } }
+// ErrOutputLimit; the first bytes up to the limit are delivered. Default, and 0: none.
+func WithOutputLimit(bytes int64) Option { return func(c *config) { c.outputLimit = limit(bytes) } }
 
 // WithPrepared keeps n runs prepared, 0 to 1000: all of a run is there but its command, and starting one takes little longer
 // than a process of os/exec. Each serves once, and is then replaced in the background; a start that finds none prepares its own.

@@ -59,12 +59,10 @@ var wrong = []struct {
 	{"relative directory", []Option{WithDir("tmp")}, `WithDir: "tmp" is not an absolute path`},
 	{"zero byte in the directory", []Option{WithDir("/\x00")}, `WithDir: "/\x00" contains a zero byte`},
 	{"long directory", []Option{WithDir("/" + strings.Repeat("d", 4095))}, "WithDir: a path of 4096 bytes is longer than 4095"},
-	{"no time", []Option{WithTimeout(0)}, "WithTimeout: 0s is not a positive duration"},
 	{"negative time", []Option{WithTimeout(-time.Second)}, "WithTimeout: -1s is not a positive duration"},
 	{"negative wait delay", []Option{WithWaitDelay(-1)}, "WithWaitDelay: -1ns is negative: 0 waits without a limit"},
 	{"prepared", []Option{WithPrepared(-1)}, "WithPrepared: -1 is not between 0 and 1000"},
 	{"too many prepared", []Option{WithPrepared(1001)}, "WithPrepared: 1001 is not between 0 and 1000"},
-	{"no output", []Option{WithOutputLimit(0)}, "WithOutputLimit: 0 is not a positive number of bytes"},
 	{"negative output", []Option{WithOutputLimit(-1)}, "WithOutputLimit: -1 is not a positive number of bytes"},
 	{"too many files", []Option{WithExtraFiles(nulls(60)...), WithExtraFiles(nulls(41)...)}, "WithExtraFiles: 101 files, at most 100 are possible"},
 	{"nil file", []Option{WithExtraFiles(os.Stdin, nil)}, "WithExtraFiles: file 1 is nil"},
@@ -78,12 +76,11 @@ var wrong = []struct {
 	{"swap alone", []Option{WithSwap(MiB)}, "WithSwap: means nothing without WithMemory"},
 	{"memory in MiB", []Option{WithMemory(64)}, "WithMemory: 64 bytes is less than the least that makes sense, 65536"},
 	{"negative memory", []Option{WithMemory(-1)}, "WithMemory: -1 bytes is less than"},
-	{"no CPU", []Option{WithCPUs(0)}, "WithCPUs: 0 is not between 0.01 and"},
 	{"negative CPUs", []Option{WithCPUs(-1)}, "WithCPUs: -1 is not between"},
 	{"more CPUs than there are", []Option{WithCPUs(float64(runtime.NumCPU()) + 0.01)}, "WithCPUs: "},
 	{"infinitely many CPUs", []Option{WithCPUs(math.Inf(1))}, "WithCPUs: +Inf is not between"},
 	{"CPUs that are no number", []Option{WithCPUs(math.NaN())}, "WithCPUs: NaN is not between"},
-	{"no weight", []Option{WithCPUWeight(0)}, "WithCPUWeight: 0 is not between 1 and 10000"},
+	{"more than all weight", []Option{WithCPUWeight(10001)}, "WithCPUWeight: 10001 is not between 1 and 10000"},
 	{"large weight", []Option{WithCPUWeight(10001)}, "WithCPUWeight: 10001 is not between"},
 	{"empty cpuset", []Option{WithCPUSet("")}, `WithCPUSet: "" is not a list of CPUs such as 0-2,5`},
 	{"cpuset upside down", []Option{WithCPUSet("2-1")}, `WithCPUSet: "2-1" is not a list`},
@@ -91,12 +88,11 @@ var wrong = []struct {
 	{"cpuset with a space", []Option{WithCPUSet("0, 1")}, `WithCPUSet: "0, 1" is not a list`},
 	{"cpuset in words", []Option{WithCPUSet("all")}, `WithCPUSet: "all" is not a list`},
 	{"endless cpuset", []Option{WithCPUSet("0-")}, `WithCPUSet: "0-" is not a list`},
-	{"no processes", []Option{WithPIDs(0)}, "WithPIDs: 0 is less than 1"},
+	{"fewer than no processes", []Option{WithPIDs(-1)}, "WithPIDs: -1 is less than 1"},
 	{"negative processes", []Option{WithPIDs(-5)}, "WithPIDs: -5 is less than 1"},
 	{"more processes than there can be", []Option{WithPIDs(4194305)}, "WithPIDs: 4194305 is more than a machine can have, 4194304"},
-	{"no CPU time", []Option{WithCPUTime(0)}, "WithCPUTime: 0s is not a positive duration"},
+	{"negative CPU time", []Option{WithCPUTime(-1)}, "WithCPUTime: -1ns is not a positive duration"},
 	{"relative device path", []Option{WithIO(IOLimit{Path: "dev/sda", ReadBytes: 1})}, `WithIO: "dev/sda" is not an absolute path`},
-	{"I/O limit without limit", []Option{WithIO(IOLimit{Path: "/dev/sda"})}, "WithIO: /dev/sda: limits nothing"},
 	{"unknown rlimit", []Option{WithRlimit("files", 1, 1)}, `WithRlimit: "files" is unknown: use one of as, core`},
 	{"soft above hard", []Option{WithRlimit("nofile", 2, 1)}, "WithRlimit: nofile: the soft limit 2 is above the hard limit 1"},
 	{"relative cgroup", []Option{WithCgroupParent("a/b")}, `WithCgroupParent: "a/b" is not an absolute path`},
@@ -129,7 +125,7 @@ var wrong = []struct {
 	{"a layer twice", []Option{WithRootfs(LayersRootfs("/a", "/b", "/a/"))}, `WithRootfs: LayersRootfs: /a is given twice`},
 	{"too many layers", []Option{WithRootfs(LayersRootfs(manyLayers()...))}, `WithRootfs: LayersRootfs: 65 layers, at most 64 are possible`},
 	{"zero byte in the root", []Option{WithRootfs(DirRootfs("/a\x00"))}, `WithRootfs: "/a\x00" contains a zero byte`},
-	{"no room for changes", []Option{WithWritableRoot(0)}, "WithWritableRoot: 0 is not a positive number of bytes"},
+	{"less than no room for changes", []Option{WithWritableRoot(-1)}, "WithWritableRoot: -1 is not a positive number of bytes"},
 	{"relative target", []Option{WithBind("/a", "b")}, `WithBind: "b" is not an absolute path`},
 	{"relative source", []Option{WithReadOnlyBind("a", "/b")}, `WithReadOnlyBind: "a" is not an absolute path`},
 	{"zero byte in a source", []Option{WithBind("/a\x00", "/b")}, `WithBind: "/a\x00" contains a zero byte`},
@@ -140,7 +136,7 @@ var wrong = []struct {
 	{"file in /proc", []Option{WithFile("/proc/x", nil, 0)}, "WithFile: /proc/x: /proc is the run's own"},
 	{"tmpfs over /dev", []Option{WithTmpfs("/dev", 1)}, "WithTmpfs: /dev: /dev is the run's own, but for /dev/shm"},
 	{"bind in /dev", []Option{WithBind("/a", "/dev/shmx")}, "WithBind: /dev/shmx: /dev is the run's own, but for /dev/shm"},
-	{"tmpfs without size", []Option{WithTmpfs("/a", 0)}, "WithTmpfs: /a: 0 is not a positive number of bytes"},
+	{"negative tmpfs", []Option{WithTmpfs("/a", -1)}, "WithTmpfs: /a: -1 is not a positive number of bytes"},
 	{"set-uid file", []Option{WithFile("/a", nil, fs.ModeSetuid|0o755)}, "WithFile: /a: mode urwxr-xr-x is more than permission bits"},
 	{"twice the same place", []Option{WithBind("/x", "/a"), WithTmpfs("/a/", 1)}, "WithTmpfs: /a: hides what WithBind puts there"},
 	{"twice the same file", []Option{WithFile("/a", nil, 0), WithFile("//b/../a", nil, 0)}, "WithFile: /a: hides what WithFile puts there"},
@@ -246,12 +242,33 @@ func TestGoodOptions(t *testing.T) {
 	}
 }
 
+// TestZeroIsNoLimit takes limits away that were set.
+func TestZeroIsNoLimit(t *testing.T) {
+	zeros := []Option{WithTimeout(0), WithOutputLimit(0), WithMemory(0), WithSwap(0), WithCPUs(0), WithCPUWeight(0), WithPIDs(0), WithCPUTime(0),
+		WithIO(IOLimit{Path: "/dev/sda"}), WithWritableRoot(0), WithMessageLimit(0), WithMaxCalls(0), WithMaxAge(0)}
+	limited := New(valid, WithTimeout(1), WithOutputLimit(1), WithMemory(MiB), WithCPUs(0.5), WithCPUWeight(1), WithPIDs(1), WithCPUTime(1), WithWritableRoot(1))
+	for _, s := range []*Sandbox{New(valid).With(zeros...), limited.With(zeros...)} {
+		c := s.config
+		require.NoError(t, c.validate())
+		require.Nil(t, c.timeout)
+		require.Nil(t, c.outputLimit)
+		require.Equal(t, cgroupConfig{}, c.cgroup)
+		require.Nil(t, c.root.writable)
+		require.Equal(t, funcConfig{}, c.fn)
+	}
+	require.Equal(t, int64(defaultTmpfs), New(WithTmpfs("/a", 0)).config.root.mounts[0].size)
+	var p poolConfig
+	PoolMemory(0)(&p)
+	PoolCPUs(0)(&p)
+	require.Equal(t, poolConfig{}, p)
+}
+
 // TestLaterValueMendsEarlier overrides a wrong value of each option that takes
 // a single one.
 func TestLaterValueMendsEarlier(t *testing.T) {
 	s := New(
 		WithCommand(""), WithDir("x"), WithTimeout(-1), WithOutputLimit(-1),
-		WithMemory(-1), WithSwap(-1), WithCPUs(-1), WithCPUWeight(0), WithCPUSet("x"), WithPIDs(0), WithCPUTime(-1),
+		WithMemory(-1), WithSwap(-1), WithCPUs(-1), WithCPUWeight(10001), WithCPUSet("x"), WithPIDs(-1), WithCPUTime(-1),
 		WithRlimit("nofile", 2, 1), WithCgroupParent("x"),
 		WithHostname(""), WithUser(-1, -1), WithNetwork(9),
 		WithRootfs(DirRootfs("x")), WithWritableRoot(-1),

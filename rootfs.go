@@ -189,9 +189,9 @@ func WithReadOnlyBind(src, dst string) Option {
 // WithTmpfs mounts an empty file system at dst, which lives in memory and belongs to the
 // run's user. It takes up to the given number of bytes, and one file for each 4 KiB
 // of them, plus 256. It replaces the default one at /tmp, /dev/shm or /home/sandbox
-// (256 MiB each). Several calls add up.
+// (256 MiB each). Default, for 0 bytes: 256 MiB. Several calls add up.
 func WithTmpfs(dst string, bytes int64) Option {
-	return withMount(mount{kind: tmpfsMount, dst: dst, size: bytes})
+	return withMount(mount{kind: tmpfsMount, dst: dst, size: cmp.Or(bytes, defaultTmpfs)})
 }
 
 // WithFile puts a file with the given content and permission bits at dst. It
@@ -207,9 +207,10 @@ func WithFile(dst string, data []byte, mode fs.FileMode) Option {
 // change, where the kernel (5.19) and the file system allow idmapped mounts below an
 // overlay and the caller is root, but for WithoutUserNamespace; elsewhere they keep their protection and
 // only new files can be made, in directories that the run's user owns, such as /.
+// Default, and 0: read-only.
 func WithWritableRoot(bytes int64) Option {
 	return func(c *config) {
-		c.root.writable, c.root.upper, c.root.hasUpper, c.root.ifCan = &bytes, nil, false, false
+		c.root.writable, c.root.upper, c.root.hasUpper, c.root.ifCan = limit(bytes), nil, false, false
 	}
 }
 

@@ -27,7 +27,6 @@ func TestUnsupported(t *testing.T) {
 		"CombinedOutput":   func() error { _, err := s.CombinedOutput(ctx); return err },
 		"Prepare":          func() error { return s.Prepare(ctx) },
 		"Explain":          func() error { _, err := s.Explain(); return err },
-		"RootChanges":      func() error { _, err := s.RootChanges(); return err },
 		"WithFS":           func() error { _, err := s.With(sandbox.WithFS("/x", fstest.MapFS{})).Run(ctx); return err },
 		"Check":            func() error { return sandbox.Check(ctx).Features[0].Err },
 		"Shutdown":         func() error { return sandbox.Shutdown(ctx) },

@@ -135,14 +135,14 @@ flag needs an argument: -timeout`, err.Error(), "neither the missing command nor
 func TestFlagNames(t *testing.T) {
 	err := sandbox.ErrTimeout
 	assert.ErrorIs(t, flagNames(err), err)
-	_, err = sandbox.New(sandbox.WithCommand("true"), sandbox.WithSwap(1), sandbox.WithCPUWeight(0), sandbox.WithDir("With/WithDir"),
-		sandbox.WithBind("/a", "/"), sandbox.WithWritableRoot(0)).Explain()
+	_, err = sandbox.New(sandbox.WithCommand("true"), sandbox.WithSwap(1), sandbox.WithCPUWeight(10001), sandbox.WithDir("With/WithDir"),
+		sandbox.WithBind("/a", "/"), sandbox.WithWritableRoot(-1)).Explain()
 	require.Error(t, err)
 	assert.ElementsMatch(t, []string{
 		`-swap: means nothing without -memory`,
-		`-cpu-weight: 0 is not between 1 and 10000`,
+		`-cpu-weight: 10001 is not between 1 and 10000`,
 		`-dir: "With/WithDir" is not an absolute path`,
 		`-bind: /: use -rootfs`,
-		`-writable-root: 0 is not a positive number of bytes`,
+		`-writable-root: -1 is not a positive number of bytes`,
 	}, lines(flagNames(err)))
 }
