@@ -16,8 +16,8 @@ import (
 
 const usage = `usage:
   sandbox run [flags] [--] command [args...]   run a command in a sandbox
-  sandbox check                                tell what this machine can do
-  sandbox version                              print the version
+  sandbox check [-json]                        tell what this machine can do
+  sandbox version [-json]                      print the version
   sandbox help                                 print this; "sandbox run -h" explains the flags
 `
 
@@ -31,14 +31,18 @@ func dispatch(args []string) int {
 		return statusSetup
 	}
 	name, rest := args[0], args[1:]
+	asJSON := (name == "check" || name == "version") && len(rest) == 1 && (rest[0] == "-json" || rest[0] == "--json")
+	if asJSON {
+		rest = nil
+	}
 	var do func() int
 	switch name {
 	case "run":
 		return withCleanup(func(ctx context.Context) int { return run(ctx, rest) })
 	case "check":
-		do = func() int { return withCleanup(check) }
+		do = func() int { return withCleanup(func(ctx context.Context) int { return check(ctx, asJSON) }) }
 	case "version", "-version", "--version":
-		do = func() int { fmt.Println(version()); return 0 }
+		do = func() int { printVersion(asJSON); return 0 }
 	case "help", "-h", "-help", "--help":
 		do = func() int { fmt.Print(usage); return 0 }
 	default:
@@ -53,9 +57,13 @@ func dispatch(args []string) int {
 }
 
 // check prints what this machine can do.
-func check(ctx context.Context) int {
+func check(ctx context.Context, asJSON bool) int {
 	report := sandbox.Check(ctx)
-	fmt.Print(report.String())
+	if asJSON {
+		writeJSON(os.Stdout, reportOf(report))
+	} else {
+		fmt.Print(report.String())
+	}
 	if !report.OK() {
 		return 1
 	}
