@@ -64,7 +64,7 @@ func newProxy(t *testing.T) *proxy {
 	}
 	sources := "file://" + filepath.Join(p.dir, "proxy") + ",file://" + filepath.Join(goEnv("GOMODCACHE"), "cache/download") + "," + goEnv("GOPROXY")
 	p.env = append(os.Environ(), "GOPROXY="+sources, "GOMODCACHE="+filepath.Join(p.dir, "mod"), "GOBIN="+filepath.Join(p.dir, "bin"),
-		"GOFLAGS=-mod=mod -modcacherw -trimpath", "GOWORK=off", "GOSUMDB=off", "GOPRIVATE=", "GONOPROXY=", "CGO_ENABLED=1")
+		"GOFLAGS=-mod=mod -modcacherw -trimpath", "GOWORK=off", "GOSUMDB=off", "GOVCS=*:off", "GOPRIVATE=", "GONOPROXY=", "CGO_ENABLED=1")
 	return p
 }
 
