@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -26,6 +27,9 @@ const (
 	maxAnswer   = 64 << 10 // bytes of a registry's answer that is no manifest and no blob, and of the headers of any
 	maxHops     = 10       // redirects of one request
 )
+
+// errHostile is what archives are refused with that no honest tool makes.
+var errHostile = errors.New("refused")
 
 // content is where an image's parts are: a registry, or the files of a layout.
 type content interface {

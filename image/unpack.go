@@ -7,7 +7,6 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -33,9 +32,6 @@ type job struct {
 	progress func(Progress)
 	at       Progress
 }
-
-// errHostile is what archives are refused with that no honest tool makes.
-var errHostile = errors.New("refused")
 
 // unpack puts the layer's files into a directory that is empty.
 func (j *job) unpack(ctx context.Context, dir string) (info, error) {

@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
@@ -31,10 +30,13 @@ type Layer struct {
 }
 
 type (
-	source struct{}
+	source struct{ config *v1.ConfigFile }
 	limits struct{ bytes, files int64 }
-	info   struct{ Opaque bool }
-	layer  struct{ info info }
+	info   struct {
+		Opaque  bool
+		LeftOut []string
+	}
+	layer struct{ info info }
 )
 
 // DefaultStore returns an error that wraps errors.ErrUnsupported.
@@ -54,7 +56,7 @@ func (*Store) Verify(context.Context) error { return unsupported() }
 
 func (*Store) unpack(context.Context, *source, *options) (*Image, error) { return nil, unsupported() }
 
-func find(context.Context, string, v1.Platform, authn.Keychain) (*source, error) {
+func find(context.Context, string, *options) (*source, error) {
 	return nil, unsupported()
 }
 
