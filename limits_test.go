@@ -255,12 +255,12 @@ func TestSwap(t *testing.T) {
 func TestWrongOptions(t *testing.T) {
 	t.Parallel()
 	_, err := sandbox.New(
-		sandbox.WithEnv("no equals sign"), sandbox.WithDir("relative"), sandbox.WithTimeout(-1), sandbox.WithOutputLimit(0),
-		sandbox.WithMemory(64), sandbox.WithCPUs(1e9), sandbox.WithCPUWeight(0), sandbox.WithCPUSet("all"), sandbox.WithPIDs(0),
-		sandbox.WithCPUTime(0), sandbox.WithCgroupParent("a/b"), sandbox.WithHostname(""), sandbox.WithUser(-1, 70000),
+		sandbox.WithEnv("no equals sign"), sandbox.WithDir("relative"), sandbox.WithTimeout(-1), sandbox.WithOutputLimit(-1),
+		sandbox.WithMemory(64), sandbox.WithCPUs(1e9), sandbox.WithCPUWeight(10001), sandbox.WithCPUSet("all"), sandbox.WithPIDs(-1),
+		sandbox.WithCPUTime(-1), sandbox.WithCgroupParent("a/b"), sandbox.WithHostname(""), sandbox.WithUser(-1, 70000),
 		sandbox.WithNetwork(99), sandbox.WithRootfs(sandbox.DirRootfs("relative")), sandbox.WithBind("/usr", "/proc/x"),
-		sandbox.WithReadOnlyBind("relative", "/x"), sandbox.WithTmpfs("/y", 0), sandbox.WithFile("/z", nil, os.ModeSetuid),
-		sandbox.WithWritableRoot(0), sandbox.WithCapabilities("NET_ADMIN"),
+		sandbox.WithReadOnlyBind("relative", "/x"), sandbox.WithTmpfs("/y", -1), sandbox.WithFile("/z", nil, os.ModeSetuid),
+		sandbox.WithWritableRoot(-1), sandbox.WithCapabilities("NET_ADMIN"),
 	).Run(deadline(t))
 	for _, option := range strings.Fields("WithCommand WithEnv WithDir WithTimeout WithOutputLimit WithMemory WithCPUs WithCPUWeight" +
 		" WithCPUSet WithPIDs WithCPUTime WithCgroupParent WithHostname WithUser WithNetwork WithRootfs WithBind" +
