@@ -21,6 +21,7 @@ type settings struct {
 	opts    []sandbox.Option
 	explain bool
 	usage   bool
+	json    bool
 	layers  []string // of the root, the lowest first
 	image   string
 	command []string
@@ -83,6 +84,7 @@ var commandFlags = []runFlag{
 	{"env", "NAME[=VALUE]", "add to the environment; without VALUE, the caller's*", "WithEnv", env},
 	{"dir", "DIR", "working directory (default /home/sandbox)", "WithDir", text(sandbox.WithDir)},
 	{"user", "UID[:GID]", "ids inside (default 1000:1000; GID is UID if not given)", "WithUser", user},
+	{"groups", "GID,...", "supplementary groups inside (default none)", "WithGroups", groups},
 	{"hostname", "NAME", "name of the machine (default sandbox)", "WithHostname", text(sandbox.WithHostname)},
 	{"net", "none|host", "network: a loopback interface (default), or the host's", "WithNetwork", network},
 	{"time-offset", "TIME", "move the monotonic and the boot clock, such as by 24h or -10s", "WithTimeOffset", duration(func(s *settings, d time.Duration) { s.add(sandbox.WithTimeOffset(d)) })},
@@ -96,6 +98,7 @@ var commandFlags = []runFlag{
 var otherFlags = []runFlag{
 	{"explain", "", "run nothing, list the system calls that a run makes", "", toggle(func(s *settings) { s.explain = true })},
 	{"usage", "", "tell on stderr what the run used", "", toggle(func(s *settings) { s.usage = true })},
+	{"json", "", "tell on stderr, as one line of JSON, how the run ended and, with -usage, what it used", "", toggle(func(s *settings) { s.json = true })},
 }
 
 // flagGroups is all flags in the order of the help.
@@ -139,7 +142,7 @@ func parse(args []string) (*settings, error) {
 		wrong = append(wrong, errors.New("no command is given"))
 	}
 	if len(wrong) > 0 {
-		return nil, errors.Join(append(wrong, s.alsoWrong(wrong)...)...)
+		return s, errors.Join(append(wrong, s.alsoWrong(wrong)...)...)
 	}
 	return s, nil
 }

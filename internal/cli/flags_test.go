@@ -95,6 +95,7 @@ func TestParseWrongValues(t *testing.T) {
 		{"cpu-time", "1", "is not a duration such as 500ms, 2s or 1m30s"},
 		{"timeout", "2", "is not a duration"},
 		{"wait-delay", "2", "is not a duration"},
+		{"groups", "10,wheel", "is not a list of group ids in numbers"},
 		{"rlimit", "nofile", "is not NAME=SOFT[:HARD]"},
 		{"rlimit", "nofile=x", "is not NAME=SOFT[:HARD]"},
 		{"rlimit", "nofile=1:", "is not NAME=SOFT[:HARD]"},

@@ -5,6 +5,9 @@ package cli
 import (
 	"encoding/json"
 	"io"
+	"reflect"
+	"sync"
+	"time"
 
 	"github.com/cellkit/sandbox"
 )
@@ -40,3 +43,61 @@ func reportOf(r *sandbox.Report) reportJSON {
 	}
 	return out
 }
+
+// outcomeJSON is how a run ended, or why there was none.
+type outcomeJSON struct {
+	Status int    `json:"status"`          // that of this program
+	Error  string `json:"error,omitempty"` // why that is not the command's own
+
+	// Of a run that was started.
+	Reason   string     `json:"reason,omitempty"` // as sandbox.Reason says it: "exited", "timed out", "out of memory" ...
+	ExitCode *int       `json:"exit_code,omitempty"`
+	Signal   int        `json:"signal,omitempty"`
+	Usage    *usageJSON `json:"usage,omitempty"`
+}
+
+// usageJSON is sandbox.Usage.
+type usageJSON struct {
+	Wall        time.Duration `json:"wall_ns"`
+	UserCPU     time.Duration `json:"user_cpu_ns"`
+	SystemCPU   time.Duration `json:"system_cpu_ns"`
+	Throttled   time.Duration `json:"throttled_ns"`
+	MemoryPeak  uint64        `json:"memory_peak_bytes"`
+	ReadBytes   uint64        `json:"read_bytes"`
+	WriteBytes  uint64        `json:"write_bytes"`
+	PIDsPeak    uint64        `json:"pids_peak"`
+	PIDsRefused uint64        `json:"pids_refused"`
+	OOMKills    uint64        `json:"oom_kills"`
+	Uncounted   []string      `json:"uncounted"` // which of these this machine does not count
+}
+
+func outcomeOf(r *sandbox.Result, status int, reason error, withUsage bool) outcomeJSON {
+	out := outcomeJSON{Status: status}
+	if reason != nil {
+		out.Error = reason.Error()
+	}
+	if r == nil {
+		return out
+	}
+	out.Reason, out.ExitCode, out.Signal = r.Reason.String(), &r.ExitCode, int(r.Signal)
+	if u := r.Usage; withUsage {
+		out.Usage = &usageJSON{
+			Wall: u.Wall, UserCPU: u.UserCPU, SystemCPU: u.SystemCPU, Throttled: u.Throttled, MemoryPeak: u.MemoryPeak,
+			ReadBytes: u.ReadBytes, WriteBytes: u.WriteBytes, PIDsPeak: u.PIDsPeak, PIDsRefused: u.PIDsRefused, OOMKills: u.OOMKills,
+			Uncounted: []string{},
+		}
+		for _, name := range u.Uncounted {
+			out.Usage.Uncounted = append(out.Usage.Uncounted, usageNames()[name])
+		}
+	}
+	return out
+}
+
+// usageNames is the names of usageJSON by those of the fields of sandbox.Usage.
+var usageNames = sync.OnceValue(func() map[string]string {
+	names := map[string]string{}
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[usageJSON]()) {
+		names[f.Name] = f.Tag.Get("json")
+	}
+	return names
+})

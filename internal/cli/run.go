@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -21,13 +22,11 @@ func run(ctx context.Context, args []string) int {
 		fmt.Print(runUsage())
 		return 0
 	case err != nil:
-		complain(fmt.Errorf("%w\nsee sandbox run -h", err))
-		return statusSetup
+		return s.tell(nil, statusSetup, fmt.Errorf("%w\nsee sandbox run -h", err))
 	}
 	done, err := s.open(ctx)
 	if err != nil {
-		complain(err)
-		return statusSetup
+		return s.tell(nil, statusSetup, err)
 	}
 	defer done()
 	if s.explain {
@@ -35,12 +34,20 @@ func run(ctx context.Context, args []string) int {
 	}
 	opts, copied, err := streams()
 	if err != nil {
-		complain(err)
-		return statusSetup
+		return s.tell(nil, statusSetup, err)
 	}
 	result, err := sandbox.New(s.opts...).With(opts...).Run(ctx)
 	copied()
 	status, reason := outcome(s, result, err, context.Cause(ctx))
+	return s.tell(result, status, reason)
+}
+
+// tell says on stderr why the status is not the command's own, if so, and what the run used, if that is wanted. It returns the status.
+func (s *settings) tell(result *sandbox.Result, status int, reason error) int {
+	if s.json {
+		writeJSON(os.Stderr, outcomeOf(result, status, reason, s.usage))
+		return status
+	}
 	if reason != nil {
 		complain(reason)
 	}

@@ -267,6 +267,19 @@ func user(s *settings, value string) error {
 	return nil
 }
 
+func groups(s *settings, value string) error {
+	var gids []int
+	for text := range strings.SplitSeq(value, ",") {
+		gid, err := strconv.Atoi(text)
+		if err != nil {
+			return fmt.Errorf("%q is not a list of group ids in numbers, such as 10,27", value)
+		}
+		gids = append(gids, gid)
+	}
+	s.add(sandbox.WithGroups(gids...))
+	return nil
+}
+
 func network(s *settings, value string) error {
 	for _, n := range []sandbox.Network{sandbox.NetworkNone, sandbox.NetworkHost} {
 		if value == n.String() {
