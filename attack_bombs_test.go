@@ -151,7 +151,7 @@ func bombTests(t *testing.T) []bombTest {
 		{"pipes", "cgroup memory", helper("bomb", "pipes").With(memory), sandbox.OutOfMemory},
 		{"sockets", "cgroup memory", helper("bomb", "sockets").With(memory), sandbox.OutOfMemory},
 		{"forks", "cgroup pids", helper("bomb", "forks").With(few, timeout), sandbox.TimedOut},
-		{"threads", "cgroup pids", helper("bomb", "threads").With(few, timeout), sandbox.Exited},
+		{"threads", "cgroup pids", helper("bomb", "threads").With(few, timeout), sandbox.PIDsExceeded},
 		{"zombies", "cgroup pids", helper("bomb", "zombies").With(few, timeout), sandbox.TimedOut},
 		{"a loop on every core", "cgroup cpu", shell("for i in 1 2 3 4; do (while :; do :; done) & done; wait", sandbox.WithCPUs(0.5), timeout), sandbox.TimedOut},
 		{"CPU time", "CPU accounting", shell("for i in 1 2 3 4; do (while :; do :; done) & done; wait", sandbox.WithCPUTime(limit/4)), sandbox.CPUTimedOut},

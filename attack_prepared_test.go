@@ -83,7 +83,7 @@ func TestAttackBombsInFunctions(t *testing.T) {
 		{"files in memory", "cgroup memory", memory, sandbox.OutOfMemory},
 		{"pipes", "cgroup memory", memory, sandbox.OutOfMemory},
 		{"sockets", "cgroup memory", memory, sandbox.OutOfMemory},
-		{"threads", "cgroup pids", few, sandbox.Exited},
+		{"threads", "cgroup pids", few, sandbox.PIDsExceeded},
 		{"processes", "cgroup pids", few, sandbox.TimedOut},
 		{"stops", "", nil, sandbox.TimedOut},
 		{"deaf", "", nil, sandbox.TimedOut},

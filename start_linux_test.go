@@ -52,7 +52,7 @@ func TestCheckReportsAll(t *testing.T) {
 // TestCheckReportsOnce has paths that are wrong in themselves, and therefore not there.
 func TestCheckReportsOnce(t *testing.T) {
 	for _, o := range []Option{WithBind("relative", "/a"), WithBind("/no/such/place", "b"), WithRootfs(DirRootfs("relative")),
-		WithIO(IOLimit{Path: "relative", ReadOps: 1}), WithIO(IOLimit{Path: "/no/such/place"}), WithCPUSet("x"),
+		WithIO(IOLimit{Path: "relative", ReadOps: 1}), WithCPUSet("x"),
 		WithCapabilities("CAP_NONE"), WithExtraFiles(nil), WithStdout((*os.File)(nil)), WithCell(nil)} {
 		err := New(valid, o).check()
 		require.Error(t, err)
