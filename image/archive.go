@@ -166,7 +166,7 @@ func fromDocker(ctx context.Context, a *tarFiles, tag string, o *options) (*sour
 		return nil, several(found, called)
 	}
 	if n := len(image.Layers); n > maxLayers {
-		return nil, fmt.Errorf("%w: manifest.json has %d layers, more than %d", errHostile, n, maxLayers)
+		return nil, fmt.Errorf("manifest.json has %d layers, at most %d are possible", n, maxLayers)
 	}
 	if raw, err = readFile(ctx, a, image.Config); err != nil {
 		return nil, fmt.Errorf("the configuration: %w", err)

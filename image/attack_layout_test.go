@@ -240,7 +240,7 @@ func TestRootlessAttackArchive(t *testing.T) {
 		"configuration large":  {docker(`[{"Config":"l","Layers":["l.tar"]}]`, file{name: "l", content: strings.Repeat(" ", 17<<20)}), "more than 16777216"},
 		"layer out":            {docker(`[{"Config":"c.json","Layers":["/etc/passwd"]}]`), "file does not exist"},
 		"layer of no bytes":    {docker(`[{"Config":"c.json","Layers":["e"]}]`, file{name: "e"}), "its size is 0 bytes"},
-		"65 layers":            {docker(`[{"Config":"c","Layers":["l.tar"`+strings.Repeat(`,"l.tar"`, 64)+`]}]`, file{name: "c", content: config(65)}), "65 layers, more than 64"},
+		"65 layers":            {docker(`[{"Config":"c","Layers":["l.tar"`+strings.Repeat(`,"l.tar"`, 64)+`]}]`, file{name: "c", content: config(65)}), "65 layers, at most 64"},
 		"two layers for one":   {docker(`[{"Config":"c.json","Layers":["l.tar","l.tar"]}]`), "1 layers, the manifest 2"},
 		"memory for zstd":      {docker(`[{"Config":"c.json","Layers":["z"]}]`, file{name: "z", content: string(window)}), "window size exceeded"},
 		"another layer":        {docker(`[{"Config":"c.json","Layers":["c.json"]}]`), "unexpected EOF"},

@@ -183,7 +183,7 @@ func TestRootlessAttackRegistry(t *testing.T) {
 		"layer of most bytes":    {"manifest", layers(func(l *v1.Descriptor) { l.Size = math.MaxInt64 }), "more than 1048576 bytes: raise WithLimits"},
 		"layer without digest":   {"manifest", layers(func(l *v1.Descriptor) { l.Digest = v1.Hash{} }), "cannot parse hash"},
 		"layer of one more byte": {"manifest", layers(func(l *v1.Descriptor) { l.Size++ }), "bytes for sha256:"},
-		"65 layers":              {"manifest", manifests(func(m *v1.Manifest) { m.Layers = slices.Repeat(m.Layers, 65) }), "65 layers, more than 64"},
+		"65 layers":              {"manifest", manifests(func(m *v1.Manifest) { m.Layers = slices.Repeat(m.Layers, 65) }), "65 layers, at most 64"},
 		"no layers":              {"manifest", manifests(func(m *v1.Manifest) { m.Layers = nil }), "the configuration has 1 layers, the manifest 0"},
 		"endless manifest":       {"manifest", endless(200, ' '), "more than 16777216 bytes"},
 		"endless config":         {"config", endless(200, ' '), "more than "},

@@ -80,6 +80,9 @@ func (e *extraction) filter(h *tar.Header) (bool, error) {
 	if dir, err = e.enter(dir); err != nil {
 		return false, err
 	}
+	if err := e.keep(h.Name, len(dir)); err != nil {
+		return false, err
+	}
 	name = path.Join(dir, base)
 	if err := e.checkPath(name); err != nil {
 		return false, err
@@ -127,11 +130,16 @@ func (e *extraction) count(name, link string) error {
 	if e.files++; e.files > e.limits.files {
 		return refuse(name, "more than %d files, with the directories that they are in: raise WithLimits", e.limits.files)
 	}
+	return e.keep(name, len(name)+len(link))
+}
+
+// keep counts bytes of names that stay in memory: as the archive has them, and where links in them lead to.
+func (e *extraction) keep(name string, bytes int) error {
 	most := int64(leastOfNames)
 	if e.limits.files > leastOfNames/meanName {
 		most = min(e.limits.files, math.MaxInt64/meanName) * meanName
 	}
-	if e.names += int64(len(name) + len(link)); e.names > most {
+	if e.names += int64(bytes); e.names > most {
 		return refuse(name, "more than %d bytes of names: raise the number of files of WithLimits", most)
 	}
 	return nil
@@ -274,6 +282,9 @@ func (e *extraction) prepare(h *tar.Header, name string) (bool, error) {
 		}
 	case tar.TypeSymlink, tar.TypeFifo:
 	case tar.TypeLink:
+		if !e.owners {
+			h.Mode |= 0o400 // it becomes that of the file that both are
+		}
 		if same, err := e.hardLink(h, name); same || err != nil {
 			return false, err
 		}
@@ -344,6 +355,9 @@ func (e *extraction) whiteout(dir, base string) error {
 	}
 	dir, err := e.enter(dir)
 	if err != nil {
+		return err
+	}
+	if err := e.keep(dir+base, len(dir)); err != nil {
 		return err
 	}
 	if base == whiteoutOpaque {

@@ -255,7 +255,7 @@ func shapes(t testing.TB) []shape {
 		{name: "nothing", raw: nil, tree: ""},
 		{name: "nothing but an end", raw: make([]byte, 1024), tree: ""},
 		{name: "no archive", raw: bytes.Repeat([]byte("x"), 2048), err: "invalid tar header"},
-		{name: "compressed once more", raw: gzipped(t, tarOf(t, x("x"))), err: "EOF"},
+		{name: "compressed once more", raw: gzipped(t, tarOf(t, x("x"))), err: "its content has the digest"},
 		{name: "wrong checksum", raw: append([]byte("y"), tarOf(t, x("x"))[1:]...), err: "invalid tar header"},
 
 		// Numbers.
@@ -264,6 +264,7 @@ func shapes(t testing.TB) []shape {
 		{name: "many whiteouts", files: slices.Repeat(wh(".wh.a"), 301), err: "more than 300 files"},
 		{name: "many devices", files: slices.Repeat(kinds(tar.TypeChar, "dev/a"), 301), err: "more than 300 files"},
 		{name: "many names", files: slices.Repeat([]file{{name: "l", link: strings.Repeat("t", 4000)}}, 280), err: "bytes of names"},
+		{name: "many names through a link", files: append([]file{{name: "l", link: strings.Repeat(strings.Repeat("n", 250)+"/", 15)}}, slices.Repeat([]file{{name: "l/d/"}}, 280)...), err: "bytes of names"},
 		{name: "directory and file in turns", files: slices.Repeat([]file{{name: "a/b/c", content: "x"}, {name: "a", content: "y"}}, 60), tree: "a=y", made: 240},
 
 		// Types.
@@ -377,7 +378,7 @@ func TestAttackLayers(t *testing.T) {
 			runtime.ReadMemStats(&before)
 			tree, made, err := unpackTo(t, t.TempDir(), raw, most)
 			runtime.ReadMemStats(&after)
-			require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(64<<20)) // the layer itself has 3 MiB
+			require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(256<<20)) // the layer itself has 3 MiB, and a long path is looked at part by part
 			if s.err != "" {
 				require.ErrorContains(t, err, s.err)
 				require.Less(t, len(err.Error()), 1000)

@@ -103,7 +103,7 @@ func Open(ctx context.Context, ref string, opts ...Option) (_ *Image, err error)
 	if err != nil {
 		return nil, fmt.Errorf("image: WithPlatform: %w", err)
 	}
-	o.wanted = *platform
+	o.wanted = normal(*platform)
 	if o.store == nil {
 		if o.store, err = DefaultStore(); err != nil {
 			return nil, err
@@ -119,7 +119,7 @@ func Open(ctx context.Context, ref string, opts ...Option) (_ *Image, err error)
 	}
 	img, err := o.store.unpack(ctx, src, &o)
 	if err != nil {
-		return nil, fmt.Errorf("image: %s: %w", ref, err)
+		return nil, fmt.Errorf("image: %s: %w", ref, foreign{err})
 	}
 	img.name = ref
 	if o.keep != nil {
@@ -128,6 +128,14 @@ func Open(ctx context.Context, ref string, opts ...Option) (_ *Image, err error)
 		}
 	}
 	return img, nil
+}
+
+// normal is a platform without a variant that says nothing.
+func normal(p v1.Platform) v1.Platform {
+	if p.Architecture == "arm64" && p.Variant == "v8" || p.Architecture == "amd64" && p.Variant == "v1" {
+		p.Variant = ""
+	}
+	return p
 }
 
 // Close lets the store remove the image's layers, should it have to. Runs that have started keep them; none may start after it.

@@ -171,7 +171,7 @@ func fits(all []v1.Descriptor, platform v1.Platform) ([]v1.Descriptor, error) {
 		switch {
 		case d.Platform == nil:
 			unknown = append(unknown, d)
-		case d.Platform.Satisfies(platform):
+		case normal(*d.Platform).Satisfies(platform):
 			right = append(right, d)
 		default:
 			others = append(others, d)
@@ -179,6 +179,11 @@ func fits(all []v1.Descriptor, platform v1.Platform) ([]v1.Descriptor, error) {
 	}
 	switch {
 	case len(right) > 0:
+		// amd64/v3 also is for amd64, but needs a newer processor.
+		same := slices.DeleteFunc(slices.Clone(right), func(d v1.Descriptor) bool { return normal(*d.Platform).Variant != platform.Variant })
+		if len(same) > 0 {
+			return same, nil
+		}
 		return right, nil
 	case len(unknown) > 0:
 		return unknown, nil

@@ -34,7 +34,7 @@ func newNetwork(registry string, patience time.Duration) *network {
 	n := &network{host: hostname(registry), patience: patience}
 	base, ok := remote.DefaultTransport.(*http.Transport)
 	if !ok {
-		base = &http.Transport{ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second}
+		base = &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second}
 	}
 	n.direct = base.Clone()
 	n.direct.DisableCompression = true // a blob is what it is

@@ -123,7 +123,7 @@ func describe(ctx context.Context, from content, d v1.Descriptor, o *options) (*
 		return nil, err
 	}
 	if n := len(manifest.Layers); n > maxLayers {
-		return nil, fmt.Errorf("%w: the manifest has %d layers, more than %d", errHostile, n, maxLayers)
+		return nil, fmt.Errorf("the manifest has %d layers, at most %d are possible", n, maxLayers)
 	}
 	s := &source{digest: d.Digest}
 	for i, l := range manifest.Layers {

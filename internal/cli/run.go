@@ -61,8 +61,7 @@ func (s *settings) tell(result *sandbox.Result, status int, reason error) int {
 func explain(s *settings) int {
 	text, err := sandbox.New(s.opts...).Explain()
 	if err != nil {
-		complain(flagNames(err))
-		return statusSetup
+		return s.tell(nil, statusSetup, flagNames(err))
 	}
 	fmt.Print(text)
 	return 0

@@ -64,7 +64,9 @@ func newProxy(t *testing.T) *proxy {
 	}
 	sources := "file://" + filepath.Join(p.dir, "proxy") + ",file://" + filepath.Join(goEnv("GOMODCACHE"), "cache/download") + "," + goEnv("GOPROXY")
 	p.env = append(os.Environ(), "GOPROXY="+sources, "GOMODCACHE="+filepath.Join(p.dir, "mod"), "GOBIN="+filepath.Join(p.dir, "bin"),
-		"GOFLAGS=-mod=mod -modcacherw -trimpath", "GOWORK=off", "GOSUMDB=off", "GOVCS=*:off", "GOPRIVATE=", "GONOPROXY=", "CGO_ENABLED=1")
+		"GOFLAGS=-mod=mod -modcacherw -trimpath -buildvcs=false", "GOWORK=off", "GOSUMDB=off", "GOVCS=*:off", "GOPRIVATE=", "CGO_ENABLED=1",
+		// Packages may be modules of that name: where nobody is asked for these, no answer of a proxy is in the way.
+		"GONOPROXY="+rootModule+"/cmd,"+rootModule+"/image/cmd")
 	return p
 }
 

@@ -31,7 +31,7 @@ func main() {
 		if err != nil {
 			return nil, err
 		}
-		if left := img.LeftOut(); len(left) > 0 {
+		if left := img.LeftOut(); len(left) > 0 && b.out != io.Discard {
 			fmt.Fprintf(os.Stderr, "sandbox: -image: device nodes were left out: %q\n", left[:min(len(left), 10)])
 		}
 		return img, nil
