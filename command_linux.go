@@ -3,6 +3,7 @@ package sandbox
 import (
 	"fmt"
 	"math"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -49,6 +50,7 @@ func compileCommand(c *config, m *machine) (*program.Program, error) {
 	k := &compiler{c: c, m: m, b: program.NewBuilder()}
 	k.b.In(program.Command)
 	k.addStreams(k.declareStreams())
+	k.addCommandFiles(c.root.layout().files)
 	k.addDir()
 	k.addRlimits()
 	if !c.security.filterFirst() {
@@ -86,6 +88,34 @@ func (k *compiler) addStreams(streams []program.Slot) {
 	// All others are close-on-exec from the start. In case one is not: Linux 5.11.
 	b.CallMaybe("close_range", unix.SYS_CLOSE_RANGE, program.Int(len(moved)), program.Int(uint32(math.MaxUint32), "~0"),
 		program.Int(unix.CLOSE_RANGE_CLOEXEC, "CLOSE_RANGE_CLOEXEC"))
+}
+
+// addCommandFiles makes files of WithFile, as the run's user: nothing that it could not do itself. The directories
+// above them that are missing are the user's as well.
+func (k *compiler) addCommandFiles(files []placed) {
+	if len(files) == 0 {
+		return
+	}
+	b, made := k.b, map[string]bool{}
+	for i, p := range files {
+		b.Stage("WithFile " + p.dst)
+		if i == 0 {
+			b.Call("umask", unix.SYS_UMASK, program.Int(0))
+		}
+		for at := len(p.on.dst) + 1; ; at++ {
+			next := strings.IndexByte(p.dst[at:], '/')
+			if next < 0 {
+				break
+			}
+			at += next
+			if dir := p.dst[:at]; !made[dir] {
+				b.CallMaybe("mkdirat", unix.SYS_MKDIRAT, program.AtCWD, b.Str(dir), program.Int(0o755, "0755"))
+				made[dir] = true
+			}
+		}
+		b.CreateFile(program.AtCWD, p.dst, p.data, p.mode)
+	}
+	b.Call("umask", unix.SYS_UMASK, program.Int(defaultUmask, "022"))
 }
 
 // addDir goes to the working directory, as the run's user. A link in /proc/self/fd on the way, to a descriptor that leads

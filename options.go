@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -76,20 +75,21 @@ func (c config) clone() config {
 }
 
 // samePlans tells whether two configurations prepare runs with the same programs. They may differ in the command and all
-// that goes with it, in timeouts and cgroup limits, and in the cell.
+// that goes with it, files among it, in timeouts and cgroup limits, and in the cell.
 func (c *config) samePlans(o *config) bool {
+	mounts, _ := c.root.split()
+	others, _ := o.root.split()
 	sameRoot := c.root.rootfs.same(o.root.rootfs) && equalPointed(c.root.writable, o.root.writable) && c.root.upper == o.root.upper &&
-		c.root.ifCan == o.root.ifCan && slices.Equal(c.root.dirs, o.root.dirs) &&
-		slices.EqualFunc(c.root.mounts, o.root.mounts, func(a, b mount) bool {
-			return a.kind == b.kind && a.src == b.src && a.from == b.from && a.dst == b.dst && a.size == b.size && a.mode == b.mode && bytes.Equal(a.data, b.data)
-		})
+		c.root.ifCan == o.root.ifCan && slices.Equal(c.root.dirs, o.root.dirs) && slices.EqualFunc(mounts, others, mount.same)
 	return sameRoot && c.namespace.same(&o.namespace) && c.security.same(&o.security)
 }
 
 // sameCommand tells whether two configurations execute their commands with the same program. They may differ in all that
 // is not compiled into that one, the streams among it.
 func (c *config) sameCommand(o *config) bool {
-	return slices.Equal(c.command, o.command) && slices.Equal(c.env, o.env) && c.dir == o.dir &&
+	_, files := c.root.split()
+	_, others := o.root.split()
+	return slices.EqualFunc(files, others, mount.same) && slices.Equal(c.command, o.command) && slices.Equal(c.env, o.env) && c.dir == o.dir &&
 		len(c.extra) == len(o.extra) && maps.Equal(c.cgroup.rlimits, o.cgroup.rlimits) && c.security.same(&o.security)
 }
 
@@ -203,7 +203,8 @@ func WithOutputLimit(bytes int64) Option { return func(c *config) { c.outputLimi
 // than a process of os/exec. Each serves once, and is then replaced in the background; a start that finds none prepares its own.
 //
 // The second start begins to prepare, or Prepare does. Sandboxes derived with With share the runs as long as they differ only in
-// the command, its arguments, environment, directory and streams, in WithExtraFiles, WithTimeout, WithWaitDelay, WithOutputLimit and WithRlimit.
+// the command, its arguments, environment, directory and streams, in WithExtraFiles, WithTimeout, WithWaitDelay, WithOutputLimit and WithRlimit,
+// and in files of WithFile that lie on a file system in memory, such as /tmp, /home/sandbox and those of WithTmpfs.
 // Others have n of their own. Files that are bound are looked up again at every start; what
 // has been replaced since is not used.
 //

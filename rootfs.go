@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -150,6 +151,11 @@ type mount struct {
 	mode fs.FileMode
 }
 
+// same reports whether two mounts are the same by what options say: file is not among it.
+func (m mount) same(o mount) bool {
+	return m.kind == o.kind && m.src == o.src && m.from == o.from && m.dst == o.dst && m.size == o.size && m.mode == o.mode && bytes.Equal(m.data, o.data)
+}
+
 // what names the source of what accompanies the run's program.
 func (m *mount) what() string {
 	switch m.kind {
@@ -196,7 +202,11 @@ func WithTmpfs(dst string, bytes int64) Option {
 
 // WithFile puts a file with the given content and permission bits at dst. It
 // belongs to the run's user, and is read-only unless it lies on a tmpfs or a
-// writable root. Up to 1 MiB for all files together. Several calls add up.
+// writable root. Missing directories above it are made, on a tmpfs the user's. Up
+// to 1 MiB for all files together. Several calls add up.
+//
+// A file on a tmpfs, such as /tmp, is made when the command starts: sandboxes that
+// differ in it share the runs of WithPrepared.
 func WithFile(dst string, data []byte, mode fs.FileMode) Option {
 	return withMount(mount{kind: fileMount, dst: dst, data: slices.Clone(data), mode: mode})
 }

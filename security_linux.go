@@ -45,8 +45,10 @@ func (k *compiler) addPrivileges() {
 				program.Int(unix.PR_CAP_AMBIENT_RAISE, "PR_CAP_AMBIENT_RAISE"), program.Int(i), zero, zero)
 		}
 	}
-	b.Call("umask", unix.SYS_UMASK, program.Int(0o022, "022"))
+	b.Call("umask", unix.SYS_UMASK, program.Int(defaultUmask, "022"))
 }
+
+const defaultUmask = 0o022
 
 // addGroups takes the groups of the fork server from the command, or, where all runs have the same id, leaves it those that the caller's own namespace has.
 // An image's groups are given where that works: never where they would be the host's.

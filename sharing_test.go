@@ -37,6 +37,10 @@ func TestDerivedSandboxesShareTheirPrograms(t *testing.T) {
 		{"extra", WithExtraFiles(os.Stdin), plans | prepared},
 		{"rlimit", WithRlimit("nofile", 8, 9), plans | prepared},
 		{"file", WithFile("/g", nil, 0), command},
+		{"file in memory", WithFile("/tmp/g", nil, 0), plans | prepared},
+		{"file in shared memory", WithFile("/dev/shm/a/b", nil, 0), plans | prepared},
+		{"file beside a mount point", withAll(WithTmpfs("/tmp/a/b", MiB), WithFile("/tmp/a/c", nil, 0)), command},
+		{"file and mount", withAll(WithTmpfs("/srv", MiB), WithFile("/srv/c", nil, 0)), 0},
 		{"bind", WithBind("/a", "/b"), command},
 		{"root", WithWritableRoot(2 * MiB), command},
 		{"rootfs", WithRootfs(DirRootfs("/x")), command},
@@ -62,6 +66,54 @@ func TestDerivedSandboxesShareTheirPrograms(t *testing.T) {
 		require.NotNil(t, derived.prepared, test.name)
 	}
 	require.Nil(t, base.With(WithPrepared(0)).prepared)
+	one := base.With(WithFile("/tmp/g", []byte("x"), 0o600))
+	same := base.With(WithFile("/tmp/g", []byte("x"), 0o600))
+	require.True(t, one.config.sameCommand(&same.config))
+	for _, opt := range []Option{WithFile("/tmp/g", []byte("y"), 0o600), WithFile("/tmp/g", []byte("x"), 0o644), WithFile("/tmp/h", []byte("x"), 0o600)} {
+		other := base.With(opt)
+		require.False(t, one.config.sameCommand(&other.config))
+		require.Same(t, one.plans, other.plans)
+	}
 	limited := base.With(WithMemory(MiB), WithPIDs(9))
 	require.Same(t, limited.prepared, limited.With(WithMemory(MiB), WithPIDs(9)).prepared, "the same limits, given again")
 }
+
+func withAll(opts ...Option) Option {
+	return func(c *config) {
+		for _, opt := range opts {
+			opt(c)
+		}
+	}
+}
+
+// Runs are prepared without the files that the run's user can make: their number and size is in no program but the command's.
+func TestFilesThatGoWithTheCommand(t *testing.T) {
+	tests := map[string]struct {
+		opts []Option
+		want []string
+	}{
+		"default file systems": {[]Option{WithFile("/tmp/a/../b/c", nil, 0), WithFile("/home/sandbox/d", nil, 0), WithFile("/dev/shm/e", nil, 0)},
+			[]string{"/dev/shm/e", "/home/sandbox/d", "/tmp/b/c"}},
+		"the root":                       {[]Option{WithFile("/a", nil, 0), WithFile("/etc/b", nil, 0), WithFile("/tmpfile", nil, 0)}, nil},
+		"a writable root":                {[]Option{WithWritableRoot(MiB), WithFile("/a", nil, 0), WithFile("/tmp/b", nil, 0)}, []string{"/tmp/b"}},
+		"a tmpfs":                        {[]Option{WithFile("/srv/a/b", nil, 0), WithTmpfs("/srv", MiB)}, []string{"/srv/a/b"}},
+		"a tmpfs in a bind":              {[]Option{WithBind("/x", "/srv"), WithTmpfs("/srv/a", MiB), WithFile("/srv/a/b", nil, 0)}, []string{"/srv/a/b"}},
+		"a bind":                         {[]Option{WithBind("/x", "/tmp"), WithFile("/tmp/b", nil, 0)}, nil},
+		"the directory of a mount":       {[]Option{WithBind("/x", "/tmp/a/b"), WithFile("/tmp/a/c", nil, 0), WithFile("/tmp/a/d/e", nil, 0)}, nil},
+		"beside that":                    {[]Option{WithBind("/x", "/tmp/a/b"), WithFile("/tmp/c", nil, 0), WithFile("/tmp/ab", nil, 0)}, []string{"/tmp/ab", "/tmp/c"}},
+		"below another tmpfs":            {[]Option{WithTmpfs("/tmp/a/b", MiB), WithFile("/tmp/a/b/c/d", nil, 0)}, []string{"/tmp/a/b/c/d"}},
+		"an image's directory":           {[]Option{imageDirs("/tmp/work"), WithFile("/tmp/work/a/b", nil, 0)}, []string{"/tmp/work/a/b"}},
+		"below an image's":               {[]Option{imageDirs("/tmp/a/b"), WithFile("/tmp/a/b/c", nil, 0), WithFile("/tmp/a/c", nil, 0)}, []string{"/tmp/a/b/c"}},
+		"between two of an image":        {[]Option{imageDirs("/tmp/a/b", "/tmp/a"), WithFile("/tmp/a/c", nil, 0)}, []string{"/tmp/a/c"}},
+		"an image's, with a mount in it": {[]Option{imageDirs("/tmp/work"), WithTmpfs("/tmp/work/a/b", MiB), WithFile("/tmp/work/c", nil, 0), WithFile("/tmp/work/a/c", nil, 0)}, []string{"/tmp/work/c"}},
+	}
+	for name, test := range tests {
+		var got []string
+		for _, f := range New(test.opts...).config.root.layout().files {
+			got = append(got, f.dst)
+		}
+		require.Equal(t, test.want, got, name)
+	}
+}
+
+func imageDirs(dirs ...string) Option { return func(c *config) { c.root.dirs = dirs } }

@@ -1,0 +1,105 @@
+//go:build linux
+
+package sandbox_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox"
+)
+
+// Files in memory go with the command: a run that was prepared has those of who takes it, as a fresh one does.
+func TestRootlessPreparedFiles(t *testing.T) {
+	t.Parallel()
+	eperm := uint(unix.EPERM)
+	refuse := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{
+		{Names: []string{"mkdirat", "fallocate", "umask"}, Action: specs.ActErrno, ErrnoRet: &eperm}}}
+	box := func(more ...sandbox.Option) func(t *testing.T) []sandbox.Option {
+		return func(t *testing.T) []sandbox.Option {
+			return append([]sandbox.Option{layers(layer(t, map[string]string{"etc/a": "x"}), busyboxRoot(t))}, more...)
+		}
+	}
+	tests := map[string]func(t *testing.T) []sandbox.Option{
+		"host":                func(*testing.T) []sandbox.Option { return nil },
+		"root":                func(*testing.T) []sandbox.Option { return []sandbox.Option{sandbox.WithUser(0, 0)} },
+		"a filter of its own": func(*testing.T) []sandbox.Option { return []sandbox.Option{sandbox.WithSeccomp(refuse)} },
+		"writable": func(t *testing.T) []sandbox.Option {
+			need(t, "overlayfs for runs")
+			return []sandbox.Option{sandbox.WithWritableRoot(sandbox.MiB)}
+		},
+		"directory": func(t *testing.T) []sandbox.Option {
+			return []sandbox.Option{sandbox.WithRootfs(sandbox.DirRootfs(busyboxRoot(t)))}
+		},
+		"layers":          box(),
+		"writable layers": box(sandbox.WithWritableRoot(sandbox.MiB)),
+	}
+	const look = `stat -c '%a %u:%g %s %n' /tmp/a /tmp/a/b /tmp/a/b/c /tmp/none /dev/shm/x /home/sandbox/.profile /data/run; /data/run; cat /tmp/a/b/c`
+	for name, opts := range tests {
+		t.Run(name, func(t *testing.T) {
+			base := prepared(t, 1, append(opts(t), sandbox.WithTmpfs("/data", sandbox.MiB))...)
+			for i, content := range []string{"first", strings.Repeat("second", 20_000)} {
+				s := script(look).of(base, sandbox.WithDir("/tmp/a"), sandbox.WithRlimit("fsize", 0, 0),
+					sandbox.WithFile("/tmp/a/b/c", []byte(content), 0o640), sandbox.WithFile("/tmp/none", nil, 0), sandbox.WithFile("/dev/shm/x", []byte("x"), 0o666),
+					sandbox.WithFile("//home/sandbox/../sandbox/.profile", []byte("home"), 0o400), sandbox.WithFile("/data/run", []byte("#!/bin/sh\npwd\n"), 0o755))
+				fresh := output(t, s.With(sandbox.WithPrepared(0)))
+				lines := strings.Split(fresh, "\n")
+				if name == "root" {
+					lines = strings.Split(strings.ReplaceAll(fresh, " 0:0 ", " 1000:1000 "), "\n")
+				}
+				require.Equal(t, []string{"755 1000:1000", "755 1000:1000", "640 1000:1000", "0 1000:1000", "666 1000:1000", "400 1000:1000", "755 1000:1000"}, columns(lines[:7]))
+				require.Equal(t, []string{"/tmp/a", content}, lines[7:])
+
+				require.NoError(t, base.Prepare(deadline(t)))
+				waiting := base.Waiting()
+				require.Len(t, waiting, 1)
+				var out strings.Builder
+				p := start(t, s.With(sandbox.WithStdout(&out)))
+				require.Equal(t, waiting[0], p.PID(), "%d: a fresh run", i)
+				_, err := p.Wait()
+				require.NoError(t, err)
+				require.Equal(t, fresh, strings.TrimSpace(out.String()))
+			}
+		})
+	}
+}
+
+// columns is the modes and owners.
+func columns(lines []string) (list []string) {
+	for _, line := range lines {
+		mode, rest, _ := strings.Cut(line, " ")
+		owner, _, _ := strings.Cut(rest, " ")
+		list = append(list, mode+" "+owner)
+	}
+	return list
+}
+
+// A directory that a mount point needs is root's: what lies in it is made before, with the rights of the set-up.
+func TestRootlessFileBesideMountPoint(t *testing.T) {
+	t.Parallel()
+	got := output(t, shell("cat /tmp/a/f /tmp/a/b/g /tmp/h; touch /tmp/a/x 2>/dev/null || test -w /tmp/a || echo refused", sandbox.WithTmpfs("/tmp/a/m/n", sandbox.MiB),
+		sandbox.WithFile("/tmp/a/f", []byte("f"), 0o644), sandbox.WithFile("/tmp/a/b/g", []byte("g"), 0o644), sandbox.WithFile("/tmp/h", []byte("h\n"), 0o644)))
+	require.Contains(t, []string{"fgh\nrefused", "fgh"}, got) // where a run has a single id, all is its own
+}
+
+// What does not fit is an error of the start that names the option, whether the run was prepared or not.
+func TestPreparedFilesThatDoNotFit(t *testing.T) {
+	t.Parallel()
+	need(t, "root")
+	big := make([]byte, sandbox.MiB)
+	for _, n := range []int{0, 1} {
+		base := sandbox.New(sandbox.WithTmpfs("/small", 64*sandbox.KiB), sandbox.WithPrepared(n))
+		if n > 0 {
+			require.NoError(t, base.Prepare(deadline(t)))
+		}
+		_, err := script("").of(base, sandbox.WithFile("/small/in/file", big, 0o644)).Run(deadline(t))
+		require.Equal(t, "WithFile /small/in/file", setupError(t, err).Stage)
+		require.ErrorIs(t, err, unix.ENOSPC)
+		_, err = script("").of(base, sandbox.WithFile("/tmp/"+strings.Repeat("x", 300), nil, 0o644)).Run(deadline(t))
+		require.ErrorIs(t, err, unix.ENAMETOOLONG)
+	}
+}
