@@ -126,6 +126,30 @@ func (l *layout) goesWithCommand(p *placed) bool {
 	return true
 }
 
+// samePrepared reports whether a run is prepared with the same mounts and files for both.
+func (r *rootConfig) samePrepared(o *rootConfig) bool {
+	if r.sameMounts(o) {
+		return true
+	}
+	mine, _ := r.split()
+	others, _ := o.split()
+	return slices.EqualFunc(mine, others, mount.same)
+}
+
+// sameWithCommand reports whether the same files go with the command for both.
+func (r *rootConfig) sameWithCommand(o *rootConfig) bool {
+	if r.sameMounts(o) && slices.Equal(r.dirs, o.dirs) {
+		return true
+	}
+	_, mine := r.split()
+	_, others := o.split()
+	return slices.EqualFunc(mine, others, mount.same)
+}
+
+func (r *rootConfig) sameMounts(o *rootConfig) bool {
+	return slices.EqualFunc(r.mounts, o.mounts, mount.same)
+}
+
 // split returns what the run is prepared with, and the files that go with the command.
 func (r *rootConfig) split() (prepared, withCommand []mount) {
 	if !slices.ContainsFunc(r.mounts, func(m mount) bool { return m.kind == fileMount }) {

@@ -77,19 +77,15 @@ func (c config) clone() config {
 // samePlans tells whether two configurations prepare runs with the same programs. They may differ in the command and all
 // that goes with it, files among it, in timeouts and cgroup limits, and in the cell.
 func (c *config) samePlans(o *config) bool {
-	mounts, _ := c.root.split()
-	others, _ := o.root.split()
 	sameRoot := c.root.rootfs.same(o.root.rootfs) && equalPointed(c.root.writable, o.root.writable) && c.root.upper == o.root.upper &&
-		c.root.ifCan == o.root.ifCan && slices.Equal(c.root.dirs, o.root.dirs) && slices.EqualFunc(mounts, others, mount.same)
+		c.root.ifCan == o.root.ifCan && slices.Equal(c.root.dirs, o.root.dirs) && c.root.samePrepared(&o.root)
 	return sameRoot && c.namespace.same(&o.namespace) && c.security.same(&o.security)
 }
 
 // sameCommand tells whether two configurations execute their commands with the same program. They may differ in all that
 // is not compiled into that one, the streams among it.
 func (c *config) sameCommand(o *config) bool {
-	_, files := c.root.split()
-	_, others := o.root.split()
-	return slices.EqualFunc(files, others, mount.same) && slices.Equal(c.command, o.command) && slices.Equal(c.env, o.env) && c.dir == o.dir &&
+	return c.root.sameWithCommand(&o.root) && slices.Equal(c.command, o.command) && slices.Equal(c.env, o.env) && c.dir == o.dir &&
 		len(c.extra) == len(o.extra) && maps.Equal(c.cgroup.rlimits, o.cgroup.rlimits) && c.security.same(&o.security)
 }
 
@@ -97,9 +93,9 @@ func (s *securityConfig) same(o *securityConfig) bool {
 	return slices.Equal(s.capabilities, o.capabilities) && s.seccomp == o.seccomp && s.noSeccomp == o.noSeccomp && s.setID == o.setID
 }
 
-// samePrepared tells whether the runs prepared for one can serve the other.
+// samePrepared tells whether the runs prepared for one can serve the other, if they have the same plans.
 func (c *config) samePrepared(o *config) bool {
-	return c.prepared == o.prepared && c.samePlans(o) && c.cgroup.same(&o.cgroup) && c.cell == o.cell && c.ownCell == o.ownCell
+	return c.prepared == o.prepared && c.cgroup.same(&o.cgroup) && c.cell == o.cell && c.ownCell == o.ownCell
 }
 
 // limit is what an option sets for n: nothing for 0.

@@ -72,7 +72,7 @@ func (s *Sandbox) With(opts ...Option) *Sandbox {
 	if derived.command = s.command; !derived.config.sameCommand(&s.config) {
 		derived.command = new(commandCache)
 	}
-	if derived.prepared = s.prepared; !derived.config.samePrepared(&s.config) {
+	if derived.prepared = s.prepared; derived.plans != s.plans || !derived.config.samePrepared(&s.config) {
 		derived.prepared = newPrepared(derived)
 	}
 	return derived
