@@ -117,7 +117,7 @@ func ExampleNewPool() {
 	// 4 map[exited:1] <nil>
 }
 
-// Runs that were prepared wait for a command.
+// Runs that were prepared wait for a command, and for its files in /tmp.
 func ExampleWithPrepared() {
 	ctx := context.Background()
 	base := sandbox.New(sandbox.WithMemory(64*sandbox.MiB), sandbox.WithPrepared(2))
@@ -125,7 +125,8 @@ func ExampleWithPrepared() {
 		log.Fatal(err)
 	}
 	for _, text := range []string{"one", "two", "three"} {
-		out, err := base.With(sandbox.WithCommand("echo", "-n", text)).Output(ctx)
+		script := []byte("echo -n " + text)
+		out, err := base.With(sandbox.WithFile("/tmp/script", script, 0o644), sandbox.WithCommand("sh", "/tmp/script")).Output(ctx)
 		fmt.Printf("%s %v\n", out, err)
 	}
 	// Output:
