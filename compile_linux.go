@@ -275,7 +275,7 @@ var thisMachine = sync.OnceValue(func() *machine {
 			m.masks = append(m.masks, mask{p, info.IsDir()})
 		}
 	}
-	for _, name := range []string{"nofile", "sigpending", "msgqueue"} {
+	for _, name := range []string{"nofile", "sigpending", "msgqueue", "memlock"} {
 		var l unix.Rlimit
 		_ = unix.Getrlimit(rlimitNumbers[name], &l) // fails for unknown numbers only
 		m.hard[name] = l.Max

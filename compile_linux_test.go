@@ -38,7 +38,7 @@ func goldenMachine() *machine {
 		resolv:    "nameserver 192.0.2.1\n",
 		masks:     []mask{{"/proc/acpi", true}, {"/proc/kcore", false}},
 		lastCap:   13, // CAP_NET_RAW
-		hard:      map[string]uint64{"nofile": 4096, "sigpending": 4096, "msgqueue": 65536},
+		hard:      map[string]uint64{"nofile": 4096, "sigpending": 4096, "msgqueue": 65536, "memlock": 1 << 30},
 		kernel:    [2]int{6, 12},
 	}
 }
