@@ -3,10 +3,12 @@ package sandbox
 import (
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
@@ -21,6 +23,7 @@ import (
 type machine struct {
 	rootDirs  []string          // directories that HostRootfs shows, such as /usr
 	rootLinks map[string]string // symbolic links at the top, such as bin -> usr/bin
+	shown     []string          // both
 	files     *hostFiles        // what it shows of /etc and /var, nil for nothing
 	libraries map[string]string // files that the root of own functions shows, by where
 	sys       []sysFile         // what runs see of /sys
@@ -268,6 +271,7 @@ var thisMachine = sync.OnceValue(func() *machine {
 	for _, dir := range append([]string{"/usr", "/bin", "/sbin"}, names...) {
 		m.show(dir, &m.rootDirs, m.rootLinks)
 	}
+	m.shown = slices.Concat(m.rootDirs, slices.Sorted(maps.Keys(m.rootLinks)))
 	m.sys = readSys("/sys")
 	for _, p := range []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kmsg", "/proc/latency_stats",
 		"/proc/locks", "/proc/sched_debug", "/proc/scsi", "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats"} {
@@ -280,14 +284,26 @@ var thisMachine = sync.OnceValue(func() *machine {
 		_ = unix.Getrlimit(rlimitNumbers[name], &l) // fails for unknown numbers only
 		m.hard[name] = l.Max
 	}
-	filesystems, _ := os.ReadFile("/proc/filesystems")
-	m.overlay = strings.Contains(string(filesystems), "\toverlay\n")
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &m.kernel[0], &m.kernel[1])
 	}
 	return m
 })
+
+// hasOverlay reports whether the kernel has overlayfs, or a module of it that the first mount loads.
+func hasOverlay() bool {
+	loaded, _ := os.ReadFile("/proc/filesystems")
+	if strings.Contains(string(loaded), "\toverlay\n") {
+		return true
+	}
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	found, _ := filepath.Glob("/lib/modules/" + unix.ByteSliceToString(u.Release[:]) + "/kernel/fs/overlayfs/overlay.ko*")
+	return len(found) > 0
+}
 
 func (m *machine) show(p string, list *[]string, links map[string]string) {
 	info, err := os.Lstat(p)
@@ -326,6 +342,7 @@ func (p *plans) plan(c config, sh shape) (*plan, error) {
 	if c.root.ifCan && !m.atLeast(5, 11) {
 		c.root.writable = nil
 	}
+	m.overlay = hasOverlay()
 	missing, err := c.root.missingPoints(m.overlay && m.atLeast(5, 11))
 	if err != nil {
 		return nil, err

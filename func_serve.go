@@ -140,10 +140,15 @@ func (s *served) one(c *servedCall, f func(*servedCall) (wire.Message, error)) {
 		}
 	}
 	m.Close() // the files are the host's now
-	if len(c.streams) == 0 {
+	if err != nil || len(c.streams) == 0 {
 		c.request.Close()
 	}
 	if err != nil {
+		for _, stream := range c.streams {
+			if f, ok := stream.(io.Closer); ok {
+				f.Close()
+			}
+		}
 		s.sendTrouble(wire.Failure, wire.Trouble{Text: err.Error(), TooLarge: errors.Is(err, wire.ErrTooLarge), Late: errors.Is(err, context.DeadlineExceeded)})
 	} else if len(c.streams) > 0 {
 		text := ""

@@ -3,9 +3,7 @@ package sandbox
 import (
 	"errors"
 	"io/fs"
-	"maps"
 	"os"
-	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -33,7 +31,7 @@ var cachedFiles struct {
 
 // hostFilesNow returns the same as before unless packages have changed.
 func (m *machine) hostFilesNow() *hostFiles {
-	found := cachedFiles.Get(slices.Concat(m.rootDirs, slices.Sorted(maps.Keys(m.rootLinks))))
+	found := cachedFiles.Get(m.shown)
 	cachedFiles.mu.Lock()
 	defer cachedFiles.mu.Unlock()
 	if last := cachedFiles.last; last == nil || last.Files != found {
@@ -67,7 +65,7 @@ func (f *hostFiles) copyProgram() *program.Program {
 	b := program.NewBuilder()
 	b.Stage("files of the host's programs")
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
-	root := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=48m")
+	root := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", inPages(len(f.Entries), 8*MiB))
 	b.AttachAt(root, cell.Staging)
 	at := program.Use(root)
 	for _, e := range f.Entries {
@@ -101,7 +99,7 @@ func (l *filesLayer) get() (*Scratch, error) {
 	if l.made != nil {
 		return l.made, nil
 	}
-	s, err := NewScratch(64 * MiB)
+	s, err := NewScratch(8*MiB + int64(len(l.files.Entries))*64*KiB)
 	if err != nil {
 		return nil, err
 	}

@@ -147,6 +147,7 @@ func (k *compiler) addOwnRoot() {
 	} else {
 		k.tree = k.addLayers(b, k.layers())
 		b.AttachAt(k.tree, cell.Root)
+		k.addOver(b, k.tree)
 	}
 	b.Stage("devices")
 	k.attachOwn(b, devices, k.tree, "dev")

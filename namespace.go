@@ -158,7 +158,7 @@ func (n *namespaceConfig) check() (errs []error) {
 	}
 	for _, gid := range n.groups {
 		if gid < 0 || gid > n.maxID() {
-			errs = append(errs, optionError("WithGroups", "%d: ids go from 0 to %d", gid, maxID))
+			errs = append(errs, optionError("WithGroups", "%d: ids go from 0 to %d", gid, n.maxID()))
 			break
 		}
 	}

@@ -79,6 +79,9 @@ func (r *rootConfig) missingPoints(overlay bool) ([]point, error) {
 			look(m.dst, true)
 		}
 	}
+	if r.ifCan && r.writable == nil {
+		l.owned = nil // before Linux 5.11: there is no layer on which they could be made
+	}
 	for _, dir := range l.owned {
 		gap, ok := m.missing(dir)
 		if ok || r.writable != nil && len(gap.have) > 0 {

@@ -172,7 +172,15 @@ func (m *mount) what() string {
 const defaultTmpfs = 256 * MiB
 
 // WithRootfs sets the root file system. Default: HostRootfs().
-func WithRootfs(r Rootfs) Option { return func(c *config) { c.root.rootfs, c.root.ofImage = r, "" } }
+func WithRootfs(rootfs Rootfs) Option {
+	return func(c *config) {
+		r := &c.root
+		if r.ifCan { // what an image had asked for goes with it
+			r.writable, r.ifCan = nil, false
+		}
+		r.rootfs, r.ofImage, r.dirs = rootfs, "", nil
+	}
+}
 
 // WithBind shows the host's file or directory src at dst, writable. Inside, its
 // files belong to the run's user if, outside, they belong to the owner of src,

@@ -57,7 +57,7 @@ func makeNode(dir *os.Root, name string, mode fs.FileMode) error {
 
 // setModified sets the time of a file that is open, whatever its name leads to by now.
 func setModified(f *os.File, at time.Time) error {
-	set := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(at.UnixNano())}
+	set := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Sec: at.Unix(), Nsec: int64(at.Nanosecond())}}
 	return unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), set, 0)
 }
 

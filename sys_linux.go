@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"path"
@@ -91,11 +92,16 @@ func readUpTo(name string, most int64) (string, error) {
 // when /sys is moved to its place.
 const sysBelowDev = "shm"
 
+// inPages is the size of a tmpfs for so many small files, and so many bytes of larger ones: each takes whole pages, of up to 64 KiB.
+func inPages(files int, bytes int64) string {
+	return fmt.Sprintf("size=%dk", (bytes+int64(files+64)*64*KiB)/KiB)
+}
+
 // addSys assembles /sys and attaches it.
 func (k *compiler) addSys(b *program.Builder, root program.Slot, at string) {
 	b.Stage("/sys")
 	const attr = attrNoSUID | attrNoDev | attrNoExec
-	sys := b.FileSystem("tmpfs", attr, "mode=755", "size=4m")
+	sys := b.FileSystem("tmpfs", attr, "mode=755", inPages(len(k.m.sys), MiB))
 	k.attachIn(b, sys, root, at)
 	s := &skeleton{b: b, at: program.Use(sys), made: map[string]bool{"/sys": true}, below: "/sys"}
 	s.mkdir("/sys" + cgroupDir)

@@ -22,6 +22,7 @@ import (
 const (
 	maxFile    = 1 << 20
 	maxTotal   = 4 << 20
+	maxNames   = 1 << 20 // bytes of paths and links
 	maxEntries = 4096
 	maxName    = 256 // of a path or the target of a link, or it is left out
 	maxDepth   = 16
@@ -271,9 +272,15 @@ func (r *reader) files() *Files {
 	}
 	paths := keys(r.found)
 	slices.Sort(paths)
-	entries := make([]Entry, len(paths))
-	for i, p := range paths {
-		entries[i] = r.found[p]
+	var entries []Entry
+	names := 0
+	for _, p := range paths { // parents come before children
+		e := r.found[p]
+		if names += len(p) + len(e.Link); len(entries) >= maxEntries || names > maxNames {
+			r.left[p] = "there are too many"
+			continue
+		}
+		entries = append(entries, e)
 	}
 	f := NewFiles(entries, r.dirs)
 	f.Manager, f.Left = r.owned.manager, r.left

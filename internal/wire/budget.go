@@ -94,7 +94,7 @@ func (m *meter) item(c *cost) error {
 	if c != nil {
 		kind = c.kind
 	}
-	if bignum && n > 64 && kind != anything && kind != number && kind != slice && kind != array {
+	if c != nil && bignum && n > 64 && kind != anything && kind != number && kind != slice && kind != array {
 		return fmt.Errorf("a number of %d bytes for a %v", n, c.t) // whose digits would be part of the decoder's error
 	}
 	if kind == raw || kind == custom {

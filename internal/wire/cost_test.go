@@ -250,3 +250,22 @@ func FuzzCost(f *testing.F) {
 		require.LessOrEqual(t, used, 2*(budget-m.left)+1024*int64(len(b))+256<<10)
 	})
 }
+
+// TestBombEnvelope has a number of many digits in the envelope, and where a type has nothing of that name.
+func TestBombEnvelope(t *testing.T) {
+	number := append(append([]byte{0xc2}, head(2, 1<<20)...), bytes.Repeat([]byte{0xff}, 1<<20)...)
+	for name, envelope := range map[string][]byte{"until": object("Until", number), "fields": object("Fields", append([]byte{0x81}, number...))} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := decode[int](t.Context(), append(envelope, 1), budgetFor(1<<20))
+			require.ErrorContains(t, err, "a number of 1048576 bytes")
+			require.Less(t, len(err.Error()), 1000)
+		})
+	}
+	v, e, err := decode[struct{ A int }](t.Context(), append(object("X", number), object("X", number)...), budgetFor(1<<20))
+	require.NoError(t, err)
+	require.Zero(t, v)
+	require.Zero(t, e)
+	_, e, err = decode[int](t.Context(), append(object("Until", []byte{7}), 1), budgetFor(1<<20))
+	require.NoError(t, err)
+	require.Equal(t, int64(7), e.Until)
+}

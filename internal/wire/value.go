@@ -235,6 +235,9 @@ func UnpackAnswer[T any](ctx context.Context, s Shape, m Message, limit int64, s
 	return v, err
 }
 
+// maxEnvelope is far more than decoding the envelope of MaxFiles files takes.
+const maxEnvelope = 64 << 10
+
 // decode decodes an answer's body. If ctx ends first nobody waits for the decoder, which has little left to do.
 func decode[T any](ctx context.Context, body []byte, budget int64) (v T, e Envelope, err error) {
 	type result struct {
@@ -251,11 +254,18 @@ func decode[T any](ctx context.Context, body []byte, budget int64) (v T, e Envel
 			}
 			done <- r
 		}()
+		var envelope cbor.RawMessage
 		var value []byte
-		if value, r.err = decMode.UnmarshalFirst(body, &r.e); r.err != nil {
+		if value, r.err = decMode.UnmarshalFirst(body, &envelope); r.err != nil {
 			return
 		}
-		if r.err = decMode.Wellformed(value); r.err == nil {
+		if r.err = within(ctx, envelope, reflect.TypeFor[Envelope](), maxEnvelope); r.err == nil {
+			r.err = Unmarshal(envelope, &r.e)
+		}
+		if r.err == nil {
+			r.err = decMode.Wellformed(value)
+		}
+		if r.err == nil {
 			r.err = within(ctx, value, reflect.TypeFor[T](), budget)
 		}
 		if r.err == nil {
