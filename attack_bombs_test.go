@@ -164,7 +164,8 @@ func bombTests(t *testing.T) []bombTest {
 	}
 }
 
-// Each bomb is held by its limit, which is the reason that the result gives, and is gone when Run returns.
+// Each bomb is held by its limit, which is the reason that the result gives, and is gone when Run
+// returns.
 func TestAttackBombs(t *testing.T) {
 	t.Parallel()
 	for _, test := range bombTests(t) {

@@ -20,9 +20,10 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-// Somebody kills the fork server, or the process in it that serves, at any moment of all kinds of runs at once. All of them end
-// with that, and nothing else, as the reason; nothing of them is left; and what made them goes on in another cell. Not in
-// parallel: it is the cell of other tests too.
+// Somebody kills the fork server, or the process in it that serves, at any moment of all kinds of
+// runs at once. All of them end with that, and nothing else, as the reason; nothing of them is
+// left; and what made them goes on in another cell. Not in parallel: it is the cell of other tests
+// too.
 func TestAttackForkServerKilled(t *testing.T) {
 	require.NoError(t, sandbox.Shutdown(deadline(t)))
 	input := neverEnding(t)
@@ -88,7 +89,8 @@ func (c *crowd) end(t *testing.T) {
 	}
 }
 
-// attacked has runs of all kinds begin, and kills the fork server, or all that it has, after a while.
+// attacked has runs of all kinds begin, and kills the fork server, or all that it has, after a
+// while.
 func (c *crowd) attacked(t *testing.T, whole bool, after time.Duration) {
 	mark := aLongTime()
 	live := start(t, shell("sleep "+mark+" & sleep "+mark, c.mounted()...))
@@ -131,7 +133,8 @@ func (c *crowd) mounted() []sandbox.Option {
 	return []sandbox.Option{sandbox.WithScratch("/job", c.scratch)}
 }
 
-// users are what is under way when the fork server is killed. Each either succeeds, maybe in the next cell, or loses its cell.
+// users are what is under way when the fork server is killed. Each either succeeds, maybe in the
+// next cell, or loses its cell.
 func (c *crowd) users(mark string) map[string]func(ctx context.Context, i int) error {
 	run := func(s *sandbox.Sandbox, opts ...sandbox.Option) func(context.Context, int) error {
 		return func(ctx context.Context, _ int) error { _, err := s.With(opts...).Run(ctx); return err }

@@ -19,7 +19,8 @@ import (
 	"github.com/cellkit/sandbox/internal/wire"
 )
 
-// taken is what functions are told to do that take over their processes, and what they seem to answer.
+// taken is what functions are told to do that take over their processes, and what they seem to
+// answer.
 type (
 	order struct {
 		Do   string
@@ -136,7 +137,8 @@ func connection() int {
 	panic("no connection")
 }
 
-// peerOf is the id of the process at the other end of a socket: that of the host is not in this namespace.
+// peerOf is the id of the process at the other end of a socket: that of the host is not in this
+// namespace.
 func peerOf(fd int) (int32, bool) {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
@@ -201,7 +203,8 @@ func leave(socket *os.File, fds ...int) error {
 	return nil
 }
 
-// lingering is the ends of a TCP connection on which nothing that was sent is taken: who closes the first waits.
+// lingering is the ends of a TCP connection on which nothing that was sent is taken: who closes the
+// first waits.
 func lingering() (a, b int, err error) {
 	l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
 	if err != nil {
@@ -247,7 +250,8 @@ func inTime(t *testing.T, what string, f func()) {
 	}
 }
 
-// TestAttackFuncAnswers has functions answer with what should have the host wait, or find much memory. Each call ends by itself, in time.
+// TestAttackFuncAnswers has functions answer with what should have the host wait, or find much
+// memory. Each call ends by itself, in time.
 func TestAttackFuncAnswers(t *testing.T) {
 	t.Parallel()
 	for do, want := range map[string]string{
@@ -276,7 +280,8 @@ func TestAttackFuncAnswers(t *testing.T) {
 	}
 }
 
-// TestAttackFuncStreams has functions answer with a stream that does not end. Read, Close, the context and the timeout end it.
+// TestAttackFuncStreams has functions answer with a stream that does not end. Read, Close, the
+// context and the timeout end it.
 func TestAttackFuncStreams(t *testing.T) {
 	t.Parallel()
 	for _, do := range []string{"silence", "no last word", "exit", "ends handed on"} {
@@ -320,7 +325,8 @@ func TestAttackFuncStreams(t *testing.T) {
 	}
 }
 
-// TestAttackFuncHandedOn has a function's process end while somebody else has its end of the connection.
+// TestAttackFuncHandedOn has a function's process end while somebody else has its end of the
+// connection.
 func TestAttackFuncHandedOn(t *testing.T) {
 	t.Parallel()
 	socket := socketPair(t, unix.SOCK_STREAM)
@@ -393,7 +399,8 @@ func TestAttackFuncDescriptors(t *testing.T) {
 	}
 }
 
-// TestAttackFuncArguments has functions that do not read their streams, or keep them: callers, and the next calls, do not notice.
+// TestAttackFuncArguments has functions that do not read their streams, or keep them: callers, and
+// the next calls, do not notice.
 func TestAttackFuncArguments(t *testing.T) {
 	t.Parallel()
 	pool := work.Workers(1, sandbox.WithTimeout(patience))

@@ -20,8 +20,8 @@ import (
 
 func init() { helpers["favoured"] = favouredHelper }
 
-// What a service is started with, and what children inherit, is not its runs': a priority above others', protection when memory is
-// short, ignored signals. A lower priority is.
+// What a service is started with, and what children inherit, is not its runs': a priority above
+// others', protection when memory is short, ignored signals. A lower priority is.
 func TestAttackInherited(t *testing.T) {
 	usedHelpers.Store("favoured", true)
 	host, run := favoured(t, -7)
@@ -44,7 +44,8 @@ func TestAttackInherited(t *testing.T) {
 	require.Equal(t, "15", run["nice"])
 }
 
-// favoured starts a host process that has all of this, as far as this one may give it, and returns what it and its run have.
+// favoured starts a host process that has all of this, as far as this one may give it, and returns
+// what it and its run have.
 func favoured(t *testing.T, nice int) (host, run map[string]string) {
 	t.Helper()
 	started := make(chan error)

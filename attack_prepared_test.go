@@ -44,8 +44,8 @@ func (e *echoing) requireAlive(t *testing.T) {
 
 // The bombs here have the machine for themselves: most are held by time.
 
-// Bombs in runs that were prepared are held by the same limits as in fresh ones. The runs that wait beside them, and one that lives,
-// notice nothing.
+// Bombs in runs that were prepared are held by the same limits as in fresh ones. The runs that wait
+// beside them, and one that lives, notice nothing.
 func TestAttackBombsPrepared(t *testing.T) {
 	neighbour := startEchoing(t)
 	for _, test := range bombTests(t) {
@@ -69,7 +69,8 @@ func TestAttackBombsPrepared(t *testing.T) {
 	}
 }
 
-// Bombs in a function's process are held by the same limits, and say the same. The next call has a process of its own.
+// Bombs in a function's process are held by the same limits, and say the same. The next call has a
+// process of its own.
 func TestAttackBombsInFunctions(t *testing.T) {
 	neighbour := startEchoing(t)
 	limit := 2 * bombLimit() // the process that serves begins first

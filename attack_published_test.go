@@ -17,9 +17,11 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-// The tests here have the form of published holes of other tools; SECURITY.md lists them, with those that are elsewhere.
+// The tests here have the form of published holes of other tools; SECURITY.md lists them, with
+// those that are elsewhere.
 
-// hostileRoots change a root so that who mounts, opens or makes something in it by name is led to the host, or past a mask.
+// hostileRoots change a root so that who mounts, opens or makes something in it by name is led to
+// the host, or past a mask.
 var hostileRoots = map[string]func(t *testing.T, root, host string){
 	// CVE-2019-19921, CVE-2023-27561, CVE-2023-28642
 	"/proc is a link to the host":    linked("/proc"),
@@ -63,7 +65,8 @@ func link(t *testing.T, root, name, to string) {
 	require.NoError(t, os.Symlink(to, root+name))
 }
 
-// Whatever a root has where the library mounts: the run gets what it should have there, or does not start. The host is not changed.
+// Whatever a root has where the library mounts: the run gets what it should have there, or does not
+// start. The host is not changed.
 func TestAttackRootLinks(t *testing.T) {
 	t.Parallel()
 	need(t, "idmapped tmpfs or an ordinary user")
@@ -98,9 +101,10 @@ func TestAttackRootLinks(t *testing.T) {
 	}
 }
 
-// Nothing is reachable by name on the host's network: CVE-2020-15257 was an abstract socket that containers with that network could
-// connect to. The kernel gives this process's end of each run's socket such a name, as it wants to know who sends
-// (unix(7), SO_PASSCRED), but what is a pair already takes no connections.
+// Nothing is reachable by name on the host's network: CVE-2020-15257 was an abstract socket that
+// containers with that network could connect to. The kernel gives this process's end of each run's
+// socket such a name, as it wants to know who sends (unix(7), SO_PASSCRED), but what is a pair
+// already takes no connections.
 func TestAttackAbstractSockets(t *testing.T) {
 	p := start(t, sandbox.New(sandbox.WithCommand("sleep", "1000"), sandbox.WithNetwork(sandbox.NetworkHost)))
 	server := parent(t, parent(t, p.PID()))
@@ -149,8 +153,8 @@ func namedSockets(t *testing.T, pids ...int) (names []string) {
 	return names
 }
 
-// What is large is passed on whole, or refused: in CVE-2021-43784 a length did not fit its field, and what came after was read
-// as something else. The cell's other runs notice nothing.
+// What is large is passed on whole, or refused: in CVE-2021-43784 a length did not fit its field,
+// and what came after was read as something else. The cell's other runs notice nothing.
 func TestAttackLengths(t *testing.T) {
 	t.Parallel()
 	neighbour := startEchoing(t)
@@ -193,8 +197,8 @@ func TestAttackLengths(t *testing.T) {
 	}
 }
 
-// Nothing of a root is loaded into, or executed by, a process outside of the run: CVE-2019-14271, where the host's tool loaded
-// a library of the container.
+// Nothing of a root is loaded into, or executed by, a process outside of the run: CVE-2019-14271,
+// where the host's tool loaded a library of the container.
 func TestAttackLibraries(t *testing.T) {
 	t.Parallel()
 	need(t, "overlayfs for runs")
@@ -221,7 +225,8 @@ func TestAttackLibraries(t *testing.T) {
 	}
 }
 
-// What cleans up behind a run is not led astray by links that have taken the place of its mount points: CVE-2024-23652.
+// What cleans up behind a run is not led astray by links that have taken the place of its mount
+// points: CVE-2024-23652.
 func TestAttackCleanUp(t *testing.T) {
 	t.Parallel()
 	need(t, "idmapped tmpfs or an ordinary user")

@@ -22,13 +22,14 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-// The scenarios are those of SandboxEscapeBench (arXiv:2603.02277), in which a flag of the host is to be read or changed from a
-// container: each that does not take a cluster. In the benchmark each container has a misconfiguration. Here the options do that, as
-// far as there is one.
+// The scenarios are those of SandboxEscapeBench (arXiv:2603.02277), in which a flag of the host is
+// to be read or changed from a container: each that does not take a cluster. In the benchmark each
+// container has a misconfiguration. Here the options do that, as far as there is one.
 
 const hostFlag = "the host's flag"
 
-// The arguments: the flag's file, a socket of a daemon, the address of a service, the id of a process.
+// The arguments: the flag's file, a socket of a daemon, the address of a service, the id of a
+// process.
 func init() {
 	addAttacks("scenarios", []attack{
 		{"a daemon's socket", func(args []string) error { return dialled("unix", args[1], "/run/daemon.socket") }, true},
@@ -58,8 +59,9 @@ func init() {
 	})
 }
 
-// Nothing gets through by default, nor as root with all capabilities that a run can have and no filter, but for a network that is its
-// own. What an option opens by its name is open, and nothing else.
+// Nothing gets through by default, nor as root with all capabilities that a run can have and no
+// filter, but for a network that is its own. What an option opens by its name is open, and nothing
+// else.
 func TestAttackScenarios(t *testing.T) {
 	dir := openDir(t)
 	t.Setenv("KUBERNETES_TOKEN", hostFlag)
@@ -113,7 +115,8 @@ func TestAttackScenarios(t *testing.T) {
 	requireControl(t, "scenarios", args...)
 }
 
-// What is in an option is not read as another setting: CVE-2022-0811, where sysctls came through the value of one.
+// What is in an option is not read as another setting: CVE-2022-0811, where sysctls came through
+// the value of one.
 func TestAttackSmuggledSettings(t *testing.T) {
 	t.Parallel()
 	pattern := func() string {
@@ -175,7 +178,8 @@ func openDisk() error {
 	return err
 }
 
-// rootByHandle opens inode 2, which is the root of a file system on a disk, by what is mounted of that: the "shocker".
+// rootByHandle opens inode 2, which is the root of a file system on a disk, by what is mounted of
+// that: the "shocker".
 func rootByHandle() (err error) {
 	for _, at := range []string{"/", "/usr", "/etc/ssl/certs", "/helper"} {
 		for _, kind := range []int32{1, 0x81} { // FILEID_INO32_GEN and that of xfs: linux/exportfs.h
@@ -239,7 +243,8 @@ func unchanged(f *os.File, head []byte) error {
 	return errNothing
 }
 
-// dirtyCOW writes to a private mapping through /proc/self/mem, and by ptrace, while the pages are dropped: CVE-2016-5195.
+// dirtyCOW writes to a private mapping through /proc/self/mem, and by ptrace, while the pages are
+// dropped: CVE-2016-5195.
 func dirtyCOW() error {
 	f, head, err := victimFile()
 	if err != nil {
@@ -273,7 +278,8 @@ func dirtyCOW() error {
 	return fmt.Errorf("%w (%v)", errNothing, memErr)
 }
 
-// dirtyPipe fills a pipe, empties it, has it refer to a page of the file, and writes on: CVE-2022-0847.
+// dirtyPipe fills a pipe, empties it, has it refer to a page of the file, and writes on:
+// CVE-2022-0847.
 func dirtyPipe() error {
 	f, head, err := victimFile()
 	if err != nil {

@@ -24,8 +24,8 @@ import (
 
 func init() { helpers["trail"] = trailHelper }
 
-// A trace is what a run can leave behind for another, which is not meant to know of it. The list has what sandboxes of
-// programming contests were found to leak, and what the kernel counts.
+// A trace is what a run can leave behind for another, which is not meant to know of it. The list
+// has what sandboxes of programming contests were found to leak, and what the kernel counts.
 type trace struct {
 	name  string
 	leave func() error
@@ -96,7 +96,8 @@ func trailHelper(args []string) error {
 	return errors.Join(errs, err)
 }
 
-// What a run leaves is found by none beside it and by none after it, whichever way they are started, and by itself.
+// What a run leaves is found by none beside it and by none after it, whichever way they are
+// started, and by itself.
 func TestAttackTraces(t *testing.T) {
 	t.Parallel()
 	base := sandbox.New()
@@ -154,7 +155,8 @@ func requireNoTrace(t *testing.T, kind, out string) {
 	}
 }
 
-// helperOptions and helperOf are helper in two steps, since prepared runs may differ in their commands only.
+// helperOptions and helperOf are helper in two steps, since prepared runs may differ in their
+// commands only.
 func helperOptions(t *testing.T) []sandbox.Option {
 	exe, err := os.Executable()
 	require.NoError(t, err)
@@ -228,7 +230,8 @@ func lockTrace() error {
 	return err
 }
 
-// lockRange locks a byte whose place others could read. The kernel hides other namespaces' locks, but not those of open files.
+// lockRange locks a byte whose place others could read. The kernel hides other namespaces' locks,
+// but not those of open files.
 func lockRange() error {
 	f, err := os.OpenFile("/tmp/trace.range", os.O_CREATE|os.O_RDWR, 0o666)
 	if err == nil {
@@ -390,7 +393,8 @@ func keyTrace(name string, ring int) trace {
 		}, true}
 }
 
-// attributesHelper prints all of a process that exec passes on, or that programs look at, and does not depend on the machine.
+// attributesHelper prints all of a process that exec passes on, or that programs look at, and does
+// not depend on the machine.
 func attributesHelper([]string) error {
 	status, err := os.ReadFile("/proc/thread-self/status")
 	for line := range strings.Lines(string(status)) {
@@ -437,7 +441,8 @@ func TestAttackAttributes(t *testing.T) {
 	require.Equal(t, want, output(t, helperOf(s.With(sandbox.WithCell(c)), "attributes")), "in another cell")
 }
 
-// What a run used is its own, whatever ran before it in the same sandbox: https://github.com/ioi/isolate/issues/158.
+// What a run used is its own, whatever ran before it in the same sandbox:
+// https://github.com/ioi/isolate/issues/158.
 func TestAttackUsage(t *testing.T) {
 	t.Parallel()
 	need(t, "cgroup memory")

@@ -29,7 +29,8 @@ func init() {
 	helpers["keep"] = keepHelper
 }
 
-// unruly is what a run may be doing while it is looked at, paused and killed. All of it goes on without end.
+// unruly is what a run may be doing while it is looked at, paused and killed. All of it goes on
+// without end.
 var unruly = map[string]func() error{
 	"renames itself": func() error {
 		for i := 0; ; i++ {
@@ -136,8 +137,9 @@ var unruly = map[string]func() error{
 
 func unrulyHelper(args []string) error { return unruly[args[0]]() }
 
-// Whatever a run is doing: it can be paused and resumed, looked at and signalled, by several at once, and ended while it is
-// paused or not. It ends at once, with the right reason, and nothing of it is left.
+// Whatever a run is doing: it can be paused and resumed, looked at and signalled, by several at
+// once, and ended while it is paused or not. It ends at once, with the right reason, and nothing of
+// it is left.
 func TestAttackUnruly(t *testing.T) {
 	t.Parallel()
 	rounds := 3
@@ -205,8 +207,8 @@ func requireManageable(t *testing.T, name string, reason sandbox.Reason, end fun
 	requireNone(t, mark)
 }
 
-// A run sends its output's descriptor to another, which holds it, and writes to it, after the first has ended. That one's result
-// is there when it ends, and has nothing that was written afterwards.
+// A run sends its output's descriptor to another, which holds it, and writes to it, after the first
+// has ended. That one's result is there when it ends, and has nothing that was written afterwards.
 func TestAttackGivenStreams(t *testing.T) {
 	t.Parallel()
 	pair := socketPair(t, unix.SOCK_SEQPACKET)

@@ -154,7 +154,8 @@ func hasChild(dir string) error {
 	return found
 }
 
-// listsStrangers looks for processes that this pid namespace does not have, the v1 way, or v2's way to say so, 0.
+// listsStrangers looks for processes that this pid namespace does not have, the v1 way, or v2's way
+// to say so, 0.
 func listsStrangers(path string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {

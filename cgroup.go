@@ -108,13 +108,13 @@ func WithIO(limits ...IOLimit) Option {
 	}
 }
 
-// WithRlimit sets a resource limit of getrlimit(2) by its name: "as", "core",
-// "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile",
-// "nproc", "rss", "rtprio", "rttime", "sigpending" or "stack", in the units given
-// there. RlimitInfinity means no limit. Several calls add up. Raising a hard
-// limit of this process needs CAP_SYS_RESOURCE, which no run has. Default: core 1,
-// with which nothing is dumped, not even to a program that the host has for it; nofile 1024 with this process's hard limit, sigpending 1024, msgqueue 128 KiB, memlock 8 MiB,
-// nice and rtprio 0, the rest as this process.
+// WithRlimit sets a resource limit of getrlimit(2) by its name: "as", "core", "cpu", "data",
+// "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime",
+// "sigpending" or "stack", in the units given there. RlimitInfinity means no limit. Several calls
+// add up. Raising a hard limit of this process needs CAP_SYS_RESOURCE, which no run has. Default:
+// core 1, with which nothing is dumped, not even to a program that the host has for it; nofile 1024
+// with this process's hard limit, sigpending 1024, msgqueue 128 KiB, memlock 8 MiB, nice and rtprio
+// 0, the rest as this process.
 func WithRlimit(resource string, soft, hard uint64) Option {
 	return func(c *config) {
 		if c.cgroup.rlimits == nil {

@@ -46,8 +46,8 @@ func (b *budget) spec() (s limits.Spec) {
 	return s
 }
 
-// within returns the limits of a run with the pool's where its own are not lower. That changes nothing, but a run sees its own limits
-// and not those above it.
+// within returns the limits of a run with the pool's where its own are not lower. That changes
+// nothing, but a run sees its own limits and not those above it.
 func (b *budget) within(run limits.Spec) limits.Spec {
 	all := b.spec()
 	if all.Memory != 0 && (run.Memory == 0 || all.Memory < run.Memory) {
@@ -145,8 +145,9 @@ func (k *compiler) addRlimits() {
 	// With a limit of 0 a core dump still goes to a program of the host, if the sysctl kernel.core_pattern names one. With 1
 	// it goes nowhere: core(5), fs/coredump.c.
 	all := map[string]rlimit{"core": {1, 1}, "nice": {}, "rtprio": {}} // priorities that this process may take are its own
-	// What queued signals and messages take, and locked shared memory, is also counted together for all runs: getrlimit(2).
-	// On cgroup v2 libcontainer lifts this process's own limit of locked memory, and so the next cell's.
+	// What queued signals and messages take, and locked shared memory, is also counted together for
+	// all runs: getrlimit(2). On cgroup v2 libcontainer lifts this process's own limit of locked
+	// memory, and so the next cell's.
 	for name, most := range map[string]uint64{"sigpending": 1024, "msgqueue": 128 * KiB, "memlock": 8 * MiB} {
 		n := min(most, k.m.hard[name])
 		all[name] = rlimit{n, n}

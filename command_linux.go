@@ -90,8 +90,8 @@ func (k *compiler) addStreams(streams []program.Slot) {
 		program.Int(unix.CLOSE_RANGE_CLOEXEC, "CLOSE_RANGE_CLOEXEC"))
 }
 
-// addCommandFiles makes files of WithFile, as the run's user: nothing that it could not do itself. The directories
-// above them that are missing are the user's as well.
+// addCommandFiles makes files of WithFile, as the run's user: nothing that it could not do itself.
+// The directories above them that are missing are the user's as well.
 func (k *compiler) addCommandFiles(files []placed) {
 	if len(files) == 0 {
 		return

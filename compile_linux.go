@@ -107,7 +107,8 @@ type plan struct {
 	ownUser  bool   // rootless: the run's user must be the caller
 }
 
-// plans caches a sandbox's plans, one per shape of cell, as long as what they show of the host stays the same.
+// plans caches a sandbox's plans, one per shape of cell, as long as what they show of the host
+// stays the same.
 type plans struct {
 	mu     sync.Mutex
 	all    map[shape]*plan
@@ -291,7 +292,8 @@ var thisMachine = sync.OnceValue(func() *machine {
 	return m
 })
 
-// hasOverlay reports whether the kernel has overlayfs, or a module of it that the first mount loads.
+// hasOverlay reports whether the kernel has overlayfs, or a module of it that the first mount
+// loads.
 func hasOverlay() bool {
 	loaded, _ := os.ReadFile("/proc/filesystems")
 	if strings.Contains(string(loaded), "\toverlay\n") {

@@ -89,7 +89,8 @@ var golden = []goldenSandbox{
 		opts: []Option{WithRootfs(DirRootfs("/srv/root")), WithWritableRoot(MiB), WithFile("/opt/file", []byte("x"), 0o644)}},
 }
 
-// imageOption is what an image says whose user is nobody, and whose working directory is on a tmpfs.
+// imageOption is what an image says whose user is nobody, and whose working directory is on a
+// tmpfs.
 func imageOption(c *config) {
 	hook.ImageOption(hook.Image{
 		Name: "golden", Layers: []string{"/srv/base", "/srv/app"}, User: "nobody", UID: 65534, GID: 65534, Groups: []int{50}, Dir: "/tmp/work", Dirs: []string{"/tmp/work", "/srv/app"}, Writable: MiB,

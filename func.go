@@ -36,22 +36,29 @@ type function struct {
 //
 //	var thumbnail = sandbox.NewFunc("thumbnail", func(ctx context.Context, in Request) (Response, error) { ... })
 //
-// A call executes this program once more, in a run, and there NewFunc serves the function instead of returning: nothing of the package after it is
-// initialised there, no init function of the package that calls it runs, nor does main, TestMain or a test. Imported packages are
-// initialised first, as ever. NewFunc must be called under no condition that does not hold there: a process whose function is not registered ends
-// as soon as main begins. Names are unique in a program: NewFunc panics, naming both places, if one is taken, and if it
-// is called when main has begun.
+// A call executes this program once more, in a run, and there NewFunc serves the function instead
+// of returning: nothing of the package after it is initialised there, no init function of the
+// package that calls it runs, nor does main, TestMain or a test. Imported packages are initialised
+// first, as ever. NewFunc must be called under no condition that does not hold there: a process
+// whose function is not registered ends as soon as main begins. Names are unique in a program:
+// NewFunc panics, naming both places, if one is taken, and if it is called when main has begun.
 //
-// The function sees none of the host's files but the libraries that this program is linked with, /dev, /proc, the made-up part of
-// HostRootfs's /etc and empty directories to write to; no network; no variable of this
-// process's environment. What else it needs, and what it may use, the options say: they are those of a sandbox, but for WithCommand.
-// Where WithMemory is set, Go's own limit (GOMEMLIMIT) is nine tenths of it. A panic, os.Exit or a crash ends the function's process, not this one.
+// The function sees none of the host's files but the libraries that this program is linked with,
+// /dev, /proc, the made-up part of HostRootfs's /etc and empty directories to write to; no network;
+// no variable of this process's environment. What else it needs, and what it may use, the options
+// say: they are those of a sandbox, but for WithCommand. Where WithMemory is set, Go's own limit
+// (GOMEMLIMIT) is nine tenths of it. A panic, os.Exit or a crash ends the function's process, not
+// this one.
 //
-// Values are copied, as CBOR (RFC 8949): exported fields, to 32 levels, with 131,072 elements in an array or map. The fields of In and Out, or of the structs they
-// point to, that are an *os.File are passed as descriptors; in the function's process they are closed when it has returned. Those that are an io.Reader are streams: they are copied while the
-// function, or the caller, reads; see Call. Deeper ones do not travel. An answer is whatever who took over the process makes it: a value of its type, a
-// stream without end, a file. A file of an answer is a regular one, a directory, or a device such as /dev/null: what else comes (pipes, sockets, terminals, files of
-// /proc) may keep its reader waiting for ever and is an error. It can be of any size, with holes, and change while it is read: read it with a bound, and do not map it.
+// Values are copied, as CBOR (RFC 8949): exported fields, to 32 levels, with 131,072 elements in an
+// array or map. The fields of In and Out, or of the structs they point to, that are an *os.File are
+// passed as descriptors; in the function's process they are closed when it has returned. Those that
+// are an io.Reader are streams: they are copied while the function, or the caller, reads; see Call.
+// Deeper ones do not travel. An answer is whatever who took over the process makes it: a value of
+// its type, a stream without end, a file. A file of an answer is a regular one, a directory, or a
+// device such as /dev/null: what else comes (pipes, sockets, terminals, files of /proc) may keep
+// its reader waiting for ever and is an error. It can be of any size, with holes, and change while
+// it is read: read it with a bound, and do not map it.
 func NewFunc[In, Out any](name string, fn func(context.Context, In) (Out, error), opts ...Option) *Func[In, Out] {
 	f := &Func[In, Out]{&function{name: name, opts: opts}, wire.ShapeOf(reflect.TypeFor[In]()), wire.ShapeOf(reflect.TypeFor[Out]())}
 	register(name)
@@ -114,21 +121,28 @@ func (e *PanicError) Error() string { return "sandbox: function " + e.Func + ": 
 // ErrNoAnswer says that the function's process ended without an answer, and with status 0, as by os.Exit(0).
 var ErrNoAnswer = errors.New("the function's process ended without an answer")
 
-// ErrMessageLimit says that what a call takes or returns is larger than WithMessageLimit allows, encoded or decoded.
+// ErrMessageLimit says that what a call takes or returns is larger than WithMessageLimit allows,
+// encoded or decoded.
 var ErrMessageLimit = wire.ErrTooLarge
 
-// Call calls the function in a process of its own, which ends with the call. The options are added to those of NewFunc.
+// Call calls the function in a process of its own, which ends with the call. The options are added
+// to those of NewFunc.
 //
-// The error is a *FuncError if the function returned one, and a *PanicError if it panicked. Otherwise it is that of a run: an *ExitError, with the end
-// of the standard error in it, where the process ended by itself or reached a limit (errors.Is tells ErrTimeout, ErrOutOfMemory and so on), or ErrNoAnswer; a *SetupError or another one if it could not be started.
+// The error is a *FuncError if the function returned one, and a *PanicError if it panicked.
+// Otherwise it is that of a run: an *ExitError, with the end of the standard error in it, where the
+// process ended by itself or reached a limit (errors.Is tells ErrTimeout, ErrOutOfMemory and so
+// on), or ErrNoAnswer; a *SetupError or another one if it could not be started.
 //
-// The function's context has the deadline of ctx, and ends with it. A function that has not returned 100 ms later is killed. In both cases
-// errors.Is(err, ctx.Err()) holds. WithTimeout limits the call, from when the function is called; it is killed at once.
+// The function's context has the deadline of ctx, and ends with it. A function that has not
+// returned 100 ms later is killed. In both cases errors.Is(err, ctx.Err()) holds. WithTimeout
+// limits the call, from when the function is called; it is killed at once.
 //
-// If a field of Out is an io.Reader, Call returns as soon as the function does, and the process lives on until all such fields have
-// been read to the end or closed (they are io.Closers), or ctx ends. Close ends a Read that waits. A Read returns what went wrong, in the function's stream or its process.
-// A reader in In is read by this process until the function has returned and its streams are copied. If it fails the call fails with its error. A Read that blocks
-// then is not waited for; a writer of WithStdout or WithStderr that blocks is, as long as WithWaitDelay says.
+// If a field of Out is an io.Reader, Call returns as soon as the function does, and the process
+// lives on until all such fields have been read to the end or closed (they are io.Closers), or ctx
+// ends. Close ends a Read that waits. A Read returns what went wrong, in the function's stream or
+// its process. A reader in In is read by this process until the function has returned and its
+// streams are copied. If it fails the call fails with its error. A Read that blocks then is not
+// waited for; a writer of WithStdout or WithStderr that blocks is, as long as WithWaitDelay says.
 func (f *Func[In, Out]) Call(ctx context.Context, in In, opts ...Option) (Out, error) {
 	var zero Out
 	if ctx.Err() != nil {

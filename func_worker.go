@@ -346,8 +346,9 @@ func (c *call) undecoded(err error) error {
 	return fmt.Errorf("sandbox: function %s: its result: %w", c.w.f.name, err)
 }
 
-// stream is a field of the answer that is read by this process, through a pipe of its own making: of one that the worker made it would have an open file
-// in common with it, and O_NONBLOCK, without which Read waits where Close does not reach it, is the open file's.
+// stream is a field of the answer that is read by this process, through a pipe of its own making:
+// of one that the worker made it would have an open file in common with it, and O_NONBLOCK, without
+// which Read waits where Close does not reach it, is the open file's.
 func (c *call) stream() (io.Reader, error) {
 	near, far, err := os.Pipe()
 	if err != nil {
@@ -372,7 +373,8 @@ func (c *call) sendPipes() error {
 	return nil
 }
 
-// watch ends the streams when nothing of the worker lives any more: another run may have their other ends.
+// watch ends the streams when nothing of the worker lives any more: another run may have their
+// other ends.
 func (c *call) watch() {
 	select {
 	case <-c.w.process.r.ended():

@@ -125,7 +125,8 @@ func clocksHelper([]string) error {
 	return nil
 }
 
-// pingHelper sends an echo request over IPv4 and IPv6 to its own loopback, as ping does without privileges: icmp(7).
+// pingHelper sends an echo request over IPv4 and IPv6 to its own loopback, as ping does without
+// privileges: icmp(7).
 func pingHelper([]string) error {
 	for _, to := range []struct {
 		family, protocol int

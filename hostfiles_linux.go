@@ -13,9 +13,11 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// What HostRootfs shows of the host's /etc and /var: copies of the small files that package host finds, made once for each template.
+// What HostRootfs shows of the host's /etc and /var: copies of the small files that package host
+// finds, made once for each template.
 
-// hostFiles is these files, the program that copies them, and the layer that roots which can be changed have in place of the copies.
+// hostFiles is these files, the program that copies them, and the layer that roots which can be
+// changed have in place of the copies.
 type hostFiles struct {
 	*host.Files
 	copy  *program.Program
@@ -85,7 +87,8 @@ func (f *hostFiles) copyProgram() *program.Program {
 	return p
 }
 
-// filesLayer is the files as a directory: a lower layer of roots that can be changed. It is made when the first such run needs it.
+// filesLayer is the files as a directory: a lower layer of roots that can be changed. It is made
+// when the first such run needs it.
 type filesLayer struct {
 	files *host.Files
 

@@ -20,7 +20,8 @@ import (
 
 func init() { helpers["list"] = func([]string) error { return listReadable() } }
 
-// listReadable prints the files that this process may read, each with a sum of what is in it. /usr is the host's own, and /proc the kernel's.
+// listReadable prints the files that this process may read, each with a sum of what is in it. /usr
+// is the host's own, and /proc the kernel's.
 func listReadable() error {
 	return filepath.WalkDir("/", func(p string, d fs.DirEntry, err error) error {
 		if p == "/proc" || p == "/dev" || p == "/usr" {
@@ -35,7 +36,8 @@ func listReadable() error {
 	})
 }
 
-// everybodyMayRead reports whether a user with no groups, such as 65534, may read a file of the host.
+// everybodyMayRead reports whether a user with no groups, such as 65534, may read a file of the
+// host.
 func everybodyMayRead(p string) bool {
 	info, err := os.Lstat(p)
 	if err != nil || !info.Mode().IsRegular() || info.Mode()&0o004 == 0 {
@@ -51,7 +53,8 @@ func everybodyMayRead(p string) bool {
 	}
 }
 
-// TestRootlessReadable compares what a run of HostRootfs may read with what everybody may read outside: all else is named here.
+// TestRootlessReadable compares what a run of HostRootfs may read with what everybody may read
+// outside: all else is named here.
 func TestRootlessReadable(t *testing.T) {
 	t.Parallel()
 	need(t, "user namespaces")
@@ -79,7 +82,8 @@ func TestRootlessReadable(t *testing.T) {
 	}
 }
 
-// programs of the host that keep something in /etc or /var, and what they do with it. Those that are not installed are left out.
+// programs of the host that keep something in /etc or /var, and what they do with it. Those that
+// are not installed are left out.
 var programs = map[string]struct{ script, want string }{
 	"python3":  {`python3 -c 'import mimetypes, socket, ssl; print(socket.getservbyname("https"), socket.getprotobyname("tcp"), socket.gethostbyname("localhost"), socket.gethostbyname(socket.gethostname()))'`, "443 6 127.0.0.1 127.0.0.1"},
 	"php":      {`php -r 'echo (int)extension_loaded("tokenizer"), (int)extension_loaded("posix"), " ", php_ini_loaded_file() ? "ini" : "none";'`, "11 ini"},

@@ -14,8 +14,9 @@ import (
 // What HostRootfs has besides directories of the host: the places for them, a
 // made-up /etc, mount points.
 
-// addHostSkeleton makes, below a directory, what HostRootfs has besides directories of the host and copies of its files. With
-// own, all of it belongs to the run's user, and the copies are elsewhere. It returns what it makes, and whether that is a directory.
+// addHostSkeleton makes, below a directory, what HostRootfs has besides directories of the host and
+// copies of its files. With own, all of it belongs to the run's user, and the copies are elsewhere.
+// It returns what it makes, and whether that is a directory.
 func (k *compiler) addHostSkeleton(b *program.Builder, at program.Arg, under string, own bool) (made map[string]bool) {
 	s := &skeleton{b: b, at: at, under: under, made: map[string]bool{"/": true}}
 	if own {
@@ -71,7 +72,8 @@ func (k *compiler) addMountPoints(s *skeleton) {
 	}
 }
 
-// isHosts reports whether a path is the host's, or lies in a directory that is mounted from there, or behind a link.
+// isHosts reports whether a path is the host's, or lies in a directory that is mounted from there,
+// or behind a link.
 func (k *compiler) isHosts(p string) bool {
 	top, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/")
 	if _, ok := k.m.rootLinks["/"+top]; ok || slices.Contains(k.m.rootDirs, "/"+top) {
@@ -135,7 +137,8 @@ func (s *skeleton) file(p, content string) {
 	s.add(p, false, func(rel string) { s.b.CreateFile(s.at, rel, []byte(content), 0o644) })
 }
 
-// fewNames is what programs look up by name, where the host's package of these (netbase, say) is not installed.
+// fewNames is what programs look up by name, where the host's package of these (netbase, say) is
+// not installed.
 var fewNames = [][2]string{
 	{"/etc/services", "ftp 21/tcp\nssh 22/tcp\ntelnet 23/tcp\nsmtp 25/tcp mail\ndomain 53/tcp\ndomain 53/udp\nhttp 80/tcp www\npop3 110/tcp pop-3\nntp 123/udp\n" +
 		"imap2 143/tcp imap\nldap 389/tcp\nhttps 443/tcp\nhttps 443/udp\nsubmission 587/tcp\nldaps 636/tcp\nimaps 993/tcp\npop3s 995/tcp\nmysql 3306/tcp\npostgresql 5432/tcp postgres\nhttp-alt 8080/tcp webcache\n"},

@@ -24,7 +24,8 @@ func (u *imageUser) remedy() string {
 	return "WithUser of other ids"
 }
 
-// maxID is the largest id that a run can have. That of nobody, whom images name, is one as any other in a user namespace.
+// maxID is the largest id that a run can have. That of nobody, whom images name, is one as any
+// other in a user namespace.
 func (n *namespaceConfig) maxID() int {
 	if n.ofImage.field != "" && !n.hostIDs {
 		return maxID + 1

@@ -201,8 +201,8 @@ func (k *compiler) addWritableRoot() program.Slot {
 	return root
 }
 
-// addHostRoot makes what HostRootfs has besides the host's directories, on top of the host's files. With a scratch that takes changes what
-// is made up is a layer as well: it is no change.
+// addHostRoot makes what HostRootfs has besides the host's directories, on top of the host's files.
+// With a scratch that takes changes what is made up is a layer as well: it is no change.
 func (k *compiler) addHostRoot(store program.Slot) (root program.Slot) {
 	b, n := k.b, &k.c.namespace
 	var layers []program.Slot
@@ -223,7 +223,8 @@ func (k *compiler) addHostRoot(store program.Slot) (root program.Slot) {
 	return b.CloneTree(cell.Changes + "/" + rootDir)
 }
 
-// filesLayer reports whether a root of the run's own has the host's files. Such a layer takes Linux 5.12.
+// filesLayer reports whether a root of the run's own has the host's files. Such a layer takes Linux
+// 5.12.
 func (k *compiler) filesLayer() bool {
 	return k.ownRoot() && k.c.showsHost() && k.m.files != nil && k.m.hasSetAttr()
 }

@@ -88,7 +88,8 @@ func (r *rootConfig) layout() *layout {
 	return l
 }
 
-// placeDirs finds what the directories lie on that are made for the run's user. In what is bound, nothing is made.
+// placeDirs finds what the directories lie on that are made for the run's user. In what is bound,
+// nothing is made.
 func (l *layout) placeDirs(dirs []string) {
 	for _, dir := range dirs {
 		var on *placed
@@ -106,8 +107,9 @@ func (l *layout) placeDirs(dirs []string) {
 	}
 }
 
-// goesWithCommand reports whether the run's user can make what is placed: a file on a tmpfs of its own, unless in a directory
-// there that the set-up makes and that is root's, such as one with a mount point in it.
+// goesWithCommand reports whether the run's user can make what is placed: a file on a tmpfs of its
+// own, unless in a directory there that the set-up makes and that is root's, such as one with a
+// mount point in it.
 func (l *layout) goesWithCommand(p *placed) bool {
 	if p.kind != fileMount || p.on == nil || p.on.kind != tmpfsMount {
 		return false

@@ -59,7 +59,8 @@ func closeFDs(fds []int) {
 // maxLinks is how many symbolic links the kernel follows: path_resolution(7).
 const maxLinks = 40
 
-// missing returns how p can be made, if it does not exist. A symbolic link that leads nowhere is replaced. Of a directory that exists it returns where that is.
+// missing returns how p can be made, if it does not exist. A symbolic link that leads nowhere is
+// replaced. Of a directory that exists it returns where that is.
 func (m *merged) missing(p string) (point, bool) {
 	defer m.endWalk()
 	at, is := m.walk(p)
@@ -72,7 +73,8 @@ func (m *merged) missing(p string) (point, bool) {
 	return missingBelow(at.walk[1:], at.rest), true
 }
 
-// fileAt returns how a file at p can be made, in place of what there is, whether there is a regular file, and false if it can't.
+// fileAt returns how a file at p can be made, in place of what there is, whether there is a regular
+// file, and false if it can't.
 func (m *merged) fileAt(p string) (at point, exists, ok bool) {
 	defer m.endWalk()
 	dir, is := m.walk(path.Dir(p))

@@ -74,10 +74,12 @@ func WithUser(uid, gid int) Option {
 	}
 }
 
-// WithGroups sets the supplementary groups that the command has inside the run, up to 256 ids of 0 to 65533, in place of those given before:
-// what belongs to one of them it may use as the group's permissions say. A run has those groups that its user namespace maps: as root, or as a user with 4194304
-// ids in /etc/subgid, all of them; as an ordinary user with fewer, 0 and the group of WithUser; without any,
-// none. Others are a *SetupError. With WithoutUserNamespace they are the host's groups, and 0 is refused. Default: none.
+// WithGroups sets the supplementary groups that the command has inside the run, up to 256 ids of 0
+// to 65533, in place of those given before: what belongs to one of them it may use as the group's
+// permissions say. A run has those groups that its user namespace maps: as root, or as a user with
+// 4194304 ids in /etc/subgid, all of them; as an ordinary user with fewer, 0 and the group of
+// WithUser; without any, none. Others are a *SetupError. With WithoutUserNamespace they are the
+// host's groups, and 0 is refused. Default: none.
 func WithGroups(gids ...int) Option {
 	return func(c *config) { c.namespace.groups, c.namespace.ofImage.groups = slices.Clone(gids), false }
 }

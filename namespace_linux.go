@@ -80,8 +80,9 @@ func (k *compiler) addNobody() {
 	k.addUndumpable()
 }
 
-// pingGroups is the groups that may send echo requests without CAP_NET_RAW, over IPv4 and IPv6, from SOCK_DGRAM sockets. In a
-// new network namespace there are none: icmp(7). Those with no id in the run are not taken.
+// pingGroups is the groups that may send echo requests without CAP_NET_RAW, over IPv4 and IPv6,
+// from SOCK_DGRAM sockets. In a new network namespace there are none: icmp(7). Those with no id in
+// the run are not taken.
 func (k *compiler) pingGroups() string {
 	if k.shape.wideIDs || k.shape.hostIDs {
 		return fmt.Sprintf("0 %d", maxID)

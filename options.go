@@ -93,7 +93,8 @@ func (s *securityConfig) same(o *securityConfig) bool {
 	return slices.Equal(s.capabilities, o.capabilities) && s.seccomp == o.seccomp && s.noSeccomp == o.noSeccomp && s.setID == o.setID
 }
 
-// samePrepared tells whether the runs prepared for one can serve the other, if they have the same plans.
+// samePrepared tells whether the runs prepared for one can serve the other, if they have the same
+// plans.
 func (c *config) samePrepared(o *config) bool {
 	return c.prepared == o.prepared && c.cgroup.same(&o.cgroup) && c.cell == o.cell && c.ownCell == o.ownCell
 }
@@ -195,19 +196,23 @@ func (c *config) delay() time.Duration {
 // ErrOutputLimit; the first bytes up to the limit are delivered. Default, and 0: none.
 func WithOutputLimit(bytes int64) Option { return func(c *config) { c.outputLimit = limit(bytes) } }
 
-// WithPrepared keeps n runs prepared, 0 to 1000: all of a run is there but its command, and starting one takes little longer
-// than a process of os/exec. Each serves once, and is then replaced in the background; a start that finds none prepares its own.
+// WithPrepared keeps n runs prepared, 0 to 1000: all of a run is there but its command, and
+// starting one takes little longer than a process of os/exec. Each serves once, and is then
+// replaced in the background; a start that finds none prepares its own.
 //
-// The second start begins to prepare, or Prepare does. Sandboxes derived with With share the runs as long as they differ only in
-// the command, its arguments, environment, directory and streams, in WithExtraFiles, WithTimeout, WithWaitDelay, WithOutputLimit and WithRlimit,
-// and in files of WithFile that lie on a file system in memory, such as /tmp, /home/sandbox and those of WithTmpfs.
-// Others have n of their own. Files that are bound are looked up again at every start; what
-// has been replaced since is not used.
+// The second start begins to prepare, or Prepare does. Sandboxes derived with With share the runs
+// as long as they differ only in the command, its arguments, environment, directory and streams, in
+// WithExtraFiles, WithTimeout, WithWaitDelay, WithOutputLimit and WithRlimit, and in files of
+// WithFile that lie on a file system in memory, such as /tmp, /home/sandbox and those of WithTmpfs.
+// Others have n of their own. Files that are bound are looked up again at every start; what has
+// been replaced since is not used.
 //
-// Runs are prepared one after the other, for all sandboxes of the process, each after a pause as long as the last one took, 5 ms
-// at least: that takes at most half of one CPU. Only Prepare, for which somebody waits, makes no pauses. A run that waits takes nothing
-// but memory (docs/BENCHMARKS.md has figures) and a dozen descriptors of this process. All of them are ended by Shutdown or the cell's Close, when no sandbox that could
-// use them is left, and when none was used for a minute. Default: 0.
+// Runs are prepared one after the other, for all sandboxes of the process, each after a pause as
+// long as the last one took, 5 ms at least: that takes at most half of one CPU. Only Prepare, for
+// which somebody waits, makes no pauses. A run that waits takes nothing but memory
+// (docs/BENCHMARKS.md has figures) and a dozen descriptors of this process. All of them are ended
+// by Shutdown or the cell's Close, when no sandbox that could use them is left, and when none was
+// used for a minute. Default: 0.
 func WithPrepared(n int) Option { return func(c *config) { c.prepared = n } }
 
 const maxPrepared = 1000

@@ -97,12 +97,12 @@ func (r *rootConfig) missingPoints(overlay bool) ([]point, error) {
 	return missing, nil
 }
 
-// namesOfRun is the files that tell a run its own name and where other names are looked up, which it has in every root, as
-// containers have them. What an option puts there wins.
+// namesOfRun is the files that tell a run its own name and where other names are looked up, which
+// it has in every root, as containers have them. What an option puts there wins.
 var namesOfRun = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
 
-// ownFiles returns where namesOfRun are put into directories: on the layer above, if there is one or one of them is missing, else they are mounted over
-// those that the directory has.
+// ownFiles returns where namesOfRun are put into directories: on the layer above, if there is one
+// or one of them is missing, else they are mounted over those that the directory has.
 func (r *rootConfig) ownFiles(m *merged, overlay, layered bool) (files []point) {
 	for _, name := range namesOfRun {
 		if slices.ContainsFunc(r.mounts, func(o mount) bool { return isBelow(name, path.Clean(o.dst)) }) {

@@ -34,12 +34,14 @@ const defaultQueue = 1024
 // PoolQueue limits how many runs may wait for their turn; a further one fails with ErrPoolFull. Default: 1024.
 func PoolQueue(n int) PoolOption { return func(c *poolConfig) { c.queue = n } }
 
-// PoolMemory limits the memory of all runs of the pool together, in bytes. Each may have a limit of its own besides. If the pool reaches its own,
-// the kernel chooses which of its processes ends: ErrOutOfMemory. A run sees it as its own, unless that is lower. It needs the memory controller.
+// PoolMemory limits the memory of all runs of the pool together, in bytes. Each may have a limit of
+// its own besides. If the pool reaches its own, the kernel chooses which of its processes ends:
+// ErrOutOfMemory. A run sees it as its own, unless that is lower. It needs the memory controller.
 // Default, and 0: none.
 func PoolMemory(bytes int64) PoolOption { return func(c *poolConfig) { c.memory = limit(bytes) } }
 
-// PoolCPUs limits the CPU time of all runs of the pool together, to that of n CPUs. WithCPUs of a run may not be more. It needs the cpu controller. Default, and 0: none.
+// PoolCPUs limits the CPU time of all runs of the pool together, to that of n CPUs. WithCPUs of a
+// run may not be more. It needs the cpu controller. Default, and 0: none.
 func PoolCPUs(n float64) PoolOption { return func(c *poolConfig) { c.cpus = limit(n) } }
 
 // PoolObserver has o told of every run.

@@ -13,7 +13,8 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-// Files in memory go with the command: a run that was prepared has those of who takes it, as a fresh one does.
+// Files in memory go with the command: a run that was prepared has those of who takes it, as a
+// fresh one does.
 func TestRootlessPreparedFiles(t *testing.T) {
 	t.Parallel()
 	eperm := uint(unix.EPERM)
@@ -78,7 +79,8 @@ func columns(lines []string) (list []string) {
 	return list
 }
 
-// A directory that a mount point needs is root's: what lies in it is made before, with the rights of the set-up.
+// A directory that a mount point needs is root's: what lies in it is made before, with the rights
+// of the set-up.
 func TestRootlessFileBesideMountPoint(t *testing.T) {
 	t.Parallel()
 	got := output(t, shell("cat /tmp/a/f /tmp/a/b/g /tmp/h; touch /tmp/a/x 2>/dev/null || test -w /tmp/a || echo refused", sandbox.WithTmpfs("/tmp/a/m/n", sandbox.MiB),
@@ -86,7 +88,8 @@ func TestRootlessFileBesideMountPoint(t *testing.T) {
 	require.Contains(t, []string{"fgh\nrefused", "fgh"}, got) // where a run has a single id, all is its own
 }
 
-// What does not fit is an error of the start that names the option, whether the run was prepared or not.
+// What does not fit is an error of the start that names the option, whether the run was prepared or
+// not.
 func TestPreparedFilesThatDoNotFit(t *testing.T) {
 	t.Parallel()
 	need(t, "root")

@@ -9,10 +9,10 @@ type Process struct{ r *running }
 // belong to another process once Wait has returned.
 func (p *Process) PID() int { return p.r.pid }
 
-// Wait waits until no process of the run is left, and until all of its output has
-// been written, or WithWaitDelay is over, and returns how it ended. Its mounts and its cgroup go a moment later, at the latest with the cell. The errors are those of Run; a failure
-// to copy input or output is reported if there is no other. Every
-// call returns the same.
+// Wait waits until no process of the run is left, and until all of its output has been written, or
+// WithWaitDelay is over, and returns how it ended. Its mounts and its cgroup go a moment later, at
+// the latest with the cell. The errors are those of Run; a failure to copy input or output is
+// reported if there is no other. Every call returns the same.
 func (p *Process) Wait() (*Result, error) { return p.r.wait() }
 
 // Signal sends a signal to the command. It returns os.ErrProcessDone if that has

@@ -41,7 +41,8 @@ func TestRootlessStreamsOpenAgain(t *testing.T) {
 	}
 }
 
-// Whose streams they are makes no difference: a user of its own, a run that was prepared, one that counts its output.
+// Whose streams they are makes no difference: a user of its own, a run that was prepared, one that
+// counts its output.
 func TestRootlessStreamsOpenAgainInEveryRun(t *testing.T) {
 	t.Parallel()
 	both := []sandbox.Option{sandbox.WithCommand("sh", "-c", "cat /dev/stdin >/dev/stdout")}

@@ -55,8 +55,8 @@ type Usage struct {
 	PIDsPeak   uint64 // processes and threads at one time
 	OOMKills   uint64 // processes that the kernel killed for memory
 
-	// PIDsRefused is how many times the kernel refused a process or thread for WithPIDs or its default. On
-	// cgroup v1, and before Linux 6.11, a limit of a cgroup above the run's counts too.
+	// PIDsRefused is how many times the kernel refused a process or thread for WithPIDs or its
+	// default. On cgroup v1, and before Linux 6.11, a limit of a cgroup above the run's counts too.
 	PIDsRefused uint64
 
 	// Uncounted names the fields above for which this machine has no counter, such as
@@ -75,8 +75,8 @@ var (
 	ErrOutOfMemory = errors.New("out of memory") // also in a *SetupError: WithMemory is too little to execute the command
 	ErrOutputLimit = errors.New("too much output")
 	ErrPIDLimit    = errors.New("too many processes")
-	// ErrWaitDelay is in the error of a run whose command exited with status 0, if writing its output took longer after that
-	// than WithWaitDelay allows.
+	// ErrWaitDelay is in the error of a run whose command exited with status 0, if writing its
+	// output took longer after that than WithWaitDelay allows.
 	ErrWaitDelay = errors.New("a writer of the output took longer than WithWaitDelay")
 	// ErrCellLost says that the cell ended under its runs, killed from
 	// outside or closed. The runs are gone; the next Run boots another.

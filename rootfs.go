@@ -28,22 +28,22 @@ const (
 	ownProgram              // the libraries of this process
 )
 
-// HostRootfs shows the host's programs and libraries, read-only: /usr and /bin,
-// /sbin, /lib*. Of /etc it shows, as copies, what packages installed or
-// generated (configuration of programs, certificates, alternatives, the loader's
-// cache, the time zone), as far as everybody may read it and it does not look like
-// a secret, and of /var what a few programs generate, such as fonts and TeX's
-// formats. passwd, group, hosts, hostname, resolv.conf and nsswitch.conf are made
-// up. Nothing else of the host is visible: no /home, /root, /opt, /run. The
-// default. docs/HOSTROOTFS.md has the rules.
+// HostRootfs shows the host's programs and libraries, read-only: /usr and /bin, /sbin, /lib*. Of
+// /etc it shows, as copies, what packages installed or generated (configuration of programs,
+// certificates, alternatives, the loader's cache, the time zone), as far as everybody may read it
+// and it does not look like a secret, and of /var what a few programs generate, such as fonts and
+// TeX's formats. passwd, group, hosts, hostname, resolv.conf and nsswitch.conf are made up. Nothing
+// else of the host is visible: no /home, /root, /opt, /run. The default. docs/HOSTROOTFS.md has the
+// rules.
 //
-// In every root /sys has what programs count CPUs by, as this machine's has it, and the run's own cgroup, read-only (docs/CGROUPS.md),
-// unless an option puts something there, or a DirRootfs lacks no other mount point.
+// In every root /sys has what programs count CPUs by, as this machine's has it, and the run's own
+// cgroup, read-only (docs/CGROUPS.md), unless an option puts something there, or a DirRootfs lacks
+// no other mount point.
 func HostRootfs() Rootfs { return Rootfs{} }
 
-// EmptyRootfs shows nothing of the host: the root has /dev, /proc, /sys, the made-up part of HostRootfs's /etc, the writable
-// file systems and what options add. A statically linked program, such as one that Go makes with CGO_ENABLED=0, needs no more than
-// a bind of itself.
+// EmptyRootfs shows nothing of the host: the root has /dev, /proc, /sys, the made-up part of
+// HostRootfs's /etc, the writable file systems and what options add. A statically linked program,
+// such as one that Go makes with CGO_ENABLED=0, needs no more than a bind of itself.
 func EmptyRootfs() Rootfs { return Rootfs{parts: nothing} }
 
 // DirRootfs uses a directory of the host as the root, read-only unless

@@ -351,8 +351,8 @@ func (k *compiler) addPoint(p *placed) {
 	k.b.Close(dir)
 }
 
-// addFiles writes the files of WithFile that do not go with the command: in place where that is the run's own memory,
-// else to a file system of their own from where each is mounted, read-only.
+// addFiles writes the files of WithFile that do not go with the command: in place where that is the
+// run's own memory, else to a file system of their own from where each is mounted, read-only.
 func (k *compiler) addFiles() {
 	b, n := k.b, &k.c.namespace
 	store := program.NoSlot

@@ -338,7 +338,8 @@ func (r *running) wasKilled() bool {
 	return r.killed
 }
 
-// ended returns a channel that is closed when nothing of the run lives any more. Its output may still have to be written.
+// ended returns a channel that is closed when nothing of the run lives any more. Its output may
+// still have to be written.
 func (r *running) ended() <-chan struct{} { return r.gone }
 
 func (r *running) isOver() bool {

@@ -44,12 +44,14 @@ func (s *Scratch) Close() error {
 	return errors.Join(s.root.Close(), s.impl.close())
 }
 
-// CopyIn copies all of fsys into the directory dir of the scratch, a name as fs.FS has them, "." for its root. It is made if it is missing. Files belong
-// to the runs' user and keep their permission bits; their owner may always read and write them. Symbolic
-// links are copied as they are, named pipes and sockets become new ones, and regular files and directories keep their modification
-// times. A file that is there already is never replaced: then (fs.ErrExist), and when the scratch is full (syscall.ENOSPC), CopyIn stops, and what was
-// copied stays. What can't be copied is left out, and then errors.Is(err, ErrNotCopied) holds: devices, and names that are not UTF-8, unless fsys
-// is an os.DirFS.
+// CopyIn copies all of fsys into the directory dir of the scratch, a name as fs.FS has them, "."
+// for its root. It is made if it is missing. Files belong to the runs' user and keep their
+// permission bits; their owner may always read and write them. Symbolic links are copied as they
+// are, named pipes and sockets become new ones, and regular files and directories keep their
+// modification times. A file that is there already is never replaced: then (fs.ErrExist), and when
+// the scratch is full (syscall.ENOSPC), CopyIn stops, and what was copied stays. What can't be
+// copied is left out, and then errors.Is(err, ErrNotCopied) holds: devices, and names that are not
+// UTF-8, unless fsys is an os.DirFS.
 func (s *Scratch) CopyIn(fsys fs.FS, dir string) error {
 	if !fs.ValidPath(dir) {
 		return fmt.Errorf("sandbox: CopyIn: %q is no name in the scratch: use %q", dir, path.Join(".", path.Clean("/" + dir)[1:]))
@@ -67,13 +69,16 @@ func (s *Scratch) CopyIn(fsys fs.FS, dir string) error {
 // ErrNotCopied says that CopyIn or CopyOut left something out. All else was copied.
 var ErrNotCopied = errors.New("left out, as they can't be read or may not be followed")
 
-// CopyOut copies all that is in the scratch into a directory of the host, which is made if it is missing. Files belong to this process's user, with the permission
-// bits that they have and the umask leaves, and the modification times. A file that is there already is never replaced.
+// CopyOut copies all that is in the scratch into a directory of the host, which is made if it is
+// missing. Files belong to this process's user, with the permission bits that they have and the
+// umask leaves, and the modification times. A file that is there already is never replaced.
 //
-// What a run left is nothing to trust. Of symbolic links those are copied that can't lead out of the directory. Other links, sockets and named
-// pipes, files with holes that seem larger than the scratch, names that are longer than a path may be, what this
-// process may not read, and what a run holds a lease of, are left out, and then errors.Is(err, ErrNotCopied) holds. Never is more written than the scratch has room for: if files with holes
-// would together take more, CopyOut stops with an error.
+// What a run left is nothing to trust. Of symbolic links those are copied that can't lead out of
+// the directory. Other links, sockets and named pipes, files with holes that seem larger than the
+// scratch, names that are longer than a path may be, what this process may not read, and what a run
+// holds a lease of, are left out, and then errors.Is(err, ErrNotCopied) holds. Never is more
+// written than the scratch has room for: if files with holes would together take more, CopyOut
+// stops with an error.
 func (s *Scratch) CopyOut(dir string) error {
 	err := os.MkdirAll(dir, 0o777)
 	var to *os.Root
@@ -91,10 +96,12 @@ func (s *Scratch) CopyOut(dir string) error {
 	return nil
 }
 
-// FS is what the scratch has in it at the moment, by names relative to its root, wherever a run has it mounted. It implements fs.ReadDirFS, fs.StatFS
-// and fs.ReadLinkFS. Symbolic links are followed within the scratch only, and nothing is opened but regular files and directories. A file
-// shows what it had in it when it was opened; one that is larger than the scratch, which
-// then has holes, can't be opened, nor can one of which a run holds a lease (syscall.EWOULDBLOCK), which takes another filter than the default one.
+// FS is what the scratch has in it at the moment, by names relative to its root, wherever a run has
+// it mounted. It implements fs.ReadDirFS, fs.StatFS and fs.ReadLinkFS. Symbolic links are followed
+// within the scratch only, and nothing is opened but regular files and directories. A file shows
+// what it had in it when it was opened; one that is larger than the scratch, which then has holes,
+// can't be opened, nor can one of which a run holds a lease (syscall.EWOULDBLOCK), which takes
+// another filter than the default one.
 func (s *Scratch) FS() fs.FS { return scratchFS{s: s} }
 
 // WithScratch mounts the scratch at dst, writable. Its files belong to the run's user. It replaces the default file system at
@@ -111,9 +118,11 @@ func WithReadOnlyScratch(dst string, s *Scratch) Option {
 	return withMount(mount{kind: readOnlyScratchMount, dst: dst, from: scratchOf(s)})
 }
 
-// WithFS shows the files of fsys at dst, read-only, for all to read; what somebody may execute there, all may. They keep their modification times, and are copied to a Scratch of their size when the first
-// run needs them, and kept there for all runs of sandboxes that have this option: a later change of fsys shows nowhere. An embed.FS, an fs.Sub of it or
-// an os.DirFS will do. What can't be read is an error of Run. It needs Linux 5.12.
+// WithFS shows the files of fsys at dst, read-only, for all to read; what somebody may execute
+// there, all may. They keep their modification times, and are copied to a Scratch of their size
+// when the first run needs them, and kept there for all runs of sandboxes that have this option: a
+// later change of fsys shows nowhere. An embed.FS, an fs.Sub of it or an os.DirFS will do. What
+// can't be read is an error of Run. It needs Linux 5.12.
 func WithFS(dst string, fsys fs.FS) Option {
 	m := mount{kind: fsMount, dst: dst}
 	if fsys != nil {

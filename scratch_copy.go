@@ -32,7 +32,8 @@ type copier struct {
 	parentName string
 }
 
-// modified is when a directory that was made is to have been modified: what is copied into it changes that.
+// modified is when a directory that was made is to have been modified: what is copied into it
+// changes that.
 type modified struct {
 	name string
 	at   time.Time

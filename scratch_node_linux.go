@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openBelow opens a directory of base, with one call however long its name is, where os.Root makes one for each part of it.
-// Links on the way may not lead out.
+// openBelow opens a directory of base, with one call however long its name is, where os.Root makes
+// one for each part of it. Links on the way may not lead out.
 func openBelow(base *os.File, name string) (*os.Root, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
 	fd, err := openat2(base, name, &how)
@@ -24,7 +24,8 @@ func openBelow(base *os.File, name string) (*os.Root, error) {
 	return root, renamed(err, name)
 }
 
-// openat2 calls openat2(2) again where that gave up: EAGAIN, after a "..", something was renamed or mounted anywhere meanwhile.
+// openat2 calls openat2(2) again where that gave up: EAGAIN, after a "..", something was renamed or
+// mounted anywhere meanwhile.
 func openat2(dir *os.File, name string, how *unix.OpenHow) (fd int, err error) {
 	raw, err := dir.SyscallConn()
 	if err != nil {
@@ -61,7 +62,8 @@ func setModified(f *os.File, at time.Time) error {
 	return unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), set, 0)
 }
 
-// hostDir is an os.DirFS that takes every name: fs.ValidPath knows no others than those in UTF-8. It waits for no pipe or lease.
+// hostDir is an os.DirFS that takes every name: fs.ValidPath knows no others than those in UTF-8.
+// It waits for no pipe or lease.
 type hostDir string
 
 // anyName returns fsys, or what does the same and takes names that are not UTF-8.

@@ -415,7 +415,8 @@ func BenchmarkGiven(b *testing.B) {
 	alternate(b, runs)
 }
 
-// TestScratchKeeps copies what a tree on a host has: times, names in any encoding, pipes and sockets.
+// TestScratchKeeps copies what a tree on a host has: times, names in any encoding, pipes and
+// sockets.
 func TestScratchKeeps(t *testing.T) {
 	t.Parallel()
 	need(t, "idmapped tmpfs or an ordinary user")
@@ -468,7 +469,8 @@ func TestScratchKeeps(t *testing.T) {
 	require.Equal(t, "x", output(t, shell("tail -c 1 /s/again/dir/file", sandbox.WithScratch("/s", s))))
 }
 
-// TestAttackScratchDeep copies what is as deep as a path may be, with all files used up, without a call for each part of each name.
+// TestAttackScratchDeep copies what is as deep as a path may be, with all files used up, without a
+// call for each part of each name.
 func TestAttackScratchDeep(t *testing.T) {
 	t.Parallel()
 	need(t, "idmapped tmpfs or an ordinary user")
@@ -492,7 +494,8 @@ except OSError: pass
 	t.Log(time.Since(begin))
 }
 
-// TestAttackScratchLease reads what a run has leases of, for which an open would wait, until the sysctl fs.lease-break-time has passed.
+// TestAttackScratchLease reads what a run has leases of, for which an open would wait, until the
+// sysctl fs.lease-break-time has passed.
 func TestAttackScratchLease(t *testing.T) {
 	t.Parallel()
 	need(t, "idmapped tmpfs or an ordinary user")

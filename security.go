@@ -27,11 +27,13 @@ func WithSeccomp(profile *specs.LinuxSeccomp) Option {
 	return func(c *config) { c.security.seccomp, c.security.noSeccomp = profile, false }
 }
 
-// WithSetID lets the run give files set-uid and set-gid bits, as dpkg, tar -p and install -m 4755 do, and chmod g+s of a
-// directory. The default seccomp profile, of which this is a part, refuses that with EPERM ("Operation not permitted"), and openat2 with ENOSYS, since its
-// mode can't be seen. Inside, the bits do nothing. But a program that a run makes in a writable bind belongs to the owner of the
-// bind's directory on the host, and with a set-uid bit whoever executes it there acts for that owner, root for
-// one. Use it where nothing is bound writable, or where the host has the bind's file system mounted nosuid.
+// WithSetID lets the run give files set-uid and set-gid bits, as dpkg, tar -p and install -m 4755
+// do, and chmod g+s of a directory. The default seccomp profile, of which this is a part, refuses
+// that with EPERM ("Operation not permitted"), and openat2 with ENOSYS, since its mode can't be
+// seen. Inside, the bits do nothing. But a program that a run makes in a writable bind belongs to
+// the owner of the bind's directory on the host, and with a set-uid bit whoever executes it there
+// acts for that owner, root for one. Use it where nothing is bound writable, or where the host has
+// the bind's file system mounted nosuid.
 func WithSetID() Option {
 	return func(c *config) { c.security.setID = true }
 }

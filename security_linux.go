@@ -50,8 +50,9 @@ func (k *compiler) addPrivileges() {
 
 const defaultUmask = 0o022
 
-// addGroups takes the groups of the fork server from the command, or, where all runs have the same id, leaves it those that the caller's own namespace has.
-// An image's groups are given where that works: never where they would be the host's.
+// addGroups takes the groups of the fork server from the command, or, where all runs have the same
+// id, leaves it those that the caller's own namespace has. An image's groups are given where that
+// works: never where they would be the host's.
 func (k *compiler) addGroups() {
 	b, n := k.b, &k.c.namespace
 	groups := n.groups

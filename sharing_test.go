@@ -86,7 +86,8 @@ func withAll(opts ...Option) Option {
 	}
 }
 
-// Runs are prepared without the files that the run's user can make: their number and size is in no program but the command's.
+// Runs are prepared without the files that the run's user can make: their number and size is in no
+// program but the command's.
 func TestFilesThatGoWithTheCommand(t *testing.T) {
 	tests := map[string]struct {
 		opts []Option

@@ -207,8 +207,9 @@ func (r *running) under(ctx context.Context, f func() error) error {
 	return f()
 }
 
-// shape is what the cell means for the program of a run with the given limits. On cgroup v1 an ordinary user may only move
-// processes that have its own id (kernel/cgroup/cgroup-v1.c, __cgroup1_procs_write).
+// shape is what the cell means for the program of a run with the given limits. On cgroup v1 an
+// ordinary user may only move processes that have its own id (kernel/cgroup/cgroup-v1.c,
+// __cgroup1_procs_write).
 func (c *config) shape(in *cell.Cell, spec limits.Spec) shape {
 	s := shape{singleID: in.SingleID(), hostIDs: in.Config().HostIDs, wideIDs: in.WideIDs()}
 	if in.Limits != nil {

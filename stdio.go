@@ -169,8 +169,9 @@ func (s *stdio) closeMine() {
 	}
 }
 
-// finish waits for the output, no longer than the delay unless that is 0, and ends the input. Nothing of the run lives any
-// more, but the pipes may still have writers: a descriptor can be sent to another run.
+// finish waits for the output, no longer than the delay unless that is 0, and ends the input.
+// Nothing of the run lives any more, but the pipes may still have writers: a descriptor can be sent
+// to another run.
 func (s *stdio) finish() error {
 	for _, o := range s.outputs {
 		o.end()
@@ -249,7 +250,8 @@ func (l *limitedWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// output keeps what is written to it. A copy that WithWaitDelay has cut off may still be writing when it is read.
+// output keeps what is written to it. A copy that WithWaitDelay has cut off may still be writing
+// when it is read.
 type output struct {
 	mu sync.Mutex
 	b  []byte

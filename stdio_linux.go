@@ -57,9 +57,10 @@ func openNull(flag int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), os.DevNull), nil
 }
 
-// letReopen lets the run open a pipe again, through /dev/stdout or /proc/self/fd, whatever its ids are: for what the descriptor
-// allows, reading or writing. An anonymous pipe has no name but the link in /proc of a process that has it, so others than those who
-// may look into such a process gain nothing. A named pipe has the permissions that its owner gave it. What this process may not
+// letReopen lets the run open a pipe again, through /dev/stdout or /proc/self/fd, whatever its ids
+// are: for what the descriptor allows, reading or writing. An anonymous pipe has no name but the
+// link in /proc of a process that has it, so others than those who may look into such a process
+// gain nothing. A named pipe has the permissions that its owner gave it. What this process may not
 // change stays as it is.
 func letReopen(f *os.File) {
 	raw, err := f.SyscallConn()

@@ -16,8 +16,8 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// What a run has of /sys: files in memory from which programs learn how many CPUs there are and how large a page is, as this machine
-// had them, and its own cgroup.
+// What a run has of /sys: files in memory from which programs learn how many CPUs there are and how
+// large a page is, as this machine had them, and its own cgroup.
 
 // sysFile is a file of the made-up /sys, or with a trailing slash a directory.
 type sysFile struct{ path, content string }
@@ -29,7 +29,8 @@ const (
 	mostSys      = 8 * KiB // of a file's content: a mask of all CPUs that the kernel can have takes 2.3
 )
 
-// readSys reads what runs may see of a /sys. It tells hardly more than /proc/cpuinfo and /proc/stat, which they see anyway.
+// readSys reads what runs may see of a /sys. It tells hardly more than /proc/cpuinfo and
+// /proc/stat, which they see anyway.
 func readSys(root string) (files []sysFile) {
 	add := func(names ...string) {
 		for _, name := range names {
@@ -88,11 +89,12 @@ func readUpTo(name string, most int64) (string, error) {
 	return string(b), err
 }
 
-// sysBelowDev is where the template of a root that is each run's own has /sys: on a mount point of its /dev, which becomes free
-// when /sys is moved to its place.
+// sysBelowDev is where the template of a root that is each run's own has /sys: on a mount point of
+// its /dev, which becomes free when /sys is moved to its place.
 const sysBelowDev = "shm"
 
-// inPages is the size of a tmpfs for so many small files, and so many bytes of larger ones: each takes whole pages, of up to 64 KiB.
+// inPages is the size of a tmpfs for so many small files, and so many bytes of larger ones: each
+// takes whole pages, of up to 64 KiB.
 func inPages(files int, bytes int64) string {
 	return fmt.Sprintf("size=%dk", (bytes+int64(files+64)*64*KiB)/KiB)
 }
@@ -134,8 +136,8 @@ func (k *compiler) addSys(b *program.Builder, root program.Slot, at string) {
 
 const cgroupDir = "/fs/cgroup"
 
-// addView mounts the run's own cgroup, read-only. The command does so when it is there, in a cgroup namespace of its own, and still has
-// its capabilities: what the mount shows begins at that cgroup.
+// addView mounts the run's own cgroup, read-only. The command does so when it is there, in a cgroup
+// namespace of its own, and still has its capabilities: what the mount shows begins at that cgroup.
 func (k *compiler) addView() {
 	if !k.layout.sys || k.shape.view == (limits.View{}) {
 		return
@@ -156,8 +158,9 @@ func (k *compiler) addView() {
 	}
 }
 
-// withoutSys leaves /sys out of a directory that needs no layer on top for anything else, and of what is missing: a layer keeps
-// runs from seeing later changes of the directory, and takes Linux 5.11.
+// withoutSys leaves /sys out of a directory that needs no layer on top for anything else, and of
+// what is missing: a layer keeps runs from seeing later changes of the directory, and takes Linux
+// 5.11.
 func (r *rootConfig) withoutSys(missing []point) []point {
 	if len(r.rootfs.layers) > 1 || r.writable != nil || slices.ContainsFunc(missing, needsLayer) {
 		return missing
@@ -169,7 +172,8 @@ func (r *rootConfig) withoutSys(missing []point) []point {
 	})
 }
 
-// needsLayer reports whether what is missing has to be put on a layer, for which /sys alone is no reason.
+// needsLayer reports whether what is missing has to be put on a layer, for which /sys alone is no
+// reason.
 func needsLayer(p point) bool { return !p.over && p.path != "/sys" }
 
 // link makes one more name of a file.

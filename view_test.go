@@ -26,7 +26,8 @@ func init() {
 	}
 }
 
-// seenLimits prints what a run sees of its memory in bytes, and of CPUs as quota and period, on v2 and on v1.
+// seenLimits prints what a run sees of its memory in bytes, and of CPUs as quota and period, on v2
+// and on v1.
 const seenLimits = `cd /sys/fs/cgroup; if [ -e cgroup.procs ]; then cat memory.max cpu.max; else
 	cat memory/memory.limit_in_bytes; echo $(cat cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us); fi`
 
@@ -64,8 +65,8 @@ func TestRootlessLimitsAreSeen(t *testing.T) {
 	}
 }
 
-// A run without limits, or one that puts something of its own at /sys, has nothing there, and none of a pool's runs
-// more than the pool.
+// A run without limits, or one that puts something of its own at /sys, has nothing there, and none
+// of a pool's runs more than the pool.
 func TestRootlessLimitsThatAreNotSeen(t *testing.T) {
 	t.Parallel()
 	need(t, "limits")
@@ -117,7 +118,8 @@ func TestRootlessRuntimesSeeLimits(t *testing.T) {
 	})
 }
 
-// What programs read to count CPUs says what it says outside, in every root, and nothing else is there.
+// What programs read to count CPUs says what it says outside, in every root, and nothing else is
+// there.
 func TestRootlessSys(t *testing.T) {
 	t.Parallel()
 	cpus := "/sys/devices/system/cpu/"

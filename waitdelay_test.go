@@ -46,8 +46,8 @@ func (s *stuck) block() {
 func (s *stuck) Write(b []byte) (int, error) { s.block(); return len(b), nil }
 func (s *stuck) Read([]byte) (int, error)    { s.block(); return 0, io.EOF }
 
-// TestRootlessWaitDelay has the host's readers and writers block, in runs of all kinds of ends. Each run is over in time, and says how it
-// ended.
+// TestRootlessWaitDelay has the host's readers and writers block, in runs of all kinds of ends.
+// Each run is over in time, and says how it ended.
 func TestRootlessWaitDelay(t *testing.T) {
 	t.Parallel()
 	const soon = 50 * time.Millisecond
@@ -123,7 +123,8 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
-// TestRootlessWaitDelayOutput cuts off what Output and CombinedOutput keep: what they return stays as it is.
+// TestRootlessWaitDelayOutput cuts off what Output and CombinedOutput keep: what they return stays
+// as it is.
 func TestRootlessWaitDelayOutput(t *testing.T) {
 	t.Parallel()
 	for range 5 {

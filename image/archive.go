@@ -30,7 +30,8 @@ type entry struct {
 	link         string // from the archive's root
 }
 
-// index finds out where the files are. Of entries with the same name the last counts, as it does for tar.
+// index finds out where the files are. Of entries with the same name the last counts, as it does
+// for tar.
 func (a *tarFiles) index(ctx context.Context) error {
 	info, err := a.file.Stat()
 	if err != nil {
@@ -60,7 +61,8 @@ func (a *tarFiles) index(ctx context.Context) error {
 		e := entry{size: h.Size}
 		switch h.Typeflag {
 		case tar.TypeReg:
-			// A tar.Reader reads no further than the header, so the content is next. A sparse file's is not.
+			// A tar.Reader reads no further than the header, so the content is next. A sparse
+			// file's is not.
 			if e.offset, err = in.Seek(0, io.SeekCurrent); err != nil {
 				return err
 			}
@@ -138,7 +140,8 @@ type saved struct {
 	Layers   []string
 }
 
-// fromDocker takes an image out of an archive of docker save. It has no manifest with a digest; the configuration's is Docker's own name for the image.
+// fromDocker takes an image out of an archive of docker save. It has no manifest with a digest; the
+// configuration's is Docker's own name for the image.
 func fromDocker(ctx context.Context, a *tarFiles, tag string, o *options) (*source, error) {
 	raw, err := readFile(ctx, a, "manifest.json")
 	if err != nil {

@@ -26,7 +26,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A layout that somebody hostile wrote is read without waiting, without memory, and no further than its directory.
+// A layout that somebody hostile wrote is read without waiting, without memory, and no further than
+// its directory.
 func TestRootlessAttackLayout(t *testing.T) {
 	good := imageOf(t, v1.Config{}, asGzip(t, tarOf(t, file{name: "x", content: "x"})))
 	blob := func(hash func() (v1.Hash, error)) string {
@@ -89,7 +90,8 @@ func TestRootlessAttackLayout(t *testing.T) {
 	_, err = Open(t.Context(), dir, WithStore(newStore(t)))
 	require.ErrorContains(t, err, "a link out of the layout")
 
-	// What is given as the layout or the archive itself may be a link, which is the caller's, and nothing that is waited for.
+	// What is given as the layout or the archive itself may be a link, which is the caller's, and
+	// nothing that is waited for.
 	link := filepath.Join(t.TempDir(), "link")
 	require.NoError(t, os.Symlink(layoutOf(t, good), link))
 	require.NoError(t, open(t, newStore(t), link).Close())
@@ -262,7 +264,8 @@ func TestRootlessAttackArchive(t *testing.T) {
 	}
 }
 
-// An archive of many entries, and one that is long and a hole, end by count, by their end, and with ctx.
+// An archive of many entries, and one that is long and a hole, end by count, by their end, and with
+// ctx.
 func TestRootlessAttackArchiveLength(t *testing.T) {
 	dir := t.TempDir()
 	many := filepath.Join(dir, "many.tar")

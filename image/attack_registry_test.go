@@ -26,7 +26,8 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// hostile is a registry that has one image under every tag, and answers as its handlers would have it.
+// hostile is a registry that has one image under every tag, and answers as its handlers would have
+// it.
 type hostile struct {
 	*httptest.Server
 	sent     atomic.Int64
@@ -36,7 +37,8 @@ type hostile struct {
 	media    types.MediaType
 }
 
-// answer is what a hostile registry says to requests for one thing, which are "ping", "manifest", "config", "layer" and "token".
+// answer is what a hostile registry says to requests for one thing, which are "ping", "manifest",
+// "config", "layer" and "token".
 type answer func(h *hostile, w http.ResponseWriter, r *http.Request)
 
 func newHostile(t testing.TB, answers map[string]answer) *hostile {
@@ -141,7 +143,8 @@ func challenges(realm string) answer {
 	}
 }
 
-// bounded runs f and requires that it allocates no more than so many MiB, and takes no time that says that it waited.
+// bounded runs f and requires that it allocates no more than so many MiB, and takes no time that
+// says that it waited.
 func bounded(t testing.TB, mib int, f func()) {
 	t.Helper()
 	var before, after runtime.MemStats
@@ -406,7 +409,8 @@ func TestRootlessAttackRegistryNames(t *testing.T) {
 	require.ErrorContains(t, err, "refused: the registry leads to turning.localhost")
 }
 
-// A registry elsewhere does not lead to this machine, and what a proxy is asked for is no address of its network.
+// A registry elsewhere does not lead to this machine, and what a proxy is asked for is no address
+// of its network.
 func TestRootlessAttackRegistryPublic(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()

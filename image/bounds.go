@@ -12,7 +12,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// What describes an image is somebody else's. These are the bounds of what is read of it, wherever it comes from; docs/IMAGES.md has the table.
+// What describes an image is somebody else's. These are the bounds of what is read of it, wherever
+// it comes from; docs/IMAGES.md has the table.
 const (
 	maxManifest = 16 << 20 // bytes of an index, a manifest, a configuration, or the manifest.json of docker save
 	maxValues   = 1 << 17  // objects, arrays, members and elements in one of these, as a decoder takes many times the bytes of small ones
@@ -33,7 +34,8 @@ var errHostile = errors.New("refused")
 
 // content is where an image's parts are: a registry, or the files of a layout.
 type content interface {
-	// open returns what d describes. The reader ends with an error if that is larger than d says, and whenever ctx ends.
+	// open returns what d describes. The reader ends with an error if that is larger than d says,
+	// and whenever ctx ends.
 	open(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error)
 	close()
 }
@@ -88,7 +90,8 @@ func checkHash(h v1.Hash) error {
 	return err
 }
 
-// decode is json.Unmarshal for a document of a bounded number of values: an element of "[{},{},...]" takes 50 times the bytes that it has.
+// decode is json.Unmarshal for a document of a bounded number of values: an element of
+// "[{},{},...]" takes 50 times the bytes that it has.
 func decode(what string, raw []byte, to any) error {
 	if n := countValues(raw); n > maxValues {
 		return fmt.Errorf("%w: %s has more than %d values", errHostile, what, maxValues)
@@ -115,7 +118,8 @@ func countValues(raw []byte) (n int) {
 	return n
 }
 
-// exactly is a reader of n bytes: fewer or more are an error. It ends with ctx, too, as reading files does not by itself.
+// exactly is a reader of n bytes: fewer or more are an error. It ends with ctx, too, as reading
+// files does not by itself.
 func exactly(ctx context.Context, r io.ReadCloser, n int64) io.ReadCloser {
 	return &exactReader{ReadCloser: r, ctx: ctx, left: n, size: n}
 }
@@ -140,7 +144,8 @@ func (e *exactReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// foreign is an error with a text of bounded length that a terminal can be given, although somebody else had a say in it.
+// foreign is an error with a text of bounded length that a terminal can be given, although somebody
+// else had a say in it.
 type foreign struct{ error }
 
 func (f foreign) Unwrap() error { return f.error }

@@ -18,14 +18,19 @@ import (
 // writableBytes is what runs may change of an image unless an option says otherwise.
 const writableBytes = 256 * sandbox.MiB
 
-// Options are the image's root and what it says of how to run a command in it: its environment, user and working directory. Options given after them change that.
+// Options are the image's root and what it says of how to run a command in it: its environment,
+// user and working directory. Options given after them change that.
 //
-// Runs may change their root, as containers may: up to 256 MiB, in memory, gone with the run (WithWritableRoot and WithScratchRoot set something else). Before Linux 5.11 the root
-// is read-only. The working directory and the image's volumes are made where the image lacks them, and belong to the image's user.
+// Runs may change their root, as containers may: up to 256 MiB, in memory, gone with the run
+// (WithWritableRoot and WithScratchRoot set something else). Before Linux 5.11 the root is
+// read-only. The working directory and the image's volumes are made where the image lacks them, and
+// belong to the image's user.
 //
-// The user is root where the image names none. HOME and USER are the user's, if the image's environment has no others; supplementary groups are those that the image's
-// /etc/group lists the user in, where a run can have them (sandbox.WithGroups). An id above 65534, of the user or of files, becomes 65533, as runs have none of those.
-// A user that the image names but does not have is an error of Run, unless WithUser follows.
+// The user is root where the image names none. HOME and USER are the user's, if the image's
+// environment has no others; supplementary groups are those that the image's /etc/group lists the
+// user in, where a run can have them (sandbox.WithGroups). An id above 65534, of the user or of
+// files, becomes 65533, as runs have none of those. A user that the image names but does not have
+// is an error of Run, unless WithUser follows.
 func (i *Image) Options() []sandbox.Option {
 	u := i.user()
 	dir := rooted(i.config.WorkingDir)
@@ -53,7 +58,8 @@ func (i *Image) Command(args ...string) sandbox.Option {
 	return sandbox.WithCommand(args[0], args[1:]...)
 }
 
-// LeftOut lists the device nodes, the first thousand of each layer, that the image has elsewhere than in /dev. No run could use them, so they were left out.
+// LeftOut lists the device nodes, the first thousand of each layer, that the image has elsewhere
+// than in /dev. No run could use them, so they were left out.
 func (i *Image) LeftOut() (names []string) {
 	for _, l := range i.layers {
 		names = append(names, l.info.LeftOut...)
@@ -61,7 +67,8 @@ func (i *Image) LeftOut() (names []string) {
 	return names
 }
 
-// env is the image's environment, less what has no value: that takes a variable from the environment that an engine has by default.
+// env is the image's environment, less what has no value: that takes a variable from the
+// environment that an engine has by default.
 func (i *Image) env() (env []string) {
 	for _, kv := range i.config.Env {
 		if strings.IndexByte(kv, '=') > 0 {
@@ -145,7 +152,8 @@ type user struct {
 	err        error // why there is none
 }
 
-// user finds the image's user where container engines do: in its /etc/passwd, by name or by number, with the groups of its /etc/group.
+// user finds the image's user where container engines do: in its /etc/passwd, by name or by number,
+// with the groups of its /etc/group.
 func (i *Image) user() user {
 	spec, group, _ := strings.Cut(i.config.User, ":")
 	if spec == "" {
@@ -214,8 +222,8 @@ func parseID(s string) (int, bool) {
 // maxLines bounds what is read of a file of the image.
 const maxLines = 1 << 20
 
-// lines yields the fields of a file's lines that have so many or more. The file is what a run sees at that place, if that is a regular file: links lead nowhere but to other
-// files of the image.
+// lines yields the fields of a file's lines that have so many or more. The file is what a run sees
+// at that place, if that is a regular file: links lead nowhere but to other files of the image.
 func (i *Image) lines(name string, least int) func(yield func(fields []string) bool) {
 	return func(yield func([]string) bool) {
 		if hook.ReadMerged == nil {

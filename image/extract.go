@@ -17,8 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// extraction sees to it that archive.Apply makes of a layer what container engines do, inside of its directory and within limits. It sees every entry
-// before Apply does, which gets a name without links from it, in a directory that exists.
+// extraction sees to it that archive.Apply makes of a layer what container engines do, inside of
+// its directory and within limits. It sees every entry before Apply does, which gets a name without
+// links from it, in a directory that exists.
 type extraction struct {
 	dir    string
 	limits limits
@@ -40,7 +41,8 @@ const (
 	maxFollow  = 40   // that the kernel follows in a path: path_resolution(7)
 	maxLeftOut = 1000 // names that are kept of each layer
 
-	// meanName bounds what is kept of an archive in memory: so many bytes for the name of each file that it may have, on the average.
+	// meanName bounds what is kept of an archive in memory: so many bytes for the name of each file
+	// that it may have, on the average.
 	meanName     = 256
 	leastOfNames = 1 << 20
 
@@ -90,7 +92,8 @@ func (e *extraction) filter(h *tar.Header) (bool, error) {
 	return e.prepare(h, name)
 }
 
-// account counts an entry. Apply keeps headers of directories and all names in memory, so no more is left of a header than is needed.
+// account counts an entry. Apply keeps headers of directories and all names in memory, so no more
+// is left of a header than is needed.
 func (e *extraction) account(h *tar.Header) error {
 	if len(h.Name) >= unix.PathMax || len(h.Linkname) >= unix.PathMax {
 		return refuse(h.Name, "the name is too long")
@@ -133,7 +136,8 @@ func (e *extraction) count(name, link string) error {
 	return e.keep(name, len(name)+len(link))
 }
 
-// keep counts bytes of names that stay in memory: as the archive has them, and where links in them lead to.
+// keep counts bytes of names that stay in memory: as the archive has them, and where links in them
+// lead to.
 func (e *extraction) keep(name string, bytes int) error {
 	most := int64(leastOfNames)
 	if e.limits.files > leastOfNames/meanName {
@@ -145,7 +149,8 @@ func (e *extraction) keep(name string, bytes int) error {
 	return nil
 }
 
-// localName is a name of an archive as one below the root: container engines take those that begin with a slash so.
+// localName is a name of an archive as one below the root: container engines take those that begin
+// with a slash so.
 func localName(name string) (string, error) {
 	name = path.Clean(strings.TrimLeft(name, "/"))
 	switch {
@@ -157,7 +162,8 @@ func localName(name string) (string, error) {
 	return name, nil
 }
 
-// checkPath bounds where files are made. Moved to their place in the store, their paths are a little longer.
+// checkPath bounds where files are made. Moved to their place in the store, their paths are a
+// little longer.
 func (e *extraction) checkPath(name string) error {
 	switch {
 	case strings.Count(name, "/") >= maxDepth:
@@ -168,8 +174,9 @@ func (e *extraction) checkPath(name string) error {
 	return nil
 }
 
-// enter returns where a directory of the layer is, with links followed in it only, as nothing outside is this layer's. What is not there is made; what is there and no directory is
-// replaced, as what comes later counts.
+// enter returns where a directory of the layer is, with links followed in it only, as nothing
+// outside is this layer's. What is not there is made; what is there and no directory is replaced,
+// as what comes later counts.
 func (e *extraction) enter(dir string) (string, error) {
 	return e.walk(dir, func(at string, there bool) error {
 		if err := e.checkPath(at); err != nil {
@@ -186,7 +193,8 @@ func (e *extraction) enter(dir string) (string, error) {
 
 func (e *extraction) host(name string) string { return filepath.Join(e.dir, name) }
 
-// walk finds a directory of the layer. no is called where there is none, and there tells whether there is something else.
+// walk finds a directory of the layer. no is called where there is none, and there tells whether
+// there is something else.
 func (e *extraction) walk(dir string, no func(at string, there bool) error) (string, error) {
 	at, rest := "", dir
 	for links := 0; rest != ""; {
@@ -324,7 +332,8 @@ func (e *extraction) hardLink(h *tar.Header, name string) (same bool, err error)
 	return h.Linkname == name, nil
 }
 
-// leaveOut does without a device node, which no run could use. What is below it at its place is not to be seen either.
+// leaveOut does without a device node, which no run could use. What is below it at its place is not
+// to be seen either.
 func (e *extraction) leaveOut(name string) error {
 	if err := os.RemoveAll(e.host(name)); err != nil {
 		return err
@@ -389,8 +398,9 @@ func hasAttrs(dir string) bool {
 // keepAll leaves no whiteout to Apply.
 func keepAll(*tar.Header, string) (bool, error) { return true, nil }
 
-// hideBelow makes, at last, of what whiteouts said what says the same to overlayfs. They are of layers below only, so that it does not matter whether the layer had
-// files of its own at their places before or after them.
+// hideBelow makes, at last, of what whiteouts said what says the same to overlayfs. They are of
+// layers below only, so that it does not matter whether the layer had files of its own at their
+// places before or after them.
 func (e *extraction) hideBelow() error {
 	for _, name := range e.hides {
 		if !e.hasDir(path.Dir(name)) {
@@ -430,7 +440,8 @@ func (e *extraction) hasDir(name string) bool {
 	return true
 }
 
-// makeWhiteout hides what is below a place at which the layer has no file of its own. The directory that it is in keeps its times.
+// makeWhiteout hides what is below a place at which the layer has no file of its own. The directory
+// that it is in keeps its times.
 func (e *extraction) makeWhiteout(file string) error {
 	var dir unix.Stat_t
 	if err := unix.Lstat(path.Dir(file), &dir); err != nil {

@@ -52,7 +52,8 @@ func pax(name string, records ...string) file {
 	return f
 }
 
-// changed is an archive of one entry whose header has other bytes at some place, with the right checksum.
+// changed is an archive of one entry whose header has other bytes at some place, with the right
+// checksum.
 func changed(t testing.TB, f file, at int, b string) []byte {
 	raw := tarOf(t, f)
 	copy(raw[at:], b)
@@ -65,7 +66,8 @@ func changed(t testing.TB, f file, at int, b string) []byte {
 	return raw
 }
 
-// withPAX is an archive of one entry after a pax header with records that archive/tar would not write.
+// withPAX is an archive of one entry after a pax header with records that archive/tar would not
+// write.
 func withPAX(t testing.TB, f file, records ...string) []byte {
 	var body strings.Builder
 	for i := 0; i < len(records); i += 2 {
@@ -99,7 +101,8 @@ func base256(n int64, size int) string {
 	return string(b)
 }
 
-// shapes is what layers may be like. Below them is one with the directory srv, mode 0700, that is opaque, and a file srv/below.
+// shapes is what layers may be like. Below them is one with the directory srv, mode 0700, that is
+// opaque, and a file srv/below.
 func shapes(t testing.TB) []shape {
 	deep := func(n int) string { return strings.Repeat("d/", n-1) + "f" }
 	long := strings.Repeat("n", 255)
@@ -277,8 +280,9 @@ func shapes(t testing.TB) []shape {
 	return list
 }
 
-// list is what is below a directory, in order: a directory's mode if it is not 0755, # if it hides what is below it, content, target, | of a pipe,
-// ! of a whiteout, links if there are several, and attributes.
+// list is what is below a directory, in order: a directory's mode if it is not 0755, # if it hides
+// what is below it, content, target, | of a pipe, ! of a whiteout, links if there are several, and
+// attributes.
 func list(t testing.TB, dir string) (names []string) {
 	t.Helper()
 	require.NoError(t, filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
@@ -332,7 +336,8 @@ func list(t testing.TB, dir string) (names []string) {
 	return names
 }
 
-// unpackTo unpacks a layer below dir, over one with a directory that is opaque, and requires that nothing else changes.
+// unpackTo unpacks a layer below dir, over one with a directory that is opaque, and requires that
+// nothing else changes.
 func unpackTo(t testing.TB, dir string, raw []byte, most limits) ([]string, info, error) {
 	t.Helper()
 	store := &Store{dir}
@@ -362,7 +367,8 @@ func unpackTo(t testing.TB, dir string, raw []byte, most limits) ([]string, info
 	return tree, made, err
 }
 
-// Layers become what container engines make of them, or are refused. Whatever is in one, it is within bounds and nothing else changes.
+// Layers become what container engines make of them, or are refused. Whatever is in one, it is
+// within bounds and nothing else changes.
 func TestAttackLayers(t *testing.T) {
 	needWhiteouts(t)
 	most := limits{2 << 20, 300}

@@ -60,7 +60,8 @@ func FuzzUnpack(f *testing.F) {
 	})
 }
 
-// FuzzArchive has whole archives, of docker save and of layouts: whatever one says, finding an image in it ends, with an error of bounded length or an image whose layers are within it.
+// FuzzArchive has whole archives, of docker save and of layouts: whatever one says, finding an
+// image in it ends, with an error of bounded length or an image whose layers are within it.
 func FuzzArchive(f *testing.F) {
 	config := `{"rootfs":{"type":"layers","diff_ids":["sha256:` + strings.Repeat("0", 64) + `"]}}`
 	f.Add(tarOf(f, file{name: "manifest.json", content: `[{"Config":"c","RepoTags":["a:1"],"Layers":["d/l"]}]`}, file{name: "c", content: config}, file{name: "d/l", link: "../l"}, file{name: "l", content: "x"}), "1")

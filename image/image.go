@@ -63,8 +63,10 @@ func WithProgress(f func(Progress)) Option { return func(o *options) { o.progres
 // WithKeychain sets where the credentials for registries come from. Default: authn.DefaultKeychain, which reads the configuration of docker login.
 func WithKeychain(k authn.Keychain) Option { return func(o *options) { o.keys = k } }
 
-// WithLimits bounds each layer: the bytes that it may take, as a tar file and as files, and the number of its files, those that come twice and the directories that
-// it needs but does not describe included. Names may have 256 bytes on the average, or 1 MiB together if that is more. Default: 16 GiB and a million.
+// WithLimits bounds each layer: the bytes that it may take, as a tar file and as files, and the
+// number of its files, those that come twice and the directories that it needs but does not
+// describe included. Names may have 256 bytes on the average, or 1 MiB together if that is more.
+// Default: 16 GiB and a million.
 func WithLimits(bytes, files int64) Option {
 	return func(o *options) { o.limits = limits{bytes, files} }
 }
@@ -75,22 +77,31 @@ func WithStoreSize(bytes int64) Option { return func(o *options) { o.keep = &byt
 
 // Open finds an image and unpacks those of its layers that the store does not have. ref is
 //
-//   - a path, which begins with "/", "./" or "../": of the directory of an OCI layout, or of an archive of docker save (docker-archive) or of an OCI layout
+//   - a path, which begins with "/", "./" or "../": of the directory of an OCI layout, or of an
+//     archive of docker save (docker-archive) or of an OCI layout
 //     (oci-archive), which is not compressed. Of several images in it what follows a colon chooses one, by its name, tag or digest: "./save.tar:debian:12";
-//   - else the name of an image in a registry, such as "debian:bookworm", "ghcr.io/owner/name:tag" or "localhost:5000/name@sha256:...".
+//   - else the name of an image in a registry, such as "debian:bookworm", "ghcr.io/owner/name:tag"
+//     or "localhost:5000/name@sha256:...".
 //
-// Nothing that a registry, a layout or an archive says is read without a bound, followed out of it, or waited for longer than a minute without progress; docs/IMAGES.md has the bounds. A registry
-// may lead to addresses that are not public, by redirects or to where it has one sign in, only if its own is such a one. Proxies are those of the environment (http.ProxyFromEnvironment).
+// Nothing that a registry, a layout or an archive says is read without a bound, followed out of it,
+// or waited for longer than a minute without progress; docs/IMAGES.md has the bounds. A registry
+// may lead to addresses that are not public, by redirects or to where it has one sign in, only if
+// its own is such a one. Proxies are those of the environment (http.ProxyFromEnvironment).
 //
-// Every digest is checked, from the manifest's to that of each layer's content. Layers become what container engines make of them: names that begin with a slash are below the root, and of
-// what is there twice the last counts. Device nodes are left out: a run has a /dev of its own, and LeftOut lists those elsewhere. So are extended attributes
-// other than users', file capabilities among them, which have no effect in a run. An archive that no honest tool makes is refused, and leaves nothing: names or hard links that
-// lead out of the root, more than 256 directories within each other, more bytes
-// or files than WithLimits allows, sparse files and compression counted as what they become. Symbolic links are the image's own business: inside a run they lead nowhere else, and here none is
-// followed out of the layer.
+// Every digest is checked, from the manifest's to that of each layer's content. Layers become what
+// container engines make of them: names that begin with a slash are below the root, and of what is
+// there twice the last counts. Device nodes are left out: a run has a /dev of its own, and LeftOut
+// lists those elsewhere. So are extended attributes other than users', file capabilities among
+// them, which have no effect in a run. An archive that no honest tool makes is refused, and leaves
+// nothing: names or hard links that lead out of the root, more than 256 directories within each
+// other, more bytes or files than WithLimits allows, sparse files and compression counted as what
+// they become. Symbolic links are the image's own business: inside a run they lead nowhere else,
+// and here none is followed out of the layer.
 //
-// As root files get the owners that they have in the image. An ordinary user's belong to that user, who can read all of them and enter all directories, and so do those of
-// root without CAP_SYS_ADMIN, as in a container, or in a user namespace that has few ids. Set-uid programs of the image have no effect in a run, whoever unpacks it.
+// As root files get the owners that they have in the image. An ordinary user's belong to that user,
+// who can read all of them and enter all directories, and so do those of root without
+// CAP_SYS_ADMIN, as in a container, or in a user namespace that has few ids. Set-uid programs of
+// the image have no effect in a run, whoever unpacks it.
 func Open(ctx context.Context, ref string, opts ...Option) (_ *Image, err error) {
 	o := options{platform: "linux/" + runtime.GOARCH, keys: authn.DefaultKeychain, limits: limits{16 * sandbox.GiB, 1_000_000}, patience: time.Minute}
 	for _, opt := range opts {

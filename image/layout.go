@@ -25,7 +25,8 @@ type files interface {
 	close()
 }
 
-// directory has the files of a directory. Whoever wrote them may not be trusted: no link leads out of it, no pipe is waited for, no device is read.
+// directory has the files of a directory. Whoever wrote them may not be trusted: no link leads out
+// of it, no pipe is waited for, no device is read.
 type directory struct{ dir *os.File }
 
 func openDirectory(dir string) (directory, error) {
@@ -124,7 +125,8 @@ func readFile(ctx context.Context, f files, name string) ([]byte, error) {
 	return readAll(exactly(ctx, r, size), size)
 }
 
-// called is what an image of a layout goes by. containerd and Docker write a whole name into the first annotation, podman and skopeo a tag or a whole name into the second.
+// called is what an image of a layout goes by. containerd and Docker write a whole name into the
+// first annotation, podman and skopeo a tag or a whole name into the second.
 func called(d v1.Descriptor) (names []string) {
 	for _, key := range []string{"io.containerd.image.name", "org.opencontainers.image.ref.name"} {
 		if n := d.Annotations[key]; n != "" {
@@ -134,8 +136,9 @@ func called(d v1.Descriptor) (names []string) {
 	return append(names, d.Digest.String())
 }
 
-// best returns those that want names: by the whole of one of their names, else by the same name with Docker's defaults in it ("debian" is
-// "docker.io/library/debian:latest"), else by the tag alone.
+// best returns those that want names: by the whole of one of their names, else by the same name
+// with Docker's defaults in it ("debian" is "docker.io/library/debian:latest"), else by the tag
+// alone.
 func best[T any](all []T, want string, names func(T) []string) []T {
 	full := func(s string) string {
 		t, err := name.NewTag(s)
@@ -193,7 +196,8 @@ func fits(all []v1.Descriptor, platform v1.Platform) ([]v1.Descriptor, error) {
 	return nil, fmt.Errorf("there is no image for %s", platform)
 }
 
-// resolve follows indexes from d to the image for the platform, and reads its manifest and configuration.
+// resolve follows indexes from d to the image for the platform, and reads its manifest and
+// configuration.
 func resolve(ctx context.Context, from content, d v1.Descriptor, o *options) (*source, error) {
 	for range maxIndexes {
 		switch {

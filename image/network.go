@@ -19,7 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// network is how a registry is reached. It bounds what is answered, by what was asked for, how long that takes, and where it leads to.
+// network is how a registry is reached. It bounds what is answered, by what was asked for, how long
+// that takes, and where it leads to.
 type network struct {
 	host            string // the registry's, as the caller named it
 	direct, proxied *http.Transport
@@ -29,7 +30,8 @@ type network struct {
 	own *reach // of the registry, once it was reached
 }
 
-// newNetwork takes certificates and the like from remote.DefaultTransport, which programs may have set; connections are its own.
+// newNetwork takes certificates and the like from remote.DefaultTransport, which programs may have
+// set; connections are its own.
 func newNetwork(registry string, patience time.Duration) *network {
 	n := &network{host: hostname(registry), patience: patience}
 	base, ok := remote.DefaultTransport.(*http.Transport)
@@ -66,7 +68,8 @@ func hostname(host string) string {
 
 type limitKey struct{}
 
-// withLimit is the context of a request for so many bytes. Without, an answer has at most maxAnswer: the registry's first greeting, a token, an error.
+// withLimit is the context of a request for so many bytes. Without, an answer has at most
+// maxAnswer: the registry's first greeting, a token, an error.
 func withLimit(ctx context.Context, bytes int64) context.Context {
 	return context.WithValue(ctx, limitKey{}, bytes)
 }
@@ -135,8 +138,9 @@ func (n *network) once(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// through chooses between this machine's own network and the proxy of the environment, to which nothing is refused: its address is the caller's. What that leads to it resolves
-// itself, so only addresses can be refused there, not names.
+// through chooses between this machine's own network and the proxy of the environment, to which
+// nothing is refused: its address is the caller's. What that leads to it resolves itself, so only
+// addresses can be refused there, not names.
 func (n *network) through(r *http.Request) (http.RoundTripper, error) {
 	if n.proxied.Proxy == nil {
 		return n.direct, nil
@@ -166,7 +170,8 @@ func (n *network) tooSlow() error {
 	return fmt.Errorf("the registry sent less than %d bytes in %s", minProgress, n.patience)
 }
 
-// body is that of an answer. It ends behind the limit, with an error unless the answer is one itself. What comes too slowly is an error: only the time counts in which it is waited for.
+// body is that of an answer. It ends behind the limit, with an error unless the answer is one
+// itself. What comes too slowly is an error: only the time counts in which it is waited for.
 type body struct {
 	io.ReadCloser
 	ctx         context.Context
@@ -205,11 +210,13 @@ func (b *body) Close() error {
 	return err
 }
 
-// dial connects to the registry, whatever its address is, and to what it leads to, if that is no nearer to this machine.
+// dial connects to the registry, whatever its address is, and to what it leads to, if that is no
+// nearer to this machine.
 func (n *network) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	d := net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}
 	own := strings.EqualFold(hostname(addr), n.host)
-	// Control sees the address that the name was resolved to, so that it does not matter what it resolves to at another time.
+	// Control sees the address that the name was resolved to, so that it does not matter what it
+	// resolves to at another time.
 	d.ControlContext = func(_ context.Context, _, to string, _ syscall.RawConn) error {
 		at, err := netip.ParseAddrPort(to)
 		if err != nil {
@@ -263,7 +270,8 @@ const (
 	group     reach = "multicast or reserved"
 )
 
-// special are the addresses that are not public: IANA's registries of special-purpose addresses (RFC 6890), less those for documentation, where nobody is.
+// special are the addresses that are not public: IANA's registries of special-purpose addresses
+// (RFC 6890), less those for documentation, where nobody is.
 var special = []struct {
 	reach    reach
 	prefixes []netip.Prefix
@@ -282,7 +290,8 @@ func prefixes(list ...string) (p []netip.Prefix) {
 	return p
 }
 
-// embedding are addresses of IPv6 behind which a gateway is that goes to the address of IPv4 in them, from a byte on: NAT64 (RFC 6052) and 6to4 (RFC 3056).
+// embedding are addresses of IPv6 behind which a gateway is that goes to the address of IPv4 in
+// them, from a byte on: NAT64 (RFC 6052) and 6to4 (RFC 3056).
 var embedding = map[netip.Prefix]int{netip.MustParsePrefix("64:ff9b::/96"): 12, netip.MustParsePrefix("2002::/16"): 2}
 
 func reachOf(addr netip.Addr) reach {

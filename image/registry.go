@@ -19,7 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// registryContent has the images of a repository. The client that asks it has signed in, and bounds what it answers.
+// registryContent has the images of a repository. The client that asks it has signed in, and bounds
+// what it answers.
 type registryContent struct {
 	client  *http.Client
 	network *network
@@ -85,7 +86,8 @@ func (r *registryContent) findManifest(ctx context.Context, named name.Reference
 	return nil
 }
 
-// mediaType is what a manifest is. Registries of static files send it with a type of their own, and it need not have one itself.
+// mediaType is what a manifest is. Registries of static files send it with a type of their own, and
+// it need not have one itself.
 func mediaType(header string, raw []byte) types.MediaType {
 	header, _, _ = strings.Cut(header, ";")
 	sent := types.MediaType(strings.TrimSpace(header))

@@ -23,7 +23,8 @@ func (keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
 	return &authn.Basic{Username: "user", Password: "password"}, nil
 }
 
-// A registry as they are: TLS with HTTP/2, a token for a password, blobs elsewhere, which get neither, and trouble that passes.
+// A registry as they are: TLS with HTTP/2, a token for a password, blobs elsewhere, which get
+// neither, and trouble that passes.
 func TestRootlessRegistry(t *testing.T) {
 	h := newHostile(t, nil) // which answers as it should
 	var mu sync.Mutex

@@ -62,7 +62,8 @@ type imageShape struct {
 	fails  bool
 }
 
-// dockerCaps is what images that begin as root and go on as somebody else need of what Docker gives all.
+// dockerCaps is what images that begin as root and go on as somebody else need of what Docker gives
+// all.
 var dockerCaps = sandbox.WithCapabilities("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SETUID", "CAP_SETGID")
 
 func imageShapes() []imageShape {
@@ -182,7 +183,8 @@ func TestRootlessScratchImage(t *testing.T) {
 	require.Equal(t, "65532\n", string(out))
 }
 
-// What is wrong with an image is said of the image's field, and an option of the caller's own mends it.
+// What is wrong with an image is said of the image's field, and an option of the caller's own mends
+// it.
 func TestRootlessImageErrors(t *testing.T) {
 	needRuns(t)
 	store, base := newStore(t), shell(t)

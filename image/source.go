@@ -22,7 +22,8 @@ type source struct {
 	digest v1.Hash
 	config *v1.ConfigFile
 	layers []v1.Layer // the lowest first
-	// plain says that layers have no digest of their own, only that of their content: an archive of docker save.
+	// plain says that layers have no digest of their own, only that of their content: an archive of
+	// docker save.
 	plain bool
 	from  interface{ close() }
 }
@@ -47,7 +48,8 @@ func find(ctx context.Context, ref string, o *options) (*source, error) {
 	return s, nil
 }
 
-// fromPath opens a layout or an archive. What is behind one of the path's colons may choose an image in it.
+// fromPath opens a layout or an archive. What is behind one of the path's colons may choose an
+// image in it.
 func fromPath(ctx context.Context, ref string, o *options) (*source, error) {
 	file, tag, info, err := split(ref)
 	switch {
@@ -82,7 +84,8 @@ func closing(s *source, from interface{ close() }, err error) (*source, error) {
 	return s, nil
 }
 
-// split finds the longest path in ref that exists, so that colons may be in the path as well as in what comes after it: "./save.tar:debian:12".
+// split finds the longest path in ref that exists, so that colons may be in the path as well as in
+// what comes after it: "./save.tar:debian:12".
 func split(ref string) (file, tag string, info fs.FileInfo, err error) {
 	info, err = os.Stat(ref)
 	for i := len(ref); err != nil; {
@@ -112,7 +115,8 @@ func fromArchive(ctx context.Context, a *tarFiles, tag string, o *options) (*sou
 	return s, err
 }
 
-// describe reads an image's manifest and configuration, whose digests must be right: then those that the configuration has of the layers' contents are.
+// describe reads an image's manifest and configuration, whose digests must be right: then those
+// that the configuration has of the layers' contents are.
 func describe(ctx context.Context, from content, d v1.Descriptor, o *options) (*source, error) {
 	raw, err := read(ctx, from, "the manifest", d)
 	if err != nil {
@@ -141,7 +145,8 @@ func describe(ctx context.Context, from content, d v1.Descriptor, o *options) (*
 	return s, s.configure(raw)
 }
 
-// checkLayer refuses a layer that can't be within WithLimits: compression makes nothing much larger.
+// checkLayer refuses a layer that can't be within WithLimits: compression makes nothing much
+// larger.
 func checkLayer(size int64, o *options) error {
 	if size <= 0 {
 		return fmt.Errorf("%w: its size is %d bytes", errHostile, size)

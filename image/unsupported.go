@@ -12,7 +12,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// Elsewhere than on Linux everything compiles, and there is no store in which an image could be unpacked.
+// Elsewhere than on Linux everything compiles, and there is no store in which an image could be
+// unpacked.
 
 func unsupported() error {
 	return fmt.Errorf("image: %s: %w", runtime.GOOS, errors.ErrUnsupported)

@@ -24,7 +24,8 @@ func counters(n int, table uint32) *fstest.MapFile {
 	return &fstest.MapFile{Data: b}
 }
 
-// TestAttackCoverage has a test leave, in place of its counters, what would fill the disk or the memory of the host.
+// TestAttackCoverage has a test leave, in place of its counters, what would fill the disk or the
+// memory of the host.
 func TestAttackCoverage(t *testing.T) {
 	t.Parallel()
 	name := func(i int) string { return fmt.Sprintf("covcounters.%032x.2.%d", 7, i) }

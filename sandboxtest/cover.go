@@ -67,7 +67,8 @@ var ownCoverPlace = sync.OnceValues(func() (p coverPlace, err error) {
 	return p, flag.Set("test.gocoverdir", p.dir)
 })
 
-// What an isolated test may leave: its process writes one file when it ends, and so does each further process of the test binary.
+// What an isolated test may leave: its process writes one file when it ends, and so does each
+// further process of the test binary.
 const (
 	maxCounterFiles = 64
 	maxCounters     = 16 * sandbox.MiB // all files together
@@ -75,8 +76,9 @@ const (
 
 var counterName = regexp.MustCompile(`^covcounters\.[0-9a-f]{32}\.[0-9]+\.[0-9]+$`)
 
-// copyCounters copies the files with counters that runtime/coverage writes. Their names are those of no other process's. What describes the program, covmeta
-// files, this process writes itself. Others are left alone: what is there is as trustworthy as the test.
+// copyCounters copies the files with counters that runtime/coverage writes. Their names are those
+// of no other process's. What describes the program, covmeta files, this process writes itself.
+// Others are left alone: what is there is as trustworthy as the test.
 func copyCounters(from fs.FS, to string) error {
 	list, err := fs.ReadDir(from, ".")
 	if err != nil {
@@ -121,8 +123,9 @@ func readCounters(from fs.FS, name string, room int64) ([]byte, error) {
 	return b, nil
 }
 
-// wellFormed reports whether a file of counters begins as one does, with a table of strings and arguments that are in it: package testing takes the
-// memory that they are said to need. See internal/coverage, CounterFileHeader and CounterSegmentHeader.
+// wellFormed reports whether a file of counters begins as one does, with a table of strings and
+// arguments that are in it: package testing takes the memory that they are said to need. See
+// internal/coverage, CounterFileHeader and CounterSegmentHeader.
 func wellFormed(b []byte) bool {
 	const header = 32 + 16
 	if len(b) < header || string(b[:4]) != "\x00cwm" {

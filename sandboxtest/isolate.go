@@ -34,21 +34,27 @@ const (
 	maxOutput = 64 * sandbox.MiB
 )
 
-// Isolate is the first line of a test that is to run in a sandbox: this test binary is executed again, in a run, for this test only. What is after the line
-// runs there and nowhere else; its result, its log and its subtests are reported as this test's.
+// Isolate is the first line of a test that is to run in a sandbox: this test binary is executed
+// again, in a run, for this test only. What is after the line runs there and nowhere else; its
+// result, its log and its subtests are reported as this test's.
 //
-// Inside there is nothing but the test binary and the shared libraries that it needs, the writable file systems of every run, and what the options add,
-// such as WithReadOnlyBind for files that the test reads, or WithRootfs(HostRootfs()) for the host's programs. There is no network but a loopback of its own,
-// and nothing of this process's environment. Else it is a sandbox as New makes it. The working directory is empty and writable:
-// the home directory. The package's init functions and TestMain run there too, with the flags of this process.
+// Inside there is nothing but the test binary and the shared libraries that it needs, the writable
+// file systems of every run, and what the options add, such as WithReadOnlyBind for files that the
+// test reads, or WithRootfs(HostRootfs()) for the host's programs. There is no network but a
+// loopback of its own, and nothing of this process's environment. Else it is a sandbox as New makes
+// it. The working directory is empty and writable: the home directory. The package's init functions
+// and TestMain run there too, with the flags of this process.
 //
-// Isolate may also be the first line of a subtest or of a fuzz target (for its seeds: not with -fuzz), and come after t.Parallel. In a test that is
-// isolated, subtests are isolated with it; there Isolate does nothing. Flags such as -run for subtests, -count, -cpu, -short and -timeout mean what they do
-// elsewhere; with -cover, what the isolated test covers counts, up to 64 files of counters with 16 MiB, which takes, as root, Linux 6.3. A test that panics or is
-// killed, by a limit for example, fails. What it writes to its outputs is in the log, up to 64 MiB; one that reports more than 262,144 subtests, attributes and pieces of
-// output between them fails.
+// Isolate may also be the first line of a subtest or of a fuzz target (for its seeds: not with
+// -fuzz), and come after t.Parallel. In a test that is isolated, subtests are isolated with it;
+// there Isolate does nothing. Flags such as -run for subtests, -count, -cpu, -short and -timeout
+// mean what they do elsewhere; with -cover, what the isolated test covers counts, up to 64 files of
+// counters with 16 MiB, which takes, as root, Linux 6.3. A test that panics or is killed, by a
+// limit for example, fails. What it writes to its outputs is in the log, up to 64 MiB; one that
+// reports more than 262,144 subtests, attributes and pieces of output between them fails.
 //
-// The go command does not see what the test reads inside: where its cache of results matters, use -count=1 after changing what the options show of the host.
+// The go command does not see what the test reads inside: where its cache of results matters, use
+// -count=1 after changing what the options show of the host.
 //
 // It needs what every run needs (Need).
 func Isolate(t *testing.T, opts ...sandbox.Option) {

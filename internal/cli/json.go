@@ -1,6 +1,7 @@
 package cli
 
-// What -json prints: one object, with names that stay as they are. Times are in nanoseconds, sizes in bytes.
+// What -json prints: one object, with names that stay as they are. Times are in nanoseconds, sizes
+// in bytes.
 
 import (
 	"encoding/json"

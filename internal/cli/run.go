@@ -42,7 +42,8 @@ func run(ctx context.Context, args []string) int {
 	return s.tell(result, status, reason)
 }
 
-// tell says on stderr why the status is not the command's own, if so, and what the run used, if that is wanted. It returns the status.
+// tell says on stderr why the status is not the command's own, if so, and what the run used, if
+// that is wanted. It returns the status.
 func (s *settings) tell(result *sandbox.Result, status int, reason error) int {
 	if s.json {
 		writeJSON(os.Stderr, outcomeOf(result, status, reason, s.usage))

@@ -1,7 +1,8 @@
 package cli
 
-// The standard streams of "sandbox run" that are regular files. A run's user has an id of its own, so to open such a file once more, as
-// /dev/stdout or /dev/stdin, it needs the permissions that others have. Where they lack, the run gets a pipe, which it may open.
+// The standard streams of "sandbox run" that are regular files. A run's user has an id of its own,
+// so to open such a file once more, as /dev/stdout or /dev/stdin, it needs the permissions that
+// others have. Where they lack, the run gets a pipe, which it may open.
 
 import (
 	"io"
@@ -11,7 +12,8 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-// streams returns the options for the standard streams. The caller calls done when the run has ended.
+// streams returns the options for the standard streams. The caller calls done when the run has
+// ended.
 func streams() (opts []sandbox.Option, done func(), err error) {
 	in, done, err := input(os.Stdin)
 	if err != nil {
@@ -44,8 +46,9 @@ func output(f *os.File) io.Writer {
 	return f
 }
 
-// input is f, or a pipe that f is copied to. When the run has ended f stands behind what the run has read, as if it had been handed
-// over: in "while read name; do sandbox run ...; done <list" each iteration reads a line.
+// input is f, or a pipe that f is copied to. When the run has ended f stands behind what the run
+// has read, as if it had been handed over: in "while read name; do sandbox run ...; done <list"
+// each iteration reads a line.
 func input(f *os.File) (in *os.File, done func(), err error) {
 	begin, err := f.Seek(0, io.SeekCurrent)
 	if err != nil || !shut(f, 0o044) {

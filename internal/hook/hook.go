@@ -18,13 +18,15 @@ var (
 	// ScratchPath is a path by which this process finds the files of a *sandbox.Scratch.
 	ScratchPath func(scratch any) string
 
-	// ImageOption returns a sandbox.Option for an image. Errors name the image where it is to blame, not an option.
+	// ImageOption returns a sandbox.Option for an image. Errors name the image where it is to
+	// blame, not an option.
 	ImageOption func(Image) (option any)
 
 	// NoCommand returns a sandbox.Option after which a sandbox has no command, and err says why.
 	NoCommand func(err error) (option any)
 
-	// ReadMerged returns at most limit bytes of a regular file, as one sees it in a run that has the layers for its root, the lowest first.
+	// ReadMerged returns at most limit bytes of a regular file, as one sees it in a run that has
+	// the layers for its root, the lowest first.
 	ReadMerged func(layers []string, name string, limit int64) ([]byte, error)
 )
 

@@ -2,8 +2,9 @@
 
 // Package host finds what of this machine's /etc and /var belongs to its programs, and to nobody.
 //
-// That is what the package manager says packages installed, and what they generate, as far as everybody may read it, less what
-// tells of this machine, its users and its services, and what looks like a secret.
+// That is what the package manager says packages installed, and what they generate, as far as
+// everybody may read it, less what tells of this machine, its users and its services, and what
+// looks like a secret.
 package host
 
 import (
@@ -18,7 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bounds of what is copied. A file that is larger is left out, and so is all that comes when the total is reached.
+// Bounds of what is copied. A file that is larger is left out, and so is all that comes when the
+// total is reached.
 const (
 	maxFile    = 1 << 20
 	maxTotal   = 4 << 20
@@ -69,7 +71,8 @@ func (f *Files) Count() (n int) {
 	return n
 }
 
-// Read looks through /etc and /var below root, which is "" but in tests. Links to what lies below one of the directories shown are kept.
+// Read looks through /etc and /var below root, which is "" but in tests. Links to what lies below
+// one of the directories shown are kept.
 func Read(root string, shown []string) *Files {
 	r := &reader{root: root, shown: shown, owned: readOwned(root), left: map[string]string{}, links: map[string]string{}, found: map[string]Entry{}}
 	r.walk("/etc", 0, false)
@@ -92,7 +95,8 @@ type reader struct {
 	total int64
 }
 
-// walk looks at what is in a directory that everybody may search. all says that all of it is a program's.
+// walk looks at what is in a directory that everybody may search. all says that all of it is a
+// program's.
 func (r *reader) walk(dir string, depth int, all bool) {
 	list, err := os.ReadDir(r.root + dir)
 	if err != nil || depth > maxDepth {

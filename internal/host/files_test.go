@@ -14,7 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// machine makes a root directory: names that end in "/" are directories, contents that begin with "-> " are links.
+// machine makes a root directory: names that end in "/" are directories, contents that begin with
+// "-> " are links.
 func machine(t testing.TB, files map[string]string) string {
 	root := t.TempDir()
 	for name, content := range files {

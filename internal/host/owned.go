@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// owned is what of /etc a package manager installed. Its databases are read as they are: its commands take longer than a run.
+// owned is what of /etc a package manager installed. Its databases are read as they are: its
+// commands take longer than a run.
 type owned struct {
 	manager string
 	paths   map[string]bool
@@ -113,7 +114,8 @@ func (o *owned) readHashes(hashes *os.File) {
 	}
 }
 
-// readList reads a list of paths, one a line. Most lists are short and have nothing of /etc: so there is no more to it than reading.
+// readList reads a list of paths, one a line. Most lists are short and have nothing of /etc: so
+// there is no more to it than reading.
 func (o *owned) readList(name string, buf []byte) {
 	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -178,7 +180,8 @@ func (o *owned) readApk(name string) bool {
 	return true
 }
 
-// readPacman reads a file for each package, which has a line for each path after one that says %FILES%, relative to the root.
+// readPacman reads a file for each package, which has a line for each path after one that says
+// %FILES%, relative to the root.
 func (o *owned) readPacman(dir string) bool {
 	lists, _ := filepath.Glob(dir + "/*/files")
 	for _, list := range lists {

@@ -10,7 +10,8 @@ import (
 	"strings"
 )
 
-// generatedEtc is what programs' packages generate in /etc rather than install. All that is below such a directory is shown.
+// generatedEtc is what programs' packages generate in /etc rather than install. All that is below
+// such a directory is shown.
 var generatedEtc = set("/etc/",
 	"alternatives", "ca-certificates/extracted", "pki/ca-trust/extracted", "pki/tls/certs", "ssl/certs",
 	"bash.bashrc", "dictionaries-common", "inputrc", "ld.so.cache", "localtime", "os-release", "papersize", "profile", "python3/debian_config",
@@ -23,14 +24,16 @@ var generatedVar = []string{
 	"/var/lib/mibs", "/var/lib/ocaml", "/var/lib/sgml-base", "/var/lib/texmf", "/var/lib/vim", "/var/lib/xml-core",
 }
 
-// programs is what of /etc is shown where no package manager's database can be read: rpm's is no text. Names end at "-", "." or a digit.
+// programs is what of /etc is shown where no package manager's database can be read: rpm's is no
+// text. Names end at "-", "." or a digit.
 var programs = set("/etc/",
 	"ImageMagick", "R", "X11", "alternatives", "bash_completion", "bashrc", "ca-certificates", "clang", "crypto-policies", "emacs", "fonts", "gai", "ghostscript",
 	"gnutls", "gprofng", "groff", "gss", "gtk", "guile", "host.conf", "inputrc", "java", "jvm", "ld.so.cache", "ld.so.conf", "libnl", "libreoffice", "lua", "lynx",
 	"magic", "mailcap", "man_db", "maven", "mime", "nanorc", "netconfig", "openldap", "openmpi", "os-release", "perl", "php", "pkcs", "pki", "profile",
 	"protocols", "python", "rpc", "ruby", "screenrc", "sgml", "shells", "services", "ssl", "terminfo", "texlive", "texmf", "tmux", "vim", "virc", "vulkan", "wgetrc", "xattr", "xdg", "xml")
 
-// isProgram reports whether p is one of programs, of any version: /etc/java-17-openjdk is java's, /etc/php.ini is php's.
+// isProgram reports whether p is one of programs, of any version: /etc/java-17-openjdk is java's,
+// /etc/php.ini is php's.
 func isProgram(p string) bool {
 	return programs[p] || programs[strings.TrimRight(p, "0123456789")] || programs[p[:cutAt(p)]]
 }
@@ -43,8 +46,9 @@ func cutAt(p string) int {
 	return len(p)
 }
 
-// machines is what is the machine's, its users' and its services', whoever installed it: what a run has of its own (passwd, hosts and so on), what starts,
-// guards and watches the machine, and what it knows of others.
+// machines is what is the machine's, its users' and its services', whoever installed it: what a run
+// has of its own (passwd, hosts and so on), what starts, guards and watches the machine, and what
+// it knows of others.
 var machines = set("/etc/",
 	"NetworkManager", "apparmor", "apparmor.d", "apt", "audit", "avahi", "cloud", "cni", "containerd", "containers", "cron.d", "cron.daily", "cron.hourly", "cron.monthly",
 	"cron.weekly", "crontab", "crypttab", "dbus-1", "debconf.conf", "default", "dhcp", "dnf", "docker", "dpkg", "e2scrub.conf", "environment", "ethers", "exports",
@@ -55,7 +59,8 @@ var machines = set("/etc/",
 	"ssh", "subgid", "subuid", "sudo.conf", "sudoers", "sudoers.d", "sysconfig", "sysctl.conf", "sysctl.d", "systemd", "tmpfiles.d", "udev", "ufw", "update-motd.d",
 	"wireguard", "wpa_supplicant", "yum.repos.d")
 
-// isMachines reports whether p is left out without a word. Hidden files are what tools keep for themselves.
+// isMachines reports whether p is left out without a word. Hidden files are what tools keep for
+// themselves.
 func isMachines(p string) bool { return machines[p] || strings.HasPrefix(path.Base(p), ".") }
 
 func set(prefix string, names ...string) map[string]bool {
@@ -66,7 +71,8 @@ func set(prefix string, names ...string) map[string]bool {
 	return m
 }
 
-// secretWords are in names of files that have secrets, secretEndings end names of them, or of copies that somebody, or a package's upgrade, left.
+// secretWords are in names of files that have secrets, secretEndings end names of them, or of
+// copies that somebody, or a package's upgrade, left.
 var (
 	secretWords   = regexp.MustCompile(`passw|secret|credential|\b_?tokens?_?\b|keytab|shadow|ssh_host_`)
 	secretEndings = []string{".key", "_key", ".p12", ".pfx", ".kdb", ".jceks", "-", "~", "#", ".bak", ".old", ".orig", ".save", ".swp", ".rej",
@@ -82,14 +88,16 @@ func isSecretName(name string) bool {
 // mayAssign is a word of each match of assigned, in lower case, to look for first.
 var mayAssign = [][]byte{[]byte("passw"), []byte("passphrase"), []byte("requirepass"), []byte("secret"), []byte("credential"), []byte("token"), []byte("key"), []byte("_auth")}
 
-// assigned finds a value that is given to what is called a secret, and userinfo, what a URL has of one.
+// assigned finds a value that is given to what is called a secret, and userinfo, what a URL has of
+// one.
 var (
 	assigned = regexp.MustCompile(`(?:passw(?:or)?d|passphrase|requirepass|secret|credential|token|api_?key|access_?key|private_?key|_auth)[\w.-]*["']?(?:\s*[=:>]\s*|\s+)["']?([^\s"'<=:>][^\s"'<]*)`)
 	userinfo = regexp.MustCompile(`://[^/\s:@"']*:[^/\s@"']+@`)
 	harmless = regexp.MustCompile(`^(yes|no|true|false|on|off|none|null|ask|prompt|optional|required|[0-9]+|[\[\]{}(),;$%/].*)$`)
 )
 
-// secretContent says why the content of a file is not to be shown. One that is as its package has it has no secret of this machine.
+// secretContent says why the content of a file is not to be shown. One that is as its package has
+// it has no secret of this machine.
 func secretContent(data []byte, original bool) string {
 	if bytes.Contains(data, []byte("PRIVATE KEY-----")) {
 		return "it has a private key"

@@ -72,7 +72,8 @@ func delegated() {
 	if !errors.Is(err, sandbox.ErrCPUTime) {
 		check(fmt.Errorf("WithCPUTime: %w", err))
 	}
-	// Each of the four is the run's own, though nothing limits it in two: the caller's is not to be seen.
+	// Each of the four is the run's own, though nothing limits it in two: the caller's is not to be
+	// seen.
 	seen, err := sandbox.New(sandbox.WithCgroupParent(os.Args[1]), sandbox.WithMemory(64*sandbox.MiB), sandbox.WithCommand("sh", "-c",
 		"cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes; ls -d cpu cpuacct cpuset memory; find */ -mindepth 1 -type d")).Output(ctx)
 	check(err)

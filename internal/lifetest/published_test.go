@@ -18,8 +18,9 @@ import (
 	modzip "golang.org/x/mod/zip"
 )
 
-// TestPublished publishes this repository's modules in a module proxy, in the version in which they require each other, and has a
-// module of somebody else's require them from there, and both commands installed.
+// TestPublished publishes this repository's modules in a module proxy, in the version in which they
+// require each other, and has a module of somebody else's require them from there, and both
+// commands installed.
 func TestPublished(t *testing.T) {
 	if inGuest() {
 		t.Skip("it builds programs, which takes far too long on an emulated machine; the host does it")
@@ -46,14 +47,16 @@ func TestPublished(t *testing.T) {
 
 const rootModule = "github.com/cellkit/sandbox"
 
-// proxy is a directory that the go command takes modules from, by the protocol of https://go.dev/ref/mod#goproxy-protocol.
+// proxy is a directory that the go command takes modules from, by the protocol of
+// https://go.dev/ref/mod#goproxy-protocol.
 type proxy struct {
 	dir string
 	env []string // of the go command
 }
 
-// newProxy has a module cache of its own, in which nothing is left of other contents of the same version. All other modules come
-// from the machine's cache, or from where that has them from. Paths are trimmed so that the build cache serves the next time.
+// newProxy has a module cache of its own, in which nothing is left of other contents of the same
+// version. All other modules come from the machine's cache, or from where that has them from. Paths
+// are trimmed so that the build cache serves the next time.
 func newProxy(t *testing.T) *proxy {
 	t.Helper()
 	p := &proxy{dir: t.TempDir()}
@@ -65,12 +68,14 @@ func newProxy(t *testing.T) *proxy {
 	sources := "file://" + filepath.Join(p.dir, "proxy") + ",file://" + filepath.Join(goEnv("GOMODCACHE"), "cache/download") + "," + goEnv("GOPROXY")
 	p.env = append(os.Environ(), "GOPROXY="+sources, "GOMODCACHE="+filepath.Join(p.dir, "mod"), "GOBIN="+filepath.Join(p.dir, "bin"),
 		"GOFLAGS=-mod=mod -modcacherw -trimpath -buildvcs=false", "GOWORK=off", "GOSUMDB=off", "GOVCS=*:off", "GOPRIVATE=", "CGO_ENABLED=1",
-		// Packages may be modules of that name: where nobody is asked for these, no answer of a proxy is in the way.
+		// Packages may be modules of that name: where nobody is asked for these, no answer of a
+		// proxy is in the way.
 		"GONOPROXY="+rootModule+"/cmd,"+rootModule+"/image/cmd")
 	return p
 }
 
-// requiredVersion reads in which version a module requires the root module, by which nothing may be replaced.
+// requiredVersion reads in which version a module requires the root module, by which nothing may be
+// replaced.
 func (p *proxy) requiredVersion(t *testing.T, file string) string {
 	t.Helper()
 	data, err := os.ReadFile(file)

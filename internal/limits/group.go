@@ -71,13 +71,15 @@ func (g *Group) Joins() ([]*os.File, error) {
 	return files, nil
 }
 
-// Usage reads what the run has used so far; after its end, and before Delete, that is all it
-// has used. The peak of memory is the kernel's own; v2 has it since Linux 5.19, and before that
-// MemoryPeak is the highest of what Usage found in use whenever it was called. PIDsRefused counts what the run's own limit
-// refused, and on v1, or before Linux 6.11, also what a limit above it did: kernel/cgroup/pids.c, pids_event.
+// Usage reads what the run has used so far; after its end, and before Delete, that is all it has
+// used. The peak of memory is the kernel's own; v2 has it since Linux 5.19, and before that
+// MemoryPeak is the highest of what Usage found in use whenever it was called. PIDsRefused counts
+// what the run's own limit refused, and on v1, or before Linux 6.11, also what a limit above it
+// did: kernel/cgroup/pids.c, pids_event.
 func (g *Group) Usage() (Usage, error) { return g.counters.usage() }
 
-// Keep opens the files that Usage reads, eight at most, and keeps them open until Delete: it then takes a sixth of the time.
+// Keep opens the files that Usage reads, eight at most, and keeps them open until Delete: it then
+// takes a sixth of the time.
 func (g *Group) Keep() {
 	g.files.keep(func() { _, _ = g.Usage() }) // what can't be opened now, Usage tries again
 }

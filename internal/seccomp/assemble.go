@@ -172,7 +172,8 @@ func siblings(rules []rule) int {
 	return n
 }
 
-// allOf emits siblings: their action if all conditions of one hold, else on to the next rule. What they have in common is looked at once.
+// allOf emits siblings: their action if all conditions of one hold, else on to the next rule. What
+// they have in common is looked at once.
 func (asm *assembler) allOf(rules []rule, next label) label {
 	common := len(rules[0].conditions) - 1
 	entry := next

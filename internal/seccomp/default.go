@@ -11,24 +11,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Default returns the default profile: Docker's (github.com/moby/profiles/seccomp), resolved for this
-// architecture, this kernel and the given capabilities ("CAP_NET_RAW"), and a few refusals of our own.
+// Default returns the default profile: Docker's (github.com/moby/profiles/seccomp), resolved for
+// this architecture, this kernel and the given capabilities ("CAP_NET_RAW"), and a few refusals of
+// our own.
 //
-// Docker's profile is a list of what is allowed, about 300 calls; the rest fails with EPERM. Among the rest,
-// whatever the capabilities: io_uring, userfaultfd, the kernel's keyrings and kexec. Without the capability that each of them is about, also: bpf, perf_event_open,
-// open_by_handle_at, loading modules, mounting, setns, unshare and clone with namespace flags, and clone3
-// fails with ENOSYS, since its flags are in memory, where a filter can't look.
+// Docker's profile is a list of what is allowed, about 300 calls; the rest fails with EPERM. Among
+// the rest, whatever the capabilities: io_uring, userfaultfd, the kernel's keyrings and kexec.
+// Without the capability that each of them is about, also: bpf, perf_event_open, open_by_handle_at,
+// loading modules, mounting, setns, unshare and clone with namespace flags, and clone3 fails with
+// ENOSYS, since its flags are in memory, where a filter can't look.
 //
-// Refused beyond Docker's, whatever the capabilities: the ioctl requests TIOCSTI and TIOCLINUX, which
-// type commands into the terminal that a run may share with its caller (CVE-2017-5226, CVE-2023-28100), leases and
-// delegations of files, for which others wait, and TIOCSETD; io_setup fails with ENOSYS. Sockets are those that
-// programs use, see refuseSockets. Without setID, all that can give a file set-uid or set-gid bits. The calls above
-// that no capability unlocks are refused by rules of their own too, so that a later version of Docker's list can't
-// open them.
+// Refused beyond Docker's, whatever the capabilities: the ioctl requests TIOCSTI and TIOCLINUX,
+// which type commands into the terminal that a run may share with its caller (CVE-2017-5226,
+// CVE-2023-28100), leases and delegations of files, for which others wait, and TIOCSETD; io_setup
+// fails with ENOSYS. Sockets are those that programs use, see refuseSockets. Without setID, all
+// that can give a file set-uid or set-gid bits. The calls above that no capability unlocks are
+// refused by rules of their own too, so that a later version of Docker's list can't open them.
 //
-// Left open, as by Docker: ptrace and process_vm_readv, which reach nothing but the run's own processes.
+// Left open, as by Docker: ptrace and process_vm_readv, which reach nothing but the run's own
+// processes.
 //
-// The profile is the caller's to change. It relies on this package's precedence, the strictest rule wins.
+// The profile is the caller's to change. It relies on this package's precedence, the strictest rule
+// wins.
 func Default(caps []string, setID bool) (*specs.LinuxSeccomp, error) {
 	p, err := seccomp.GetDefaultProfile(&specs.Spec{
 		Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: slices.Clone(caps)}},
@@ -69,11 +73,11 @@ func refusals() []specs.LinuxSyscall {
 		{Names: []string{"io_setup"}, Action: specs.ActErrno, ErrnoRet: &enosys},
 		refuse("ioctl", is(1, unix.TIOCSTI)),
 		refuse("ioctl", is(1, unix.TIOCLINUX)),
-		// Loads the line discipline that it names, among them some with many past holes (n_gsm, n_hdlc), unless the
-		// sysctl dev.tty.ldisc_autoload is 0.
+		// Loads the line discipline that it names, among them some with many past holes (n_gsm,
+		// n_hdlc), unless the sysctl dev.tty.ldisc_autoload is 0.
 		refuse("ioctl", is(1, unix.TIOCSETD)),
-		// Whoever opens the file, changes it or, from Linux 6.19 on, the directory, waits for the holder to give it
-		// up, for as long as the sysctl fs.lease-break-time says, 45 s: fcntl(2).
+		// Whoever opens the file, changes it or, from Linux 6.19 on, the directory, waits for the
+		// holder to give it up, for as long as the sysctl fs.lease-break-time says, 45 s: fcntl(2).
 		refuse("fcntl", is(1, unix.F_SETLEASE)),
 		refuse("fcntl", is(1, setDelegation)),
 	}

@@ -10,27 +10,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// allowSockets puts one rule in the place of Docker's, which has one for each of 40 families. refuseSockets says which remain.
+// allowSockets puts one rule in the place of Docker's, which has one for each of 40 families.
+// refuseSockets says which remain.
 func allowSockets(rules []specs.LinuxSyscall) []specs.LinuxSyscall {
 	rules = slices.DeleteFunc(rules, func(r specs.LinuxSyscall) bool { return slices.Equal(r.Names, []string{"socket"}) })
 	return append(rules, specs.LinuxSyscall{Names: []string{"socket"}, Action: specs.ActAllow})
 }
 
-// refuseSockets leaves of Docker's list the sockets that programs use: AF_UNIX, TCP, UDP and ICMP over AF_INET and
-// AF_INET6, and the netlink protocols that getaddrinfo, ip, ss and udev's library need; with CAP_NET_RAW, also
-// SOCK_RAW of any protocol and AF_PACKET; with CAP_NET_ADMIN, also the other netlink protocols. The errors are those
-// of a kernel that was built without the rest.
+// refuseSockets leaves of Docker's list the sockets that programs use: AF_UNIX, TCP, UDP and ICMP
+// over AF_INET and AF_INET6, and the netlink protocols that getaddrinfo, ip, ss and udev's library
+// need; with CAP_NET_RAW, also SOCK_RAW of any protocol and AF_PACKET; with CAP_NET_ADMIN, also the
+// other netlink protocols. The errors are those of a kernel that was built without the rest.
 //
-// The kernel loads the module for whatever family, protocol or type it is asked for (net-pf-2-proto-132: sctp), a
-// request that takes no privilege, and most holes found in such modules need nothing more.
+// The kernel loads the module for whatever family, protocol or type it is asked for
+// (net-pf-2-proto-132: sctp), a request that takes no privilege, and most holes found in such
+// modules need nothing more.
 func refuseSockets(caps []string) (rules []specs.LinuxSyscall) {
 	families := []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK, unix.AF_PACKET}
 	rules = append(rules, failOutside(unix.EAFNOSUPPORT, "socket", 0, families)...)
-	// It creates both sockets before it finds that the family has no pairs. Only AF_UNIX has, and AF_TIPC.
+	// It creates both sockets before it finds that the family has no pairs. Only AF_UNIX has, and
+	// AF_TIPC.
 	rules = append(rules, failOutside(unix.EAFNOSUPPORT, "socketpair", 0, families[:1])...)
 	if !slices.Contains(caps, "CAP_NET_RAW") {
-		// The kernel wants the capability too, but has more than once forgotten about it, or found it in a user
-		// namespace (CVE-2020-14386).
+		// The kernel wants the capability too, but has more than once forgotten about it, or found
+		// it in a user namespace (CVE-2020-14386).
 		rules = append(rules, refuse("socket", is(0, unix.AF_PACKET)))
 	}
 	rules = append(rules, refuseInternet(slices.Contains(caps, "CAP_NET_RAW"))...)
@@ -62,7 +65,8 @@ func refuseInternet(raw bool) (rules []specs.LinuxSyscall) {
 	)
 }
 
-// refuseNetlink also refuses the requests to sockets of any family that load a module: net/socket.c, sock_ioctl.
+// refuseNetlink also refuses the requests to sockets of any family that load a module:
+// net/socket.c, sock_ioctl.
 func refuseNetlink(admin bool) []specs.LinuxSyscall {
 	netlink := is(0, unix.AF_NETLINK)
 	if admin {
@@ -71,8 +75,8 @@ func refuseNetlink(admin bool) []specs.LinuxSyscall {
 	}
 	protocols := []uint64{unix.NETLINK_ROUTE, unix.NETLINK_SOCK_DIAG, unix.NETLINK_AUDIT, unix.NETLINK_KOBJECT_UEVENT}
 	return append(failOutside(unix.EPROTONOSUPPORT, "socket", 2, protocols, netlink),
-		// SIOCADDDLCI, SIOCDELDLCI, SIOCGIFVLAN and SIOCSIFVLAN (dlci, 8021q), SIOCGIFBR and SIOCSIFBR, SIOCBRADDBR and
-		// SIOCBRDELBR (bridge).
+		// SIOCADDDLCI, SIOCDELDLCI, SIOCGIFVLAN and SIOCSIFVLAN (dlci, 8021q), SIOCGIFBR and
+		// SIOCSIFBR, SIOCBRADDBR and SIOCBRDELBR (bridge).
 		fail(unix.ENOPKG, "ioctl", masked(1, 0xfffffffc, unix.SIOCADDDLCI)),
 		fail(unix.ENOPKG, "ioctl", masked(1, 0xfffffffe, unix.SIOCGIFBR)),
 		fail(unix.ENOPKG, "ioctl", masked(1, 0xfffffffe, siocbraddbr)),
@@ -81,9 +85,9 @@ func refuseNetlink(admin bool) []specs.LinuxSyscall {
 
 const siocbraddbr = 0x89a0 // linux/sockios.h
 
-// failOutside makes a call fail if an argument is not one of the values allowed, which are ascending, and all conditions hold.
-// A rule can't have two bounds for one argument (see split), so what is between two values is taken apart into ranges
-// that have a common prefix in binary.
+// failOutside makes a call fail if an argument is not one of the values allowed, which are
+// ascending, and all conditions hold. A rule can't have two bounds for one argument (see split), so
+// what is between two values is taken apart into ranges that have a common prefix in binary.
 func failOutside(e unix.Errno, name string, arg uint, allowed []uint64, conditions ...specs.LinuxSeccompArg) (rules []specs.LinuxSyscall) {
 	add := func(c specs.LinuxSeccompArg) {
 		rules = append(rules, fail(e, name, append(slices.Clone(conditions), c)...))

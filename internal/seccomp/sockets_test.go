@@ -45,7 +45,8 @@ func TestDefaultSockets(t *testing.T) {
 					assert.Equal(t, noFamily, m.run(t, on(t, goarch, name, family, seqpacket)), "%s(%#x)", name, family)
 				}
 			}
-			// The kernel takes 32 bits of these: whatever is above makes nothing of what is refused below.
+			// The kernel takes 32 bits of these: whatever is above makes nothing of what is refused
+			// below.
 			assert.NotEqual(t, allow, m.run(t, on(t, goarch, "socket", unix.AF_INET, stream|1<<32, unix.IPPROTO_SCTP|1<<32)))
 			assert.NotEqual(t, allow, m.run(t, on(t, goarch, "socket", unix.AF_INET, stream|1<<32, unix.IPPROTO_UDP|1<<32)))
 			assert.NotEqual(t, allow, m.run(t, on(t, goarch, "socket", unix.AF_INET|1<<32, stream, unix.IPPROTO_SCTP)))

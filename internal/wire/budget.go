@@ -8,8 +8,8 @@ import (
 
 // What a message may make of itself: see RATIONALE, "What may decoding a result take?".
 const (
-	// DecodedPerByte is how many bytes decoding a message may take for each byte that it may have: numbers below 24 take one
-	// byte encoded, and eight as Go's int.
+	// DecodedPerByte is how many bytes decoding a message may take for each byte that it may have:
+	// numbers below 24 take one byte encoded, and eight as Go's int.
 	DecodedPerByte = 8
 	// decodedFloor is what any message may take besides.
 	decodedFloor = 1 << 20
@@ -18,8 +18,8 @@ const (
 // budgetFor is what decoding a message of the given limit may take.
 func budgetFor(limit int64) int64 { return decodedFloor + DecodedPerByte*limit }
 
-// meter goes through an encoded value before it is decoded, and adds up what that will take: bytes, and steps that are not
-// proportional to the encoded bytes.
+// meter goes through an encoded value before it is decoded, and adds up what that will take: bytes,
+// and steps that are not proportional to the encoded bytes.
 type meter struct {
 	ctx  context.Context
 	b    []byte
@@ -28,7 +28,8 @@ type meter struct {
 	seen int // items
 }
 
-// within reports whether decoding b, which is well-formed, into a value of type t stays within the budget. It ends early if ctx does.
+// within reports whether decoding b, which is well-formed, into a value of type t stays within the
+// budget. It ends early if ctx does.
 func within(ctx context.Context, b []byte, t reflect.Type, budget int64) error {
 	m := &meter{ctx: ctx, b: b, left: budget}
 	err := m.item(costOf(t))
@@ -222,13 +223,15 @@ func (m *meter) pairs(c *cost, kind costKind, n int64) (err error) {
 	return err
 }
 
-// entry is what one of the pairs of a Go map takes: tables have up to twice as many places as pairs, keys and values over 128 bytes are beside
-// the table, and both are put together before they go there.
+// entry is what one of the pairs of a Go map takes: tables have up to twice as many places as
+// pairs, keys and values over 128 bytes are beside the table, and both are put together before they
+// go there.
 func entry(key, elem int64) int64 {
 	return 2*(key+elem) + 3*(min(key, 128)+min(elem, 128)) + 48
 }
 
-// named adds a pair of a struct's map. A name that is none of its fields' is kept by the decoder as long as the map lasts, and its value skipped.
+// named adds a pair of a struct's map. A name that is none of its fields' is kept by the decoder as
+// long as the map lasts, and its value skipped.
 func (m *meter) named(c *cost) error {
 	begin := m.off
 	major, n := m.head()
@@ -269,7 +272,8 @@ func (m *meter) vaguely(c *cost) error {
 	return m.spend(int64(m.off-begin) + saturate(int64(m.seen-seen), c.perItem()))
 }
 
-// opaque adds an item that the type decodes by itself: it is assumed to take a place of its size for each item in it.
+// opaque adds an item that the type decodes by itself: it is assumed to take a place of its size
+// for each item in it.
 func (m *meter) opaque(c *cost, begin int, major byte, n uint64) (err error) {
 	seen := m.seen
 	switch major {

@@ -46,8 +46,8 @@ func NewConn(f *os.File, limit int64) *Conn {
 	return &Conn{sock: f, limit: limit, oob: make([]byte, unix.CmsgSpace(4*maxRights))}
 }
 
-// maxRights is the most descriptors that the kernel lets a message have: SCM_MAX_FD. Those for which there is no room it closes at
-// once, in the thread that receives.
+// maxRights is the most descriptors that the kernel lets a message have: SCM_MAX_FD. Those for
+// which there is no room it closes at once, in the thread that receives.
 const maxRights = 253
 
 // limitOf is how large the body of a message may be.
@@ -201,7 +201,8 @@ func (c *Conn) body(size int64) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// received makes files of the descriptors in control data. Whether they block is left as it is: the other end has them too, and may change it.
+// received makes files of the descriptors in control data. Whether they block is left as it is: the
+// other end has them too, and may change it.
 func received(oob []byte) (list []*os.File, err error) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -234,8 +235,8 @@ func (c *Conn) Quiet() bool {
 	return err == nil && quiet
 }
 
-// HangUp ends the connection: what has been sent already can still be received. The other end of a worker that has ended may
-// live on in another run, or in a message that nobody receives.
+// HangUp ends the connection: what has been sent already can still be received. The other end of a
+// worker that has ended may live on in another run, or in a message that nobody receives.
 func (c *Conn) HangUp() {
 	if raw, err := c.sock.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
@@ -251,7 +252,8 @@ func (c *Conn) Close() error {
 	return c.sock.Close()
 }
 
-// drain receives what nobody wants. The kernel would close the files that are in it while it closes the socket, as they are.
+// drain receives what nobody wants. The kernel would close the files that are in it while it closes
+// the socket, as they are.
 func (c *Conn) drain() {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
@@ -271,8 +273,8 @@ func (c *Conn) drain() {
 	}
 }
 
-// discard closes a file that came from the other end, and does not wait. Closing a TCP socket does as long as SO_LINGER says, where
-// nothing takes what was sent: tcp(7), socket(7).
+// discard closes a file that came from the other end, and does not wait. Closing a TCP socket does
+// as long as SO_LINGER says, where nothing takes what was sent: tcp(7), socket(7).
 func discard(f *os.File) {
 	if info, err := f.Stat(); err != nil || info.Mode()&os.ModeSocket == 0 {
 		f.Close()
@@ -284,9 +286,9 @@ func discard(f *os.File) {
 	go f.Close() // somebody who has it too may set that again
 }
 
-// checkFile reports why a file that came from a worker can't be the caller's, or nil. Whoever reads pipes, sockets, terminals and the like waits
-// for somebody else, and O_NONBLOCK, which would keep the wait in the poller where Close ends it, belongs to whoever has the same open
-// file: fcntl(2).
+// checkFile reports why a file that came from a worker can't be the caller's, or nil. Whoever reads
+// pipes, sockets, terminals and the like waits for somebody else, and O_NONBLOCK, which would keep
+// the wait in the poller where Close ends it, belongs to whoever has the same open file: fcntl(2).
 func checkFile(f *os.File) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -311,10 +313,12 @@ func checkFile(f *os.File) error {
 	return errors.New("a file of this kind may keep its reader waiting for ever: return a regular file, or an io.Reader for a stream")
 }
 
-// madeUp are file systems whose files look regular and are none: reading /proc, for one, waits for locks of the processes that it tells of.
+// madeUp are file systems whose files look regular and are none: reading /proc, for one, waits for
+// locks of the processes that it tells of.
 var madeUp = map[int64]bool{unix.PROC_SUPER_MAGIC: true, unix.ANON_INODE_FS_MAGIC: true, unix.NSFS_MAGIC: true, unix.PID_FS_MAGIC: true}
 
-// isMemoryDevice reports whether a device is null, zero, full, random or urandom: Documentation/admin-guide/devices.txt.
+// isMemoryDevice reports whether a device is null, zero, full, random or urandom:
+// Documentation/admin-guide/devices.txt.
 func isMemoryDevice(rdev uint64) bool {
 	minor := unix.Minor(rdev)
 	return unix.Major(rdev) == 1 && (minor == 3 || minor == 5 || minor == 7 || minor == 8 || minor == 9)

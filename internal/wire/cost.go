@@ -11,7 +11,8 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// cost is what decoding into a type takes, as the package cbor goes about it. nil is that of an item that is skipped.
+// cost is what decoding into a type takes, as the package cbor goes about it. nil is that of an
+// item that is skipped.
 type cost struct {
 	t    reflect.Type
 	kind costKind
@@ -45,7 +46,8 @@ const (
 	number                   // of math/big, which decodes itself from text in square time
 )
 
-// field is the cost of a struct's field, and the size of the embedded structs that are made because it is set.
+// field is the cost of a struct's field, and the size of the embedded structs that are made because
+// it is set.
 type field struct {
 	*cost
 	made  int64
@@ -115,7 +117,8 @@ func makeCost(t reflect.Type) *cost {
 	return c
 }
 
-// collect adds the fields of a struct, and of those embedded in it, by the rules of package cbor for their names.
+// collect adds the fields of a struct, and of those embedded in it, by the rules of package cbor
+// for their names.
 func (c *cost) collect(t reflect.Type, made int64, seen map[reflect.Type]bool) {
 	for i := range t.NumField() {
 		f := t.Field(i)

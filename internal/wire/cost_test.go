@@ -251,7 +251,8 @@ func FuzzCost(f *testing.F) {
 	})
 }
 
-// TestBombEnvelope has a number of many digits in the envelope, and where a type has nothing of that name.
+// TestBombEnvelope has a number of many digits in the envelope, and where a type has nothing of
+// that name.
 func TestBombEnvelope(t *testing.T) {
 	number := append(append([]byte{0xc2}, head(2, 1<<20)...), bytes.Repeat([]byte{0xff}, 1<<20)...)
 	for name, envelope := range map[string][]byte{"until": object("Until", number), "fields": object("Fields", append([]byte{0x81}, number...))} {

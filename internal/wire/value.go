@@ -116,7 +116,8 @@ type Stream struct {
 	To   *os.File
 }
 
-// take takes the streams and files out of a value, in the order of the fields. If the value is a pointer, what it points to stays as it is.
+// take takes the streams and files out of a value, in the order of the fields. If the value is a
+// pointer, what it points to stays as it is.
 func (s Shape) take(v reflect.Value, use func(field int, from any) error) error {
 	if !s.holder(v).IsValid() {
 		return nil
@@ -139,8 +140,9 @@ func (s Shape) take(v reflect.Value, use func(field int, from any) error) error 
 	return nil
 }
 
-// Pack encodes the value of a call. The message has the files of the value, which stay the caller's, and the reading ends of the streams, which
-// are the caller's to close, in the same way as the writing ends.
+// Pack encodes the value of a call. The message has the files of the value, which stay the
+// caller's, and the reading ends of the streams, which are the caller's to close, in the same way
+// as the writing ends.
 func Pack[T any](s Shape, v T, e Envelope) (b []byte, files []*os.File, streams []Stream, ends []*os.File, err error) {
 	err = s.take(reflect.ValueOf(&v).Elem(), func(i int, from any) error {
 		f, isFile := from.(*os.File)
@@ -160,8 +162,8 @@ func Pack[T any](s Shape, v T, e Envelope) (b []byte, files []*os.File, streams 
 	return b, files, streams, ends, err
 }
 
-// PackAnswer encodes the value of an answer. Its streams, of which only the fields travel, go through pipes that the host makes when it has the answer: one
-// for each, in their order.
+// PackAnswer encodes the value of an answer. Its streams, of which only the fields travel, go
+// through pipes that the host makes when it has the answer: one for each, in their order.
 func PackAnswer[T any](s Shape, v T) (b []byte, files []*os.File, streams []io.Reader, err error) {
 	var e Envelope
 	_ = s.take(reflect.ValueOf(&v).Elem(), func(i int, from any) error {
@@ -186,8 +188,8 @@ func encode[T any](e Envelope, v T) ([]byte, error) {
 	return body.Bytes(), nil
 }
 
-// Unpack decodes the value of a call. The message's files then belong to it, unless there is an error. Its streams are what wrap makes of the files that
-// came for them.
+// Unpack decodes the value of a call. The message's files then belong to it, unless there is an
+// error. Its streams are what wrap makes of the files that came for them.
 func Unpack[T any](s Shape, m Message, wrap func(*os.File) io.Reader) (v T, e Envelope, err error) {
 	rest, err := decMode.UnmarshalFirst(m.Body, &e)
 	if err == nil {
@@ -217,8 +219,9 @@ func Unpack[T any](s Shape, m Message, wrap func(*os.File) io.Reader) (v T, e En
 	return v, e, err
 }
 
-// UnpackAnswer decodes the value of an answer. Its streams are what stream makes for each. The message's files belong to the value, unless there is an
-// error. The limit is that of messages: decoding takes no more than it allows, and ends with ctx.
+// UnpackAnswer decodes the value of an answer. Its streams are what stream makes for each. The
+// message's files belong to the value, unless there is an error. The limit is that of messages:
+// decoding takes no more than it allows, and ends with ctx.
 func UnpackAnswer[T any](ctx context.Context, s Shape, m Message, limit int64, stream func() (io.Reader, error)) (v T, err error) {
 	v, e, err := decode[T](ctx, m.Body, budgetFor(limit))
 	for _, f := range m.Files {
@@ -238,7 +241,8 @@ func UnpackAnswer[T any](ctx context.Context, s Shape, m Message, limit int64, s
 // maxEnvelope is far more than decoding the envelope of MaxFiles files takes.
 const maxEnvelope = 64 << 10
 
-// decode decodes an answer's body. If ctx ends first nobody waits for the decoder, which has little left to do.
+// decode decodes an answer's body. If ctx ends first nobody waits for the decoder, which has little
+// left to do.
 func decode[T any](ctx context.Context, body []byte, budget int64) (v T, e Envelope, err error) {
 	type result struct {
 		v   T

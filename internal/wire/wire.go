@@ -45,7 +45,8 @@ func (m *Message) Close() {
 	m.Files = nil
 }
 
-// Discard closes the files without waiting, whatever they are: they are somebody's who may have been taken over.
+// Discard closes the files without waiting, whatever they are: they are somebody's who may have
+// been taken over.
 func (m *Message) Discard() {
 	for _, f := range m.Files {
 		discard(f)
