@@ -99,7 +99,7 @@ type filesLayer struct {
 func (l *filesLayer) get() (*Scratch, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.made != nil {
+	if l.made = usable(l.made); l.made != nil {
 		return l.made, nil
 	}
 	s, err := NewScratch(8*MiB + int64(len(l.files.Entries))*64*KiB)

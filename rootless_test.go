@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -94,12 +95,15 @@ func TestRootlessBind(t *testing.T) {
 	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
-// The process that opens directories for an ordinary user's cell is replaced if it dies. Not in parallel: others
-// boot cells.
+// The processes that open directories for an ordinary user's cell, and that have the files of others, are replaced if they die. Not
+// in parallel: others boot cells.
 func TestRootlessPorterDies(t *testing.T) {
 	need(t, "an ordinary user")
 	dir := openDir(t)
 	s := shell("touch /data/x", sandbox.WithBind(dir, "/data"))
+	if kernel(5, 12)() {
+		s = s.With(sandbox.WithWritableRoot(sandbox.MiB), sandbox.WithFS("/files", fstest.MapFS{"f": &fstest.MapFile{Data: []byte("x"), Mode: 0o644}}))
+	}
 	output(t, s)
 	killed := 0
 	for _, pid := range childPIDs() {

@@ -163,7 +163,7 @@ type fsFiles struct {
 func (f *fsFiles) get() (*Scratch, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.made != nil {
+	if f.made = usable(f.made); f.made != nil {
 		return f.made, nil
 	}
 	bytes, files, err := measure(anyName(f.fsys))
@@ -180,6 +180,16 @@ func (f *fsFiles) get() (*Scratch, error) {
 	}
 	f.made = s
 	return s, nil
+}
+
+// usable returns s, or nil if there is none or somebody has killed the process that has it: what was made of other files is then
+// made once more.
+func usable(s *Scratch) *Scratch {
+	if s == nil || !s.impl.gone() {
+		return s
+	}
+	_ = s.Close() // nobody can be given it
+	return nil
 }
 
 // measure is how much room a tree takes, in whole pages, at least one.

@@ -36,6 +36,8 @@ func (i scratchImpl) path() string { return fmt.Sprintf("/proc/self/fd/%d", i.Sc
 
 func (i scratchImpl) close() error { return i.Scratch.Close() }
 
+func (i scratchImpl) gone() bool { return i.Scratch.Gone() }
+
 // scratchFS reads a scratch in which a run may be at work: os.Root follows links safely, but opens whatever it finds, and
 // a named pipe keeps who opens it waiting.
 type scratchFS struct {

@@ -42,6 +42,7 @@ func (c *Cell) close(context.Context) error                { return unsupported(
 
 func (*scratchImpl) make(int64, int64) (*os.Root, error) { return nil, unsupported() }
 func (scratchImpl) close() error                         { return nil }
+func (scratchImpl) gone() bool                           { return false }
 func (scratchImpl) path() string                         { return "" }
 func (scratchFS) Open(string) (fs.File, error)           { return nil, unsupported() }
 

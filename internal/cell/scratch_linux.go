@@ -51,6 +51,9 @@ func NewScratch(bytes, files int64) (*Scratch, error) {
 	return s, nil
 }
 
+// Gone reports whether it can't be given to runs any more, as its porter has ended.
+func (s *Scratch) Gone() bool { return s.porter != nil && s.porter.client.Gone() }
+
 // Close gives up the file system. Runs that have it keep it.
 func (s *Scratch) Close() error { return s.end() }
 
