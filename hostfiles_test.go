@@ -63,7 +63,9 @@ func TestRootlessReadable(t *testing.T) {
 	for name, opts := range map[string][]sandbox.Option{"by default": nil, "as uid 0": {sandbox.WithUser(0, 0)}} {
 		t.Run(name, func(t *testing.T) {
 			list := output(t, helper("list").With(opts...))
-			require.Contains(t, list, "/etc/ld.so.cache ")
+			if _, err := os.Stat("/etc/ld.so.cache"); err == nil {
+				require.Contains(t, list, "/etc/ld.so.cache ")
+			}
 			for line := range strings.Lines(list) {
 				p, sum, _ := strings.Cut(strings.TrimSpace(line), " ")
 				switch b, err := os.ReadFile(p); {

@@ -474,6 +474,7 @@ func TestScratchKeeps(t *testing.T) {
 func TestAttackScratchDeep(t *testing.T) {
 	t.Parallel()
 	need(t, "idmapped tmpfs or an ordinary user")
+	need(t, "python3")
 	s := newScratch(t, 8*sandbox.MiB)
 	output(t, shell(`python3 -c '
 import os
