@@ -290,7 +290,7 @@ func (s *Store) Collect(keep int64) (removed int64, err error) {
 		return 0, err
 	}
 	for _, l := range slices.Backward(list) {
-		if total-removed <= keep {
+		if keep > 0 && total-removed <= keep { // with 0, layers of no bytes go too
 			break
 		}
 		gone, err := s.remove(l.Digest[len("sha256:"):])
