@@ -263,8 +263,13 @@ func (g *cgroupConfig) asked(spec limits.Spec) limits.Spec {
 }
 
 // spawn opens what accompanies the run's program and sends both.
-func (r *running) spawn() error {
+func (r *running) spawn() (err error) {
 	p := r.plan
+	defer func() {
+		if err != nil && !errors.Is(err, cell.ErrLost) && r.cell.Dying() { // its ids are looked up in a process that has ended
+			err = r.cell.Lost()
+		}
+	}()
 	template, err := r.template(p)
 	if err != nil {
 		return err
