@@ -62,9 +62,10 @@ bench:
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) .
 
 # Each target for FUZZTIME, one per CPU at a time. A worker is killed at the end, and leaves what it has in its temporary directory.
+# Before Go 1.27 the go command may fail when the time is over, with "context deadline exceeded" and no failing input (golang/go#75804).
 fuzz:
 	@echo "== fuzz targets, $(FUZZTIME) each"
 	@TMPDIR=$$(mktemp -d) && export TMPDIR && trap 'rm -rf "$$TMPDIR"' EXIT && \
 		for m in . image; do (cd $$m && for p in $$($(GO) list ./...); do $(GO) test -list '^Fuzz' $$p | sed -n "s|^Fuzz|$$m $$p &|p"; done); done | \
-		xargs -P "$$(nproc)" -L 1 sh -c 'out=$$(cd $$1 && $(GO) test -run "^$$" -fuzz "^$$3\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x -parallel 1 $$2 2>&1) && \
+		xargs -P "$$(nproc)" -L 1 sh -c 'out=$$(cd $$1 && $(GO) test -run "^$$" -fuzz "^$$3\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x -parallel 1 $$2 2>&1) || { ! echo "$$out" | grep -q "Failing input" && echo "$$out" | grep -qx "    context deadline exceeded"; } && \
 		echo "ok    $$2 $$3  $$(echo "$$out" | sed -n "s/.*\(execs: [0-9]*\).*/\1/p" | tail -n 1)" || { echo "$$out"; exit 255; }' sh
