@@ -342,9 +342,9 @@ func (l *lastLine) String() string {
 
 // command is the one that runs suite.sh with the packages in the configuration.
 func (s *stage) command(ctx context.Context, c configuration, packages []testPackage) (*exec.Cmd, error) {
-	timeout := envOr("SANDBOX_TEST_TIMEOUT", "5m")
+	timeout := envOr("SANDBOX_TEST_TIMEOUT", "10m")
 	if c.guest() {
-		timeout = envOr("SANDBOX_TEST_TIMEOUT", "20m")
+		timeout = envOr("SANDBOX_TEST_TIMEOUT", "30m")
 	}
 	pattern := c.run
 	if c.name == "host-user" && *runPattern == "" {
