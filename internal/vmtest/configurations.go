@@ -42,11 +42,11 @@ var configurations = []configuration{
 	{name: "docker-cap", as: "docker", packages: public, note: "the same with CAP_SYS_ADMIN"},
 	{name: "docker-privileged", as: "docker", packages: public, optional: true, note: "docker run --privileged"},
 	{name: "guest", kernel: "6.12", as: "root", note: "plain init, cgroup v2, root"},
-	{name: "systemd", kernel: "6.12", as: "systemd", packages: placed, note: "root, in a service without delegation"},
+	{name: "systemd", kernel: "6.12", as: "systemd", packages: placed, run: sample, note: "root, in a service without delegation"},
 	{name: "systemd-service", kernel: "6.12", as: "systemd-service", packages: placed, run: sample, note: "root, in a service with Delegate=yes"},
 	{name: "systemd-user", kernel: "6.12", as: "systemd-user", packages: public, run: user, note: "uid 1000, in a service with Delegate=yes of its user manager"},
 	{name: "linux-6.1", kernel: "6.1", as: "root", packages: placed, run: sample, note: "plain init, root"},
-	{name: "linux-6.1-user", kernel: "6.1", as: "user", packages: public, run: user, note: "plain init, uid 1000 with subordinate ids, no delegation"},
+	{name: "linux-6.1-user", kernel: "6.1", as: "user", packages: public, run: "Rootless", note: "plain init, uid 1000 with subordinate ids, no delegation"},
 	{name: "linux-5.10", kernel: "5.10", as: "root", packages: placed, run: tests, optional: true, note: "plain init, root"},
 	{name: "linux-newest", kernel: "newest", as: "root", packages: placed, run: sample, optional: true, note: "plain init, root"},
 }
