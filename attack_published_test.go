@@ -216,7 +216,7 @@ func TestAttackLibraries(t *testing.T) {
 	p := start(t, sandbox.New(sandbox.WithRootfs(sandbox.DirRootfs(root)), sandbox.WithCommand("/bin/busybox", "sh", "-c", "while :; do /bin/busybox true; done")))
 	init := parent(t, p.PID())
 	for _, pid := range []int{os.Getpid(), init, parent(t, init), parent(t, parent(t, init))} {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid)) // refused to ordinary users, but for this process's own
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid)) // ordinary users may only read this process's own
 		if !errors.Is(err, fs.ErrPermission) {
 			require.NoError(t, err)
 		}

@@ -60,7 +60,7 @@ func init() {
 }
 
 // Nothing gets through by default, nor as root with all capabilities that a run can have and no
-// filter, but for a network that is its own. What an option opens by its name is open, and nothing
+// filter, except that its network is its own. What an option opens by its name is open, and nothing
 // else.
 func TestAttackScenarios(t *testing.T) {
 	dir := openDir(t)

@@ -174,7 +174,7 @@ func listsStrangers(path string) error {
 	return errNothing
 }
 
-// leadsOut tells whether above a group is another one.
+// leadsOut reports whether there is another group above one.
 func leadsOut(dir string) error {
 	if _, err := os.Stat(dir + "/../cgroup.procs"); err == nil {
 		return nil

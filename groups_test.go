@@ -25,7 +25,8 @@ func TestGroups(t *testing.T) {
 	require.Equal(t, "1000 11", output(t, prepared.With(sandbox.WithGroups(11))), "what is prepared for others does not serve")
 }
 
-// Where a run has no ids but its user's, other groups are an error that says so; root of a container may have them all.
+// Where a run has no ids but its user's, other groups are an error that says so; root of a
+// container may have them all.
 func TestRootlessGroups(t *testing.T) {
 	t.Parallel()
 	need(t, "an ordinary user")

@@ -95,8 +95,8 @@ func TestRootlessBind(t *testing.T) {
 	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
-// The processes that open directories for an ordinary user's cell, and that have the files of others, are replaced if they die. Not
-// in parallel: others boot cells.
+// The processes that open directories for an ordinary user's cell, and that have the files of
+// others, are replaced if they die. Not in parallel: others boot cells.
 func TestRootlessPorterDies(t *testing.T) {
 	need(t, "an ordinary user")
 	dir := openDir(t)

@@ -182,8 +182,8 @@ func (f *fsFiles) get() (*Scratch, error) {
 	return s, nil
 }
 
-// usable returns s, or nil if there is none or somebody has killed the process that has it: what was made of other files is then
-// made once more.
+// usable returns s, or nil if there is none or somebody has killed the process that has it: what
+// was made of other files is then made once more.
 func usable(s *Scratch) *Scratch {
 	if s == nil || !s.impl.gone() {
 		return s

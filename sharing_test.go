@@ -103,10 +103,10 @@ func TestFilesThatGoWithTheCommand(t *testing.T) {
 		"the directory of a mount":       {[]Option{WithBind("/x", "/tmp/a/b"), WithFile("/tmp/a/c", nil, 0), WithFile("/tmp/a/d/e", nil, 0)}, nil},
 		"beside that":                    {[]Option{WithBind("/x", "/tmp/a/b"), WithFile("/tmp/c", nil, 0), WithFile("/tmp/ab", nil, 0)}, []string{"/tmp/ab", "/tmp/c"}},
 		"below another tmpfs":            {[]Option{WithTmpfs("/tmp/a/b", MiB), WithFile("/tmp/a/b/c/d", nil, 0)}, []string{"/tmp/a/b/c/d"}},
-		"an image's directory":           {[]Option{imageDirs("/tmp/work"), WithFile("/tmp/work/a/b", nil, 0)}, []string{"/tmp/work/a/b"}},
+		"an image's directory":           {[]Option{imageDirs("/tmp/app"), WithFile("/tmp/app/a/b", nil, 0)}, []string{"/tmp/app/a/b"}},
 		"below an image's":               {[]Option{imageDirs("/tmp/a/b"), WithFile("/tmp/a/b/c", nil, 0), WithFile("/tmp/a/c", nil, 0)}, []string{"/tmp/a/b/c"}},
 		"between two of an image":        {[]Option{imageDirs("/tmp/a/b", "/tmp/a"), WithFile("/tmp/a/c", nil, 0)}, []string{"/tmp/a/c"}},
-		"an image's, with a mount in it": {[]Option{imageDirs("/tmp/work"), WithTmpfs("/tmp/work/a/b", MiB), WithFile("/tmp/work/c", nil, 0), WithFile("/tmp/work/a/c", nil, 0)}, []string{"/tmp/work/c"}},
+		"an image's, with a mount in it": {[]Option{imageDirs("/tmp/app"), WithTmpfs("/tmp/app/a/b", MiB), WithFile("/tmp/app/c", nil, 0), WithFile("/tmp/app/a/c", nil, 0)}, []string{"/tmp/app/c"}},
 	}
 	for name, test := range tests {
 		var got []string
