@@ -459,7 +459,7 @@ func TestAttackUsage(t *testing.T) {
 			require.Greater(t, first.Usage.MemoryPeak, uint64(60*sandbox.MiB), "the control")
 			require.Less(t, next.Usage.MemoryPeak, uint64(30*sandbox.MiB))
 		}
-		require.GreaterOrEqual(t, spun.Usage.UserCPU+spun.Usage.SystemCPU, 400*time.Millisecond, "the control")
+		require.GreaterOrEqual(t, spun.Usage.UserCPU+spun.Usage.SystemCPU, 350*time.Millisecond, "the control, whose clock is not the cgroup's")
 		require.Less(t, next.Usage.UserCPU+next.Usage.SystemCPU, 350*time.Millisecond)
 	}
 }

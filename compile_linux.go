@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
 )
@@ -76,11 +77,8 @@ func (m *machine) with(p parts) *machine {
 	return &other
 }
 
-// mask is a path below /proc that is covered.
-type mask struct {
-	path string
-	dir  bool
-}
+// mask is a path below /proc that is covered, and with what of the cell.
+type mask struct{ path, with string }
 
 // shape is what compiling needs to know about the cell.
 type shape struct {
@@ -277,8 +275,15 @@ var thisMachine = sync.OnceValue(func() *machine {
 	for _, p := range []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kmsg", "/proc/latency_stats",
 		"/proc/locks", "/proc/sched_debug", "/proc/scsi", "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats"} {
 		if info, err := os.Lstat(p); err == nil {
-			m.masks = append(m.masks, mask{p, info.IsDir()})
+			with := "/dev/null"
+			if info.IsDir() {
+				with = cell.Empty
+			}
+			m.masks = append(m.masks, mask{p, with})
 		}
+	}
+	if cgroups, err := os.ReadFile("/proc/cgroups"); err == nil && !strings.Contains(string(cgroups), "\nmemory\t") {
+		m.masks = append(m.masks, mask{"/proc/cgroups", cell.Controllers})
 	}
 	for _, name := range []string{"nofile", "sigpending", "msgqueue", "memlock"} {
 		var l unix.Rlimit

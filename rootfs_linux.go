@@ -286,15 +286,11 @@ func (k *compiler) addProc() {
 		b.Remount(proc, attr|attrRO)
 	}
 	for _, m := range k.m.masks {
-		cover := "/dev/null"
-		if m.dir {
-			cover = cell.Empty
-		}
 		has := 0
-		if m.dir {
+		if m.with != "/dev/null" {
 			has = attrNoDev // it may have, and then must keep it
 		}
-		c := b.CloneTree(cover)
+		c := b.CloneTree(m.with)
 		k.attachSet(b, c, proc, strings.TrimPrefix(m.path, "/proc/"), has, attrRO|attrNoSUID|attrNoExec)
 		b.Close(c)
 	}

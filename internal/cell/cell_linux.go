@@ -233,7 +233,7 @@ func (c *Cell) boot() error {
 	if err := bin.seal(); err != nil {
 		return err
 	}
-	if err := c.makeDirs(); err != nil {
+	if err := c.makePlaces(); err != nil {
 		return fmt.Errorf("preparing the cell: %w", err)
 	}
 	if c.ids.rootless {
@@ -350,13 +350,18 @@ func (c *Cell) complaint() string {
 	return ": " + string(b[:n])
 }
 
-// makeDirs makes the mount points that programs rely on.
-func (c *Cell) makeDirs() error {
+// controllers is what Controllers holds.
+const controllers = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n" +
+	"cpuset\t0\t1\t1\ncpu\t0\t1\t1\ncpuacct\t0\t1\t1\nmemory\t0\t1\t1\npids\t0\t1\t1\n"
+
+// makePlaces makes the places that programs rely on.
+func (c *Cell) makePlaces() error {
 	b := program.NewBuilder()
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
 	for _, dir := range []string{Root, Changes, Staging, Empty, Templates} {
 		b.Mkdir(program.AtCWD, dir, 0o755)
 	}
+	b.CreateFile(program.AtCWD, Controllers, []byte(controllers), 0o444)
 	p, err := b.Program()
 	if err != nil {
 		return err

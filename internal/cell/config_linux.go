@@ -26,6 +26,10 @@ const (
 	Staging = "/cell/staging"
 	// Empty is a directory in which nothing ever is, to cover others with.
 	Empty = "/cell/empty"
+	// Controllers is a file like /proc/cgroups before Linux 6.15 on a machine with cgroup v2, to
+	// cover that of later kernels with: it leaves out memory and cpuset there, and with them older
+	// JVMs take all limits to be switched off (JDK-8347811).
+	Controllers = "/cell/cgroups"
 )
 
 // containerConfig describes the outer wall: every namespace, no host directory
