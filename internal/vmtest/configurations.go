@@ -15,6 +15,8 @@ type configuration struct {
 	as       string   // VM_AS of guest.sh: the user and what PID 1 is; on this machine "user" is uid 1000, "" the user at hand
 	packages []string // directories; nil: all
 	run      string   // -run of its tests
+	skip     string   // -skip: those that tell nothing there that they don't tell elsewhere
+	always   bool     // of make test; the others are of make matrix
 	optional bool     // skipped if this machine can't have it: no package of its kernel, no such container
 	note     string
 }
@@ -26,29 +28,37 @@ var placed = []string{".", "internal/cell", "internal/limits"}
 var public = []string{".", "sandboxtest", "image", "image/cmd/sandbox"}
 
 // What meets the kernel and cgroups most is enough where most is as in another configuration. Examples are left
-// out on kernels without idmapped tmpfs (6.3): they can't say what they need.
+// out on kernels without idmapped tmpfs (6.3), and in containers: they can't say what they need.
 const (
-	sample = "^Test.*(Rootless|Attack|Limit|Memory|CPU|Pause|Cgroup|Check|Bind|Rootfs|Freeze|Kill|Usage|IO)"
-	tests  = "^Test"
-	user   = "Rootless|Attack"
+	sample    = "^Test.*(Rootless|Attack|Limit|Memory|CPU|Pause|Cgroup|Check|Bind|Rootfs|Freeze|Kill|Usage|IO)"
+	tests     = "^Test"
+	user      = "Rootless|Attack"
+	container = "Container"
+)
+
+// What takes long and depends on this library alone, or on what all kernels do alike, tells on this machine what it
+// has to tell: emulated, a cell's boot takes seconds and each of these scripts boots some.
+const (
+	slow        = "^TestAttackRaces$|^TestRootlessFaults$"
+	slowScripts = "^TestScripts$/^(command|errors|explain|files|interrupt|rootfs|streams|subcommands|usage)$"
 )
 
 // configurations is the matrix. All run in this order, guests beside each other.
 var configurations = []configuration{
-	{name: "host", note: "this machine, as the user at hand"},
-	{name: "host-user", as: "user", packages: public, run: user, note: "this machine, as uid 1000 without subordinate ids"},
-	{name: "docker-default", as: "docker", packages: []string{"."}, note: "root in a container of docker run without flags: only the error that says which"},
-	{name: "docker", as: "docker", packages: public, note: "the same with the least flags that make runs work: the rootless tests"},
-	{name: "docker-cap", as: "docker", packages: public, note: "the same with CAP_SYS_ADMIN"},
-	{name: "docker-privileged", as: "docker", packages: public, optional: true, note: "docker run --privileged"},
-	{name: "guest", kernel: "6.12", as: "root", note: "plain init, cgroup v2, root"},
-	{name: "systemd", kernel: "6.12", as: "systemd", packages: placed, run: sample, note: "root, in a service without delegation"},
-	{name: "systemd-service", kernel: "6.12", as: "systemd-service", packages: placed, run: sample, note: "root, in a service with Delegate=yes"},
-	{name: "systemd-user", kernel: "6.12", as: "systemd-user", packages: public, run: user, note: "uid 1000, in a service with Delegate=yes of its user manager"},
-	{name: "linux-6.1", kernel: "6.1", as: "root", packages: placed, run: sample, note: "plain init, root"},
-	{name: "linux-6.1-user", kernel: "6.1", as: "user", packages: public, run: "Rootless", note: "plain init, uid 1000 with subordinate ids, no delegation"},
-	{name: "linux-5.10", kernel: "5.10", as: "root", packages: placed, run: tests, optional: true, note: "plain init, root"},
-	{name: "linux-newest", kernel: "newest", as: "root", packages: placed, run: sample, optional: true, note: "plain init, root"},
+	{name: "host", always: true, note: "this machine, as the user at hand"},
+	{name: "host-user", always: true, as: "user", packages: public, run: user, note: "this machine, as uid 1000 without subordinate ids"},
+	{name: "docker-default", always: true, as: "docker", packages: []string{"."}, run: container, note: "root in a container of docker run without flags: only the error that says which"},
+	{name: "docker", always: true, as: "docker", packages: public, run: user + "|" + container, skip: slow, note: "the same with the least flags that make runs work: the rootless tests"},
+	{name: "docker-cap", as: "docker", packages: public, run: tests, note: "the same with CAP_SYS_ADMIN"},
+	{name: "docker-privileged", as: "docker", packages: public, run: tests, optional: true, note: "docker run --privileged"},
+	{name: "guest", always: true, kernel: "6.12", as: "root", skip: slow + "|" + slowScripts, note: "plain init, cgroup v2, root"},
+	{name: "systemd-user", always: true, kernel: "6.12", as: "systemd-user", packages: public, run: user, skip: slow, note: "uid 1000, in a service with Delegate=yes of its user manager"},
+	{name: "linux-5.10", always: true, kernel: "5.10", as: "root", packages: placed, run: sample, skip: slow, optional: true, note: "plain init, root"},
+	{name: "systemd", kernel: "6.12", as: "systemd", packages: placed, run: sample, skip: slow, note: "root, in a service without delegation"},
+	{name: "systemd-service", kernel: "6.12", as: "systemd-service", packages: placed, run: sample, skip: slow, note: "root, in a service with Delegate=yes"},
+	{name: "linux-6.1", kernel: "6.1", as: "root", packages: placed, run: tests, skip: slow, note: "plain init, root"},
+	{name: "linux-6.1-user", kernel: "6.1", as: "user", packages: public, run: user, note: "plain init, uid 1000 with subordinate ids, no delegation"},
+	{name: "linux-newest", kernel: "newest", as: "root", packages: placed, run: tests, skip: slow, optional: true, note: "plain init, root"},
 }
 
 // defaultKernel is the one that guest.sh takes by itself.
@@ -56,15 +66,16 @@ const defaultKernel = "6.12"
 
 func (c configuration) guest() bool { return c.kernel != "" }
 
-// chooseConfigurations returns what to run: the configurations named, or all that make sense here. "guests" is all in the guest.
+// chooseConfigurations returns what to run: the configurations named, or those of make test that make sense here. "guests" is
+// all in the guest, "matrix" all that there are.
 func chooseConfigurations(names []string) ([]configuration, error) {
 	var known []string
 	for _, c := range configurations {
 		known = append(known, c.name)
 	}
 	for _, name := range names {
-		if name != "guests" && !slices.Contains(known, name) {
-			return nil, fmt.Errorf("no configuration %q: there are %s, and guests", name, strings.Join(known, ", "))
+		if name != "guests" && name != "matrix" && !slices.Contains(known, name) {
+			return nil, fmt.Errorf("no configuration %q: there are %s, guests, and matrix", name, strings.Join(known, ", "))
 		}
 	}
 	if slices.Contains(names, "host-user") && os.Getuid() != 0 {
@@ -74,7 +85,7 @@ func chooseConfigurations(names []string) ([]configuration, error) {
 	var chosen []configuration
 	for _, c := range configurations {
 		switch {
-		case len(names) > 0 && !slices.Contains(names, c.name) && !(c.guest() && slices.Contains(names, "guests")):
+		case !c.asked(names):
 		case c.guest() && os.Getenv("SANDBOX_VM") == "0":
 			fmt.Println(c.name + ": left out, as SANDBOX_VM=0 says")
 		case needsRoot(c) && os.Getuid() != 0:
@@ -83,4 +94,8 @@ func chooseConfigurations(names []string) ([]configuration, error) {
 		}
 	}
 	return chosen, nil
+}
+
+func (c configuration) asked(names []string) bool {
+	return len(names) == 0 && c.always || slices.Contains(names, c.name) || slices.Contains(names, "matrix") || c.guest() && slices.Contains(names, "guests")
 }

@@ -1,8 +1,8 @@
 #!/bin/bash
-# docker.sh MODE SRC BIN TIMEOUT RUN DIR...: suite.sh in a Docker container, with the output of suite.sh. As root.
+# docker.sh MODE SRC BIN TIMEOUT RUN SKIP DIR...: suite.sh in a Docker container, with the output of suite.sh. As root.
 #
-#   docker-default      docker run without flags that matter; with no RUN, only the test that the error says so
-#   docker              the least that makes runs work (docs/CONTAINERS.md); with no RUN, the rootless tests
+#   docker-default      docker run without flags that matter
+#   docker              the least that makes runs work (docs/CONTAINERS.md)
 #   docker-cap          the same with CAP_SYS_ADMIN
 #   docker-privileged   docker run --privileged
 #
@@ -10,19 +10,17 @@
 # one of its own, with everything it has in one temporary directory, and ends with this script; nothing of it stays.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-[ $# -ge 6 ] || { echo "usage: docker.sh MODE SRC BIN TIMEOUT RUN DIR..." >&2; exit 126; }
+[ $# -ge 7 ] || { echo "usage: docker.sh MODE SRC BIN TIMEOUT RUN SKIP DIR..." >&2; exit 126; }
 mode=$1 src=$2 bin=$3
-timeout=$4 run=$5
-shift 5
+timeout=$4 run=$5 skip=$6
+shift 6
 
 case $mode in
-docker-default) flags=() run=${run:-Container} ;;
-docker) run=${run:-Rootless|Attack|Container}
-	flags=(--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined) ;;
-docker-cap) run=${run:-^Test}    # no examples: they have limits
-	flags=(--tmpfs /tmp:exec --cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined
+docker-default) flags=() ;;
+docker) flags=(--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined) ;;
+docker-cap) flags=(--tmpfs /tmp:exec --cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined
 	--security-opt systempaths=unconfined) ;;
-docker-privileged) run=${run:-^Test} flags=(--tmpfs /tmp:exec --privileged) ;;    # /tmp: overlayfs can't be mounted with owners mapped
+docker-privileged) flags=(--tmpfs /tmp:exec --privileged) ;;    # /tmp: overlayfs can't be mounted with owners mapped
 *) echo "docker: no mode $mode" >&2; exit 126 ;;
 esac
 # This machine's own root may be in a container that lacks some of what --privileged gives.
@@ -100,4 +98,4 @@ image() {
 image | $docker import - sandbox-test >/dev/null
 
 $docker run --rm --network none -e SANDBOX_TEST_CONFIG="$mode" -e PATH="$PATH" ${DOCKER_FLAGS:-} "${flags[@]}" sandbox-test \
-	${DOCKER_CMD:-/sandbox/suite.sh /sandbox/src /sandbox/bin "$timeout" "$run" "$@"} </dev/null
+	${DOCKER_CMD:-/sandbox/suite.sh /sandbox/src /sandbox/bin "$timeout" "$run" "$skip" "$@"} </dev/null

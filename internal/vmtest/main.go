@@ -3,7 +3,7 @@
 //	go run ./internal/vmtest [-pkg pattern] [-run regexp] [-v] [configuration...]
 //
 // Every package's test binary is built once and then run in each configuration, which configurations.go lists.
-// With no configuration named, all of them run. README.md lists the environment variables.
+// With no configuration named, those of make test run. README.md lists the environment variables.
 package main
 
 import (
@@ -75,7 +75,9 @@ func testAll(ctx context.Context, names []string) (*report, error) {
 	guests := make(chan struct{}, runtime.NumCPU())
 	var running sync.WaitGroup
 	for _, c := range configurations {
-		c.run = cmp.Or(*runPattern, c.run)
+		if *runPattern != "" {
+			c.run, c.skip = *runPattern, ""
+		}
 		section := s.section(c, report)
 		switch {
 		case section == nil:
@@ -351,7 +353,7 @@ func (s *stage) command(ctx context.Context, c configuration, packages []testPac
 		pattern = envOr("SANDBOX_HOST_USER_RUN", pattern)
 	}
 	suite := func(src, bin string) []string {
-		return append([]string{"sh", filepath.Join(src, "internal/vmtest/suite.sh"), src, bin, timeout, pattern}, dirs(packages)...)
+		return append([]string{"sh", filepath.Join(src, "internal/vmtest/suite.sh"), src, bin, timeout, pattern, c.skip}, dirs(packages)...)
 	}
 	var (
 		env  = []string{"SANDBOX_TEST_CONFIG=" + c.name}
@@ -370,8 +372,8 @@ func (s *stage) command(ctx context.Context, c configuration, packages []testPac
 		if c.kernel != defaultKernel {
 			env = append(env, "VM_KERNEL="+c.kernel)
 		}
-	case c.as == "docker": // which has the flags and the tests of each
-		args = append([]string{filepath.Join(s.root, "internal/vmtest/docker.sh"), c.name, s.path("src"), s.path("bin"), timeout, *runPattern}, dirs(packages)...)
+	case c.as == "docker": // which has the flags of each
+		args = append([]string{filepath.Join(s.root, "internal/vmtest/docker.sh"), c.name}, suite(s.path("src"), s.path("bin"))[2:]...)
 	case c.as == "user":
 		for _, dir := range []string{"home", "run", "tmp"} {
 			if err := os.MkdirAll(s.path("user", dir), 0o700); err != nil {

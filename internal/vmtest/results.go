@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,11 +30,28 @@ type section struct {
 	total counts
 	skips []string // "TestX (package): reason"
 	took  time.Duration
+	slow  []slowTest // the slowest first
 
 	failed   []string // tests, not subtests
 	broke    bool     // more is wrong than tests that failed
 	unsteady bool     // failed passed when they were tried again
 	died     bool     // the guest did, in the middle of the tests
+}
+
+// A slowTest is one that had its part in the time that a configuration took.
+type slowTest struct {
+	name string
+	took float64 // in seconds, those of others that ran beside it too
+}
+
+// mostSlow is how many slow tests the report names of each configuration.
+const mostSlow = 60
+
+// addSlow takes in how long tests took.
+func (s *section) addSlow(tests []slowTest) {
+	s.slow = append(s.slow, tests...)
+	slices.SortFunc(s.slow, func(a, b slowTest) int { return cmp.Compare(b.took, a.took) })
+	s.slow = s.slow[:min(mostSlow, len(s.slow))]
 }
 
 type counts struct{ passed, failed, skipped int }
@@ -112,6 +131,12 @@ func (r *report) print(w io.Writer) bool {
 	fmt.Fprintln(w)
 	for _, s := range r.sections {
 		fmt.Fprintf(w, "%s: %v in %v\n", s.name, s.total, s.took.Round(time.Second))
+		for i, t := range s.slow {
+			fmt.Fprintf(w, "%s%s %.0fs", [2]string{"    slowest: ", ", "}[min(i, 1)], t.name, t.took)
+		}
+		if len(s.slow) > 0 {
+			fmt.Fprintln(w)
+		}
 		for _, skip := range s.skips {
 			fmt.Fprintf(w, "    skipped %s\n", skip)
 		}
@@ -181,6 +206,7 @@ func (s *section) packageEnded(p *packageRun, exit int) {
 	results := p.end()
 	var out strings.Builder // in one piece: other configurations run at the same time
 	count, skips := results.finish(exit)
+	s.addSlow(results.times())
 	for _, t := range results.tests {
 		if s.verbose || t.outcome == "fail" {
 			fmt.Fprint(&out, tidy(t.output.String()))
@@ -227,7 +253,7 @@ type packageRun struct {
 func startPackage(ctx context.Context, dir string) *packageRun {
 	stdin, w := io.Pipe()
 	events, stdout := io.Pipe()
-	cmd := exec.CommandContext(ctx, "go", "tool", "test2json")
+	cmd := exec.CommandContext(ctx, "go", "tool", "test2json", "-t") // with it there are times
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, os.Stderr
 	go func() {
 		err := cmd.Run()
@@ -264,6 +290,7 @@ type testResult struct {
 	name    string
 	outcome string // "pass", "fail", "skip"; "" while it runs
 	parent  bool
+	took    float64 // in seconds
 	output  strings.Builder
 }
 
@@ -272,7 +299,10 @@ func newPackageResults() *packageResults {
 }
 
 // An event is what test2json writes; see go doc test2json.
-type event struct{ Action, Test, Output string }
+type event struct {
+	Action, Test, Output string
+	Elapsed              float64
+}
 
 func (p *packageResults) read(r io.Reader) error {
 	for d := json.NewDecoder(r); ; {
@@ -301,8 +331,18 @@ func (p *packageResults) add(e event) {
 	case "output":
 		t.output.WriteString(e.Output)
 	case "pass", "fail", "skip":
-		t.outcome = e.Action
+		t.outcome, t.took = e.Action, e.Elapsed
 	}
+}
+
+// times returns how long each test took, subtests included.
+func (p *packageResults) times() (list []slowTest) {
+	for _, t := range p.tests {
+		if len(p.parents(t.name)) == 0 && t.took >= 1 {
+			list = append(list, slowTest{t.name, t.took})
+		}
+	}
+	return list
 }
 
 // finish counts the tests of a binary that ended with the exit status given, or -1 if it never did. A test with subtests counts only

@@ -54,6 +54,17 @@ func TestRead(t *testing.T) {
 	assert.Contains(t, out.String(), "the output ends before the test binary does")
 }
 
+// TestSlow has the report name the tests that took longest, and none that took no time.
+func TestSlow(t *testing.T) {
+	output := "\n##vmtest begin .\n\x16=== RUN   TestA\n\x16--- PASS: TestA (0.10s)\n\x16=== RUN   TestB\n\x16=== RUN   TestB/x\n" +
+		"\x16--- PASS: TestB/x (9.00s)\n\x16--- PASS: TestB (9.50s)\n\x16=== RUN   TestC\n\x16--- PASS: TestC (20.00s)\n\x16PASS\n\n##vmtest end 0 .\n"
+	s := (&report{out: io.Discard}).section("guest")
+	require.NoError(t, s.read(t.Context(), strings.NewReader(output), make([]testPackage, 1)))
+	var out strings.Builder
+	require.True(t, s.print(&out))
+	require.Contains(t, out.String(), "\n    slowest: TestC 20s, TestB 10s\n")
+}
+
 // TestTriedAgain has tests fail that pass the next time, and things go wrong that deserve no other try.
 func TestTriedAgain(t *testing.T) {
 	read := func(output string) *section {
