@@ -49,8 +49,12 @@ func (m *commandCache) program(c *config) (*program.Program, error) {
 func compileCommand(c *config, m *machine) (*program.Program, error) {
 	k := &compiler{c: c, m: m, b: program.NewBuilder()}
 	k.b.In(program.Command)
-	k.addStreams(k.declareStreams())
-	k.addCommandFiles(c.root.layout().files)
+	l := c.root.layout()
+	filled := k.declareFilled(l.filled)
+	streams := k.declareStreams()
+	k.fillFiles(l.filled, filled) // whose descriptors may be where those of the streams belong
+	k.addStreams(streams)
+	k.addCommandFiles(l.files)
 	k.addDir()
 	k.addRlimits()
 	if !c.security.filterFirst() {
@@ -60,6 +64,22 @@ func compileCommand(c *config, m *machine) (*program.Program, error) {
 	}
 	k.addExec()
 	return k.b.Program()
+}
+
+// declareFilled says which open files the run's program passes on.
+func (k *compiler) declareFilled(files []placed) (open []program.Slot) {
+	for _, p := range files {
+		open = append(open, k.b.Passed("the file "+p.dst))
+	}
+	return open
+}
+
+// fillFiles writes what belongs into files that the set-up made.
+func (k *compiler) fillFiles(files []placed, open []program.Slot) {
+	for i, p := range files {
+		k.b.Stage("WithFile " + p.dst)
+		k.b.Fill(open[i], p.data, p.mode)
+	}
 }
 
 // declareStreams says in which order descriptors accompany the program.

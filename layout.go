@@ -5,12 +5,15 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/cellkit/sandbox/internal/program"
 )
 
 // layout is what is put at which place of a root.
 type layout struct {
 	mounts  []placed // parents before children
 	files   []placed // of WithFile that the command's program makes: the run is prepared without them
+	filled  []placed // those of mounts that the run is prepared with, but for their content
 	mkdirs  []string // mount points that the root itself must have
 	mkfiles []string // those of them that are files
 	owned   []string // directories of the run's user that the root is to have
@@ -26,6 +29,7 @@ type placed struct {
 	mount
 	index int    // in rootConfig.mounts, -1 for a default
 	perm  string // of a tmpfs
+	later bool   // a file whose content the command's program writes
 	on    *placed
 }
 
@@ -77,12 +81,16 @@ func (r *rootConfig) layout() *layout {
 	}
 	l.placeDirs(r.dirs)
 	var prepared []placed
-	for i := range l.mounts {
-		if p := &l.mounts[i]; l.goesWithCommand(p) {
-			l.files = append(l.files, *p)
-		} else {
-			prepared = append(prepared, *p)
+	for _, p := range l.mounts {
+		switch {
+		case l.goesWithCommand(&p):
+			l.files = append(l.files, p)
+			continue
+		case p.kind == fileMount && len(l.filled) < program.MaxPassed:
+			l.filled = append(l.filled, p)
+			p.data, p.mode, p.later = nil, 0, true
 		}
+		prepared = append(prepared, p)
 	}
 	l.mounts = prepared
 	return l
@@ -157,15 +165,13 @@ func (r *rootConfig) split() (prepared, withCommand []mount) {
 	if !slices.ContainsFunc(r.mounts, func(m mount) bool { return m.kind == fileMount }) {
 		return r.mounts, nil
 	}
-	goes := map[int]bool{}
-	for _, p := range r.layout().files {
-		goes[p.index] = true
+	l := r.layout()
+	for _, p := range slices.Concat(l.files, l.filled) {
+		withCommand = append(withCommand, p.mount)
 	}
-	for i, m := range r.mounts {
-		if goes[i] {
-			withCommand = append(withCommand, m)
-		} else {
-			prepared = append(prepared, m)
+	for _, p := range l.mounts {
+		if p.index >= 0 {
+			prepared = append(prepared, p.mount)
 		}
 	}
 	return prepared, withCommand

@@ -202,9 +202,9 @@ func WithOutputLimit(bytes int64) Option { return func(c *config) { c.outputLimi
 //
 // The second start begins to prepare, or Prepare does. Sandboxes derived with With share the runs
 // as long as they differ only in the command, its arguments, environment, directory and streams, in
-// WithExtraFiles, WithTimeout, WithWaitDelay, WithOutputLimit and WithRlimit, and in files of
-// WithFile that lie on a file system in memory, such as /tmp, /home/sandbox and those of WithTmpfs.
-// Others have n of their own. Files that are bound are looked up again at every start; what has
+// WithExtraFiles, WithTimeout, WithWaitDelay, WithOutputLimit and WithRlimit, in what is in the
+// files of WithFile, and in whole files that lie on a file system in memory, such as /tmp,
+// /home/sandbox and those of WithTmpfs. Others have n of their own. Files that are bound are looked up again at every start; what has
 // been replaced since is not used.
 //
 // Runs are prepared one after the other, for all sandboxes of the process, each after a pause as

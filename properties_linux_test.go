@@ -60,6 +60,8 @@ func checkPlan(t testing.TB, c *config, p *plan) {
 	require.Equal(t, files, p.run.Files())
 
 	parts := calls(p.run)
+	passes := slices.DeleteFunc(slices.Clone(parts["setup"]), func(call string) bool { return !strings.HasPrefix(call, "pass(") })
+	require.Len(t, passes, len(c.root.layout().filled))
 	checkSlots(t, files, slices.Concat(parts["setup"], parts["command"]))
 	checkAfterPivot(t, parts)
 	last := len(parts["command"]) - 1
@@ -143,11 +145,15 @@ func checkCommand(t testing.TB, c *config) {
 	p, err := compileCommand(c, goldenMachine())
 	require.NoError(t, err)
 	requireLoads(t, p)
-	parts, files := calls(p), 1+3+len(c.extra)
+	filled := len(c.root.layout().filled)
+	parts, files := calls(p), 1+filled+3+len(c.extra)
 	require.Len(t, parts, 1)
 	require.Equal(t, files, p.Files())
 	command := parts["command"]
 	checkSlots(t, files, command)
+	for i := range filled {
+		require.Contains(t, command, fmt.Sprintf("close($%d)", 1+i), "the run never has a file open for writing that it can't open")
+	}
 	places := len(lookupList(c.command[0], c.environ()))
 	end := len(command) - 1
 	require.True(t, strings.HasPrefix(command[end], "not found: "), command[end])

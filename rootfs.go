@@ -211,12 +211,20 @@ func WithTmpfs(dst string, bytes int64) Option {
 // WithFile puts a file with the given content and permission bits at dst. It
 // belongs to the run's user, and is read-only unless it lies on a tmpfs or a
 // writable root. Missing directories above it are made, on a tmpfs the user's. Up
-// to 1 MiB for all files together. Several calls add up.
+// to 1 MiB for all files together. Several calls add up; a later one replaces an
+// earlier one's file at the same place.
 //
-// A file on a tmpfs, such as /tmp, is made when the command starts: sandboxes that
-// differ in it share the runs of WithPrepared.
+// Its content and mode go with the command, and a file on a tmpfs, such as /tmp, as
+// a whole: sandboxes that differ only in that share the runs of WithPrepared. (Of more
+// than 64 files elsewhere, the first 64 do so.)
 func WithFile(dst string, data []byte, mode fs.FileMode) Option {
-	return withMount(mount{kind: fileMount, dst: dst, data: slices.Clone(data), mode: mode})
+	file := mount{kind: fileMount, dst: dst, data: slices.Clone(data), mode: mode}
+	return func(c *config) {
+		others := slices.DeleteFunc(slices.Clone(c.root.mounts), func(m mount) bool {
+			return m.kind == fileMount && path.Clean(m.dst) == path.Clean(dst)
+		})
+		c.root.mounts = append(others, file)
+	}
 }
 
 // WithWritableRoot lets the run change its root: changes go to memory, up to the

@@ -347,15 +347,12 @@ func (k *compiler) addPoint(p *placed) {
 	k.b.Close(dir)
 }
 
-// addFiles writes the files of WithFile that do not go with the command: in place where that is the
-// run's own memory, else to a file system of their own from where each is mounted, read-only.
+// addFiles makes the files of WithFile that the command's program does not make: in place where that is the
+// run's own memory, else on a file system of their own from where each is mounted, read-only. What
+// is written to them goes with the command: it gets them open for writing, which the run never has.
 func (k *compiler) addFiles() {
-	b, n := k.b, &k.c.namespace
+	b := k.b
 	store := program.NoSlot
-	size := int64(64 * KiB)
-	for _, p := range k.layout.mounts {
-		size += (int64(len(p.data))/(4*KiB) + 1) * 4 * KiB
-	}
 	for i, p := range k.layout.mounts {
 		if p.kind != fileMount {
 			continue
@@ -369,20 +366,29 @@ func (k *compiler) addFiles() {
 			b.MkdirAll(k.tree, have, path.Dir(p.dst))
 			dir := b.OpenInRoot(k.tree, path.Dir(p.dst))
 			b.CallMaybe("unlinkat", unix.SYS_UNLINKAT, program.Use(dir), b.Str(path.Base(p.dst)), program.Int(0))
-			b.CreateFile(program.Use(dir), path.Base(p.dst), p.data, p.mode)
-			b.Chown(program.Use(dir), path.Base(p.dst), n.uid, n.gid)
+			k.addFile(dir, path.Base(p.dst), &p)
 			b.Close(dir)
 			continue
 		}
 		if store == program.NoSlot {
-			store = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", fmt.Sprintf("size=%d", size))
+			store = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", inPages(len(k.c.root.mounts), maxFileBytes))
 			b.AttachAt(store, cell.Changes)
 		}
 		name := fmt.Sprint(i)
-		b.CreateFile(program.Use(store), name, p.data, p.mode)
-		b.Chown(program.Use(store), name, n.uid, n.gid)
+		k.addFile(store, name, &p)
 		f := b.CloneTree(cell.Changes + "/" + name)
 		k.attachSet(b, f, k.tree, p.dst, attrNoSUID|attrNoDev, attrRO)
 		b.Close(f)
 	}
+}
+
+// addFile makes one file, the run's user's. One whose content comes later stays open.
+func (k *compiler) addFile(dir program.Slot, name string, p *placed) {
+	b, n := k.b, &k.c.namespace
+	if p.later {
+		b.Pass(b.OpenNewFile(program.Use(dir), name))
+	} else {
+		b.CreateFile(program.Use(dir), name, p.data, p.mode)
+	}
+	b.Chown(program.Use(dir), name, n.uid, n.gid)
 }

@@ -19,6 +19,7 @@ type Builder struct {
 	relocs []uint64
 	files  []string
 	used   [MaxSlots]bool
+	passes int
 	err    error
 }
 
@@ -58,7 +59,13 @@ func (b *Builder) In(p Part) { b.part = p }
 func (b *Builder) Stage(name string) { b.stage = name }
 
 // File declares the next descriptor that accompanies the program.
-func (b *Builder) File(what string) Slot {
+func (b *Builder) File(what string) Slot { return b.file("received: " + what) }
+
+// Passed declares the next descriptor of those that the program gets from the one that goes on with
+// it. They come before those that accompany it.
+func (b *Builder) Passed(what string) Slot { return b.file("passed: " + what) }
+
+func (b *Builder) file(what string) Slot {
 	if len(b.files) >= MaxFiles {
 		b.fail(fmt.Errorf("more than %d descriptors", MaxFiles))
 		return 0
@@ -227,6 +234,14 @@ func (b *Builder) poke(at Arg, n int, s Slot) {
 // peek keeps the 32 bits of the data, n bytes behind at.
 func (b *Builder) peek(at Arg, n int) Slot {
 	return b.CallTo("load", callPeek, Int(at.val+uint64(n), fmt.Sprintf("%s + %d", at.text, n)))
+}
+
+// Pass gives a descriptor, which stays open, to the program to receive, which declares it with Passed.
+func (b *Builder) Pass(s Slot) {
+	if b.passes++; b.passes > MaxPassed {
+		b.fail(fmt.Errorf("more than %d descriptors are passed on", MaxPassed))
+	}
+	b.add("pass", callPass, NoSlot, 0, []Arg{Use(s)})
 }
 
 // Receive ends the Command part: it goes on with that of another program, which the host sends.

@@ -183,6 +183,13 @@ func call(s *state, o *op) (uintptr, syscall.Errno) {
 		return 0, 0
 	case callPeek:
 		return uintptr(*(*int32)(unsafe.Add(s.image, s.data+arg(s, o, 0)))), 0
+	case callPass:
+		if s.passed == MaxPassed {
+			return ^uintptr(0), syscall.EMFILE
+		}
+		s.passed++
+		*slot(s.next, uint64(Report)+s.passed) = uint64(arg(s, o, 0))
+		return 0, 0
 	case callReceive:
 		s.receives = true
 		return 0, 0

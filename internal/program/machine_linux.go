@@ -35,6 +35,7 @@ type state struct {
 	rusage syscall.Rusage
 
 	receives bool   // the command goes on with another program
+	passed   uint64 // how many descriptors that one has got already
 	next     *state // of that one
 	inbox    inbox
 }

@@ -22,6 +22,8 @@ import (
 const (
 	MaxSlots = 512
 	MaxFiles = 253
+	// MaxPassed is the number of those that a program can pass on to the one that it receives.
+	MaxPassed = 64
 	// MaxImage bounds an encoded program: arguments and environment, which
 	// the kernel limits to 6 MiB (execve(2)), are the bulk of a large one.
 	MaxImage = 8 << 20
@@ -54,6 +56,7 @@ const (
 	callPoke    = 1<<31 + iota // store a slot (arg 1) as 32 bits into data (arg 0)
 	callPeek                   // the 32 bits in the data (arg 0) are the result
 	callTried                  // fail with the error of the calls that were tried
+	callPass                   // the content of a slot (arg 0) is the next one that accompanies the program to receive
 	callReceive                // go on with another program, which comes over the socket to the host
 	callFault                  // fail with an error (arg 0): tests only
 )
@@ -87,7 +90,7 @@ const opSize = 64
 // Program is an immutable list of calls, ready to be sent.
 type Program struct {
 	image []byte
-	files []string // what each received descriptor is, for people
+	files []string // how each descriptor that accompanies it comes, and what it is, for people
 	lines []line
 	first [numParts]int // index of each part's first call
 }
@@ -131,7 +134,7 @@ func (p *Program) MayFail(i int) bool {
 func (p *Program) Explain() string {
 	var b strings.Builder
 	for i, f := range p.files {
-		fmt.Fprintf(&b, "%s = received: %s\n", Slot(i), f)
+		fmt.Fprintf(&b, "%s = %s\n", Slot(i), f)
 	}
 	stage := ""
 	for i, l := range p.lines {

@@ -24,7 +24,8 @@ type inbox struct {
 const controlSize = unix.SizeofCmsghdr + (4*MaxFiles+7)&^7
 
 // receive waits for the program that the command goes on with, loads it into s.next, and returns that. The image comes in
-// one or more messages, the descriptors with the first: they follow the socket to the host. If there is none yet it says so.
+// one or more messages, the descriptors with the first: they follow the socket to the host, and those that were passed on.
+// If there is none yet it says so.
 //
 //go:nosplit
 //go:norace
@@ -33,7 +34,7 @@ func receive(s *state) (*state, syscall.Errno) {
 	n, box := s.next, &s.next.inbox
 	*slot(n, uint64(Report)) = *slot(s, uint64(Report))
 	n.base = uint32(s.first[numParts])
-	files, size, want, flags := 1, uintptr(0), uintptr(headerSize), uintptr(unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+	files, size, want, flags := 1+int(s.passed), uintptr(0), uintptr(headerSize), uintptr(unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 	for size < want {
 		box.iov.base, box.iov.len = uint64(uintptr(n.image)+size), uint64(MaxImage-size)
 		box.msg.iov, box.msg.iovlen = uint64(uintptr(unsafe.Pointer(&box.iov))), 1

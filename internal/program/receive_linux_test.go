@@ -1,6 +1,7 @@
 package program
 
 import (
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -86,6 +87,69 @@ func TestReceive(t *testing.T) {
 		p.end()
 		require.Equal(t, before, openFiles(t))
 	}
+}
+
+// What a program passes on comes before what accompanies the one that it receives, and one that
+// expects something else is refused.
+func TestPass(t *testing.T) {
+	if !inChild(t) {
+		return
+	}
+	for _, expect := range []int{2, 1, 3} {
+		b := NewBuilder()
+		one, two := b.File("one"), b.File("two")
+		b.Pass(two)
+		b.Pass(one)
+		b.In(Command)
+		b.Receive()
+		b.In(Init)
+		b.Event(Started)
+		read, write, err := os.Pipe()
+		require.NoError(t, err)
+		p := start(t, 0, b, os.Stdin, write)
+		m, err := p.next()
+		require.NoError(t, err)
+		require.Equal(t, Waiting, m.Kind)
+
+		next := NewBuilder()
+		for range expect {
+			next.Passed("one of them")
+		}
+		text := next.File("a pipe")
+		next.In(Command)
+		next.Call("dup3", unix.SYS_DUP3, Use(Report+1), Int(1), Int(0))
+		next.Call("dup3", unix.SYS_DUP3, Use(text), Int(2), Int(0))
+		next.shell(`echo passed; echo sent >&2; exit 4`)
+		image, err := next.Program()
+		require.NoError(t, err)
+		require.Contains(t, image.Explain(), "$1 = passed: one of them\n")
+		if expect == 2 {
+			p.quiet()
+		}
+		sent, also, err := os.Pipe()
+		require.NoError(t, err)
+		p.hand(image.Image(), 1000, also)
+		require.NoError(t, also.Close())
+		require.NoError(t, write.Close())
+		events := p.all()
+		if expect != 2 {
+			require.Len(t, events, 1)
+			require.Equal(t, uint32(unix.EBADMSG), events[0].Errno)
+			continue
+		}
+		require.Equal(t, []Event{{Kind: Started}, {Kind: Exited, Status: 4 << 8}}, events)
+		for pipe, want := range map[*os.File]string{read: "passed\n", sent: "sent\n"} {
+			content, err := io.ReadAll(pipe)
+			require.NoError(t, err)
+			require.Equal(t, want, string(content))
+		}
+	}
+	b := NewBuilder()
+	for range MaxPassed + 1 {
+		b.Pass(Report)
+	}
+	_, err := b.Program()
+	require.ErrorContains(t, err, "more than 64 descriptors are passed on")
 }
 
 func TestReceiveMuch(t *testing.T) {
