@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -60,6 +61,15 @@ func TestRootlessReadable(t *testing.T) {
 	need(t, "user namespaces")
 	madeUp := []string{"/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/nsswitch.conf"}
 	ifMissing := []string{"/etc/services", "/etc/protocols", "/etc/networks", "/etc/host.conf", "/etc/shells"}
+	var nobodys string // what a process of nobody's can read outside, one of root can find out
+	if wholeMachine() {
+		cmd := exec.Command("find", "/etc", "/var", "/sys/devices/system", "/sys/kernel/mm", "-type", "f", "-readable")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		out, _ := cmd.Output() // it can't enter some directories
+		nobodys = "\n" + string(out)
+		require.Contains(t, nobodys, "\n/etc/passwd\n")
+		require.NotContains(t, nobodys, "\n/etc/shadow\n")
+	}
 	for name, opts := range map[string][]sandbox.Option{"by default": nil, "as uid 0": {sandbox.WithUser(0, 0)}} {
 		t.Run(name, func(t *testing.T) {
 			list := output(t, helper("list").With(opts...))
@@ -74,6 +84,7 @@ func TestRootlessReadable(t *testing.T) {
 				default:
 					require.NoError(t, err)
 					require.True(t, everybodyMayRead(p), p)
+					require.True(t, nobodys == "" || strings.Contains(nobodys, "\n"+p+"\n"), p)
 					require.Equal(t, fmt.Sprint(crc32.ChecksumIEEE(b)), sum, p)
 				}
 				for _, word := range []string{"shadow", "machine-id", "sudoers", "fstab", "ssh_host", ".key", "gitconfig", "/var/log", "/var/lib/dpkg"} {
