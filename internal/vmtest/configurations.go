@@ -39,7 +39,8 @@ const (
 // What takes long and depends on this library alone, or on what all kernels do alike, tells on this machine what it
 // has to tell: emulated, a cell's boot takes seconds and each of these scripts boots some.
 const (
-	slow        = "^TestAttackRaces$|^TestRootlessFaults$"
+	slow = "^Test(AttackRaces|AttackInherited|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
+		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions)$"
 	slowScripts = "^TestScripts$/^(command|errors|explain|files|interrupt|rootfs|streams|subcommands|usage)$"
 )
 

@@ -45,7 +45,7 @@ type slowTest struct {
 }
 
 // mostSlow is how many slow tests the report names of each configuration.
-const mostSlow = 60
+const mostSlow = 6
 
 // addSlow takes in how long tests took.
 func (s *section) addSlow(tests []slowTest) {
