@@ -37,11 +37,11 @@ const (
 )
 
 // What takes long and depends on this library alone, or on what all kernels do alike, tells on this machine what it
-// has to tell: emulated, a cell's boot takes seconds and each of these scripts boots some.
+// has to tell. Emulated, a cell's boot takes seconds, and each script boots some.
 const (
 	slow = "^Test(AttackRaces|AttackInherited|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
 		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions)$"
-	slowScripts = "^TestScripts$/^(command|errors|explain|files|interrupt|rootfs|streams|subcommands|usage)$"
+	scripts = "^TestScripts$"
 )
 
 // configurations is the matrix. All run in this order, guests beside each other.
@@ -52,7 +52,7 @@ var configurations = []configuration{
 	{name: "docker", always: true, as: "docker", packages: public, run: user + "|" + container, skip: slow, note: "the same with the least flags that make runs work: the rootless tests"},
 	{name: "docker-cap", as: "docker", packages: public, run: tests, note: "the same with CAP_SYS_ADMIN"},
 	{name: "docker-privileged", as: "docker", packages: public, run: tests, optional: true, note: "docker run --privileged"},
-	{name: "guest", always: true, kernel: "6.12", as: "root", skip: slow + "|" + slowScripts, note: "plain init, cgroup v2, root"},
+	{name: "guest", always: true, kernel: "6.12", as: "root", skip: slow + "|" + scripts, note: "plain init, cgroup v2, root"},
 	{name: "systemd-user", always: true, kernel: "6.12", as: "systemd-user", packages: public, run: user, skip: slow, note: "uid 1000, in a service with Delegate=yes of its user manager"},
 	{name: "linux-5.10", always: true, kernel: "5.10", as: "root", packages: placed, run: sample, skip: slow, optional: true, note: "plain init, root"},
 	{name: "systemd", kernel: "6.12", as: "systemd", packages: placed, run: sample, skip: slow, note: "root, in a service without delegation"},
