@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // The benchmarks run one and the same static program that does nothing, as a
@@ -39,9 +40,7 @@ type subject struct {
 // benchRoot makes a root directory with nothing but the static program.
 func benchRoot(b *testing.B) string {
 	b.Helper()
-	if os.Geteuid() != 0 {
-		b.Skip("needs root, as runc does")
-	}
+	testkit.Need(b, "root")
 	root := b.TempDir()
 	require.NoError(b, os.Chmod(root, 0o755))
 	require.NoError(b, os.Chmod(filepath.Dir(root), 0o755))
@@ -241,22 +240,5 @@ func BenchmarkBoot(b *testing.B) {
 		b.StopTimer()
 		require.NoError(b, sandbox.Shutdown(context.Background()))
 		b.StartTimer()
-	}
-}
-
-// alternate measures sandboxes in turns: what they take can be compared however unsteady the machine is.
-func alternate(b *testing.B, runs map[string]*sandbox.Sandbox) {
-	b.Helper()
-	took := map[string]time.Duration{}
-	for b.Loop() {
-		for name, s := range runs {
-			began := time.Now()
-			_, err := s.Run(context.Background())
-			require.NoError(b, err)
-			took[name] += time.Since(began)
-		}
-	}
-	for name := range runs {
-		b.ReportMetric(float64(took[name].Microseconds())/float64(b.N), name+"-µs")
 	}
 }

@@ -16,13 +16,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
 // prepared is a sandbox with n runs prepared.
 func prepared(t testing.TB, n int, opts ...sandbox.Option) *sandbox.Sandbox {
 	t.Helper()
-	s := sandbox.New(append(opts, sandbox.WithPrepared(n))...)
-	require.NoError(t, s.Prepare(deadline(t)))
+	s := runs.Prepared(t, n, opts...)
 	require.Len(t, s.Waiting(), n)
 	return s
 }
@@ -37,7 +38,7 @@ type script string
 func gone(t testing.TB, pids []int) {
 	t.Helper()
 	require.NotEmpty(t, pids)
-	eventually(t, "runs that wait end", func() bool {
+	testkit.Eventually(t, "runs that wait end", func() bool {
 		for _, pid := range pids {
 			if syscall.Kill(pid, 0) == nil {
 				return false
@@ -52,10 +53,10 @@ func TestRootlessPrepared(t *testing.T) {
 	t.Parallel()
 	base := prepared(t, 2)
 	waiting := base.Waiting()
-	p := start(t, script("exit 7").of(base))
+	p := runs.Start(t, script("exit 7").of(base))
 	require.Equal(t, waiting[0], p.PID(), "the oldest is taken")
 	_, err := p.Wait()
-	require.Equal(t, 7, exitError(t, err).ExitCode)
+	require.Equal(t, 7, runs.ExitError(t, err).ExitCode)
 
 	extra, err := os.CreateTemp(t.TempDir(), "")
 	require.NoError(t, err)
@@ -71,10 +72,10 @@ func TestRootlessPrepared(t *testing.T) {
 	for i := range of {
 		s := base.With(sandbox.WithPrepared(0))
 		if i > 0 {
-			require.NoError(t, base.Prepare(deadline(t)))
+			require.NoError(t, base.Prepare(testkit.Deadline(t)))
 			s = base
 		}
-		out, err := script(all).of(s, append(opts, sandbox.WithStdin(strings.NewReader("in ")))...).CombinedOutput(deadline(t))
+		out, err := script(all).of(s, append(opts, sandbox.WithStdin(strings.NewReader("in ")))...).CombinedOutput(testkit.Deadline(t))
 		require.NoError(t, err)
 		of[i] = string(out)
 		_, err = extra.Seek(0, 0)
@@ -83,7 +84,7 @@ func TestRootlessPrepared(t *testing.T) {
 	require.Equal(t, "in extra env /usr 2 60 sandbox 1000\nerr\n3\n", of[0])
 	require.Equal(t, of[0], of[1])
 	for range 5 { // each is used once
-		require.NotContains(t, output(t, script("ls /tmp; touch /tmp/mine").of(base)), "mine")
+		require.NotContains(t, runs.Output(t, script("ls /tmp; touch /tmp/mine").of(base)), "mine")
 	}
 }
 
@@ -95,7 +96,7 @@ func TestRootlessMoreThanPrepared(t *testing.T) {
 	for range 4 {
 		all.Go(func() {
 			for range 5 {
-				out, err := script("echo done").of(base).Output(deadline(t))
+				out, err := script("echo done").of(base).Output(testkit.Deadline(t))
 				if err != nil || string(out) != "done\n" {
 					t.Errorf("%q, %v", out, err)
 				}
@@ -103,26 +104,26 @@ func TestRootlessMoreThanPrepared(t *testing.T) {
 		})
 	}
 	all.Wait()
-	eventually(t, "they are replaced", func() bool { return len(base.Waiting()) == 2 })
+	testkit.Eventually(t, "they are replaced", func() bool { return len(base.Waiting()) == 2 })
 }
 
 // A sandbox that is used once prepares nothing, and one without the option never does.
 func TestPreparedFromTheSecondStart(t *testing.T) {
 	t.Parallel()
-	need(t, "root")
-	s := shell("", sandbox.WithPrepared(3))
-	output(t, s)
+	testkit.Need(t, "root")
+	s := runs.Shell("", sandbox.WithPrepared(3))
+	runs.Output(t, s)
 	time.Sleep(50 * time.Millisecond)
 	require.Empty(t, s.Waiting())
-	output(t, s)
-	eventually(t, "three wait", func() bool { return len(s.Waiting()) == 3 })
-	require.ErrorContains(t, shell("").Prepare(deadline(t)), "use WithPrepared")
-	require.ErrorContains(t, shell("", sandbox.WithPrepared(1), sandbox.WithMemory(-1)).Prepare(deadline(t)), "WithMemory")
-	missing := shell("", sandbox.WithPrepared(1), sandbox.WithReadOnlyBind(openDir(t), "/usr/no-such-dir"))
-	setupError(t, missing.Prepare(deadline(t)), "WithReadOnlyBind /usr/no-such-dir")
-	ctx, cancel := context.WithCancel(deadline(t))
+	runs.Output(t, s)
+	testkit.Eventually(t, "three wait", func() bool { return len(s.Waiting()) == 3 })
+	require.ErrorContains(t, runs.Shell("").Prepare(testkit.Deadline(t)), "use WithPrepared")
+	require.ErrorContains(t, runs.Shell("", sandbox.WithPrepared(1), sandbox.WithMemory(-1)).Prepare(testkit.Deadline(t)), "WithMemory")
+	missing := runs.Shell("", sandbox.WithPrepared(1), sandbox.WithReadOnlyBind(testkit.OpenDir(t), "/usr/no-such-dir"))
+	runs.SetupError(t, missing.Prepare(testkit.Deadline(t)), "WithReadOnlyBind /usr/no-such-dir")
+	ctx, cancel := context.WithCancel(testkit.Deadline(t))
 	cancel()
-	require.ErrorIs(t, shell("", sandbox.WithPrepared(1)).Prepare(ctx), context.Canceled)
+	require.ErrorIs(t, runs.Shell("", sandbox.WithPrepared(1)).Prepare(ctx), context.Canceled)
 }
 
 // Runs that died while they waited are never handed out.
@@ -133,11 +134,11 @@ func TestRootlessPreparedRunsThatDied(t *testing.T) {
 		dead := base.Waiting()[0]
 		require.NoError(t, base.KillWaiting(init))
 		gone(t, []int{dead})
-		p := start(t, script("exit 0").of(base))
+		p := runs.Start(t, script("exit 0").of(base))
 		require.NotEqual(t, dead, p.PID())
 		_, err := p.Wait()
 		require.NoError(t, err)
-		require.NoError(t, base.Prepare(deadline(t)))
+		require.NoError(t, base.Prepare(testkit.Deadline(t)))
 		require.Len(t, base.Waiting(), 2)
 	}
 }
@@ -145,35 +146,35 @@ func TestRootlessPreparedRunsThatDied(t *testing.T) {
 // What was replaced on the host after the runs were prepared is not what later ones see.
 func TestPreparedAreNotOutdated(t *testing.T) {
 	t.Parallel()
-	need(t, "root")
-	src := filepath.Join(openDir(t), "source")
-	require.NoError(t, mkdirs(src, "/old"))
+	testkit.Need(t, "root")
+	src := filepath.Join(testkit.OpenDir(t), "source")
+	require.NoError(t, testkit.Mkdirs(src, "/old"))
 	base := prepared(t, 2, sandbox.WithReadOnlyBind(src, "/tmp/it"))
 	outdated := base.Waiting()
 	require.NoError(t, os.Rename(src, src+".old"))
-	require.NoError(t, mkdirs(src, "/new"))
-	require.Equal(t, "new", output(t, script("ls /tmp/it").of(base)))
+	require.NoError(t, testkit.Mkdirs(src, "/new"))
+	require.Equal(t, "new", runs.Output(t, script("ls /tmp/it").of(base)))
 	gone(t, outdated)
 }
 
 // Limits are those of the sandbox, and what a run used is its own.
 func TestPreparedLimits(t *testing.T) {
 	t.Parallel()
-	need(t, "cgroup memory")
-	need(t, "cgroup pids")
-	need(t, "CPU accounting")
+	testkit.Need(t, "cgroup memory")
+	testkit.Need(t, "cgroup pids")
+	testkit.Need(t, "CPU accounting")
 	base := prepared(t, 2, sandbox.WithMemory(32*sandbox.MiB), sandbox.WithPIDs(10))
-	result, err := script("head -c 100m /dev/zero | tail >/dev/null").of(base).Run(deadline(t))
+	result, err := script("head -c 100m /dev/zero | tail >/dev/null").of(base).Run(testkit.Deadline(t))
 	require.ErrorIs(t, err, sandbox.ErrOutOfMemory)
 	require.Positive(t, result.Usage.OOMKills)
 	base = prepared(t, 1, sandbox.WithCPUTime(time.Second))
-	result, err = script("while :; do :; done").of(base).Run(deadline(t))
+	result, err = script("while :; do :; done").of(base).Run(testkit.Deadline(t))
 	require.ErrorIs(t, err, sandbox.ErrCPUTime)
 	require.GreaterOrEqual(t, result.Usage.UserCPU+result.Usage.SystemCPU, time.Second)
-	require.NoError(t, base.Prepare(deadline(t)))
+	require.NoError(t, base.Prepare(testkit.Deadline(t)))
 	prepared := time.Now()
 	time.Sleep(2 * time.Second) // waiting is not counted
-	result, err = script("exit 0").of(base, sandbox.WithTimeout(2*time.Second)).Run(deadline(t))
+	result, err = script("exit 0").of(base, sandbox.WithTimeout(2*time.Second)).Run(testkit.Deadline(t))
 	require.NoError(t, err)
 	require.Less(t, result.Usage.Wall, time.Since(prepared)-2*time.Second)
 	require.Less(t, result.Usage.UserCPU+result.Usage.SystemCPU, time.Second)
@@ -183,19 +184,19 @@ func TestPreparedLimits(t *testing.T) {
 func TestRootlessPreparedErrors(t *testing.T) {
 	t.Parallel()
 	base := prepared(t, 3)
-	_, err := base.With(sandbox.WithCommand("no-such-command")).Run(deadline(t))
+	_, err := base.With(sandbox.WithCommand("no-such-command")).Run(testkit.Deadline(t))
 	require.ErrorIs(t, err, os.ErrNotExist)
-	_, err = script("").of(base, sandbox.WithDir("/no/such/dir")).Run(deadline(t))
-	require.Equal(t, "WithDir", setupError(t, err).Stage)
-	mark := aLongTime()
-	_, err = script("sleep "+mark).of(base, sandbox.WithTimeout(50*time.Millisecond)).Run(deadline(t))
+	_, err = script("").of(base, sandbox.WithDir("/no/such/dir")).Run(testkit.Deadline(t))
+	require.Equal(t, "WithDir", runs.SetupError(t, err).Stage)
+	mark := testkit.ALongTime()
+	_, err = script("sleep "+mark).of(base, sandbox.WithTimeout(50*time.Millisecond)).Run(testkit.Deadline(t))
 	require.ErrorIs(t, err, sandbox.ErrTimeout)
-	require.NoError(t, base.Prepare(deadline(t)))
-	ctx, cancel := context.WithCancel(deadline(t))
+	require.NoError(t, base.Prepare(testkit.Deadline(t)))
+	ctx, cancel := context.WithCancel(testkit.Deadline(t))
 	time.AfterFunc(50*time.Millisecond, cancel)
 	_, err = script("sleep " + mark).of(base).Run(ctx)
 	require.ErrorIs(t, err, context.Canceled)
-	requireGone(t, mark)
+	testkit.RequireGone(t, mark)
 }
 
 // Runs wait no longer than anybody could want them.
@@ -213,11 +214,11 @@ func TestRootlessPreparedEnd(t *testing.T) {
 		end(s, c)
 		if strings.Contains(name, "garbage") {
 			s = nil
-			eventually(t, name, func() bool { runtime.GC(); return syscall.Kill(waiting[0], 0) != nil })
+			testkit.Eventually(t, name, func() bool { runtime.GC(); return syscall.Kill(waiting[0], 0) != nil })
 		}
 		gone(t, waiting)
 		if name == "nobody takes one" {
-			require.NoError(t, s.Prepare(deadline(t)), "it can be used again")
+			require.NoError(t, s.Prepare(testkit.Deadline(t)), "it can be used again")
 			require.Len(t, s.Waiting(), 3)
 		}
 		require.NoError(t, c.Close())
@@ -228,13 +229,13 @@ func TestRootlessPreparedEnd(t *testing.T) {
 // A cell ends at once whatever is being prepared in it.
 func TestPrepareWhileTheCellEnds(t *testing.T) {
 	t.Parallel()
-	need(t, "root")
+	testkit.Need(t, "root")
 	for i := range 10 {
 		c, err := sandbox.NewCell()
 		require.NoError(t, err)
-		s := shell("", sandbox.WithPrepared(50), sandbox.WithCell(c))
+		s := runs.Shell("", sandbox.WithPrepared(50), sandbox.WithCell(c))
 		failed := make(chan error, 1)
-		go func() { failed <- s.Prepare(deadline(t)) }()
+		go func() { failed <- s.Prepare(testkit.Deadline(t)) }()
 		time.Sleep(time.Duration(i) * 3 * time.Millisecond)
 		require.NoError(t, c.Close())
 		require.ErrorIs(t, <-failed, sandbox.ErrCellLost)

@@ -76,12 +76,12 @@ func testAll(ctx context.Context, names []string) (*report, error) {
 	var running sync.WaitGroup
 	for _, c := range configurations {
 		if *runPattern != "" {
-			c.run, c.skip = *runPattern, ""
+			c.Run, c.Skip = *runPattern, ""
 		}
 		section := s.section(c, report)
 		switch {
 		case section == nil:
-		case !c.guest():
+		case !c.Guest():
 			s.run(ctx, c, section)
 		default:
 			guests <- struct{}{}
@@ -242,17 +242,17 @@ func (s *stage) section(c configuration, report *report) *section {
 	if len(s.packagesOf(c)) == 0 && len(s.packages) > 0 {
 		return nil
 	}
-	return report.section(c.name)
+	return report.section(c.Name)
 }
 
 // packagesOf returns the packages that run in the configuration: those asked for with -pkg, or its own.
 func (s *stage) packagesOf(c configuration) []testPackage {
 	asked := *pkgPattern != everything
 	return slices.DeleteFunc(slices.Clone(s.packages), func(p testPackage) bool {
-		if c.guest() && p.dir == "internal/vmtest" {
+		if c.Guest() && p.dir == "internal/vmtest" {
 			return true // about this command; its tests start the go command, which is slow there
 		}
-		return !asked && c.packages != nil && !slices.Contains(c.packages, p.dir)
+		return !asked && c.Packages != nil && !slices.Contains(c.Packages, p.dir)
 	})
 }
 
@@ -266,20 +266,20 @@ func (s *stage) run(ctx context.Context, c configuration, section *section) {
 	defer func() { section.took = time.Since(start) }()
 	s.runTests(ctx, c, section)
 	if section.died {
-		again := (&report{out: section.out, verbose: section.verbose}).section(c.name + " again")
+		again := (&report{out: section.out, verbose: section.verbose}).section(c.Name + " again")
 		s.runTests(ctx, c, again)
 		section.bootedAgain(again)
 		return
 	}
-	if failed := section.worthAnotherTry(); c.guest() && len(failed) > 0 {
-		c.run = "^(" + strings.Join(failed, "|") + ")$"
-		again := (&report{out: section.out, verbose: section.verbose}).section(c.name + " again")
+	if failed := section.worthAnotherTry(); c.Guest() && len(failed) > 0 {
+		c.Run = "^(" + strings.Join(failed, "|") + ")$"
+		again := (&report{out: section.out, verbose: section.verbose}).section(c.Name + " again")
 		s.runTests(ctx, c, again)
 		section.triedAgain(again)
 	}
 }
 
-// runTests runs the tests that c.run matches.
+// runTests runs the tests that c.Run matches.
 func (s *stage) runTests(ctx context.Context, c configuration, section *section) {
 	if ctx.Err() != nil {
 		section.broken(ctx.Err())
@@ -303,7 +303,7 @@ func (s *stage) runTests(ctx context.Context, c configuration, section *section)
 		switch {
 		case errors.Is(err, exec.ErrWaitDelay):
 			err = errors.New("a process outlived the tests and holds their output open")
-		case ok && exit.ExitCode() == notHere && c.optional:
+		case ok && exit.ExitCode() == notHere && c.Optional:
 			err = errNotHere
 		}
 		w.CloseWithError(err)
@@ -315,7 +315,7 @@ func (s *stage) runTests(ctx context.Context, c configuration, section *section)
 	case err != nil:
 		section.broken(err)
 		exit, ok := errors.AsType[*exec.ExitError](err)
-		section.died = c.guest() && ok && exit.ExitCode() == guestDied
+		section.died = c.Guest() && ok && exit.ExitCode() == guestDied
 	}
 }
 
@@ -345,22 +345,22 @@ func (l *lastLine) String() string {
 // command is the one that runs suite.sh with the packages in the configuration.
 func (s *stage) command(ctx context.Context, c configuration, packages []testPackage) (*exec.Cmd, error) {
 	timeout := envOr("SANDBOX_TEST_TIMEOUT", "10m")
-	if c.guest() {
+	if c.Guest() {
 		timeout = envOr("SANDBOX_TEST_TIMEOUT", "30m")
 	}
-	pattern := c.run
-	if c.name == "host-user" && *runPattern == "" {
+	pattern := c.Run
+	if c.Name == "host-user" && *runPattern == "" {
 		pattern = envOr("SANDBOX_HOST_USER_RUN", pattern)
 	}
 	suite := func(src, bin string) []string {
-		return append([]string{"sh", filepath.Join(src, "internal/vmtest/suite.sh"), src, bin, timeout, pattern, c.skip}, dirs(packages)...)
+		return append([]string{"sh", filepath.Join(src, "internal/vmtest/suite.sh"), src, bin, timeout, pattern, c.Skip}, dirs(packages)...)
 	}
 	var (
-		env  = []string{"SANDBOX_TEST_CONFIG=" + c.name}
+		env  = []string{"SANDBOX_TEST_CONFIG=" + c.Name}
 		args []string
 	)
 	switch {
-	case c.guest():
+	case c.Guest():
 		job, err := s.job(ctx, c)
 		if err != nil {
 			return nil, err
@@ -368,13 +368,13 @@ func (s *stage) command(ctx context.Context, c configuration, packages []testPac
 		// The tests run on a tmpfs, as on many machines; 9p can do less than a real file system.
 		args = append([]string{filepath.Join(s.root, "internal/vmtest/guest.sh"), "env", env[0],
 			"sh", "-c", `cp -r "$VM_JOB/src" "$VM_JOB/bin" /tmp && exec "$@"`, "sh"}, suite("/tmp/src", "/tmp/bin")...)
-		env = append(env, "VM_JOB="+job, "VM_AS="+c.as, "VM_TIMEOUT="+envOr("VM_TIMEOUT", "3000"))
-		if c.kernel != defaultKernel {
-			env = append(env, "VM_KERNEL="+c.kernel)
+		env = append(env, "VM_JOB="+job, "VM_AS="+c.As, "VM_TIMEOUT="+envOr("VM_TIMEOUT", "3000"))
+		if c.Kernel != defaultKernel {
+			env = append(env, "VM_KERNEL="+c.Kernel)
 		}
-	case c.as == "docker": // which has the flags of each
-		args = append([]string{filepath.Join(s.root, "internal/vmtest/docker.sh"), c.name}, suite(s.path("src"), s.path("bin"))[2:]...)
-	case c.as == "user":
+	case c.As == "docker": // which has the flags of each
+		args = append([]string{filepath.Join(s.root, "internal/vmtest/docker.sh"), c.Name}, suite(s.path("src"), s.path("bin"))[2:]...)
+	case c.As == "user":
 		for _, dir := range []string{"home", "run", "tmp"} {
 			if err := os.MkdirAll(s.path("user", dir), 0o700); err != nil {
 				return nil, err
@@ -405,7 +405,7 @@ func dirs(packages []testPackage) (list []string) {
 
 // job makes the directory that a guest shares: each has its own, with hard links to the binaries and the source tree.
 func (s *stage) job(ctx context.Context, c configuration) (string, error) {
-	dir := s.path("job", c.name)
+	dir := s.path("job", c.Name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}

@@ -1,0 +1,106 @@
+//go:build linux
+
+package attack
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/internal/testkit/runs"
+)
+
+func init() { testkit.AddHelper("favoured", favouredHelper) }
+
+// What a service is started with, and what children inherit, is not its runs': a priority above
+// others', protection when memory is short, ignored signals. A lower priority is.
+func TestAttackInherited(t *testing.T) {
+	host, run := favoured(t, -7)
+	if testkit.WholeMachine() && testkit.Effective(unix.CAP_SYS_NICE) {
+		require.Equal(t, "-7", host["nice"], "the control")
+		require.Equal(t, "1", host["class of I/O"], "the control")
+	}
+	if testkit.WholeMachine() && testkit.Effective(unix.CAP_SYS_RESOURCE) {
+		require.Equal(t, "-1000", host["protection"], "the control")
+		require.Equal(t, "50 50", host["real time"], "the control")
+	}
+	require.Contains(t, host["ignored"], "0003", "the control: SIGHUP and SIGINT")
+	for name, value := range host {
+		if strings.HasPrefix(value, "-") {
+			host[name] = "0"
+		}
+	}
+	require.Equal(t, map[string]string{"nice": host["nice"], "class of I/O": "0", "protection": host["protection"], "ignored": "0000000000000000", "real time": "0 0"}, run)
+	_, run = favoured(t, 15)
+	require.Equal(t, "15", run["nice"])
+}
+
+// favoured starts a host process that has all of this, as far as this one may give it, and returns
+// what it and its run have.
+func favoured(t *testing.T, nice int) (host, run map[string]string) {
+	t.Helper()
+	started := make(chan error)
+	var out, stderr bytes.Buffer
+	cmd := exec.CommandContext(testkit.Deadline(t), "/bin/sh", "-c", `trap '' HUP INT TSTP; (echo -1000 >/proc/self/oom_score_adj) 2>/dev/null && echo -1000 >/proc/self/oom_score_adj; exec "$0" favoured`, "/proc/self/exe")
+	cmd.Env, cmd.Stdout, cmd.Stderr = append(os.Environ(), testkit.HelperEnv), &out, &stderr
+	exe, err := os.Executable()
+	require.NoError(t, err)
+	cmd.Args[3] = exe
+	go func() { // on a thread that ends with it
+		runtime.LockOSThread()
+		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, nice)
+		_ = rawCall(unix.SYS_IOPRIO_SET, 1, 0, 1<<13)
+		started <- cmd.Start()
+	}()
+	require.NoError(t, <-started)
+	require.NoError(t, cmd.Wait(), "%s", &stderr)
+	hosts, runs, found := strings.Cut(out.String(), "run:\n")
+	require.True(t, found, "%s", &out)
+	return fields(hosts), fields(runs)
+}
+
+func fields(lines string) map[string]string {
+	m := map[string]string{}
+	for line := range strings.Lines(lines) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		m[name] = value
+	}
+	return m
+}
+
+// favouredHelper prints what it was given, and what its run has of it.
+func favouredHelper(args []string) error {
+	if len(args) == 0 {
+		_ = unix.Setrlimit(unix.RLIMIT_RTPRIO, &unix.Rlimit{Cur: 50, Max: 50})
+		defer func() { _ = sandbox.Shutdown(context.Background()) }()
+		defer func() {
+			out, err := runs.Helper("favoured", "inside").Output(context.Background())
+			fmt.Printf("run:\n%s", out)
+			if err != nil {
+				fmt.Println("error:", err)
+			}
+		}()
+	}
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		return err
+	}
+	io, _, _ := unix.RawSyscall(unix.SYS_IOPRIO_GET, 1, 0, 0)
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_RTPRIO, &l); err != nil {
+		return err
+	}
+	score, err := os.ReadFile("/proc/self/oom_score_adj")
+	fmt.Printf("nice: %d\nclass of I/O: %d\nreal time: %d %d\nprotection: %signored: %s\n", attr.Nice, io>>13, l.Cur, l.Max, score, statusOfSelf("SigIgn"))
+	return err
+}

@@ -1,0 +1,149 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/internal/testkit/runs"
+)
+
+// changes is what runs changed in the root of s, a line each.
+func changes(t testing.TB, s *sandbox.Sandbox) (lines []string) {
+	t.Helper()
+	list, err := s.RootChanges()
+	require.NoError(t, err)
+	for _, c := range list {
+		lines = append(lines, c.String())
+	}
+	return lines
+}
+
+func TestScratchRoot(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "idmapped tmpfs")
+	box := testkit.BusyboxRoot(t)
+	some := testkit.Layer(t, map[string]string{"etc/stays": "x", "etc/changes": "x", "etc/goes": "x", "dir/a": "x", "dir/deep/b": "x", "gone/a": "x", "opaque/a": "x", "mode/": "", "link": "-> etc", "srv/": "", "srv/www": "www's", "file": "x"})
+	require.NoError(t, os.Lchown(some+"/srv/www", 33, 33))
+	for name, test := range map[string]struct {
+		root sandbox.Rootfs
+		user int
+	}{
+		"layers": {sandbox.LayersRootfs(box, some), 0},
+		"dir":    {sandbox.DirRootfs(some), 1000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			upper := newScratch(t, 8*sandbox.MiB)
+			before := testkit.Tree(t, some)
+			s := sandbox.New(sandbox.WithRootfs(test.root), sandbox.WithUser(test.user, test.user), sandbox.WithScratchRoot(upper), sandbox.WithTmpfs("/point", sandbox.MiB), sandbox.WithTmpfs("/etc/point", sandbox.MiB))
+			if name == "dir" {
+				s = s.With(sandbox.WithReadOnlyBind(box+"/bin", "/bin"))
+			}
+			run := func(script string) string {
+				t.Helper()
+				return runs.Output(t, s.With(sandbox.WithCommand("/bin/sh", "-c", script)))
+			}
+			require.Empty(t, changes(t, s), "no run yet")
+			run("echo x >/tmp/x; echo x >~/x; echo x >/point/x")
+			require.Empty(t, changes(t, s), "file systems of their own are not of the root")
+			run(`set -e; echo y >/etc/changes; rm /etc/goes; echo new >"/etc/a b"; mkdir -p /new/dir; echo x >/new/dir/f; ln -s x /new/link
+				rm -r /gone /opaque; mkdir /opaque; echo x >/opaque/b; rm -r /dir/deep; ln -sf /x /file; cat /link/changes`)
+			want := []string{"removed /dir/deep", "added /etc/a b", "changed /etc/changes", "removed /etc/goes", "changed /file", "removed /gone", "added /new", "added /new/dir", "added /new/dir/f", "added /new/link", "changed /opaque", "added /opaque/b"}
+			require.Equal(t, want, changes(t, s))
+			require.Equal(t, "y new b", run(`echo $(cat /etc/changes "/etc/a b"; ls /opaque); test ! -e /gone`), "the next run goes on")
+			run("rm -r /new '/etc/a b'; chmod 700 /mode 2>/dev/null || true")
+			require.NotContains(t, changes(t, s), "added /new")
+			if name == "layers" {
+				require.Contains(t, changes(t, s), "changed /mode")
+				require.Equal(t, "33:33", run("touch /root; stat -c %u:%g /srv/www"))
+				require.Equal(t, "www's more", runs.Output(t, s.With(sandbox.WithUser(33, 33), sandbox.WithCommand("/bin/sh", "-c", "echo ' more' >>/srv/www; echo $(cat /srv/www)"))))
+				require.Contains(t, changes(t, s), "changed /srv/www")
+				require.Equal(t, "33:33 refused", run("echo $(stat -c %u:%g /srv/www) $(echo x 2>/dev/null >/srv/www || echo refused)"))
+			}
+			require.Equal(t, before, testkit.Tree(t, some), "the root itself changes")
+		})
+	}
+}
+
+func TestScratchRootOfTheHost(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "idmapped tmpfs")
+	testkit.Need(t, "idmapped /usr")
+	upper := newScratch(t, 64*sandbox.MiB)
+	s := sandbox.New(sandbox.WithScratchRoot(upper), sandbox.WithFile("/given", []byte("x"), 0o644))
+	for range 2 {
+		require.Equal(t, "ok", runs.Output(t, s.With(sandbox.WithCommand("sh", "-c", "echo new >/opt-new; echo 127.0.0.1 host >>/etc/hosts; rm -f /usr/bin/yes; mkdir -p /usr/local/new; echo ok"))))
+		list := changes(t, s)
+		for _, want := range []string{"added /opt-new", "changed /etc/hosts", "removed /usr/bin/yes", "added /usr/local/new"} {
+			require.Contains(t, list, want)
+		}
+		require.Less(t, len(list), 8, list)
+	}
+	require.FileExists(t, "/usr/bin/yes")
+}
+
+// A scratch is one run's root at a time, and nothing else.
+func TestScratchRootIsNothingElse(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "idmapped tmpfs")
+	upper, files, copied := newScratch(t, sandbox.MiB), newScratch(t, sandbox.MiB), newScratch(t, sandbox.MiB)
+	require.NoError(t, copied.CopyIn(os.DirFS(t.TempDir()), "."))
+	root := sandbox.New(sandbox.WithScratchRoot(upper))
+	live := runs.Start(t, root.With(sandbox.WithCommand("sleep", "1000")))
+	_, err := root.With(sandbox.WithCommand("true")).Run(testkit.Deadline(t))
+	runs.SetupError(t, err, "WithScratchRoot", "the root of another run")
+	require.NoError(t, live.Kill())
+	_, _ = live.Wait()
+	began := time.Now()
+	for range 10 {
+		runs.Output(t, root.With(sandbox.WithCommand("true")))
+	}
+	require.Less(t, time.Since(began), testkit.Patience)
+
+	_, err = runs.Shell("true", sandbox.WithScratch("/x", upper)).Run(testkit.Deadline(t))
+	runs.SetupError(t, err, "WithScratch", "can't be mounted")
+	_, err = runs.Shell("true", sandbox.WithReadOnlyScratch("/x", upper)).Run(testkit.Deadline(t))
+	runs.SetupError(t, err, "WithReadOnlyScratch", "can't be mounted")
+	require.ErrorContains(t, upper.CopyIn(os.DirFS(t.TempDir()), "."), "can't be mounted")
+	runs.Output(t, runs.Shell("true", sandbox.WithScratch("/x", files)))
+	for _, s := range []*sandbox.Scratch{files, copied} {
+		_, err = runs.Shell("true", sandbox.WithScratchRoot(s)).Run(testkit.Deadline(t))
+		runs.SetupError(t, err, "WithScratchRoot", "the scratch has files")
+	}
+	_, err = runs.Shell("true").RootChanges()
+	require.ErrorContains(t, err, "no WithScratchRoot")
+	require.NoError(t, upper.Close())
+	_, err = root.With(sandbox.WithCommand("true")).Run(testkit.Deadline(t))
+	require.ErrorContains(t, err, "WithScratchRoot: the source can't be used: the scratch is closed")
+	_, err = root.RootChanges()
+	require.Error(t, err)
+}
+
+// An ordinary user's runs have no ids that a scratch could have for theirs.
+func TestRootlessScratchRoot(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "an ordinary user")
+	testkit.Need(t, "files for several runs")
+	_, err := runs.Shell("true", sandbox.WithScratchRoot(newScratch(t, sandbox.MiB))).Run(testkit.Deadline(t))
+	runs.SetupError(t, err, "WithScratchRoot", "ids of its own")
+}
+
+// Full is ENOSPC inside, and nothing worse.
+func TestScratchRootIsFull(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "idmapped tmpfs")
+	s := sandbox.New(sandbox.WithScratchRoot(newScratch(t, sandbox.MiB)))
+	out := runs.Output(t, s.With(sandbox.WithCommand("sh", "-c", "dd if=/dev/zero of=/big bs=1M count=2 2>&1; i=0; while [ $i -lt 1000 ] && echo >/f$i; do i=$((i+1)); done 2>&1; true")))
+	require.Contains(t, out, "No space left on device")
+	list := changes(t, s)
+	require.Contains(t, list, "added /big")
+	require.Contains(t, fmt.Sprint(list), "added /f")
+}

@@ -1,0 +1,344 @@
+//go:build linux
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/internal/testkit/runs"
+)
+
+// closePool closes a pool that has nothing to do any more.
+func closePool(t *testing.T, p *sandbox.Pool) {
+	t.Helper()
+	require.NoError(t, p.Close(testkit.Deadline(t)))
+}
+
+// records is an observer that keeps all.
+type records struct {
+	mu  sync.Mutex
+	all []sandbox.RunRecord
+}
+
+func (r *records) RunEnded(one sandbox.RunRecord) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all = append(r.all, one)
+}
+
+// TestRootlessPool has more runs than the pool takes at a time, of all kinds of ends.
+func TestRootlessPool(t *testing.T) {
+	t.Parallel()
+	var seen records
+	var log bytes.Buffer
+	const size = 3
+	pool := sandbox.NewPool(runs.Shell("sleep 0.1"), size, sandbox.PoolObserver(&seen), sandbox.PoolLogger(slog.New(slog.NewJSONHandler(&log, nil))))
+	var group sync.WaitGroup
+	for i := range 12 {
+		group.Go(func() {
+			script, timeout := "sleep 0.1", testkit.Patience
+			switch i {
+			case 0:
+				script = "exit 3"
+			case 1:
+				script = "kill -9 $$"
+			case 2:
+				script, timeout = "sleep 1000", 5*time.Second
+			}
+			_, err := pool.Run(testkit.Deadline(t), sandbox.WithCommand("sh", "-c", script), sandbox.WithTimeout(timeout))
+			require.Equal(t, i > 2, err == nil, "%v", err)
+		})
+	}
+	most, done := 0, make(chan struct{})
+	go func() {
+		group.Wait()
+		close(done)
+	}()
+	for over := false; !over; {
+		s := pool.Stats()
+		most = max(most, s.Running)
+		require.LessOrEqual(t, s.Running, size)
+		select {
+		case <-done:
+			over = true
+		case <-time.After(time.Millisecond):
+		}
+	}
+	require.Equal(t, size, most)
+	_, err := pool.Run(testkit.Deadline(t), sandbox.WithCommand("/no/such/command"))
+	require.Error(t, err)
+	closePool(t, pool)
+	s := pool.Stats()
+	require.Equal(t, map[sandbox.Reason]uint64{sandbox.Exited: 1, sandbox.Signaled: 1, sandbox.TimedOut: 1}, s.Failed)
+	require.EqualValues(t, 9, s.Served)
+	require.EqualValues(t, 1, s.Unstarted)
+	require.Zero(t, s.Running+s.Waiting)
+	require.Positive(t, s.Wait.Max)
+	require.Greater(t, s.Run.P50, 50*time.Millisecond)
+	require.Greater(t, s.Run.Max, 4*time.Second)
+	require.LessOrEqual(t, s.Run.P50, s.Run.P90)
+
+	require.Len(t, seen.all, 13)
+	ids := map[uint64]bool{}
+	for _, r := range seen.all {
+		ids[r.ID] = true
+		require.NotEmpty(t, r.Command)
+		require.Equal(t, r.Result == nil, r.Command[0] == "/no/such/command")
+	}
+	require.Len(t, ids, 13)
+	require.Equal(t, 12, strings.Count(log.String(), `"msg":"run ended"`))
+	require.Contains(t, log.String(), `"reason":"timed out"`)
+	require.Contains(t, log.String(), `"msg":"run did not start"`)
+	require.NotContains(t, log.String(), "sleep", "arguments may be secrets")
+	_, err = pool.Run(testkit.Deadline(t))
+	require.ErrorIs(t, err, sandbox.ErrPoolClosed)
+}
+
+// busy has the pool's only place taken until free is called.
+func busy(t *testing.T, pool *sandbox.Pool) (free func()) {
+	t.Helper()
+	p, err := pool.Start(testkit.Deadline(t), sandbox.WithCommand("sleep", "1000"))
+	require.NoError(t, err)
+	return func() {
+		require.NoError(t, p.Kill())
+		_, err := p.Wait()
+		require.Error(t, err)
+	}
+}
+
+// waiting waits until n runs of the pool do.
+func waiting(t *testing.T, pool *sandbox.Pool, n int) {
+	t.Helper()
+	require.Eventually(t, func() bool { return pool.Stats().Waiting == n }, testkit.Patience, time.Millisecond)
+}
+
+// TestRootlessPoolQueue has runs wait for their turn: so many, and no longer than they want to.
+func TestRootlessPoolQueue(t *testing.T) {
+	t.Parallel()
+	pool := sandbox.NewPool(runs.Shell("true"), 1, sandbox.PoolQueue(3))
+	free := busy(t, pool)
+	_, err := pool.TryRun(testkit.Deadline(t))
+	require.ErrorIs(t, err, sandbox.ErrPoolFull)
+	served := make(chan error)
+	for range 2 {
+		go func() {
+			_, err := pool.Run(context.Background())
+			served <- err
+		}()
+	}
+	ctx, cancel := context.WithCancel(testkit.Deadline(t))
+	gaveUp := make(chan error)
+	go func() {
+		_, err := pool.Run(ctx)
+		gaveUp <- err
+	}()
+	waiting(t, pool, 3)
+	_, err = pool.Run(testkit.Deadline(t))
+	require.ErrorIs(t, err, sandbox.ErrPoolFull)
+	cancel()
+	require.ErrorIs(t, <-gaveUp, context.Canceled)
+	waiting(t, pool, 2)
+	free()
+	require.NoError(t, <-served)
+	require.NoError(t, <-served)
+	require.Eventually(t, func() bool { return pool.Stats().Running == 0 }, testkit.Patience, time.Millisecond)
+	_, err = pool.TryRun(testkit.Deadline(t))
+	require.NoError(t, err)
+	s := pool.Stats()
+	require.EqualValues(t, 2, s.Refused)
+	require.EqualValues(t, 3, s.Served)
+	closePool(t, pool)
+}
+
+// TestRootlessPoolOrder has runs served in the order of their coming. A run that waits may not be in the queue yet, and one that was
+// served may be slow to say so: on a busy machine a round can fail for either, but not three times.
+func TestRootlessPoolOrder(t *testing.T) {
+	t.Parallel()
+	want := []int{0, 1, 2, 3}
+	var got []int
+	for range 3 {
+		pool := sandbox.NewPool(runs.Shell("true"), 1)
+		free := busy(t, pool)
+		order := make(chan int, len(want))
+		for i := range want {
+			go func() {
+				_, _ = pool.Run(context.Background())
+				order <- i
+			}()
+			waiting(t, pool, i+1)
+			time.Sleep(20 * time.Millisecond)
+		}
+		free()
+		got = nil
+		for range want {
+			got = append(got, <-order)
+		}
+		closePool(t, pool)
+		if slices.Equal(got, want) {
+			return
+		}
+	}
+	require.Equal(t, want, got)
+}
+
+// TestRootlessPoolClose has a pool closed while runs wait and run.
+func TestRootlessPoolClose(t *testing.T) {
+	t.Parallel()
+	pool := sandbox.NewPool(runs.Shell("sleep 1000"), 1)
+	running, err := pool.Start(testkit.Deadline(t))
+	require.NoError(t, err)
+	waited := make(chan error)
+	go func() {
+		_, err := pool.Run(context.Background())
+		waited <- err
+	}()
+	waiting(t, pool, 1)
+	why := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(testkit.Deadline(t))
+	closed := make(chan error)
+	go func() { closed <- pool.Close(ctx) }()
+	require.ErrorIs(t, <-waited, sandbox.ErrPoolClosed)
+	select {
+	case err := <-closed:
+		t.Fatal("closed while a run lives:", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	cancel(why)
+	require.ErrorIs(t, <-closed, why)
+	_, err = running.Wait()
+	require.ErrorIs(t, err, sandbox.ErrPoolClosed)
+	require.ErrorIs(t, err, context.Canceled)
+	closePool(t, pool)
+	_, err = pool.Start(testkit.Deadline(t))
+	require.ErrorIs(t, err, sandbox.ErrPoolClosed)
+}
+
+// TestPoolBudget has runs share what the pool gives them.
+func TestPoolBudget(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "cgroup memory")
+	testkit.Need(t, "cgroup cpu")
+	pool := sandbox.NewPool(runs.Shell("true"), 2, sandbox.PoolMemory(100*sandbox.MiB), sandbox.PoolCPUs(0.5))
+	hold := "head -c 60000000 /dev/zero >/dev/shm/x && echo held && sleep "
+	var out bytes.Buffer
+	first, err := pool.Start(testkit.Deadline(t), sandbox.WithCommand("sh", "-c", hold+"1000"), sandbox.WithStdout(&out))
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		u, err := first.Usage()
+		return err == nil && u.MemoryPeak >= 60_000_000
+	}, testkit.Patience, 10*time.Millisecond)
+	_, err = pool.Run(testkit.Deadline(t), sandbox.WithCommand("sh", "-c", hold+"0"))
+	_ = first.Kill()
+	if err == nil { // the kernel chose the other one
+		_, err = first.Wait()
+	}
+	require.ErrorIs(t, err, sandbox.ErrOutOfMemory, "more than both may have")
+	_, _ = first.Wait()
+	_, err = pool.Run(testkit.Deadline(t), sandbox.WithCommand("sh", "-c", hold+"0"))
+	require.NoError(t, err, "alone it may")
+
+	spin := []sandbox.Option{sandbox.WithCommand("sh", "-c", "while :; do :; done"), sandbox.WithTimeout(2 * time.Second)}
+	var used [2]time.Duration
+	var group sync.WaitGroup
+	for i := range used {
+		group.Go(func() {
+			result, err := pool.Run(testkit.Deadline(t), spin...)
+			require.ErrorIs(t, err, sandbox.ErrTimeout)
+			used[i] = result.Usage.UserCPU + result.Usage.SystemCPU
+		})
+	}
+	group.Wait()
+	require.Less(t, used[0]+used[1], 1500*time.Millisecond, "half a CPU for 2 s, and a machine that is late")
+	_, err = pool.Run(testkit.Deadline(t), sandbox.WithCPUs(0.75))
+	require.ErrorContains(t, err, "PoolCPUs")
+	closePool(t, pool)
+	closePool(t, pool)
+}
+
+func TestPoolOptions(t *testing.T) {
+	t.Parallel()
+	for want, pool := range map[string]*sandbox.Pool{
+		"NewPool: 0":              sandbox.NewPool(runs.Shell("true"), 0),
+		"PoolQueue: -1":           sandbox.NewPool(runs.Shell("true"), 1, sandbox.PoolQueue(-1)),
+		"PoolMemory: 5 bytes":     sandbox.NewPool(runs.Shell("true"), 1, sandbox.PoolMemory(5)),
+		"PoolCPUs: 1e+06 is not ": sandbox.NewPool(runs.Shell("true"), 1, sandbox.PoolCPUs(1e6)),
+		"WithMemory: -1 bytes":    sandbox.NewPool(runs.Shell("true", sandbox.WithMemory(-1)), 1),
+	} {
+		_, err := pool.Run(testkit.Deadline(t))
+		require.ErrorContains(t, err, want)
+		closePool(t, pool)
+	}
+}
+
+// TestRootlessPoolBudgetWithoutCgroups asks for what can't be enforced.
+func TestRootlessPoolBudgetWithoutCgroups(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "no cgroups at hand")
+	for name, o := range map[string]sandbox.PoolOption{"PoolMemory": sandbox.PoolMemory(100 * sandbox.MiB), "PoolCPUs": sandbox.PoolCPUs(0.5)} {
+		pool := sandbox.NewPool(runs.Shell("true"), 1, o)
+		_, err := pool.Run(testkit.Deadline(t))
+		require.Equal(t, "cgroup", runs.SetupError(t, err).Stage)
+		require.ErrorContains(t, err, name)
+		closePool(t, pool)
+	}
+}
+
+// TestPoolLeavesNothing closes pools with runs that wait for a command, under budgets.
+func TestPoolLeavesNothing(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "cgroup memory")
+	mark := testkit.ALongTime()
+	for i := range 5 {
+		pool := sandbox.NewPool(runs.Shell("sleep "+mark+" & exit 0"), 4, sandbox.PoolMemory(200*sandbox.MiB))
+		p, err := pool.Start(testkit.Deadline(t), sandbox.WithCommand("sleep", "1000"))
+		require.NoError(t, err)
+		where := poolDirs(t, p.PID())
+		require.NoError(t, p.Kill())
+		var group sync.WaitGroup
+		for range 8 {
+			group.Go(func() {
+				_, err := pool.Run(testkit.Deadline(t))
+				require.NoError(t, err)
+			})
+		}
+		group.Wait()
+		time.Sleep(time.Duration(i) * 5 * time.Millisecond)
+		closePool(t, pool)
+		for _, dir := range where {
+			require.NoDirExists(t, dir)
+		}
+	}
+	testkit.RequireGone(t, mark)
+}
+
+// poolDirs is the cgroups of the pool that a process is in.
+func poolDirs(t *testing.T, pid int) (dirs []string) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	require.NoError(t, err)
+	for _, p := range regexp.MustCompile(`/[^:\n]*/pool-\d+/`).FindAllString(string(b), -1) {
+		for _, mount := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+			found, err := filepath.Glob(mount + strings.TrimSuffix(p, "/"))
+			require.NoError(t, err)
+			dirs = append(dirs, found...)
+		}
+	}
+	require.NotEmpty(t, dirs, "%s", b)
+	return dirs
+}

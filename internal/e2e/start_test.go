@@ -1,0 +1,90 @@
+//go:build linux
+
+package e2e
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/internal/testkit/runs"
+)
+
+// A Sandbox that is used again finds the host's files as they are now, at the latest on the start
+// after one that failed because they had changed.
+func TestChangedSources(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "root")
+	src := testkit.OpenDir(t) + "/source"
+	testkit.WriteFile(t, src, "file", 0o644)
+	s := runs.Shell("cat /tmp/it 2>/dev/null || ls /tmp/it", sandbox.WithReadOnlyBind(src, "/tmp/it"))
+	require.Equal(t, "file", runs.Output(t, s))
+	require.NoError(t, os.Remove(src))
+	require.NoError(t, testkit.Mkdirs(src, "/directory"))
+	runs.SetupError(t, errOf(s.Run(testkit.Deadline(t))), "WithReadOnlyBind /tmp/it")
+	require.Equal(t, "directory", runs.Output(t, s))
+
+	testkit.Need(t, "overlayfs for runs")
+	root := testkit.BusyboxRoot(t, "/proc", "/dev", "/tmp", "/home/sandbox")
+	s = sandbox.New(sandbox.WithRootfs(sandbox.DirRootfs(root)), sandbox.WithCommand("touch", "/tmp/x"))
+	runs.Output(t, s)
+	require.NoError(t, os.Remove(root+"/tmp"))
+	runs.SetupError(t, errOf(s.Run(testkit.Deadline(t))), "WithTmpfs /tmp")
+	runs.Output(t, s)
+}
+
+func TestHintsOfRuns(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "root")
+	closed := testkit.BusyboxRoot(t)
+	require.NoError(t, os.Chmod(closed, 0o700))
+	host := testkit.OpenDir(t)
+	for _, test := range []struct {
+		s    *sandbox.Sandbox
+		want string
+	}{
+		{sandbox.New(sandbox.WithRootfs(sandbox.DirRootfs(closed)), sandbox.WithCommand("true")), "must be open to others"},
+		{runs.Shell("", sandbox.WithReadOnlyBind(host, "/etc/passwd")), "must both be directories, or neither"},
+		{runs.Shell("", sandbox.WithReadOnlyBind("/etc/passwd", "/usr/bin")), "must both be directories, or neither"},
+		{runs.Shell("", sandbox.WithReadOnlyBind(host, "/usr/no-such-dir")), "in a directory of the host, or in a bind"},
+		{runs.Shell("", sandbox.WithReadOnlyBind(host, "/a"), sandbox.WithTmpfs("/a/none", sandbox.MiB)), "in a directory of the host, or in a bind"},
+		{runs.Shell("", sandbox.WithEnv("A="+strings.Repeat("x", 200*sandbox.KiB))), "WithCommand and WithEnv are too large"},
+	} {
+		require.Contains(t, runs.SetupError(t, errOf(test.s.Run(testkit.Deadline(t)))).Hint, test.want)
+	}
+	_, err := runs.Shell("", sandbox.WithEnv("A="+strings.Repeat("x", 200*sandbox.KiB))).Run(testkit.Deadline(t))
+	require.ErrorIs(t, err, syscall.E2BIG)
+}
+
+func TestClosedCell(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "root")
+	c, err := sandbox.NewCell(nil)
+	require.NoError(t, err)
+	network := runs.Shell("", sandbox.WithCell(c), sandbox.WithNetwork(sandbox.NetworkHost), sandbox.WithPIDs(-1))
+	_, err = network.Run(testkit.Deadline(t))
+	require.ErrorContains(t, err, "WithCell: the cell was made for another network")
+	require.ErrorContains(t, err, "WithPIDs: -1 is less than 1")
+	require.NoError(t, c.Close())
+	_, err = runs.Shell("", sandbox.WithCell(c)).Run(testkit.Deadline(t))
+	require.ErrorIs(t, err, sandbox.ErrCellLost)
+	require.True(t, strings.HasPrefix(err.Error(), "sandbox: the cell is gone (the fork server has ended"), "%v", err)
+}
+
+func TestCancelBeforeStart(t *testing.T) {
+	t.Parallel()
+	mine := errors.New("the client has gone")
+	ctx, cancel := context.WithCancelCause(context.Background())
+	cancel(mine)
+	_, err := runs.Shell("").Run(ctx)
+	require.EqualError(t, err, "sandbox: not started: context canceled: the client has gone")
+	require.ErrorIs(t, err, mine)
+	require.ErrorIs(t, err, context.Canceled)
+}

@@ -1,0 +1,227 @@
+//go:build linux
+
+package testkit
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/testkit/matrix"
+)
+
+// Need is the only way to skip a test: it does so where this machine lacks the
+// feature, and fails where the machine's configuration is known to have it.
+func Need(t testing.TB, name string) {
+	t.Helper()
+	f, ok := features[name]
+	require.True(t, ok, "no feature %q", name)
+	if f.here() {
+		return
+	}
+	if c, ok := matrix.Named(configuration()); ok && knownIn(f.known, c) {
+		require.FailNow(t, "missing feature", "%s: configuration %s is known to have it", name, c.Name)
+	}
+	t.Skipf("needs %s", name)
+}
+
+// configuration is the name of that in which the tests run, "" if they were not started by vmtest.
+func configuration() string {
+	name := os.Getenv("SANDBOX_TEST_CONFIG")
+	if name == "host" && os.Geteuid() != 0 {
+		return "host-user" // an ordinary user's own machine
+	}
+	return name
+}
+
+// groups are configurations by what they have in common, for the table below. With a version
+// behind it, such as ROOT-5.11, a group is those of it whose kernel is that one or a later one.
+var groups = map[string]func(matrix.Configuration) bool{
+	"ROOT":  matrix.Configuration.Root,
+	"USER":  matrix.Configuration.User,
+	"HERE":  func(c matrix.Configuration) bool { return !c.Guest() },
+	"GUEST": matrix.Configuration.Guest,
+}
+
+// knownIn reports whether known, names of configurations and of groups of them, contains c.
+func knownIn(known string, c matrix.Configuration) bool {
+	return slices.ContainsFunc(strings.Fields(known), func(name string) bool {
+		group, version, _ := strings.Cut(name, "-")
+		is, ok := groups[group]
+		if !ok {
+			return name == c.Name
+		}
+		var major, minor int
+		_, _ = fmt.Sscanf(version, "%d.%d", &major, &minor)
+		return is(c) && c.Since(major, minor)
+	})
+}
+
+type feature struct {
+	here  func() bool
+	known string
+}
+
+// features are what tests may need: how to find out, without the help of this
+// module, and which configurations of internal/vmtest have it.
+var features = map[string]feature{
+	"root":                           {AsRoot, "ROOT docker-cap docker-privileged"},
+	"a machine for timing":           {func() bool { return AsRoot() && !InGuest && Controller("cpu") }, "host"},
+	"time to build programs":         {func() bool { return !InGuest && found("go")() }, "host"},
+	"a machine that is not emulated": {func() bool { return !InGuest }, "HERE"},
+	"Debian's archive": {func() bool {
+		return slices.Contains([]string{"", "host"}, configuration()) && AsRoot() && found("mmdebstrap")()
+	}, "host"},
+	"umoci":                              {found("umoci"), "host"},
+	"a whole machine's root":             {WholeMachine, "ROOT"},
+	"an ordinary user":                   {func() bool { return !AsRoot() }, "USER docker"},
+	"cgroup v1":                          {func() bool { return exists("/sys/fs/cgroup/memory") }, ""},
+	"cgroup memory":                      {controller("memory"), "ROOT"},
+	"cgroup pids":                        {controller("pids"), "ROOT"},
+	"cgroup cpu":                         {controller("cpu"), "ROOT"},
+	"cgroup cpuset":                      {controller("cpuset"), "ROOT"},
+	"cgroup io":                          {blockIO, "ROOT"},
+	"CPU accounting":                     {controller("cpuacct"), "ROOT"},
+	"limits":                             {func() bool { return Controller("memory") || usersSystemd() }, "ROOT systemd-user"},
+	"java":                               {found("java"), "ROOT USER"},
+	"node":                               {found("node"), "ROOT USER"},
+	"freezer":                            {controller("freezer"), "ROOT"},
+	"block I/O limits":                   {func() bool { return blockIO() && onDisk("/var/tmp") }, "host"},
+	"limits for loop devices":            {func() bool { return blockIO() && loopDevices() }, "ROOT"},
+	"2 CPUs":                             {func() bool { var s unix.CPUSet; return unix.SchedGetaffinity(0, &s) == nil && s.Count() > 1 }, "ROOT USER"},
+	"idmapped tmpfs":                     {kernelAsRoot(6, 3), "ROOT-6.3"},
+	"idmapped tmpfs or an ordinary user": {func() bool { return !AsRoot() || Kernel(6, 3) }, "ROOT-6.3 USER docker"},
+	"files for several runs":             {kernel(5, 12), "ROOT-5.12 USER docker docker-cap"},
+	"idmapped /usr":                      {func() bool { return AsRoot() && Kernel(5, 19) && onDisk("/usr") }, ""}, // the guest's is on 9p
+	"overlayfs for runs":                 {kernel(5, 11), "ROOT-5.11 USER"},
+	"root's mounts of overlayfs":         {kernelAsRoot(5, 11), "ROOT-5.11 docker-cap docker-privileged"},
+	"files that hide others":             {layered(true), "GUEST-6.6"}, // its tmpfs; whatever there is elsewhere
+	"extended attributes for users":      {layered(false), "GUEST-6.6"},
+	"gcc":                                {found("gcc"), "ROOT USER"},
+	"python3":                            {found("python3"), "ROOT USER"},
+	"a static busybox":                   {found("busybox"), "ROOT USER"},
+	"root's power over networks":         {func() bool { return AsRoot() && Effective(unix.CAP_NET_ADMIN) }, "ROOT docker-privileged"},
+	"root's power over processes":        {func() bool { return AsRoot() && Effective(unix.CAP_SYS_PTRACE) }, "ROOT docker-privileged"},
+	"a guest's sysctls":                  {func() bool { return InGuest && os.Geteuid() == 0 }, "guest"},
+	"a user's own systemd":               {usersSystemd, "systemd-user"},
+	"no cgroups at hand":                 {func() bool { return !AsRoot() && !Controller("pids") && !usersSystemd() }, "host-user linux-6.1-user docker"},
+	"time namespaces":                    {func() bool { return exists("/proc/self/ns/time") }, "ROOT USER docker docker-cap docker-privileged"},
+	"user namespaces":                    {func() bool { return exec.Command("unshare", "-Ur", "true").Run() == nil }, "ROOT USER docker docker-cap docker-privileged"},
+}
+
+// WholeMachine reports whether this process is root of a machine, and not of a container.
+func WholeMachine() bool {
+	return AsRoot() && !strings.HasPrefix(os.Getenv("SANDBOX_TEST_CONFIG"), "docker")
+}
+
+// Effective reports whether this process has a capability.
+func Effective(capability int) bool {
+	b, _ := os.ReadFile("/proc/self/status")
+	_, rest, _ := strings.Cut(string(b), "\nCapEff:\t")
+	var have uint64
+	_, _ = fmt.Sscanf(rest, "%x", &have)
+	return have>>capability&1 != 0
+}
+
+// AsRoot reports whether this process is root and has root's power over mounts, which it mostly has not in a container.
+func AsRoot() bool { return os.Geteuid() == 0 && Effective(unix.CAP_SYS_ADMIN) }
+
+// Kernel reports whether this is such a kernel or a later one.
+func Kernel(major, minor int) bool {
+	var u unix.Utsname
+	var have [2]int
+	if unix.Uname(&u) == nil {
+		_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &have[0], &have[1])
+	}
+	return have[0] > major || have[0] == major && have[1] >= minor
+}
+
+func kernel(major, minor int) func() bool { return func() bool { return Kernel(major, minor) } }
+
+func kernelAsRoot(major, minor int) func() bool {
+	return func() bool { return AsRoot() && Kernel(major, minor) }
+}
+
+// Controller reports whether this process is root and a cgroup controller is there, mounted writable.
+func Controller(name string) bool {
+	if os.Geteuid() != 0 {
+		return false
+	}
+	for _, m := range MountPoints() {
+		_, after, _ := strings.Cut(m, " - ")
+		fields := strings.Fields(after) // type, source, options
+		switch {
+		case unix.Access(strings.Fields(m)[4], unix.W_OK) != nil:
+		case len(fields) == 3 && fields[0] == "cgroup" && slices.Contains(strings.Split(fields[2], ","), name):
+			return true
+		case len(fields) == 3 && fields[0] == "cgroup2":
+			b, _ := os.ReadFile(filepath.Join(strings.Fields(m)[4], "cgroup.controllers"))
+			have := strings.Fields(string(b))
+			builtIn := name == "cpuacct" || name == "freezer"
+			if slices.Contains(have, name) || builtIn && slices.Contains(have, "memory") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func controller(name string) func() bool { return func() bool { return Controller(name) } }
+
+// blockIO reports whether what runs read and write of block devices can be limited.
+func blockIO() bool { return Controller("blkio") || Controller("io") }
+
+// found returns whether there is a program of that name.
+func found(name string) func() bool {
+	return func() bool {
+		_, err := exec.LookPath(name)
+		return err == nil
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// usersSystemd reports whether this is a user on cgroup v2 with a manager of its own.
+func usersSystemd() bool {
+	return os.Geteuid() != 0 && exists(os.Getenv("XDG_RUNTIME_DIR")+"/systemd/private") && exists("/sys/fs/cgroup/cgroup.controllers")
+}
+
+// onDisk reports whether a path is on ext4, xfs or btrfs.
+func onDisk(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && slices.Contains([]int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC}, int64(st.Type))
+}
+
+// loopDevices reports whether there are any, and asks for the module that makes them.
+func loopDevices() bool {
+	_ = exec.Command("modprobe", "loop").Run()
+	f, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err == nil {
+		f.Close()
+	}
+	return err == nil
+}
+
+// layered reports whether a directory for temporary files takes what overlayfs says in files:
+// attributes of users, and, if asked for, the devices that hide files of lower layers.
+func layered(whiteouts bool) func() bool {
+	return func() bool {
+		dir, err := os.MkdirTemp("", "sandbox-test-")
+		if err != nil {
+			return false
+		}
+		defer os.RemoveAll(dir)
+		return unix.Setxattr(dir, "user.test", nil, 0) == nil &&
+			(!whiteouts || unix.Mknod(filepath.Join(dir, "whiteout"), unix.S_IFCHR, 0) == nil)
+	}
+}

@@ -1,0 +1,141 @@
+//go:build linux
+
+package testkit
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+)
+
+// WriteFile writes a file with exactly that mode.
+func WriteFile(t testing.TB, name, content string, mode os.FileMode) {
+	t.Helper()
+	require.NoError(t, os.WriteFile(name, []byte(content), mode))
+	require.NoError(t, os.Chmod(name, mode)) // whatever the umask is
+}
+
+// OpenDir is a directory of the test's that everybody can enter, at the end of
+// a path that everybody can walk.
+func OpenDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "sandbox-test-")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	require.NoError(t, os.Chmod(dir, 0o755))
+	return dir
+}
+
+// Mkdirs makes directories below another.
+func Mkdirs(root string, dirs ...string) error {
+	for _, dir := range dirs {
+		if err := os.MkdirAll(root+dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Tree lists what is below a directory.
+func Tree(t testing.TB, root string) (list []string) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		list = append(list, path)
+		return err
+	}))
+	return list
+}
+
+// Layer is a directory with files in it, by name: directories end in a slash, "-" is a whiteout, "-> x" a link.
+func Layer(t testing.TB, files map[string]string) string {
+	t.Helper()
+	dir := OpenDir(t)
+	for name, content := range files {
+		at := dir + "/" + name
+		require.NoError(t, os.MkdirAll(filepath.Dir(at), 0o755))
+		if to, ok := strings.CutPrefix(content, "-> "); ok {
+			require.NoError(t, os.Symlink(to, at))
+		} else if content == "-" {
+			require.NoError(t, unix.Mknod(at, unix.S_IFCHR, 0))
+		} else if strings.HasSuffix(name, "/") {
+			require.NoError(t, os.MkdirAll(at, 0o755))
+		} else {
+			WriteFile(t, at, content, 0o644)
+		}
+	}
+	return dir
+}
+
+// Busybox is the file of a static busybox.
+func Busybox(t testing.TB) []byte {
+	t.Helper()
+	Need(t, "a static busybox")
+	exe, err := exec.LookPath("busybox")
+	require.NoError(t, err)
+	b, err := os.ReadFile(exe)
+	require.NoError(t, err)
+	return b
+}
+
+// BusyboxRoot is a directory with a static busybox in it and the given mount points.
+func BusyboxRoot(t testing.TB, dirs ...string) string {
+	t.Helper()
+	if len(dirs) == 0 { // mount points that it lacks are on a layer above
+		Need(t, "overlayfs for runs")
+	}
+	root := OpenDir(t)
+	require.NoError(t, Mkdirs(root, append(dirs, "/bin")...))
+	WriteFile(t, root+"/bin/busybox", string(Busybox(t)), 0o755)
+	if len(dirs) > 0 { // nor does it lack the files that runs have of their own
+		require.NoError(t, os.MkdirAll(root+"/etc", 0o755))
+		for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
+			WriteFile(t, root+"/etc/"+name, "", 0o644)
+		}
+	}
+	for _, name := range strings.Fields("sh ls cat touch echo mkdir pwd id rm ln stat true") {
+		require.NoError(t, os.Symlink("busybox", root+"/bin/"+name))
+	}
+	return root
+}
+
+// builds are programs compiled for tests.
+var builds compiled
+
+type compiled struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+// StaticTrue is a statically linked program that does nothing.
+func StaticTrue(t testing.TB) string {
+	t.Helper()
+	Need(t, "gcc")
+	builds.once.Do(func() {
+		if builds.dir, builds.err = os.MkdirTemp("", "sandbox-test-"); builds.err != nil {
+			return
+		}
+		_ = os.Chmod(builds.dir, 0o755)
+		cmd := exec.Command("gcc", "-static", "-O2", "-x", "c", "-o", filepath.Join(builds.dir, "true"), "-")
+		cmd.Stdin = strings.NewReader("int main(void) { return 0; }\n")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			builds.err = fmt.Errorf("%w: %s", err, out)
+		}
+	})
+	require.NoError(t, builds.err)
+	return filepath.Join(builds.dir, "true")
+}
+
+func (c *compiled) remove() {
+	if c.dir != "" {
+		_ = os.RemoveAll(c.dir)
+	}
+}

@@ -1,0 +1,90 @@
+// Package matrix is the configurations that the tests run in. Command vmtest makes them, and testkit knows from them what
+// a test may miss where.
+package matrix
+
+import (
+	"fmt"
+	"slices"
+)
+
+// A Configuration is a place where the tests run. Those in the guest are one boot each.
+type Configuration struct {
+	Name     string
+	Kernel   string   // VM_KERNEL of guest.sh; "" on this machine
+	As       string   // VM_AS of guest.sh: the user and what PID 1 is; on this machine "user" is uid 1000, "" the user at hand
+	Packages []string // directories; nil: all
+	Run      string   // -run of its tests
+	Skip     string   // -skip: those that tell nothing there that they don't tell elsewhere
+	Always   bool     // of make test; the others are of make matrix
+	Optional bool     // skipped if this machine can't have it: no package of its kernel, no such container
+	Note     string
+}
+
+// What depends on the place: black-box tests, those beside the API, the cgroups, and the cell's own directories.
+var placed = []string{".", "internal/e2e", "internal/e2e/attack", "internal/cell", "internal/limits"}
+
+// What users import or run. Of these packages the tests named Rootless and Attack are for everybody.
+var public = []string{".", "internal/e2e", "internal/e2e/attack", "sandboxtest", "image", "image/cmd/sandbox"}
+
+// What meets the kernel and cgroups most is enough where most is as in another configuration. Examples are left
+// out on kernels without idmapped tmpfs (6.3), and in containers: they can't say what they need.
+const (
+	sample    = "^Test.*(Rootless|Attack|Limit|Memory|CPU|Pause|Cgroup|Check|Bind|Rootfs|Freeze|Kill|Usage|IO)"
+	tests     = "^Test"
+	user      = "Rootless|Attack"
+	container = "Container"
+)
+
+// What takes long and depends on this library alone, or on what all kernels do alike, tells on this machine what it
+// has to tell: emulated, a cell's boot takes seconds and each of these scripts boots some.
+const (
+	slow        = "^TestAttackRaces$|^TestRootlessFaults$"
+	slowScripts = "^TestScripts$/^(command|errors|explain|files|interrupt|rootfs|streams|subcommands|usage)$"
+)
+
+// Configurations is the matrix. All run in this order, guests beside each other.
+var Configurations = []Configuration{
+	{Name: "host", Always: true, Note: "this machine, as the user at hand"},
+	{Name: "host-user", Always: true, As: "user", Packages: public, Run: user, Note: "this machine, as uid 1000 without subordinate ids"},
+	{Name: "docker-default", Always: true, As: "docker", Packages: []string{"internal/e2e"}, Run: container, Note: "root in a container of docker run without flags: only the error that says which"},
+	{Name: "docker", Always: true, As: "docker", Packages: public, Run: user + "|" + container, Skip: slow, Note: "the same with the least flags that make runs work: the rootless tests"},
+	{Name: "docker-cap", As: "docker", Packages: public, Run: tests, Note: "the same with CAP_SYS_ADMIN"},
+	{Name: "docker-privileged", As: "docker", Packages: public, Run: tests, Optional: true, Note: "docker run --privileged"},
+	{Name: "guest", Always: true, Kernel: "6.12", As: "root", Skip: slow + "|" + slowScripts, Note: "plain init, cgroup v2, root"},
+	{Name: "systemd-user", Always: true, Kernel: "6.12", As: "systemd-user", Packages: public, Run: user, Skip: slow, Note: "uid 1000, in a service with Delegate=yes of its user manager"},
+	{Name: "linux-5.10", Always: true, Kernel: "5.10", As: "root", Packages: placed, Run: sample, Skip: slow, Optional: true, Note: "plain init, root"},
+	{Name: "systemd", Kernel: "6.12", As: "systemd", Packages: placed, Run: sample, Skip: slow, Note: "root, in a service without delegation"},
+	{Name: "systemd-service", Kernel: "6.12", As: "systemd-service", Packages: placed, Run: sample, Skip: slow, Note: "root, in a service with Delegate=yes"},
+	{Name: "linux-6.1", Kernel: "6.1", As: "root", Packages: placed, Run: tests, Skip: slow, Note: "plain init, root"},
+	{Name: "linux-6.1-user", Kernel: "6.1", As: "user", Packages: public, Run: user, Note: "plain init, uid 1000 with subordinate ids, no delegation"},
+	{Name: "linux-newest", Kernel: "newest", As: "root", Packages: placed, Run: tests, Skip: slow, Optional: true, Note: "plain init, root"},
+}
+
+// Named returns the configuration of that name.
+func Named(name string) (c Configuration, ok bool) {
+	i := slices.IndexFunc(Configurations, func(c Configuration) bool { return c.Name == name })
+	if i < 0 {
+		return c, false
+	}
+	return Configurations[i], true
+}
+
+// Guest reports whether the tests run in a virtual machine.
+func (c Configuration) Guest() bool { return c.Kernel != "" }
+
+// Root reports whether the tests run as root of a machine, and not of a container.
+func (c Configuration) Root() bool {
+	return slices.Contains([]string{"", "root", "systemd", "systemd-service"}, c.As)
+}
+
+// User reports whether the tests run as an ordinary user.
+func (c Configuration) User() bool { return c.As == "user" || c.As == "systemd-user" }
+
+// Since reports whether the kernel is that one or a later one. This machine's is, as it is whoever's develops here.
+func (c Configuration) Since(major, minor int) bool {
+	var is [2]int
+	if n, _ := fmt.Sscanf(c.Kernel, "%d.%d", &is[0], &is[1]); n < 2 {
+		return true // this machine's, or the newest
+	}
+	return is[0] > major || is[0] == major && is[1] >= minor
+}
