@@ -17,20 +17,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // debian is a Debian system as mmdebstrap makes it: a tar file.
 func debian(t testing.TB) []byte {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mmdebstrap keeps owners as root only")
-	}
-	if _, err := exec.LookPath("mmdebstrap"); err != nil {
-		t.Skip("needs mmdebstrap")
-	}
-	if config := os.Getenv("SANDBOX_TEST_CONFIG"); config != "" && config != "host" {
-		t.Skip("needs a network")
-	}
+	testkit.Need(t, "Debian's archive")
 	file := filepath.Join(t.TempDir(), "debian.tar")
 	out, err := exec.Command("mmdebstrap", "--quiet", "--variant=minbase", "bookworm", file).CombinedOutput()
 	require.NoError(t, err, "%s", out)
@@ -46,10 +39,7 @@ const listing = `cd "$1" && find . \( -path ./proc -o -path ./sys -o -path ./dev
 
 // TestDebian compares what a run sees of an image of three layers with what umoci, which is somebody else's, unpacks of it.
 func TestDebian(t *testing.T) {
-	needRuns(t)
-	if _, err := exec.LookPath("umoci"); err != nil {
-		t.Skip("needs umoci")
-	}
+	testkit.Need(t, "umoci")
 	base := debian(t)
 	changes := tarOf(t, file{name: "etc/"}, file{name: "etc/motd", content: "changed\n"}, file{name: "etc/.wh.issue"}, file{name: "usr/"}, file{name: "usr/share/"}, file{name: "usr/share/.wh.doc"},
 		file{name: "var/"}, file{name: "var/log/"}, file{name: "var/log/.wh..wh..opq"}, file{name: "var/log/new", content: "x", uid: 33}, file{name: "srv/"}, file{name: "srv/a b\nc", content: "x"},

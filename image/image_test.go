@@ -38,16 +38,10 @@ import (
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := sandbox.Shutdown(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { testkit.Main(m, sandbox.Shutdown) }
 
 // file is an entry of a layer. Without a type it is a directory if its name ends in a slash, a symbolic link if it has a link, else a regular file.
 type file struct {
@@ -188,13 +182,6 @@ func requireEmpty(t testing.TB, s *Store) {
 	require.NoError(t, err)
 }
 
-func needRuns(t testing.TB) {
-	t.Helper()
-	if r := sandbox.Check(context.Background()); !r.OK() {
-		t.Skip(r.String())
-	}
-}
-
 // needWhiteouts skips the test where a store can't hide files of lower layers, and requires that Open says so.
 func needWhiteouts(t testing.TB) {
 	t.Helper()
@@ -213,19 +200,14 @@ func needWhiteouts(t testing.TB) {
 	_, err = store.Collect(0) // the first layer is there
 	require.NoError(t, err)
 	requireEmpty(t, store)
-	t.Skip("needs a file system that takes whiteouts")
+	testkit.Need(t, "files that hide others")
+	t.Fatal("the store can't hide files of lower layers, but this file system can")
 }
 
 // busybox is a layer with one program.
 func busybox(t testing.TB) []byte {
 	t.Helper()
-	exe, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip("needs a static busybox")
-	}
-	b, err := os.ReadFile(exe)
-	require.NoError(t, err)
-	files := []file{{name: "bin/"}, {name: "bin/busybox", content: string(b), mode: 0o755}, {name: "etc/"},
+	files := []file{{name: "bin/"}, {name: "bin/busybox", content: program(t), mode: 0o755}, {name: "etc/"},
 		{name: "etc/passwd", content: "root:x:0:0:root:/root:/bin/sh\napp:x:33:44:app:/srv:/bin/sh\n"}, {name: "etc/group", content: "root:x:0:\nstaff:x:50:\n"},
 		{name: "tmp/", mode: 0o1777}, {name: "srv/", uid: 33}, {name: "srv/base", content: "base", uid: 33, mode: 0o600}, {name: "srv/gone", content: "x"}, {name: "opt/"}, {name: "opt/below", content: "x"}}
 	for _, applet := range []string{"sh", "ls", "cat", "id", "stat", "env", "pwd", "find", "echo", "touch", "readlink", "sort", "test"} {
@@ -248,7 +230,6 @@ func run(t testing.TB, img *Image, script string, opts ...sandbox.Option) string
 
 // Images from everywhere they come from are the same to a run.
 func TestRootlessOpen(t *testing.T) {
-	needRuns(t)
 	needWhiteouts(t)
 	config := v1.Config{Env: []string{"PATH=/bin", "COLOR=green"}, WorkingDir: "/srv", User: "app", Entrypoint: []string{"/bin/echo", "hello"}, Cmd: []string{"world"}}
 	img := imageOf(t, config, asGzip(t, busybox(t)), asZstd(t, second(t)), asPlain(t, tarOf(t, file{name: "srv/third", content: "3", uid: 33})))
@@ -297,7 +278,6 @@ func TestRootlessOpen(t *testing.T) {
 
 // Root of a user namespace that has no other ids is an ordinary user.
 func TestRootlessUserNamespace(t *testing.T) {
-	needRuns(t)
 	needWhiteouts(t)
 	busybox(t)
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestRootlessOpen$", "-test.v")

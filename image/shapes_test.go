@@ -3,8 +3,6 @@
 package image
 
 import (
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -13,19 +11,11 @@ import (
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // program is a static busybox.
-func program(t testing.TB) string {
-	t.Helper()
-	exe, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip("needs a static busybox")
-	}
-	b, err := os.ReadFile(exe)
-	require.NoError(t, err)
-	return string(b)
-}
+func program(t testing.TB) string { return string(testkit.Busybox(t)) }
 
 // shell is a layer with busybox's applets in /bin, and nothing else.
 func shell(t testing.TB) []byte {
@@ -142,7 +132,6 @@ func imageShapes() []imageShape {
 
 // Images as there are real ones run.
 func TestRootlessShapes(t *testing.T) {
-	needRuns(t)
 	needWhiteouts(t)
 	store, base := newStore(t), shell(t)
 	shapes := imageShapes()
@@ -172,7 +161,6 @@ func TestRootlessShapes(t *testing.T) {
 
 // An image of one static program, with no directory at all.
 func TestRootlessScratchImage(t *testing.T) {
-	needRuns(t)
 	needWhiteouts(t)
 	img := open(t, newStore(t), layoutOf(t, imageOf(t, v1.Config{Entrypoint: []string{"/busybox"}, Cmd: []string{"ls", "/"}, User: "65532:65532"}, asPlain(t, tarOf(t, file{name: "busybox", content: program(t), mode: 0o755})))))
 	out, err := sandbox.New(img.Options()...).With(img.Command()).Output(t.Context())
@@ -186,7 +174,6 @@ func TestRootlessScratchImage(t *testing.T) {
 // What is wrong with an image is said of the image's field, and an option of the caller's own mends
 // it.
 func TestRootlessImageErrors(t *testing.T) {
-	needRuns(t)
 	store, base := newStore(t), shell(t)
 	files := asPlain(t, tarOf(t, etc(file{name: "srv", content: "x"}, file{name: "private/", mode: 0o700, uid: 7})...))
 	for _, test := range []struct {

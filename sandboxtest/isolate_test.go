@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 var (
@@ -231,9 +232,8 @@ func TestRootlessIsolateDies(t *testing.T) {
 			t.Parallel()
 			timeout := "10m"
 			if name == "Sleep" {
-				if timeout = "8s"; os.Getenv("VM_GUEST") == "1" {
-					t.Skip("on an emulated machine it may take that long to get there")
-				}
+				timeout = "8s"
+				testkit.Need(t, "a machine that is not emulated") // it may take that long to get there
 			}
 			out, ok := samples(t, "-test.run=^TestSample"+name+"$", "-test.timeout="+timeout)
 			require.False(t, ok)
@@ -329,9 +329,8 @@ func TestRootlessInsideWithTheHost(t *testing.T) {
 func TestRootlessIsolateCoverage(t *testing.T) {
 	t.Parallel()
 	Need(t)
-	if _, err := exec.LookPath("go"); err != nil || os.Geteuid() != 0 || os.Getenv("VM_GUEST") == "1" {
-		t.Skip("it builds a test, which takes far too long on an emulated machine: the host does that, as root")
-	}
+	testkit.Need(t, "root")
+	testkit.Need(t, "time to build programs")
 	profile := filepath.Join(t.TempDir(), "profile")
 	out, err := exec.Command("go", "test", "-count=1", "-cover", "-coverprofile="+profile, "./testdata/covered").CombinedOutput()
 	require.NoError(t, err, "%s", out)

@@ -16,16 +16,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if err := sandbox.Shutdown(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { testkit.Main(m, sandbox.Shutdown) }
 
 // fake is a test that a test looks at.
 type fake struct {

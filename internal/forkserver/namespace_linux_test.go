@@ -14,19 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
-
-func needRoot(t *testing.T, why string) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: " + why)
-	}
-}
 
 // TestMapsAreWrittenBeforeTheGate waits for the gate as a run does. The events
 // of the clone and that of the fork server come in any order.
 func TestMapsAreWrittenBeforeTheGate(t *testing.T) {
-	needRoot(t, "the fork server, not being dumpable, writes id maps of its clones with capabilities")
+	testkit.Need(t, "root") // the fork server, not being dumpable, writes id maps of its clones with capabilities
 	s := startServer(t)
 	r := task(t, func(b *program.Builder) {
 		b.Wait(b.File("gate"))
@@ -68,7 +62,7 @@ func nextOf(t *testing.T, conn *Conn) Message {
 }
 
 func TestBadMapEndsTheClone(t *testing.T) {
-	needRoot(t, "an ordinary user's map fails for other reasons")
+	testkit.Need(t, "root") // an ordinary user's map fails for other reasons
 	s := startServer(t)
 	r := task(t, func(b *program.Builder) { b.Wait(b.File("gate")) })
 	r.CloneFlags = unix.CLONE_NEWUSER
@@ -78,7 +72,7 @@ func TestBadMapEndsTheClone(t *testing.T) {
 }
 
 func TestTreeAccompaniesRequest(t *testing.T) {
-	needRoot(t, "open_tree(2) with OPEN_TREE_CLONE")
+	testkit.Need(t, "root") // open_tree(2) with OPEN_TREE_CLONE
 	s := startServer(t)
 	dir := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "file"), []byte("content"), 0o600))
@@ -106,7 +100,7 @@ func TestTreeAccompaniesRequest(t *testing.T) {
 // TestServerForgets looks for the arguments of requests that are over in the
 // memory of the fork server, of which every clone is a copy.
 func TestServerForgets(t *testing.T) {
-	needRoot(t, "reads the memory of a process that is not dumpable")
+	testkit.Need(t, "root") // reads the memory of a process that is not dumpable
 	s := startServer(t)
 	secret := "argument of a run " + strings.Repeat("that is over ", 3)
 	good := func(size int) *Request {
@@ -127,10 +121,8 @@ func TestServerForgets(t *testing.T) {
 // memoryContains searches the writable memory of a process.
 func memoryContains(t *testing.T, pid int, what []byte) bool {
 	t.Helper()
+	testkit.Need(t, "root's power over processes")
 	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
-	if os.IsPermission(err) {
-		t.Skipf("this root may not read the memory of other processes: %v", err)
-	}
 	require.NoError(t, err)
 	defer mem.Close()
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // patience is beyond what anything here takes, also under emulation.
@@ -291,14 +292,12 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == Name {
 		os.Exit(notServing)
 	}
-	os.Exit(m.Run())
+	testkit.Main(m)
 }
 
 // TestPrivileged executes a set-uid program, whose caller must not be obeyed.
 func TestPrivileged(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root, to make a set-uid program")
-	}
+	testkit.Need(t, "root")
 	dir, err := os.MkdirTemp("", "sandbox-setuid")
 	require.NoError(t, err)
 	defer os.RemoveAll(dir)

@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"testing"
 	"time"
 
@@ -15,22 +13,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // TestCrowded is a host process that runs out of descriptors. Its runs fail or succeed, but do not
 // hang, and limits hold.
 func TestCrowded(t *testing.T) {
-	needRoot(t)
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), roleVar+"=crowded")
-	out, err := cmd.CombinedOutput()
+	testkit.Need(t, "root")
+	out, err := testkit.HelperCommand(t.Context(), "crowded").CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	require.Equal(t, "fine\n", string(out))
 	bootOnce(t)
 	requireNothingLeft(t)
 }
 
-func crowded() {
+func crowded([]string) error {
 	check(unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 256, Max: 256}))
 	ctx := context.Background()
 	hello := sandbox.New(sandbox.WithCommand("echo", "hello"))
@@ -38,7 +35,7 @@ func crowded() {
 	check(err)
 
 	c := &crowd{}
-	patience := scale(10*time.Second, time.Minute)
+	patience := testkit.Scale(10*time.Second, time.Minute)
 	good := 0
 	for free := range 30 {
 		c.fill()
@@ -60,17 +57,18 @@ func crowded() {
 		check(fmt.Errorf("%d of 30 runs were good, so the others tell nothing", good))
 	}
 
-	busy := sandbox.New(sandbox.WithCommand("sh", "-c", "while :; do :; done"), sandbox.WithCPUTime(scale(300*time.Millisecond, 3*time.Second)))
+	busy := sandbox.New(sandbox.WithCommand("sh", "-c", "while :; do :; done"), sandbox.WithCPUTime(testkit.Scale(300*time.Millisecond, 3*time.Second)))
 	p, err := busy.Start(ctx)
 	check(err)
 	c.fill()
-	time.Sleep(scale(500*time.Millisecond, 5*time.Second))
+	time.Sleep(testkit.Scale(500*time.Millisecond, 5*time.Second))
 	c.leave(256)
 	if _, err := p.Wait(); !errors.Is(err, sandbox.ErrCPUTime) {
 		check(fmt.Errorf("the CPU time limit was forgotten: %w", err))
 	}
 	check(sandbox.Shutdown(ctx))
 	fmt.Println("fine")
+	return nil
 }
 
 // crowd holds descriptors that others need.

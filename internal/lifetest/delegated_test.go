@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path"
 	"strings"
 	"syscall"
@@ -18,14 +17,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // TestDelegated is an ordinary user who was given a directory in each hierarchy of cgroup v1.
 func TestDelegated(t *testing.T) {
-	needRoot(t)
-	if inGuest() {
-		t.Skip("needs cgroup v1; what a user is given on v2 is its own cgroup's, which internal/limits tests")
-	}
+	testkit.Need(t, "root")
+	testkit.Need(t, "cgroup v1") // what a user is given on v2 is its own cgroup's, which internal/limits tests
 	const uid = 1234
 	name := fmt.Sprintf("sandbox-test-%d", os.Getpid())
 	for _, controller := range strings.Fields("memory pids cpu cpuacct freezer blkio cpuset") {
@@ -51,9 +49,9 @@ func TestDelegated(t *testing.T) {
 	require.NoError(t, err)
 	defer os.RemoveAll(home)
 	require.NoError(t, os.Chown(home, uid, uid))
-	cmd := exec.Command("/proc/self/exe", "/"+name)
+	cmd := testkit.HelperCommand(t.Context(), "delegated", "/"+name)
 	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), roleVar+"=delegated", "HOME="+home, "TMPDIR="+home, "XDG_RUNTIME_DIR="+home)
+	cmd.Env = append(cmd.Env, "HOME="+home, "TMPDIR="+home, "XDG_RUNTIME_DIR="+home)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
@@ -61,9 +59,9 @@ func TestDelegated(t *testing.T) {
 	requireNothingLeft(t)
 }
 
-func delegated() {
+func delegated(args []string) error {
 	ctx := context.Background()
-	base := sandbox.New(sandbox.WithCgroupParent(os.Args[1]), sandbox.WithCPUs(1), sandbox.WithCPUSet("0"), sandbox.WithPIDs(20))
+	base := sandbox.New(sandbox.WithCgroupParent(args[0]), sandbox.WithCPUs(1), sandbox.WithCPUSet("0"), sandbox.WithPIDs(20))
 	_, err := base.With(sandbox.WithMemory(64*sandbox.MiB), sandbox.WithCommand("tail", "/dev/zero")).Run(ctx)
 	if !errors.Is(err, sandbox.ErrOutOfMemory) {
 		check(fmt.Errorf("WithMemory: %w", err))
@@ -74,7 +72,7 @@ func delegated() {
 	}
 	// Each of the four is the run's own, though nothing limits it in two: the caller's is not to be
 	// seen.
-	seen, err := sandbox.New(sandbox.WithCgroupParent(os.Args[1]), sandbox.WithMemory(64*sandbox.MiB), sandbox.WithCommand("sh", "-c",
+	seen, err := sandbox.New(sandbox.WithCgroupParent(args[0]), sandbox.WithMemory(64*sandbox.MiB), sandbox.WithCommand("sh", "-c",
 		"cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes; ls -d cpu cpuacct cpuset memory; find */ -mindepth 1 -type d")).Output(ctx)
 	check(err)
 	if got := strings.Join(strings.Fields(string(seen)), " "); got != "67108864 cpu cpuacct cpuset memory" {
@@ -82,4 +80,5 @@ func delegated() {
 	}
 	check(sandbox.Shutdown(ctx))
 	fmt.Println("fine")
+	return nil
 }

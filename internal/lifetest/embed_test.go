@@ -17,15 +17,15 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // TestEmbedded builds programs that import the library, in a module of their own and in every
 // way that programs are built, and starts them in places and states that programs are in.
 func TestEmbedded(t *testing.T) {
-	needRoot(t)
-	if inGuest() {
-		t.Skip("it builds programs, which takes far too long on an emulated machine; the host does it")
-	}
+	testkit.Need(t, "root")
+	testkit.Need(t, "time to build programs")
 	m := newModule(t)
 	t.Run("all", func(t *testing.T) {
 		for name, test := range embedTests {

@@ -19,20 +19,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // TestKilledHost kills a host process at random moments. All its processes must end at once, and
 // the next boot of any process must remove the rest.
 func TestKilledHost(t *testing.T) {
-	needRoot(t)
+	testkit.Need(t, "root")
 	seed := seedOf(t)
 	random := rand.New(rand.NewPCG(seed, 0))
 	// Orphans become children of this process, wherever they hide.
 	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
-	kills := scale(50, 10)
-	boot, rest := scale(80*time.Millisecond, 4*time.Second), scale(600*time.Millisecond, 15*time.Second)
+	kills := testkit.Scale(50, 10)
+	boot, rest := testkit.Scale(80*time.Millisecond, 4*time.Second), testkit.Scale(600*time.Millisecond, 15*time.Second)
 	moments := map[string]int{}
 	var slowest time.Duration
 	for i := range kills {
@@ -53,12 +54,12 @@ func TestKilledHost(t *testing.T) {
 // TestKilledHostPaused kills a host process whose run is paused: on cgroup v1 a frozen process
 // can't die, and with it its cell can't.
 func TestKilledHostPaused(t *testing.T) {
-	needRoot(t)
+	testkit.Need(t, "root")
 	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-	for range scale(5, 2) {
+	for range testkit.Scale(5, 2) {
 		v := startVictim(t, "pause")
-		require.Eventually(t, func() bool { return v.phase() == "paused" }, scale(10*time.Second, 2*time.Minute), time.Millisecond)
+		require.Eventually(t, func() bool { return v.phase() == "paused" }, testkit.Scale(10*time.Second, 2*time.Minute), time.Millisecond)
 		took := v.kill(t)
 		t.Logf("the last process was gone after %v", took)
 		bootOnce(t)
@@ -103,8 +104,7 @@ func startVictim(t *testing.T, how string) *victimProcess {
 	require.NoError(t, err)
 	v.phases = os.NewFile(uintptr(fd), "phase")
 	t.Cleanup(func() { v.phases.Close() })
-	v.cmd = exec.Command("/proc/self/exe", how)
-	v.cmd.Env = append(os.Environ(), roleVar+"=victim")
+	v.cmd = testkit.HelperCommand(context.Background(), "victim", how)
 	v.cmd.ExtraFiles = []*os.File{v.phases}
 	v.cmd.Stderr = &v.stderr
 	require.NoError(t, v.cmd.Start())
@@ -116,7 +116,7 @@ func (v *victimProcess) kill(t *testing.T) time.Duration {
 	t.Helper()
 	require.NoError(t, v.cmd.Process.Kill())
 	start := time.Now()
-	limit := scale(time.Second, 30*time.Second)
+	limit := testkit.Scale(time.Second, 30*time.Second)
 	for {
 		// Not cmd.Wait: it would wait for those who hold its standard error too.
 		own := v.reap(t)
@@ -189,11 +189,11 @@ func bootOnce(t *testing.T) {
 }
 
 // victim is the host process that is killed. It runs sandboxes of all kinds until then.
-func victim() {
-	if os.Args[1] == "pause" {
+func victim(args []string) error {
+	if args[0] == "pause" {
 		pauseForEver()
 	}
-	seed, err := strconv.ParseUint(os.Args[1], 10, 64)
+	seed, err := strconv.ParseUint(args[0], 10, 64)
 	check(err)
 	random := rand.New(rand.NewPCG(seed, 1))
 	ctx := context.Background()

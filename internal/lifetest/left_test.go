@@ -14,6 +14,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // Other processes of this machine may use the library meanwhile. So what counts as left is what
@@ -33,7 +35,7 @@ func requireNothingLeft(t testing.TB) {
 		if left = leftovers(t); len(left) == 0 {
 			return
 		}
-		time.Sleep(scale(50*time.Millisecond, 500*time.Millisecond))
+		time.Sleep(testkit.Scale(50*time.Millisecond, 500*time.Millisecond))
 	}
 	require.Empty(t, left, "left behind")
 }

@@ -16,15 +16,15 @@ import (
 	"golang.org/x/mod/modfile"
 	modules "golang.org/x/mod/module"
 	modzip "golang.org/x/mod/zip"
+
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // TestPublished publishes this repository's modules in a module proxy, in the version in which they
 // require each other, and has a module of somebody else's require them from there, and both
 // commands installed.
 func TestPublished(t *testing.T) {
-	if inGuest() {
-		t.Skip("it builds programs, which takes far too long on an emulated machine; the host does it")
-	}
+	testkit.Need(t, "time to build programs")
 	p := newProxy(t)
 	version := p.requiredVersion(t, "../../image/go.mod")
 	p.publish(t, rootModule, version, "../..")

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // figures is what must not grow with the number of runs.
@@ -33,13 +34,13 @@ type figures struct {
 
 // TestLongLivedHost makes many runs one after the other.
 func TestLongLivedHost(t *testing.T) {
-	needRoot(t)
+	testkit.Need(t, "root")
 	defer shutdown(t)
 	before := map[int]bool{}
 	for _, p := range descendants(t) {
 		before[p.pid] = true
 	}
-	runs, warmUp := scale(2000, 100), scale(200, 50)
+	runs, warmUp := testkit.Scale(2000, 100), testkit.Scale(200, 50)
 	base := sandbox.New(sandbox.WithMemory(64*sandbox.MiB), sandbox.WithCPUs(1))
 	run := func(i int) {
 		s := base.With(sandbox.WithCommand("/bin/sh", "-c", "echo $0; true & exit 0", fmt.Sprint(i)))
@@ -135,7 +136,7 @@ func settled(t *testing.T, server int) figures {
 		if f == last {
 			break
 		}
-		time.Sleep(scale(20*time.Millisecond, 200*time.Millisecond))
+		time.Sleep(testkit.Scale(20*time.Millisecond, 200*time.Millisecond))
 	}
 	return f
 }

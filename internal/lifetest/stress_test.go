@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,13 +18,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // TestManyRuns runs all sorts of sandboxes side by side, derived from one by several goroutines.
 func TestManyRuns(t *testing.T) {
-	needRoot(t)
+	testkit.Need(t, "root")
 	defer shutdown(t)
-	runs, atATime := scale(500, 40), scale(50, 8)
+	runs, atATime := testkit.Scale(500, 40), testkit.Scale(50, 8)
 	start := time.Now()
 	for _, err := range manyRuns(runs, atATime, sandbox.New()) {
 		assert.NoError(t, err)
@@ -36,15 +36,13 @@ func TestManyRuns(t *testing.T) {
 
 // TestManyHosts has several processes use the library at the same time.
 func TestManyHosts(t *testing.T) {
-	needRoot(t)
-	hosts, runs := scale(8, 3), scale(20, 8)
+	testkit.Need(t, "root")
+	hosts, runs := testkit.Scale(8, 3), testkit.Scale(20, 8)
 	start := time.Now()
 	var all sync.WaitGroup
 	for i := range hosts {
 		all.Go(func() {
-			cmd := exec.Command("/proc/self/exe", strconv.Itoa(runs), strconv.Itoa(i%2))
-			cmd.Env = append(os.Environ(), roleVar+"=worker")
-			out, err := cmd.CombinedOutput()
+			out, err := testkit.HelperCommand(t.Context(), "worker", strconv.Itoa(runs), strconv.Itoa(i%2)).CombinedOutput()
 			assert.NoError(t, err)
 			assert.Equal(t, fmt.Sprintf("%d runs\n", runs), string(out))
 		})
@@ -56,14 +54,15 @@ func TestManyHosts(t *testing.T) {
 }
 
 // worker is one of the processes of TestManyHosts.
-func worker() {
-	runs, err := strconv.Atoi(os.Args[1])
+func worker(args []string) error {
+	runs, err := strconv.Atoi(args[0])
 	check(err)
 	check(errors.Join(manyRuns(runs, 5, sandbox.New())...))
-	if os.Args[2] == "1" {
+	if args[1] == "1" {
 		check(sandbox.Shutdown(context.Background()))
 	}
 	fmt.Printf("%d runs\n", runs)
+	return nil
 }
 
 // manyRuns makes runs of every kind in turn and returns what was wrong with any.
@@ -200,13 +199,13 @@ func writableRoot(base *sandbox.Sandbox, i int) error {
 // TestCellKilled kills the fork server again and again while runs start and one of them is
 // paused: a run must start in another cell, or say that its own was lost.
 func TestCellKilled(t *testing.T) {
-	needRoot(t)
+	testkit.Need(t, "root")
 	defer shutdown(t)
 	before := map[int]bool{}
 	for _, p := range descendants(t) {
 		before[p.pid] = true
 	}
-	for range scale(10, 2) {
+	for range testkit.Scale(10, 2) {
 		p, err := shell(sandbox.New(), "sleep 1000 & while :; do :; done").Start(t.Context())
 		require.NoError(t, err)
 		require.NoError(t, p.Pause())

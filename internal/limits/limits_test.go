@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path"
 	"strings"
 	"syscall"
@@ -17,6 +16,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 const mib = 1 << 20
@@ -181,8 +182,7 @@ func TestKillForkBomb(t *testing.T) {
 	for _, way := range []string{"cgroup.kill", "pidfd"} {
 		g, err := cell.Create(strings.ReplaceAll(way, ".", "-"), s)
 		require.NoError(t, err)
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), "LIMITS_TEST_FORK_BOMB=1")
+		cmd := testkit.HelperCommand(context.Background(), "fork bomb")
 		startCmd(t, g, cmd)
 		population(t, g, 200)
 		if way == "pidfd" {
@@ -298,7 +298,7 @@ func TestRemoveDeadTree(t *testing.T) {
 }
 
 func TestOwnTop(t *testing.T) {
-	needRoot(t)
+	testkit.Need(t, "root")
 	tree, err := Discover("")
 	require.NoError(t, err)
 	if findManager() != nil {
@@ -320,7 +320,7 @@ func TestOwnTop(t *testing.T) {
 // TestRaceForTheTop has owners come and go, each of whom removes the directory that all share
 // when it looks empty.
 func TestRaceForTheTop(t *testing.T) {
-	needRoot(t)
+	testkit.Need(t, "root")
 	done := make(chan error, 4)
 	for _, name := range []string{"a", "b", "c", "d"} {
 		go func() {
@@ -350,9 +350,8 @@ func TestRaceForTheTop(t *testing.T) {
 }
 
 func TestUnavailable(t *testing.T) {
-	needRoot(t)
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), "LIMITS_TEST_DISCOVER=1")
+	testkit.Need(t, "root")
+	cmd := testkit.HelperCommand(t.Context(), "discover")
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &unix.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
@@ -394,14 +393,13 @@ func TestOccupied(t *testing.T) {
 }
 
 // discoverIn is what a user without rights in the cgroup prints: see discover.
-func discoverIn(dir, how string) ([]byte, error) {
+func discoverIn(dir string, how ...string) ([]byte, error) {
 	fd, err := os.Open(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer fd.Close()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), "LIMITS_TEST_DISCOVER="+how)
+	cmd := testkit.HelperCommand(context.Background(), "discover", how...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &unix.SysProcAttr{
 		Credential:  &syscall.Credential{Uid: 65534, Gid: 65534},
@@ -444,7 +442,7 @@ func TestDelegatedSubtree(t *testing.T) {
 	for _, name := range []string{"", "/cgroup.procs", "/cgroup.subtree_control", "/main", "/main/cgroup.procs"} {
 		require.NoError(t, os.Chown(g.v2+name, 65534, 65534))
 	}
-	out, err := discoverIn(g.v2+"/main", "1")
+	out, err := discoverIn(g.v2 + "/main")
 	require.NoError(t, err, "%s", out)
 	assert.Equal(t, g.Path()+"/sandbox pids.max=7\n", string(out))
 }

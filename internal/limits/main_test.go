@@ -3,6 +3,7 @@
 package limits
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -17,43 +18,44 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // testParent has the cells of this test process, apart from those of other programs.
 var testParent = fmt.Sprintf("/limits-test-%d", os.Getpid())
 
-// TestMain is also the fork bomb of TestKillForkBomb and the user without rights of others, and fails when a test left a cgroup behind.
-func TestMain(m *testing.M) {
-	if os.Getenv("LIMITS_TEST_FORK_BOMB") != "" {
-		_, _ = os.Stdin.Read(make([]byte, 1)) // until it is in its cgroup
-		for {
-			// Only raw system calls: the children of this fork have no Go runtime.
-			_, _, _ = syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
-		}
-	}
-	if os.Getenv("LIMITS_TEST_DISCOVER") != "" {
-		discover()
-		os.Exit(0)
-	}
-	code := m.Run()
+func TestMain(m *testing.M) { testkit.Main(m, requireNothingLeft) }
+
+func init() {
+	testkit.AddHelper("fork bomb", forkBomb)
+	testkit.AddHelper("discover", discover)
+}
+
+// requireNothingLeft reports the cgroups that tests left.
+func requireNothingLeft(context.Context) error {
 	all, err := mounts()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
 	for _, h := range all {
 		if dir := path.Join(h.mount, testParent); exists(dir) {
-			fmt.Fprintln(os.Stderr, "left behind:", below(dir))
-			code = 1
+			err = errors.Join(err, fmt.Errorf("left behind: %s", below(dir)))
 		}
 	}
-	os.Exit(code)
+	return err
+}
+
+// forkBomb is the program of TestKillForkBomb.
+func forkBomb([]string) error {
+	_, _ = os.Stdin.Read(make([]byte, 1)) // until it is in its cgroup
+	for {
+		// Only raw system calls: the children of this fork have no Go runtime.
+		_, _, _ = syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+	}
 }
 
 // discover says what a user without rights finds, and makes use of it.
-func discover() {
+func discover(args []string) error {
 	for range 2 { // the second time, nothing is to be done
-		if os.Getenv("LIMITS_TEST_DISCOVER") == "subgroup" {
+		if slices.Contains(args, "subgroup") {
 			if err := Subgroup("main"); err != nil {
 				fmt.Println(err)
 			}
@@ -62,42 +64,34 @@ func discover() {
 	tree, err := Discover("")
 	if err != nil {
 		fmt.Println(errors.Is(err, ErrUnavailable), err)
-		return
+		return nil
 	}
 	cell, err := tree.NewCell("mine", nil)
 	if err != nil {
-		fmt.Println(err)
-		return
+		return err
 	}
 	g, err := cell.Create("run", Spec{PIDs: 7})
 	if err != nil {
-		fmt.Println(err)
-		return
+		return err
 	}
 	limit := readWords(g.v2 + "/pids.max")
 	if err := cell.Delete(); err != nil {
-		fmt.Println(err)
+		return err
 	}
 	fmt.Println(tree.parent, "pids.max="+strings.Join(limit, ""))
-}
-
-// needRoot skips for ordinary users, unless this is a configuration of internal/vmtest that runs these tests: all of them do so as root.
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	require.Empty(t, os.Getenv("VM_GUEST"), "the tests of this package run as root in every guest")
-	t.Skip("needs root")
+	return nil
 }
 
 // testCell makes a cell that can enforce s, and removes it after the test.
 func testCell(t testing.TB, s Spec) *Cell {
 	t.Helper()
-	needRoot(t)
+	testkit.Need(t, "root")
+	for _, n := range s.needs() {
+		testkit.Need(t, "cgroup "+n.controller)
+	}
 	tree, err := Discover(testParent)
 	require.NoError(t, err)
-	mayLack(t, tree, s)
+	require.NoError(t, tree.Missing(s))
 	cell, err := tree.NewCell(strings.Map(func(r rune) rune {
 		if strings.ContainsRune("/.", r) {
 			return '-'
@@ -110,24 +104,6 @@ func testCell(t testing.TB, s Spec) *Cell {
 		requireGone(t, cell.Path())
 	})
 	return cell
-}
-
-// mayLack skips the test when this machine lacks what s needs, but only if the kernel really
-// does not have the controller.
-func mayLack(t testing.TB, tree *Tree, s Spec) {
-	t.Helper()
-	err := tree.Missing(s)
-	if err == nil {
-		return
-	}
-	for _, n := range s.needs() {
-		has := slices.ContainsFunc(tree.all, func(h hierarchy) bool { return slices.Contains(h.v1, n.controller) }) ||
-			slices.Contains(readWords(path.Join(tree.v2, "cgroup.controllers")), n.controller)
-		if !has {
-			t.Skip(err)
-		}
-	}
-	require.NoError(t, err)
 }
 
 func requireGone(t testing.TB, p string) {

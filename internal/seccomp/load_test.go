@@ -19,30 +19,29 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// childEnv makes the test binary a process that lives under a filter. With the default one, "probe" makes a few
+func TestMain(m *testing.M) { testkit.Main(m) }
+
+// The test binary is also processes that live under a filter. With the default one, "probe" makes a few
 // calls and prints what came of them, and "exec" becomes the command in its arguments. "random" makes the
 // calls of TestKernelArguments.
-const childEnv = "SECCOMP_TEST_CHILD"
-
-func TestMain(m *testing.M) {
-	switch os.Getenv(childEnv) {
-	case "":
-		os.Exit(m.Run())
-	case "probe":
+func init() {
+	testkit.AddHelper("probe", func([]string) error {
 		confine(CachedDefault(nil, false))
-		_ = json.NewEncoder(os.Stdout).Encode(probe())
-	case "exec":
-		path, args := os.Args[1], os.Args[1:]
+		return json.NewEncoder(os.Stdout).Encode(probe())
+	})
+	testkit.AddHelper("exec", func(args []string) error {
 		confine(CachedDefault(nil, false))
-		fmt.Fprintln(os.Stderr, "exec:", syscall.Exec(path, args, os.Environ()))
-		os.Exit(1)
-	case "random":
+		return fmt.Errorf("exec: %w", syscall.Exec(args[0], args, os.Environ()))
+	})
+	testkit.AddHelper("random", func([]string) error {
 		p, calls := harmless()
 		confine(Compile(p, runtime.GOARCH))
-		_ = json.NewEncoder(os.Stdout).Encode(errnos(calls))
-	}
+		return json.NewEncoder(os.Stdout).Encode(errnos(calls))
+	})
 }
 
 // confine puts this thread under a filter. An exec by this thread makes it the whole process.
@@ -91,18 +90,9 @@ func probe() map[string]int {
 	return results
 }
 
-func child(t *testing.T, mode string, args ...string) *exec.Cmd {
-	t.Helper()
-	self, err := os.Executable()
-	require.NoError(t, err)
-	cmd := exec.CommandContext(t.Context(), self, args...)
-	cmd.Env = append(os.Environ(), childEnv+"="+mode)
-	return cmd
-}
-
 // TestKernel loads the default filter and asks the kernel.
 func TestKernel(t *testing.T) {
-	out, err := child(t, "probe").Output()
+	out, err := testkit.HelperCommand(t.Context(), "probe").Output()
 	require.NoError(t, err)
 	var got map[string]int
 	require.NoError(t, json.Unmarshal(out, &got))
@@ -172,7 +162,7 @@ func errnos(calls []call) []int {
 // TestKernelArguments compares the kernel's run of a filter, its offsets and byte order among them, with the
 // meaning of the profile.
 func TestKernelArguments(t *testing.T) {
-	out, err := child(t, "random").Output()
+	out, err := testkit.HelperCommand(t.Context(), "random").Output()
 	require.NoError(t, err)
 	var got []int
 	require.NoError(t, json.Unmarshal(out, &got))
@@ -201,11 +191,12 @@ func TestPrograms(t *testing.T) {
 		{"python3", "-c", "import subprocess, threading; subprocess.run(['true'], check=True); t = threading.Thread(target=int); t.start(); t.join()"},
 	} {
 		t.Run(command[0], func(t *testing.T) {
-			path, err := exec.LookPath(command[0])
-			if err != nil {
-				t.Skip(err)
+			if command[0] == "python3" {
+				testkit.Need(t, "python3")
 			}
-			out, err := child(t, "exec", append([]string{path}, command[1:]...)...).CombinedOutput()
+			path, err := exec.LookPath(command[0])
+			require.NoError(t, err)
+			out, err := testkit.HelperCommand(t.Context(), "exec", append([]string{path}, command[1:]...)...).CombinedOutput()
 			require.NoError(t, err, "%s", out)
 		})
 	}

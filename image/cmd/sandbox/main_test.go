@@ -6,8 +6,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"io"
-	"os"
-	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
@@ -21,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox/image"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 func TestMain(m *testing.M) {
@@ -29,12 +28,7 @@ func TestMain(m *testing.M) {
 
 // TestRootlessScripts has an image with a busybox and an entry point at $WORK/layout.
 func TestRootlessScripts(t *testing.T) {
-	exe, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip("needs a static busybox")
-	}
-	busybox, err := os.ReadFile(exe)
-	require.NoError(t, err)
+	busybox := testkit.Busybox(t)
 	testscript.Run(t, testscript.Params{Dir: "testdata/script", Setup: func(env *testscript.Env) error {
 		env.Setenv("XDG_CACHE_HOME", env.WorkDir+"/cache")
 		return makeImage(env.WorkDir+"/layout", busybox)
