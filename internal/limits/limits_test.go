@@ -199,8 +199,7 @@ func TestKillForkBomb(t *testing.T) {
 func TestDeleteWithMembers(t *testing.T) {
 	g, err := testCell(t, Spec{}).Create("run", Spec{})
 	require.NoError(t, err)
-	c := start(t, g, "sleep 1000 & sleep 1000")
-	go func() { _ = c.Process.Release() }()
+	start(t, g, "sleep 1000 & sleep 1000")
 	require.NoError(t, g.Delete())
 	requireGone(t, g.Path())
 	require.NoError(t, g.Delete(), "again")

@@ -400,7 +400,7 @@ func TestAttackFuncDescriptors(t *testing.T) {
 	}
 }
 
-var heedless = sandbox.NewFunc("heedless", func(context.Context, io.Reader) (string, error) { return "ignored", nil })
+var heedless = sandbox.NewFunc("heedless", func(context.Context, struct{ Body io.Reader }) (string, error) { return "ignored", nil })
 
 // TestAttackFuncArguments has functions that do not read their streams, or keep them: callers, and
 // the next calls, do not notice.
@@ -410,7 +410,7 @@ func TestAttackFuncArguments(t *testing.T) {
 	defer pool.Close()
 	for _, body := range []io.Reader{endless{}, strings.NewReader(strings.Repeat("x", sandbox.MiB)), testkit.NewStuck(t)} {
 		inTime(t, "Call", func() {
-			out, err := pool.Call(testkit.Deadline(t), body)
+			out, err := pool.Call(testkit.Deadline(t), struct{ Body io.Reader }{body})
 			require.NoError(t, err)
 			require.Equal(t, "ignored", out)
 		})
