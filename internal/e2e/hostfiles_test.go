@@ -64,7 +64,7 @@ func TestRootlessReadable(t *testing.T) {
 	madeUp := []string{"/etc/passwd", "/etc/group", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/etc/nsswitch.conf"}
 	ifMissing := []string{"/etc/services", "/etc/protocols", "/etc/networks", "/etc/host.conf", "/etc/shells"}
 	var nobodys string // what a process of nobody's can read outside, one of root can find out
-	if wholeMachine() {
+	if testkit.WholeMachine() {
 		cmd := exec.Command("find", "/etc", "/var", "/sys/devices/system", "/sys/kernel/mm", "-type", "f", "-readable")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 		out, _ := cmd.Output() // it can't enter some directories

@@ -36,10 +36,11 @@ const (
 )
 
 // What takes long and depends on this library alone, or on what all kernels do alike, tells on this machine what it
-// has to tell: emulated, a cell's boot takes seconds and each of these scripts boots some.
+// has to tell. Emulated, a cell's boot takes seconds, and each script boots some.
 const (
-	slow        = "^TestAttackRaces$|^TestRootlessFaults$"
-	slowScripts = "^TestScripts$/^(command|errors|explain|files|interrupt|rootfs|streams|subcommands|usage)$"
+	slow = "^Test(AttackRaces|AttackInherited|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
+		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions)$"
+	scripts = "^TestScripts$"
 )
 
 // Configurations is the matrix. All run in this order, guests beside each other.
@@ -50,7 +51,7 @@ var Configurations = []Configuration{
 	{Name: "docker", Always: true, As: "docker", Packages: public, Run: user + "|" + container, Skip: slow, Note: "the same with the least flags that make runs work: the rootless tests"},
 	{Name: "docker-cap", As: "docker", Packages: public, Run: tests, Note: "the same with CAP_SYS_ADMIN"},
 	{Name: "docker-privileged", As: "docker", Packages: public, Run: tests, Optional: true, Note: "docker run --privileged"},
-	{Name: "guest", Always: true, Kernel: "6.12", As: "root", Skip: slow + "|" + slowScripts, Note: "plain init, cgroup v2, root"},
+	{Name: "guest", Always: true, Kernel: "6.12", As: "root", Skip: slow + "|" + scripts, Note: "plain init, cgroup v2, root"},
 	{Name: "systemd-user", Always: true, Kernel: "6.12", As: "systemd-user", Packages: public, Run: user, Skip: slow, Note: "uid 1000, in a service with Delegate=yes of its user manager"},
 	{Name: "linux-5.10", Always: true, Kernel: "5.10", As: "root", Packages: placed, Run: sample, Skip: slow, Optional: true, Note: "plain init, root"},
 	{Name: "systemd", Kernel: "6.12", As: "systemd", Packages: placed, Run: sample, Skip: slow, Note: "root, in a service without delegation"},
@@ -67,6 +68,15 @@ func Named(name string) (c Configuration, ok bool) {
 		return c, false
 	}
 	return Configurations[i], true
+}
+
+// Whole returns the configuration with all that can be tested in it, for make matrix.
+func (c Configuration) Whole() Configuration {
+	c.Skip = ""
+	if c.Run == sample {
+		c.Run = tests
+	}
+	return c
 }
 
 // Guest reports whether the tests run in a virtual machine.
