@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/cellkit/sandbox/internal/fault"
 )
 
 // Sizes in bytes.
@@ -159,13 +160,13 @@ func (g *cgroupConfig) check() (errs []error) {
 	}
 	errs = append(errs, checkMemory("WithMemory", g.memory), checkCPUs("WithCPUs", g.cpus))
 	if g.pool != nil {
-		errs = append(errs, g.pool.check(g.cpus))
+		errs = append(errs, g.pool.check(g.cpus)...)
 	}
 	if g.swap != nil && *g.swap < 0 {
 		bad("WithSwap", "%d is not a number of bytes", *g.swap)
 	}
 	if g.swap != nil && g.memory == nil {
-		bad("WithSwap", "means nothing without WithMemory")
+		bad("WithSwap", "%w", fault.Needs{Option: "WithMemory"})
 	}
 	if g.weight != nil && (*g.weight < 1 || *g.weight > 10000) {
 		bad("WithCPUWeight", "%d is not between 1 and 10000", *g.weight)
@@ -299,10 +300,10 @@ type budget struct {
 }
 
 // check reports what is wrong with it, for a run with the given limit of its own: cgroup v1 refuses a child more than its parent has.
-func (b *budget) check(cpus *float64) error {
+func (b *budget) check(cpus *float64) []error {
 	errs := []error{checkMemory("PoolMemory", b.memory), checkCPUs("PoolCPUs", b.cpus)}
 	if b.cpus != nil && cpus != nil && *cpus > *b.cpus {
 		errs = append(errs, optionError("WithCPUs", "%v is more than the %v that PoolCPUs gives to all runs together", *cpus, *b.cpus))
 	}
-	return errors.Join(errs...)
+	return errs
 }

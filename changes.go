@@ -41,7 +41,7 @@ func (c Change) String() string { return fmt.Sprintf("%v %s", c.Kind, c.Path) }
 // The error is that of a closed scratch, or of a directory of the root that can't be opened. It needs what WithScratchRoot does.
 func (s *Sandbox) RootChanges() ([]Change, error) {
 	if scratchOf(s.config.root.upper) == nil {
-		return nil, optionError("RootChanges", "the sandbox has no WithScratchRoot")
+		return nil, optionError("WithScratchRoot", "is missing: RootChanges tells what runs changed in its scratch")
 	}
 	changes, err := s.rootChanges()
 	if err != nil {

@@ -37,11 +37,7 @@ func (m *commandCache) checkFilter(s *securityConfig) error {
 }
 
 func (m *commandCache) program(c *config) (*program.Program, error) {
-	m.once.Do(func() {
-		if m.made, m.err = compileCommand(c, thisMachine()); m.err != nil {
-			m.err = compileError(m.err)
-		}
-	})
+	m.once.Do(func() { m.made, m.err = compileCommand(c, thisMachine()) })
 	return m.made, m.err
 }
 
@@ -63,7 +59,7 @@ func compileCommand(c *config, m *machine) (*program.Program, error) {
 		}
 	}
 	k.addExec()
-	return k.b.Program()
+	return k.program(k.b)
 }
 
 // declareFilled says which open files the run's program passes on.
@@ -118,7 +114,7 @@ func (k *compiler) addCommandFiles(files []placed) {
 	}
 	b, made := k.b, map[string]bool{}
 	for i, p := range files {
-		b.Stage("WithFile " + p.dst)
+		b.StageFor(program.Place, "WithFile "+p.dst)
 		if i == 0 {
 			b.Call("umask", unix.SYS_UMASK, program.Int(0))
 		}
@@ -146,7 +142,7 @@ func (k *compiler) addDir() {
 	if dir == "" {
 		dir = homeDir
 	}
-	b.Stage("WithDir")
+	b.StageFor(program.Directory, "WithDir")
 	b.Call("chdir", unix.SYS_CHDIR, b.Str(dir))
 	path := make([]byte, pathMax+1)
 	path[0] = '/'
@@ -161,7 +157,7 @@ const pathMax = 4096 // PATH_MAX
 func (k *compiler) addExec() {
 	b := k.b
 	name, env := k.c.command[0], k.c.environ()
-	b.Stage("exec " + name)
+	b.StageFor(program.Exec, "exec "+name)
 	argv, envp := b.Strings(k.c.command), b.Strings(env)
 	for _, path := range lookupList(name, env) {
 		b.CallTry("execve", unix.SYS_EXECVE, b.Str(path), argv, envp)
@@ -181,5 +177,9 @@ func (s *securityConfig) filter() (*seccomp.Filter, error) {
 		}
 		return f, nil
 	}
-	return seccomp.CachedDefault(s.capabilities, s.setID)
+	f, err := seccomp.CachedDefault(s.capabilities, s.setID)
+	if err != nil {
+		return nil, &SetupError{Stage: "seccomp", Err: err}
+	}
+	return f, nil
 }

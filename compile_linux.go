@@ -167,8 +167,22 @@ func compile(c *config, m *machine, s shape, missing []point) (*plan, error) {
 	k.b.In(program.Init)
 	k.addReaper()
 	var err error
-	k.plan.run, err = k.b.Program()
+	k.plan.run, err = k.program(k.b)
 	return k.plan, err
+}
+
+// program is what the builder has collected. Once the options have been checked, only what the
+// command is given can be too much.
+func (k *compiler) program(b *program.Builder) (*program.Program, error) {
+	p, err := b.Program()
+	if err == nil {
+		return p, nil
+	}
+	option := "WithCommand"
+	if len(strings.Join(k.c.env, "")) > len(strings.Join(k.c.command, "")) {
+		option = "WithEnv"
+	}
+	return nil, optionError(option, "%w: pass what is large in a file, with WithReadOnlyBind", err)
 }
 
 // declareFiles says in which order descriptors accompany the run's program.
@@ -359,21 +373,13 @@ func (p *plans) plan(c config, sh shape) (*plan, error) {
 	}
 	made, err := compile(&c, m, sh, missing)
 	if err != nil {
-		return nil, compileError(err)
+		return nil, err
 	}
 	if p.all == nil {
 		p.all = map[shape]*plan{}
 	}
 	p.all[sh] = made
 	return made, nil
-}
-
-// compileError is what is left to be wrong once the options have been checked.
-func compileError(err error) error {
-	if strings.HasPrefix(err.Error(), "sandbox: ") {
-		return err
-	}
-	return fmt.Errorf("sandbox: WithCommand, WithEnv and WithFile: %w: pass what is large in a file, with WithReadOnlyBind", err)
 }
 
 // checkOverlay refuses what takes overlayfs in a user namespace: Linux 5.11.
@@ -385,9 +391,9 @@ func (m *machine) checkOverlay(r *rootConfig, missing []point) error {
 	case r.writable != nil:
 		return &SetupError{Stage: "WithWritableRoot", Err: old, Hint: "a newer kernel, or WithTmpfs and WithBind where the command writes"}
 	case len(r.rootfs.layers) > 1:
-		return &SetupError{Stage: r.option(), Err: fmt.Errorf("LayersRootfs: %w", old), Hint: "a newer kernel, or DirRootfs of one directory"}
+		return &SetupError{Stage: r.subject().String(), Err: fmt.Errorf("LayersRootfs: %w", old), Hint: "a newer kernel, or DirRootfs of one directory"}
 	case len(missing) > 0 && missing[0].content == "":
-		return &SetupError{Stage: r.option(), Err: fmt.Errorf("the directory has no %s: %w", missing[0].path, old), Hint: "make the mount points in it, or a newer kernel"}
+		return &SetupError{Stage: r.subject().String(), Err: fmt.Errorf("the directory has no %s: %w", missing[0].path, old), Hint: "make the mount points in it, or a newer kernel"}
 	}
 	return nil
 }

@@ -105,7 +105,7 @@ func (g *goldenSandbox) config() *config {
 func (g *goldenSandbox) compile(t testing.TB) *plan {
 	t.Helper()
 	c := g.config()
-	require.NoError(t, c.validate())
+	require.Empty(t, c.validate())
 	m := goldenMachine()
 	if g.kernel != [2]int{} {
 		m.kernel = g.kernel
@@ -180,8 +180,8 @@ func TestPlan(t *testing.T) {
 		return nil
 	}
 	hostTrees := []tree{
-		{path: "/usr", forOption: "WithRootfs"}, {path: "/lib64", forOption: "WithRootfs"},
-		{path: "/var/lib/texmf", forOption: "WithRootfs"},
+		{path: "/usr", of: subject{option: "WithRootfs"}}, {path: "/lib64", of: subject{option: "WithRootfs"}},
+		{path: "/var/lib/texmf", of: subject{option: "WithRootfs"}},
 	}
 	p := find("host")
 	require.Equal(t, hostTrees, p.trees)
@@ -191,23 +191,23 @@ func TestPlan(t *testing.T) {
 	p = find("host-everything")
 	require.Equal(t, hostTrees, p.trees)
 	require.Equal(t, []tree{
-		{path: "/host/work", writable: true, mapOwner: true, forOption: "WithBind"},
-		{path: "/host/data", mapOwner: true, mapIfCan: true, forOption: "WithReadOnlyBind"},
-		{path: "/host/under", mapOwner: true, mapIfCan: true, forOption: "WithReadOnlyBind"},
+		{path: "/host/work", writable: true, mapOwner: true, of: subject{option: "WithBind"}},
+		{path: "/host/data", mapOwner: true, mapIfCan: true, of: subject{option: "WithReadOnlyBind"}},
+		{path: "/host/under", mapOwner: true, mapIfCan: true, of: subject{option: "WithReadOnlyBind"}},
 	}, p.files)
 	require.True(t, p.ownUser)
 
 	p = find("dir-writable")
 	require.Empty(t, p.trees, "the template is the devices")
-	require.Equal(t, []tree{{path: "/srv/root", mapOwner: true, mapIfCan: true, forOption: "WithWritableRoot"}}, p.files)
+	require.Equal(t, []tree{{path: "/srv/root", mapOwner: true, mapIfCan: true, of: subject{option: "WithWritableRoot"}}}, p.files)
 
 	p = find("layers-writable")
 	require.Equal(t, []tree{
-		{path: "/srv/base", mapAll: true, mapIfCan: true, forOption: "WithRootfs"},
-		{path: "/srv/app", mapAll: true, mapIfCan: true, forOption: "WithRootfs"},
+		{path: "/srv/base", mapAll: true, mapIfCan: true, of: subject{option: "WithRootfs"}},
+		{path: "/srv/app", mapAll: true, mapIfCan: true, of: subject{option: "WithRootfs"}},
 	}, p.files)
 	p = find("layers-nobody")
-	require.Equal(t, []tree{{path: "/srv/base", forOption: "WithRootfs"}, {path: "/srv/app", forOption: "WithRootfs"}}, p.trees)
+	require.Equal(t, []tree{{path: "/srv/base", of: subject{option: "WithRootfs"}}, {path: "/srv/app", of: subject{option: "WithRootfs"}}}, p.trees)
 	require.Empty(t, p.files)
 }
 
@@ -258,7 +258,7 @@ func TestOldKernelMapsNoLayer(t *testing.T) {
 // TestTooLargeToCompile has what only the program's size shows.
 func TestTooLargeToCompile(t *testing.T) {
 	c := &New(WithCommand("true", strings.Repeat("x", 9*MiB))).config
-	require.NoError(t, c.validate())
+	require.Empty(t, c.validate())
 	_, err := compileCommand(c, goldenMachine())
 	require.ErrorContains(t, err, "arguments, environment and paths are larger than 8388608 bytes together")
 }

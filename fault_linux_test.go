@@ -113,8 +113,8 @@ func testFaults(t *testing.T, base *Sandbox, c *Cell) {
 			replace(s, &bad, p.Failing(i, errno))
 			s.plans = &plans{all: map[shape]*plan{sh: &bad}, files: base.plans.files, resolv: base.plans.resolv}
 			_, err := s.Run(ctx)
-			stage, call := p.Describe(i)
-			requireFault(t, err, errno, stage, call, p.MayFail(i) || strings.HasPrefix(call, "not found")) // which no run gets to
+			call := p.Call(i)
+			requireFault(t, err, errno, call, p.MayFail(i) || strings.HasPrefix(call.Text, "not found")) // which no run gets to
 			tried++
 		}
 	}
@@ -177,21 +177,21 @@ func mountsOf(t *testing.T, s *Sandbox) (list []string) {
 	return list
 }
 
-func requireFault(t *testing.T, err error, errno unix.Errno, stage, call string, optional bool) {
+func requireFault(t *testing.T, err error, errno unix.Errno, call program.Call, optional bool) {
 	t.Helper()
 	if err == nil {
-		require.True(t, optional, "%s: the run goes on without %s", stage, call)
+		require.True(t, optional, "%s: the run goes on without %s", call.Stage, call.Text)
 		return
 	}
 	var setup *SetupError
-	require.ErrorAs(t, err, &setup, "%s: %s", stage, call)
+	require.ErrorAs(t, err, &setup, "%s: %s", call.Stage, call.Text)
 	if optional { // then it is what misses it that says so
 		return
 	}
-	require.ErrorIs(t, err, errno, "%s: %s", stage, call)
-	if !strings.HasPrefix(call, "execve") { // that is named after the command
-		require.Equal(t, stage, setup.Stage)
-		require.ErrorContains(t, err, call)
+	require.ErrorIs(t, err, errno, "%s: %s", call.Stage, call.Text)
+	if call.Purpose != program.Exec { // that is named after the command
+		require.Equal(t, call.Stage, setup.Stage)
+		require.ErrorContains(t, err, call.Text)
 	}
 }
 

@@ -10,53 +10,88 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/program"
 )
 
 // hint says what to do about a call that failed, where that is known.
 func hint(e *cell.CallError) string {
-	place := strings.HasPrefix(e.Stage, "With")
-	switch {
-	case strings.HasPrefix(e.Call, "execve") && e.Errno == unix.E2BIG:
-		return "WithCommand and WithEnv are too large together, or one string of them is larger than 128 KiB: pass what is large in a file, with WithReadOnlyBind"
-	case strings.HasPrefix(e.Call, "execve") && e.Errno == unix.EPERM:
-		return "a profile of WithSeccomp must allow execve"
-	case strings.HasPrefix(e.Call, "prlimit64") && e.Errno == unix.EPERM:
-		return "WithRlimit: a hard limit can't be raised above this process's own"
-	case strings.Contains(e.Call, "F_DUPFD_CLOEXEC") && e.Errno == unix.EINVAL:
-		return "raise this process's hard limit on open files (RLIMIT_NOFILE) to 256 or more"
-	case strings.HasPrefix(e.Call, "dup3") && e.Errno == unix.EBADF:
-		return "before Linux 5.12: raise this process's hard limit on open files (RLIMIT_NOFILE) to 1024 or more"
-	case strings.HasPrefix(e.Call, "unshare") && e.Errno == unix.ENOSPC:
-		return "raise the sysctls user.max_*_namespaces"
-	case e.Stage == "WithTimeOffset" && e.Errno == unix.ERANGE:
-		return "the clocks can't go back further than to the start of the machine, which /proc/uptime tells"
-	case e.Stage == "WithTimeOffset" && (e.Errno == unix.EINVAL || e.Errno == unix.ENOENT):
-		return "a kernel with time namespaces: CONFIG_TIME_NS"
-	case e.Stage == "WithGroups":
+	if text := hintOfStage(e); text != "" {
+		return text
+	}
+	return hintOfCall(e)
+}
+
+// hintOfStage knows what the call was for.
+func hintOfStage(e *cell.CallError) string {
+	mismatched := e.Number == unix.SYS_MOVE_MOUNT && (e.Errno == unix.ENOTDIR || e.Errno == unix.EINVAL)
+	switch e.Purpose {
+	case program.Clocks:
+		switch e.Errno {
+		case unix.ERANGE:
+			return "the clocks can't go back further than to the start of the machine, which /proc/uptime tells"
+		case unix.EINVAL, unix.ENOENT:
+			return "a kernel with time namespaces: CONFIG_TIME_NS"
+		}
+	case program.Groups:
 		return "a run of this user has no other groups: run this program as root, or give its user 4194304 ids in /etc/subuid and /etc/subgid"
-	case e.Stage == "clone" && e.Errno == unix.ENOSPC:
+	case program.Directory:
+		if e.Errno == unix.ENOENT {
+			return "the directory must exist in the run's root"
+		}
+	case program.OwnPlace:
+		switch {
+		case e.Errno == unix.ELOOP:
+			return "WithRootfs: make it a directory: proc and dev must not be symbolic links"
+		case mismatched:
+			return "WithRootfs: proc and dev must be directories"
+		}
+	case program.Place:
+		switch {
+		case e.Number == unix.SYS_OPENAT && e.Errno == unix.EACCES:
+			return "its place must be in a directory that the run's user may write to, such as a tmpfs"
+		case e.Number == unix.SYS_OPENAT2 && e.Errno == unix.ENOENT:
+			return "the mount point must exist where its place can't be written: in a directory of the host, or in a bind"
+		case mismatched:
+			return "the source and the mount point must both be directories, or neither"
+		}
+	}
+	return ""
+}
+
+// failed is a system call and how it failed.
+type failed struct {
+	number uintptr
+	errno  unix.Errno
+}
+
+// hintOfCall knows the call, whatever it was for.
+func hintOfCall(e *cell.CallError) string {
+	switch (failed{e.Number, e.Errno}) {
+	case failed{unix.SYS_EXECVE, unix.E2BIG}:
+		return "WithCommand and WithEnv are too large together, or one string of them is larger than 128 KiB: pass what is large in a file, with WithReadOnlyBind"
+	case failed{unix.SYS_EXECVE, unix.EPERM}:
+		return "a profile of WithSeccomp must allow execve"
+	case failed{unix.SYS_PRLIMIT64, unix.EPERM}:
+		return "WithRlimit: a hard limit can't be raised above this process's own"
+	case failed{unix.SYS_FCNTL, unix.EINVAL}:
+		return "raise this process's hard limit on open files (RLIMIT_NOFILE) to 256 or more"
+	case failed{unix.SYS_DUP3, unix.EBADF}:
+		return "before Linux 5.12: raise this process's hard limit on open files (RLIMIT_NOFILE) to 1024 or more"
+	case failed{unix.SYS_UNSHARE, unix.ENOSPC}:
+		return "raise the sysctls user.max_*_namespaces"
+	case failed{unix.SYS_CLONE3, unix.ENOSPC}:
 		if remedy, _, why := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil {
 			return fmt.Sprintf("%v: %s", why, remedy)
 		}
 		return "raise the sysctls user.max_user_namespaces and user.max_pid_namespaces"
-	case e.Stage == "clone" && e.Errno == unix.EAGAIN:
+	case failed{unix.SYS_CLONE3, unix.EAGAIN}:
 		return "this user or its cgroup has too many processes"
-	case strings.HasPrefix(e.Call, "fsconfig") && e.Errno == unix.EINVAL && os.Geteuid() != 0:
-		return "as an ordinary user, WithWritableRoot takes no directories with other file systems mounted below them (fs/namespace.c, clone_private_mount)"
-	case strings.Contains(e.Call, "RESOLVE_NO_SYMLINKS") && e.Errno == unix.ELOOP:
-		return "WithRootfs: make it a directory: proc and dev must not be symbolic links"
-	case (e.Stage == "devices" || e.Stage == "/proc") && strings.HasPrefix(e.Call, "move_mount") && (e.Errno == unix.ENOTDIR || e.Errno == unix.EINVAL):
-		return "WithRootfs: proc and dev must be directories"
-	case e.Stage == "WithDir" && e.Errno == unix.ENOENT:
-		return "the directory must exist in the run's root"
-	case strings.Contains(e.Call, "openat2") && e.Errno == unix.EACCES:
+	case failed{unix.SYS_FSCONFIG, unix.EINVAL}:
+		if os.Geteuid() != 0 {
+			return "as an ordinary user, WithWritableRoot takes no directories with other file systems mounted below them (fs/namespace.c, clone_private_mount)"
+		}
+	case failed{unix.SYS_OPENAT2, unix.EACCES}:
 		return "the directory and those above it must be open to others: to the host's files a run is a stranger"
-	case place && strings.Contains(e.Call, "O_CREAT") && e.Errno == unix.EACCES:
-		return "its place must be in a directory that the run's user may write to, such as a tmpfs"
-	case place && strings.Contains(e.Call, "openat2") && e.Errno == unix.ENOENT:
-		return "the mount point must exist where its place can't be written: in a directory of the host, or in a bind"
-	case place && strings.HasPrefix(e.Call, "move_mount") && (e.Errno == unix.ENOTDIR || e.Errno == unix.EINVAL):
-		return "the source and the mount point must both be directories, or neither"
 	}
 	return ""
 }
@@ -103,8 +138,7 @@ var (
 
 // containerHint names the flags that this process's container lacks, of those that matter where the boot failed and later:
 // namespaces come first, then mounts, then /proc.
-func containerHint(failed string) string {
-	inProc := strings.Contains(failed, `mounting "proc"`)
+func containerHint(inProc bool) string {
 	return obstacleHint(
 		!inProc && ownStatus("Seccomp") == "2",
 		!inProc && confined(),
@@ -173,27 +207,22 @@ func bootHint(err error, hostIDs bool) string {
 	if remedy, _, why := noUserNamespaces("/proc/sys", os.Geteuid() == 0); why != nil && !hostIDs {
 		return fmt.Sprintf("%v: %s", why, remedy)
 	}
-	if strings.Contains(err.Error(), "no child processes") {
+	var boot *cell.BootError
+	switch {
+	case !errors.As(err, &boot):
+	case boot.Why == cell.ChildTaken:
 		return "something in this process waits for all children, Wait4(-1), and must wait for its own only"
-	}
-	if errors.Is(err, unix.EACCES) && strings.Contains(err.Error(), "/proc/self/exe") {
+	case boot.Why == cell.ProgramUnreadable:
 		return "this program's file must be readable for the user that it runs as: chmod a+r"
-	}
-	if os.Geteuid() == 0 && strings.Contains(err.Error(), "failed to use newuid map") {
+	case boot.Why == cell.IDsUnmapped && os.Geteuid() == 0:
 		return "root needs CAP_SETFCAP to map its own id into a user namespace: docker run --cap-add SETFCAP, " +
 			"or run as another user (docker run --user 1000; docs/CONTAINERS.md)"
-	}
-	if hostIDs && strings.Contains(err.Error(), "can't apply capabilities") {
+	case boot.Why == cell.CapabilitiesLacking && hostIDs:
 		return "WithoutUserNamespace takes capabilities that this container's root lacks: docker run --cap-add SYS_ADMIN --cap-add NET_ADMIN"
-	}
-	if errors.Is(err, cell.ErrNested) {
+	case errors.Is(err, cell.ErrNested):
 		return "start it from the process that started this run"
-	}
-	text := strings.ToLower(err.Error()) // libcontainer's C code has capitals in its errors
-	for _, errno := range []unix.Errno{unix.EPERM, unix.EACCES, unix.ENOSYS} {
-		if errors.Is(err, errno) || strings.Contains(text, errno.Error()) {
-			return containerHint(text)
-		}
+	case boot.Denied:
+		return containerHint(boot.Why == cell.ProcUnmounted)
 	}
 	return ""
 }

@@ -1,10 +1,6 @@
 package sandbox
 
-import (
-	"cmp"
-
-	"github.com/cellkit/sandbox/internal/hook"
-)
+import "github.com/cellkit/sandbox/internal/hook"
 
 // What package image says of an image in place of options, and what errors name then.
 
@@ -15,7 +11,8 @@ type imageUser struct {
 	groups bool   // those of the run are the user's, which has them where that is possible
 }
 
-func (u *imageUser) option() string { return cmp.Or(u.field, "WithUser") }
+// subject is what errors about the user name.
+func (n *namespaceConfig) subject() subject { return subject{"WithUser", n.ofImage.field} }
 
 func (u *imageUser) remedy() string {
 	if u.field == "" {
@@ -45,5 +42,8 @@ func init() {
 			c.dir, c.dirOf = img.Dir, name
 		})
 	}
-	hook.NoCommand = func(err error) any { return Option(func(c *config) { c.command, c.noWhy = nil, err }) }
+	hook.NoCommand = func(image string, why error) any {
+		err := subject{"WithCommand", "image " + image}.wrong("%w", why)
+		return Option(func(c *config) { c.command, c.noWhy = nil, err })
+	}
 }

@@ -118,7 +118,7 @@ func (c *config) checkHostIDs() (errs []error) {
 		return nil
 	}
 	if n.uid == 0 || n.gid == 0 {
-		errs = append(errs, optionError(n.ofImage.option(), "%d:%d: with WithoutUserNamespace that is the host's root, who owns its files: use %s", n.uid, n.gid, n.ofImage.remedy()))
+		errs = append(errs, n.subject().wrong("%d:%d: with WithoutUserNamespace that is the host's root, who owns its files: use %s", n.uid, n.gid, n.ofImage.remedy()))
 	}
 	if !n.ofImage.groups && slices.Contains(n.groups, 0) {
 		errs = append(errs, optionError("WithGroups", "0: with WithoutUserNamespace that is the host's group of root, which may use what is root's: leave it out"))
@@ -151,9 +151,9 @@ func (n *namespaceConfig) check() (errs []error) {
 		errs = append(errs, optionError("WithHostname", "%q contains a character that no host name has", n.hostname))
 	}
 	if most := n.maxID(); n.ofImage.err != nil {
-		errs = append(errs, optionError(n.ofImage.option(), "%w: use WithUser", n.ofImage.err))
+		errs = append(errs, n.subject().wrong("%w: use WithUser", n.ofImage.err))
 	} else if n.uid < 0 || n.uid > most || n.gid < 0 || n.gid > most {
-		errs = append(errs, optionError(n.ofImage.option(), "%d:%d: ids go from 0 to %d", n.uid, n.gid, most))
+		errs = append(errs, n.subject().wrong("%d:%d: ids go from 0 to %d", n.uid, n.gid, most))
 	}
 	if len(n.groups) > maxGroups {
 		errs = append(errs, optionError("WithGroups", "%d groups, at most %d are possible", len(n.groups), maxGroups))

@@ -36,7 +36,7 @@ func (k *compiler) addNamespaces() {
 // parent, as the command does until it is executed; so the clone enters it too.
 func (k *compiler) addClocks(offset time.Duration) {
 	b := k.b
-	b.Stage("WithTimeOffset")
+	b.StageFor(program.Clocks, "WithTimeOffset")
 	flag := program.Int(unix.CLONE_NEWTIME, "CLONE_NEWTIME")
 	b.Call("unshare", unix.SYS_UNSHARE, flag)
 	seconds, nanoseconds := offset/time.Second, offset%time.Second

@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -29,7 +28,7 @@ type config struct {
 	env     []string
 	dir     string
 	dirOf   string // the image whose working directory that is
-	noWhy   error  // why there is no command
+	noWhy   error  // of an image: why there is no command
 	stdin   io.Reader
 	stdout  io.Writer
 	stderr  io.Writer
@@ -220,22 +219,16 @@ const maxPrepared = 1000
 // WithCell runs in the given cell instead of this process's default one.
 func WithCell(cell *Cell) Option { return func(c *config) { c.cell, c.ownCell = cell, true } }
 
-// optionError is one wrong option.
-func optionError(option, format string, args ...any) error {
-	return fmt.Errorf("sandbox: %s: %w", option, fmt.Errorf(format, args...))
-}
-
 // validate reports everything that is wrong without looking at the machine
 // beyond its number of CPUs.
-func (c *config) validate() error {
+func (c *config) validate() []error {
 	errs := c.checkCommand()
 	errs = append(errs, c.cgroup.check()...)
 	errs = append(errs, c.namespace.check()...)
 	errs = append(errs, c.root.check()...)
 	errs = append(errs, c.security.check()...)
 	errs = append(errs, c.checkHostIDs()...)
-	errs = append(errs, c.fn.check()...)
-	return errors.Join(errs...)
+	return append(errs, c.fn.check()...)
 }
 
 func (c *config) checkCommand() (errs []error) {
@@ -243,7 +236,7 @@ func (c *config) checkCommand() (errs []error) {
 		errs = append(errs, optionError(option, format, args...))
 	}
 	if c.noWhy != nil {
-		errs = append(errs, fmt.Errorf("sandbox: %w", c.noWhy))
+		errs = append(errs, c.noWhy)
 	} else if len(c.command) == 0 || c.command[0] == "" {
 		bad("WithCommand", "no command is set")
 	}

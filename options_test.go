@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math"
@@ -102,7 +103,7 @@ var wrong = []struct {
 
 	{"beyond all clocks", []Option{WithTimeOffset(-150 * 365 * 24 * time.Hour)}, "WithTimeOffset: -1314000h0m0s is more than 146 years"},
 	{"empty host name", []Option{WithHostname("")}, "WithHostname: the name is empty"},
-	{"long host name", []Option{WithHostname(strings.Repeat("h", 65))}, "is longer than 64 bytes"},
+	{"long host name", []Option{WithHostname(strings.Repeat("h", 65))}, `WithHostname: "` + strings.Repeat("h", 65) + `" is longer than 64 bytes`},
 	{"zero byte in the host name", []Option{WithHostname("a\x00")}, `WithHostname: "a\x00" contains a character`},
 	{"host name of two lines", []Option{WithHostname("a\nroot")}, `WithHostname: "a\nroot" contains a character`},
 	{"host name with an escape", []Option{WithHostname("a\x1b[1m")}, `WithHostname: "a\x1b[1m" contains a character`},
@@ -173,13 +174,21 @@ func manyLayers() (dirs []string) {
 func TestWrongOptions(t *testing.T) {
 	for _, test := range wrong {
 		t.Run(test.name, func(t *testing.T) {
-			s := New(append([]Option{valid}, test.opts...)...)
-			err := s.config.validate()
-			require.ErrorContains(t, err, test.want)
-			require.Len(t, strings.Split(err.Error(), "\n"), 1, "more than the one error")
-			require.True(t, strings.HasPrefix(err.Error(), "sandbox: With"), err)
+			errs := New(append([]Option{valid}, test.opts...)...).config.validate()
+			require.Len(t, errs, 1)
+			requireOptionError(t, errs[0], "sandbox: "+test.want)
 		})
 	}
+}
+
+// requireOptionError is an *OptionError, of the option that the text begins with.
+func requireOptionError(t *testing.T, err error, text string) {
+	t.Helper()
+	wrong := &OptionError{}
+	require.ErrorAs(t, err, &wrong)
+	require.True(t, strings.HasPrefix(err.Error(), text), "%q does not begin with %q", err, text)
+	require.True(t, strings.HasPrefix(text, "sandbox: "+wrong.Option+": "), "%q is not of %s", text, wrong.Option)
+	require.EqualError(t, err, "sandbox: "+wrong.Option+": "+wrong.Err.Error())
 }
 
 // TestAllErrorsAtOnce has one wrong value of each option in one sandbox.
@@ -199,14 +208,61 @@ func TestAllErrorsAtOnce(t *testing.T) {
 		}
 	}
 	require.Greater(t, len(want), 20)
-	err := New(opts...).config.validate()
+	errs := New(opts...).config.validate()
+	err := errors.Join(errs...)
 	for _, text := range want {
 		require.ErrorContains(t, err, text)
 	}
+	named := map[string]bool{"WithScratchRoot": true}
+	for _, err := range errs {
+		wrong := &OptionError{}
+		require.ErrorAs(t, err, &wrong)
+		named[wrong.Option] = true
+	}
+	for option := range once {
+		require.True(t, named[option], option)
+	}
+}
+
+// TestWrongArguments has what is wrong with a call, and not with the sandbox.
+func TestWrongArguments(t *testing.T) {
+	set := New(valid, WithStdout(&bytes.Buffer{}), WithStderr(&bytes.Buffer{}))
+	_, err := set.Output(t.Context())
+	requireOptionError(t, err, "sandbox: WithStdout: is set already: leave it out for Output")
+	_, err = set.CombinedOutput(t.Context())
+	both, ok := err.(interface{ Unwrap() []error })
+	require.True(t, ok)
+	require.Len(t, both.Unwrap(), 2)
+	requireOptionError(t, both.Unwrap()[0], "sandbox: WithStdout: is set already: leave it out for CombinedOutput")
+	requireOptionError(t, both.Unwrap()[1], "sandbox: WithStderr: is set already: leave it out for CombinedOutput")
+	_, err = NewScratch(0)
+	requireOptionError(t, err, "sandbox: NewScratch: 0 is not a positive number of bytes")
+	_, err = New(valid).RootChanges()
+	requireOptionError(t, err, "sandbox: WithScratchRoot: is missing: RootChanges tells")
+	p := NewPool(New(valid), 0, PoolQueue(-1))
+	_, err = p.Run(t.Context())
+	both, ok = err.(interface{ Unwrap() []error })
+	require.True(t, ok)
+	require.Len(t, both.Unwrap(), 2)
+	requireOptionError(t, both.Unwrap()[0], "sandbox: NewPool: 0 is not a positive number of runs")
+	requireOptionError(t, both.Unwrap()[1], "sandbox: PoolQueue: -1 is negative")
+}
+
+// TestErrorsOfImages name what the image says, and have the option that takes its place.
+func TestErrorsOfImages(t *testing.T) {
+	image := subject{"WithUser", "image app: config field User: x"}
+	err := errors.Join(optionError("WithMemory", "wrong"), image.wrong("there is %w", fs.ErrNotExist))
+	require.EqualError(t, err, "sandbox: WithMemory: wrong\nsandbox: image app: config field User: x: there is file does not exist")
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	wrong := &OptionError{}
+	require.ErrorAs(t, image.wrong("x"), &wrong)
+	require.Equal(t, "WithUser", wrong.Option)
 }
 
 func TestCommandIsRequired(t *testing.T) {
-	require.ErrorContains(t, New().config.validate(), "WithCommand: no command is set")
+	errs := New().config.validate()
+	require.Len(t, errs, 1)
+	requireOptionError(t, errs[0], "sandbox: WithCommand: no command is set")
 }
 
 func TestGoodOptions(t *testing.T) {
@@ -236,7 +292,7 @@ func TestGoodOptions(t *testing.T) {
 	}
 	for name, opts := range tests {
 		t.Run(name, func(t *testing.T) {
-			require.NoError(t, New(append([]Option{valid}, opts...)...).config.validate())
+			require.Empty(t, New(append([]Option{valid}, opts...)...).config.validate())
 		})
 	}
 }
@@ -248,7 +304,7 @@ func TestZeroIsNoLimit(t *testing.T) {
 	limited := New(valid, WithTimeout(1), WithOutputLimit(1), WithMemory(MiB), WithCPUs(0.5), WithCPUWeight(1), WithPIDs(1), WithCPUTime(1), WithWritableRoot(1))
 	for _, s := range []*Sandbox{New(valid).With(zeros...), limited.With(zeros...)} {
 		c := s.config
-		require.NoError(t, c.validate())
+		require.Empty(t, c.validate())
 		require.Nil(t, c.timeout)
 		require.Nil(t, c.outputLimit)
 		require.Equal(t, cgroupConfig{}, c.cgroup)
@@ -272,7 +328,7 @@ func TestLaterValueMendsEarlier(t *testing.T) {
 		WithHostname(""), WithUser(-1, -1), WithNetwork(9),
 		WithRootfs(DirRootfs("x")), WithWritableRoot(-1),
 	)
-	require.Error(t, s.config.validate())
+	require.NotEmpty(t, s.config.validate())
 	mended := s.With(
 		valid, WithDir("/x"), WithTimeout(1), WithOutputLimit(1),
 		WithMemory(MiB), WithSwap(1), WithCPUs(0.5), WithCPUWeight(1), WithCPUSet("0"), WithPIDs(1), WithCPUTime(1),
@@ -280,8 +336,8 @@ func TestLaterValueMendsEarlier(t *testing.T) {
 		WithHostname("x"), WithUser(1, 1), WithNetwork(NetworkHost),
 		WithRootfs(HostRootfs()), WithWritableRoot(1),
 	)
-	require.NoError(t, mended.config.validate())
-	require.Error(t, s.config.validate(), "the receiver")
+	require.Empty(t, mended.config.validate())
+	require.NotEmpty(t, s.config.validate(), "the receiver")
 }
 
 func TestLastValueWins(t *testing.T) {

@@ -53,7 +53,7 @@ func (r *rootConfig) missingPoints(overlay bool) ([]point, error) {
 	}
 	m, err := openMerged(r.rootfs.layers)
 	if err != nil {
-		return nil, optionError(r.option(), "%w", err)
+		return nil, r.subject().wrong("%w", err)
 	}
 	defer m.close()
 	l := r.layout()

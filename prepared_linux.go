@@ -232,7 +232,7 @@ func (s *Sandbox) prepare(ctx context.Context) error {
 		return err
 	}
 	if s.prepared == nil {
-		return errors.New("sandbox: Prepare: nothing is to be prepared: use WithPrepared")
+		return optionError("WithPrepared", "is missing: it says how many runs Prepare prepares")
 	}
 	c, err := s.config.findCell()
 	if err != nil {

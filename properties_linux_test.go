@@ -221,7 +221,7 @@ func TestRandomOptions(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		g := &generator{next: func(n int) int { return r.IntN(n) }, tame: true}
 		c := &New(append([]Option{valid}, g.options()...)...).config
-		if c.validate() != nil {
+		if len(c.validate()) > 0 {
 			continue // mounts over each other
 		}
 		compiled++
@@ -231,7 +231,7 @@ func TestRandomOptions(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, p.run.Image(), again.run.Image(), "seed %d", seed)
 		checkPlan(t, c, p)
-		if WithoutUserNamespace()(c); c.validate() == nil {
+		if WithoutUserNamespace()(c); len(c.validate()) == 0 {
 			p, err := compile(c, goldenMachine(), shape{hostIDs: true}, emptyRoot(c))
 			require.NoError(t, err, "seed %d", seed)
 			checkPlan(t, c, p)
@@ -265,7 +265,7 @@ func FuzzOptions(f *testing.F) {
 		}
 		g := &generator{next: next, rest: &data}
 		c := &New(append([]Option{valid}, g.options()...)...).config
-		if c.validate() != nil {
+		if len(c.validate()) > 0 {
 			return
 		}
 		command, err := compileCommand(c, goldenMachine())

@@ -1,10 +1,7 @@
 package sandbox
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -66,96 +63,3 @@ type Usage struct {
 	// largest one of them: getrusage(2). It is nil where all is counted.
 	Uncounted []string
 }
-
-// What errors.Is finds in an *ExitError whose Reason is a limit, and in other
-// errors where a comment says so.
-var (
-	ErrTimeout     = errors.New("timed out")
-	ErrCPUTime     = errors.New("out of CPU time")
-	ErrOutOfMemory = errors.New("out of memory") // also in a *SetupError: WithMemory is too little to execute the command
-	ErrOutputLimit = errors.New("too much output")
-	ErrPIDLimit    = errors.New("too many processes")
-	// ErrWaitDelay is in the error of a run whose command exited with status 0, if writing its
-	// output took longer after that than WithWaitDelay allows.
-	ErrWaitDelay = errors.New("a writer of the output took longer than WithWaitDelay")
-	// ErrCellLost says that the cell ended under its runs, killed from
-	// outside or closed. The runs are gone; the next Run boots another.
-	ErrCellLost = errors.New("the cell is gone")
-)
-
-// ExitError is the error of a run whose command did not exit with status 0.
-type ExitError struct {
-	*Result
-	// Stderr is, from Output, what the command wrote to its standard error,
-	// shortened in the middle where it is long.
-	Stderr []byte
-
-	cause error // of a cancellation
-}
-
-func (e *ExitError) Error() string {
-	var how string
-	switch {
-	case e.Signal != 0:
-		how = "signal: " + e.Signal.String()
-	default:
-		how = fmt.Sprintf("exit status %d", e.ExitCode)
-	}
-	if e.Reason != Exited && e.Reason != Signaled {
-		how = e.Reason.String() + " (" + how + ")"
-	}
-	return "sandbox: " + how
-}
-
-// Unwrap returns the sentinel of the limit that ended the run, or the cause of
-// the context's end.
-func (e *ExitError) Unwrap() error {
-	switch e.Reason {
-	case TimedOut:
-		return ErrTimeout
-	case CPUTimedOut:
-		return ErrCPUTime
-	case OutOfMemory:
-		return ErrOutOfMemory
-	case OutputExceeded:
-		return ErrOutputLimit
-	case PIDsExceeded:
-		return ErrPIDLimit
-	}
-	return e.cause
-}
-
-// contextError is why a context has ended: errors.Is finds in it both ctx.Err()
-// and the cause that was given to the context's cancel function.
-func contextError(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if errors.Is(cause, err) {
-		return cause
-	}
-	return fmt.Errorf("%w: %w", err, cause)
-}
-
-func notStarted(ctx context.Context) error {
-	return fmt.Errorf("sandbox: not started: %w", contextError(ctx))
-}
-
-// SetupError is a run that could not start.
-type SetupError struct {
-	// Stage is the step that failed, such as "cgroup" or "root file system".
-	Stage string
-	// Err is why: for a system call, its name, arguments and errno.
-	Err error
-	// Hint is what to do about it; it may be empty.
-	Hint string
-}
-
-func (e *SetupError) Error() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "sandbox: %s: %v", e.Stage, e.Err)
-	if e.Hint != "" {
-		b.WriteString(" (" + e.Hint + ")")
-	}
-	return b.String()
-}
-
-func (e *SetupError) Unwrap() error { return e.Err }

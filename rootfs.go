@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -108,14 +109,14 @@ type rootConfig struct {
 	writable *int64
 	upper    *Scratch // takes the changes of a writable root, nil for a file system of the run's own
 	hasUpper bool     // it was given, if only a nil one
-	ofImage  string   // the image that the root is
+	ofImage  string   // the image that the root is, for errors
 	ifCan    bool     // writable is an image's: where the kernel can do it
 	dirs     []string // that are made for the run's user where the root lacks them
 	noSys    bool     // there is no place for /sys
 }
 
-// option is what errors about the root name.
-func (r *rootConfig) option() string { return cmp.Or(r.ofImage, "WithRootfs") }
+// subject is what errors about the root name.
+func (r *rootConfig) subject() subject { return subject{"WithRootfs", r.ofImage} }
 
 type mountKind int
 
@@ -269,7 +270,7 @@ func (r *rootConfig) check() (errs []error) {
 		errs = append(errs, optionError(option, format, args...))
 	}
 	for _, err := range r.rootfs.check() {
-		bad(r.option(), "%w", err)
+		errs = append(errs, r.subject().wrong("%w", err))
 	}
 	if r.hasUpper && scratchOf(r.upper) == nil {
 		bad("WithScratchRoot", "the scratch was not made by NewScratch")
@@ -305,7 +306,8 @@ func (r *rootConfig) check() (errs []error) {
 // checkFiles refuses files below other files and inside binds, where they
 // would be written to the host.
 func (r *rootConfig) checkFiles(all map[string]mount) (errs []error) {
-	for dst, m := range all {
+	for _, dst := range slices.Sorted(maps.Keys(all)) {
+		m := all[dst]
 		for dir := path.Dir(dst); dir != "/"; dir = path.Dir(dir) {
 			switch above, ok := all[dir]; {
 			case !ok:
@@ -318,7 +320,6 @@ func (r *rootConfig) checkFiles(all map[string]mount) (errs []error) {
 			break
 		}
 	}
-	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errs
 }
 
@@ -385,9 +386,9 @@ func (r *rootConfig) checkSources() (errs []error) {
 			continue
 		}
 		if info, err := os.Stat(dir); err != nil {
-			errs = append(errs, optionError(r.option(), "%w", err))
+			errs = append(errs, r.subject().wrong("%w", err))
 		} else if !info.IsDir() {
-			errs = append(errs, optionError(r.option(), "%s is not a directory", dir))
+			errs = append(errs, r.subject().wrong("%s is not a directory", dir))
 		}
 	}
 	return errs

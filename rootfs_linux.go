@@ -32,7 +32,7 @@ func (k *compiler) declareTrees() {
 		k.plan.files = append(k.plan.files, t)
 		what, how := t.path, "read-only"
 		if t.from != nil {
-			what = t.forOption
+			what = t.of.String()
 		}
 		if t.writable {
 			how = "writable"
@@ -44,30 +44,30 @@ func (k *compiler) declareTrees() {
 		switch m.kind {
 		case bindMount, scratchMount:
 			k.plan.ownUser = true
-			k.bind[i] = add(tree{path: m.src, from: m.from, writable: true, mapOwner: !k.shape.hostIDs, forOption: m.kind.option()})
+			k.bind[i] = add(tree{path: m.src, from: m.from, writable: true, mapOwner: !k.shape.hostIDs, of: subject{option: m.kind.option()}})
 		case readOnlyBindMount, readOnlyScratchMount:
 			k.plan.ownUser = k.plan.ownUser || m.kind == readOnlyScratchMount // who owns its files
-			k.bind[i] = add(tree{path: m.src, from: m.from, mapOwner: !k.shape.hostIDs, mapIfCan: !k.shape.hostIDs, forOption: m.kind.option()})
+			k.bind[i] = add(tree{path: m.src, from: m.from, mapOwner: !k.shape.hostIDs, mapIfCan: !k.shape.hostIDs, of: subject{option: m.kind.option()}})
 		case fsMount:
-			k.bind[i] = add(tree{from: m.from, forOption: m.kind.option()})
+			k.bind[i] = add(tree{from: m.from, of: subject{option: m.kind.option()}})
 		}
 	}
 	if !k.ownRoot() {
 		return
 	}
 	if k.filesLayer() {
-		k.files = add(tree{from: k.m.files.layer, mapOwner: !k.shape.hostIDs, mapIfCan: !k.shape.hostIDs, forOption: "WithWritableRoot"})
+		k.files = add(tree{from: k.m.files.layer, mapOwner: !k.shape.hostIDs, mapIfCan: !k.shape.hostIDs, of: subject{option: "WithWritableRoot"}})
 	}
 	if upper := r.upper; upper != nil {
-		k.upper = add(tree{from: upper, root: true, writable: true, mapAll: true, forOption: "WithScratchRoot"})
+		k.upper = add(tree{from: upper, root: true, writable: true, mapAll: true, of: subject{option: "WithScratchRoot"}})
 	}
 	for _, dir := range k.rootTrees() {
-		t := tree{path: k.source(dir), forOption: k.c.root.option(), partial: k.partial()}
+		t := tree{path: k.source(dir), of: k.c.root.subject(), partial: k.partial()}
 		switch {
 		case k.keepsIDs():
 			t.mapAll, t.mapIfCan = true, true
 		case !strings.HasPrefix(dir, "/var/") && k.m.libraries[dir] == "":
-			t.mapOwner, t.mapIfCan, t.forOption = k.mapsLayers() && !k.shape.hostIDs, !k.shape.hostIDs, "WithWritableRoot"
+			t.mapOwner, t.mapIfCan, t.of = k.mapsLayers() && !k.shape.hostIDs, !k.shape.hostIDs, subject{option: "WithWritableRoot"}
 		}
 		k.lower[dir] = add(t)
 	}
@@ -143,7 +143,7 @@ func (k *compiler) compileTemplate() error {
 	} else {
 		k.addSharedRoot(b)
 	}
-	p, err := b.Program()
+	p, err := k.program(b)
 	if err != nil {
 		return err
 	}
@@ -160,7 +160,7 @@ func (k *compiler) addSharedRoot(b *program.Builder) {
 	b.Stage("root file system")
 	var given []program.Slot
 	for _, p := range k.rootTrees() {
-		k.plan.trees = append(k.plan.trees, tree{path: k.source(p), forOption: k.c.root.option(), partial: k.partial()})
+		k.plan.trees = append(k.plan.trees, tree{path: k.source(p), of: k.c.root.subject(), partial: k.partial()})
 		given = append(given, b.File(p+", read-only"))
 	}
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
@@ -203,9 +203,11 @@ func (k *compiler) attachIn(b *program.Builder, mount, root program.Slot, at str
 // attachOwn attaches /proc or /dev. What belongs on top of them, such as the masks, is attached relative to the mount
 // itself: by its path it could go elsewhere in a root in which somebody swaps links (CVE-2025-31133, CVE-2025-52881).
 func (k *compiler) attachOwn(b *program.Builder, mount, root program.Slot, at string) {
-	target := b.OpenNoLink(root, at)
-	b.Attach(mount, target)
-	b.Close(target)
+	b.For(program.OwnPlace, func() {
+		target := b.OpenNoLink(root, at)
+		b.Attach(mount, target)
+		b.Close(target)
+	})
 }
 
 // addDevices assembles /dev, once it is attached, but for what is each run's own, pts and shm.
@@ -300,7 +302,7 @@ func (k *compiler) addProc() {
 // addMount mounts what an option or a default puts into the root.
 func (k *compiler) addMount(p *placed) {
 	b, n := k.b, &k.c.namespace
-	b.Stage(p.kind.option() + " " + p.dst)
+	b.StageFor(program.Place, p.kind.option()+" "+p.dst)
 	if p.on != nil && p.on.kind == tmpfsMount {
 		k.addPoint(p)
 	}
@@ -357,7 +359,7 @@ func (k *compiler) addFiles() {
 		if p.kind != fileMount {
 			continue
 		}
-		b.Stage("WithFile " + p.dst)
+		b.StageFor(program.Place, "WithFile "+p.dst)
 		if p.on != nil || k.c.root.writable != nil {
 			have := "/"
 			if p.on != nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -429,6 +428,3 @@ func (r *running) usageNow() (Usage, error) {
 	u.Wall = wall
 	return u, nil
 }
-
-// cutExec returns the command of an exec stage.
-func cutExec(stage string) (string, bool) { return strings.CutPrefix(stage, "exec ") }

@@ -43,7 +43,7 @@ type Sandbox struct {
 	config config
 
 	once    sync.Once
-	invalid error // what is wrong with the options
+	invalid []error // what is wrong with the options
 
 	// Shared with others for which they would be the same.
 	plans    *plans
@@ -52,7 +52,8 @@ type Sandbox struct {
 }
 
 // New describes a sandbox. It never fails and does nothing else: options that
-// are wrong are reported, all of them in one error, by Run, Start and Explain.
+// are wrong are reported, all of them in one error, by Run, Start and Explain:
+// OptionError.
 func New(opts ...Option) *Sandbox {
 	return (&Sandbox{config: defaults(), plans: new(plans), command: new(commandCache)}).With(opts...)
 }
@@ -83,7 +84,7 @@ func (s *Sandbox) With(opts ...Option) *Sandbox {
 // The error is nil if the command exited with status 0; an *ExitError, with
 // the Result, if it ended otherwise or was ended by a limit; and something
 // else, with no Result, if it could not be started: the joined errors of wrong
-// options, an error for which errors.Is(err, fs.ErrNotExist) or
+// options, each an *OptionError; an error for which errors.Is(err, fs.ErrNotExist) or
 // fs.ErrPermission holds where the command is missing or not executable, or
 // a *SetupError. Cancelling ctx kills the run; then errors.Is(err, ctx.Err())
 // and errors.Is(err, context.Cause(ctx)) hold.
@@ -111,7 +112,7 @@ func (s *Sandbox) Prepare(ctx context.Context) error { return s.prepare(ctx) }
 // an *ExitError holds the beginning and the end of the standard error.
 func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
 	if s.config.stdout != nil {
-		return nil, errors.New("sandbox: Output: WithStdout is set already")
+		return nil, optionError("WithStdout", "is set already: leave it out for Output, which returns what it would get")
 	}
 	var stdout output
 	opts := []Option{WithStdout(&stdout)}
@@ -131,8 +132,17 @@ func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
 // CombinedOutput is Run with the standard output and standard error returned
 // as one, in the order in which they were written.
 func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
-	if s.config.stdout != nil || s.config.stderr != nil {
-		return nil, errors.New("sandbox: CombinedOutput: WithStdout or WithStderr is set already")
+	var errs []error
+	for _, o := range []struct {
+		option string
+		isSet  bool
+	}{{"WithStdout", s.config.stdout != nil}, {"WithStderr", s.config.stderr != nil}} {
+		if o.isSet {
+			errs = append(errs, optionError(o.option, "is set already: leave it out for CombinedOutput, which returns what it would get"))
+		}
+	}
+	if errs != nil {
+		return nil, errors.Join(errs...)
 	}
 	var both output
 	_, err := s.With(WithStdout(&both), WithStderr(&both)).Run(ctx)

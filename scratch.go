@@ -28,7 +28,7 @@ type Scratch struct {
 // process more for each scratch.
 func NewScratch(bytes int64) (*Scratch, error) {
 	if bytes <= 0 {
-		return nil, fmt.Errorf("sandbox: NewScratch: %d is not a positive number of bytes", bytes)
+		return nil, optionError("NewScratch", "%d is not a positive number of bytes", bytes)
 	}
 	s := &Scratch{size: bytes, files: bytes/(4*KiB) + 256}
 	var err error

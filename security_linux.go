@@ -73,7 +73,7 @@ func (k *compiler) addGroups() {
 	if n.ofImage.groups {
 		call = b.CallMaybe
 	}
-	b.Stage("WithGroups")
+	b.StageFor(program.Groups, "WithGroups")
 	call("setgroups", unix.SYS_SETGROUPS, program.Int(len(list)), b.Bytes(appendUint32s(nil, list...), fmt.Sprint(groups)))
 	b.Stage("privileges")
 }

@@ -61,8 +61,9 @@ func (s *Sandbox) startOnce(ctx context.Context) (*running, error) {
 // looked for once, then what they name and is not there.
 func (s *Sandbox) check() error {
 	c := &s.config
-	s.once.Do(func() { s.invalid = errors.Join(c.validate(), s.command.checkFilter(&c.security)) })
-	errs := append([]error{s.invalid, c.cgroup.checkOnline()}, c.cgroup.checkDevices()...)
+	s.once.Do(func() { s.invalid = append(c.validate(), s.command.checkFilter(&c.security)) })
+	errs := append(slices.Clone(s.invalid), c.cgroup.checkOnline())
+	errs = append(errs, c.cgroup.checkDevices()...)
 	errs = append(errs, c.root.checkSources()...)
 	errs = append(errs, c.checkFiles()...)
 	if c.cell.made() {
@@ -429,15 +430,15 @@ func setupError(err error, c *config) error {
 		return err
 	}
 	e := &SetupError{Stage: call.Stage, Err: err, Hint: hint(call)}
-	if call.Stage == "WithDir" && c.dirOf != "" {
+	switch {
+	case call.Purpose == program.Directory && c.dirOf != "":
 		e.Stage = c.dirOf + ": config field WorkingDir"
-	}
-	if name, ok := cutExec(call.Stage); ok {
+	case call.Purpose == program.Exec:
 		var why error = call.Errno
 		if call.Errno == unix.ENOMEM && c.cgroup.memory != nil { // the kernel kills nobody for what execve itself takes
 			why, e.Hint = fmt.Errorf("%w (%w)", ErrOutOfMemory, call.Errno), "raise WithMemory"
 		}
-		e.Stage, e.Err = "exec", &fs.PathError{Op: "exec", Path: name, Err: why}
+		e.Stage, e.Err = "exec", &fs.PathError{Op: "exec", Path: c.command[0], Err: why}
 	}
 	return e
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/program"
 )
 
 func closedFile(t *testing.T) *os.File {
@@ -75,13 +76,15 @@ func TestClosedFiles(t *testing.T) {
 
 func TestTooLarge(t *testing.T) {
 	_, err := New(WithCommand("true", strings.Repeat("x", 9*MiB))).Explain()
-	require.EqualError(t, err, "sandbox: WithCommand, WithEnv and WithFile: arguments, environment and paths are larger than 8388608 bytes together: "+
-		"pass what is large in a file, with WithReadOnlyBind")
+	requireOptionError(t, err, "sandbox: WithCommand: arguments, environment and paths are larger than 8388608 bytes together: pass what is large in a file, with WithReadOnlyBind")
+	_, err = New(valid, WithEnv("A="+strings.Repeat("x", 9*MiB))).Explain()
+	requireOptionError(t, err, "sandbox: WithEnv: arguments, environment and paths are larger")
 }
 
 func TestSetupErrorOfExec(t *testing.T) {
 	failed := func(errno unix.Errno, opts ...Option) error {
-		return setupError(&cell.CallError{Stage: "exec job", Call: `execve("/bin/job", ["job"], [])`, Errno: errno}, &New(opts...).config)
+		call := program.Call{Number: unix.SYS_EXECVE, Purpose: program.Exec, Stage: "exec job", Text: `execve("/bin/job", ["job"], [])`}
+		return setupError(&cell.CallError{Call: call, Errno: errno}, &New(WithCommand("job")).With(opts...).config)
 	}
 	for _, test := range []struct {
 		err  error
@@ -104,29 +107,51 @@ func TestSetupErrorOfExec(t *testing.T) {
 
 func TestHints(t *testing.T) {
 	for _, test := range []struct {
-		stage, call string
-		errno       unix.Errno
-		want        string
+		purpose program.Purpose
+		call    uintptr
+		errno   unix.Errno
+		want    string
 	}{
-		{"root file system", `$5 = openat2($3, "proc", ...)`, unix.EACCES, "must be open to others"},
-		{"WithBind /a/b", `$5 = openat2($3, "/a/b", ...)`, unix.EACCES, "must be open to others"},
-		{"WithBind /a/b", `$5 = openat2($3, "/a/b", ...)`, unix.ENOENT, "in a directory of the host, or in a bind"},
-		{"WithBind /a", `move_mount($5, "", $6, "", ...)`, unix.ENOTDIR, "must both be directories, or neither"},
-		{"WithReadOnlyBind /a", `move_mount($5, "", $6, "", ...)`, unix.EINVAL, "must both be directories, or neither"},
-		{"root file system", `move_mount($5, "", $6, "", ...)`, unix.EINVAL, ""},
-		{"WithBind /a", `move_mount($5, "", $6, "", ...)`, unix.EPERM, ""},
+		{program.General, unix.SYS_OPENAT2, unix.EACCES, "must be open to others"},
+		{program.Place, unix.SYS_OPENAT2, unix.EACCES, "must be open to others"},
+		{program.Place, unix.SYS_OPENAT2, unix.ENOENT, "in a directory of the host, or in a bind"},
+		{program.General, unix.SYS_OPENAT2, unix.ENOENT, ""},
+		{program.Place, unix.SYS_MOVE_MOUNT, unix.ENOTDIR, "must both be directories, or neither"},
+		{program.Place, unix.SYS_MOVE_MOUNT, unix.EINVAL, "must both be directories, or neither"},
+		{program.Place, unix.SYS_MOVE_MOUNT, unix.EPERM, ""},
+		{program.General, unix.SYS_MOVE_MOUNT, unix.EINVAL, ""},
+		{program.OwnPlace, unix.SYS_MOVE_MOUNT, unix.ENOTDIR, "proc and dev must be directories"},
+		{program.OwnPlace, unix.SYS_OPENAT2, unix.ELOOP, "must not be symbolic links"},
+		{program.Place, unix.SYS_OPENAT, unix.EACCES, "the run's user may write to"},
+		{program.General, unix.SYS_OPENAT, unix.EACCES, ""},
+		{program.Directory, unix.SYS_CHDIR, unix.ENOENT, "must exist in the run's root"},
+		{program.Directory, unix.SYS_CHDIR, unix.EACCES, ""},
+		{program.Groups, unix.SYS_SETGROUPS, unix.EINVAL, "no other groups"},
+		{program.Clocks, unix.SYS_WRITE, unix.ERANGE, "the start of the machine"},
+		{program.Clocks, unix.SYS_UNSHARE, unix.EINVAL, "CONFIG_TIME_NS"},
+		{program.Clocks, unix.SYS_UNSHARE, unix.ENOSPC, "user.max_*_namespaces"},
+		{program.Exec, unix.SYS_EXECVE, unix.E2BIG, "too large together"},
+		{program.Exec, unix.SYS_EXECVE, unix.EPERM, "must allow execve"},
+		{program.Exec, unix.SYS_EXECVE, unix.ENOENT, ""},
+		{program.General, unix.SYS_PRLIMIT64, unix.EPERM, "a hard limit can't be raised"},
+		{program.General, unix.SYS_CLONE3, unix.EAGAIN, "too many processes"},
 	} {
-		got := hint(&cell.CallError{Stage: test.stage, Call: test.call, Errno: test.errno})
+		got := hint(&cell.CallError{Call: program.Call{Number: test.call, Purpose: test.purpose}, Errno: test.errno})
 		require.Contains(t, got, test.want, "%+v", test)
 		require.Equal(t, test.want == "", got == "", "%+v", test)
 	}
 }
 
 func TestBootHints(t *testing.T) {
-	unreadable := fmt.Errorf("opening this program's own file: %w", &os.PathError{Op: "open", Path: "/proc/self/exe", Err: unix.EACCES})
-	require.Contains(t, bootHint(unreadable, false), "must be readable")
-	stolen := errors.New("booting the cell: waitid: no child processes")
-	require.Contains(t, bootHint(stolen, false), "Wait4(-1)")
+	for why, want := range map[cell.Why]string{cell.ProgramUnreadable: "must be readable", cell.ChildTaken: "Wait4(-1)", cell.Other: ""} {
+		err := fmt.Errorf("booting: %w", &cell.BootError{Why: why, Err: errors.New("x")})
+		require.Contains(t, bootHint(err, false), want)
+		require.Equal(t, want == "", bootHint(err, false) == "")
+	}
+	denied := &cell.BootError{Why: cell.CapabilitiesLacking, Denied: true, Err: unix.EPERM}
+	require.Contains(t, bootHint(denied, true), "--cap-add NET_ADMIN")
+	require.Contains(t, bootHint(&cell.BootError{Denied: true, Err: unix.EPERM}, true), "container")
+	require.Contains(t, bootHint(&cell.BootError{Err: cell.ErrNested}, true), "the process that started this run")
 }
 
 func TestForgottenPlans(t *testing.T) {
@@ -151,7 +176,7 @@ func TestWrongCells(t *testing.T) {
 		`CellCgroupParent: "/a\nb" contains a`: CellCgroupParent("/a\nb"),
 	} {
 		c, err := NewCell(nil, o)
-		require.ErrorContains(t, err, "sandbox: "+name)
+		requireOptionError(t, err, "sandbox: "+name)
 		require.Nil(t, c)
 	}
 	_, err := NewCell(CellNetwork(7), CellCgroupParent("a"))

@@ -28,7 +28,7 @@ type fakeRun struct {
 func startStdio(t *testing.T, exceeded func(), opts ...Option) *fakeRun {
 	t.Helper()
 	c := &New(append([]Option{valid}, opts...)...).config
-	require.NoError(t, c.validate())
+	require.Empty(t, c.validate())
 	s, err := newStdio(c, exceeded)
 	require.NoError(t, err)
 	r := &fakeRun{stdio: s, t: t}

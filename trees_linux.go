@@ -12,15 +12,15 @@ import (
 
 // tree is a host directory or file that accompanies a program, or a scratch.
 type tree struct {
-	path      string
-	from      scratchSource // in place of path
-	writable  bool
-	mapOwner  bool
-	mapAll    bool   // rather than the owner alone
-	root      bool   // from takes the changes of a root
-	partial   bool   // go on without what is mounted below where that can't be had
-	mapIfCan  bool   // go on without the mapping where it is not possible
-	forOption string // what to name in an error
+	path     string
+	from     scratchSource // in place of path
+	writable bool
+	mapOwner bool
+	mapAll   bool    // rather than the owner alone
+	root     bool    // from takes the changes of a root
+	partial  bool    // go on without what is mounted below where that can't be had
+	mapIfCan bool    // go on without the mapping where it is not possible
+	of       subject // what to name in an error
 }
 
 // sources is which directories and files of the host are now found at the paths of a plan's trees.
@@ -44,7 +44,7 @@ func appendSources(key []byte, trees []tree) (string, error) {
 		}
 		var st unix.Stat_t
 		if err := unix.Stat(t.path, &st); err != nil {
-			return "", optionError(t.forOption, "%w", &os.PathError{Op: "stat", Path: t.path, Err: err})
+			return "", t.of.wrong("%w", &os.PathError{Op: "stat", Path: t.path, Err: err})
 		}
 		key = fmt.Appendf(key, "\x00%s\x00%d:%d", t.path, st.Dev, st.Ino)
 		if t.mapOwner { // that depends on who owns it
@@ -63,18 +63,18 @@ func openTrees(c *cell.Cell, trees []tree, b *cell.Block) (files []*os.File, err
 		if t.from != nil {
 			s, err := t.from.get()
 			if err != nil {
-				return files, optionError(t.forOption, "%w", err)
+				return files, t.of.wrong("%w", err)
 			}
 			if t.root && !c.WideIDs() {
-				return files, &SetupError{Stage: t.forOption, Err: errors.New("it takes ids of its own for each run, 65536 of them"), Hint: "run this program as root, or use WithWritableRoot"}
+				return files, &SetupError{Stage: t.of.String(), Err: errors.New("it takes ids of its own for each run, 65536 of them"), Hint: "run this program as root, or use WithWritableRoot"}
 			}
 			if err := s.use.as(t.root); err != nil {
-				return files, &SetupError{Stage: t.forOption, Err: err, Hint: "a scratch for each use"}
+				return files, &SetupError{Stage: t.of.String(), Err: err, Hint: "a scratch for each use"}
 			}
 			want.Scratch = s.impl.Scratch
 		} else if t.mapOwner && !t.mapIfCan && c.Rootless() {
 			if err := ownFile(t.path); err != nil {
-				return files, &SetupError{Stage: t.forOption, Err: err, Hint: "bind what belongs to this user, or use WithReadOnlyBind"}
+				return files, &SetupError{Stage: t.of.String(), Err: err, Hint: "bind what belongs to this user, or use WithReadOnlyBind"}
 			}
 		}
 		f, err := c.Open(want)
@@ -83,10 +83,10 @@ func openTrees(c *cell.Cell, trees []tree, b *cell.Block) (files []*os.File, err
 			f, err = c.Open(want)
 		}
 		if errors.Is(err, cell.ErrNoIDMap) {
-			err = &SetupError{Stage: t.forOption, Err: err,
+			err = &SetupError{Stage: t.of.String(), Err: err,
 				Hint: noIDMapHint(t)}
 		} else if err != nil && !errors.Is(err, cell.ErrLost) {
-			err = &SetupError{Stage: t.forOption, Err: err}
+			err = &SetupError{Stage: t.of.String(), Err: err}
 		}
 		if err != nil {
 			return files, err

@@ -52,8 +52,8 @@ func (i *Image) Command(args ...string) sandbox.Option {
 	}
 	args = slices.Concat(i.config.Entrypoint, args)
 	if len(args) == 0 {
-		err := fmt.Errorf("image %s: config fields Entrypoint and Cmd are empty: name a command", i.name)
-		return hook.NoCommand(err).(sandbox.Option)
+		err := errors.New("config fields Entrypoint and Cmd are empty: name a command")
+		return hook.NoCommand(i.name, err).(sandbox.Option)
 	}
 	return sandbox.WithCommand(args[0], args[1:]...)
 }

@@ -69,8 +69,11 @@ func forOthers(path string) bool {
 	}
 }
 
+// ownPath leads to this program's own file.
+const ownPath = "/proc/self/exe"
+
 func ownBinary() (*binary, error) {
-	exe, err := os.Open("/proc/self/exe") // also when the file was replaced or deleted
+	exe, err := os.Open(ownPath) // also when the file was replaced or deleted
 	if err != nil {
 		return nil, fmt.Errorf("opening this program's own file: %w", err)
 	}
@@ -189,7 +192,7 @@ func mappedLibraries() ([]string, error) {
 		return nil, err
 	}
 	defer f.Close()
-	exe, err := os.Readlink("/proc/self/exe")
+	exe, err := os.Readlink(ownPath)
 	if err != nil {
 		return nil, err
 	}

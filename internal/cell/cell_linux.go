@@ -11,9 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -93,8 +91,16 @@ type Cell struct {
 // bootTimeout is far beyond any boot seen, also under emulation.
 const bootTimeout = 60 * time.Second
 
-// Boot makes a cell. Before, it removes what dead owners of cells left.
-func Boot(config Config) (_ *Cell, err error) {
+// Boot makes a cell. Before, it removes what dead owners of cells left. Its error is a *BootError.
+func Boot(config Config) (*Cell, error) {
+	c, err := bootNew(config)
+	if err != nil {
+		return nil, newBootError(err)
+	}
+	return c, nil
+}
+
+func bootNew(config Config) (_ *Cell, err error) {
 	if !cgo {
 		return nil, errors.New("this program was built without cgo, which the cell needs: build with CGO_ENABLED=1 and a C compiler")
 	}
@@ -282,7 +288,7 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 		}
 	}
 	if err != nil {
-		reapStage(err.Error())
+		reapStage(interpret(err).child)
 		return fmt.Errorf("booting the cell: %w%s", err, c.complaint())
 	}
 	return nil
@@ -310,17 +316,12 @@ func (c *Cell) run() error {
 	return err
 }
 
-// stage is how libcontainer's second process signs its errors, with its process id.
-var stage = regexp.MustCompile(`nsexec-1\[(\d+)\]`)
-
-// reapStage waits for libcontainer's second process, a child of this one (CLONE_PARENT). After it failed,
-// libcontainer, which was not told its process id yet, does not.
-func reapStage(failure string) {
-	m := stage.FindStringSubmatch(failure)
-	if m == nil {
+// reapStage waits for libcontainer's second process, a child of this one (CLONE_PARENT), if that is what failed.
+// Libcontainer, which was not told its process id yet, does not.
+func reapStage(pid int) {
+	if pid == 0 {
 		return
 	}
-	pid, _ := strconv.Atoi(m[1])
 	for range 100 {
 		if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); got == pid || err != nil && err != unix.EINTR {
 			return

@@ -41,7 +41,7 @@ func CloseOwn() {
 // OwnLibraries is the files of the host that this program is loaded with, by where they have to be for a run to load it too; none if it is static.
 // They need LibraryDir for a search path.
 func OwnLibraries() (map[string]string, error) {
-	exe, err := os.Open("/proc/self/exe")
+	exe, err := os.Open(ownPath)
 	if err != nil {
 		return nil, err
 	}

@@ -14,22 +14,21 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// CallError is a call of a program that failed.
+// CallError is a call of a program that failed, or the clone of it: SYS_CLONE3.
 type CallError struct {
-	Stage, Call string
-	Errno       unix.Errno
+	program.Call
+	Errno unix.Errno
 }
 
-func (e *CallError) Error() string { return fmt.Sprintf("%s: %v", e.Call, e.Errno) }
+func (e *CallError) Error() string { return fmt.Sprintf("%s: %v", e.Text, e.Errno) }
 func (e *CallError) Unwrap() error { return e.Errno }
 
 // Failure turns a Failed or Refused event of a program into an error.
 func Failure(p *program.Program, e program.Event) error {
 	if e.Kind == program.Refused {
-		return &CallError{Stage: "clone", Call: "clone3", Errno: unix.Errno(e.Errno)}
+		return &CallError{program.Call{Number: unix.SYS_CLONE3, Stage: "clone", Text: "clone3"}, unix.Errno(e.Errno)}
 	}
-	stage, call := p.Describe(int(e.Index))
-	return &CallError{Stage: stage, Call: call, Errno: unix.Errno(e.Errno)}
+	return &CallError{p.Call(int(e.Index)), unix.Errno(e.Errno)}
 }
 
 // Block is a run's share of the cell's ids, taken from Take until Give.

@@ -181,13 +181,13 @@ func startOutside(attr *syscall.SysProcAttr) (*porter, error) {
 		return nil, err
 	}
 	defer control.Close()
-	exe, err := os.Open("/proc/self/exe")
+	exe, err := os.Open(ownPath)
 	if err != nil {
 		client.Close()
 		return nil, err
 	}
 	defer exe.Close()
-	cmd := exec.Command("/proc/self/exe", forkserver.Name)
+	cmd := exec.Command(ownPath, forkserver.Name)
 	cmd.Env = []string{forkserver.Env}
 	cmd.ExtraFiles = []*os.File{control, exe}
 	attr.Setsid = true

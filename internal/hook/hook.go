@@ -22,8 +22,9 @@ var (
 	// blame, not an option.
 	ImageOption func(Image) (option any)
 
-	// NoCommand returns a sandbox.Option after which a sandbox has no command, and err says why.
-	NoCommand func(err error) (option any)
+	// NoCommand returns a sandbox.Option after which a sandbox has no command: why that of the image
+	// is none.
+	NoCommand func(image string, why error) (option any)
 
 	// ReadMerged returns at most limit bytes of a regular file, as one sees it in a run that has
 	// the layers for its root, the lowest first.

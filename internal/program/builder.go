@@ -10,17 +10,18 @@ import (
 // Builder collects the calls of a program. It does no I/O. Its first error is
 // returned by Program.
 type Builder struct {
-	parts  [numParts][]op
-	lines  [numParts][]line
-	part   Part
-	stage  string
-	data   []byte
-	texts  map[string]uint64
-	relocs []uint64
-	files  []string
-	used   [MaxSlots]bool
-	passes int
-	err    error
+	parts   [numParts][]op
+	lines   [numParts][]line
+	part    Part
+	stage   string
+	purpose Purpose
+	data    []byte
+	texts   map[string]uint64
+	relocs  []uint64
+	files   []string
+	used    [MaxSlots]bool
+	passes  int
+	err     error
 }
 
 // Arg is an argument of a call: a number, a pointer into the program's data,
@@ -56,7 +57,18 @@ func NewBuilder() *Builder {
 func (b *Builder) In(p Part) { b.part = p }
 
 // Stage names what the following calls are for.
-func (b *Builder) Stage(name string) { b.stage = name }
+func (b *Builder) Stage(name string) { b.StageFor(General, name) }
+
+// StageFor is Stage, with what code knows of it.
+func (b *Builder) StageFor(p Purpose, name string) { b.purpose, b.stage = p, name }
+
+// For has what f adds belong to the stage, but for a purpose of its own.
+func (b *Builder) For(p Purpose, f func()) {
+	stage := b.purpose
+	b.purpose = p
+	f()
+	b.purpose = stage
+}
 
 // File declares the next descriptor that accompanies the program.
 func (b *Builder) File(what string) Slot { return b.file("received: " + what) }
@@ -262,7 +274,7 @@ func (b *Builder) add(name string, num uintptr, out Slot, flags uint8, args []Ar
 		text = out.String() + " = " + text
 	}
 	b.parts[b.part] = append(b.parts[b.part], o)
-	b.lines[b.part] = append(b.lines[b.part], line{b.stage, text})
+	b.lines[b.part] = append(b.lines[b.part], line{b.stage, text, o.num, b.purpose})
 }
 
 // Program encodes what was collected.

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 func TestBuilderErrors(t *testing.T) {
@@ -137,9 +138,26 @@ init:
 		{-1, "unknown stage", "call -1"},
 	}
 	for _, test := range tests {
-		stage, call := p.Describe(test.index)
-		require.Equal(t, test.stage, stage)
-		require.Equal(t, test.call, call)
+		call := p.Call(test.index)
+		require.Equal(t, test.stage, call.Stage)
+		require.Equal(t, test.call, call.Text)
+	}
+}
+
+func TestCallsHaveAnIdentity(t *testing.T) {
+	b := NewBuilder()
+	b.StageFor(Exec, "exec job")
+	fd := b.CallTo("openat", 257)
+	b.For(OwnPlace, func() { b.Call("move_mount", 429) })
+	b.Call("execve", 59)
+	b.Stage("end")
+	b.Close(fd)
+	p, err := b.Program()
+	require.NoError(t, err)
+	p = p.Failing(2, 1)
+	for i, want := range []Call{{257, Exec, "exec job", "$511 = openat()"}, {429, OwnPlace, "exec job", "move_mount()"},
+		{59, Exec, "exec job", "execve()"}, {unix.SYS_CLOSE, General, "end", "close($511)"}} {
+		require.Equal(t, want, p.Call(i))
 	}
 }
 
@@ -183,8 +201,8 @@ func TestMkdirAllMakesWhatIsMissing(t *testing.T) {
 		require.NoError(t, err)
 		var made []string
 		for i := range p.lines {
-			if _, call := p.Describe(i); strings.HasPrefix(call, "mkdirat") {
-				made = append(made, strings.Split(call, ", ")[1])
+			if text := p.Call(i).Text; strings.HasPrefix(text, "mkdirat") {
+				made = append(made, strings.Split(text, ", ")[1])
 			}
 		}
 		require.Equal(t, test.want, made, "%s in %s", test.path, test.have)

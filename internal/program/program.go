@@ -95,7 +95,32 @@ type Program struct {
 	first [numParts]int // index of each part's first call
 }
 
-type line struct{ stage, text string }
+// line is what is known of a call beyond what the executor needs.
+type line struct {
+	stage, text string
+	number      uint32
+	purpose     Purpose
+}
+
+// Purpose is what calls of a stage are for, as far as that decides what to do when one fails.
+type Purpose uint8
+
+const (
+	General   Purpose = iota
+	Place             // puts something at a place in the root that an option names
+	OwnPlace          // puts the run's own /proc or /dev into the root
+	Clocks            // moves the clocks
+	Groups            // sets the supplementary groups
+	Directory         // goes to the working directory
+	Exec              // executes the command
+)
+
+// Call is what a call of a program is: number and purpose for code, stage and text for people.
+type Call struct {
+	Number      uintptr // of the system call
+	Purpose     Purpose
+	Stage, Text string
+}
 
 // Image is the encoded form that Load reads.
 func (p *Program) Image() []byte { return p.image }
@@ -103,12 +128,13 @@ func (p *Program) Image() []byte { return p.image }
 // Files is the number of descriptors that must accompany the image.
 func (p *Program) Files() int { return len(p.files) }
 
-// Describe names call i as a person would want to read it in an error.
-func (p *Program) Describe(i int) (stage, call string) {
+// Call describes call i.
+func (p *Program) Call(i int) Call {
 	if i < 0 || i >= len(p.lines) {
-		return "unknown stage", fmt.Sprintf("call %d", i)
+		return Call{Stage: "unknown stage", Text: fmt.Sprintf("call %d", i)}
 	}
-	return p.lines[i].stage, p.lines[i].text
+	l := &p.lines[i]
+	return Call{uintptr(l.number), l.purpose, l.stage, l.text}
 }
 
 // Len is the number of calls.
