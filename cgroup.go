@@ -218,6 +218,9 @@ func (l IOLimit) check() error {
 	return nil
 }
 
+// cgroupMount is where systems have their cgroups.
+const cgroupMount = "/sys/fs/cgroup"
+
 // checkCgroupParent accepts a path as in /proc/self/cgroup, or "" for the default.
 func checkCgroupParent(p string) error {
 	if p == "" {
@@ -229,6 +232,8 @@ func checkCgroupParent(p string) error {
 	switch {
 	case path.Clean(p) != p:
 		return fmt.Errorf("%q is not in its shortest form, %q", p, path.Clean(p))
+	case p == cgroupMount || strings.HasPrefix(p, cgroupMount+"/"):
+		return fmt.Errorf("%q begins with where cgroups are mounted: leave that out, as in \"/jobs\"", p)
 	case strings.Contains(p, "\n"): // no cgroup can have it in its name: cgroup_mkdir in kernel/cgroup/cgroup.c
 		return fmt.Errorf("%q contains a line break", p)
 	}

@@ -99,6 +99,7 @@ var wrong = []struct {
 	{"relative cgroup", []Option{WithCgroupParent("a/b")}, `WithCgroupParent: "a/b" is not an absolute path`},
 	{"roundabout cgroup", []Option{WithCgroupParent("/a/../b")}, `WithCgroupParent: "/a/../b" is not in its shortest form, "/b"`},
 	{"cgroup of two lines", []Option{WithCgroupParent("/a\nb")}, `WithCgroupParent: "/a\nb" contains a line break`},
+	{"cgroup as a directory", []Option{WithCgroupParent("/sys/fs/cgroup/jobs")}, `WithCgroupParent: "/sys/fs/cgroup/jobs" begins with where cgroups are mounted: leave that out`},
 	{"zero byte in the cgroup", []Option{WithCgroupParent("/a\x00")}, `WithCgroupParent: "/a\x00" contains a zero byte`},
 
 	{"beyond all clocks", []Option{WithTimeOffset(-150 * 365 * 24 * time.Hour)}, "WithTimeOffset: -1314000h0m0s is more than 146 years"},

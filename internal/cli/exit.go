@@ -86,7 +86,7 @@ func startFailure(err error) (int, error) {
 		return statusNotFound, fmt.Errorf("%s: %w (the command and its interpreter must be in the run's root: -ro-bind shows files of the host there)",
 			exec.Path, exec.Err)
 	}
-	remedy := flagNames(errors.New(setup.Hint)).Error()
+	remedy := inFlags(setup.Hint)
 	switch exec.Err {
 	case syscall.EACCES, syscall.EPERM, syscall.ENOEXEC:
 		remedy = "the command must be a program that the run's user may execute"

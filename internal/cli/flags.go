@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/fault"
 )
 
 // settings is what the command line asks for.
@@ -147,11 +148,20 @@ func parse(args []string) (*settings, error) {
 	return s, nil
 }
 
+// flagError is a flag whose value can't be read.
+type flagError struct {
+	flag runFlag
+	err  error
+}
+
+func (e *flagError) Error() string { return fmt.Sprintf("-%s: %v", e.flag.name, e.err) }
+func (e *flagError) Unwrap() error { return e.err }
+
 // define adds the flag to the set. A wrong value is noted and doesn't end the parsing.
 func define(set *flag.FlagSet, f runFlag, s *settings, wrong *[]error) {
 	note := func(value string) error {
 		if err := f.set(s, value); err != nil {
-			*wrong = append(*wrong, fmt.Errorf("-%s: %w", f.name, err))
+			*wrong = append(*wrong, &flagError{f, err})
 		}
 		return nil
 	}
@@ -163,31 +173,31 @@ func define(set *flag.FlagSet, f runFlag, s *settings, wrong *[]error) {
 }
 
 // alsoWrong is what the library says about those flags whose values could be read, so that all errors are seen at once. What it
-// says about the others, and about the command, only follows from their errors.
+// says about the command, and of the lack of the others, only follows from their errors.
 func (s *settings) alsoWrong(wrong []error) (more []error) {
 	_, err := sandbox.New(s.opts...).Explain()
 	if err == nil || errors.Is(err, errors.ErrUnsupported) {
 		return nil
 	}
-	for line := range strings.Lines(flagNames(err).Error()) {
-		line = strings.TrimSpace(line)
-		follows := strings.HasPrefix(line, commandName+": ")
-		for _, w := range wrong {
-			name, _, _ := strings.Cut(w.Error(), ": ")
-			follows = follows || strings.HasSuffix(line, " "+name)
+	unread := map[string]bool{}
+	for _, err := range wrong {
+		var e *flagError
+		if errors.As(err, &e) {
+			unread[e.flag.option] = true
 		}
-		if !follows {
-			more = append(more, errors.New(line))
+	}
+	for _, err := range each(err) {
+		var option *sandbox.OptionError
+		var needs fault.Needs
+		switch {
+		case errors.As(err, &option) && option.Option == "WithCommand":
+		case errors.As(err, &needs) && unread[needs.Option]:
+		default:
+			more = append(more, flagNames(err))
 		}
 	}
 	return more
 }
-
-// commandName stands for WithCommand, which isn't a flag.
-const commandName = "command"
-
-// optionName is the name of an option in the library's own words: at the beginning of a word, so not in a path.
-var optionName = regexp.MustCompile(`(?m)(^(?:sandbox: )?|[ (])(With[A-Za-z]+)`)
 
 // Image is a container image that was opened.
 type Image interface {
@@ -222,23 +232,53 @@ func (s *settings) open(ctx context.Context) (done func(), err error) {
 	return func() { _ = img.Close() }, nil
 }
 
+// each returns the wrong options of a joined error one by one, and another error as it is.
+func each(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok || !errors.As(err, new(*sandbox.OptionError)) {
+		return []error{err}
+	}
+	return joined.Unwrap()
+}
+
 // flagNames returns the library's error with flags in place of options.
 func flagNames(err error) error {
-	flags := map[string]string{"WithCommand": commandName}
-	for _, group := range flagGroups {
-		for _, f := range group.flags {
-			flags[f.option] = "-" + f.name
+	var all []error
+	for _, err := range each(err) {
+		if wrong, ok := err.(*sandbox.OptionError); ok {
+			all = append(all, renamed{flagName(wrong.Option) + ": " + inFlags(wrong.Err.Error()), err})
+		} else { // of an image, or a run that can't start
+			all = append(all, renamed{inFlags(err.Error()), err})
 		}
 	}
-	text := optionName.ReplaceAllStringFunc(err.Error(), func(found string) string {
-		m := optionName.FindStringSubmatch(found)
-		name := flags[m[2]]
-		if name == "" {
-			name = m[2]
+	return errors.Join(all...)
+}
+
+// flagName is how the command line says an option.
+func flagName(option string) string {
+	if option == "WithCommand" {
+		return "command" // which isn't a flag
+	}
+	for _, group := range flagGroups {
+		for _, f := range group.flags {
+			if f.option == option {
+				return "-" + f.name
+			}
 		}
-		return strings.TrimPrefix(m[1], "sandbox: ") + name
+	}
+	return option
+}
+
+// optionName is the name of an option in the library's own words: at the beginning of a word, so not in a path.
+var optionName = regexp.MustCompile(`(?m)(^(?:sandbox: )?|[ (])(With[A-Za-z]+)`)
+
+// inFlags is a text of the library for people, with flags in place of options: the reason of an
+// error, or a remedy. Nothing depends on it but what is printed.
+func inFlags(text string) string {
+	return optionName.ReplaceAllStringFunc(text, func(found string) string {
+		m := optionName.FindStringSubmatch(found)
+		return strings.TrimPrefix(m[1], "sandbox: ") + flagName(m[2])
 	})
-	return renamed{text, err}
 }
 
 // renamed is an error with another text.

@@ -129,6 +129,9 @@ func TestParseNamesAllErrors(t *testing.T) {
 -memory: "x" is not a size such as 500k, 64m or 2g
 flag needs an argument: -timeout`, err.Error(), "neither the missing command nor the lonely -swap are mistakes of their own")
 
+	_, err = parse([]string{"-net", "x", "-swap", "1m", "true"})
+	assert.EqualError(t, err, "-net: \"x\" is neither none nor host\n-swap: means nothing without -memory")
+
 	_, err = parse(nil)
 	assert.EqualError(t, err, "no command is given")
 }

@@ -271,7 +271,7 @@ func (c *Cell) Create(name string, s Spec) (*Group, error) {
 		}
 	}
 	if s.Memory > 0 && s.Swap > 0 && !c.swap {
-		return nil, errors.New("WithSwap: the kernel does not account swap; boot with swapaccount=1, or leave WithSwap out")
+		return nil, WithSwap.wrong("the kernel does not account swap; boot with swapaccount=1, or leave WithSwap out")
 	}
 	if c.tree.v2 != "" {
 		return c.createV2(name, s)

@@ -22,7 +22,7 @@ const top = "sandbox"
 // It changes nothing. The error wraps ErrUnavailable when there is no such place.
 func Discover(parent string) (*Tree, error) {
 	if parent != "" && (!path.IsAbs(parent) || path.Clean(parent) != parent || strings.HasPrefix(parent, "/sys/fs/cgroup")) {
-		return nil, fmt.Errorf("WithCgroupParent: %q: must be an absolute, clean path below the cgroup mount, such as \"/jobs\"", parent)
+		return nil, WithCgroupParent.wrong("%q: must be an absolute, clean path below the cgroup mount, such as \"/jobs\"", parent)
 	}
 	all, err := mounts()
 	if err != nil {

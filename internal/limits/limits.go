@@ -25,6 +25,35 @@ import (
 // why and what to do.
 var ErrUnavailable = errors.New("cgroups can't be used")
 
+// Option is what takes something of cgroups, by the name that callers of the library know.
+type Option string
+
+const (
+	WithMemory       Option = "WithMemory"
+	WithSwap         Option = "WithSwap"
+	WithCPUs         Option = "WithCPUs"
+	WithCPUWeight    Option = "WithCPUWeight"
+	WithCPUSet       Option = "WithCPUSet"
+	WithPIDs         Option = "WithPIDs"
+	WithIO           Option = "WithIO"
+	WithCPUTime      Option = "WithCPUTime"
+	WithCgroupParent Option = "WithCgroupParent"
+	Pause            Option = "Pause"
+)
+
+// Error is an option that can't be had here, or of which the value makes no sense.
+type Error struct {
+	Option Option
+	Err    error // why, and what to do
+}
+
+func (e *Error) Error() string { return string(e.Option) + ": " + e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+func (o Option) wrong(format string, args ...any) error {
+	return &Error{o, fmt.Errorf(format, args...)}
+}
+
 // Spec is what the cgroup of one run enforces. The zero value enforces nothing.
 type Spec struct {
 	Memory    int64   // bytes, 0 = no limit
@@ -70,24 +99,24 @@ func (s Spec) shares() uint64 { return max(2, (s.CPUWeight*1024+50)/100) }
 // check refuses values that the kernel would refuse or, worse, take for something else.
 func (s Spec) check() error {
 	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	bad := func(o Option, format string, args ...any) { errs = append(errs, o.wrong(format, args...)) }
 	if s.Memory < 0 {
-		bad("WithMemory: %d bytes: must not be negative", s.Memory)
+		bad(WithMemory, "%d bytes: must not be negative", s.Memory)
 	}
 	if s.Swap < 0 || s.Swap > math.MaxInt64-max(s.Memory, 0) {
-		bad("WithSwap: %d bytes: must not be negative, nor beyond 63 bits together with WithMemory", s.Swap)
+		bad(WithSwap, "%d bytes: must not be negative, nor beyond 63 bits together with WithMemory", s.Swap)
 	}
 	if s.PIDs < 0 {
-		bad("WithPIDs: %d: must not be negative", s.PIDs)
+		bad(WithPIDs, "%d: must not be negative", s.PIDs)
 	}
 	if s.CPUWeight > 10000 {
-		bad("WithCPUWeight: %d: must be 1 to 10000", s.CPUWeight)
+		bad(WithCPUWeight, "%d: must be 1 to 10000", s.CPUWeight)
 	}
 	if s.CPUs != 0 && !(s.CPUs > 0 && s.CPUs < 1e6 && s.quota() >= minQuota) {
-		bad("WithCPUs: %v: must be at least %v", s.CPUs, float64(minQuota)/cpuPeriod)
+		bad(WithCPUs, "%v: must be at least %v", s.CPUs, float64(minQuota)/cpuPeriod)
 	}
 	if _, err := parseCPUs(s.CPUSet); err != nil {
-		bad("WithCPUSet: %w", err)
+		bad(WithCPUSet, "%w", err)
 	}
 	return errors.Join(errs...)
 }
@@ -96,21 +125,24 @@ func (s Spec) check() error {
 func (s Spec) Empty() bool { return len(s.needs()) == 0 }
 
 // need is an option in use and the controller that enforces it.
-type need struct{ option, controller string }
+type need struct {
+	option     Option
+	controller string
+}
 
 func (s Spec) needs() []need {
 	var n []need
-	add := func(use bool, option, controller string) {
+	add := func(use bool, option Option, controller string) {
 		if use {
 			n = append(n, need{option, controller})
 		}
 	}
-	add(s.Memory != 0, "WithMemory", "memory")
-	add(s.Memory != 0 && s.Swap != 0, "WithSwap", "memory")
-	add(s.CPUs != 0, "WithCPUs", "cpu")
-	add(s.CPUWeight != 0, "WithCPUWeight", "cpu")
-	add(s.CPUSet != "", "WithCPUSet", "cpuset")
-	add(s.PIDs != 0, "WithPIDs", "pids")
-	add(len(s.IO) > 0, "WithIO", "io")
+	add(s.Memory != 0, WithMemory, "memory")
+	add(s.Memory != 0 && s.Swap != 0, WithSwap, "memory")
+	add(s.CPUs != 0, WithCPUs, "cpu")
+	add(s.CPUWeight != 0, WithCPUWeight, "cpu")
+	add(s.CPUSet != "", WithCPUSet, "cpuset")
+	add(s.PIDs != 0, WithPIDs, "pids")
+	add(len(s.IO) > 0, WithIO, "io")
 	return n
 }

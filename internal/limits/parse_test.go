@@ -88,11 +88,15 @@ func TestSharesAndQuota(t *testing.T) {
 func TestSpecCheck(t *testing.T) {
 	require.NoError(t, Spec{}.check())
 	require.NoError(t, Spec{Memory: 1 << 20, Swap: 1, CPUs: 0.01, CPUWeight: 10000, CPUSet: "0", PIDs: 1}.check())
-	for option, s := range map[string]Spec{
-		"WithMemory": {Memory: -1}, "WithSwap": {Memory: 1 << 62, Swap: 1 << 62}, "WithCPUs": {CPUs: 0.001},
-		"WithCPUWeight": {CPUWeight: 10001}, "WithCPUSet": {CPUSet: "x"}, "WithPIDs": {PIDs: -1},
+	for option, s := range map[Option]Spec{
+		WithMemory: {Memory: -1}, WithSwap: {Memory: 1 << 62, Swap: 1 << 62}, WithCPUs: {CPUs: 0.001},
+		WithCPUWeight: {CPUWeight: 10001}, WithCPUSet: {CPUSet: "x"}, WithPIDs: {PIDs: -1},
 	} {
-		assert.ErrorContains(t, s.check(), option+": ")
+		var wrong *Error
+		if assert.ErrorAs(t, s.check(), &wrong) {
+			assert.Equal(t, option, wrong.Option)
+			assert.EqualError(t, s.check(), string(option)+": "+wrong.Err.Error())
+		}
 	}
 	nan := 0.0
 	assert.ErrorContains(t, Spec{CPUs: nan / nan}.check(), "WithCPUs")
@@ -192,10 +196,10 @@ func TestMissingNamesOptionAndRemedy(t *testing.T) {
 		tree.missing[c] = "no " + c + "; do this"
 	}
 	err := tree.Missing(everything)
-	for option, controller := range map[string]string{
-		"WithMemory": "memory", "WithSwap": "memory", "WithCPUs": "cpu", "WithCPUWeight": "cpu", "WithCPUSet": "cpuset", "WithPIDs": "pids",
+	for option, controller := range map[Option]string{
+		WithMemory: "memory", WithSwap: "memory", WithCPUs: "cpu", WithCPUWeight: "cpu", WithCPUSet: "cpuset", WithPIDs: "pids",
 	} {
-		assert.ErrorContains(t, err, option+": no "+controller+"; do this")
+		assert.ErrorContains(t, err, string(option)+": no "+controller+"; do this")
 	}
 	assert.NoError(t, tree.Missing(Spec{}), "nothing asked for, nothing missing")
 	assert.ErrorContains(t, tree.MissingCPUTime(), "WithCPUTime: no cpuacct")

@@ -4,7 +4,6 @@ package limits
 
 import (
 	"errors"
-	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -49,7 +48,7 @@ func (t *Tree) Missing(s Spec) error {
 	for _, n := range s.needs() {
 		err := t.lacks(n.option, n.controller)
 		if err == nil {
-			err = t.lacksDetail(n.option, s)
+			err = t.lacksDetail(n, s)
 		}
 		errs = append(errs, err)
 	}
@@ -61,7 +60,7 @@ func (t *Tree) MissingCPUTime() error {
 	if t.v2 != "" {
 		return nil // cpu.stat needs no controller
 	}
-	return t.lacks("WithCPUTime", "cpuacct")
+	return t.lacks(WithCPUTime, "cpuacct")
 }
 
 // MissingFreeze says why Group.Freeze can't work here.
@@ -69,7 +68,7 @@ func (t *Tree) MissingFreeze() error {
 	if t.v2 != "" {
 		return nil // since Linux 5.2
 	}
-	return t.lacks("Pause", "freezer")
+	return t.lacks(Pause, "freezer")
 }
 
 // nameV1 is what v1 calls a controller.
@@ -80,35 +79,35 @@ func nameV1(controller string) string {
 	return controller
 }
 
-func (t *Tree) lacks(option, controller string) error {
+func (t *Tree) lacks(option Option, controller string) error {
 	if t.v2 == "" {
 		controller = nameV1(controller)
 	}
 	if why := t.missing[controller]; why != "" {
-		return fmt.Errorf("%s: %s", option, why)
+		return option.wrong("%s", why)
 	}
 	return nil
 }
 
 // lacksDetail looks for what can be absent although the controller is there.
-func (t *Tree) lacksDetail(option string, s Spec) error {
+func (t *Tree) lacksDetail(n need, s Spec) error {
 	if t.v2 == "" {
-		controller := map[string]string{"WithCPUs": "cpu", "WithCPUWeight": "cpu", "WithCPUSet": "cpuset", "WithPIDs": "pids", "WithMemory": "memory", "WithSwap": "memory", "WithIO": "blkio"}[option]
+		controller := nameV1(n.controller)
 		mount := t.v1[controller]
 		if _, ok := containerdRoot(mount, controller); !ok {
-			return fmt.Errorf("%s: the %s controller is mounted at %s; link it: ln -s %s %s", option, controller, mount,
+			return n.option.wrong("the %s controller is mounted at %s; link it: ln -s %s %s", controller, mount,
 				path.Base(mount), path.Join(path.Dir(mount), controller))
 		}
-		if option == "WithSwap" && !exists(mount+"/memory.memsw.limit_in_bytes") {
-			return errors.New("WithSwap: the kernel does not account swap (no memory.memsw.limit_in_bytes); boot with swapaccount=1")
+		if n.option == WithSwap && !exists(mount+"/memory.memsw.limit_in_bytes") {
+			return WithSwap.wrong("the kernel does not account swap (no memory.memsw.limit_in_bytes); boot with swapaccount=1")
 		}
-		if option == "WithCPUs" && !exists(mount+"/cpu.cfs_quota_us") {
-			return errors.New("WithCPUs: the kernel has no CPU quota (no cpu.cfs_quota_us); use one built with CONFIG_CFS_BANDWIDTH")
+		if n.option == WithCPUs && !exists(mount+"/cpu.cfs_quota_us") {
+			return WithCPUs.wrong("the kernel has no CPU quota (no cpu.cfs_quota_us); use one built with CONFIG_CFS_BANDWIDTH")
 		}
-	} else if option == "WithSwap" && !exists("/proc/swaps") {
-		return errors.New("WithSwap: the kernel has no swap (no /proc/swaps); use one built with CONFIG_SWAP")
+	} else if n.option == WithSwap && !exists("/proc/swaps") {
+		return WithSwap.wrong("the kernel has no swap (no /proc/swaps); use one built with CONFIG_SWAP")
 	}
-	if option == "WithCPUSet" {
+	if n.option == WithCPUSet {
 		return t.lacksCPUs(s.CPUSet)
 	}
 	return nil
@@ -124,7 +123,7 @@ func (t *Tree) lacksCPUs(list string) error {
 	}
 	for cpu := range wanted {
 		if !have[cpu] {
-			return fmt.Errorf("WithCPUSet: %q: CPU %d is not among those that cgroups below %s may use (%s)",
+			return WithCPUSet.wrong("%q: CPU %d is not among those that cgroups below %s may use (%s)",
 				list, cpu, path.Dir(where), strings.Join(readWords(where), ""))
 		}
 	}

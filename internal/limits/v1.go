@@ -72,20 +72,20 @@ func (c *Cell) limitV1(p string, s Spec) error {
 		controller := nameV1(n.controller)
 		root, ok := containerdRoot(c.tree.v1[controller], controller)
 		if !ok {
-			return c.tree.lacksDetail(n.option, s)
+			return c.tree.lacksDetail(n, s)
 		}
 		switch n.option { // WithSwap and WithCPUWeight share a controller with another
-		case "WithMemory":
+		case WithMemory:
 			subsystems = append(subsystems, cgroup1.NewMemory(root))
-		case "WithPIDs":
+		case WithPIDs:
 			subsystems = append(subsystems, cgroup1.NewPids(root))
-		case "WithCPUSet":
+		case WithCPUSet:
 			subsystems = append(subsystems, cgroup1.NewCpuset(root))
-		case "WithIO":
+		case WithIO:
 			subsystems = append(subsystems, cgroup1.NewBlkio(root))
-		case "WithCPUs":
+		case WithCPUs:
 			subsystems = append(subsystems, cgroup1.NewCpu(root))
-		case "WithCPUWeight":
+		case WithCPUWeight:
 			if s.CPUs == 0 {
 				subsystems = append(subsystems, cgroup1.NewCpu(root))
 			}
@@ -204,7 +204,7 @@ func (c *countersV1) oomKills() (uint64, error) {
 
 func (c *countersV1) cpu() (time.Duration, error) {
 	if c.cpuacct == "" {
-		return 0, fmt.Errorf("WithCPUTime: the v1 cpuacct controller is not mounted")
+		return 0, WithCPUTime.wrong("the v1 cpuacct controller is not mounted")
 	}
 	ns, err := c.readUint(c.cpuacct + "/cpuacct.usage")
 	return time.Duration(ns), err

@@ -15,7 +15,7 @@ import (
 func (c *Cell) createV2(name string, s Spec) (*Group, error) {
 	for _, n := range s.needs() {
 		if err := c.enable(path.Join(c.path, s.Pool), n.controller); err != nil {
-			return nil, fmt.Errorf("%s: the %s controller can't be enabled for runs: %w", n.option, n.controller, err)
+			return nil, n.option.wrong("the %s controller can't be enabled for runs: %w", n.controller, err)
 		}
 	}
 	p := path.Join(c.path, s.Pool, name)
