@@ -31,7 +31,8 @@ func CellWithoutUserNamespace() CellOption { return func(c *cellConfig) { c.host
 type Cell struct{ impl cellImpl }
 
 // NewCell boots a cell. That takes some tens of milliseconds; runs in it then
-// cost what they cost anywhere.
+// cost what they cost anywhere. Its error is the joined *OptionError of wrong options, or a
+// *SetupError.
 func NewCell(opts ...CellOption) (*Cell, error) {
 	var c cellConfig
 	for _, opt := range opts {

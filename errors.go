@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// OptionError is one wrong option. All that are wrong are joined in one error: errors.As finds the
-// first of them, and each is an element of what its method Unwrap() []error returns.
+// OptionError is one wrong option. All that are wrong are reported at once, joined as by
+// errors.Join: errors.As finds the first of them, the method Unwrap() []error returns all.
 type OptionError struct {
 	// Option is its name, such as "WithMemory", "CellNetwork" or "PoolQueue", or, of an argument
 	// that is no option's, that of its function, such as "NewScratch". Where two options do not go
@@ -126,7 +126,8 @@ func notStarted(ctx context.Context) error {
 
 // SetupError is a run that could not start.
 type SetupError struct {
-	// Stage is the step that failed, such as "cgroup" or "root file system".
+	// Stage is the step that failed, such as "cgroup" or "root file system"; "exec" is the
+	// execution of the command. One that an option asks for begins with its name: "WithBind /data".
 	Stage string
 	// Err is why: for a system call, its name, arguments and errno.
 	Err error

@@ -45,6 +45,22 @@ func ExampleExitError() {
 	// Output: out of CPU time true true
 }
 
+// All that is wrong with a sandbox is said at once, and of which option.
+func ExampleOptionError() {
+	_, err := sandbox.New(sandbox.WithCommand("true"), sandbox.WithDir("work"), sandbox.WithPIDs(-1)).Run(context.Background())
+	if all, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, err := range all.Unwrap() {
+			var wrong *sandbox.OptionError
+			if errors.As(err, &wrong) {
+				fmt.Printf("%s is wrong: %v\n", wrong.Option, wrong.Err)
+			}
+		}
+	}
+	// Output:
+	// WithDir is wrong: "work" is not an absolute path
+	// WithPIDs is wrong: -1 is less than 1
+}
+
 // One sandbox describes many runs.
 func ExampleSandbox_With() {
 	base := sandbox.New(sandbox.WithMemory(64*sandbox.MiB), sandbox.WithTimeout(time.Minute))

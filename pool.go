@@ -76,7 +76,7 @@ type Pool struct {
 var poolCount atomic.Uint64
 
 // NewPool makes a pool that runs what s describes, size runs at a time. It keeps as many prepared, unless s says another number: see WithPrepared. It never
-// fails: wrong options are reported by Run. The caller should call Close.
+// fails: wrong options are reported by Run, each an *OptionError. The caller should call Close.
 func NewPool(s *Sandbox, size int, opts ...PoolOption) *Pool {
 	p := &Pool{config: poolConfig{queue: defaultQueue}, size: size, shared: s.prepared, ended: make(chan struct{}),
 		slots: semaphore.NewWeighted(int64(max(size, 1))), live: map[uint64]context.CancelCauseFunc{}}

@@ -117,7 +117,7 @@ func TestPreparedFromTheSecondStart(t *testing.T) {
 	require.Empty(t, s.Waiting())
 	runs.Output(t, s)
 	testkit.Eventually(t, "three wait", func() bool { return len(s.Waiting()) == 3 })
-	require.ErrorContains(t, runs.Shell("").Prepare(testkit.Deadline(t)), "use WithPrepared")
+	require.ErrorContains(t, runs.Shell("").Prepare(testkit.Deadline(t)), "WithPrepared: is missing")
 	require.ErrorContains(t, runs.Shell("", sandbox.WithPrepared(1), sandbox.WithMemory(-1)).Prepare(testkit.Deadline(t)), "WithMemory")
 	missing := runs.Shell("", sandbox.WithPrepared(1), sandbox.WithReadOnlyBind(testkit.OpenDir(t), "/usr/no-such-dir"))
 	runs.SetupError(t, missing.Prepare(testkit.Deadline(t)), "WithReadOnlyBind /usr/no-such-dir")

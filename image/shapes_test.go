@@ -205,8 +205,18 @@ func TestRootlessImageErrors(t *testing.T) {
 	img := open(t, store, ref)
 	_, err := sandbox.New(img.Options()...).With(img.Command()).Run(t.Context())
 	require.EqualError(t, err, "sandbox: image "+ref+": config fields Entrypoint and Cmd are empty: name a command")
+	require.Equal(t, "WithCommand", wrongOption(t, err), "what to use instead")
+	_, err = sandbox.New(img.Options()...).With(img.Command("/bin/echo"), sandbox.WithoutUserNamespace()).Run(t.Context())
+	require.Equal(t, "WithUser", wrongOption(t, err))
 	_, err = sandbox.New(img.Options()...).With(img.Command(), sandbox.WithCommand("/bin/echo")).Run(t.Context())
 	require.NoError(t, err)
+}
+
+func wrongOption(t *testing.T, err error) string {
+	t.Helper()
+	var wrong *sandbox.OptionError
+	require.ErrorAs(t, err, &wrong)
+	return wrong.Option
 }
 
 // What no run could have is refused by Open.

@@ -316,8 +316,8 @@ func (c *Cell) run() error {
 	return err
 }
 
-// reapStage waits for libcontainer's second process, a child of this one (CLONE_PARENT), if that is what failed.
-// Libcontainer, which was not told its process id yet, does not.
+// reapStage waits for libcontainer's second process, a child of this one (CLONE_PARENT), if that is
+// what failed. Libcontainer, which was not told its process id yet, does not.
 func reapStage(pid int) {
 	if pid == 0 {
 		return

@@ -269,7 +269,8 @@ func flagName(option string) string {
 	return option
 }
 
-// optionName is the name of an option in the library's own words: at the beginning of a word, so not in a path.
+// optionName is the name of an option in the library's own words: at the beginning of a word, so
+// not in a path.
 var optionName = regexp.MustCompile(`(?m)(^(?:sandbox: )?|[ (])(With[A-Za-z]+)`)
 
 // inFlags is a text of the library for people, with flags in place of options: the reason of an

@@ -119,7 +119,7 @@ func TestScratchRootIsNothingElse(t *testing.T) {
 		runs.SetupError(t, err, "WithScratchRoot", "the scratch has files")
 	}
 	_, err = runs.Shell("true").RootChanges()
-	require.ErrorContains(t, err, "no WithScratchRoot")
+	require.ErrorContains(t, err, "WithScratchRoot: is missing")
 	require.NoError(t, upper.Close())
 	_, err = root.With(sandbox.WithCommand("true")).Run(testkit.Deadline(t))
 	require.ErrorContains(t, err, "WithScratchRoot: the source can't be used: the scratch is closed")
