@@ -21,3 +21,14 @@ func TestReadmeExample(t *testing.T) {
 	indented := "\t" + strings.ReplaceAll(strings.TrimSpace(shown), "\n", "\n\t")
 	require.Contains(t, string(examples), indented)
 }
+
+// The table of contents of docs/RATIONALE.md has every heading.
+func TestRationaleContents(t *testing.T) {
+	text, err := os.ReadFile("docs/RATIONALE.md")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(text)) {
+		if heading, ok := strings.CutPrefix(strings.TrimSpace(line), "## "); ok {
+			require.Equal(t, 1, strings.Count(string(text), "- ["+heading+"](#"), heading)
+		}
+	}
+}
