@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -78,16 +79,26 @@ func cgroups() (list []string) {
 		switch {
 		case err != nil || !d.IsDir():
 		case cellID.MatchString(d.Name()):
-			if dir := cellDir(d.Name()); dir == "" || owned(dir) {
+			if dir := cellDir(d.Name()); dir == "" && mayBeOurs(d) || dir != "" && owned(dir) {
 				list = append(list, path)
 			}
 			return fs.SkipDir
-		case d.Name() == "sandbox" && len(subdirectories(path)) == 0:
+		case d.Name() == "sandbox" && len(subdirectories(path)) == 0 && mayBeOurs(d):
 			list = append(list, path)
 		}
 		return nil
 	})
 	return list
+}
+
+// mayBeOurs reports whether a cgroup can be this process's: an ordinary user's are its own, and it
+// does not find the state directories of root's cells.
+func mayBeOurs(d fs.DirEntry) bool {
+	if os.Geteuid() == 0 {
+		return true
+	}
+	info, err := d.Info()
+	return err == nil && int(info.Sys().(*syscall.Stat_t).Uid) == os.Geteuid()
 }
 
 func subdirectories(path string) (names []string) {
