@@ -137,6 +137,7 @@ type compiler struct {
 	tree    program.Slot // the copy of the template
 	mounts  program.Slot // the mount namespace
 	gate    program.Slot
+	later   []laterFile
 }
 
 // compile turns the options into programs. It is pure: the same options on the
@@ -156,6 +157,7 @@ func compile(c *config, m *machine, s shape, missing []point) (*plan, error) {
 
 	k.b.In(program.Command)
 	k.addGate()
+	k.openLater()
 	k.addPrivileges()
 	if c.security.filterFirst() {
 		if err := k.addSeccomp(); err != nil {

@@ -60,7 +60,7 @@ func checkPlan(t testing.TB, c *config, p *plan) {
 	require.Equal(t, files, p.run.Files())
 
 	parts := calls(p.run)
-	passes := slices.DeleteFunc(slices.Clone(parts["setup"]), func(call string) bool { return !strings.HasPrefix(call, "pass(") })
+	passes := slices.DeleteFunc(slices.Clone(parts["command"]), func(call string) bool { return !strings.HasPrefix(call, "pass(") })
 	require.Len(t, passes, len(c.root.layout().filled))
 	checkSlots(t, files, slices.Concat(parts["setup"], parts["command"]))
 	checkAfterPivot(t, parts)

@@ -351,7 +351,7 @@ func (k *compiler) addPoint(p *placed) {
 
 // addFiles makes the files of WithFile that the command's program does not make: in place where that is the
 // run's own memory, else on a file system of their own from where each is mounted, read-only. What
-// is written to them goes with the command: it gets them open for writing, which the run never has.
+// is written to them goes with the command.
 func (k *compiler) addFiles() {
 	b := k.b
 	store := program.NoSlot
@@ -369,7 +369,9 @@ func (k *compiler) addFiles() {
 			dir := b.OpenInRoot(k.tree, path.Dir(p.dst))
 			b.CallMaybe("unlinkat", unix.SYS_UNLINKAT, program.Use(dir), b.Str(path.Base(p.dst)), program.Int(0))
 			k.addFile(dir, path.Base(p.dst), &p)
-			b.Close(dir)
+			if !p.later {
+				b.Close(dir)
+			}
 			continue
 		}
 		if store == program.NoSlot {
@@ -384,13 +386,33 @@ func (k *compiler) addFiles() {
 	}
 }
 
-// addFile makes one file, the run's user's. One whose content comes later stays open.
+// laterFile is a file that the set-up made, and whose content goes with the command.
+type laterFile struct {
+	dir       program.Slot
+	name, dst string
+}
+
+// addFile makes one file. It is the run's user's, once its content is there if that comes later.
 func (k *compiler) addFile(dir program.Slot, name string, p *placed) {
 	b, n := k.b, &k.c.namespace
 	if p.later {
-		b.Pass(b.OpenNewFile(program.Use(dir), name))
-	} else {
-		b.CreateFile(program.Use(dir), name, p.data, p.mode)
+		b.CreateFile(program.Use(dir), name, nil, 0o600)
+		k.later = append(k.later, laterFile{dir, name, p.dst})
+		return
 	}
+	b.CreateFile(program.Use(dir), name, p.data, p.mode)
 	b.Chown(program.Use(dir), name, n.uid, n.gid)
+}
+
+// openLater passes the files whose content comes later on to the command's program, open for
+// writing. PID 1 must not have them open so: they could not be executed (ETXTBSY, execve(2)).
+func (k *compiler) openLater() {
+	b, n := k.b, &k.c.namespace
+	for _, f := range k.later {
+		b.StageFor(program.Place, "WithFile "+f.dst)
+		open := b.CallTo("openat", unix.SYS_OPENAT, program.Use(f.dir), b.Str(f.name),
+			program.Int(unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, "O_WRONLY|O_CLOEXEC|O_NOFOLLOW"), program.Int(0))
+		b.Call("fchown", unix.SYS_FCHOWN, program.Use(open), program.Int(n.uid), program.Int(n.gid))
+		b.Pass(open)
+	}
 }

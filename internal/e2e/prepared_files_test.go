@@ -97,6 +97,7 @@ func TestRootlessPreparedContent(t *testing.T) {
 				s := base.With(sandbox.WithCommand("sh", "-c", look)).With(place(content)...)
 				want := "755 1000:1000\n400 1000:1000\n640 1000:1000\n/home/sandbox\n" + content + "x"
 				require.Equal(t, want, runs.Output(t, s.With(sandbox.WithPrepared(0))))
+				require.Equal(t, "/home/sandbox", runs.Output(t, s.With(sandbox.WithCommand("/work/deep/run"))), "it can be executed, at once")
 				require.NoError(t, base.Prepare(testkit.Deadline(t)))
 				var out strings.Builder
 				_, err := runs.StartPrepared(t, s.With(sandbox.WithStdout(&out))).Wait()

@@ -141,24 +141,17 @@ func (b *Builder) Symlink(target string, at Arg, p string) {
 // CreateFile makes a file, which must not exist, with the given content. The
 // umask is taken to be zero.
 func (b *Builder) CreateFile(at Arg, p string, data []byte, m fs.FileMode) {
-	f := b.openNew(at, p, m)
+	f := b.CallTo("openat", unix.SYS_OPENAT, at, b.Str(p),
+		Int(unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, "O_WRONLY|O_CREAT|O_EXCL|O_CLOEXEC|O_NOFOLLOW"), mode(m))
 	b.write(f, data)
 	b.Close(f)
 }
-
-// OpenNewFile makes a file that nobody may open, and keeps it open for Fill.
-func (b *Builder) OpenNewFile(at Arg, p string) Slot { return b.openNew(at, p, 0) }
 
 // Fill writes data to a file that is open, and sets its permissions.
 func (b *Builder) Fill(f Slot, data []byte, m fs.FileMode) {
 	b.write(f, data)
 	b.Call("fchmod", unix.SYS_FCHMOD, Use(f), mode(m))
 	b.Close(f)
-}
-
-func (b *Builder) openNew(at Arg, p string, m fs.FileMode) Slot {
-	return b.CallTo("openat", unix.SYS_OPENAT, at, b.Str(p),
-		Int(unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, "O_WRONLY|O_CREAT|O_EXCL|O_CLOEXEC|O_NOFOLLOW"), mode(m))
 }
 
 func (b *Builder) write(f Slot, data []byte) {
