@@ -14,23 +14,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// binary is what it takes to execute this program's own file in a cell.
+// binary is what a cell needs to execute this program's own file.
 //
-// Until a run's clone executes the command, its /proc/self/exe is this file. A command, or the
-// interpreter of one, that is a link to that must get nothing of it (CVE-2019-5736). So the cell
-// gets the file through a read-only mount or a copy of its own, and once the fork server is up, seal
-// sees to it that nobody can execute or open that again.
+// Until a run's clone executes the command, its /proc/self/exe is this file. A command, or a
+// command's interpreter, may be a link to /proc/self/exe and must not reach this file through it
+// (CVE-2019-5736). So the cell gets the file through a read-only mount or as a copy of its own, and
+// once the fork server is up, seal makes sure that nobody can execute or open it again.
 type binary struct {
 	exe    *os.File
 	seal   func() error
 	close  func()
 	loader string            // the dynamic loader, as the file names it; "" if static
 	libs   []string          // shared objects mapped into this process
-	copies map[string]string // of those that the cell's root can't reach
+	copies map[string]string // libraries that the cell's root can't reach
 }
 
-// reach copies libraries that others than their owner can't read, or find, into
-// a directory: to the host's file systems the cell's root is nobody.
+// reach copies libraries that only their owner can read or find into a directory: to the host's
+// file systems the cell's root is nobody.
 func (b *binary) reach(dir string) error {
 	b.copies = map[string]string{}
 	for i, lib := range b.libs {
@@ -52,8 +52,7 @@ func (b *binary) reach(dir string) error {
 	return nil
 }
 
-// forOthers tells whether everybody may read the file and search the directories
-// that lead to it.
+// forOthers reports whether everybody may read the file and search the directories that lead to it.
 func forOthers(path string) bool {
 	info, err := os.Stat(path)
 	if err != nil || info.Mode().Perm()&0o004 == 0 {
@@ -73,7 +72,7 @@ func forOthers(path string) bool {
 const ownPath = "/proc/self/exe"
 
 func ownBinary() (*binary, error) {
-	exe, err := os.Open(ownPath) // also when the file was replaced or deleted
+	exe, err := os.Open(ownPath) // works even if the file was replaced or deleted
 	if err != nil {
 		return nil, fmt.Errorf("opening this program's own file: %w", err)
 	}
@@ -112,7 +111,8 @@ func interpreter(exe *os.File) (string, error) {
 	return "", nil
 }
 
-// mount opens the file on a mount of its own. That takes CAP_SYS_ADMIN, and a file that was not deleted.
+// mount opens the file on a mount of its own. That takes CAP_SYS_ADMIN and a file that has not been
+// deleted.
 func (b *binary) mount(exe *os.File) error {
 	fd, err := unix.OpenTree(int(exe.Fd()), "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -151,7 +151,7 @@ func (b *binary) copy(exe *os.File, size int64) error {
 	if err == nil {
 		err = memory.Chmod(0o755)
 	}
-	if err == nil { // where the run has this process's user id, its mode would let it write
+	if err == nil { // its mode would let a run with this process's user id write to it
 		_, err = unix.FcntlInt(memory.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
 	}
 	if err == nil {
@@ -184,8 +184,8 @@ func sendFile(to, from int, size int64) error {
 	return nil
 }
 
-// mappedLibraries lists the shared objects that the dynamic loader brought in,
-// itself included: proc(5), /proc/pid/maps.
+// mappedLibraries lists the shared objects that the dynamic loader mapped, itself included:
+// proc(5), /proc/pid/maps.
 func mappedLibraries() ([]string, error) {
 	f, err := os.Open("/proc/self/maps")
 	if err != nil {
@@ -202,7 +202,7 @@ func mappedLibraries() ([]string, error) {
 		if !ok || path == exe {
 			continue
 		}
-		// A library that was replaced by an upgrade: what has its name now will do.
+		// An upgrade replaced the library: use the file that has its name now.
 		path = strings.TrimSuffix(path, " (deleted)")
 		info, err := os.Stat(path)
 		if err == nil && info.Mode().IsRegular() && !slices.Contains(libs, path) {
@@ -212,7 +212,8 @@ func mappedLibraries() ([]string, error) {
 	return libs, nil
 }
 
-// neededAs is the name that programs know a library by, which need not be its file's: elf(5), DT_SONAME.
+// neededAs returns the name by which programs refer to a library. It may differ from the file's
+// name: elf(5), DT_SONAME.
 func neededAs(lib string) string {
 	if f, err := elf.Open(lib); err == nil {
 		defer f.Close()
@@ -223,8 +224,8 @@ func neededAs(lib string) string {
 	return filepath.Base(lib)
 }
 
-// executable returns the file of a line of /proc/pid/maps, if code is mapped from it. The
-// name, after five fields and padding, may have spaces in it.
+// executable returns the file in a line of /proc/pid/maps if code is mapped from it. The name,
+// which follows five fields and padding, may contain spaces.
 func executable(line string) (path string, ok bool) {
 	at := strings.IndexByte(line, '/')
 	if at < 0 {
@@ -234,7 +235,7 @@ func executable(line string) (path string, ok bool) {
 	return line[at:], len(fields) == 5 && strings.Contains(fields[1], "x")
 }
 
-// searchPath is where the loader finds the libraries in the cell, which has no
+// searchPath returns the directories where the loader finds the libraries in the cell, which has no
 // loader cache.
 func (b *binary) searchPath() string {
 	var dirs []string

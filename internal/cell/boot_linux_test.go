@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A boot must leave every thread of this process where it was. libcontainer can
-// move one into the cell's mount namespace for good.
+// A boot must leave every thread of this process where it was. libcontainer can move one into the
+// cell's mount namespace for good.
 func TestBootMovesNoThread(t *testing.T) {
 	before, err := os.Readlink("/proc/self/ns/mnt")
 	require.NoError(t, err)
@@ -32,8 +32,7 @@ func TestBootMovesNoThread(t *testing.T) {
 	}
 }
 
-// A library where only root can get at it is there for the fork server all the
-// same.
+// A library that only root can read is readable for the fork server all the same.
 func TestReachCopiesPrivateLibraries(t *testing.T) {
 	private := filepath.Join(t.TempDir(), "private")
 	require.NoError(t, os.Mkdir(private, 0o700))
@@ -63,7 +62,7 @@ func TestIgnoredChildren(t *testing.T) {
 	require.NoError(t, c.Close(context.Background()))
 }
 
-// A guard that comes too late would keep the fork server from ending.
+// A guard that is added too late would keep the fork server from ending.
 func TestNoGuardInClosingCell(t *testing.T) {
 	var gs guards
 	require.True(t, gs.add(&guard{}))

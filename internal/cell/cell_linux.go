@@ -1,6 +1,6 @@
-// Package cell makes the outer wall: a container, made by libcontainer, whose
-// PID 1 is the fork server and in which every run of this process is cloned.
-// It is the only package that uses libcontainer.
+// Package cell makes the outer wall: a container, made by libcontainer, whose PID 1 is the fork
+// server and in which every run of this process is cloned. It is the only package that uses
+// libcontainer.
 package cell
 
 import (
@@ -25,29 +25,30 @@ import (
 )
 
 func init() {
-	// libcontainer starts "/proc/self/exe init". A user's own program may have
-	// an init subcommand, so the argument alone says nothing.
+	// libcontainer starts "/proc/self/exe init". A user's own program may have an init
+	// subcommand, so the argument alone is not enough.
 	if len(os.Args) > 1 && os.Args[1] == "init" && os.Getenv("_LIBCONTAINER_INITPIPE") != "" && !forkserver.Privileged() {
 		if os.Getenv("_LIBCONTAINER_LOGLEVEL") == logLevel { // not a container that the user's program makes itself
-			// libcontainer sets the parent death signal for the first of its three processes
-			// only, and this one, the third, may wait for ever to be told to go on. If the
-			// parent is dead already, libcontainer finds its pipe closed.
+			// libcontainer sets the parent death signal only for the first of its three
+			// processes. This is the third, which may wait forever to be told to go on.
+			// If the parent is dead already, libcontainer finds its pipe closed.
 			_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 		}
 		libcontainer.Init()
 	}
 }
 
-// logLevel is libcontainer's default one, spelled so that its processes can be told from those of others in this program.
+// logLevel is libcontainer's default level in a different spelling, which marks the processes of a
+// cell among those of other containers that this program starts.
 const logLevel = "004"
 
-// ErrLost says that the cell ended while it was in use.
+// ErrLost reports that the cell ended while it was in use.
 var ErrLost = errors.New("the fork server has ended")
 
-// ErrNested says that this process is in a run itself.
+// ErrNested reports that this process is itself in a run.
 var ErrNested = errors.New("this process is in a run, and runs can't be nested")
 
-// Config is what makes one cell differ from another.
+// Config is what differs between cells.
 type Config struct {
 	HostNetwork  bool
 	HostIDs      bool   // no user namespace: root only
@@ -66,8 +67,8 @@ type Cell struct {
 	stderr    *os.File
 	process   *libcontainer.Process
 
-	// Limits is where runs get their cgroups; nil where cgroups can't be
-	// used, and then LimitsErr says why.
+	// Limits is where runs get their cgroups. It is nil if cgroups can't be used; LimitsErr
+	// then says why.
 	Limits    *limits.Cell
 	LimitsErr error
 	Tree      *limits.Tree
@@ -75,7 +76,7 @@ type Cell struct {
 
 	up   bool             // the fork server was started
 	done chan struct{}    // closed when it has ended
-	end  *os.ProcessState // how, once done is closed
+	end  *os.ProcessState // how it ended, once done is closed
 	once sync.Once
 
 	templates templates
@@ -84,14 +85,15 @@ type Cell struct {
 	guards    guards
 
 	mu      sync.Mutex
-	closing bool           // no further run is let in
-	busy    sync.WaitGroup // runs that have not given back what they had
+	closing bool           // no new run may enter
+	busy    sync.WaitGroup // runs that have not returned their resources yet
 }
 
-// bootTimeout is far beyond any boot seen, also under emulation.
+// bootTimeout is far more than any boot has taken, even under emulation.
 const bootTimeout = 60 * time.Second
 
-// Boot makes a cell. Before, it removes what dead owners of cells left. Its error is a *BootError.
+// Boot makes a cell. It first removes what dead owners of cells have left behind. Its error is a
+// *BootError.
 func Boot(config Config) (*Cell, error) {
 	c, err := bootNew(config)
 	if err != nil {
@@ -143,14 +145,14 @@ func bootNew(config Config) (_ *Cell, err error) {
 	return c, nil
 }
 
-// waitsForChildren looks whether SIGCHLD is ignored: then the kernel lets nobody wait for
-// children, wait(2), and libcontainer fails late and slowly.
+// waitsForChildren returns an error if SIGCHLD is ignored: the kernel then lets nobody wait for
+// children (wait(2)), and libcontainer fails late and slowly.
 func waitsForChildren() error {
 	b, err := os.ReadFile("/proc/self/status")
 	_, rest, ok := strings.Cut(string(b), "\nSigIgn:\t")
 	var ignored uint64
 	if _, scanErr := fmt.Sscanf(rest, "%x", &ignored); err != nil || !ok || scanErr != nil {
-		return nil // it does not tell
+		return nil // not known
 	}
 	if ignored>>(unix.SIGCHLD-1)&1 != 0 {
 		return errors.New("this process ignores SIGCHLD, so it can't wait for its children: undo that with signal.Notify(make(chan os.Signal, 1), syscall.SIGCHLD)")
@@ -158,8 +160,8 @@ func waitsForChildren() error {
 	return nil
 }
 
-// makeCgroups makes the parent of the cell's own cgroup and of the runs', if
-// this process may. The place is written down first, for a later sweep.
+// makeCgroups makes the parent of the cell's own cgroup and of the runs', if this process may. It
+// writes the place down first, for a later sweep.
 func (c *Cell) makeCgroups() error {
 	tree, err := limits.Discover(c.config.CgroupParent)
 	if err != nil {
@@ -186,7 +188,7 @@ func (c *Cell) makeCgroups() error {
 	return nil
 }
 
-// Uncounted names what of a run's usage its cgroup does not tell.
+// Uncounted names the fields of a run's usage that its cgroup does not count.
 func (c *Cell) Uncounted() []string { return c.uncounted }
 
 func (c *Cell) boot() error {
@@ -199,7 +201,7 @@ func (c *Cell) boot() error {
 	if err := os.Mkdir(rootfs, 0o755); err != nil {
 		return err
 	}
-	// Runs have other users than the cell's root and must get in, whatever the umask.
+	// Runs have other users than the cell's root and must be able to enter, whatever the umask.
 	if err := os.Chmod(rootfs, 0o755); err != nil {
 		return err
 	}
@@ -210,7 +212,7 @@ func (c *Cell) boot() error {
 		}
 	}
 	cgroupPath := ""
-	if c.Limits != nil && !c.ids.rootless { // libcontainer wants hierarchies and device rules that only root has
+	if c.Limits != nil && !c.ids.rootless { // only root has the hierarchies and device rules that libcontainer wants
 		cgroupPath = c.Limits.Path()
 	}
 	if !c.ids.rootless {
@@ -219,11 +221,12 @@ func (c *Cell) boot() error {
 		}
 	}
 	conf := containerConfig(c.state, c.ids, bin, c.config.HostNetwork, cgroupPath)
-	// The id is also the name of a keyring, which without a user namespace is the whole host's.
+	// The id is also the name of a keyring, which without a user namespace belongs to the whole
+	// host.
 	if c.container, err = libcontainer.Create(filepath.Join(c.state.dir, "container"), c.state.id, conf); err != nil {
 		return fmt.Errorf("describing the cell: %w", err)
 	}
-	conf.RootlessEUID = true // see containerConfig: refused above where there is no user namespace, but needed
+	conf.RootlessEUID = true // see containerConfig: refused by Create without a user namespace, but needed from here on
 	client, control, err := forkserver.NewClient()
 	if err != nil {
 		return err
@@ -248,9 +251,9 @@ func (c *Cell) boot() error {
 	return err
 }
 
-// start runs libcontainer's part of the boot on a thread of its own: the
-// parent death signal follows the thread that starts the process, until the
-// fork server, once up, cancels it.
+// start runs libcontainer's part of the boot on a thread of its own, because the parent death
+// signal is sent when the thread that started the process ends. The fork server cancels the signal
+// once it is up.
 func (c *Cell) start(bin *binary, control *os.File) error {
 	fd, err := unix.MemfdCreate("stderr", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -284,7 +287,7 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 	err = <-result
 	if c.up && errors.Is(err, io.EOF) {
 		if lost := c.Lost(); c.killed() {
-			err = lost // as it would be later
+			err = lost // the same error as later on
 		}
 	}
 	if err != nil {
@@ -294,7 +297,8 @@ func (c *Cell) start(bin *binary, control *os.File) error {
 	return nil
 }
 
-// run is libcontainer's own Run, but for the cgroup that a rootless cell does not get from it.
+// run does what libcontainer's own Run does, except for the cgroup: a rootless cell does not get
+// that from libcontainer.
 func (c *Cell) run() error {
 	if c.Limits == nil || !c.ids.rootless {
 		return c.container.Run(c.process)
@@ -317,7 +321,7 @@ func (c *Cell) run() error {
 }
 
 // reapStage waits for libcontainer's second process, a child of this one (CLONE_PARENT), if that is
-// what failed. Libcontainer, which was not told its process id yet, does not.
+// the one that failed. libcontainer has not been told its process id yet and does not wait for it.
 func reapStage(pid int) {
 	if pid == 0 {
 		return
@@ -336,7 +340,7 @@ func (c *Cell) reap() {
 	close(c.done)
 }
 
-// complaint is the end of what the fork server wrote to its standard error.
+// complaint returns the end of what the fork server wrote to its standard error.
 func (c *Cell) complaint() string {
 	if c.stderr == nil {
 		return ""
@@ -351,11 +355,11 @@ func (c *Cell) complaint() string {
 	return ": " + string(b[:n])
 }
 
-// controllers is what Controllers holds.
+// controllers is the content of the file Controllers.
 const controllers = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n" +
 	"cpuset\t0\t1\t1\ncpu\t0\t1\t1\ncpuacct\t0\t1\t1\nmemory\t0\t1\t1\npids\t0\t1\t1\n"
 
-// makePlaces makes the places that programs rely on.
+// makePlaces makes the files and directories that programs refer to.
 func (c *Cell) makePlaces() error {
 	b := program.NewBuilder()
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
@@ -371,7 +375,7 @@ func (c *Cell) makePlaces() error {
 	return err
 }
 
-// Alive tells whether the cell can still take runs.
+// Alive reports whether the cell can still take runs.
 func (c *Cell) Alive() bool {
 	select {
 	case <-c.done:
@@ -381,12 +385,11 @@ func (c *Cell) Alive() bool {
 	}
 }
 
-// Dying tells whether the fork server has ended, also if it has not been
-// waited for yet.
+// Dying reports whether the fork server has ended, even if nobody has waited for it yet.
 func (c *Cell) Dying() bool { return !c.Alive() || c.client.Gone() }
 
-// DiesNow tells whether the unexpected end of a run is due to the cell's. It gives the
-// cell a moment: a clone that is still being set up holds the fork server's socket too.
+// DiesNow reports whether a run ended unexpectedly because its cell does. It gives the cell a
+// moment to end: a clone that is still being set up keeps the fork server's socket open.
 func (c *Cell) DiesNow() bool {
 	for range 100 {
 		if c.Dying() {
@@ -397,11 +400,11 @@ func (c *Cell) DiesNow() bool {
 	return false
 }
 
-// killed tells whether PID 1 was ended by a signal, from outside.
+// killed reports whether a signal from outside ended PID 1.
 func (c *Cell) killed() bool { return !c.Alive() && c.end != nil && !c.end.Exited() }
 
-// Lost is the error of what was under way in a cell that has ended. It gives PID 1
-// a moment to say why.
+// Lost returns the error of an operation that was under way when the cell ended. It gives PID 1 a
+// moment to say why.
 func (c *Cell) Lost() error {
 	select {
 	case <-c.done:
@@ -413,22 +416,24 @@ func (c *Cell) Lost() error {
 	return fmt.Errorf("%w%s", ErrLost, c.complaint())
 }
 
-// Config is what the cell was booted with.
+// Config returns what the cell was booted with.
 func (c *Cell) Config() Config { return c.config }
 
-// Rootless tells whether the cell was made the way of an ordinary user: by one, or by root without CAP_SYS_ADMIN.
+// Rootless reports whether the cell was made as for an ordinary user: by one, or by root without
+// CAP_SYS_ADMIN.
 func (c *Cell) Rootless() bool { return c.ids.rootless }
 
-// SingleID tells whether all that runs in the cell has the same id.
+// SingleID reports whether all processes in the cell have the same id.
 func (c *Cell) SingleID() bool { return c.ids.single() }
 
-// WideIDs tells whether every run has all ids from 0 to 65535, and files may get them: Tree's Owner with AllIDs.
+// WideIDs reports whether every run has all ids from 0 to 65535, so that a Tree may have an Owner
+// with AllIDs.
 func (c *Cell) WideIDs() bool { return c.ids.keepOwners() }
 
-// Blocks is how many runs can have ids of their own at one time.
+// Blocks returns how many runs can have ids of their own at the same time.
 func (c *Cell) Blocks() int64 { return c.ids.blocks() }
 
-// enter registers a run that Close has to wait for, unless the cell is ending.
+// enter registers a run that Close must wait for. It returns false if the cell is ending.
 func (c *Cell) enter() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -439,7 +444,7 @@ func (c *Cell) enter() bool {
 	return true
 }
 
-// Close ends the cell with every run in it and removes all traces.
+// Close ends the cell with every run in it and removes everything that the cell made on the host.
 func (c *Cell) Close(ctx context.Context) error {
 	var err error
 	c.once.Do(func() {
@@ -463,7 +468,7 @@ func (c *Cell) Close(ctx context.Context) error {
 
 func (c *Cell) destroy() error {
 	var errs []error
-	if c.up { // also after a boot that failed late
+	if c.up { // even if the boot failed later
 		_ = c.process.Signal(unix.SIGKILL)
 		<-c.done
 	}
@@ -485,7 +490,7 @@ func (c *Cell) destroy() error {
 	}
 	if c.Limits != nil {
 		if err := c.Limits.Delete(); err != nil {
-			c.state.release() // the directory stays: it tells a later sweep where the rest is
+			c.state.release() // the directory stays: a later sweep finds the rest through it
 			return errors.Join(append(errs, err)...)
 		}
 	}

@@ -6,8 +6,8 @@ package cell
 #include <stdlib.h>
 #include <sys/auxv.h>
 
-// Before that of libcontainer, whose priority is the lowest, does what the environment says. In
-// a set-uid program that is the caller's to say, and not to be done.
+// This runs before libcontainer's constructor, whose priority is the lowest, obeys the environment.
+// In a set-uid program the environment comes from the caller and must not be obeyed.
 __attribute__((constructor(101))) static void sandbox_distrust(void)
 {
 	if (getauxval(AT_SECURE))
@@ -16,7 +16,7 @@ __attribute__((constructor(101))) static void sandbox_distrust(void)
 */
 import "C"
 
-// Its C code enters the cell's namespaces before the Go runtime starts.
+// The package's C code enters the cell's namespaces before the Go runtime starts.
 import _ "github.com/opencontainers/runc/libcontainer/nsenter"
 
 const cgo = true

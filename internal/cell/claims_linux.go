@@ -8,14 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// claims is a file in which a locked byte is an id of the host that a live run has: user ids from offset 0,
-// group ids behind them. The locks belong to the open file (fcntl(2), F_OFD_SETLK), which a cell shares with its fork
-// server only: the kernel drops them when both have ended, however they do.
+// claims is a file in which each byte stands for an id of the host, and a locked byte for an id
+// that a live run has. User ids begin at offset 0, group ids follow. The locks belong to the open
+// file (fcntl(2), F_OFD_SETLK), which only the cell and its fork server share: the kernel drops
+// them when both have ended, however they end.
 type claims struct{ file *os.File }
 
 const (
 	claimsName = "ids"
-	groupIDs   = 1 << 32 // where they begin
+	groupIDs   = 1 << 32 // offset of the first
 )
 
 func openClaims(root string) (*claims, error) {
@@ -26,7 +27,7 @@ func openClaims(root string) (*claims, error) {
 	return &claims{f}, nil
 }
 
-// claim returns false if somebody else has one of the ids.
+// claim locks the ids. It returns false if another cell has one of them.
 func (c *claims) claim(uid, gid idRange) (bool, error) {
 	ok, err := c.lock(unix.F_WRLCK, uid.start, uid.size)
 	if !ok {
@@ -38,9 +39,9 @@ func (c *claims) claim(uid, gid idRange) (bool, error) {
 	return ok, err
 }
 
-// drop gives the ids back.
+// drop unlocks the ids.
 func (c *claims) drop(uid, gid idRange) {
-	_, _ = c.lock(unix.F_UNLCK, uid.start, uid.size) // for want of memory it stays locked
+	_, _ = c.lock(unix.F_UNLCK, uid.start, uid.size) // if memory is short they stay locked
 	if gid.size > 0 {
 		_, _ = c.lock(unix.F_UNLCK, groupIDs+gid.start, gid.size)
 	}

@@ -13,29 +13,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Places in a cell that programs refer to.
+// Paths in a cell that programs refer to.
 const (
-	// Root is the directory over which a run mounts its root before it moves
-	// there.
+	// Root is the directory where a run mounts its root, before it makes that its root
+	// directory.
 	Root = "/cell/root"
 	// Changes is where a run mounts the file system that takes its changes.
 	Changes = "/cell/scratch"
-	// Templates holds assembled roots, a directory each.
+	// Templates holds one directory per assembled root.
 	Templates = "/cell/templates"
-	// Staging is where a template is assembled before it gets its place.
+	// Staging is where a template is assembled before it moves to its place.
 	Staging = "/cell/staging"
-	// Empty is a directory in which nothing ever is, to cover others with.
+	// Empty is a directory that is always empty, to cover others with.
 	Empty = "/cell/empty"
-	// Controllers is a file like /proc/cgroups before Linux 6.15 on a machine with cgroup v2, to
-	// cover that of later kernels with: it leaves out memory and cpuset there, and with them older
-	// JVMs take all limits to be switched off (JDK-8347811).
+	// Controllers is a file that covers /proc/cgroups. Since Linux 6.15 the kernel's own leaves
+	// out memory and cpuset on a machine with cgroup v2, which older JVMs take to mean that all
+	// limits are switched off (JDK-8347811).
 	Controllers = "/cell/cgroups"
 )
 
-// containerConfig describes the outer wall: every namespace, no host directory
-// but the files that this program's binary needs, all capabilities in the
-// cell's own user namespace and none outside. Without a user namespace there are
-// only a few capabilities, but the host's.
+// containerConfig describes the outer wall. The cell gets every namespace, no host directory except
+// for the files that this program's binary needs, all capabilities in its own user namespace and
+// none outside. Without a user namespace it gets only a few capabilities, but these are valid on
+// the host.
 func containerConfig(s *state, i *ids, b *binary, hostNetwork bool, cgroupPath string) *configs.Config {
 	caps := capabilities.KnownCapabilities()
 	namespaces := configs.Namespaces{
@@ -53,7 +53,7 @@ func containerConfig(s *state, i *ids, b *binary, hostNetwork bool, cgroupPath s
 	c := &configs.Config{
 		Rootfs:     filepath.Join(s.dir, "rootfs"),
 		Readonlyfs: true,
-		// Programs rely on a private tree; pivot_root(2) demands it too.
+		// Programs rely on private mounts, and pivot_root(2) demands them.
 		RootPropagation: unix.MS_PRIVATE | unix.MS_REC,
 		Namespaces:      namespaces,
 		Hostname:        "cell",
@@ -64,15 +64,14 @@ func containerConfig(s *state, i *ids, b *binary, hostNetwork bool, cgroupPath s
 		},
 		Cgroups:      &cgroups.Cgroup{Resources: &cgroups.Resources{}},
 		NoNewKeyring: false,
-		// Until the fork server is up, nothing else ends the boot when the
-		// host is killed.
+		// Until the fork server is up, nothing else ends the boot when the host is killed.
 		ParentDeathSignal: int(unix.SIGKILL),
 		UIDMappings:       uidMap,
 		GIDMappings:       gidMap,
-		// Also as root: otherwise libcontainer moves a thread of this process
-		// into the cell's mount namespace, to open bind mounts' sources for the
-		// cell, and has the runtime end it. If that is the first thread, it can't
-		// be ended (runtime.mexit), and /proc/self shows the cell from then on.
+		// Set even for root. Otherwise libcontainer opens the sources of bind mounts on a
+		// thread of this process that it moves into the cell's mount namespace, and then
+		// has the runtime end that thread. The first thread can't be ended (runtime.mexit):
+		// if it was the one, /proc/self shows the cell from then on.
 		RootlessEUID: !i.host,
 	}
 	if cgroupPath != "" {
@@ -89,15 +88,16 @@ func containerConfig(s *state, i *ids, b *binary, hostNetwork bool, cgroupPath s
 	return c
 }
 
-// hostCapabilities are what the fork server has where they are the host's: what setting up a run takes.
+// hostCapabilities are the fork server's capabilities in a cell without a user namespace, where
+// they are valid on the host: what it takes to set up a run.
 var hostCapabilities = []string{
 	"CAP_SYS_ADMIN", "CAP_NET_ADMIN", // namespaces, mounts, the loopback interface
-	"CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL", // to make a run its user, and end it
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETFCAP", // files of that user; overlayfs works with its mounter's
+	"CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL", // to become a run's user, and to end the run
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETFCAP", // that user's files; overlayfs uses its mounter's
 }
 
-// deviceNodes are all the devices that a cell, and so a run, has. Their numbers
-// are fixed: Documentation/admin-guide/devices.txt.
+// deviceNodes are all the devices in a cell, and so in a run. Their numbers are fixed:
+// Documentation/admin-guide/devices.txt.
 func deviceNodes() (list []*devices.Device) {
 	for _, d := range []struct {
 		path         string
@@ -111,7 +111,7 @@ func deviceNodes() (list []*devices.Device) {
 	return list
 }
 
-// terminals may be used too, /dev/ptmx and what is in a run's own /dev/pts.
+// terminals are devices that may also be used: /dev/ptmx and those in a run's own /dev/pts.
 var terminals = []*devices.Device{{Rule: deviceRule(5, 2)}, {Rule: deviceRule(136, devices.Wildcard)}}
 
 func deviceRule(major, minor int64) devices.Rule {
@@ -127,7 +127,7 @@ func mapping(extents []extent) (list []configs.IDMap) {
 
 func mounts(b *binary) []*configs.Mount {
 	list := []*configs.Mount{
-		// Unmasked: the kernel lets a run mount its own /proc only where a
+		// Nothing covers parts of it: the kernel lets a run mount its own /proc only if a
 		// fully visible one exists (fs/namespace.c, mount_too_revealing).
 		{Device: "proc", Source: "proc", Destination: "/proc", Flags: unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC},
 		{Device: "tmpfs", Source: "tmpfs", Destination: "/dev", Flags: unix.MS_NOSUID | unix.MS_STRICTATIME, Data: "mode=755,size=64k"},

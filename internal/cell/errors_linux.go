@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BootError is a cell that could not be booted.
+// BootError reports that a cell could not be booted.
 type BootError struct {
 	Why    Why
 	Denied bool // the kernel refused something: EPERM, EACCES or ENOSYS
@@ -20,7 +20,7 @@ type BootError struct {
 func (e *BootError) Error() string { return e.Err.Error() }
 func (e *BootError) Unwrap() error { return e.Err }
 
-// Why is a cause of a BootError that there is a remedy for.
+// Why is a cause of a BootError for which there is a remedy.
 type Why int
 
 const (
@@ -28,7 +28,7 @@ const (
 	ChildTaken              // somebody else in this process waited for one of the boot's children
 	ProgramUnreadable       // this program's own file
 	IDsUnmapped             // the kernel refused the map of ids
-	CapabilitiesLacking     // the cell's root can't have those that it needs
+	CapabilitiesLacking     // the cell's root can't have the ones it needs
 	ProcUnmounted           // the cell's /proc can't be mounted
 )
 
@@ -48,16 +48,17 @@ func newBootError(err error) *BootError {
 	return e
 }
 
-// interpreted is what a text of libcontainer says.
+// interpreted is what a text of libcontainer means.
 type interpreted struct {
 	why    Why
 	denied bool
-	child  int // libcontainer's second process, if it is that that failed
+	child  int // pid of libcontainer's second process, if that failed
 }
 
-// interpret is the one place of this module where the text of an error decides anything. Of what
-// fails in libcontainer's processes, in C and beyond a pipe, nothing but the text arrives. With
-// another version of libcontainer look whether it still says so: the tests of containers notice.
+// interpret derives the cause from the text of an error, which no other function of this module
+// does. Of a failure in libcontainer's processes, which are written in C and reached through a
+// pipe, only the text arrives. When libcontainer changes, check whether it still uses these words:
+// the tests that run in containers fail if it does not.
 func interpret(err error) (said interpreted) {
 	text := strings.ToLower(err.Error()) // the C code's errors have capitals
 	for _, words := range []struct {
@@ -81,5 +82,5 @@ func interpret(err error) (said interpreted) {
 	return said
 }
 
-// signed is how libcontainer's second process signs its errors, with its process id.
+// signed matches the signature of libcontainer's second process, which holds its process id.
 var signed = regexp.MustCompile(`nsexec-1\[(\d+)\]`)

@@ -11,7 +11,7 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// guards are processes of the cell that do a last thing before the cell ends.
+// guards are processes in the cell that each do one last thing before the cell ends.
 type guards struct {
 	mu    sync.Mutex
 	all   map[*guard]struct{}
@@ -23,17 +23,18 @@ type guard struct {
 	pidfd *os.File
 }
 
-// AtEnd has data written to the file when this process dies, however it does, or
-// closes the cell, before anything in the cell ends. stop calls that off; it
-// returns once the file can't be written to any more.
+// AtEnd writes data to the file when this process ends, however it does, or closes the cell, before
+// anything in the cell ends. stop calls that off; it returns once the file can't be written to any
+// more.
 //
-// This takes a process in the cell that waits for the end of this one. It holds this
-// process's end of the control socket too, so the fork server goes on until it is done.
+// A process in the cell does this: it waits for the end of this process. It also holds this
+// process's end of the control socket, so the fork server goes on until it is done.
 func (c *Cell) AtEnd(f *os.File, data string) (stop func(), err error) {
 	b := program.NewBuilder()
 	b.File("this process's end of the control socket")
 	to := b.File(f.Name())
-	// The fork server's own end: its closing tells that the fork server has ended.
+	// The fork server's own end must be closed: otherwise nobody would see that the fork server
+	// has ended.
 	b.Call("close", unix.SYS_CLOSE, program.Int(forkserver.ControlFD))
 	b.CallMaybe("read", unix.SYS_READ, program.Use(program.Report), b.Bytes(make([]byte, 8), "buf"), program.Int(1))
 	b.Call("write", unix.SYS_WRITE, program.Use(to), b.Str(data), program.Int(len(data)))
@@ -75,7 +76,7 @@ func (g *guard) close() {
 	g.pidfd.Close()
 }
 
-// add returns false if the cell is being closed, which would wait for the guard for ever.
+// add returns false if the cell is being closed, since that would wait for the guard forever.
 func (gs *guards) add(g *guard) bool {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()
@@ -97,7 +98,7 @@ func (gs *guards) stop(g *guard) {
 	}
 	delete(gs.all, g)
 	fd := int(g.pidfd.Fd())
-	_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // or it has ended with the cell
+	_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // fails if it has ended with the cell
 	for {
 		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
 		if !errors.Is(err, unix.EINTR) {
@@ -107,7 +108,7 @@ func (gs *guards) stop(g *guard) {
 	g.close()
 }
 
-// fire lets all of them do what they wait for.
+// fire makes all of them do their last thing.
 func (gs *guards) fire() {
 	gs.mu.Lock()
 	defer gs.mu.Unlock()

@@ -19,29 +19,29 @@ import (
 // idRange is a block of ids of this process's user namespace.
 type idRange struct{ start, size int64 }
 
-// ids says which host ids a cell maps and gives every live run a part of its
-// own of them, that no other run on the machine has.
+// ids knows which host ids a cell maps, and gives every live run a block of them that no other run
+// on the machine has.
 //
-// A wide cell gives each run 65536 ids in a row. A narrow one, which has only
-// what /etc/subuid grants a user, gives each run two: its PID 1's and its
-// user's. A single one has nothing but the user's own id, for all.
+// A wide cell gives each run 65536 consecutive ids. A narrow one, which has only what /etc/subuid
+// grants a user, gives each run two: its init's and its user's. A single one has only the user's
+// own id, which all runs share.
 type ids struct {
 	uid, gid idRange
 	rootless bool
-	host     bool // there is no user namespace: ids are the host's, and runs share them
+	host     bool // no user namespace: ids are the host's, and runs share them
 
 	claims *claims
-	root   int64 // as root: where in uid and gid the cell's own block is
+	root   int64 // as root: the cell's own block in uid and gid
 
 	mu   sync.Mutex
 	next int64
 	held map[int64]bool // blocks that are claimed
-	free []int64        // those of them that no run has
+	free []int64        // the held blocks that no run has
 }
 
 const (
-	// As root a cell takes ids from here on: above what systemd-nspawn hands
-	// out (524288-1879048191, systemd's UIDS-GIDS) and below 2^31.
+	// As root, a cell takes ids from here on: above those that systemd-nspawn uses
+	// (524288-1879048191, systemd's UIDS-GIDS) and below 2^31.
 	rootStart = 0x70000000
 	rootSize  = 0x10000000
 	wideBlock = 65536
@@ -51,7 +51,7 @@ func (i *ids) size() int64  { return min(i.uid.size, i.gid.size) }
 func (i *ids) single() bool { return i.size() < 4 }
 func (i *ids) wide() bool   { return i.size() >= 64*wideBlock }
 
-// keepOwners tells whether files of a mount can get the owners in a run that they have on the host.
+// keepOwners reports whether files of a mount can have the same owners in a run as on the host.
 func (i *ids) keepOwners() bool { return i.wide() && !i.rootless && !i.host }
 
 func (i *ids) block() int64 {
@@ -61,8 +61,8 @@ func (i *ids) block() int64 {
 	return 2
 }
 
-// open makes the ids ready to be taken, and claims the cell's own block, which is the fork server's. root is
-// the state directory.
+// open prepares the ids for take and claims the cell's own block, which is the fork server's. root
+// is the state directory.
 func (i *ids) open(root string) (err error) {
 	if i.claims, err = openClaims(root); err != nil {
 		return err
@@ -87,10 +87,11 @@ func (i *ids) close() {
 
 var errNoBlock = errors.New("all user id blocks of this machine are in use by live runs: wait for runs to end")
 
-// spare is how many blocks a cell keeps for its next runs. The same blocks again means the same idmaps again.
+// spare is how many blocks a cell keeps for its next runs. A block that is used again needs no new
+// idmaps.
 const spare = 64
 
-// take reserves a block; the result is the block's first id inside the cell.
+// take reserves a block and returns the block's first id inside the cell.
 func (i *ids) take() (int64, error) {
 	if i.single() || i.host {
 		return 0, nil
@@ -103,7 +104,7 @@ func (i *ids) take() (int64, error) {
 		return b, nil
 	}
 	for range i.blocks() {
-		// The first block is the fork server's own: id 0 is its root.
+		// The first block is the fork server's own, which uses its id 0.
 		i.next = i.next%i.blocks() + 1
 		b := i.next * i.block()
 		if i.held[b] {
@@ -121,7 +122,7 @@ func (i *ids) take() (int64, error) {
 	return 0, errNoBlock
 }
 
-// give returns a block. forget is called with one that the cell does not keep.
+// give returns a block. It calls forget if the cell does not keep the block.
 func (i *ids) give(block int64, forget func(int64)) {
 	if i.single() || i.host {
 		return
@@ -137,7 +138,7 @@ func (i *ids) give(block int64, forget func(int64)) {
 	i.claims.drop(i.hostRange(i.uid, block), i.hostRange(i.gid, block))
 }
 
-// hostRange is where a block of the cell is on the host.
+// hostRange returns the host ids of a block.
 func (i *ids) hostRange(r idRange, block int64) idRange {
 	for _, e := range i.extents(r, 0) {
 		if block >= e.inside && block < e.inside+e.size {
@@ -150,7 +151,8 @@ func (i *ids) hostRange(r idRange, block int64) idRange {
 // extent is a line of a uid_map or gid_map.
 type extent struct{ inside, outside, size int64 }
 
-// extents is the cell's map of a range. Its root is the caller, own, or as root the cell's own block.
+// extents is the cell's map of a range. Id 0 maps to own, the caller's id, or as root to the cell's
+// own block.
 func (i *ids) extents(r idRange, own int64) (list []extent) {
 	all := []extent{{0, r.start + i.root, i.block()}, {i.block(), r.start, i.root}, {i.root + i.block(), r.start + i.root + i.block(), r.size - i.root - i.block()}}
 	switch {
@@ -167,9 +169,9 @@ func (i *ids) extents(r idRange, own int64) (list []extent) {
 	return list
 }
 
-// runMap is the content of uid_map or gid_map of a run whose user has the
-// given id. With own, the user is the cell's id 0: rootless, that is the
-// caller, the only one who owns files outside.
+// runMap returns the content of uid_map or gid_map for a run whose user has the given id. With own,
+// the user is the cell's id 0: in a rootless cell that is the caller, the only user who owns files
+// outside.
 func (i *ids) runMap(block, id int64, own bool) string {
 	switch {
 	case i.single():
@@ -187,7 +189,7 @@ func (i *ids) runMap(block, id int64, own bool) string {
 	}
 }
 
-// userID is where runMap puts the run's user, inside the cell.
+// userID returns the id inside the cell to which runMap maps the run's user.
 func (i *ids) userID(block, id int64) int64 {
 	switch {
 	case i.single():
@@ -227,20 +229,20 @@ func chooseIDs() (*ids, error) {
 	return own, nil
 }
 
-// WideIDs is Cell.WideIDs of a cell that this process would boot.
+// WideIDs is Cell.WideIDs for a cell that this process would boot.
 func WideIDs() bool {
 	i, err := chooseIDs()
 	return err == nil && i.keepOwners()
 }
 
-// hostIDs are those of a cell without a user namespace.
+// hostIDs returns the ids of a cell without a user namespace.
 func hostIDs() *ids {
 	all := idRange{0, 1<<32 - 1}
 	return &ids{uid: all, gid: all, host: true}
 }
 
-// exists tells whether this process's user namespace has the ids. setfsuid(2), which runs without a
-// namespace of their own rely on, does not say if it has not.
+// exists reports whether this process's user namespace has the ids. Runs without a user namespace
+// rely on setfsuid(2), which does not report a missing id.
 func exists(uid, gid int) bool {
 	has := func(path string, id int) bool {
 		list, err := readIDMap(path)
@@ -255,8 +257,8 @@ func mappingTools() bool {
 	return err1 == nil && err2 == nil
 }
 
-// rootRange is the default range, or, where this process's own user namespace
-// does not have it (root in a container), the upper half of what there is.
+// rootRange is the default range. If this process's own user namespace does not have that (root in
+// a container), it is the upper half of the ids that there are.
 func rootRange(own []idRange) idRange {
 	var largest idRange
 	for _, r := range own {
@@ -322,5 +324,5 @@ func parseSubIDs(r io.Reader, name, uid string) (best idRange) {
 	return best
 }
 
-// blocks is how many runs can have ids of their own at one time.
+// blocks returns how many runs can have ids of their own at the same time.
 func (i *ids) blocks() int64 { return i.size()/i.block() - 1 }

@@ -35,8 +35,7 @@ func TestWidth(t *testing.T) {
 	}
 }
 
-// TestTake takes all blocks there are: none overlaps another, nor what the
-// fork server has, nor the end of the range.
+// TestTake takes all blocks: none overlaps another or the fork server's, or exceeds the range.
 func TestTake(t *testing.T) {
 	for _, size := range []int64{4, 5, 6, 7, 100, 65537, 64 * wideBlock, 100*wideBlock + 7} {
 		i := opened(t, &ids{uid: span(size), gid: span(size + 3)}, t.TempDir())
@@ -52,7 +51,7 @@ func TestTake(t *testing.T) {
 			require.LessOrEqual(t, b+i.block(), size)
 			for id := b; id < b+i.block(); id++ {
 				if i.wide() && id != b && id != b+i.block()-1 {
-					continue // the ends will do
+					continue // testing the first and last few is enough
 				}
 				require.False(t, used[id], "size %d: id %d twice", size, id)
 				used[id] = true
@@ -81,8 +80,8 @@ func opened(t *testing.T, i *ids, root string) *ids {
 	return i
 }
 
-// Cells of one machine, whoever's they are, have no block in common, and what one has given back, or had when
-// it ended, is there for the others.
+// Cells on one machine, of all users, share no block. A block that one cell gives back, or held
+// when it ended, is available to the others.
 func TestTakeFromOneMachine(t *testing.T) {
 	for _, rootless := range []bool{false, true} {
 		for _, size := range []int64{41, 64 * wideBlock} {
@@ -171,7 +170,7 @@ func TestRunMap(t *testing.T) {
 		block, id int64
 		own       bool
 		want      string
-		userID    int64 // -1: own, not used
+		userID    int64 // -1: own is false
 	}{
 		{"wide", wide, 3 * wideBlock, 1000, false, "0 196608 65536\n", 197608},
 		{"wide root", wide, 3 * wideBlock, 0, false, "0 196608 65536\n", 196608},

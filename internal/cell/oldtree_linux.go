@@ -14,8 +14,8 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// How host directories are opened before Linux 5.12, which has no mount_setattr(2). Only
-// an attached mount's flags can be changed there: so each is attached in a mount namespace that nobody
+// How host directories are opened before Linux 5.12, which has no mount_setattr(2). Only an
+// attached mount's flags can be changed there. So each is attached in a mount namespace that nobody
 // else is in, gets its flags, and is cloned from there. The cell never sees it without them.
 
 var hasSetAttr = sync.OnceValue(func() bool {
@@ -53,15 +53,16 @@ func (c *Cell) openOld(t Tree) (*os.File, error) {
 	return f, err
 }
 
-// OnOwnThread calls f on a thread that ends with it, and whose namespaces end with that. The first thread of
-// a process can't be ended (runtime.mexit), and /proc/self shows its namespaces.
+// OnOwnThread calls f on a thread that ends with the call, together with the namespaces that f
+// enters. It does not use the first thread of a process, which can't be ended (runtime.mexit) and
+// whose namespaces /proc/self shows.
 func OnOwnThread(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			OnOwnThread(f) // on another: this one is held meanwhile
+			OnOwnThread(f) // on another thread: this one is blocked meanwhile
 			runtime.UnlockOSThread()
 			return
 		}
@@ -93,7 +94,7 @@ func (t Tree) openHere() (*os.File, error) {
 	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, t.Path, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fail("move_mount", err)
 	}
-	// The descriptor leads to the mount itself, wherever its path leads by now.
+	// The descriptor leads to the mount itself, even if its path leads elsewhere by now.
 	at := fmt.Sprintf("/proc/self/fd/%d", fd)
 	if err := unix.Mount("", at, "", unix.MS_REMOUNT|unix.MS_BIND|t.oldFlags(st.Flags), ""); err != nil {
 		return fail("mount", err)
@@ -105,8 +106,8 @@ func (t Tree) openHere() (*os.File, error) {
 	return os.NewFile(uintptr(clone), t.Path), nil
 }
 
-// oldFlags adds the tree's flags to those that its mount has: statfs(2) has the same
-// bits for them as mount(2). Without a flag for the time of access that stays as it is.
+// oldFlags adds the tree's flags to those that its mount has: statfs(2) and mount(2) use the same
+// bits. Without a flag for access times, these stay as they are.
 func (t Tree) oldFlags(have int64) uintptr {
 	flags := uintptr(have)&(unix.MS_RDONLY|unix.MS_NOEXEC) | unix.MS_NOSUID | unix.MS_NODEV
 	if !t.Writable {
@@ -115,8 +116,8 @@ func (t Tree) oldFlags(have int64) uintptr {
 	return flags
 }
 
-// addOldOpen does the same in the porter's namespace. Flags that the host's mount has are locked
-// there: should the path lead to another by now, the call fails.
+// addOldOpen does the same in the porter's namespace. The flags of the host's mount are locked
+// there: if the path leads to another mount by now, the call fails.
 func (t Tree) addOldOpen(b *program.Builder, path string) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {

@@ -8,13 +8,14 @@ import (
 	"github.com/cellkit/sandbox/internal/forkserver"
 )
 
-// own is this program's own file, to be executed in runs, once somebody has asked for it.
+// own is this program's own file, opened when it is first asked for, for runs to execute.
 var own struct {
 	mu sync.Mutex
 	*binary
 }
 
-// OwnFile opens this program's own file for runs to execute. Nobody can write to what it opens.
+// OwnFile opens this program's own file for runs to execute. Nobody can write to the file it
+// returns.
 func OwnFile() (*os.File, error) {
 	own.mu.Lock()
 	defer own.mu.Unlock()
@@ -38,8 +39,9 @@ func CloseOwn() {
 	}
 }
 
-// OwnLibraries is the files of the host that this program is loaded with, by where they have to be for a run to load it too; none if it is static.
-// They need LibraryDir for a search path.
+// OwnLibraries maps the path that each of this program's shared libraries must have in a run to its
+// file on the host. It is empty if the program is static. The run needs LibraryDir as its library
+// search path.
 func OwnLibraries() (map[string]string, error) {
 	exe, err := os.Open(ownPath)
 	if err != nil {
@@ -60,5 +62,5 @@ func OwnLibraries() (map[string]string, error) {
 	return files, err
 }
 
-// LibraryDir is one that no file system of a run's own is mounted at.
+// LibraryDir is a directory where no run mounts a file system of its own.
 const LibraryDir = "/lib"

@@ -7,10 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// asRoot tells whether a cell is made the way of root: this process may clone the mounts that it sees, which takes
-// CAP_SYS_ADMIN over its mount namespace. Root in a container mostly has not got that, and root of a user namespace
-// has it over its own mount namespace only; their cells are those of ordinary users. It is tried,
-// as reading the capabilities would not tell over what they are, nor what a seccomp filter refuses.
+// asRoot reports whether this process may clone the mounts that it sees, which takes CAP_SYS_ADMIN
+// over its mount namespace. If not, the cell is made as for an ordinary user. Root in a container
+// mostly lacks the capability, and root of a user namespace has it over its own mount namespace
+// only. The function tries a clone, because the list of capabilities does not show which namespace
+// they are valid for, or what a seccomp filter refuses.
 func asRoot() bool {
 	if os.Geteuid() != 0 {
 		return false
@@ -22,7 +23,7 @@ func asRoot() bool {
 	return err != unix.EPERM && err != unix.ENOSYS
 }
 
-// mayMapIDs tells whether this process may map ids that are not its own, its id 0 among them, into
+// mayMapIDs reports whether this process may map ids that are not its own, including its id 0, into
 // a new user namespace: user_namespaces(7).
 func mayMapIDs() bool {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -34,7 +35,7 @@ func mayMapIDs() bool {
 	return data[0].Effective&needed == needed
 }
 
-// inRun tells whether this process is in a run: its PID 1 is a run's.
+// inRun reports whether this process is in a run: its PID 1 is a run's init.
 func inRun() bool {
 	comm, err := os.ReadFile("/proc/1/comm")
 	return err == nil && strings.TrimSpace(string(comm)) == "sandbox-init"

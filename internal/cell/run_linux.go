@@ -14,7 +14,7 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// CallError is a call of a program that failed, or the clone of it: SYS_CLONE3.
+// CallError reports a call of a program that failed, or a failed clone for it (SYS_CLONE3).
 type CallError struct {
 	program.Call
 	Errno unix.Errno
@@ -31,7 +31,7 @@ func Failure(p *program.Program, e program.Event) error {
 	return &CallError{p.Call(int(e.Index)), unix.Errno(e.Errno)}
 }
 
-// Block is a run's share of the cell's ids, taken from Take until Give.
+// Block is a run's share of the cell's ids, reserved by Take until Give.
 type Block struct {
 	c     *Cell
 	first int64
@@ -40,8 +40,8 @@ type Block struct {
 	gid   int
 }
 
-// Take reserves ids for a run whose user is uid:gid. With own, a rootless
-// cell makes that user the caller itself, who owns files outside.
+// Take reserves ids for a run whose user is uid:gid. With own, a rootless cell makes that user the
+// caller itself, who owns files outside.
 func (c *Cell) Take(uid, gid int, own bool) (*Block, error) {
 	if !c.enter() {
 		return nil, c.Lost()
@@ -64,8 +64,8 @@ func (b *Block) Give() {
 	b.c.busy.Done()
 }
 
-// Spawn asks for a run in new user and pid namespaces, of users only if the cell has one itself.
-// t may be nil.
+// Spawn asks for a run in a new pid namespace, and in a new user namespace if the cell has one
+// itself. t may be nil.
 func (c *Cell) Spawn(p *program.Program, b *Block, t *Template, files []int) (*forkserver.Conn, error) {
 	r := &forkserver.Request{CloneFlags: unix.CLONE_NEWPID, Image: p.Image()}
 	if !c.ids.host {
@@ -87,8 +87,8 @@ func (c *Cell) send(r *forkserver.Request, files []int) (*forkserver.Conn, error
 	return conn, nil
 }
 
-// explain turns an error of the control socket, or the end of a task that said nothing,
-// into ErrLost if it is due to the cell's end.
+// explain turns an error of the control socket, or the end of a task that reported nothing, into
+// ErrLost if the end of the cell caused it.
 func (c *Cell) explain(err error) error {
 	switch {
 	case errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET), errors.Is(err, os.ErrClosed), errors.Is(err, io.EOF) && c.DiesNow():
@@ -99,8 +99,8 @@ func (c *Cell) explain(err error) error {
 	return err
 }
 
-// Task runs a program in the cell itself and waits for its end. What the
-// program sent along with its last event, if anything, is the result.
+// Task runs a program in the cell itself and waits for its end. It returns the file that the
+// program sent with its last event, if any.
 func (c *Cell) Task(p *program.Program, files []int) (*os.File, error) {
 	file, err := task(c.client, p, files)
 	var call *CallError
@@ -138,8 +138,8 @@ func task(client *forkserver.Client, p *program.Program, files []int) (result *o
 	}
 }
 
-// idmaps caches user namespaces whose only use is to say how a mount's owners
-// are mapped: by block, and then by who is mapped to whom.
+// idmaps caches user namespaces that only serve to say how a mount's owners are mapped: by block,
+// and then by who is mapped to whom.
 type idmaps struct {
 	mu    sync.Mutex
 	files map[int64]map[owners]*os.File
@@ -161,7 +161,7 @@ func (m *idmaps) close() {
 	m.files = nil
 }
 
-// forget drops those of a block that the cell has no more.
+// forget drops the namespaces of a block that the cell no longer has.
 func (m *idmaps) forget(block int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -175,7 +175,7 @@ func closeAll(files map[owners]*os.File) {
 	}
 }
 
-// idmap returns a user namespace in which owners of host files are the block's ids.
+// idmap returns a user namespace that maps owners of host files to the block's ids.
 func (c *Cell) idmap(b *Block, o owners) (*os.File, error) {
 	c.maps.mu.Lock()
 	defer c.maps.mu.Unlock()
@@ -202,8 +202,7 @@ func (c *Cell) idmap(b *Block, o owners) (*os.File, error) {
 	return f, nil
 }
 
-// newIDMap clones a child that does nothing but wait in the namespace until
-// this process has opened it.
+// newIDMap clones a child that only waits in the namespace until this process has opened it.
 func (c *Cell) newIDMap(uidMap, gidMap string) (*os.File, error) {
 	b := program.NewBuilder()
 	gate := b.File("gate")

@@ -13,10 +13,12 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// Scratch is a file system in memory that no process sees but those that are given it. It belongs to this process's user.
+// Scratch is a file system in memory that only the processes see which are given it. It belongs to
+// this process's user.
 //
-// Only a mount that is attached somewhere can be cloned, before Linux 6.15. So each is attached in a mount namespace
-// that nobody is in; where this process may not enter that, the namespace is that of a porter of its own.
+// Before Linux 6.15 only a mount that is attached somewhere can be cloned. So each scratch is
+// attached in a mount namespace that nobody is in; if this process may not enter such a namespace,
+// a porter of the scratch's own holds it.
 type Scratch struct {
 	Dir *os.File // its root
 
@@ -25,7 +27,7 @@ type Scratch struct {
 	end    func() error
 }
 
-// NewScratch makes a file system that holds so many bytes and files.
+// NewScratch makes a file system with room for the given numbers of bytes and files.
 func NewScratch(bytes, files int64) (*Scratch, error) {
 	if !hasSetAttr() {
 		return nil, errors.New("a file system for several runs takes Linux 5.12")
@@ -51,7 +53,7 @@ func NewScratch(bytes, files int64) (*Scratch, error) {
 	return s, nil
 }
 
-// Gone reports whether it can't be given to runs any more, as its porter has ended.
+// Gone reports whether the scratch can't be given to runs any more because its porter has ended.
 func (s *Scratch) Gone() bool { return s.porter != nil && s.porter.client.Gone() }
 
 // Close gives up the file system. Runs that have it keep it.
@@ -70,10 +72,10 @@ func (s *Scratch) release() (err error) {
 	return err
 }
 
-// scratchAttr is what a scratch can't do: files in it give no privileges.
+// scratchAttr denies that files of a scratch give privileges.
 const scratchAttr = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 
-// scratchPoint is where it is attached. Every machine has it.
+// scratchPoint is where a scratch is attached. Every machine has this directory.
 const scratchPoint = "/proc"
 
 // makeHere changes the mount namespace of its thread.
@@ -100,14 +102,15 @@ func (s *Scratch) makeHere(options []string) (*os.File, error) {
 		mount.Close()
 		return nil, err
 	}
-	// The namespace would keep the machine's other mounts busy. Where the root can't be changed (initramfs) they stay.
+	// The namespace would keep the machine's other mounts busy. If the root can't be changed
+	// (initramfs), they stay.
 	if unix.PivotRoot(".", ".") == nil {
 		_ = unix.Unmount(".", unix.MNT_DETACH)
 	}
 	return mount, nil
 }
 
-// newFileSystem is program.Builder.FileSystem, done by this process.
+// newFileSystem does in this process what program.Builder.FileSystem does in a program.
 func newFileSystem(fstype string, attr int, options []string) (*os.File, error) {
 	ctx, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -143,7 +146,7 @@ func (s *Scratch) makeInPorter(options []string) (*os.File, error) {
 	return s.porter.fetch(b)
 }
 
-// openDir opens the root of a mount for more than its path.
+// openDir opens the root of a mount, for more than its path (O_PATH).
 func openDir(mount *os.File) (*os.File, error) {
 	fd, err := unix.Openat(int(mount.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -152,7 +155,7 @@ func openDir(mount *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "scratch"), nil
 }
 
-// open returns a detached mount of it, with the attributes of t where a porter sets them.
+// open returns a detached mount of the scratch, with the attributes of t if a porter sets them.
 func (s *Scratch) open(t Tree) (f *os.File, err error) {
 	dir, err := forkserver.Dup(s.Dir)
 	if err != nil {
@@ -168,7 +171,8 @@ func (s *Scratch) open(t Tree) (f *os.File, err error) {
 		return s.porter.fetch(b, int(dir.Fd()))
 	}
 	OnOwnThread(func() {
-		// setns(2): a thread that shares its root with others can't enter a mount namespace.
+		// A thread that shares its root directory with others can't enter a mount
+		// namespace: setns(2).
 		if err = os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_FS)); err != nil {
 			return
 		}

@@ -16,9 +16,9 @@ import (
 	"github.com/cellkit/sandbox/internal/limits"
 )
 
-// state is a cell's directory. Its lock file is locked for as long as its
-// owner lives, and the kernel unlocks it however the owner ends; so whoever
-// gets the lock of another directory knows that it is a dead owner's.
+// state is a cell's directory. Its lock file is locked as long as its owner lives, and the kernel
+// unlocks it however the owner ends. So whoever gets the lock of another directory knows that its
+// owner is dead.
 type state struct {
 	id   string
 	dir  string
@@ -27,8 +27,9 @@ type state struct {
 
 const lockName = "lock"
 
-// stateRoot is /run/sandbox for root, else a directory of the user's own. Root of a user namespace, or
-// of a container with a read-only root, is one of the others where /run is not its own.
+// stateRoot is /run/sandbox for root, otherwise a directory of the user's own. Root of a user
+// namespace, or of a container with a read-only root, counts as an ordinary user if it may not
+// write to /run.
 func stateRoot() (string, error) {
 	if os.Geteuid() != 0 {
 		return userStateRoot()
@@ -40,14 +41,14 @@ func stateRoot() (string, error) {
 	return userStateRoot()
 }
 
-// foreignRun tells whether this process may not make anything in /run.
+// foreignRun reports whether this process may not make anything in /run.
 func foreignRun() bool { return unix.Access("/run", unix.W_OK) != nil }
 
-// userStateRoot takes the first place that will do. In the directory for temporary files
-// another user may have been there first.
+// userStateRoot returns the first place that can be used. In the directory for temporary files
+// another user may have taken the name.
 func userStateRoot() (string, error) {
 	var places []string
-	// The same place with and without a login's environment: processes share ids there.
+	// The same place with and without a login's environment: processes share ids through it.
 	if dir := cmp.Or(os.Getenv("XDG_RUNTIME_DIR"), fmt.Sprintf("/run/user/%d", os.Geteuid())); filepath.IsAbs(dir) {
 		places = append(places, filepath.Join(dir, "sandbox"))
 	}
@@ -66,7 +67,7 @@ func userStateRoot() (string, error) {
 	return "", errors.Join(errs...)
 }
 
-// ensureDir makes the directory or accepts one that is this user's and that
+// ensureDir makes the directory, or accepts an existing one that belongs to this user and that
 // nobody else can write to.
 func ensureDir(dir string, mode os.FileMode) (string, error) {
 	if err := os.Mkdir(dir, mode); err != nil && !errors.Is(err, os.ErrExist) {
@@ -79,14 +80,14 @@ func ensureDir(dir string, mode os.FileMode) (string, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
 		return "", fmt.Errorf("state directory %s is not a directory of this user's that only it can write to: remove it", dir)
 	}
-	if err := os.Chmod(dir, mode); err != nil { // whatever the umask made of it
+	if err := os.Chmod(dir, mode); err != nil { // despite the umask
 		return "", err
 	}
 	return filepath.EvalSymlinks(dir)
 }
 
-// newState makes a locked directory of its own. The lock is taken before the
-// directory gets the name by which others find it.
+// newState makes a locked directory. It takes the lock before the directory gets the name by which
+// others find it.
 func newState(root string) (*state, error) {
 	var random [8]byte
 	_, _ = rand.Read(random[:])
@@ -116,7 +117,7 @@ func (s *state) prepare(tmp string) error {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return os.NewSyscallError("flock", err)
 	}
-	if _, err := fmt.Fprintln(lock, os.Getpid()); err != nil { // for people, and tests, who wonder whose it is
+	if _, err := fmt.Fprintln(lock, os.Getpid()); err != nil { // for people and tests that look for its owner
 		return err
 	}
 	return os.Rename(tmp, s.dir)
@@ -135,8 +136,8 @@ func (s *state) remove() error {
 	return err
 }
 
-// unnamedFor is how long a directory may exist without a locked lock file: the
-// time between its creation and its owner's flock, with a wide margin.
+// unnamedFor is how long a directory may exist without a locked lock file. It covers the time
+// between its creation and its owner's flock, with a wide margin.
 const unnamedFor = time.Minute
 
 // sweep removes what dead owners left: processes, cgroups, directories.
@@ -157,7 +158,7 @@ func sweep(root string) error {
 func sweepOne(root string, e os.DirEntry) error {
 	dir := filepath.Join(root, e.Name())
 	if strings.HasPrefix(e.Name(), ".") && recent(e) {
-		return nil // its owner is about to lock it, and must not find it locked
+		return nil // its owner is about to lock it and must find it unlocked
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, os.ErrNotExist) {
@@ -182,12 +183,11 @@ func sweepOne(root string, e os.DirEntry) error {
 	return os.RemoveAll(dir)
 }
 
-// recent tells whether the directory is too young to be left over, or gone.
+// recent reports whether the directory is too young to be left over, or is gone.
 func recent(e os.DirEntry) bool {
 	info, err := e.Info()
 	return err != nil || time.Since(info.ModTime()) < unnamedFor
 }
 
-// cgroupName is the file in which a cell writes where its cgroups are, before
-// it makes them.
+// cgroupName is the file to which a cell writes where its cgroups are, before it makes them.
 const cgroupName = "cgroup"

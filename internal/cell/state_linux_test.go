@@ -48,7 +48,7 @@ func TestSweep(t *testing.T) {
 	root := t.TempDir()
 	live, dead := newTestState(t, root), newTestState(t, root)
 	require.NoError(t, os.MkdirAll(filepath.Join(dead.dir, "rootfs", "proc"), 0o755))
-	require.NoError(t, os.WriteFile(filepath.Join(dead.dir, cgroupName), nil, 0o600)) // its owner died before it wrote
+	require.NoError(t, os.WriteFile(filepath.Join(dead.dir, cgroupName), nil, 0o600)) // its owner died before writing it
 	dead.release()
 	old(t, live.dir)
 
@@ -81,8 +81,7 @@ func TestSweep(t *testing.T) {
 	require.NoError(t, sweep(root), "again")
 }
 
-// TestSweepGoesOn has a directory that can't be swept, because its lock file is
-// none.
+// TestSweepGoesOn has a directory that can't be swept because its lock file is not a file.
 func TestSweepGoesOn(t *testing.T) {
 	root := t.TempDir()
 	outside := filepath.Join(t.TempDir(), "outside")
@@ -109,7 +108,7 @@ func TestSweepWhileOthersStart(t *testing.T) {
 				case <-stop:
 					return
 				default:
-					_ = sweep(root) // may meet what another one removes
+					_ = sweep(root) // may fail on what another sweep removes
 				}
 			}
 		})

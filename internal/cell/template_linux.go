@@ -23,8 +23,8 @@ type Template struct {
 	lastUsed int64
 }
 
-// templates are a cell's. Every run's mount namespace begins as a copy of the
-// cell's, so only so many are kept.
+// templates are the templates of one cell. Their number is bounded, because every run's mount
+// namespace begins as a copy of the cell's.
 type templates struct {
 	mu   sync.Mutex
 	all  map[string]*Template
@@ -34,9 +34,9 @@ type templates struct {
 
 const maxTemplates = 16
 
-// Template returns the template of the given key. If it is new it is
-// assembled by the program, which open gives its files, after first, unless
-// that is nil. The caller calls Release once it has its copy.
+// Template returns the template with the given key. If it is new, the programs first (if not nil)
+// and p assemble it, and open returns the files for p. The caller calls Release once it has its
+// copy.
 func (c *Cell) Template(key string, first, p *program.Program, open func() ([]*os.File, error)) (*Template, error) {
 	t, isNew, evicted := c.templates.get(key)
 	for _, e := range evicted {
@@ -96,8 +96,7 @@ func (ts *templates) oldestUnused() (oldest *Template) {
 	return oldest
 }
 
-// drop forgets a template that could not be made, so that a later run tries
-// again.
+// drop forgets a template that could not be made, so that a later run tries again.
 func (ts *templates) drop(t *Template) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
@@ -107,8 +106,7 @@ func (ts *templates) drop(t *Template) {
 	}
 }
 
-// makeTemplate runs the programs, which leave the root at Staging, and moves
-// it to its place.
+// makeTemplate runs the programs, which leave the root at Staging, and moves it to its place.
 func (c *Cell) makeTemplate(t *Template, first, p *program.Program, open func() ([]*os.File, error)) error {
 	files, err := open()
 	defer func() {
@@ -149,7 +147,7 @@ func (c *Cell) makeTemplate(t *Template, first, p *program.Program, open func() 
 	return err
 }
 
-// unmount clears mount points, each as far as something is mounted there.
+// unmount unmounts all that is mounted at the paths.
 func (c *Cell) unmount(paths ...string) {
 	b := program.NewBuilder()
 	for _, p := range paths {

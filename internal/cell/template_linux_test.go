@@ -25,7 +25,7 @@ func TestTemplatesAreFoundAgain(t *testing.T) {
 	require.Equal(t, 0, a.users)
 }
 
-// TestOldestUnusedTemplateGoes fills the place there is.
+// TestOldestUnusedTemplateGoes fills all the room for templates.
 func TestOldestUnusedTemplateGoes(t *testing.T) {
 	var ts templates
 	all := make([]*Template, maxTemplates)

@@ -15,26 +15,27 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// Tree asks for a host directory or file, with what is mounted below it, or for a scratch.
+// Tree describes a host directory or file, with what is mounted below it, or a scratch.
 type Tree struct {
 	Path     string
-	Scratch  *Scratch // in place of Path
+	Scratch  *Scratch // instead of Path
 	Writable bool
-	// Partial leaves out what is mounted below rather than refuse, before Linux 5.12.
+	// Partial leaves out what is mounted below, where Open would otherwise fail before Linux
+	// 5.12.
 	Partial bool
-	// Owner, where not nil, makes files of the source's own owner belong to
-	// the block's user, in both directions.
+	// Owner, if not nil, makes files of the source's own owner belong to the block's user, in
+	// both directions.
 	Owner *Block
-	// AllIDs makes files of every owner from 0 to 65535 belong to the one with that id in Owner's block.
+	// AllIDs makes files of every owner from 0 to 65535 belong to that same id in Owner's
+	// block.
 	AllIDs bool
 }
 
-// ErrNoIDMap says that a file system can't be mounted with mapped owners.
+// ErrNoIDMap reports that a file system can't be mounted with mapped owners.
 var ErrNoIDMap = errors.New("its file system does not support idmapped mounts")
 
-// Open returns the tree as a descriptor of a detached mount, which a program
-// attaches with move_mount. Set-uid bits and device nodes have no effect
-// in it.
+// Open returns the tree as a descriptor of a detached mount, which a program attaches with
+// move_mount. Set-uid bits and device nodes have no effect in it.
 func (c *Cell) Open(t Tree) (*os.File, error) {
 	var f *os.File
 	var err error
@@ -83,7 +84,7 @@ func (t Tree) attr() unix.MountAttr {
 	return a
 }
 
-// mapOwners adds the mapping of the source's owner, or of all.
+// mapOwners adds the mapping of the source's owner, or of all owners.
 func (c *Cell) mapOwners(fd int, t Tree, attr *unix.MountAttr) error {
 	o := owners{all: true}
 	if !t.AllIDs {
@@ -111,15 +112,15 @@ func setAttr(fd int, attr *unix.MountAttr) error {
 	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr)
 }
 
-// porter opens host directories for a rootless process, which may not clone
-// mounts itself: it is a fork server of its own in a user and mount namespace
-// where the host's whole tree is still to be seen, and the cell is not.
+// porter opens host directories for a rootless process, which may not clone mounts itself. It is a
+// separate fork server in a user and mount namespace in which all of the host's mounts are visible
+// but the cell is not.
 type porter struct {
 	client *forkserver.Client
 	cmd    *exec.Cmd
 }
 
-// openByPorter tries once more where the porter died meanwhile.
+// openByPorter tries once more if the porter died meanwhile.
 func (c *Cell) openByPorter(t Tree) (f *os.File, err error) {
 	for range 2 {
 		p, err := c.livePorter()
@@ -133,7 +134,7 @@ func (c *Cell) openByPorter(t Tree) (f *os.File, err error) {
 	return f, err
 }
 
-// livePorter returns the cell's porter. One that has died is replaced.
+// livePorter returns the cell's porter. It replaces one that has died.
 func (c *Cell) livePorter() (*porter, error) {
 	c.porting.Lock()
 	defer c.porting.Unlock()
@@ -164,8 +165,8 @@ func startPorter() (*porter, error) {
 	return p, nil
 }
 
-// startKeeper starts a process that does nothing but end when it is released, or this process
-// does: a fork server that is never asked for anything.
+// startKeeper starts a process that only waits until it is released or this process ends: a fork
+// server that never gets a request.
 func startKeeper() (pid int, release func(), err error) {
 	p, err := startOutside(&syscall.SysProcAttr{})
 	if err != nil {
@@ -201,10 +202,10 @@ func startOutside(attr *syscall.SysProcAttr) (*porter, error) {
 
 func (p *porter) close() {
 	p.client.Close()
-	_ = p.cmd.Wait() // it exits with 0 or was killed; both are the end of it
+	_ = p.cmd.Wait() // it exits with 0 or was killed; it has ended either way
 }
 
-// open has a task clone the tree and send it along with an event.
+// open makes a task clone the tree and send it with an event.
 func (p *porter) open(t Tree) (*os.File, error) {
 	path, err := filepath.Abs(t.Path)
 	if err != nil {
@@ -227,7 +228,7 @@ func (p *porter) open(t Tree) (*os.File, error) {
 	return f, err
 }
 
-// fetch has a task send a descriptor.
+// fetch makes a task send a descriptor.
 func (p *porter) fetch(b *program.Builder, files ...int) (*os.File, error) {
 	prog, err := b.Program()
 	if err != nil {
