@@ -15,12 +15,12 @@ import (
 
 // Client is the host's end of a fork server's control socket.
 type Client struct {
-	mu   sync.Mutex // one request at a time on the stream
+	mu   sync.Mutex // serializes the requests on the stream
 	sock *os.File
 }
 
-// NewClient makes the two ends of a control socket. The second is for the fork
-// server, as its descriptor ControlFD; the caller closes it after the start.
+// NewClient makes the two ends of a control socket. The second is for the fork server, as its
+// descriptor ControlFD; the caller closes it after the start.
 func NewClient() (*Client, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -48,12 +48,12 @@ func (c *Client) Hello(timeout time.Duration) error {
 // Close ends the fork server and with it every run of its cell.
 func (c *Client) Close() error { return c.sock.Close() }
 
-// Dup returns another descriptor of the host's end. The fork server goes on until
-// all of them are closed.
+// Dup returns another descriptor of the host's end. The fork server goes on until all of them are
+// closed.
 func (c *Client) Dup() (*os.File, error) { return Dup(c.sock) }
 
-// Dup returns another descriptor of what f is. If f is closed, now or meanwhile, the error is os.ErrClosed, and never is what comes back
-// another file that got its number.
+// Dup returns another descriptor of f's open file. If f is closed, before or during the call, the
+// error is os.ErrClosed; it never returns another file that was given f's number.
 func Dup(f *os.File) (*os.File, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -70,8 +70,8 @@ func Dup(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// Gone tells whether the fork server has ended. After its greeting it never
-// writes, so whatever there is to read is the end.
+// Gone reports whether the fork server has ended. After its greeting it never writes, so anything
+// there is to read is the end.
 func (c *Client) Gone() bool {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
@@ -86,8 +86,8 @@ func (c *Client) Gone() bool {
 	return gone || err != nil
 }
 
-// Send asks for a clone. files accompany the program, after the socket that
-// the returned Conn is the host's end of; they stay open and the caller's.
+// Send asks for a clone. The files follow the returned Conn's other end in the program's list of
+// descriptors. They stay open and the caller's.
 func (c *Client) Send(r *Request, files []int) (*Conn, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -105,8 +105,8 @@ func (c *Client) Send(r *Request, files []int) (*Conn, error) {
 	return conn, nil
 }
 
-// prepare makes the far end blocking, since programs wait on it, and the near
-// end learn the sender's pid with each message (unix(7), SO_PASSCRED).
+// prepare makes the far end blocking, since programs wait on it, and makes the near end learn the
+// sender's pid with each message (unix(7), SO_PASSCRED).
 func prepare(fds [2]int) error {
 	if err := unix.SetNonblock(fds[1], false); err != nil {
 		return err
@@ -139,7 +139,7 @@ func (c *Client) send(r *Request, files []int) error {
 		}
 		if err = sendErr; err != nil {
 			if begun {
-				c.sock.Close() // what came next would be taken for the rest of this request
+				c.sock.Close() // the next request would be taken for the rest of this one
 			}
 			return fmt.Errorf("request to the fork server: %w", err)
 		}
@@ -155,8 +155,8 @@ func (c *Client) send(r *Request, files []int) error {
 	return nil
 }
 
-// Conn is the host's end of the socket of one run or task. It takes nothing on trust: what is at the
-// other end may have been taken over.
+// Conn is the host's end of the socket of one run or task. It trusts nothing that it receives: the
+// process at the other end may have been taken over.
 type Conn struct {
 	sock *os.File
 	seen [program.NumKinds]bool
@@ -164,8 +164,8 @@ type Conn struct {
 	buf  [program.EventSize + 1]byte
 }
 
-// ErrLostFile says that an event's descriptor found no place in this process. Further
-// events may follow.
+// ErrLostFile reports that this process had no room for an event's descriptor. Further events may
+// follow.
 var ErrLostFile = fmt.Errorf("receiving a descriptor: %w", unix.EMFILE)
 
 // Message is an Event and what came with it.
@@ -175,9 +175,9 @@ type Message struct {
 	File *os.File // the pidfd of a Cloned event, or a task's result
 }
 
-// Next waits for an event. io.EOF means that nobody holds the other end any
-// more. The caller closes the message's File. Each kind of event comes at most once; whoever
-// repeats one lies, and could go on for ever.
+// Next waits for an event. io.EOF means that nobody holds the other end any more. The caller closes
+// the message's File. Each kind of event comes at most once: a sender that repeats one is lying,
+// and could go on forever.
 func (c *Conn) Next() (Message, error) {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
@@ -190,10 +190,11 @@ func (c *Conn) Next() (Message, error) {
 		return recvErr != unix.EAGAIN && recvErr != unix.EINTR
 	}
 	err = raw.Read(func(fd uintptr) bool {
-		// An end that the kernel reports may be one too early: it looks at the queue, then
-		// whether the peer is gone, and a peer that says its last word and exits in between leaves a
-		// message behind (net/unix/af_unix.c, unix_dgram_recvmsg). Then it is there at the second look. So is the word of
-		// a peer that exits with a message of ours unread, which is an error first (unix_release_sock).
+		// The kernel may report the end one message too early. It looks at the queue first
+		// and then whether the peer is gone, so it misses a message that the peer sends in
+		// between, just before it exits (net/unix/af_unix.c, unix_dgram_recvmsg). A second
+		// look finds the message. The same goes for a peer that exits without having read a
+		// message of ours, which is reported as an error first (unix_release_sock).
 		if !receive(fd) {
 			return false
 		}
@@ -203,7 +204,7 @@ func (c *Conn) Next() (Message, error) {
 	if err = errors.Join(err, recvErr); err != nil {
 		return Message{}, err
 	}
-	if n+oobn == 0 { // an empty message has its sender's credentials
+	if n+oobn == 0 { // even an empty message has its sender's credentials
 		return Message{}, io.EOF
 	}
 	m, err := c.parse(c.buf[:n], c.oob[:oobn], flags)
@@ -214,7 +215,7 @@ func (c *Conn) Next() (Message, error) {
 	return m, err
 }
 
-// parse returns a File, if there is one, also with an error.
+// parse parses a message. It may return a File together with an error.
 func (c *Conn) parse(b, oob []byte, flags int) (m Message, err error) {
 	m.File, err = parseFile(oob)
 	if err != nil {
@@ -252,14 +253,16 @@ func senderPID(oob []byte) int {
 	return 0
 }
 
-// Go lets the command, which waits after its Ready event, go on, with the descriptors that it waits for.
+// Go lets the command's process go on after its Ready event, with the descriptors that it waits
+// for.
 func (c *Conn) Go(files ...int) error { return c.send([]byte{1}, files) }
 
-// handPiece is less than the buffer of a socket holds, by default 208 KiB (socket(7), wmem_default).
+// handPiece is less than a socket's buffer holds, which is 208 KiB by default (socket(7),
+// wmem_default).
 const handPiece = 64 << 10
 
-// Hand gives a program that has been told to Go the one that it goes on with: see program.Builder.Receive. The files, which
-// stay open and the caller's, follow the socket that the program has already.
+// Hand sends the program that a process goes on with after Go: see program.Builder.Receive. The
+// files follow the socket that the process has already. They stay open and the caller's.
 func (c *Conn) Hand(image []byte, files []int) error {
 	for len(image) > 0 {
 		piece := image[:min(len(image), handPiece)]
@@ -289,7 +292,7 @@ func (c *Conn) send(b []byte, files []int) error {
 	return errors.Join(err, sendErr)
 }
 
-// Quiet tells whether no event is waiting to be received, nor the end.
+// Quiet reports whether there is neither an event to receive nor the end of the socket.
 func (c *Conn) Quiet() bool {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
@@ -303,7 +306,7 @@ func (c *Conn) Quiet() bool {
 	return quiet && err == nil
 }
 
-// HangUp makes a command that waits for Go give up. Events can still be received.
+// HangUp makes a command's process that waits for Go give up. Events can still be received.
 func (c *Conn) HangUp() error {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
@@ -313,13 +316,13 @@ func (c *Conn) HangUp() error {
 	return errors.Join(ctlErr, err)
 }
 
-// Interrupt makes Next and Hand return os.ErrDeadlineExceeded, now and until Continue.
+// Interrupt makes Next and Hand return os.ErrDeadlineExceeded until Continue is called.
 func (c *Conn) Interrupt() { _ = c.sock.SetDeadline(time.Unix(1, 0)) }
 
 // Continue undoes Interrupt.
 func (c *Conn) Continue() { _ = c.sock.SetDeadline(time.Time{}) }
 
-// Close closes the socket. A command that waits for Go then gives up.
+// Close closes the socket. A command's process that waits for Go then gives up.
 func (c *Conn) Close() error { return c.sock.Close() }
 
 // parseFile returns the first descriptor that came along, and closes all others.

@@ -13,8 +13,8 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// TestLastWord has a peer that says one thing and is gone, which the kernel may report the other
-// way round. Both sides are spinning, for the moments have to meet.
+// TestLastWord has a peer that sends one message and exits, which the kernel may report in reverse
+// order. Both sides spin, so that the two moments meet.
 func TestLastWord(t *testing.T) {
 	word := program.Event{Kind: program.Finished}.Marshal()
 	var peer atomic.Int64
@@ -34,7 +34,7 @@ func TestLastWord(t *testing.T) {
 	defer peer.Store(-1)
 	tries := 50000 // without the second look, more often than not one of them fails
 	if os.Getenv("VM_GUEST") == "1" || runtime.GOMAXPROCS(0) == 1 {
-		tries = 500 // all is slow, and the moments hardly meet
+		tries = 500 // emulation is slow, and the moments hardly meet
 	}
 	for range tries {
 		conn, end := newConn(t)
@@ -50,7 +50,7 @@ func TestLastWord(t *testing.T) {
 	}
 }
 
-// A peer that ends without having read what it was sent is heard all the same.
+// What a peer has sent arrives even if it ends without reading what it was sent.
 func TestLastWordOfOneWhoDoesNotListen(t *testing.T) {
 	conn, end := newConn(t)
 	defer conn.Close()

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A process passes more on to its children than a run may have: a service is started with a
-// priority above that of others, or with signals ignored, and all that it runs would have them too.
+// A process passes more to its children than a run may have. A service may have been started with a
+// raised priority or with ignored signals, and every run would inherit them.
 
-// dropPriority gives up every priority above the default one: of the thread that calls it, from
-// which all runs are cloned, and of the process. One below the default stays.
+// dropPriority gives up every priority above the default, of the calling thread, from which all
+// runs are cloned, and of the process. A priority below the default stays.
 func dropPriority() error {
 	attr, err := unix.SchedGetAttr(0, 0)
 	if err != nil {
@@ -40,8 +40,8 @@ func dropPriority() error {
 	return dropProtection("/proc/self/oom_score_adj")
 }
 
-// dropProtection has the kernel choose this process as any other when memory is short: with -1000
-// nothing could be killed in a run that reaches its limit.
+// dropProtection makes the kernel choose this process like any other when memory is short. With
+// -1000, nothing in a run that reaches its limit could be killed.
 func dropProtection(name string) error {
 	b, err := os.ReadFile(name)
 	if err != nil {
@@ -53,8 +53,8 @@ func dropProtection(name string) error {
 	return os.WriteFile(name, []byte("0"), 0)
 }
 
-// heedSignals ends that signals are ignored, which exec passes on: the Go runtime leaves some as
-// they were at the start.
+// heedSignals resets ignored signals to their default action, since exec passes ignored ones on.
+// The Go runtime leaves some as they were at the start.
 func heedSignals() error {
 	const maskSize, ignore = 8, 1                 // SIG_IGN
 	type action struct{ handler, _, _, _ uint64 } // struct sigaction: linux/signal_types.h

@@ -16,8 +16,8 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// TestLiar has whoever took over the other end say what no program says. Each lie is found out, none takes a
-// descriptor, and there is an end of them.
+// TestLiar sends what a process at the other end that was taken over may send, and no program does.
+// Every lie is found out, none uses up a descriptor, and the messages come to an end.
 func TestLiar(t *testing.T) {
 	fd, err := unix.MemfdCreate("liar", unix.MFD_CLOEXEC)
 	require.NoError(t, err)
@@ -84,7 +84,7 @@ func TestLiar(t *testing.T) {
 	}
 }
 
-// say sends a message that may be empty, as unix.Sendmsg does not.
+// say sends a message that may be empty, which unix.Sendmsg can't.
 func say(socket int, data, oob []byte) {
 	msg := unix.Msghdr{}
 	if len(data) > 0 {
@@ -96,8 +96,8 @@ func say(socket int, data, oob []byte) {
 	_, _, _ = unix.Syscall(unix.SYS_SENDMSG, uintptr(socket), uintptr(unsafe.Pointer(&msg)), unix.MSG_NOSIGNAL)
 }
 
-// TestLiarIsSilent has the other end neither speak nor listen: the host can still give up waiting, and what it sends
-// does not block.
+// TestLiarIsSilent has the other end neither send nor read. The host can still give up waiting, and
+// what it sends does not block.
 func TestLiarIsSilent(t *testing.T) {
 	conn, end := newConn(t)
 	defer unix.Close(end)

@@ -9,21 +9,21 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// What follows is the fork server's single-threaded child. The runtime's other
-// threads do not exist there, so nothing in it may allocate in normal
-// operation, block in the runtime, or be instrumented by the race detector.
+// What follows runs in the fork server's single-threaded child. The runtime's other threads do not
+// exist there, so nothing here may allocate in normal operation, block in the runtime, or be
+// instrumented by the race detector.
 
-// server holds all that the loop works on.
+// server is the state of the loop.
 type server struct {
 	control uintptr
 	machine *program.Machine
-	image   []byte // where an image is received: the machine's own memory
+	image   []byte // receives the image; mapped by this process itself
 	strings []byte // id maps and tree of the request
-	spared  []span // what clones do without
+	spared  []span // memory that clones do without
 	head    [requestHead]byte
 
 	ended  bool  // the host is gone
-	files  []int // received with the request, then what the server adds
+	files  []int // received with the request, followed by those the server adds
 	gate   [2]int32
 	pidfd  int
 	msg    unix.Msghdr
@@ -51,8 +51,8 @@ func newServer(control int, m *program.Machine) *server {
 // exitConfused is the exit status of a loop that can't understand the host.
 const exitConfused = 3
 
-// loop greets the host and serves its requests one after the other. It returns 0
-// when the host is gone.
+// loop greets the host and serves its requests one after the other. It returns 0 when the host is
+// gone.
 //
 //go:norace
 func (s *server) loop() (code int) {
@@ -67,8 +67,8 @@ func (s *server) loop() (code int) {
 	return 0
 }
 
-// one receives and serves a single request. It returns false when the host is
-// gone or can't be understood.
+// one receives and serves a single request. It returns false when the host is gone or can't be
+// understood.
 //
 //go:norace
 func (s *server) one() bool {
@@ -115,8 +115,8 @@ func (s *server) receive() (r view, ok bool) {
 	return r, true
 }
 
-// read receives up to as many bytes as fit and keeps the descriptors that come
-// along: recvmsg(2), unix(7).
+// read receives at most as many bytes as fit, and keeps the descriptors that come with them:
+// recvmsg(2), unix(7).
 //
 //go:norace
 func (s *server) read(a, b []byte) (int, bool) {
@@ -141,8 +141,8 @@ func (s *server) read(a, b []byte) (int, bool) {
 	}
 }
 
-// keep takes the descriptors from the control data, a list of struct cmsghdr
-// with, for SCM_RIGHTS, 32-bit numbers behind each.
+// keep takes the descriptors out of the control data, a list of struct cmsghdr, each followed by
+// 32-bit numbers if it is SCM_RIGHTS.
 //
 //go:norace
 func (s *server) keep() bool {
@@ -167,8 +167,8 @@ func (s *server) keep() bool {
 	return s.msg.Flags&unix.MSG_CTRUNC == 0
 }
 
-// clone makes the child, leaving its pidfd in s, and writes its id maps. The
-// child waits for those: it reads from a pipe, the last of its descriptors.
+// clone makes the child, leaves its pidfd in s, and writes its id maps. The child waits for the
+// maps: it reads from a pipe, the last of its descriptors.
 //
 //go:norace
 func (s *server) clone(r *view) syscall.Errno {
@@ -237,8 +237,8 @@ func (s *server) writeMap(pid int, name string, content []byte) syscall.Errno {
 	return errno
 }
 
-// send reports an event, with a descriptor if fd is not -1. The host may be
-// gone; then there is nobody to tell.
+// send reports an event, with a descriptor if fd is not -1. It ignores an error: if the host is
+// gone, there is nobody to tell.
 //
 //go:norace
 func (s *server) send(socket int, k program.Kind, errno syscall.Errno, fd int) {

@@ -17,10 +17,10 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// TestMapsAreWrittenBeforeTheGate waits for the gate as a run does. The events
-// of the clone and that of the fork server come in any order.
+// TestMapsAreWrittenBeforeTheGate waits at the gate as a run does. The events of the clone and
+// those of the fork server come in any order.
 func TestMapsAreWrittenBeforeTheGate(t *testing.T) {
-	testkit.Need(t, "root") // the fork server, not being dumpable, writes id maps of its clones with capabilities
+	testkit.Need(t, "root") // the fork server is not dumpable and needs capabilities to write id maps of its clones
 	s := startServer(t)
 	r := task(t, func(b *program.Builder) {
 		b.Wait(b.File("gate"))
@@ -97,8 +97,8 @@ func TestTreeAccompaniesRequest(t *testing.T) {
 	}
 }
 
-// TestServerForgets looks for the arguments of requests that are over in the
-// memory of the fork server, of which every clone is a copy.
+// TestServerForgets searches the memory of the fork server, of which every clone is a copy, for the
+// arguments of earlier requests.
 func TestServerForgets(t *testing.T) {
 	testkit.Need(t, "root") // reads the memory of a process that is not dumpable
 	s := startServer(t)
@@ -113,7 +113,7 @@ func TestServerForgets(t *testing.T) {
 	refused.Image = append(refused.Image, 0)
 	for _, r := range []*Request{good(0), good(200 << 10), refused} {
 		s.follow(r)
-		s.follow(task(t, nothing)) // one after the other: what follows the first's last event is over
+		s.follow(task(t, nothing)) // whatever follows the first's last event is over by now
 		require.False(t, memoryContains(t, s.serving(), []byte(secret)))
 	}
 }

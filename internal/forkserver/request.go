@@ -1,8 +1,7 @@
-// Package forkserver is PID 1 of a cell and the host's connection to it. The
-// fork server receives a program with its descriptors, clones, and goes on to
-// the next request. It decides nothing: what a run may do is in its program,
-// when it ends is the host's business, and what becomes of it is reported by
-// the run itself over a socket of its own.
+// Package forkserver is PID 1 of a cell and the host's connection to it. The fork server receives a
+// program with its descriptors, clones, and goes on to the next request. It decides nothing: what a
+// run may do is in its program, when it ends is up to the host, and the run itself reports its
+// events over a socket of its own.
 package forkserver
 
 import (
@@ -14,21 +13,20 @@ import (
 
 // A Request asks for one clone.
 type Request struct {
-	// CloneFlags go to clone3(2). Namespaces that need no clone are better
-	// unshared by the program, side by side with the next request.
+	// CloneFlags go to clone3(2). Namespaces that need no clone should be unshared by the
+	// program, in parallel with the next request.
 	CloneFlags uint64
-	// UIDMap and GIDMap are written to the clone's user namespace, in the
-	// form of user_namespaces(7). They must be empty without CLONE_NEWUSER.
+	// UIDMap and GIDMap are written for the clone's user namespace, in the format of
+	// user_namespaces(7). They must be empty without CLONE_NEWUSER.
 	UIDMap, GIDMap string
-	// Tree, if not empty, is a directory of the cell. A detached copy of what
-	// is mounted there, for this clone alone, follows the request's files.
+	// Tree, if not empty, is a directory of the cell. A detached copy of what is mounted there,
+	// for this clone alone, follows the request's files.
 	Tree string
 	// Image is the encoded program.
 	Image []byte
 }
 
-// A request is a head, the three strings and the image. The last string has a
-// zero byte behind it.
+// A request is a head, the three strings and the image. A zero byte follows the last string.
 const (
 	requestMagic = 0x53425251 // "SBRQ"
 	requestHead  = 32
@@ -55,7 +53,7 @@ func (r *Request) marshal() ([]byte, error) {
 	return b, nil
 }
 
-// view is what a head says: the clone's flags, and the lengths of what follows.
+// view is the content of a head: the clone's flags, and the lengths of what follows.
 type view struct {
 	flags                 uint64
 	uid, gid, tree, image int
@@ -70,7 +68,7 @@ func (v *view) append(b []byte) []byte {
 	return native.AppendUint64(b, uint64(v.tree))
 }
 
-// parseHead reads a head. It accepts no length that is out of bounds.
+// parseHead parses a head. It rejects lengths that are out of bounds.
 //
 //go:norace
 func parseHead(b []byte) (v view, ok bool) {

@@ -21,7 +21,7 @@ func (r *Request) encode(t testing.TB) []byte {
 	return append(head, r.Image...)
 }
 
-// decode takes a request apart as the fork server does.
+// decode parses a request as the fork server does.
 func decode(t testing.TB, b []byte) *Request {
 	t.Helper()
 	v, ok := parseHead(b)
@@ -119,9 +119,8 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// FuzzMessage has what the host does with whatever comes from a run's socket.
-// The control data is the kernel's: with or without the sender's credentials
-// and descriptors, which are open.
+// FuzzMessage does what the host does with anything that comes from a run's socket. The control
+// data is the kernel's: with or without the sender's credentials and descriptors, which are open.
 func FuzzMessage(f *testing.F) {
 	event := program.Event{Kind: program.Cloned}.Marshal()
 	f.Add([]byte{}, false, uint8(0), 0)

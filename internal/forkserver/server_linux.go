@@ -15,22 +15,22 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// Name is the argument, and Env the environment, by which a process of this
-// binary knows that it is a fork server. Both must agree: a user's program may
-// have an argument of any name.
+// Name is the argument, and Env the environment, that make a process of this binary a fork server.
+// It takes both, because a user's program may have an argument of any name.
 const (
 	Name = "sandbox-forkserver"
 	Env  = "_SANDBOX_FORKSERVER=1"
 )
 
-// ControlFD is where the fork server finds its control socket. Behind it is this
-// program's own file, which it was executed from, and then what it only holds open until it ends, if anything.
+// ControlFD is the fork server's descriptor of its control socket. It is followed by this program's
+// own file, which the fork server was executed from, and then by a file, if any, that it only holds
+// open until it ends.
 const ControlFD = 3
 
 func init() {
 	if len(os.Args) == 2 && os.Args[1] == Name && os.Getenv("_SANDBOX_FORKSERVER") == "1" && !Privileged() {
 		unix.Close(ControlFD + 1)
-		// Not os.Exit, which does more: a race detector sleeps for a second first.
+		// Not os.Exit, which does more: the race detector sleeps for a second first.
 		if err := serve(ControlFD); err != nil {
 			fmt.Fprintln(os.Stderr, "sandbox: fork server:", err)
 			unix.Exit(1)
@@ -39,21 +39,21 @@ func init() {
 	}
 }
 
-// Privileged tells whether this program was executed with more rights than its caller has, as a
-// set-uid one is. Then what the caller says it is means nothing: getauxval(3), AT_SECURE.
+// Privileged reports whether this program was executed with more rights than its caller has, as a
+// set-uid program is. Then nothing that the caller passes may be trusted: getauxval(3), AT_SECURE.
 func Privileged() bool {
 	const atSecure = 23
 	vector, err := unix.Auxv()
 	return err != nil || slices.ContainsFunc(vector, func(v [2]uintptr) bool { return v[0] == atSecure && v[1] != 0 })
 }
 
-// serve answers requests until the control socket closes, which it also does
-// when the host dies. PID 1's exit then ends everything in the cell.
+// serve answers requests until the control socket closes, which it also does when the host dies.
+// PID 1's exit then ends everything in the cell.
 //
-// The requests are served by a child that has a single thread. A process with
-// several, as the Go runtime makes it, pays for every clone: afterwards each page that
-// one of them writes to has to be copied, and all CPUs that run one have to be
-// told. That took half of the time of a run.
+// The requests are served by a child that has a single thread. In a process with several threads,
+// as the Go runtime makes it, every clone is expensive: afterwards each page that a thread writes
+// to has to be copied, and all CPUs that run one have to be interrupted. That took half of the time
+// of a run.
 func serve(control int) error {
 	runtime.LockOSThread()
 	os.Clearenv()
@@ -62,13 +62,13 @@ func serve(control int) error {
 	if err := errors.Join(dropPriority(), heedSignals()); err != nil {
 		return err
 	}
-	// Children are reaped by the kernel: their end is seen through pidfds.
+	// The kernel reaps the children: the host sees their end through pidfds.
 	signal.Ignore(syscall.SIGCHLD, syscall.SIGPIPE)
-	// The thread that made this process may end before the host does.
+	// The thread that started this process may end before the host does.
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("prctl(PR_SET_PDEATHSIG): %w", err)
 	}
-	// Nothing in a run may trace or inspect this process or its copies.
+	// No process in a run may trace or inspect this process or its copies.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("prctl(PR_SET_DUMPABLE): %w", err)
 	}
@@ -80,7 +80,7 @@ func serve(control int) error {
 	if s.spared, err = spare(m.Address()); err != nil {
 		return err
 	}
-	debug.SetGCPercent(-1) // the child could not collect, nor need it
+	debug.SetGCPercent(-1) // the child can't collect garbage, and need not
 	growStack()
 	pid, errno := program.Fork(s.loop)
 	if errno != 0 {
@@ -94,19 +94,20 @@ func serve(control int) error {
 	return err
 }
 
-// endAll ends all that is left in the cell, before what this process holds open is closed: the kernel, when PID 1
-// exits, closes its files first and kills the rest then (kernel/exit.c, do_exit).
+// endAll ends all that is left in the cell, before this process closes its open files: when PID 1
+// exits, the kernel closes its files first and kills the other processes afterwards (kernel/exit.c,
+// do_exit).
 func endAll() {
 	_ = unix.Kill(-1, unix.SIGKILL)
-	for { // SIGCHLD is ignored, so it waits until there are no children: wait(2)
+	for { // SIGCHLD is ignored, so wait(2) blocks until there are no children
 		if _, err := unix.Wait4(-1, nil, unix.WALL, nil); err == unix.ECHILD {
 			return
 		}
 	}
 }
 
-// await waits for the end of the child that serves. Its status is the only trace of what
-// ended it, other than the host's end.
+// await waits for the end of the child that serves. Its status is the only sign that something
+// other than the end of the host has ended it.
 func await(pid int) error {
 	for {
 		var status unix.WaitStatus
@@ -127,7 +128,7 @@ func await(pid int) error {
 	}
 }
 
-// growStack makes the stack large enough for the child, in which it can't grow.
+// growStack makes the stack large enough for the child, where it can't grow.
 //
 //go:noinline
 func growStack() byte {

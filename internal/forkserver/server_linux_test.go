@@ -22,7 +22,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// patience is beyond what anything here takes, also under emulation.
+// patience is more than anything here takes, even under emulation.
 const patience = time.Minute
 
 // testServer is a fork server without a cell: this binary, executed again.
@@ -58,8 +58,8 @@ func startServer(t testing.TB) *testServer {
 	return s
 }
 
-// follow returns the events of a request up to the end, without what they say
-// about usage, and the pid of the last sender.
+// follow returns the events of a request up to the end, without the usage in them, and the pid of
+// the last sender.
 func (s *testServer) follow(r *Request, files ...int) (events []program.Event) {
 	s.t.Helper()
 	conn, err := s.Send(r, files)
@@ -79,7 +79,7 @@ func (s *testServer) follow(r *Request, files ...int) (events []program.Event) {
 	}
 }
 
-// The report of the fork server and that of a task come in any order.
+// The reports of the fork server and of a task come in any order.
 var finished = []program.Event{{Kind: program.Cloned}, {Kind: program.Finished}}
 
 func task(t testing.TB, build func(b *program.Builder)) *Request {
@@ -106,12 +106,12 @@ func TestManyRequests(t *testing.T) {
 		require.ElementsMatch(t, finished, s.follow(r))
 		require.DirExists(t, path)
 	}
-	// The last request may still be under way, after its clone has ended.
+	// The last request may still be under way after its clone has ended.
 	require.Eventually(t, func() bool { return s.openFiles() == before }, patience, time.Millisecond, "descriptors are left open")
 	require.Eventually(t, func() bool { return len(childrenOf(t, s.serving())) == 0 }, patience, time.Millisecond, "children are left")
 }
 
-// serving is the process that serves requests, the child of the one started.
+// serving returns the pid of the process that serves requests, a child of the one that was started.
 func (s *testServer) serving() int {
 	s.t.Helper()
 	children := childrenOf(s.t, s.cmd.Process.Pid)
@@ -119,8 +119,7 @@ func (s *testServer) serving() int {
 	return children[0]
 }
 
-// openFiles is 0 for an ordinary user, who may not look into a process that
-// is not dumpable.
+// openFiles is 0 for an ordinary user, who may not inspect a process that is not dumpable.
 func (s *testServer) openFiles() int {
 	s.t.Helper()
 	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.serving()))
@@ -130,8 +129,7 @@ func (s *testServer) openFiles() int {
 	return len(entries)
 }
 
-// childrenOf finds the children of a process, zombies included: proc(5),
-// /proc/pid/stat.
+// childrenOf finds the children of a process, including zombies: proc(5), /proc/pid/stat.
 func childrenOf(t testing.TB, parent int) (children []int) {
 	t.Helper()
 	paths, err := filepath.Glob("/proc/[0-9]*/stat")
@@ -198,7 +196,7 @@ func TestFilesAccompanyRequest(t *testing.T) {
 	require.NoError(t, err)
 	defer read.Close()
 	defer write.Close()
-	// As many as there can be: the last of them is written to.
+	// As many as possible: the last of them is written to.
 	files := make([]int, program.MaxFiles-1)
 	for i := range files {
 		files[i] = int(write.Fd())
@@ -241,13 +239,12 @@ func TestRefusedRequests(t *testing.T) {
 	require.ElementsMatch(t, finished, s.follow(task(t, nothing)), "after all of them")
 }
 
-// TestEnd has what ends a fork server, once its host is gone or can't be
-// understood.
+// TestEnd ends a fork server by closing the control socket or by sending what it can't understand.
 func TestEnd(t *testing.T) {
 	tests := []struct {
 		name string
 		last []byte // what the host sends
-		goes bool   // and then closes the socket
+		goes bool   // the host then closes the socket
 	}{
 		{"nothing", nil, true},
 		{"no request", []byte(strings.Repeat("not a request. ", 10)), false},
@@ -277,7 +274,7 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// TestKilledServer: PID 1 says what ended the process that served.
+// TestKilledServer checks that PID 1 reports what ended the process that served.
 func TestKilledServer(t *testing.T) {
 	s := startServer(t)
 	require.NoError(t, unix.Kill(s.serving(), unix.SIGSEGV))
@@ -287,7 +284,7 @@ func TestKilledServer(t *testing.T) {
 
 const notServing = 77
 
-// TestMain is also this program where it was told to be a fork server but is not.
+// TestMain also covers a program that was told to be a fork server but is none.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 2 && os.Args[1] == Name {
 		os.Exit(notServing)
@@ -295,7 +292,7 @@ func TestMain(m *testing.M) {
 	testkit.Main(m)
 }
 
-// TestPrivileged executes a set-uid program, whose caller must not be obeyed.
+// TestPrivileged executes a set-uid program, which must not obey its caller.
 func TestPrivileged(t *testing.T) {
 	testkit.Need(t, "root")
 	dir, err := os.MkdirTemp("", "sandbox-setuid")

@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A clone of the fork server executes a program and nothing else. It needs this
-// binary's own code and data, the program's memory, the stack that it is on, and what
-// libc keeps for the thread, to which the kernel writes (rseq(2)). Copying the
-// page tables of all the rest would take most of the time of a clone.
+// A clone of the fork server executes a program and nothing else. It needs this binary's own code
+// and data, the program's memory, the stack that it runs on, and the memory in which libc keeps the
+// thread's data, to which the kernel writes (rseq(2)). Copying the page tables of the rest would
+// take most of the time of a clone.
 
 // span is a range of addresses.
 type span struct{ start, end uintptr }
@@ -27,8 +27,8 @@ type mapping struct {
 	name string
 }
 
-// spare returns the mappings that a clone does not need. keep lies in memory that it
-// does. Where libc does not tell which memory is the thread's, nothing is spared.
+// spare returns the mappings that a clone does not need. It keeps the mappings that hold the
+// addresses in keep. If libc does not say which memory is the thread's, it returns none.
 func spare(keep ...uintptr) ([]span, error) {
 	var head, size uintptr
 	if _, _, errno := syscall.RawSyscall(unix.SYS_GET_ROBUST_LIST, 0, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&size))); errno != 0 || head == 0 {
@@ -41,9 +41,10 @@ func spare(keep ...uintptr) ([]span, error) {
 	return spareOf(all, reflect.ValueOf(serve).Pointer(), append(keep, head)), nil
 }
 
-// spareOf leaves out the mappings of the file that code is in, with the zeroed data behind it, those with an address to keep,
-// and the kernel's own. The executor uses no variable there, but a build for coverage counts in some. On older kernels (6.1) the zeroed
-// data goes by the name of the heap, which it touches (fs/proc/task_mmu.c).
+// spareOf returns all mappings except those of the file that code is in with the zeroed data behind
+// it, those that hold an address in keep, and the kernel's own. The executor uses no variable in
+// the zeroed data, but a build for coverage counts there. Older kernels (6.1) call the zeroed data
+// a heap, because it is next to the heap (fs/proc/task_mmu.c).
 func spareOf(all []mapping, code uintptr, keep []uintptr) (spared []span) {
 	binary := ""
 	for _, m := range all {
@@ -51,7 +52,7 @@ func spareOf(all []mapping, code uintptr, keep []uintptr) (spared []span) {
 			binary = m.file
 		}
 	}
-	var last span // of what belongs to the binary
+	var last span // the last one of the binary
 	for _, m := range all {
 		own := binary != "" && m.file == binary || m.file == "" && (m.name == "" || m.name == "[heap]") && m.start == last.end
 		for _, k := range keep {
@@ -97,11 +98,11 @@ func mappings() (all []mapping, err error) {
 	return all, lines.Err()
 }
 
-// stackRoom is kept around the current frame: what clones use is far less.
+// stackRoom is how much of the stack stays around the current frame. Clones use far less.
 const stackRoom = 32 << 10
 
-// trim keeps the spared mappings out of clones: madvise(2), MADV_DONTFORK. Of the
-// one that holds the stack, the part around the current frame stays.
+// trim keeps the spared mappings out of clones: madvise(2), MADV_DONTFORK. Of the mapping that
+// holds the stack, the part around the current frame stays.
 //
 //go:norace
 func trim(spared []span) {
@@ -121,7 +122,7 @@ func trim(spared []span) {
 //go:norace
 func dontFork(start, end uintptr) {
 	if start < end {
-		// Where it fails, clones take longer.
+		// If this fails, clones take longer.
 		syscall.RawSyscall(unix.SYS_MADVISE, start, end-start, unix.MADV_DONTFORK)
 	}
 }

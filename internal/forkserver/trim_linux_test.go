@@ -14,7 +14,7 @@ func TestSpareOf(t *testing.T) {
 		{span{0x3000, 0x9000}, "", ""}, // its zeroed data
 		{span{0x9000, 0xa000}, "", "[heap]"},
 		{span{0x10000, 0x20000}, "", ""},            // Go's heap
-		{span{0x30000, 0x31000}, "", ""},            // with an address to keep
+		{span{0x30000, 0x31000}, "", ""},            // holds an address in keep
 		{span{0x31000, 0x32000}, "fe:00 8", "/lib"}, // a library
 		{span{0x32000, 0x33000}, "", ""},            // its zeroed data
 		{span{0x40000, 0x41000}, "", "[vdso]"},
@@ -27,7 +27,7 @@ func TestSpareOf(t *testing.T) {
 	require.Equal(t, want, spareOf(all, 0x1800, []uintptr{0x30010}))
 }
 
-// What a clone needs is kept in the mappings of this very process too.
+// What a clone needs is kept in the mappings of this process, too.
 func TestSpareKeeps(t *testing.T) {
 	kept := new([1 << 20]byte)
 	address := reflect.ValueOf(kept).Pointer()
