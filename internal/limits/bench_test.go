@@ -43,14 +43,14 @@ func (s *steps) report() {
 	}
 }
 
-// sleeper is a process to be moved; the time of its start and end does not count.
+// sleeper is a process to be moved. The time of its start and end does not count.
 func sleeper(b *testing.B) (pid int, end func()) {
 	cmd := exec.Command("sleep", "1000")
 	require.NoError(b, cmd.Start())
 	return cmd.Process.Pid, func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }
 }
 
-// BenchmarkRun is what a run costs here.
+// BenchmarkRun measures the cost of a run's cgroup.
 func BenchmarkRun(b *testing.B) {
 	cell := testCell(b, benchSpec)
 	s := &steps{b: b}
@@ -72,7 +72,8 @@ func BenchmarkRun(b *testing.B) {
 	s.report()
 }
 
-// BenchmarkContainerd is the same through containerd/cgroups alone: why the hot path is not.
+// BenchmarkContainerd measures the same with containerd/cgroups alone, which is why Create, Add,
+// Usage and Delete do without it.
 func BenchmarkContainerd(b *testing.B) {
 	cell := testCell(b, benchSpec)
 	s := &steps{b: b}
@@ -118,7 +119,7 @@ func runContainerdV2(s *steps, cell *Cell, pid int, end func()) {
 	s.do("delete", g.Delete)
 }
 
-// BenchmarkHierarchies is what one more v1 hierarchy costs a run.
+// BenchmarkHierarchies measures what one more v1 hierarchy costs a run.
 func BenchmarkHierarchies(b *testing.B) {
 	cell := testCell(b, Spec{})
 	for _, controller := range used {
@@ -147,7 +148,7 @@ func BenchmarkHierarchies(b *testing.B) {
 	}
 }
 
-// BenchmarkUsage reads the counters of a group that was made for this, as that of a run is.
+// BenchmarkUsage reads the counters of a new group, as for a run.
 func BenchmarkUsage(b *testing.B) {
 	for _, kept := range []bool{false, true} {
 		b.Run(fmt.Sprintf("kept=%v", kept), func(b *testing.B) {

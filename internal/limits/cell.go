@@ -18,27 +18,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Cell is the directory of one cell: the parent of libcontainer's own cgroup and of the runs'.
+// Cell is the directory of one cell: the parent of libcontainer's own cgroup and of the runs'
+// cgroups.
 type Cell struct {
 	tree *Tree
 	path string
-	unit string // the scope, where systemd made it
+	unit string // the scope, if systemd made it
 
 	mu      sync.Mutex
-	enabled map[string]error // v2: directories and controllers that were switched on for the runs in them, or why not
-	pools   map[string]bool  // those that are made
+	enabled map[string]error // v2: directories and controllers that were enabled for the runs in them, or why that failed
+	pools   map[string]bool  // the pools that exist
 	swap    bool             // swap can be limited: memory.memsw.limit_in_bytes, memory.swap.max
 	sockets bool             // v1: socket buffers can be limited: memory.kmem.tcp.limit_in_bytes
-	release func()           // lets the scope's first process go
+	release func()           // ends the scope's first process
 	home    map[string]bool  // v1: controllers in whose hierarchy the cell's first process is in the cell's own cgroup
 }
 
-// A Keeper starts a process that does nothing but wait for its release.
+// A Keeper starts a process that only waits for its release.
 type Keeper func() (pid int, release func(), err error)
 
-// NewCell makes the directory of a cell. The id must not be in use (errors.Is fs.ErrExist): it
-// is the caller's to make it unique, and to Remove what a dead process left. The keeper is for
-// systemd, which makes no scope without a process; Settle releases it.
+// NewCell makes the directory of a cell. If the id is in use, errors.Is(err, fs.ErrExist): the
+// caller must make it unique, and must Remove what a dead process left. The keeper is for systemd,
+// which makes no scope without a process; Settle releases it.
 func (t *Tree) NewCell(id string, keeper Keeper) (*Cell, error) {
 	if err := checkName(id); err != nil {
 		return nil, fmt.Errorf("cell id %w", err)
@@ -52,7 +53,7 @@ func (t *Tree) NewCell(id string, keeper Keeper) (*Cell, error) {
 	}
 	made, err := c.makeDirs()
 	if err != nil {
-		// Not Delete: where the directory existed before, it is not ours.
+		// Not Delete: a directory that existed before is not ours.
 		for _, dir := range made {
 			_ = unix.Rmdir(dir)
 		}
@@ -63,11 +64,11 @@ func (t *Tree) NewCell(id string, keeper Keeper) (*Cell, error) {
 	return c, nil
 }
 
-// keeping is the child of a scope that the keeper is put into: one with processes of its own gives
-// its children no controllers.
+// keeping is the child of a scope that the keeper is moved into: a cgroup with processes of its own
+// can't give its children controllers.
 const keeping = "keeper"
 
-// makeScope has systemd make the directory of the cell.
+// makeScope asks systemd to make the directory of the cell.
 func (c *Cell) makeScope(unit string, keeper Keeper) error {
 	t := c.tree
 	pid, release, err := keeper()
@@ -77,7 +78,7 @@ func (c *Cell) makeScope(unit string, keeper Keeper) error {
 	c.unit, c.release = unit, release
 	if c.path, err = t.manager.startScope(unit, pid); err == nil {
 		t.parent = path.Dir(c.path)
-		err = subgroup(path.Join(t.v2, c.path), keeping) // with what it has forked
+		err = subgroup(path.Join(t.v2, c.path), keeping) // with the processes it has forked
 	}
 	if err == nil {
 		err = t.offers(path.Join(t.v2, c.path))
@@ -90,9 +91,9 @@ func (c *Cell) makeScope(unit string, keeper Keeper) error {
 	return nil
 }
 
-// Adopt moves the process that becomes PID 1 of the cell into the cell's own cgroup, where
-// libcontainer does not, and removes the one that libcontainer has made for it beside this process's,
-// which has the cell's id for a name. On v1 it stays where it is.
+// Adopt moves the process that becomes PID 1 of the cell into the cell's own cgroup, if
+// libcontainer does not. It removes the cgroup, named after the cell's id, that libcontainer has
+// made for the process beside this process's cgroup. On v1 the process stays where it is.
 func (c *Cell) Adopt(pid int) error {
 	if c.tree.v2 == "" {
 		return nil
@@ -105,7 +106,7 @@ func (c *Cell) Adopt(pid int) error {
 		return err
 	}
 	if strings.Contains(path.Base(c.path), path.Base(was)) {
-		_ = unix.Rmdir(path.Join(c.tree.v2, was)) // or libcontainer does, at the end
+		_ = unix.Rmdir(path.Join(c.tree.v2, was)) // if this fails, libcontainer removes it at the end
 	}
 	return nil
 }
@@ -122,16 +123,16 @@ func (c *Cell) adopt(pid int) error {
 	return err
 }
 
-// Settle says that the cell has a process of its own now.
+// Settle releases the keeper: the cell has a process of its own now.
 func (c *Cell) Settle() {
 	c.release()
 	c.findHome()
 	if c.unit != "" {
-		_ = unix.Rmdir(path.Join(c.tree.v2, c.path, keeping)) // or Delete does it
+		_ = unix.Rmdir(path.Join(c.tree.v2, c.path, keeping)) // if this fails, Delete removes it
 	}
 }
 
-// makeDirs makes the directory of the cell in every hierarchy and returns what it made.
+// makeDirs makes the directory of the cell in every hierarchy and returns the directories it made.
 func (c *Cell) makeDirs() (made []string, err error) {
 	t := c.tree
 	for _, h := range t.all {
@@ -140,8 +141,9 @@ func (c *Cell) makeDirs() (made []string, err error) {
 			made = append(made, path.Join(h.mount, c.path))
 			continue
 		}
-		// libcontainer makes the directory in the hierarchies without controllers of ours too.
-		// Made here, all of them have one owner; that it fails there is libcontainer's affair.
+		// libcontainer also makes the directory in the hierarchies without controllers that
+		// we use. If it is made here, all of them have one owner. If this fails there,
+		// libcontainer deals with it.
 		if h.mount == t.v2 || len(t.dirs("/", h.v1...)) > 0 {
 			return made, fmt.Errorf("cgroup %s: %w", c.path, err)
 		}
@@ -162,8 +164,9 @@ func (c *Cell) setUp() {
 	c.sockets = memory != "" && exists(memory+"/memory.kmem.tcp.limit_in_bytes")
 }
 
-// fillCPUSet fills a directory's cpuset, and those above it, on v1: an empty one takes no process, nor do its children get anything
-// from it. Whoever needs it hears from Create if it failed.
+// fillCPUSet fills the cpuset of a directory and of those above it, on v1: a cgroup with an empty
+// cpuset takes no process and gives its children no CPUs. If it fails, Create reports that to runs
+// that need the cpuset.
 func (c *Cell) fillCPUSet(p string) {
 	if root, ok := containerdRoot(c.tree.v1["cpuset"], "cpuset"); ok {
 		_, _ = cgroup1.New(cgroup1.StaticPath(p), &specs.LinuxResources{}, cgroup1.WithHierarchy(
@@ -171,8 +174,8 @@ func (c *Cell) fillCPUSet(p string) {
 	}
 }
 
-// Uncounted names the fields of Usage that have no counter here: for want of the controller, or
-// in an older kernel.
+// Uncounted names the fields of Usage that have no counter here, because the controller is missing
+// or the kernel too old.
 func (c *Cell) Uncounted() (names []string) {
 	t := c.tree
 	for _, f := range []struct{ field, controller, v1, v2 string }{
@@ -196,8 +199,8 @@ func (c *Cell) Uncounted() (names []string) {
 	return names
 }
 
-// makeDir makes one directory below mount, and those above it that are not there. Those can
-// vanish at any time: another process removes them when its own last cell ends.
+// makeDir makes one directory below mount, and those above it that are missing. Those can vanish at
+// any time: another process removes them when its own last cell ends.
 func (t *Tree) makeDir(mount, p string) error {
 	var err error
 	for range 100 {
@@ -217,8 +220,9 @@ func (t *Tree) makeDir(mount, p string) error {
 	return err
 }
 
-// enableAll switches on what runs in the directory may need, on v2, but for cpuset, which few do: Create enables that for the
-// first. It reports what failed to those who need it.
+// enableAll enables the v2 controllers that runs in the directory may need, except cpuset, which
+// few need: Create enables that for the first that does. It records failures for the runs that need
+// the controller.
 func (c *Cell) enableAll(p string) {
 	for _, controller := range usedV2 {
 		if controller != "cpuset" {
@@ -227,9 +231,9 @@ func (c *Cell) enableAll(p string) {
 	}
 }
 
-// enable switches a v2 controller on for the children of a directory, all the way down. Each is
-// switched on by itself, for one that can't be (cpu while a real-time process is in a child
-// cgroup) would take the others with it.
+// enable enables a v2 controller for the children of a directory, in each directory from the top
+// down. Each controller is enabled by itself, because one that can't be (cpu while a real-time
+// process is in a child cgroup) would make the others fail, too.
 func (c *Cell) enable(p, controller string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -249,12 +253,12 @@ func (c *Cell) enable(p, controller string) error {
 	return err
 }
 
-// Path is the path of the cell below the cgroup mounts, such as "/sandbox/<id>". libcontainer
-// uses it as the parent of its own cgroup, "cell".
+// Path is the path of the cell below the cgroup mounts, such as "/sandbox/<id>". libcontainer uses
+// it as the parent of its own cgroup, "cell".
 func (c *Cell) Path() string { return c.path }
 
-// Create makes <path>/<name> for one run and sets its limits. It fails if there is one already:
-// its members and its counters would be somebody else's.
+// Create makes <path>/<name> for one run and sets its limits. It fails if the directory exists: its
+// members and its counters would be another run's.
 func (c *Cell) Create(name string, s Spec) (*Group, error) {
 	if err := checkName(name); err != nil {
 		return nil, fmt.Errorf("cgroup name %w", err)
@@ -279,7 +283,7 @@ func (c *Cell) Create(name string, s Spec) (*Group, error) {
 	return c.createV1(name, s)
 }
 
-// Joins is how many files Group.Joins will open for such a group.
+// Joins returns how many files Group.Joins will open for such a group.
 func (c *Cell) Joins(s Spec) int {
 	if c.tree.v2 != "" {
 		return 0
@@ -288,13 +292,13 @@ func (c *Cell) Joins(s Spec) int {
 }
 
 // Delete kills every process below the cell and removes it. It takes a few seconds at most; the
-// error then names what is left.
+// error names what is left then.
 func (c *Cell) Delete() error {
 	c.release()
 	return errors.Join(removeTree(mountPoints(c.tree.all), c.path), c.tidy())
 }
 
-// tidy removes the directories above the cell that are ours and that nobody uses any more.
+// tidy removes the directories above the cell that this library made and that nobody uses any more.
 func (c *Cell) tidy() error {
 	t := c.tree
 	t.mu.Lock()
@@ -310,7 +314,7 @@ func (c *Cell) tidy() error {
 	return removeTop(mountPoints(t.all), c.path)
 }
 
-// checkName refuses what would leave the directory or meet one of the kernel's files.
+// checkName refuses names that would leave the directory or that are names of the kernel's files.
 func checkName(name string) error {
 	if name == "" || strings.ContainsAny(name, "/.\x00\n") {
 		return fmt.Errorf("%q: must be a file name without dots", name)

@@ -11,15 +11,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// counterFiles reads the counters of a group. Opening one takes several times what reading it
-// does, so that they can be kept open.
+// counterFiles reads the counters of a group. Opening a file takes several times as long as reading
+// it, so the files can be kept open.
 type counterFiles struct {
-	mu      sync.RWMutex // held for writing while kept is changed
+	mu      sync.RWMutex // held for writing while kept changes
 	keeping bool
 	kept    map[string]int
 }
 
-// keep keeps open what read reads, until it returns.
+// keep keeps open the files that read reads, until it returns.
 func (f *counterFiles) keep(read func()) {
 	f.mu.Lock()
 	f.keeping, f.kept = true, map[string]int{}

@@ -13,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// top is the directory that Discover chooses at the top of each hierarchy, or in a subtree that
-// was delegated to this user.
+// top is the directory that Discover chooses at the top of each hierarchy, or in a subtree that was
+// delegated to this user.
 const top = "sandbox"
 
-// Discover finds the hierarchies of this machine and the place where runs go: parent, a path
-// below the cgroup mounts such as "/jobs", or, if parent is "", a directory of its own.
-// It changes nothing. The error wraps ErrUnavailable when there is no such place.
+// Discover finds the hierarchies of this machine and the place where runs go: parent, a path below
+// the cgroup mounts such as "/jobs", or, if parent is "", a directory of its own. It changes
+// nothing. The error wraps ErrUnavailable if there is no such place.
 func Discover(parent string) (*Tree, error) {
 	if parent != "" && (!path.IsAbs(parent) || path.Clean(parent) != parent || strings.HasPrefix(parent, "/sys/fs/cgroup")) {
 		return nil, WithCgroupParent.wrong("%q: must be an absolute, clean path below the cgroup mount, such as \"/jobs\"", parent)
@@ -38,8 +38,8 @@ func Discover(parent string) (*Tree, error) {
 		} else {
 			err = t.discoverV1(parent)
 		}
-		// Another process may have removed, meanwhile, a directory that was looked at: its last
-		// cell has gone. Then what was seen means nothing.
+		// Meanwhile another process may have removed a directory that was looked at,
+		// because its last cell has ended. Then the result can't be trusted.
 		if slices.ContainsFunc(t.seen, func(dir string) bool { return !exists(dir) }) && tries < maxTries {
 			continue
 		}
@@ -53,7 +53,8 @@ func Discover(parent string) (*Tree, error) {
 // maxTries is far more often than others can come and go at the wrong moment.
 const maxTries = 100
 
-// nearest is the directory in which the parent, or the first of it that is missing, is made.
+// nearest is the existing directory in which the parent, or the first missing directory on the way
+// to it, is made.
 func (t *Tree) nearest(mount string) string {
 	dir := nearest(mount, t.parent)
 	t.seen = append(t.seen, dir)
@@ -64,8 +65,8 @@ func unavailable(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrUnavailable, fmt.Sprintf(format, args...))
 }
 
-// discoverV1 takes the controllers that are mounted and writable. Without write access to some,
-// only the limits that need those are missing.
+// discoverV1 uses the controllers that are mounted and writable. Without write access to some, only
+// the limits that need those are missing.
 func (t *Tree) discoverV1(parent string) error {
 	t.parent, t.why = parent, whyNamed
 	if parent == "" {
@@ -82,7 +83,7 @@ func (t *Tree) discoverV1(parent string) error {
 	}
 	for _, c := range used {
 		if why := t.missing[c]; why != "" && len(t.v1) == 0 {
-			return unavailable("%s", why) // one will do: they are all alike
+			return unavailable("%s", why) // one reason is enough: they are all alike
 		}
 		if t.v1[c] == "" && t.missing[c] == "" {
 			t.missing[c] = fmt.Sprintf("the %s controller is not mounted; mount it: mount -t cgroup -o %s none /sys/fs/cgroup/%s, "+
@@ -92,27 +93,28 @@ func (t *Tree) discoverV1(parent string) error {
 	return nil
 }
 
-// discoverV2 takes the controllers that can be enabled for the children of the place.
+// discoverV2 uses the controllers that can be enabled for the children of the place.
 func (t *Tree) discoverV2(parent string) error {
 	h := t.all[slices.IndexFunc(t.all, func(h hierarchy) bool { return h.v2 })]
-	t.v2, t.all = h.mount, []hierarchy{h} // a stray v1 mount is not libcontainer's affair either
+	t.v2, t.all = h.mount, []hierarchy{h} // libcontainer does not care about a stray v1 mount either
 	if err := t.placeV2(h, parent); err != nil {
 		return err
 	}
 	if t.manager != nil {
-		return nil // NewCell knows more
+		return nil // only NewCell can find out
 	}
 	return t.offers(t.nearest(t.v2))
 }
 
-// offers looks which controllers the children of dir can have.
+// offers finds the controllers that the children of dir can have.
 func (t *Tree) offers(dir string) error {
 	if why := writable(dir); why != "" {
 		return unavailable("%s", why)
 	}
 	offered := readWords(dir + "/cgroup.controllers")
 	if why := occupied(dir); why != "" {
-		// What was enabled earlier works all the same, and what needs no controller.
+		// Controllers that were enabled earlier work all the same, and so does what needs
+		// no controller.
 		offered = readWords(dir + "/cgroup.subtree_control")
 		for _, c := range usedV2 {
 			t.missing[c] = why
@@ -129,14 +131,14 @@ func (t *Tree) offers(dir string) error {
 	return nil
 }
 
-// occupied says why no controller can be enabled for the children of dir: v2's rule that a
-// cgroup has processes or children with controllers. The root alone is exempt; it is the one
-// directory without a cgroup.type file.
+// occupied says why no controller can be enabled for the children of dir: by v2's rule a cgroup has
+// either processes or children with controllers. Only the root is exempt; it is the one directory
+// without a cgroup.type file.
 func occupied(dir string) string {
 	if !exists(dir + "/cgroup.type") {
 		return ""
 	}
-	// EOPNOTSUPP, which a threaded cgroup answers, is for writable.
+	// A threaded cgroup answers EOPNOTSUPP, which writable reports.
 	if data, err := readFile(dir+"/cgroup.procs", nil); err == nil && len(data) > 0 {
 		return dir + " has processes of its own, so its children get no controllers; " +
 			"move them into a child of it (sandbox.DelegateSubgroup), or name a cgroup without processes with WithCgroupParent"
@@ -144,7 +146,7 @@ func occupied(dir string) string {
 	return ""
 }
 
-// writable says why dir can't be given children.
+// writable says why dir can't have new children.
 func writable(dir string) string {
 	err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK, unix.AT_EACCESS)
 	switch {

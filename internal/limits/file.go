@@ -14,9 +14,9 @@ import (
 )
 
 // The files of a cgroup are read and written with bare system calls: os.ReadFile asks for the
-// file's size and offers it to the poller, which doubles the cost of reading 20 bytes.
+// file's size and registers it with the poller, which doubles the cost of reading 20 bytes.
 
-// readFile returns the content of a cgroup file. buf is used when it is large enough.
+// readFile returns the content of a cgroup file. It uses buf if that is large enough.
 func readFile(name string, buf []byte) ([]byte, error) {
 	fd, err := open(name, unix.O_RDONLY)
 	if err != nil {
@@ -53,7 +53,7 @@ func writeFile(name, value string) error {
 	}
 	defer unix.Close(fd)
 	for {
-		// One write: the kernel takes each as a command of its own.
+		// One write: the kernel takes each write as a command of its own.
 		_, err = unix.Write(fd, []byte(value))
 		if err != unix.EINTR {
 			break
@@ -65,8 +65,8 @@ func writeFile(name, value string) error {
 	return nil
 }
 
-// open waits a little for a descriptor where all are in use: a run must be thawed, and its
-// counters read, all the same.
+// open waits a little for a descriptor if all are in use: a run must be thawed and its counters
+// read even then.
 func open(name string, flags int) (int, error) {
 	for tries := 0; ; tries++ {
 		fd, err := unix.Open(name, flags|unix.O_CLOEXEC, 0)
@@ -84,7 +84,7 @@ func open(name string, flags int) (int, error) {
 	}
 }
 
-// readWords returns the words of a file, none if it can't be read.
+// readWords returns the words of a file, or none if it can't be read.
 func readWords(name string) []string {
 	data, err := readFile(name, nil)
 	if err != nil {
@@ -97,8 +97,8 @@ func readWords(name string) []string {
 	return words
 }
 
-// gone tells the errors of a directory or process that is no more: ENOENT at open, ENODEV when
-// the cgroup was removed after the file was opened, ESRCH for a process.
+// gone reports whether err means that a directory or process no longer exists: ENOENT at open,
+// ENODEV if the cgroup was removed after the file was opened, ESRCH for a process.
 func gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ESRCH)
 }

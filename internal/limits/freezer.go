@@ -11,13 +11,14 @@ import (
 	"time"
 )
 
-// freezer is the file that freezes a cgroup. The zero value is a cgroup that has none.
+// freezer is the file that freezes a cgroup. The zero value is for a cgroup that has none.
 type freezer struct {
 	dir string
 	v2  bool
 }
 
-// freezerOf looks what dir has. A directory of a v1 hierarchy other than freezer's has none.
+// freezerOf returns the freezer of dir. In v1, only directories of the freezer's hierarchy have
+// one.
 func freezerOf(dir string) freezer {
 	switch {
 	case exists(dir + "/cgroup.freeze"):
@@ -42,7 +43,7 @@ func (f freezer) set(frozen bool) error {
 	return writeFile(f.dir+"/freezer.state", Thawed)
 }
 
-// frozen tells whether every process has come to rest.
+// frozen reports whether every process has stopped.
 func (f freezer) frozen() (bool, error) {
 	var buf [128]byte
 	if f.v2 {
@@ -53,8 +54,8 @@ func (f freezer) frozen() (bool, error) {
 	return bytes.HasPrefix(data, []byte("FROZEN")), err // otherwise FREEZING or THAWED
 }
 
-// Freeze stops every process of the run and returns when all of them rest. If ctx ends first, or
-// Thaw or Kill is called meanwhile, they go on and the error says so.
+// Freeze stops every process of the run and returns when all of them have stopped. If ctx ends
+// first, or Thaw or Kill is called meanwhile, they go on and Freeze returns an error.
 func (g *Group) Freeze(ctx context.Context) error {
 	if g.freezer.dir == "" {
 		return fmt.Errorf("cgroup %s can't be frozen: the v1 freezer controller is not mounted", g.path)
@@ -80,9 +81,9 @@ func (g *Group) Freeze(ctx context.Context) error {
 	}
 }
 
-// freezeStep asks for the freeze and looks at the result. v1 can get stuck in FREEZING, and
-// asking again is what gets it out. Kill thaws under the same lock, after which asking again
-// would keep v1's processes from dying.
+// freezeStep asks for the freeze and looks at the result. v1 can get stuck in FREEZING, and asking
+// again gets it out. Kill thaws under the same lock: asking again after that would keep v1's
+// processes from dying.
 func (g *Group) freezeStep() (bool, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -95,7 +96,7 @@ func (g *Group) freezeStep() (bool, error) {
 	return g.freezer.frozen()
 }
 
-// Thaw lets a frozen run go on. It does nothing to one that is not frozen.
+// Thaw lets a frozen run go on. It does nothing if the run is not frozen.
 func (g *Group) Thaw() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -104,7 +105,7 @@ func (g *Group) Thaw() error {
 }
 
 // ThawFile opens the file to which writing Thawed lets a frozen run go on. It returns nil on v2,
-// where nobody needs that: a frozen process can be killed there.
+// where a frozen process can be killed and nobody needs the file.
 func (g *Group) ThawFile() (*os.File, error) {
 	if g.freezer.dir == "" || g.freezer.v2 {
 		return nil, nil
@@ -115,8 +116,9 @@ func (g *Group) ThawFile() (*os.File, error) {
 // Thawed is the content of v1's freezer.state that lets processes go on.
 const Thawed = "THAWED"
 
-// Kill sends SIGKILL to every process of the run, frozen or not. It does not wait for their end. Afterwards the group can't be
-// frozen again. On v1, and before Linux 5.14, a child whose fork was all but done escapes: Delete kills again until nobody is left.
+// Kill sends SIGKILL to every process of the run, frozen or not. It does not wait for their end.
+// Afterwards the group can't be frozen again. On v1, and before Linux 5.14, a child whose fork was
+// almost done escapes: Delete kills again until no process is left.
 func (g *Group) Kill() error {
 	g.mu.Lock()
 	g.killed = true
@@ -126,7 +128,7 @@ func (g *Group) Kill() error {
 		if err == nil || !gone(err) {
 			return err
 		}
-		// Removed already, or a kernel before 5.14.
+		// Removed already, or a kernel before Linux 5.14.
 	}
 	err := killMembers(g.dirs)
 	if errors.Is(err, errForking) {
@@ -134,7 +136,7 @@ func (g *Group) Kill() error {
 			err = killMembers(g.dirs)
 		}
 	}
-	// v1 holds a frozen process back even from SIGKILL.
+	// v1 keeps a frozen process even from SIGKILL.
 	if thaw := g.Thaw(); !gone(thaw) {
 		err = errors.Join(err, thaw)
 	}

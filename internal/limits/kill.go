@@ -11,15 +11,16 @@ import (
 )
 
 const (
-	killPasses = 20  // then Group.Kill freezes what still forks
+	killPasses = 20  // after these, Group.Kill freezes what still forks
 	killBatch  = 128 // pidfds open at a time
 )
 
-// errForking says that new members appear as fast as the old ones are killed.
+// errForking reports that new members appear as fast as the old ones are killed.
 var errForking = errors.New("processes are forked as fast as they are killed")
 
-// killMembers sends SIGKILL to every process in dirs until a look finds no new ones. A process with a SIGKILL pending can't fork. A
-// fork that was past that question becomes a member only after it: kernel/fork.c, copy_process, cgroup_post_fork.
+// killMembers sends SIGKILL to every process in dirs until there are no new ones. A process with a
+// pending SIGKILL can't fork. A fork that was already past that check becomes a member only after
+// it: kernel/fork.c, copy_process, cgroup_post_fork.
 func killMembers(dirs []string) error {
 	killed := map[int]bool{}
 	var errs []error
@@ -61,9 +62,10 @@ func killPass(dir string, killed map[int]bool) error {
 	return errForking
 }
 
-// killPIDs never signals a bystander: between the look and the kill a pid can be given to
-// another process. So the processes are held by pidfds first, and then those are signalled whose
-// pid is still listed; if that is another process by now, the pidfd is of the dead one.
+// killPIDs kills members of dir and never another process, although a pid may be given to another
+// process before the signal is sent. It opens pidfds first and then signals the processes whose
+// pids are still listed: if a pid belongs to another process by now, the pidfd is still that of the
+// dead one.
 func killPIDs(dir string, pids []int, killed map[int]bool) error {
 	fds := make(map[int]int, len(pids))
 	defer func() {

@@ -1,15 +1,15 @@
 //go:build linux
 
 // Package limits puts runs into cgroups: it finds the hierarchies of the machine (v1, hybrid or
-// v2), makes a directory for a cell and one for each run in it, and sets limits, reads usage,
+// v2), makes a directory for a cell and in it one for each run, and sets limits, reads usage,
 // freezes, kills and removes.
 //
 //	<parent>/<cell id>/          a Cell; processes are never in it directly
 //	<parent>/<cell id>/cell      made, joined and removed by libcontainer
 //	<parent>/<cell id>/<name>    a Group: one run
 //
-// Settings are written by containerd/cgroups. What happens once or more per run and is slow there
-// (making, joining, reading and removing; see bench_test.go) is a few system calls here.
+// containerd/cgroups writes the settings. What happens at least once per run and is slow there
+// (making, joining, reading and removing; see bench_test.go) is done here with a few system calls.
 //
 // The calling process is never moved, and no mount is changed.
 package limits
@@ -21,11 +21,11 @@ import (
 	"time"
 )
 
-// ErrUnavailable says that this process can't make cgroups here. The error that wraps it explains
+// ErrUnavailable reports that this process can't make cgroups here. The error that wraps it says
 // why and what to do.
 var ErrUnavailable = errors.New("cgroups can't be used")
 
-// Option is what takes something of cgroups, by the name that callers of the library know.
+// Option is an option that needs cgroups, by the name that callers of the library know.
 type Option string
 
 const (
@@ -41,7 +41,7 @@ const (
 	Pause            Option = "Pause"
 )
 
-// Error is an option that can't be had here, or of which the value makes no sense.
+// Error reports an option that does not work here, or whose value makes no sense.
 type Error struct {
 	Option Option
 	Err    error // why, and what to do
@@ -54,7 +54,7 @@ func (o Option) wrong(format string, args ...any) error {
 	return &Error{o, fmt.Errorf(format, args...)}
 }
 
-// Spec is what the cgroup of one run enforces. The zero value enforces nothing.
+// Spec holds the limits of one run's cgroup. The zero value has none.
 type Spec struct {
 	Memory    int64   // bytes, 0 = no limit
 	Swap      int64   // bytes of swap on top of Memory; only used with Memory, 0 = no swap
@@ -66,22 +66,22 @@ type Spec struct {
 	Pool      string  // the run is in this Pool of the cell's; "" = in none
 }
 
-// IO limits access to one whole block device, per second. Zero is no limit.
+// IO limits access to one whole block device, per second. Zero means no limit.
 type IO struct {
 	Major, Minor          int64
 	ReadBytes, WriteBytes uint64
 	ReadOps, WriteOps     uint64
 }
 
-// Usage is what a run used so far. What Cell.Uncounted names is zero.
+// Usage is what a run has used so far. The fields that Cell.Uncounted names are zero.
 type Usage struct {
 	UserCPU, SystemCPU time.Duration
-	Throttled          time.Duration // time that a CPU quota kept the run waiting
+	Throttled          time.Duration // time that a CPU quota made the run wait
 	MemoryPeak         uint64        // bytes; uncounted on v2 before Linux 5.19, see Group.Usage
 	ReadBytes          uint64        // from block devices
 	WriteBytes         uint64        // to block devices
 	PIDsPeak           uint64        // needs a kernel with pids.peak
-	PIDsRefused        uint64        // processes and threads that a limit on them refused, see Group.Usage
+	PIDsRefused        uint64        // processes and threads refused by a limit, see Group.Usage
 	OOMKills           uint64        // processes that the out-of-memory killer ended
 }
 
@@ -90,13 +90,13 @@ const (
 	minQuota  = 1_000   // µs: the kernel refuses less
 )
 
-// quota is CPUs in µs of CPU time per cpuPeriod.
+// quota returns CPUs as µs of CPU time per cpuPeriod.
 func (s Spec) quota() int64 { return int64(math.Round(s.CPUs * cpuPeriod)) }
 
-// shares is CPUWeight on v1's scale. The scheduler itself maps v2's weight 100 to 1024 shares.
+// shares returns CPUWeight on v1's scale. The scheduler itself maps v2's weight 100 to 1024 shares.
 func (s Spec) shares() uint64 { return max(2, (s.CPUWeight*1024+50)/100) }
 
-// check refuses values that the kernel would refuse or, worse, take for something else.
+// check refuses values that the kernel would refuse or, worse, misunderstand.
 func (s Spec) check() error {
 	var errs []error
 	bad := func(o Option, format string, args ...any) { errs = append(errs, o.wrong(format, args...)) }
@@ -121,7 +121,7 @@ func (s Spec) check() error {
 	return errors.Join(errs...)
 }
 
-// Empty tells whether s limits nothing.
+// Empty reports whether s limits nothing.
 func (s Spec) Empty() bool { return len(s.needs()) == 0 }
 
 // need is an option in use and the controller that enforces it.

@@ -207,7 +207,8 @@ func TestDeleteWithMembers(t *testing.T) {
 	assert.ErrorIs(t, err, fs.ErrNotExist)
 }
 
-// TestKeep reads kept counters after the run has ended. Nothing stays open once the group is deleted.
+// TestKeep reads kept counters after the run has ended. Nothing stays open once the group is
+// deleted.
 func TestKeep(t *testing.T) {
 	g, err := testCell(t, Spec{}).Create("run", Spec{})
 	require.NoError(t, err)
@@ -316,8 +317,8 @@ func TestOwnTop(t *testing.T) {
 	requireGone(t, a.Path())
 }
 
-// TestRaceForTheTop has owners come and go, each of whom removes the directory that all share
-// when it looks empty.
+// TestRaceForTheTop has owners come and go, each of which removes the directory that all share when
+// it looks empty.
 func TestRaceForTheTop(t *testing.T) {
 	testkit.Need(t, "root")
 	done := make(chan error, 4)
@@ -361,7 +362,7 @@ func TestUnavailable(t *testing.T) {
 	assert.Contains(t, writable("/nowhere"), "/nowhere: no such file")
 }
 
-// TestOccupied has a parent with a process in it, which on v2 can give its children nothing.
+// TestOccupied has a parent with a process in it, which can't give its children controllers on v2.
 func TestOccupied(t *testing.T) {
 	cell := testCell(t, Spec{})
 	g, err := cell.Create("run", Spec{})
@@ -391,7 +392,7 @@ func TestOccupied(t *testing.T) {
 	assert.Positive(t, used)
 }
 
-// discoverIn is what a user without rights in the cgroup prints: see discover.
+// discoverIn returns what discover prints as a user without rights in the cgroup.
 func discoverIn(dir string, how ...string) ([]byte, error) {
 	fd, err := os.Open(dir)
 	if err != nil {
@@ -407,7 +408,7 @@ func discoverIn(dir string, how ...string) ([]byte, error) {
 	return cmd.CombinedOutput()
 }
 
-// TestSubgroup is a process that makes room for cgroups beside its own.
+// TestSubgroup has a process make room for cgroups beside its own.
 func TestSubgroup(t *testing.T) {
 	cell := testCell(t, Spec{PIDs: 1})
 	g, err := cell.Create("delegated", Spec{})
@@ -428,14 +429,14 @@ func TestSubgroup(t *testing.T) {
 	assert.Equal(t, []int{other.Process.Pid}, moved)
 }
 
-// TestDelegatedSubtree is a user without rights in a subgroup of a cgroup that is his, as systemd
-// makes it with Delegate= and DelegateSubgroup=.
+// TestDelegatedSubtree has a user without rights in a subgroup of a cgroup that the user owns, as
+// systemd makes it with Delegate= and DelegateSubgroup=.
 func TestDelegatedSubtree(t *testing.T) {
 	cell := testCell(t, Spec{PIDs: 1})
 	g, err := cell.Create("delegated", Spec{})
 	require.NoError(t, err)
 	if g.v2 == "" {
-		return // v1 is not delegated that way
+		return // v1 is not delegated in this way
 	}
 	require.NoError(t, mkdir(g.v2+"/main"))
 	for _, name := range []string{"", "/cgroup.procs", "/cgroup.subtree_control", "/main", "/main/cgroup.procs"} {

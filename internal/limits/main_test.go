@@ -22,7 +22,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// testParent has the cells of this test process, apart from those of other programs.
+// testParent holds the cells of this test process, apart from those of other programs.
 var testParent = fmt.Sprintf("/limits-test-%d", os.Getpid())
 
 func TestMain(m *testing.M) { testkit.Main(m, requireNothingLeft) }
@@ -32,7 +32,7 @@ func init() {
 	testkit.AddHelper("discover", discover)
 }
 
-// requireNothingLeft reports the cgroups that tests left.
+// requireNothingLeft reports the cgroups that tests have left.
 func requireNothingLeft(context.Context) error {
 	all, err := mounts()
 	for _, h := range all {
@@ -52,9 +52,9 @@ func forkBomb([]string) error {
 	}
 }
 
-// discover says what a user without rights finds, and makes use of it.
+// discover prints what a user without rights finds, and uses it.
 func discover(args []string) error {
-	for range 2 { // the second time, nothing is to be done
+	for range 2 { // the second time there is nothing to do
 		if slices.Contains(args, "subgroup") {
 			if err := Subgroup("main"); err != nil {
 				fmt.Println(err)
@@ -133,12 +133,12 @@ func startCmd(t testing.TB, g *Group, cmd *exec.Cmd) *child {
 	var err error
 	c.gate, err = cmd.StdinPipe()
 	require.NoError(t, err)
-	out, err := os.CreateTemp(t.TempDir(), "") // a file: Wait must not wait for orphans to close it
+	out, err := os.CreateTemp(t.TempDir(), "") // a file, because for a pipe Wait would also wait for orphans to close it
 	require.NoError(t, err)
 	cmd.Stdout, cmd.Stderr = out, out
 	require.NoError(t, cmd.Start())
 	t.Cleanup(func() {
-		_ = g.Kill() // thaws too: on v1 Wait would wait for ever for a frozen one
+		_ = g.Kill() // thaws too: on v1 Wait would wait forever for a frozen process
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		_ = out.Close()
@@ -158,13 +158,13 @@ func (c *child) output(t testing.TB) string {
 	return string(data)
 }
 
-// signal waits for the end and returns the signal that brought it.
+// signal waits for the end and returns the signal that caused it.
 func (c *child) signal() unix.Signal {
 	_ = c.Wait()
 	return c.ProcessState.Sys().(syscall.WaitStatus).Signal()
 }
 
-// population waits until the group has at least or, for want 0, exactly that many processes.
+// population waits until the group has at least that many processes, or none if want is 0.
 func population(t testing.TB, g *Group, want int) {
 	t.Helper()
 	require.Eventually(t, func() bool {

@@ -12,7 +12,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// used lists the v1 controllers that runs are put under, in the order in which a process joins.
+// used lists the v1 controllers that runs use, in the order in which a process joins their
+// hierarchies.
 var used = []string{"memory", "pids", "cpuacct", "freezer", "blkio", "cpu", "cpuset"}
 
 // usedV2 lists the v2 controllers. Reading CPU time, freezing and killing need none.
@@ -25,7 +26,7 @@ type hierarchy struct {
 	v1    []string // v1: its controllers among used; several are mounted together as "cpu,cpuacct"
 	v2    bool
 
-	options []string // v1: what tells it from others, all of its controllers, and how it is mounted
+	options []string // v1: its controllers, what else distinguishes it from others, and how it is mounted
 }
 
 // mounts reads the hierarchies of this process's mount namespace.
@@ -37,8 +38,8 @@ func mounts() ([]hierarchy, error) {
 	return hierarchies(infos), nil
 }
 
-// hierarchies picks one mount for each hierarchy. The same one can be mounted many times, whole
-// or in part; the usual place is preferred because libcontainer looks only there.
+// hierarchies picks one mount for each hierarchy. The same one can be mounted many times, as a
+// whole or in part. The usual place is preferred, because libcontainer looks only there.
 func hierarchies(infos []*mountinfo.Info) []hierarchy {
 	best := map[[2]int]*mountinfo.Info{}
 	var order [][2]int
@@ -94,8 +95,8 @@ func rank(m *mountinfo.Info) (n int) {
 	return n
 }
 
-// version names the set-up. What decides is where the controllers are: a stray v1 mount (VPN
-// clients make one for net_cls) does not turn a v2 machine into a hybrid one.
+// version names the kind of machine by where the controllers are: a stray v1 mount (VPN clients
+// make one for net_cls) does not turn a v2 machine into a hybrid one.
 func version(all []hierarchy) string {
 	var v1, v2 bool
 	for _, h := range all {
@@ -113,7 +114,7 @@ func version(all []hierarchy) string {
 	return ""
 }
 
-// containerdRoot returns the directory in which containerd/cgroups finds a v1 controller: it
+// containerdRoot returns the directory in which containerd/cgroups finds a v1 controller. That
 // looks for <root>/cpu, so a mount at <root>/cpu,cpuacct needs the customary link beside it.
 func containerdRoot(mount, controller string) (string, bool) {
 	root := path.Dir(mount)

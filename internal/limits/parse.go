@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// maxCPU bounds the CPU numbers that parseCPUs accepts: the kernel's own highest NR_CPUS.
+// maxCPU bounds the CPU numbers that parseCPUs accepts. It is the kernel's own highest NR_CPUS.
 const maxCPU = 8192
 
 // parseCPUs reads a list in the kernel's format, such as "0-1,3".
@@ -36,7 +36,7 @@ func parseCPUs(list string) (map[int]bool, error) {
 	return cpus, nil
 }
 
-// keyed returns the value of one "key value" line, as in cpu.stat; 0 if there is none.
+// keyed returns the value of one "key value" line, as in cpu.stat, or 0 if there is none.
 func keyed(data []byte, key string) uint64 {
 	for line := range bytes.Lines(data) {
 		if rest, ok := bytes.CutPrefix(line, []byte(key)); ok && len(rest) > 0 && rest[0] == ' ' {

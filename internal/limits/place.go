@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Why runs are where they are, for Check.
+// Reasons why runs are where they are, for Check.
 const (
 	whyNamed     = "as WithCgroupParent says"
 	whyDelegated = "which was delegated to this process"
@@ -23,8 +23,8 @@ const (
 )
 
 // placeV2 decides where runs go, before it is known whether that works: where WithCgroupParent
-// says, else in what was delegated to this process, else in a scope that systemd makes, else at
-// the top. docs/CGROUPS.md has the whole table.
+// says, otherwise in what was delegated to this process, otherwise in a scope that systemd makes,
+// otherwise at the top. docs/CGROUPS.md has the whole table.
 func (t *Tree) placeV2(h hierarchy, parent string) error {
 	if parent != "" {
 		t.parent, t.why = parent, whyNamed
@@ -46,8 +46,8 @@ func (t *Tree) placeV2(h hierarchy, parent string) error {
 		t.parent, t.why = "/"+top, whyTop
 		return nil
 	}
-	// This process is in own, so no controllers can be enabled there; but the directory above
-	// can be ours and empty.
+	// This process is in own, so no controllers can be enabled there. But the directory above
+	// may be ours and empty.
 	above := path.Dir(own)
 	const remedy = "run as root, or where the user has a systemd of its own (a login, or loginctl enable-linger), " +
 		"or in a subgroup of a delegated cgroup (Delegate=yes, and DelegateSubgroup= or sandbox.DelegateSubgroup), " +
@@ -59,7 +59,7 @@ func (t *Tree) placeV2(h hierarchy, parent string) error {
 	return nil
 }
 
-// pathV2 is the cgroup of a process, below the mount.
+// pathV2 returns the cgroup of a process, below the mount.
 func pathV2(h hierarchy, pid int) (string, error) {
 	p, err := cgroup2.PidGroupPath(pid)
 	if err != nil {
@@ -68,9 +68,9 @@ func pathV2(h hierarchy, pid int) (string, error) {
 	return path.Join("/", strings.TrimPrefix(p, strings.TrimSuffix(h.root, "/"))), nil
 }
 
-// delegated returns the nearest directory above own that systemd has delegated to whoever runs in
-// it and that has no processes itself; "" if there is none. The subtree of a user's own systemd is
-// that systemd's: it is to be asked for a scope.
+// delegated returns the nearest directory above own that systemd has delegated to the user of the
+// processes in it and that has no processes itself, or "" if there is none. It does not return the
+// subtree of a user's own systemd: that must be asked for a scope.
 func delegated(mount, own string) string {
 	for dir := own; dir != "/"; {
 		dir = path.Dir(dir)
@@ -86,8 +86,8 @@ func delegated(mount, own string) string {
 	return ""
 }
 
-// isDelegated looks for the mark that systemd leaves: its "Control Group APIs and Delegation".
-// Ordinary users can read the second one only, which systemd sets since version 251.
+// isDelegated looks for the marks that systemd leaves ("Control Group APIs and Delegation").
+// Ordinary users can read only the second one, which systemd sets since version 251.
 func isDelegated(dir string) bool {
 	return slices.ContainsFunc([]string{"trusted.delegate", "user.delegate"}, func(name string) bool {
 		var value [8]byte
@@ -96,7 +96,7 @@ func isDelegated(dir string) bool {
 	})
 }
 
-// owned tells whether this user may make cgroups in dir and move its processes about in it:
+// owned reports whether this user may make cgroups in dir and move its processes between them:
 // cgroups(7), "Delegation".
 func owned(dir string) bool {
 	return !slices.ContainsFunc([]string{"", "/cgroup.procs", "/cgroup.subtree_control"}, func(file string) bool {
@@ -104,8 +104,8 @@ func owned(dir string) bool {
 	})
 }
 
-// Subgroup moves every process of this process's own cgroup into a child of it, so that others
-// can get controllers. Nothing is to be done on v1, nor at the top of v2.
+// Subgroup moves every process of this process's own cgroup into a child of it, so that other
+// children can get controllers. It does nothing on v1 and at the top of v2.
 func Subgroup(name string) error {
 	if err := checkName(name); err != nil {
 		return err
@@ -132,7 +132,7 @@ func Subgroup(name string) error {
 	return subgroup(dir, name)
 }
 
-// subgroup moves the processes of a cgroup into a child of it. Some may fork meanwhile.
+// subgroup moves the processes of a cgroup into a child of it. They may fork meanwhile.
 func subgroup(dir, name string) error {
 	child := path.Join(dir, name)
 	if err := mkdir(child); err != nil && !errors.Is(err, os.ErrExist) {

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pool makes <path>/<name>, whose limits hold for all runs together that name it in their Spec, if it is not there yet.
+// Pool makes <path>/<name>, if it does not exist yet. Its limits hold for all runs together that
+// name it in their Spec.
 func (c *Cell) Pool(name string, s Spec) error {
 	c.mu.Lock()
 	made := c.pools[name]
@@ -17,7 +18,8 @@ func (c *Cell) Pool(name string, s Spec) error {
 	if made {
 		return nil
 	}
-	// Others may be as far as this. Who comes second finds the directories there, and the same limits.
+	// Another process may be doing the same. The second one finds the directories with the same
+	// limits.
 	if err := c.makePool(name, s); err != nil {
 		return err
 	}
@@ -47,7 +49,7 @@ func (c *Cell) makePool(name string, s Spec) error {
 	} else {
 		c.enableAll(p)
 		r := s.resourcesV2(c.swap)
-		if r.Memory != nil { // one run too many is not the end of all
+		if r.Memory != nil { // one run too many must not end all of them
 			r.Memory.OOMGroup = nil
 		}
 		err = c.updateV2(p, r)
@@ -66,7 +68,7 @@ func (c *Cell) poolDirs(name string) []string {
 	return c.tree.dirs(p, used...)
 }
 
-// DeletePool removes a pool whose runs have ended. What is left of them is killed.
+// DeletePool removes a pool whose runs have ended. It kills what is left of them.
 func (c *Cell) DeletePool(name string) error {
 	c.mu.Lock()
 	delete(c.pools, name)

@@ -16,13 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removeWait bounds how long a removal waits for killed processes to be gone. They are usually
-// gone within a millisecond; one in an uninterruptible sleep can take for ever.
+// removeWait bounds how long a removal waits for the end of killed processes. They usually end
+// within a millisecond; one in an uninterruptible sleep can take forever.
 const removeWait = 10 * time.Second
 
-// Remove cleans up after a dead owner: it kills every process below path (such as
-// "/sandbox/<id>") and removes the directories, in every hierarchy of this machine. A path that
-// does not exist is fine. The directory above goes too if it is Discover's own and now empty.
+// Remove cleans up after a dead owner: it kills every process below path (such as "/sandbox/<id>")
+// and removes the directories, in every hierarchy of this machine. A path that does not exist is no
+// error. The directory above is also removed if Discover made it and it is now empty.
 func Remove(p string) error {
 	if !path.IsAbs(p) || path.Clean(p) != p || p == "/" {
 		return fmt.Errorf("cgroup %q: must be an absolute, clean path below the cgroup mount", p)
@@ -47,7 +47,7 @@ func removeTop(mounts []string, p string) error {
 	var errs []error
 	for _, mount := range mounts {
 		dir := path.Join(mount, above)
-		// EBUSY: other cells. EROFS, EACCES: not a hierarchy of ours.
+		// EBUSY: other cells. EROFS, EACCES: a hierarchy that we don't use.
 		if err := unix.Rmdir(dir); err != nil && !gone(err) && err != unix.EBUSY && err != unix.EROFS && err != unix.EACCES {
 			errs = append(errs, &fs.PathError{Op: "rmdir", Path: dir, Err: err})
 		}
@@ -55,7 +55,7 @@ func removeTop(mounts []string, p string) error {
 	return errors.Join(errs...)
 }
 
-// removeTree kills what is in p and below it and removes the directories, below each mount.
+// removeTree kills the processes in p and below it and removes the directories, below each mount.
 func removeTree(mounts []string, p string) error {
 	if inside(p) {
 		return fmt.Errorf("cgroup %s: this process is in it; it can't be removed from within", p)
@@ -67,8 +67,8 @@ func removeTree(mounts []string, p string) error {
 	return removeDirs(dirs, func() error { return killTree(mounts, p) })
 }
 
-// removeDirs removes directories in the given order. Only when one is busy are members killed,
-// and then it is tried again for removeWait.
+// removeDirs removes directories in the given order. Only when one is busy does it kill members and
+// try again for removeWait.
 func removeDirs(dirs []string, kill func() error) error {
 	var (
 		deadline = time.Now().Add(removeWait)
@@ -108,8 +108,9 @@ func killTree(mounts []string, p string) error {
 			dirs = append(dirs, below(dir)...)
 		}
 	}
-	// Freezing from the top down stops whoever forks faster than he is killed. v1 holds a frozen
-	// process back even from SIGKILL, so all are thawed at the end, wherever they were frozen.
+	// Freezing from the top down stops processes that fork faster than they are killed. v1
+	// keeps a frozen process even from SIGKILL, so all are thawed at the end, wherever they
+	// were frozen.
 	for _, dir := range slices.Backward(dirs) {
 		_ = freezerOf(dir).set(true)
 	}
@@ -120,12 +121,12 @@ func killTree(mounts []string, p string) error {
 	return err
 }
 
-// below returns dir and all directories below it, children first; none if dir does not exist.
+// below returns dir and all directories below it, children first, or none if dir does not exist.
 func below(dir string) []string {
 	var dirs []string
 	_ = filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
 		if err != nil {
-			return fs.SkipDir // went away meanwhile, or can't be read: rmdir will tell
+			return fs.SkipDir // vanished meanwhile, or can't be read, which rmdir reports
 		}
 		if entry.IsDir() {
 			dirs = append(dirs, name)
@@ -136,7 +137,7 @@ func below(dir string) []string {
 	return dirs
 }
 
-// inside tells whether this process is in p or below it, in any hierarchy.
+// inside reports whether this process is in p or below it, in any hierarchy.
 func inside(p string) bool {
 	data, _ := os.ReadFile("/proc/self/cgroup")
 	for line := range strings.Lines(string(data)) {

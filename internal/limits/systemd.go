@@ -16,17 +16,17 @@ import (
 )
 
 // manager is a systemd that can be asked for a scope: a delegated cgroup around a process that
-// somebody else started. It removes the scope when the last process in it has ended, however
-// this process ends.
+// another process started. It removes the scope when the last process in it has ended, however this
+// process ends.
 type manager struct {
 	user string // address of the bus of this user's own; "" is the system's manager
 }
 
-// managerWait is far beyond any answer seen, also under emulation.
+// managerWait is far longer than any answer has taken, even under emulation.
 const managerWait = 30 * time.Second
 
-// findManager returns the systemd that is responsible for this process; nil if there is none. What
-// a container was given of another machine's /run does not count: pids mean something else there.
+// findManager returns the systemd that manages this process, or nil if there is none. It ignores
+// another machine's /run that was bound into a container: pids mean something else there.
 func findManager() *manager {
 	first, _ := os.ReadFile("/proc/1/comm")
 	if strings.TrimSpace(string(first)) != "systemd" || !exists("/run/systemd/system") { // sd_booted(3)
@@ -42,7 +42,7 @@ func findManager() *manager {
 	if dir == "" {
 		dir = fmt.Sprintf("/run/user/%d", os.Geteuid()) // pam_systemd(8)
 	}
-	if !exists(dir+"/systemd") || !exists(dir+"/bus") { // nobody has logged in: no manager
+	if !exists(dir+"/systemd") || !exists(dir+"/bus") { // nobody has logged in, so there is no manager
 		return nil
 	}
 	return &manager{"unix:path=" + dir + "/bus"}
@@ -80,7 +80,7 @@ func (m *manager) startScope(unit string, pid int) (string, error) {
 		systemd.PropDescription("Runs of sandbox"),
 		systemd.PropPids(uint32(pid)),
 		property("Delegate", true),
-		property("CollectMode", "inactive-or-failed"), // systemd.unit(5): forget it, whatever killed it
+		property("CollectMode", "inactive-or-failed"), // systemd.unit(5): forget it, however it ended
 		property("TasksMax", uint64(math.MaxUint64)),  // each run has a limit of its own
 	}, done); err != nil {
 		return "", err
@@ -105,7 +105,7 @@ func (m *manager) startScope(unit string, pid int) (string, error) {
 }
 
 // attach moves a process into a child of the scope's cgroup. The manager may do that where this
-// user may not: out of the cgroup of a login session, which is not the user's.
+// user may not: out of the cgroup of a login session, which the user does not own.
 func (m *manager) attach(unit, child string, pid int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), managerWait)
 	defer cancel()

@@ -10,17 +10,17 @@ import (
 	"sync"
 )
 
-// Tree is the place of this machine where cells and their runs get their cgroups.
+// Tree is the place on this machine where cells and their runs get their cgroups.
 type Tree struct {
 	version string
 	parent  string      // path of the cells' directory below the mounts; with manager, known from NewCell on
-	why     string      // why there
-	manager *manager    // whom NewCell asks for a scope; nil to make a directory
-	all     []hierarchy // every hierarchy, for libcontainer makes a directory in each
+	why     string      // the reason for this place
+	manager *manager    // asked for a scope by NewCell; nil to make a directory
+	all     []hierarchy // every hierarchy, because libcontainer makes a directory in each
 	v1      map[string]string
 	v2      string            // mount point; "" where the controllers are on v1
 	missing map[string]string // controller: why it can't be used and what to do
-	seen    []string          // directories that discovering looked at
+	seen    []string          // directories that Discover looked at
 
 	mu   sync.Mutex
 	made []string // directories above the cells that NewCell had to make
@@ -29,11 +29,11 @@ type Tree struct {
 // Version is "v1", "hybrid" (v1 controllers beside a v2 hierarchy without them) or "v2".
 func (t *Tree) Version() string { return t.version }
 
-// Place tells where the cells' directories are, below the cgroup mounts, and why there.
+// Place says where the cells' directories are, below the cgroup mounts, and why there.
 func (t *Tree) Place() string { return t.parent + ", " + t.why }
 
-// Path is where NewCell will make the cell of that id; "" if systemd decides, who removes it too
-// when nobody is left in it.
+// Path returns where NewCell will make the cell with that id. It is "" if systemd decides; then
+// systemd also removes the cell when no process is left in it.
 func (t *Tree) Path(id string) string {
 	if t.manager != nil {
 		return ""
@@ -41,8 +41,8 @@ func (t *Tree) Path(id string) string {
 	return path.Join(t.parent, id)
 }
 
-// Missing says which limits of s can't be enforced here, why, and what to do about it. Each is
-// named by its option. It also refuses values that make no sense.
+// Missing says which limits of s can't be enforced here, why, and what to do about it. It names
+// each by its option. It also refuses values that make no sense.
 func (t *Tree) Missing(s Spec) error {
 	errs := []error{s.check()}
 	for _, n := range s.needs() {
@@ -89,7 +89,7 @@ func (t *Tree) lacks(option Option, controller string) error {
 	return nil
 }
 
-// lacksDetail looks for what can be absent although the controller is there.
+// lacksDetail returns an error for a file that is missing although its controller is there.
 func (t *Tree) lacksDetail(n need, s Spec) error {
 	if t.v2 == "" {
 		controller := nameV1(n.controller)
@@ -113,13 +113,13 @@ func (t *Tree) lacksDetail(n need, s Spec) error {
 	return nil
 }
 
-// lacksCPUs refuses CPUs that the parent does not have. v1 would fail with EINVAL or EACCES, but
-// v2 accepts any list and quietly uses what is there.
+// lacksCPUs refuses CPUs that the parent does not have. v1 would fail with EINVAL or EACCES, but v2
+// accepts any list and quietly uses those that exist.
 func (t *Tree) lacksCPUs(list string) error {
 	have, where := t.cpus()
 	wanted, err := parseCPUs(list)
 	if err != nil || where == "" {
-		return nil // reported by check; or left to the kernel
+		return nil // reported by check, or left to the kernel
 	}
 	for cpu := range wanted {
 		if !have[cpu] {
@@ -139,7 +139,7 @@ func (t *Tree) cpus() (map[int]bool, string) {
 	for dir := nearest(mount, t.parent); ; dir = path.Dir(dir) {
 		for _, name := range names {
 			have, err := parseCPUs(strings.Join(readWords(path.Join(dir, name)), ""))
-			// A v1 directory that nobody initialised has none: look above.
+			// A v1 directory that nobody initialized has none: look above it.
 			if err == nil && len(have) > 0 {
 				return have, path.Join(dir, name)
 			}

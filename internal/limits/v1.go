@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// createV1 makes a run's directory in the hierarchies that it has a use for. Each costs
-// 0.1 to 0.2 ms to make, join and remove, so cpu and cpuset are left out unless they limit something.
+// createV1 makes a run's directory in the hierarchies that the run needs. Each costs 0.1 to 0.2 ms
+// to make, join and remove, so cpu and cpuset are left out unless they limit something.
 func (c *Cell) createV1(name string, s Spec) (*Group, error) {
 	p := path.Join(c.path, s.Pool, name)
 	g := &Group{path: p, dirs: c.tree.dirs(p, c.controllersV1(s)...)}
@@ -39,7 +39,7 @@ func (c *Cell) createV1(name string, s Spec) (*Group, error) {
 		}
 	}
 	if s.CPUSet == "" && slices.Contains(c.controllersV1(s), "cpuset") {
-		c.fillCPUSet(p) // to be seen: View
+		c.fillCPUSet(p) // so that View shows it
 	}
 	if err := c.limitV1(p, s); err != nil {
 		_ = g.Delete()
@@ -50,7 +50,7 @@ func (c *Cell) createV1(name string, s Spec) (*Group, error) {
 
 func (c *Cell) controllersV1(s Spec) []string {
 	controllers := []string{"memory", "pids", "cpuacct", "freezer", "blkio"}
-	if s.CPUs != 0 || s.CPUWeight != 0 || s.Pool != "" { // whose CPUs may be limited
+	if s.CPUs != 0 || s.CPUWeight != 0 || s.Pool != "" { // limits of CPUs are possible
 		controllers = append(controllers, "cpu")
 	}
 	if s.CPUSet != "" {
@@ -64,7 +64,7 @@ func (c *Cell) controllersV1(s Spec) []string {
 	return controllers
 }
 
-// limitV1 has containerd/cgroups write the settings into the directories made before. It also
+// limitV1 uses containerd/cgroups to write the settings into the existing directories. It also
 // fills an empty cpuset from the parent's, without which no process could join.
 func (c *Cell) limitV1(p string, s Spec) error {
 	var subsystems []cgroup1.Subsystem
@@ -99,9 +99,10 @@ func (c *Cell) limitV1(p string, s Spec) error {
 	return err
 }
 
-// resourcesV1 converts s. Where v1 accounts swap, it limits memory and swap together. Where it
-// does not, "no swap" is a swappiness of 0, with which the limit's own reclaim leaves anonymous
-// memory alone. What sockets buffer has a limit of its own on v1, and none is set otherwise.
+// resourcesV1 converts s. Where v1 accounts swap, it limits memory and swap together. Where it does
+// not, "no swap" is a swappiness of 0, with which the reclaim of the limit leaves anonymous memory
+// alone. The buffers of sockets have a limit of their own on v1, which is set to the same value if
+// there is one.
 func (s Spec) resourcesV1(swap, sockets bool) *specs.LinuxResources {
 	r := &specs.LinuxResources{}
 	if s.Memory > 0 {
@@ -122,7 +123,7 @@ func (s Spec) resourcesV1(swap, sockets bool) *specs.LinuxResources {
 		r.CPU = &specs.LinuxCPU{Cpus: s.CPUSet}
 	}
 	if s.CPUs != 0 {
-		quota := s.quota() // of a new group's period, which is cpuPeriod
+		quota := s.quota() // per period of a new group, which is cpuPeriod
 		r.CPU.Quota = &quota
 	}
 	if s.CPUWeight != 0 {
@@ -133,7 +134,7 @@ func (s Spec) resourcesV1(swap, sockets bool) *specs.LinuxResources {
 	return r
 }
 
-// blockIO converts IO; nil without.
+// blockIO converts IO. It returns nil if there is none.
 func (s Spec) blockIO() *specs.LinuxBlockIO {
 	if len(s.IO) == 0 {
 		return nil
@@ -155,7 +156,7 @@ func (s Spec) blockIO() *specs.LinuxBlockIO {
 	return b
 }
 
-// countersV1 has the run's directory in each hierarchy, "" where it has none.
+// countersV1 holds the run's directory in each hierarchy, or "" where it has none.
 type countersV1 struct {
 	*counterFiles
 	memory, pids, cpuacct, quota, blkio string

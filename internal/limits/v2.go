@@ -32,9 +32,9 @@ func (c *Cell) createV2(name string, s Spec) (*Group, error) {
 	return g, nil
 }
 
-// limitV2 has containerd/cgroups write the settings. Manager.Update is used rather than
-// NewManager or NewChild, which enable the controllers again in every directory from the root
-// down: once per cell is enough.
+// limitV2 uses containerd/cgroups to write the settings. It calls Manager.Update because NewManager
+// and NewChild enable the controllers again in every directory from the root down; once per cell is
+// enough.
 func (c *Cell) limitV2(p string, s Spec) error { return c.updateV2(p, s.resourcesV2(c.swap)) }
 
 func (c *Cell) updateV2(p string, r *cgroup2.Resources) error {
@@ -45,12 +45,13 @@ func (c *Cell) updateV2(p string, r *cgroup2.Resources) error {
 	return m.Update(r)
 }
 
-// resourcesV2 converts s. swap is false on kernels without swap accounting; with no WithSwap
-// there is nothing to be said to them: the memory limit holds, though the machine may swap.
+// resourcesV2 converts s. swap is false on kernels without swap accounting. Without WithSwap
+// nothing is said about swap to these: the memory limit holds, though the machine may swap.
 func (s Spec) resourcesV2(swap bool) *cgroup2.Resources {
 	r := &cgroup2.Resources{}
 	if s.Memory > 0 {
-		// One process less is a broken run that goes on: the kernel is to end all of it.
+		// A run that lost a single process would go on in a broken state: the kernel is to
+		// end all of it.
 		group := true
 		r.Memory = &cgroup2.Memory{Max: &s.Memory, OOMGroup: &group}
 		if swap {
@@ -79,7 +80,7 @@ func (s Spec) resourcesV2(swap bool) *cgroup2.Resources {
 	return r
 }
 
-// maxV2 is the lines of io.max that limit the device.
+// maxV2 returns the lines of io.max that limit the device.
 func (d IO) maxV2() (lines []cgroup2.Entry) {
 	for _, e := range []cgroup2.Entry{
 		{Type: cgroup2.ReadBPS, Rate: d.ReadBytes}, {Type: cgroup2.WriteBPS, Rate: d.WriteBytes},
@@ -96,10 +97,11 @@ func (d IO) maxV2() (lines []cgroup2.Entry) {
 type countersV2 struct {
 	*counterFiles
 	dir  string
-	peak atomic.Uint64 // of the samples, where there is no memory.peak
+	peak atomic.Uint64 // of the samples, if there is no memory.peak
 }
 
-// usage leaves out what has no file: its controller is not enabled, or the kernel is older.
+// usage leaves out what has no file, because its controller is not enabled or the kernel is too
+// old.
 func (c *countersV2) usage() (u Usage, err error) {
 	var buf [4096]byte
 	stat, err := c.read(c.dir+"/cpu.stat", buf[:]) // always there
