@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Offsets in struct seccomp_data (linux/seccomp.h). Arguments are 64 bits wide and native-endian, here
-// always little-endian, and BPF loads 32 bits at a time.
+// Offsets in struct seccomp_data (linux/seccomp.h). Arguments are 64 bits wide and native-endian,
+// here always little-endian, and BPF loads 32 bits at a time.
 const (
 	offsetNumber = 0
 	offsetArch   = 4
@@ -21,19 +21,20 @@ const (
 func offsetLow(arg uint) uint32  { return offsetArgs + 8*uint32(arg) }
 func offsetHigh(arg uint) uint32 { return offsetLow(arg) + 4 }
 
-// x32Bit marks the calls of the x32 convention, which shares amd64's audit architecture (asm/unistd.h). No call
-// of amd64 proper has a number as large, so all from here on are refused; half of them are negative to the kernel.
+// x32Bit marks the calls of the x32 convention, which shares amd64's audit architecture
+// (asm/unistd.h). No call of amd64 itself has a number as large, so all numbers from here on are
+// refused. The kernel takes half of them as negative.
 const x32Bit = 0x40000000
 
-// assemble writes the program: check the architecture, find the system call's number in a balanced tree,
-// then return, or look at the arguments.
+// assemble writes the program: check the architecture, find the system call's number in a balanced
+// tree, then return, or check the arguments.
 //
-// Whatever does not depend on arguments is decided without loading one, for the kernel (5.11 and newer) keeps
-// a bitmap of the calls that a filter always allows, and does not run the filter for them at all
-// (seccomp_is_const_allow in kernel/seccomp.c).
+// Everything that does not depend on arguments is decided without loading one: the kernel (5.11 and
+// newer) keeps a bitmap of the calls that a filter always allows, and does not run the filter for
+// them at all (seccomp_is_const_allow in kernel/seccomp.c).
 //
-// BPF jumps only forwards, and the program is written from its end: every target exists when it is
-// jumped to. So it reads bottom up.
+// BPF only jumps forwards, and the program is written from its end, so that every target exists
+// when a jump to it is written. Read the code bottom up.
 func assemble(p *policy, a *architecture) []unix.SockFilter {
 	asm := &assembler{returns: map[uint32]label{}}
 	leaves := asm.leaves(p, a)
@@ -48,13 +49,13 @@ func assemble(p *policy, a *architecture) []unix.SockFilter {
 	return asm.code
 }
 
-// assembler holds a program, last instruction first.
+// assembler holds a program, with the last instruction first.
 type assembler struct {
 	code    []unix.SockFilter
 	returns map[uint32]label // the latest return of each value
 }
 
-// label is an instruction's distance from the end of the program; the last instruction has 1.
+// label is an instruction's distance from the end of the program, 1 for the last instruction.
 type label int
 
 // leaf says what happens to the system calls from start up to the next leaf.
@@ -64,7 +65,7 @@ type leaf struct {
 	chain label  // the checks of the arguments
 }
 
-// leaves divides the range of system call numbers into stretches with the same fate, after
+// leaves divides the range of system call numbers into stretches with the same result, after
 // emitting the checks of arguments that some of them need.
 func (asm *assembler) leaves(p *policy, a *architecture) []leaf {
 	numbers := slices.Sorted(maps.Values(a.numbers))
@@ -129,8 +130,8 @@ func (asm *assembler) chain(v verdict) label {
 	return next
 }
 
-// equalities counts the rules at the end that ask for values of one argument and differ in nothing but the
-// low 32 bits of the value. Docker's list of socket families is such a run.
+// equalities counts the rules at the end that ask for values of one argument and differ only in the
+// low 32 bits of the value, such as Docker's list of socket families.
 func equalities(rules []rule) int {
 	last := rules[len(rules)-1]
 	same := func(r rule) bool {
@@ -158,7 +159,7 @@ func (asm *assembler) anyOf(rules []rule, next label) label {
 	return asm.before(entry, load(offsetHigh(arg.Index)))
 }
 
-// siblings counts the rules at the end that differ in nothing but their last condition.
+// siblings counts the rules at the end that differ only in their last condition.
 func siblings(rules []rule) int {
 	last := rules[len(rules)-1]
 	first := len(last.conditions) - 1
@@ -172,8 +173,8 @@ func siblings(rules []rule) int {
 	return n
 }
 
-// allOf emits siblings: their action if all conditions of one hold, else on to the next rule. What
-// they have in common is looked at once.
+// allOf emits siblings: their action if all conditions of one hold, otherwise the next rule. The
+// conditions they share are checked once.
 func (asm *assembler) allOf(rules []rule, next label) label {
 	common := len(rules[0].conditions) - 1
 	entry := next
@@ -186,7 +187,7 @@ func (asm *assembler) allOf(rules []rule, next label) label {
 	return entry
 }
 
-// condition emits a comparison of a 64-bit argument, which goes to yes or to no.
+// condition emits a comparison of a 64-bit argument that continues at yes or no.
 func (asm *assembler) condition(arg specs.LinuxSeccompArg, yes, no label) label {
 	switch arg.Op {
 	case specs.OpEqualTo:
@@ -207,7 +208,8 @@ func (asm *assembler) condition(arg specs.LinuxSeccompArg, yes, no label) label 
 	panic("seccomp: operator passed validation: " + string(arg.Op))
 }
 
-// greater emits a comparison whose low half is done by op: the high half decides unless it is equal.
+// greater emits a comparison whose low half is done by op: the high half decides unless it is
+// equal.
 func (asm *assembler) greater(arg uint, op uint16, value uint64, yes, no label) label {
 	if yes == no {
 		return yes
@@ -218,7 +220,7 @@ func (asm *assembler) greater(arg uint, op uint16, value uint64, yes, no label) 
 	return asm.before(asm.jump(unix.BPF_JGT, high, yes, equal), load(offsetHigh(arg)))
 }
 
-// masked emits arg & mask == value. A half without mask bits holds always.
+// masked emits arg & mask == value. A half without mask bits always holds.
 func (asm *assembler) masked(arg uint, mask, value uint64, yes, no label) label {
 	if yes == no {
 		return yes
@@ -250,7 +252,7 @@ func (asm *assembler) before(next label, ins unix.SockFilter) label {
 	return asm.emit(ins)
 }
 
-// ret returns a return of the value that a jump emitted next can reach.
+// ret returns a return of the value that the next jump can reach.
 func (asm *assembler) ret(value uint32) label {
 	if l, ok := asm.returns[value]; ok && asm.reaches(l) {
 		return l
@@ -274,8 +276,9 @@ func (asm *assembler) jump(op uint16, value uint32, yes, no label) label {
 	})
 }
 
-// near makes a target reachable for a conditional jump emitted next: by a second return if it is one,
-// by an unconditional jump, which has 32 bits for the distance, if not.
+// near returns a label that a conditional jump emitted next can reach and that leads to the target:
+// another return if the target is one, otherwise an unconditional jump, which has 32 bits for the
+// distance.
 func (asm *assembler) near(target label) label {
 	if asm.reaches(target) {
 		return target
@@ -286,11 +289,11 @@ func (asm *assembler) near(target label) label {
 	return asm.emit(unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JA, K: uint32(asm.distance(target))})
 }
 
-// reaches leaves room for two instructions between the jump and its target, the other branch's stepping
-// stone among them.
+// reaches leaves room for two instructions between the jump and its target. One of them is the
+// other branch's unconditional jump.
 func (asm *assembler) reaches(target label) bool { return asm.distance(target) <= 255-2 }
 
-// distance is what an instruction emitted next has to skip to get to a target.
+// distance returns how many instructions an instruction emitted next must skip to get to a target.
 func (asm *assembler) distance(target label) int { return len(asm.code) - int(target) }
 
 func (asm *assembler) emit(ins unix.SockFilter) label {

@@ -30,8 +30,8 @@ func CachedDefault(caps []string, setID bool) (*Filter, error) {
 	})
 }
 
-// CachedCompile compiles a profile for this architecture, once for each content: the profile may be changed
-// afterwards.
+// CachedCompile compiles a profile for this architecture, once for each content. The profile may be
+// changed afterwards.
 func CachedCompile(p *specs.LinuxSeccomp) (*Filter, error) {
 	// The encoding is complete: profiles are made to be JSON.
 	content, err := json.Marshal(p)
@@ -41,7 +41,8 @@ func CachedCompile(p *specs.LinuxSeccomp) (*Filter, error) {
 	return profiles.get(sha256.Sum256(content), func() (*Filter, error) { return Compile(p, runtime.GOARCH) })
 }
 
-// cacheSize bounds a cache, for a service may make up a profile per task. A filter takes a few KiB.
+// cacheSize bounds a cache, because a service may make a new profile for each task. A filter takes
+// a few KiB.
 const cacheSize = 128
 
 // cache keeps filters that compiled. The zero value is ready to use.
@@ -64,7 +65,8 @@ func (c *cache[K]) get(key K, compile func() (*Filter, error)) (*Filter, error) 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.filters == nil || len(c.filters) >= cacheSize {
-		// Starting over is rare and cheap, compared to what order of use would cost every lookup.
+		// Starting over is rare and cheap, compared to what keeping the order of use would
+		// cost each lookup.
 		c.filters = make(map[K]*Filter)
 	}
 	c.filters[key] = f

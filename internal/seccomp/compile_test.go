@@ -18,7 +18,7 @@ var goarches = []string{"amd64", "arm64"}
 
 func ptr(n uint) *uint { return &n }
 
-// profile refuses everything but what its rules say.
+// profile refuses everything that its rules don't allow.
 func profile(rules ...specs.LinuxSyscall) *specs.LinuxSeccomp {
 	return &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: rules}
 }
@@ -246,7 +246,8 @@ func TestFlags(t *testing.T) {
 	assert.EqualValues(t, 1|2|4, f.Flags)
 }
 
-// TestLongPrograms needs jumps over more than the 255 instructions that a conditional jump can skip.
+// TestLongPrograms needs jumps over more than the 255 instructions that a conditional jump can
+// skip.
 func TestLongPrograms(t *testing.T) {
 	build := func(n int) *specs.LinuxSeccomp {
 		p := profile()
@@ -295,7 +296,7 @@ func TestDeterministic(t *testing.T) {
 	}
 }
 
-// TestTables pins the numbers that were added to, or corrected in, the imported tables.
+// TestTables checks the numbers that were added to, or corrected in, the imported tables.
 func TestTables(t *testing.T) {
 	common := map[string]uint32{
 		"fchmodat2": 452, "map_shadow_stack": 453, "futex_wake": 454, "futex_wait": 455, "futex_requeue": 456,

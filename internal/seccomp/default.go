@@ -23,15 +23,16 @@ import (
 //
 // Refused beyond Docker's, whatever the capabilities: the ioctl requests TIOCSTI and TIOCLINUX,
 // which type commands into the terminal that a run may share with its caller (CVE-2017-5226,
-// CVE-2023-28100), leases and delegations of files, for which others wait, and TIOCSETD; io_setup
-// fails with ENOSYS. Sockets are those that programs use, see refuseSockets. Without setID, all
-// that can give a file set-uid or set-gid bits. The calls above that no capability unlocks are
-// refused by rules of their own too, so that a later version of Docker's list can't open them.
+// CVE-2023-28100), leases and delegations of files, which make others wait, and TIOCSETD; io_setup
+// fails with ENOSYS. Sockets are limited to those that programs use, see refuseSockets. Without
+// setID, everything that can give a file set-uid or set-gid bits is refused. The calls above that
+// no capability unlocks also have refusing rules of their own, so that a later version of Docker's
+// list can't open them.
 //
 // Left open, as by Docker: ptrace and process_vm_readv, which reach nothing but the run's own
 // processes.
 //
-// The profile is the caller's to change. It relies on this package's precedence, the strictest rule
+// The caller may change the profile. It relies on this package's precedence: the strictest rule
 // wins.
 func Default(caps []string, setID bool) (*specs.LinuxSeccomp, error) {
 	p, err := seccomp.GetDefaultProfile(&specs.Spec{
@@ -56,36 +57,41 @@ func refusals() []specs.LinuxSyscall {
 	return []specs.LinuxSyscall{
 		{
 			Names: []string{
-				// 60% of the exploits that Google's kCTF bounty saw up to 2023 used it, and it opens files and
-				// sockets without the system calls that a filter sees.
+				// 60% of the exploits that Google's kCTF bounty saw up to 2023 used
+				// it, and it opens files and sockets without the system calls that
+				// a filter sees.
 				"io_uring_setup", "io_uring_enter", "io_uring_register",
-				// Lets a page fault wait for user space, which turns races in the kernel into sure hits.
+				// Lets a page fault wait for user space, which makes races in the
+				// kernel easy to win.
 				"userfaultfd",
-				// Keyrings have no namespace of their own, so uids and not containers own them.
+				// Keyrings have no namespace: they belong to uids, not to
+				// containers.
 				"keyctl", "add_key", "request_key",
 				"kexec_load", "kexec_file_load",
 			},
 			Action:   specs.ActErrno,
 			ErrnoRet: &eperm,
 		},
-		// The whole machine has 65536 events, fs.aio-max-nr, which one call takes. Programs do without, as on kernels
-		// that are built without it (CONFIG_AIO).
+		// The whole machine has 65536 events (fs.aio-max-nr), which one call can take.
+		// Programs do without, as on kernels that are built without it (CONFIG_AIO).
 		{Names: []string{"io_setup"}, Action: specs.ActErrno, ErrnoRet: &enosys},
 		refuse("ioctl", is(1, unix.TIOCSTI)),
 		refuse("ioctl", is(1, unix.TIOCLINUX)),
-		// Loads the line discipline that it names, among them some with many past holes (n_gsm,
-		// n_hdlc), unless the sysctl dev.tty.ldisc_autoload is 0.
+		// Loads the line discipline that it names, among them some with many past holes
+		// (n_gsm, n_hdlc), unless the sysctl dev.tty.ldisc_autoload is 0.
 		refuse("ioctl", is(1, unix.TIOCSETD)),
-		// Whoever opens the file, changes it or, from Linux 6.19 on, the directory, waits for the
-		// holder to give it up, for as long as the sysctl fs.lease-break-time says, 45 s: fcntl(2).
+		// Whoever opens the file, or changes it (or the directory, from Linux 6.19 on),
+		// waits until the holder gives the lease up, at most as long as the sysctl
+		// fs.lease-break-time says, 45 s: fcntl(2).
 		refuse("fcntl", is(1, unix.F_SETLEASE)),
 		refuse("fcntl", is(1, setDelegation)),
 	}
 }
 
-// refuseSetID refuses what can give a file the mode bits S_ISUID or S_ISGID. Calls that are not here can't: mkdir(2)
-// takes neither (fs/namei.c, vfs_mkdir), access control lists have none (posix_acl_update_mode takes S_ISGID away),
-// nor have the kernel's memory files and queues a name outside of the run. io_uring is refused as a whole.
+// refuseSetID refuses what can give a file the mode bits S_ISUID or S_ISGID. Other calls can't:
+// mkdir(2) takes neither (fs/namei.c, vfs_mkdir), access control lists have none
+// (posix_acl_update_mode takes S_ISGID away), and the kernel's memory files and queues have no name
+// outside of the run. io_uring is refused as a whole.
 func refuseSetID() (rules []specs.LinuxSyscall) {
 	const tmpFile = unix.O_TMPFILE &^ unix.O_DIRECTORY
 	refuseBits := func(name string, mode uint, conditions ...specs.LinuxSeccompArg) {
@@ -99,7 +105,7 @@ func refuseSetID() (rules []specs.LinuxSyscall) {
 	}{{"chmod", 1}, {"fchmod", 1}, {"creat", 1}, {"mknod", 1}, {"fchmodat", 2}, {"fchmodat2", 2}, {"mknodat", 2}} {
 		refuseBits(call.name, call.mode)
 	}
-	for _, makes := range []uint64{unix.O_CREAT, tmpFile} { // else the argument is not read, and may be anything
+	for _, makes := range []uint64{unix.O_CREAT, tmpFile} { // otherwise the argument is not read and may be anything
 		refuseBits("open", 2, has(1, makes))
 		refuseBits("openat", 3, has(2, makes))
 	}
@@ -108,8 +114,9 @@ func refuseSetID() (rules []specs.LinuxSyscall) {
 	return append(rules, specs.LinuxSyscall{Names: []string{"openat2"}, Action: specs.ActErrno, ErrnoRet: &enosys})
 }
 
-// is and has are conditions on an argument that the kernel takes as an integer of 32 bits: that it is the value, or has the bits.
-// A comparison of all 64 bits could be dodged by setting a high one (CVE-2019-10063).
+// is and has are conditions on an argument that the kernel takes as a 32-bit integer: that it
+// equals the value, or has the bits. A comparison of all 64 bits could be evaded by setting a high
+// one (CVE-2019-10063).
 func is(arg uint, value uint64) specs.LinuxSeccompArg {
 	return specs.LinuxSeccompArg{Index: arg, Value: 0xffffffff, ValueTwo: value, Op: specs.OpMaskedEqual}
 }
@@ -123,7 +130,7 @@ func refuse(name string, conditions ...specs.LinuxSeccompArg) specs.LinuxSyscall
 	return fail(unix.EPERM, name, conditions...)
 }
 
-// fail makes a call fail if all conditions hold.
+// fail makes a call fail with e if all conditions hold.
 func fail(e unix.Errno, name string, conditions ...specs.LinuxSeccompArg) specs.LinuxSyscall {
 	errno := uint(e)
 	return specs.LinuxSyscall{Names: []string{name}, Action: specs.ActErrno, ErrnoRet: &errno, Args: conditions}

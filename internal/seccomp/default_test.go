@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// defaultFor compiles the default profile for any architecture. Resolved on another one it lacks a few names that
-// only the other has, arch_prctl for one; no test here asks for those.
+// defaultFor compiles the default profile for any architecture. Resolved on another one, it lacks a
+// few names that only the other has, such as arch_prctl. No test here uses those.
 func defaultFor(t testing.TB, goarch string, caps ...string) machine {
 	t.Helper()
 	p, err := Default(caps, false)
@@ -188,7 +188,8 @@ func TestDefaultCapabilities(t *testing.T) {
 	}
 }
 
-// TestDefaultAgainstEvaluator asks both about every system call, and about arguments, conventions and numbers at random.
+// TestDefaultAgainstEvaluator compares both for every system call, and for random arguments,
+// conventions and numbers.
 func TestDefaultAgainstEvaluator(t *testing.T) {
 	for _, caps := range [][]string{nil, {"CAP_SYS_ADMIN"}, {"CAP_NET_RAW", "CAP_SYS_PTRACE"}} {
 		p, err := Default(caps, false)
@@ -209,7 +210,7 @@ func TestDefaultAgainstEvaluator(t *testing.T) {
 	}
 }
 
-// TestDefaultSize keeps an eye on the length: every run pays for the kernel's translation of the filter.
+// TestDefaultSize bounds the length: every run pays for the kernel's translation of the filter.
 func TestDefaultSize(t *testing.T) {
 	for _, caps := range [][]string{nil, {"CAP_SYS_ADMIN"}} {
 		p, err := Default(caps, false)

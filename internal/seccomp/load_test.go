@@ -25,9 +25,9 @@ import (
 
 func TestMain(m *testing.M) { testkit.Main(m) }
 
-// The test binary is also processes that live under a filter. With the default one, "probe" makes a few
-// calls and prints what came of them, and "exec" becomes the command in its arguments. "random" makes the
-// calls of TestKernelArguments.
+// The test binary also serves as the processes that live under a filter. With the default one,
+// "probe" makes a few calls and prints their results, and "exec" becomes the command in its
+// arguments. "random" makes the calls of TestKernelArguments.
 func init() {
 	testkit.AddHelper("probe", func([]string) error {
 		confine(CachedDefault(nil, false))
@@ -44,7 +44,8 @@ func init() {
 	})
 }
 
-// confine puts this thread under a filter. An exec by this thread makes it the whole process.
+// confine puts this thread under a filter. After an exec by this thread, the filter holds for the
+// whole process.
 func confine(f *Filter, err error) {
 	runtime.LockOSThread()
 	if err != nil {
@@ -107,7 +108,7 @@ func TestKernel(t *testing.T) {
 		"io_uring_setup":  eperm,
 		"TIOCSTI":         eperm,
 		"TIOCSTI, high":   eperm,
-		"TIOCGWINSZ":      int(unix.EBADF), // got through to the kernel, and the descriptor is -1
+		"TIOCGWINSZ":      int(unix.EBADF), // reached the kernel: the descriptor is -1
 		"AF_VSOCK":        int(unix.EAFNOSUPPORT),
 		"USERSOCK":        int(unix.EPROTONOSUPPORT),
 		"lease":           eperm,
@@ -117,8 +118,8 @@ func TestKernel(t *testing.T) {
 	}, got)
 }
 
-// harmless returns a profile with random rules about calls that take no arguments, so that any may be passed, and
-// such calls. It is the same in every process.
+// harmless returns a profile with random rules for calls that take no arguments, so that any may be
+// passed, and such calls. It returns the same in every process.
 func harmless() (*specs.LinuxSeccomp, []call) {
 	r := rand.New(rand.NewPCG(1, 3))
 	p := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
@@ -159,8 +160,8 @@ func errnos(calls []call) []int {
 	return results
 }
 
-// TestKernelArguments compares the kernel's run of a filter, its offsets and byte order among them, with the
-// meaning of the profile.
+// TestKernelArguments compares how the kernel runs a filter, including its offsets and byte order,
+// with the meaning of the profile.
 func TestKernelArguments(t *testing.T) {
 	out, err := testkit.HelperCommand(t.Context(), "random").Output()
 	require.NoError(t, err)

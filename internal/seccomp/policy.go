@@ -19,8 +19,8 @@ type policy struct {
 	unknown  uint32             // calls that are not in the table
 }
 
-// verdict is the decision about one system call: the action of the first rule that matches, or otherwise.
-// Actions are return values of the filter, such as SECCOMP_RET_ERRNO|EPERM.
+// verdict is the decision about one system call: the action of the first rule that matches, or
+// otherwise. Actions are return values of the filter, such as SECCOMP_RET_ERRNO|EPERM.
 type verdict struct {
 	rules     []rule
 	otherwise uint32
@@ -62,7 +62,7 @@ func newPolicy(p *specs.LinuxSeccomp, a *architecture) (*policy, error) {
 	return pol, nil
 }
 
-// addRule validates one rule of a profile and files it under the numbers of its system calls.
+// addRule validates one rule of a profile and adds it to the numbers of its system calls.
 func addRule(byCall map[uint32][]rule, s *specs.LinuxSyscall, a *architecture) error {
 	if len(s.Names) == 0 {
 		return errors.New("has no names")
@@ -92,8 +92,9 @@ func addRule(byCall map[uint32][]rule, s *specs.LinuxSyscall, a *architecture) e
 	return nil
 }
 
-// split returns the conjunctions that a rule's conditions stand for: one, or, if an argument occurs more than
-// once, one for each condition. runc and crun read profiles so, for libseccomp takes an argument only once.
+// split returns the conjunctions that a rule's conditions stand for: one, or, if an argument occurs
+// more than once, one for each condition. runc and crun read profiles in the same way, because
+// libseccomp takes an argument only once.
 func split(args []specs.LinuxSeccompArg) [][]specs.LinuxSeccompArg {
 	var seen [maxArgs]bool
 	for _, arg := range args {
@@ -109,7 +110,8 @@ func split(args []specs.LinuxSeccompArg) [][]specs.LinuxSeccompArg {
 	return [][]specs.LinuxSeccompArg{args}
 }
 
-// newVerdict sorts the rules of one system call by strictness and drops those that can't change the result.
+// newVerdict sorts the rules of one system call by strictness and drops those that can't change the
+// result.
 func newVerdict(rules []rule, fallback uint32) verdict {
 	slices.SortStableFunc(rules, func(x, y rule) int { return cmp.Compare(rank(x.action), rank(y.action)) })
 	v := verdict{rules: rules, otherwise: fallback}
@@ -168,7 +170,8 @@ func action(act specs.LinuxSeccompAction, errno *uint) (uint32, error) {
 	return ret, nil
 }
 
-// withData adds the errno of a profile to an action, EPERM if it has none, as the specification says.
+// withData adds the errno of a profile to an action, EPERM if it has none, as the specification
+// says.
 func withData(ret uint32, errno *uint, limit uint) (uint32, error) {
 	if errno == nil {
 		return ret | uint32(unix.EPERM), nil
@@ -179,12 +182,12 @@ func withData(ret uint32, errno *uint, limit uint) (uint32, error) {
 	return ret | uint32(*errno), nil
 }
 
-// rank orders actions from strict to lax exactly as the kernel does: as signed numbers, without the data
-// (ACTION_ONLY in kernel/seccomp.c). KILL_PROCESS is the only negative one.
+// rank orders actions from strict to lax exactly as the kernel does: as signed numbers, without the
+// data (ACTION_ONLY in kernel/seccomp.c). Only KILL_PROCESS is negative.
 func rank(ret uint32) int32 { return int32(ret & unix.SECCOMP_RET_ACTION_FULL) }
 
-// letsThrough tells whether an action, left alone, runs the call. A tracer decides for itself, also about
-// calls that nobody here has heard of.
+// letsThrough reports whether an action by itself runs the call. A tracer decides for itself, also
+// about calls that are unknown here.
 func letsThrough(ret uint32) bool { return rank(ret) >= unix.SECCOMP_RET_TRACE }
 
 func abbreviate(names []string) string {

@@ -67,7 +67,7 @@ func randomProfile(r *rand.Rand) *specs.LinuxSeccomp {
 			})
 		}
 		p.Syscalls = append(p.Syscalls, s)
-		// A run of equalities, which the assembler writes in another way.
+		// Several equalities in a row, which the assembler writes in another way.
 		for n := r.IntN(4) * r.IntN(100); n > 0 && r.IntN(4) == 0; n-- {
 			s.Args = []specs.LinuxSeccompArg{{Index: 0, Op: specs.OpEqualTo, Value: randomValue(r)}}
 			p.Syscalls = append(p.Syscalls, s)
@@ -84,7 +84,7 @@ func randomAction(r *rand.Rand) (specs.LinuxSeccompAction, *uint) {
 	return act, nil
 }
 
-// randomValue prefers values at which one of the two 32-bit comparisons changes its mind.
+// randomValue prefers values at which one of the two 32-bit comparisons changes its result.
 func randomValue(r *rand.Rand) uint64 {
 	half := func() uint64 {
 		return uint64(pick(r, []uint32{0, 1, 2, 7, 0x7fffffff, 0x80000000, 0xffffffff, r.Uint32()}))
@@ -95,7 +95,7 @@ func randomValue(r *rand.Rand) uint64 {
 	return half()<<32 | half()
 }
 
-// randomCall mostly makes calls that the profile has something to say about.
+// randomCall mostly makes calls that the profile has rules for.
 func randomCall(t testing.TB, r *rand.Rand, p *specs.LinuxSeccomp, goarch string) call {
 	a, err := archFor(goarch)
 	require.NoError(t, err)
@@ -131,8 +131,8 @@ func randomCall(t testing.TB, r *rand.Rand, p *specs.LinuxSeccomp, goarch string
 	return c
 }
 
-// FuzzCompile feeds profiles as users write them, in JSON: what compiles must fit the kernel and mean
-// what the profile says.
+// FuzzCompile takes profiles as users write them, in JSON: whatever compiles must fit the kernel
+// and mean what the profile says.
 func FuzzCompile(f *testing.F) {
 	def, err := Default([]string{"CAP_SYS_ADMIN"}, false)
 	require.NoError(f, err)

@@ -8,24 +8,26 @@
 // The words are those of the OCI runtime specification (config-linux.md, "Seccomp") and the details
 // those of runc with libseccomp, unless a call would be let through that a rule refuses:
 //
-//   - A rule matches a system call when the name and all conditions on its arguments match. If one rule
-//     has several conditions on the same argument, each of them is a rule of its own, as in runc
-//     (opencontainers/runc issue 2735).
-//   - Of all rules that match, the strictest action wins, in the order the kernel itself uses for stacked
-//     filters (seccomp(2)): KILL_PROCESS, KILL_THREAD, TRAP, ERRNO, TRACE, LOG, ALLOW; between equals,
-//     the one listed first. So the order of a profile does not matter, and a profile may allow ioctl and
-//     refuse one request of it. (libseccomp drops a conditional rule beside an unconditional one.)
-//   - If none matches, the default action does. A system call that is newer than the tables here gets ENOSYS
-//     instead, so that C libraries fall back to what is known, unless the default lets calls through. Like
-//     runc, which does so above the highest call in the profile.
-//   - Conditions compare 64 bits. For SCMP_CMP_MASKED_EQ, value is the mask and valueTwo the expected bits;
-//     bits of valueTwo outside the mask are ignored, as in libseccomp.
-//   - Names that only other architectures know are skipped. Names known nowhere are skipped in rules
-//     that allow and are an error in every other rule.
+//   - A rule matches a system call when the name and all conditions on its arguments match. If one
+//     rule has several conditions on the same argument, each of them is a rule of its own, as in
+//     runc (opencontainers/runc issue 2735).
+//   - Of all rules that match, the strictest action wins, in the order the kernel itself uses for
+//     stacked filters (seccomp(2)): KILL_PROCESS, KILL_THREAD, TRAP, ERRNO, TRACE, LOG, ALLOW;
+//     between equals, the one listed first. So the order of a profile does not matter, and a
+//     profile may allow ioctl and refuse one request of it. (libseccomp drops a conditional rule
+//     beside an unconditional one.)
+//   - If none matches, the default action does. A system call that is newer than the tables here
+//     gets ENOSYS instead, so that C libraries fall back to what is known, unless the default lets
+//     calls through. Like runc, which does so above the highest call in the profile.
+//   - Conditions compare 64 bits. For SCMP_CMP_MASKED_EQ, value is the mask and valueTwo the
+//     expected bits; bits of valueTwo outside the mask are ignored, as in libseccomp.
+//   - Names that only other architectures know are skipped. Names known nowhere are skipped in
+//     rules that allow and are an error in every other rule.
 //
-// Only the native calling convention is served. Others that a profile lists (x86 and x32 on amd64, 32-bit
-// arm on arm64) are refused with ENOSYS, whatever the profile says: a filter per convention would have to be
-// right three times, and 32-bit x86 hides socket arguments behind socketcall(2), out of a filter's reach.
+// Only the native calling convention is served. Others that a profile lists (x86 and x32 on amd64,
+// 32-bit arm on arm64) are refused with ENOSYS, whatever the profile says: a filter per convention
+// would have to be right three times, and 32-bit x86 hides socket arguments behind socketcall(2),
+// where a filter can't see them.
 //
 // A profile that can't be expressed is an error, never a weaker filter.
 package seccomp
@@ -42,9 +44,9 @@ import (
 
 // Filter is a compiled profile. It is immutable and safe for concurrent use.
 type Filter struct {
-	// Flags is the second argument of seccomp(SECCOMP_SET_MODE_FILTER): SECCOMP_FILTER_FLAG_LOG,
-	// _SPEC_ALLOW and _TSYNC, as far as the profile asks for them. With TSYNC and more than one thread, a
-	// positive result of seccomp(2) is a failure too.
+	// Flags is the second argument of seccomp(SECCOMP_SET_MODE_FILTER): those of
+	// SECCOMP_FILTER_FLAG_LOG, _SPEC_ALLOW and _TSYNC that the profile asks for. With TSYNC and
+	// more than one thread, a positive result of seccomp(2) is also a failure.
 	Flags uint
 
 	code []unix.SockFilter
@@ -56,8 +58,8 @@ func (f *Filter) Len() int { return len(f.code) }
 // Instructions returns a copy of the program.
 func (f *Filter) Instructions() []unix.SockFilter { return slices.Clone(f.code) }
 
-// Bytes returns a copy of the program as an array of struct sock_filter, what sock_fprog.filter points to.
-// Loading it needs no_new_privs, or CAP_SYS_ADMIN in the user namespace of the caller.
+// Bytes returns a copy of the program as an array of struct sock_filter, for sock_fprog.filter.
+// Loading it takes no_new_privs, or CAP_SYS_ADMIN in the user namespace of the caller.
 func (f *Filter) Bytes() []byte {
 	b := make([]byte, 0, 8*len(f.code))
 	for _, ins := range f.code {
@@ -70,8 +72,9 @@ func (f *Filter) Bytes() []byte {
 }
 
 // Compile assembles the filter of a profile for an architecture, "amd64" or "arm64". It is pure and
-// deterministic, and can compile for another architecture than its own. An error names the rule of the profile
-// that can't be expressed; it wraps errors.ErrUnsupported if that is for want of support here.
+// deterministic, and can compile for another architecture than its own. An error names the rule of
+// the profile that can't be expressed; it wraps errors.ErrUnsupported if this package does not
+// support the rule.
 func Compile(p *specs.LinuxSeccomp, goarch string) (*Filter, error) {
 	a, err := archFor(goarch)
 	if err != nil {
@@ -93,7 +96,8 @@ func Compile(p *specs.LinuxSeccomp, goarch string) (*Filter, error) {
 	return &Filter{Flags: flags, code: code}, nil
 }
 
-// flagTSync is no constant of the runtime specification, but profiles carry it; runc knows it too.
+// flagTSync is not a constant of the runtime specification, but profiles use it, and runc knows it
+// too.
 const flagTSync = "SECCOMP_FILTER_FLAG_TSYNC"
 
 func filterFlags(names []specs.LinuxSeccompFlag) (uint, error) {

@@ -10,37 +10,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// allowSockets puts one rule in the place of Docker's, which has one for each of 40 families.
-// refuseSockets says which remain.
+// allowSockets replaces Docker's rules, one for each of 40 families, with a single one.
+// refuseSockets decides which remain.
 func allowSockets(rules []specs.LinuxSyscall) []specs.LinuxSyscall {
 	rules = slices.DeleteFunc(rules, func(r specs.LinuxSyscall) bool { return slices.Equal(r.Names, []string{"socket"}) })
 	return append(rules, specs.LinuxSyscall{Names: []string{"socket"}, Action: specs.ActAllow})
 }
 
-// refuseSockets leaves of Docker's list the sockets that programs use: AF_UNIX, TCP, UDP and ICMP
+// refuseSockets reduces Docker's list to the sockets that programs use: AF_UNIX, TCP, UDP and ICMP
 // over AF_INET and AF_INET6, and the netlink protocols that getaddrinfo, ip, ss and udev's library
 // need; with CAP_NET_RAW, also SOCK_RAW of any protocol and AF_PACKET; with CAP_NET_ADMIN, also the
 // other netlink protocols. The errors are those of a kernel that was built without the rest.
 //
-// The kernel loads the module for whatever family, protocol or type it is asked for
-// (net-pf-2-proto-132: sctp), a request that takes no privilege, and most holes found in such
-// modules need nothing more.
+// The kernel loads the module for any family, protocol or type that a process asks for
+// (net-pf-2-proto-132: sctp), which takes no privilege, and most holes found in such modules need
+// nothing more.
 func refuseSockets(caps []string) (rules []specs.LinuxSyscall) {
 	families := []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLINK, unix.AF_PACKET}
 	rules = append(rules, failOutside(unix.EAFNOSUPPORT, "socket", 0, families)...)
-	// It creates both sockets before it finds that the family has no pairs. Only AF_UNIX has, and
-	// AF_TIPC.
+	// socketpair creates both sockets before it finds that the family has no pairs. Only
+	// AF_UNIX and AF_TIPC have them.
 	rules = append(rules, failOutside(unix.EAFNOSUPPORT, "socketpair", 0, families[:1])...)
 	if !slices.Contains(caps, "CAP_NET_RAW") {
-		// The kernel wants the capability too, but has more than once forgotten about it, or found
-		// it in a user namespace (CVE-2020-14386).
+		// The kernel demands the capability too, but has more than once forgotten to, or
+		// found it in a user namespace (CVE-2020-14386).
 		rules = append(rules, refuse("socket", is(0, unix.AF_PACKET)))
 	}
 	rules = append(rules, refuseInternet(slices.Contains(caps, "CAP_NET_RAW"))...)
 	return append(rules, refuseNetlink(slices.Contains(caps, "CAP_NET_ADMIN"))...)
 }
 
-// refuseInternet leaves what net/ipv4/af_inet.c and net/ipv6/af_inet6.c find without a module.
+// refuseInternet leaves the sockets that net/ipv4/af_inet.c and net/ipv6/af_inet6.c have without a
+// module.
 func refuseInternet(raw bool) (rules []specs.LinuxSyscall) {
 	internet := masked(0, 0xffffffff&^(unix.AF_INET^unix.AF_INET6), unix.AF_INET) // AF_INET or AF_INET6
 	kind := func(k uint64) specs.LinuxSeccompArg { return masked(1, 0xf, k) }     // SOCK_TYPE_MASK; the rest is flags
@@ -75,8 +76,8 @@ func refuseNetlink(admin bool) []specs.LinuxSyscall {
 	}
 	protocols := []uint64{unix.NETLINK_ROUTE, unix.NETLINK_SOCK_DIAG, unix.NETLINK_AUDIT, unix.NETLINK_KOBJECT_UEVENT}
 	return append(failOutside(unix.EPROTONOSUPPORT, "socket", 2, protocols, netlink),
-		// SIOCADDDLCI, SIOCDELDLCI, SIOCGIFVLAN and SIOCSIFVLAN (dlci, 8021q), SIOCGIFBR and
-		// SIOCSIFBR, SIOCBRADDBR and SIOCBRDELBR (bridge).
+		// SIOCADDDLCI, SIOCDELDLCI, SIOCGIFVLAN and SIOCSIFVLAN (dlci, 8021q), SIOCGIFBR
+		// and SIOCSIFBR, SIOCBRADDBR and SIOCBRDELBR (bridge).
 		fail(unix.ENOPKG, "ioctl", masked(1, 0xfffffffc, unix.SIOCADDDLCI)),
 		fail(unix.ENOPKG, "ioctl", masked(1, 0xfffffffe, unix.SIOCGIFBR)),
 		fail(unix.ENOPKG, "ioctl", masked(1, 0xfffffffe, siocbraddbr)),
@@ -85,9 +86,9 @@ func refuseNetlink(admin bool) []specs.LinuxSyscall {
 
 const siocbraddbr = 0x89a0 // linux/sockios.h
 
-// failOutside makes a call fail if an argument is not one of the values allowed, which are
+// failOutside makes a call fail if an argument is not one of the allowed values, which are
 // ascending, and all conditions hold. A rule can't have two bounds for one argument (see split), so
-// what is between two values is taken apart into ranges that have a common prefix in binary.
+// the gap between two values is divided into ranges that have a common prefix in binary.
 func failOutside(e unix.Errno, name string, arg uint, allowed []uint64, conditions ...specs.LinuxSeccompArg) (rules []specs.LinuxSyscall) {
 	add := func(c specs.LinuxSeccompArg) {
 		rules = append(rules, fail(e, name, append(slices.Clone(conditions), c)...))
@@ -101,7 +102,7 @@ func failOutside(e unix.Errno, name string, arg uint, allowed []uint64, conditio
 		}
 		next = value + 1
 	}
-	add(specs.LinuxSeccompArg{Index: arg, Value: next, Op: specs.OpGreaterEqual}) // with any of the high bits, too
+	add(specs.LinuxSeccompArg{Index: arg, Value: next, Op: specs.OpGreaterEqual}) // also with any of the high bits
 	return rules
 }
 

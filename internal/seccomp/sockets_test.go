@@ -18,7 +18,7 @@ const (
 	noProtocol = errno | uint32(unix.EPROTONOSUPPORT)
 )
 
-// TestDefaultSockets asks about every family, and more than every type and protocol.
+// TestDefaultSockets checks every family, and more than every type and protocol.
 func TestDefaultSockets(t *testing.T) {
 	for _, caps := range [][]string{nil, {"CAP_NET_RAW"}, {"CAP_NET_ADMIN"}, {"CAP_NET_RAW", "CAP_NET_ADMIN"}} {
 		for _, goarch := range goarches {
@@ -45,8 +45,8 @@ func TestDefaultSockets(t *testing.T) {
 					assert.Equal(t, noFamily, m.run(t, on(t, goarch, name, family, seqpacket)), "%s(%#x)", name, family)
 				}
 			}
-			// The kernel takes 32 bits of these: whatever is above makes nothing of what is refused
-			// below.
+			// The kernel takes 32 bits of these: no high bits turn what is refused
+			// below into something else.
 			assert.NotEqual(t, allow, m.run(t, on(t, goarch, "socket", unix.AF_INET, stream|1<<32, unix.IPPROTO_SCTP|1<<32)))
 			assert.NotEqual(t, allow, m.run(t, on(t, goarch, "socket", unix.AF_INET, stream|1<<32, unix.IPPROTO_UDP|1<<32)))
 			assert.NotEqual(t, allow, m.run(t, on(t, goarch, "socket", unix.AF_INET|1<<32, stream, unix.IPPROTO_SCTP)))
@@ -63,7 +63,7 @@ func protocols() []uint64 {
 	return append(list, unix.IPPROTO_RAW, 256, unix.IPPROTO_MPTCP, 1<<31, 0xffffffff)
 }
 
-// verdictOn is what refuseSockets says, written down a second time.
+// verdictOn is the decision of refuseSockets, written down a second time.
 func verdictOn(caps []string, family, kind, protocol uint64) uint32 {
 	switch family {
 	case unix.AF_UNIX:
@@ -78,7 +78,7 @@ func verdictOn(caps []string, family, kind, protocol uint64) uint32 {
 			!isRaw && !slices.Contains(others, protocol):
 			return noProtocol
 		case kind == stream, kind == datagram, kind == raw:
-			return allow // the kernel wants CAP_NET_RAW for raw sockets
+			return allow // the kernel demands CAP_NET_RAW for raw sockets
 		}
 		return noType
 	case unix.AF_NETLINK:

@@ -12,7 +12,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// architecture is what the compiler has to know about one calling convention.
+// architecture is what the compiler needs to know about one calling convention.
 type architecture struct {
 	oci     specs.Arch
 	audit   uint32            // seccomp_data.arch, AUDIT_ARCH_* of linux/audit.h
@@ -47,20 +47,21 @@ var arm64 = sync.OnceValue(func() *architecture {
 		audit:   uint32(arch.AARCH64.ID),
 		numbers: numbersOf(arch.AARCH64),
 	}
-	// Three slips of the table's generator, which reads asm-generic/unistd.h. The call is named newfstatat on
-	// 64-bit systems, also in profiles, and without it no program could stat a file.
+	// Three mistakes of the table's generator, which reads asm-generic/unistd.h. The call is
+	// named newfstatat on 64-bit systems, also in profiles, and without it no program could
+	// stat a file.
 	delete(a.numbers, "fstatat")
 	a.numbers["newfstatat"] = 79
-	// The start of a range for others is no call.
+	// This is no call, but the start of a range for other architectures.
 	delete(a.numbers, "arch_specific_syscall")
-	// And 403 to 423 are the calls with 64-bit times of 32-bit systems.
+	// The numbers from 403 to 423 are the calls with 64-bit times on 32-bit systems.
 	maps.DeleteFunc(a.numbers, func(_ string, nr uint32) bool { return 403 <= nr && nr <= 423 })
 	return a
 })
 
-// recent are the system calls that the tables of elastic/go-seccomp-bpf v1.6.0, made from Linux 6.15, lack.
-// From 424 on, since Linux 5.1, a new call has the same number on all architectures (scripts/syscall.tbl
-// and arch/x86/entry/syscalls/syscall_64.tbl in Linux).
+// recent are the system calls that the tables of elastic/go-seccomp-bpf v1.6.0, made from Linux
+// 6.15, lack. From 424 on, since Linux 5.1, a new call has the same number on all architectures
+// (scripts/syscall.tbl and arch/x86/entry/syscalls/syscall_64.tbl in Linux).
 var recent = map[string]uint32{
 	"file_getattr":     468, // 6.17
 	"file_setattr":     469, // 6.17
@@ -77,8 +78,9 @@ func numbersOf(info *arch.Info) map[string]uint32 {
 	return numbers
 }
 
-// foreign are names from libseccomp's src/syscalls.csv that exist on no architecture with a table here:
-// mips, parisc, powerpc, riscv, s390 and m68k have them. Profiles for many architectures list them.
+// foreign are names from libseccomp's src/syscalls.csv that exist only on architectures without a
+// table here (mips, parisc, powerpc, riscv, s390 and m68k). Profiles for many architectures list
+// them.
 var foreign = []string{
 	"atomic_barrier", "atomic_cmpxchg_32", "cachectl", "getpagesize", "multiplexer", "riscv_flush_icache",
 	"riscv_hwprobe", "rtas", "s390_guarded_storage", "s390_pci_mmio_read", "s390_pci_mmio_write",
@@ -86,7 +88,8 @@ var foreign = []string{
 	"sync_file_range2", "sys_debug_setcontext", "syscall", "sysmips", "timerfd",
 }
 
-// knownSomewhere tells a name of another architecture, which means nothing here, from a mistake.
+// knownSomewhere distinguishes a name of another architecture, which means nothing here, from a
+// mistake.
 func knownSomewhere(name string) bool {
 	_, ok := allNames()[name]
 	return ok

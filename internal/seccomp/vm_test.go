@@ -49,8 +49,9 @@ func newMachine(t testing.TB, f *Filter) machine {
 	return machine{vm}
 }
 
-// run returns the filter's verdict. The VM loads words in network order where seccomp uses the machine's own, so
-// the words of the buffer are big-endian, in the order of the little-endian struct: the low half first.
+// run returns the filter's verdict. The VM loads words in network order where seccomp uses the
+// machine's own, so the words of the buffer are big-endian, in the order of the little-endian
+// struct: the low half first.
 func (m machine) run(t testing.TB, c call) uint32 {
 	t.Helper()
 	b := binary.BigEndian.AppendUint32(nil, c.nr)
@@ -84,8 +85,8 @@ func on(t testing.TB, goarch, name string, args ...uint64) call {
 	return c
 }
 
-// evaluate is the meaning of a profile, written down a second time, for one architecture and without regard to
-// how a filter works.
+// evaluate is the meaning of a profile, written down a second time, for one architecture and
+// independent of how a filter works.
 func evaluate(t testing.TB, p *specs.LinuxSeccomp, goarch string, c call) uint32 {
 	t.Helper()
 	a, err := archFor(goarch)
@@ -115,7 +116,7 @@ func evaluate(t testing.TB, p *specs.LinuxSeccomp, goarch string, c call) uint32
 	for _, s := range p.Syscalls {
 		level := slices.Index(strictness, s.Action)
 		if level == 2 {
-			level = 1 // two names of one action
+			level = 1 // two names for one action
 		}
 		if level < best && slices.Contains(s.Names, name) && matches(s.Args, c.args) {
 			best, result = level, ret(s.Action, s.ErrnoRet)
