@@ -6,30 +6,30 @@ import (
 	"reflect"
 )
 
-// What a message may make of itself: see RATIONALE, "What may decoding a result take?".
+// Bounds of what decoding a message may take: see RATIONALE, "What may decoding a result take?".
 const (
-	// DecodedPerByte is how many bytes decoding a message may take for each byte that it may have:
+	// DecodedPerByte is how many bytes decoding a message may take for each byte of its limit:
 	// numbers below 24 take one byte encoded, and eight as Go's int.
 	DecodedPerByte = 8
-	// decodedFloor is what any message may take besides.
+	// decodedFloor is what any message may take in addition.
 	decodedFloor = 1 << 20
 )
 
-// budgetFor is what decoding a message of the given limit may take.
+// budgetFor returns how many bytes decoding a message with the given limit may take.
 func budgetFor(limit int64) int64 { return decodedFloor + DecodedPerByte*limit }
 
-// meter goes through an encoded value before it is decoded, and adds up what that will take: bytes,
+// meter reads an encoded value before it is decoded, and adds up what decoding will take: bytes,
 // and steps that are not proportional to the encoded bytes.
 type meter struct {
 	ctx  context.Context
 	b    []byte
 	off  int
 	left int64
-	seen int // items
+	seen int // number of items
 }
 
-// within reports whether decoding b, which is well-formed, into a value of type t stays within the
-// budget. It ends early if ctx does.
+// within reports whether decoding b, which must be well-formed, into a value of type t stays within
+// the budget. It ends early if ctx does.
 func within(ctx context.Context, b []byte, t reflect.Type, budget int64) error {
 	m := &meter{ctx: ctx, b: b, left: budget}
 	err := m.item(costOf(t))
@@ -72,13 +72,13 @@ func (m *meter) head() (major byte, n uint64) {
 		}
 		m.off += size
 		if major == majorSimple {
-			n = 0 // a float, or a value that is no null
+			n = 0 // a float, or a value other than null
 		}
 	}
 	return major, n
 }
 
-// item adds what the next item takes as a value of a type.
+// item adds the cost of the next item as a value of a type.
 func (m *meter) item(c *cost) error {
 	begin := m.off
 	major, n, bignum, err := m.untag()
@@ -96,7 +96,7 @@ func (m *meter) item(c *cost) error {
 		kind = c.kind
 	}
 	if c != nil && bignum && n > 64 && kind != anything && kind != number && kind != slice && kind != array {
-		return fmt.Errorf("a number of %d bytes for a %v", n, c.t) // whose digits would be part of the decoder's error
+		return fmt.Errorf("a number of %d bytes for a %v", n, c.t) // the decoder's error would contain its digits
 	}
 	if kind == raw || kind == custom {
 		return m.opaque(c, begin, major, n)
@@ -115,7 +115,7 @@ func (m *meter) item(c *cost) error {
 	return nil
 }
 
-// untag reads the tags of an item, and its head.
+// untag reads the tags of an item and its head.
 func (m *meter) untag() (major byte, n uint64, bignum bool, err error) {
 	if m.seen++; m.seen%4096 == 0 && m.ctx.Err() != nil {
 		return 0, 0, false, m.ctx.Err()
@@ -142,9 +142,9 @@ func (m *meter) str(c *cost, kind costKind, major byte, n int64) error {
 		n += 48
 	case moment:
 		if n > 64 {
-			return fmt.Errorf("a text of %d bytes for a time", n) // which would be part of the decoder's error, several times
+			return fmt.Errorf("a text of %d bytes for a time", n) // the decoder's error would contain it several times
 		}
-	case array: // what is left is set to zero, one by one
+	case array: // the rest is set to zero, one by one
 		n = 8 * max(0, c.length-n)
 	case number:
 		if major == majorText {
@@ -177,7 +177,7 @@ func (m *meter) list(c *cost, kind costKind, n int64) error {
 	return err
 }
 
-// tuple adds an array of n items that is the fields of a struct.
+// tuple adds an array of n items that holds the fields of a struct.
 func (m *meter) tuple(c *cost, n int64) (err error) {
 	for i := int64(0); i < n && err == nil; i++ {
 		switch {
@@ -223,15 +223,15 @@ func (m *meter) pairs(c *cost, kind costKind, n int64) (err error) {
 	return err
 }
 
-// entry is what one of the pairs of a Go map takes: tables have up to twice as many places as
-// pairs, keys and values over 128 bytes are beside the table, and both are put together before they
-// go there.
+// entry returns what one pair of a Go map takes: tables have up to twice as many places as pairs,
+// keys and values over 128 bytes are outside of the table, and both are made before they are put
+// into it.
 func entry(key, elem int64) int64 {
 	return 2*(key+elem) + 3*(min(key, 128)+min(elem, 128)) + 48
 }
 
-// named adds a pair of a struct's map. A name that is none of its fields' is kept by the decoder as
-// long as the map lasts, and its value skipped.
+// named adds a pair of a struct's map. If no field has the name, the decoder keeps the name as long
+// as the map lasts and skips the value.
 func (m *meter) named(c *cost) error {
 	begin := m.off
 	major, n := m.head()
@@ -263,7 +263,7 @@ func (m *meter) named(c *cost) error {
 	return m.vaguely(c)
 }
 
-// vaguely adds an item that is for one of the fields.
+// vaguely adds an item whose field is not known.
 func (m *meter) vaguely(c *cost) error {
 	begin, seen := m.off, m.seen
 	if err := m.item(nil); err != nil {
@@ -272,8 +272,8 @@ func (m *meter) vaguely(c *cost) error {
 	return m.spend(int64(m.off-begin) + saturate(int64(m.seen-seen), c.perItem()))
 }
 
-// opaque adds an item that the type decodes by itself: it is assumed to take a place of its size
-// for each item in it.
+// opaque adds an item that the type decodes by itself: each item in it is assumed to take as much
+// as the type's size.
 func (m *meter) opaque(c *cost, begin int, major byte, n uint64) (err error) {
 	seen := m.seen
 	switch major {
@@ -293,7 +293,7 @@ func (m *meter) opaque(c *cost, begin int, major byte, n uint64) (err error) {
 	return err
 }
 
-// saturate multiplies what is not negative.
+// saturate multiplies numbers that are not negative.
 func saturate(a, b int64) int64 {
 	if p := a * b; a == 0 || p/a == b && p >= 0 {
 		return p

@@ -14,14 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// headSize is that of a message's head: the size of its body in 32 bits, its Kind and the number of files.
+// headSize is the size of a message's head: the size of its body in 32 bits, its Kind and the
+// number of files.
 const headSize = 6
 
 // Conn is one end. One goroutine may receive, several may send.
 type Conn struct {
 	sock  *os.File
 	limit int64 // of a message's body
-	host  bool  // this end is the host's, which waits in the runtime's poller and trusts nothing that comes in
+	host  bool  // the host's end, which waits in the runtime's poller and trusts nothing that it receives
 
 	sending sync.Mutex
 	head    [headSize]byte
@@ -40,17 +41,17 @@ func Pair(limit int64) (*Conn, *os.File, error) {
 	return c, os.NewFile(uintptr(fds[1]), "worker"), nil
 }
 
-// NewConn is the worker's end, given its file. It blocks: one thread waits in the kernel, which is sooner there than through
-// the poller.
+// NewConn makes the worker's end from its file. It blocks: a thread that waits in the kernel wakes
+// up sooner than through the poller.
 func NewConn(f *os.File, limit int64) *Conn {
 	return &Conn{sock: f, limit: limit, oob: make([]byte, unix.CmsgSpace(4*maxRights))}
 }
 
-// maxRights is the most descriptors that the kernel lets a message have: SCM_MAX_FD. Those for
-// which there is no room it closes at once, in the thread that receives.
+// maxRights is the most descriptors that the kernel lets a message have: SCM_MAX_FD. It closes
+// those for which there is no room at once, in the thread that receives.
 const maxRights = 253
 
-// limitOf is how large the body of a message may be.
+// limitOf returns how large the body of a message may be.
 func (c *Conn) limitOf(k Kind) int64 {
 	if k == Failure || k == Panicked || k == Streamed {
 		return maxTrouble
@@ -95,7 +96,8 @@ func (c *Conn) Send(m Message) error {
 	return nil
 }
 
-// wait does what may have to wait for the other end.
+// wait calls f until it returns something else than EAGAIN, and waits for the other end between the
+// calls.
 func (c *Conn) wait(until func(syscall.RawConn, func(fd uintptr) bool) error, f func(fd int) error) error {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
@@ -115,7 +117,8 @@ func (c *Conn) wait(until func(syscall.RawConn, func(fd uintptr) bool) error, f 
 	return callErr
 }
 
-// Receive waits for a message with at most maxFiles files, of one of the kinds wanted. io.EOF means that the other end is gone.
+// Receive waits for a message of one of the wanted kinds with at most maxFiles files. io.EOF means
+// that the other end is gone.
 func (c *Conn) Receive(maxFiles int, wanted ...Kind) (m Message, err error) {
 	n := 0
 	n, m.Files, err = c.read(c.head[:])
@@ -164,7 +167,7 @@ func (c *Conn) read(b []byte) (n int, files []*os.File, err error) {
 	return max(n, 0), files, err
 }
 
-// rest reads a message behind its head, where no files may come.
+// rest reads a message after its head, where no files may come.
 type rest struct{ *Conn }
 
 func (r rest) Read(b []byte) (int, error) {
@@ -176,7 +179,7 @@ func (r rest) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// readFull reads what has to follow.
+// readFull fills b.
 func (c *Conn) readFull(b []byte) error {
 	_, err := io.ReadFull(rest{c}, b)
 	if err == io.EOF {
@@ -185,7 +188,8 @@ func (c *Conn) readFull(b []byte) error {
 	return err
 }
 
-// body reads the rest of a message. What is large takes memory as it arrives, not as it is announced.
+// body reads the rest of a message. It takes memory for a large body as that arrives, not as it is
+// announced.
 func (c *Conn) body(size int64) ([]byte, error) {
 	const small = 1 << 20
 	if size <= small {
@@ -201,8 +205,8 @@ func (c *Conn) body(size int64) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// received makes files of the descriptors in control data. Whether they block is left as it is: the
-// other end has them too, and may change it.
+// received makes files of the descriptors in control data. It does not change whether they block:
+// the other end has the same open files and could change that again.
 func received(oob []byte) (list []*os.File, err error) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -220,7 +224,7 @@ func received(oob []byte) (list []*os.File, err error) {
 	return list, nil
 }
 
-// Quiet tells whether there is nothing to receive, nor the end of the connection.
+// Quiet reports whether there is neither a message to receive nor the end of the connection.
 func (c *Conn) Quiet() bool {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
@@ -235,15 +239,15 @@ func (c *Conn) Quiet() bool {
 	return err == nil && quiet
 }
 
-// HangUp ends the connection: what has been sent already can still be received. The other end of a
-// worker that has ended may live on in another run, or in a message that nobody receives.
+// HangUp ends the connection. Messages that were already sent can still be received. The other end
+// of a worker that has ended may live on in another run, or in a message that nobody receives.
 func (c *Conn) HangUp() {
 	if raw, err := c.sock.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
 	}
 }
 
-// Close closes this end; who waits for a message gets an error.
+// Close closes this end. Calls that wait for a message return an error.
 func (c *Conn) Close() error {
 	if c.host {
 		c.HangUp()
@@ -252,8 +256,8 @@ func (c *Conn) Close() error {
 	return c.sock.Close()
 }
 
-// drain receives what nobody wants. The kernel would close the files that are in it while it closes
-// the socket, as they are.
+// drain receives the messages that nobody wants. Otherwise the kernel would close their files
+// together with the socket, however long that takes.
 func (c *Conn) drain() {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
@@ -273,8 +277,8 @@ func (c *Conn) drain() {
 	}
 }
 
-// discard closes a file that came from the other end, and does not wait. Closing a TCP socket does
-// as long as SO_LINGER says, where nothing takes what was sent: tcp(7), socket(7).
+// discard closes a file that came from the other end, without waiting. Closing a TCP socket waits
+// as long as SO_LINGER says if the sent data is not acknowledged: tcp(7), socket(7).
 func discard(f *os.File) {
 	if info, err := f.Stat(); err != nil || info.Mode()&os.ModeSocket == 0 {
 		f.Close()
@@ -283,12 +287,13 @@ func discard(f *os.File) {
 	if raw, err := f.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{}) })
 	}
-	go f.Close() // somebody who has it too may set that again
+	go f.Close() // another holder of the socket may set SO_LINGER again
 }
 
-// checkFile reports why a file that came from a worker can't be the caller's, or nil. Whoever reads
-// pipes, sockets, terminals and the like waits for somebody else, and O_NONBLOCK, which would keep
-// the wait in the poller where Close ends it, belongs to whoever has the same open file: fcntl(2).
+// checkFile reports why the caller can't have a file that came from a worker, or nil. Reading a
+// pipe, a socket, a terminal and the like waits for another process. O_NONBLOCK, which would keep
+// that wait in the poller where Close ends it, can be changed by everybody who has the same open
+// file: fcntl(2).
 func checkFile(f *os.File) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -313,8 +318,8 @@ func checkFile(f *os.File) error {
 	return errors.New("a file of this kind may keep its reader waiting for ever: return a regular file, or an io.Reader for a stream")
 }
 
-// madeUp are file systems whose files look regular and are none: reading /proc, for one, waits for
-// locks of the processes that it tells of.
+// madeUp are file systems whose files look regular but are not: reading one in /proc, for example,
+// waits for locks of the process that it describes.
 var madeUp = map[int64]bool{unix.PROC_SUPER_MAGIC: true, unix.ANON_INODE_FS_MAGIC: true, unix.NSFS_MAGIC: true, unix.PID_FS_MAGIC: true}
 
 // isMemoryDevice reports whether a device is null, zero, full, random or urandom:

@@ -59,11 +59,11 @@ func TestMessages(t *testing.T) {
 	_, err = a.Receive(0, Hello)
 	require.ErrorIs(t, err, os.ErrClosed)
 	require.NoError(t, w.Close())
-	_, err = r.Read(make([]byte, 1)) // nobody has the other end any more
+	_, err = r.Read(make([]byte, 1)) // the other end is closed
 	require.Equal(t, io.EOF, err)
 }
 
-// TestLiar has whoever took over the other end send what no worker sends.
+// TestLiar sends what a process at the other end that was taken over may send, and no worker does.
 func TestLiar(t *testing.T) {
 	head := func(size uint32, kind Kind, files byte) []byte {
 		return append(binary.LittleEndian.AppendUint32(nil, size), byte(kind), files)

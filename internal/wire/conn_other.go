@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// Conn can't be had elsewhere than on Linux.
+// Conn exists only on Linux.
 type Conn struct{}
 
 func Pair(int64) (*Conn, *os.File, error)           { return nil, nil, errors.ErrUnsupported }

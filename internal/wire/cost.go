@@ -11,8 +11,8 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// cost is what decoding into a type takes, as the package cbor goes about it. nil is that of an
-// item that is skipped.
+// cost is what decoding into a type takes with the package cbor. nil is the cost of an item that is
+// skipped.
 type cost struct {
 	t    reflect.Type
 	kind costKind
@@ -24,15 +24,15 @@ type cost struct {
 	names map[string]field // of a struct
 	ints  map[int64]field  // the same, of its fields with the option keyasint
 	order []field          // of one with the option toarray
-	vague bool             // some fields hide one another, or are not known: which one an item of a list is for can't be told
+	vague bool             // some fields hide one another, or are not known, so it is unclear which one an item of a list is for
 	once  sync.Once
-	worst int64 // of one item for a field, whatever that is: see perItem
+	worst int64 // of one item for any field: see perItem
 }
 
 type costKind int
 
 const (
-	scalar   costKind = iota // nothing but its place is taken
+	scalar   costKind = iota // takes nothing beyond its place
 	text                     // a string
 	pointer                  // elem
 	slice                    // of elem
@@ -46,12 +46,12 @@ const (
 	number                   // of math/big, which decodes itself from text in square time
 )
 
-// field is the cost of a struct's field, and the size of the embedded structs that are made because
-// it is set.
+// field is the cost of a struct's field, and the size of the embedded structs that are allocated
+// when it is set.
 type field struct {
 	*cost
 	made  int64
-	vague bool // there are several of the name
+	vague bool // several have this name
 }
 
 var costs = struct {
@@ -70,7 +70,7 @@ func costOf(t reflect.Type) *cost {
 	return makeCost(t)
 }
 
-// makeCost is called with the lock held. A type may contain itself.
+// makeCost must be called with the lock held. A type may contain itself.
 func makeCost(t reflect.Type) *cost {
 	if c := costs.of[t]; c != nil {
 		return c
@@ -78,7 +78,7 @@ func makeCost(t reflect.Type) *cost {
 	c := &cost{t: t, size: int64(t.Size())}
 	costs.of[t] = c
 	switch pointed := reflect.PointerTo(t); {
-	case t.Kind() == reflect.Pointer: // what it points to tells the rest
+	case t.Kind() == reflect.Pointer: // decided by what it points to
 	case t == reflect.TypeFor[time.Time]():
 		c.kind = moment
 		return c
@@ -117,8 +117,8 @@ func makeCost(t reflect.Type) *cost {
 	return c
 }
 
-// collect adds the fields of a struct, and of those embedded in it, by the rules of package cbor
-// for their names.
+// collect adds the fields of a struct and of the structs embedded in it, by the rules of package
+// cbor for their names.
 func (c *cost) collect(t reflect.Type, made int64, seen map[reflect.Type]bool) {
 	for i := range t.NumField() {
 		f := t.Field(i)
@@ -149,7 +149,7 @@ func (c *cost) collect(t reflect.Type, made int64, seen map[reflect.Type]bool) {
 	}
 }
 
-// add adds a field. Of two with one name the decoder takes one or none.
+// add adds a field. If two have one name, the decoder uses one or none.
 func (c *cost) add(name string, asInt bool, f field) {
 	c.order = append(c.order, f)
 	if !asInt {
@@ -162,7 +162,7 @@ func (c *cost) add(name string, asInt bool, f field) {
 	c.ints[int64(n)], c.vague = f, c.vague || f.vague || err != nil
 }
 
-// perItem is at least what any one item costs within a value of the type.
+// perItem returns the least that any one item costs within a value of the type.
 func (c *cost) perItem() int64 {
 	c.once.Do(func() {
 		seen := map[*cost]bool{}

@@ -80,7 +80,7 @@ func allocated(f func()) int64 {
 	return int64(after.TotalAlloc - before.TotalAlloc)
 }
 
-// bomb is a small message that is much, decoded as a type.
+// bomb is a small message that becomes large when it is decoded as a type.
 type bomb struct {
 	t    reflect.Type
 	body []byte
@@ -88,7 +88,8 @@ type bomb struct {
 
 func bombOf[T any](body []byte) bomb { return bomb{reflect.TypeFor[T](), body} }
 
-// TestBombs decodes messages that would take much more than they are, or take long. None does.
+// TestBombs decodes messages that would take much more memory than they have bytes, or a long time.
+// None does.
 func TestBombs(t *testing.T) {
 	const limit = 1 << 20
 	empty := byte(0xa0)
@@ -145,7 +146,7 @@ func manyNames(n int, value ...byte) (b []byte) {
 	return b
 }
 
-// TestHonest has values of as many kinds come back that take much of a message's limit.
+// TestHonest has values of many kinds arrive intact that use much of a message's limit.
 func TestHonest(t *testing.T) {
 	const limit = 1 << 20
 	numbers := make([]int, 100_000)
@@ -175,7 +176,7 @@ func TestHonest(t *testing.T) {
 	requireHonest(t, limit, tree{"a": {"b": {}}, "c": {}})
 	requireHonest(t, limit, map[string]any{"a": []any{uint64(1), "b", nil, 1.5, map[any]any{"c": []byte("d")}}})
 	requireHonest(t, limit, cbor.RawMessage{0x81, 0})
-	requireHonest(t, 100, words[:10]) // whatever the limit is, a little is allowed
+	requireHonest(t, 100, words[:10]) // a little is allowed, whatever the limit is
 }
 
 func requireHonest[T any](t *testing.T, limit int64, v T) {
@@ -188,7 +189,7 @@ func requireHonest[T any](t *testing.T, limit int64, v T) {
 	require.True(t, reflect.DeepEqual(v, got), "%T", v)
 }
 
-// TestDecodeEnds has decoding end with its context, and a type's own panic be an error.
+// TestDecodeEnds has decoding end with its context, and a type's own panic become an error.
 func TestDecodeEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -207,7 +208,7 @@ type panicking struct{}
 
 func (*panicking) UnmarshalCBOR([]byte) error { panic("no") }
 
-// everything is a type for FuzzCost, of all kinds.
+// everything is a type for FuzzCost that holds every kind of value.
 type everything struct {
 	Tiles  []tile
 	Array  [][300]uint16
@@ -224,7 +225,7 @@ type everything struct {
 	Tag    []cbor.Tag
 }
 
-// FuzzCost decodes whatever is well-formed: it takes no more than was found out before.
+// FuzzCost decodes anything that is well-formed: it takes no more than within has found.
 func FuzzCost(f *testing.F) {
 	for _, v := range []any{everything{}, everything{Tiles: make([]tile, 1), Array: make([][300]uint16, 2), Any: []any{1, "x"}, Tuples: make([]tuple, 3), Tagged: make([]tagged, 2),
 		Embed: []embedding{{Outer: &Outer{}}}, Tree: tree{"a": {}}, Self: []self{{}}, Big: []*big.Int{big.NewInt(1)}, Times: make([]time.Time, 1)}} {
@@ -246,13 +247,13 @@ func FuzzCost(f *testing.F) {
 		}
 		require.Equal(t, len(b), m.off)
 		used := allocated(func() { _ = Unmarshal(b, &everything{}) })
-		// An item that does not fit its type leaves an error, and Go rounds up.
+		// An item that does not fit its type leaves an error, and Go rounds allocations up.
 		require.LessOrEqual(t, used, 2*(budget-m.left)+1024*int64(len(b))+256<<10)
 	})
 }
 
-// TestBombEnvelope has a number of many digits in the envelope, and where a type has nothing of
-// that name.
+// TestBombEnvelope sends a number of many digits in the envelope, and for a name that the type does
+// not have.
 func TestBombEnvelope(t *testing.T) {
 	number := append(append([]byte{0xc2}, head(2, 1<<20)...), bytes.Repeat([]byte{0xff}, 1<<20)...)
 	for name, envelope := range map[string][]byte{"until": object("Until", number), "fields": object("Fields", append([]byte{0x81}, number...))} {

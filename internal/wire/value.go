@@ -12,14 +12,14 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// What a value may be made of: an answer comes from a process that may have been taken over, and what a few bytes
-// announce must not take more memory than a few bytes.
+// Bounds of a value: an answer comes from a process that may have been taken over, and what a few
+// bytes announce must not take much memory.
 const (
 	MaxDepth    = 32
 	MaxElements = 1 << 17 // of one array or map
 )
 
-// Strings are whatever bytes Go's may be.
+// Strings may hold any bytes, as Go's may.
 var encMode, decMode = modes()
 
 func modes() (cbor.EncMode, cbor.DecMode) {
@@ -34,31 +34,31 @@ func modes() (cbor.EncMode, cbor.DecMode) {
 
 // Envelope comes before the value in the body of a Call or Answer.
 type Envelope struct {
-	Fields []int `cbor:",omitempty"` // those of the struct whose files came along, in the order of the files
-	Until  int64 `cbor:",omitempty"` // of a Call: its deadline, in nanoseconds since 1970, 0 if there is none
+	Fields []int `cbor:",omitempty"` // the fields of the struct whose files came along, in the order of the files
+	Until  int64 `cbor:",omitempty"` // of a Call: its deadline, in nanoseconds since 1970, or 0
 }
 
 // Trouble is the body of a Failure, Panicked or Streamed.
 type Trouble struct {
 	Text  string
 	Stack string `cbor:",omitempty"`
-	// TooLarge says that the answer was.
+	// TooLarge reports that the answer was too large.
 	TooLarge bool `cbor:",omitempty"`
-	// Late says that the error is that of the call's deadline.
+	// Late reports that the error is that of the call's deadline.
 	Late bool `cbor:",omitempty"`
 }
 
 const (
-	// MaxText is how much there is of an error's text, or a stack.
+	// MaxText bounds an error's text, or a stack.
 	MaxText = 64 << 10
-	// maxTrouble is what a Trouble takes, encoded.
+	// maxTrouble bounds an encoded Trouble.
 	maxTrouble = 2*MaxText + 1024
 )
 
 // Marshal encodes a body.
 func Marshal(v any) ([]byte, error) { return encMode.Marshal(v) }
 
-// Unmarshal decodes one.
+// Unmarshal decodes a body.
 func Unmarshal(b []byte, v any) error { return decMode.Unmarshal(b, v) }
 
 var (
@@ -66,8 +66,8 @@ var (
 	fileType   = reflect.TypeFor[*os.File]()
 )
 
-// Shape is what of the values of a type travels beside their encoding: the exported fields of the struct, or of the one that it
-// points to, that are an io.Reader or an *os.File.
+// Shape says which fields of a type's values are sent beside their encoding: the exported fields of
+// the struct, or of the one that it points to, that are an io.Reader or an *os.File.
 type Shape struct {
 	readers, files map[int]bool
 }
@@ -93,13 +93,13 @@ func ShapeOf(t reflect.Type) Shape {
 	return s
 }
 
-// Files is how many files values of the shape may have.
+// Files returns how many files values of the shape may have.
 func (s Shape) Files() int { return len(s.readers) + len(s.files) }
 
-// Streams is how many streams values of the shape may have.
+// Streams returns how many streams values of the shape may have.
 func (s Shape) Streams() int { return len(s.readers) }
 
-// holder is the struct that has a value's streams and files, or an invalid one.
+// holder returns the struct that has a value's streams and files, or an invalid value.
 func (s Shape) holder(v reflect.Value) reflect.Value {
 	if v.Kind() == reflect.Pointer {
 		v = v.Elem()
@@ -110,14 +110,15 @@ func (s Shape) holder(v reflect.Value) reflect.Value {
 	return v
 }
 
-// Stream is a field that is read at one end and arrives as the reading end of a pipe at the other.
+// Stream is a field that is read at one end of a connection and arrives at the other as the reading
+// end of a pipe.
 type Stream struct {
 	From io.Reader
 	To   *os.File
 }
 
-// take takes the streams and files out of a value, in the order of the fields. If the value is a
-// pointer, what it points to stays as it is.
+// take removes the streams and files from a value, in the order of the fields. If the value is a
+// pointer, what it points to does not change.
 func (s Shape) take(v reflect.Value, use func(field int, from any) error) error {
 	if !s.holder(v).IsValid() {
 		return nil
@@ -140,9 +141,9 @@ func (s Shape) take(v reflect.Value, use func(field int, from any) error) error 
 	return nil
 }
 
-// Pack encodes the value of a call. The message has the files of the value, which stay the
-// caller's, and the reading ends of the streams, which are the caller's to close, in the same way
-// as the writing ends.
+// Pack encodes the value of a call. files are the value's files, which stay the caller's, and the
+// reading ends of the streams. The caller closes ends, which are these reading ends, and the
+// writing ends in streams.
 func Pack[T any](s Shape, v T, e Envelope) (b []byte, files []*os.File, streams []Stream, ends []*os.File, err error) {
 	err = s.take(reflect.ValueOf(&v).Elem(), func(i int, from any) error {
 		f, isFile := from.(*os.File)
@@ -162,8 +163,8 @@ func Pack[T any](s Shape, v T, e Envelope) (b []byte, files []*os.File, streams 
 	return b, files, streams, ends, err
 }
 
-// PackAnswer encodes the value of an answer. Its streams, of which only the fields travel, go
-// through pipes that the host makes when it has the answer: one for each, in their order.
+// PackAnswer encodes the value of an answer. Only the fields of its streams are sent: the host
+// makes a pipe for each when it has the answer, in their order.
 func PackAnswer[T any](s Shape, v T) (b []byte, files []*os.File, streams []io.Reader, err error) {
 	var e Envelope
 	_ = s.take(reflect.ValueOf(&v).Elem(), func(i int, from any) error {
@@ -188,14 +189,14 @@ func encode[T any](e Envelope, v T) ([]byte, error) {
 	return body.Bytes(), nil
 }
 
-// Unpack decodes the value of a call. The message's files then belong to it, unless there is an
-// error. Its streams are what wrap makes of the files that came for them.
+// Unpack decodes the value of a call. The message's files then belong to the value, unless there is
+// an error. Its streams are what wrap makes of the files that came for them.
 func Unpack[T any](s Shape, m Message, wrap func(*os.File) io.Reader) (v T, e Envelope, err error) {
 	rest, err := decMode.UnmarshalFirst(m.Body, &e)
 	if err == nil {
 		err = Unmarshal(rest, &v)
 	}
-	if err == nil && len(e.Fields) != len(m.Files) { // none, then, where the type has none
+	if err == nil && len(e.Fields) != len(m.Files) { // so none if the type has none
 		err = fmt.Errorf("%d files for %d fields", len(m.Files), len(e.Fields))
 	}
 	if err == nil {
@@ -220,7 +221,7 @@ func Unpack[T any](s Shape, m Message, wrap func(*os.File) io.Reader) (v T, e En
 }
 
 // UnpackAnswer decodes the value of an answer. Its streams are what stream makes for each. The
-// message's files belong to the value, unless there is an error. The limit is that of messages:
+// message's files then belong to the value, unless there is an error. limit is that of messages:
 // decoding takes no more than it allows, and ends with ctx.
 func UnpackAnswer[T any](ctx context.Context, s Shape, m Message, limit int64, stream func() (io.Reader, error)) (v T, err error) {
 	v, e, err := decode[T](ctx, m.Body, budgetFor(limit))
@@ -241,8 +242,8 @@ func UnpackAnswer[T any](ctx context.Context, s Shape, m Message, limit int64, s
 // maxEnvelope is far more than decoding the envelope of MaxFiles files takes.
 const maxEnvelope = 64 << 10
 
-// decode decodes an answer's body. If ctx ends first nobody waits for the decoder, which has little
-// left to do.
+// decode decodes an answer's body. If ctx ends first, decode returns without waiting for the
+// decoder, which has little left to do.
 func decode[T any](ctx context.Context, body []byte, budget int64) (v T, e Envelope, err error) {
 	type result struct {
 		v   T
@@ -253,7 +254,7 @@ func decode[T any](ctx context.Context, body []byte, budget int64) (v T, e Envel
 	go func() {
 		var r result
 		defer func() {
-			if p := recover(); p != nil { // of a type that decodes itself
+			if p := recover(); p != nil { // in a type that decodes itself
 				r.err = fmt.Errorf("panic: %v", p)
 			}
 			done <- r
@@ -284,10 +285,10 @@ func decode[T any](ctx context.Context, body []byte, budget int64) (v T, e Envel
 	}
 }
 
-// put puts a value's streams, which stream makes, and files into their fields.
+// put sets a value's streams, which stream makes, and its files.
 func (s Shape) put(v reflect.Value, fields []int, files []*os.File, stream func() (io.Reader, error)) error {
 	holder := s.holder(v)
-	if holder.IsValid() { // what was decoded into them has no file
+	if holder.IsValid() { // the decoded fields have no files
 		for i := range holder.NumField() {
 			if s.readers[i] || s.files[i] {
 				holder.Field(i).SetZero()

@@ -38,7 +38,8 @@ func TestShape(t *testing.T) {
 	}
 }
 
-// TestPack has values, with streams and files, come back as they were. The caller's are not touched.
+// TestPack has values with streams and files arrive as they were sent. The caller's are not
+// changed.
 func TestPack(t *testing.T) {
 	in := &value{A: 1, Text: "x", When: time.Now().Round(0), List: []value{{A: 2}}, Map: map[string]int{"a": 1}, R: strings.NewReader("stream"), F: os.Stdin, less: 3}
 	before := *in
@@ -73,7 +74,7 @@ func TestPack(t *testing.T) {
 	require.ErrorContains(t, err, "encoding a func()")
 }
 
-// TestUnpackLiar decodes what no worker encodes.
+// TestUnpackLiar decodes values that no worker encodes.
 func TestUnpackLiar(t *testing.T) {
 	encode := func(v any) []byte {
 		b, err := cbor.Marshal(v)

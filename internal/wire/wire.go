@@ -1,5 +1,6 @@
-// Package wire carries the calls of functions between this process and its workers: messages with descriptors over a socket, and
-// values as CBOR. Whoever is at the other end may have been taken over: what it sends is bounded, and nothing in it is taken on trust.
+// Package wire carries the calls of functions between this process and its workers: messages with
+// descriptors over a socket, and values as CBOR. The process at the other end may have been taken
+// over, so what it sends is bounded and nothing in it is trusted.
 package wire
 
 import (
@@ -7,17 +8,17 @@ import (
 	"os"
 )
 
-// Kind says what a message is.
+// Kind is the kind of a message.
 type Kind uint8
 
 const (
 	Hello    Kind = iota + 1 // by the worker: ready for calls
 	Call                     // to the worker
-	Cancel                   // to the worker: the caller does not want the answer any more
+	Cancel                   // to the worker: the caller no longer wants the answer
 	Answer                   // by the worker: what the function returned
 	Failure                  // by the worker: the error that it returned
 	Panicked                 // by the worker
-	Streamed                 // by the worker: the streams of its answer have been copied; an error, if there was one
+	Streamed                 // by the worker: the streams of its answer have been copied, or an error
 	Pipes                    // to the worker: the writing ends for the streams of its answer
 	numKinds
 )
@@ -30,7 +31,7 @@ func (k Kind) String() string {
 	return names[k]
 }
 
-// Message is one message. The files belong to whoever has it.
+// Message is one message. Its files belong to whoever has the message.
 type Message struct {
 	Kind  Kind
 	Body  []byte
@@ -45,8 +46,8 @@ func (m *Message) Close() {
 	m.Files = nil
 }
 
-// Discard closes the files without waiting, whatever they are: they are somebody's who may have
-// been taken over.
+// Discard closes the files without waiting, whatever they are: they come from a process that may
+// have been taken over.
 func (m *Message) Discard() {
 	for _, f := range m.Files {
 		discard(f)
@@ -57,5 +58,5 @@ func (m *Message) Discard() {
 // MaxFiles is how many files a message may carry.
 const MaxFiles = 64
 
-// ErrTooLarge says that a message is larger than it may be.
+// ErrTooLarge reports that a message is larger than its limit.
 var ErrTooLarge = errors.New("message too large")
