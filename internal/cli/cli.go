@@ -1,4 +1,5 @@
-// Package cli is the command sandbox, which there are two of: cmd/sandbox, and one in the module image that also knows images.
+// Package cli is the command sandbox. It is used by two commands: cmd/sandbox, and the one in the
+// module image, which also knows images.
 package cli
 
 import (
@@ -21,7 +22,7 @@ const usage = `usage:
   sandbox help                                 print this; "sandbox run -h" explains the flags
 `
 
-// Main does what the command line says, and ends this program.
+// Main runs the command line and exits.
 func Main() { os.Exit(dispatch(os.Args[1:])) }
 
 // dispatch runs the subcommand and returns the exit status.
@@ -73,9 +74,10 @@ func check(ctx context.Context, asJSON bool) int {
 // shutdownTimeout is far more than an idle cell takes to end.
 const shutdownTimeout = 30 * time.Second
 
-// withCleanup calls f with a context that SIGINT or SIGTERM ends, and leaves nothing of the runs behind.
+// withCleanup calls f with a context that SIGINT or SIGTERM cancels, and leaves nothing of the runs
+// behind.
 func withCleanup(f func(context.Context) int) int {
-	// Writing to a closed pipe must not end this program before it has cleaned up: the write fails instead.
+	// Writing to a closed pipe must fail, and not end this program before it has cleaned up.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	ctx, stop := interruptible()
 	defer stop()
@@ -95,8 +97,9 @@ func (i interrupt) Error() string {
 	return fmt.Sprintf("canceled by signal %d (%v)", i.Signal, i.Signal)
 }
 
-// interruptible returns a context of which the first SIGINT or SIGTERM is the cause of its end. A second one ends this
-// program at once: nothing outlives it, but it leaves empty directories to the next one.
+// interruptible returns a context that the first SIGINT or SIGTERM cancels, with the signal as its
+// cause. A second one ends this program at once: no process outlives it, but the next start has to
+// remove the empty directories.
 func interruptible() (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
@@ -116,7 +119,8 @@ func interruptible() (ctx context.Context, stop func()) {
 	return ctx, func() { signal.Stop(signals); cancel(nil) }
 }
 
-// complain prints an error, or all of joined ones, each on a line that begins with the name of this program.
+// complain prints an error, or each of several joined ones, on lines that begin with the name of
+// this program.
 func complain(err error) {
 	for line := range strings.Lines(err.Error()) {
 		fmt.Fprintln(os.Stderr, "sandbox: "+strings.TrimPrefix(strings.TrimSpace(line), "sandbox: "))

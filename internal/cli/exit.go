@@ -1,7 +1,7 @@
 package cli
 
-// What a run's end is to the caller: an exit status, and a line on the standard error if the status isn't the command's
-// own or a limit had a part in it.
+// How the end of a run is reported to the caller: an exit status, and a line on the standard error
+// if the status isn't the command's own or a limit contributed to it.
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-// Those of env(1), timeout(1) and the shell.
+// The same as those of env(1), timeout(1) and the shell.
 const (
 	statusTimeout       = 124
 	statusSetup         = 125
@@ -24,8 +24,8 @@ const (
 	statusOutput        = statusSignal + 25 // as if by SIGXFSZ; the number is Linux's
 )
 
-// outcome returns the exit status of a run, and the reason if that isn't the command's own. cause is why the run's context
-// ended.
+// outcome returns the exit status for a run, and the reason if that isn't the command's own. cause
+// is why the run's context ended.
 func outcome(s *settings, result *sandbox.Result, err, cause error) (status int, reason error) {
 	var signal interrupt
 	switch {
@@ -60,7 +60,7 @@ func outcome(s *settings, result *sandbox.Result, err, cause error) (status int,
 	return statusSetup, err
 }
 
-// commandStatus is what a shell would say of the command's end.
+// commandStatus returns the status that a shell would report for the command.
 func commandStatus(r *sandbox.Result) int {
 	if r.Signal != 0 {
 		return statusSignal + int(r.Signal)
@@ -69,13 +69,14 @@ func commandStatus(r *sandbox.Result) int {
 }
 
 func outOfMemory(limit int64) error {
-	if limit == 0 { // the limit of a parent, or the machine's own
+	if limit == 0 { // a parent's limit, or the machine's memory
 		return errors.New("out of memory")
 	}
 	return fmt.Errorf("out of memory (limit %s)", formatSize(uint64(limit)))
 }
 
-// startFailure tells a command that is not there, or is none, from everything else.
+// startFailure distinguishes a command that does not exist, or can't be executed, from everything
+// else.
 func startFailure(err error) (int, error) {
 	var setup *sandbox.SetupError
 	var exec *fs.PathError

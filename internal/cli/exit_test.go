@@ -17,7 +17,7 @@ import (
 
 func lines(err error) []string { return strings.Split(err.Error(), "\n") }
 
-// ended is what the library returns for a run that ended like this.
+// ended returns what the library returns for a run that ended like this.
 func ended(reason sandbox.Reason, code int, signal syscall.Signal) (*sandbox.Result, error) {
 	r := &sandbox.Result{Reason: reason, ExitCode: code, Signal: signal}
 	if code == 0 && reason == sandbox.Exited {
@@ -108,7 +108,7 @@ func TestOutcomeOfSignals(t *testing.T) {
 	}
 }
 
-// checkOutcome compares the status, and the beginning of the reason.
+// checkOutcome compares the status and the beginning of the reason.
 func checkOutcome(t *testing.T, s *settings, result *sandbox.Result, err, cause error, status int, line string) {
 	t.Helper()
 	got, reason := outcome(s, result, err, cause)

@@ -1,7 +1,7 @@
 package cli
 
-// The flags of "sandbox run": which there are, and how they are parsed. Every flag becomes an option of the library; what
-// their values look like is in values.go.
+// The flags of "sandbox run" and how they are parsed. Every flag becomes an option of the library.
+// values.go parses their values.
 
 import (
 	"context"
@@ -17,7 +17,7 @@ import (
 	"github.com/cellkit/sandbox/internal/fault"
 )
 
-// settings is what the command line asks for.
+// settings holds what the command line asks for.
 type settings struct {
 	opts    []sandbox.Option
 	explain bool
@@ -27,7 +27,7 @@ type settings struct {
 	image   string
 	command []string
 
-	// What the reason of a run's end tells; the rest is in opts.
+	// Used in the reason of a run's end; everything else is in opts.
 	memory, output   int64
 	timeout, cpuTime time.Duration
 }
@@ -39,7 +39,7 @@ type runFlag struct {
 	name   string
 	arg    string // what stands for its value in the help, "" if it takes none
 	help   string
-	option string // the option of the library that it stands for, in whose name the library complains
+	option string // the library's option that it stands for, which the library's errors name
 	set    func(s *settings, value string) error
 }
 
@@ -102,7 +102,7 @@ var otherFlags = []runFlag{
 	{"json", "", "tell on stderr, as one line of JSON, how the run ended and, with -usage, what it used", "", toggle(func(s *settings) { s.json = true })},
 }
 
-// flagGroups is all flags in the order of the help.
+// flagGroups lists all flags in the order of the help.
 var flagGroups = []struct {
 	title string
 	flags []runFlag
@@ -113,7 +113,8 @@ var flagGroups = []struct {
 	{"other", otherFlags},
 }
 
-// parse turns the arguments of "sandbox run" into settings. The error is all that is wrong, or flag.ErrHelp.
+// parse turns the arguments of "sandbox run" into settings. The error joins everything that is
+// wrong, or is flag.ErrHelp.
 func parse(args []string) (*settings, error) {
 	s := &settings{}
 	var wrong []error
@@ -124,7 +125,7 @@ func parse(args []string) (*settings, error) {
 			define(set, f, s, &wrong)
 		}
 	}
-	// Parse stops at the first error; what follows is parsed for its errors.
+	// Parse stops at the first error. The rest is parsed for its errors.
 	for rest := args; ; rest = set.Args() {
 		err := set.Parse(rest)
 		if err == nil {
@@ -136,7 +137,7 @@ func parse(args []string) (*settings, error) {
 		wrong = append(wrong, err)
 	}
 	switch s.command = set.Args(); {
-	case s.image != "": // which may have a command
+	case s.image != "": // an image may have a command
 	case len(s.command) > 0:
 		s.add(sandbox.WithCommand(s.command[0], s.command[1:]...))
 	case len(wrong) == 0:
@@ -148,7 +149,7 @@ func parse(args []string) (*settings, error) {
 	return s, nil
 }
 
-// flagError is a flag whose value can't be read.
+// flagError reports a flag whose value can't be parsed.
 type flagError struct {
 	flag runFlag
 	err  error
@@ -157,7 +158,7 @@ type flagError struct {
 func (e *flagError) Error() string { return fmt.Sprintf("-%s: %v", e.flag.name, e.err) }
 func (e *flagError) Unwrap() error { return e.err }
 
-// define adds the flag to the set. A wrong value is noted and doesn't end the parsing.
+// define adds the flag to the set. A wrong value is recorded and doesn't stop the parsing.
 func define(set *flag.FlagSet, f runFlag, s *settings, wrong *[]error) {
 	note := func(value string) error {
 		if err := f.set(s, value); err != nil {
@@ -172,8 +173,9 @@ func define(set *flag.FlagSet, f runFlag, s *settings, wrong *[]error) {
 	}
 }
 
-// alsoWrong is what the library says about those flags whose values could be read, so that all errors are seen at once. What it
-// says about the command, and of the lack of the others, only follows from their errors.
+// alsoWrong returns the library's errors about the flags whose values could be parsed, so that all
+// errors are reported at once. It leaves out errors about the command and about missing options,
+// which only follow from the errors in wrong.
 func (s *settings) alsoWrong(wrong []error) (more []error) {
 	_, err := sandbox.New(s.opts...).Explain()
 	if err == nil || errors.Is(err, errors.ErrUnsupported) {
@@ -199,16 +201,17 @@ func (s *settings) alsoWrong(wrong []error) (more []error) {
 	return more
 }
 
-// Image is a container image that was opened.
+// Image is a container image that has been opened.
 type Image interface {
-	// Options are the image's root and the rest of what it says of how to run something.
+	// Options returns the image's root and the other options that the image sets for its runs.
 	Options() []sandbox.Option
-	// Command is the image's entry point with arguments, or with those that it has itself.
+	// Command is the image's entry point with the given arguments, or with the image's own if
+	// there are none.
 	Command(args ...string) sandbox.Option
 	Close() error
 }
 
-// OpenImage opens the image that -image names. It is nil in a command that has nothing to do that with.
+// OpenImage opens the image that -image names. It is nil in the command that does not know images.
 var OpenImage func(ctx context.Context, ref string) (Image, error)
 
 func image(s *settings, ref string) error {
@@ -219,7 +222,7 @@ func image(s *settings, ref string) error {
 	return nil
 }
 
-// open adds what an image says before what the flags do.
+// open puts the options of an image before those of the flags.
 func (s *settings) open(ctx context.Context) (done func(), err error) {
 	if s.image == "" {
 		return func() {}, nil
@@ -232,7 +235,7 @@ func (s *settings) open(ctx context.Context) (done func(), err error) {
 	return func() { _ = img.Close() }, nil
 }
 
-// each returns the wrong options of a joined error one by one, and another error as it is.
+// each returns the wrong options of a joined error one by one, and any other error unchanged.
 func each(err error) []error {
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok || !errors.As(err, new(*sandbox.OptionError)) {
@@ -241,20 +244,20 @@ func each(err error) []error {
 	return joined.Unwrap()
 }
 
-// flagNames returns the library's error with flags in place of options.
+// flagNames returns the library's error with flags instead of options.
 func flagNames(err error) error {
 	var all []error
 	for _, err := range each(err) {
 		if wrong, ok := err.(*sandbox.OptionError); ok {
 			all = append(all, renamed{flagName(wrong.Option) + ": " + inFlags(wrong.Err.Error()), err})
-		} else { // of an image, or a run that can't start
+		} else { // from an image, or a run that can't start
 			all = append(all, renamed{inFlags(err.Error()), err})
 		}
 	}
 	return errors.Join(all...)
 }
 
-// flagName is how the command line says an option.
+// flagName returns the flag that stands for an option.
 func flagName(option string) string {
 	if option == "WithCommand" {
 		return "command" // which isn't a flag
@@ -269,12 +272,12 @@ func flagName(option string) string {
 	return option
 }
 
-// optionName is the name of an option in the library's own words: at the beginning of a word, so
-// not in a path.
+// optionName matches the name of an option in the library's texts. It must begin a word, so that
+// names in paths don't match.
 var optionName = regexp.MustCompile(`(?m)(^(?:sandbox: )?|[ (])(With[A-Za-z]+)`)
 
-// inFlags is a text of the library for people, with flags in place of options: the reason of an
-// error, or a remedy. Nothing depends on it but what is printed.
+// inFlags returns a text of the library with flags instead of options: the reason of an error, or a
+// remedy. The result is only printed.
 func inFlags(text string) string {
 	return optionName.ReplaceAllStringFunc(text, func(found string) string {
 		m := optionName.FindStringSubmatch(found)
@@ -291,7 +294,7 @@ type renamed struct {
 func (r renamed) Error() string { return r.text }
 func (r renamed) Unwrap() error { return r.error }
 
-// runUsage is the help of "sandbox run".
+// runUsage returns the help of "sandbox run".
 func runUsage() string {
 	var b strings.Builder
 	b.WriteString("usage: sandbox run [flags] [--] command [args...]\n")

@@ -1,7 +1,7 @@
 package cli
 
-// What -json prints: one object, with names that stay as they are. Times are in nanoseconds, sizes
-// in bytes.
+// The output of -json: one object, whose names don't change. Times are in nanoseconds, sizes in
+// bytes.
 
 import (
 	"encoding/json"
@@ -16,7 +16,7 @@ import (
 func writeJSON(w io.Writer, v any) {
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
-	_ = e.Encode(v) // nobody is left to be told of a closed pipe
+	_ = e.Encode(v) // fails on a closed pipe, where nobody reads an error either
 }
 
 type featureJSON struct {
@@ -47,10 +47,10 @@ func reportOf(r *sandbox.Report) reportJSON {
 
 // outcomeJSON is how a run ended, or why there was none.
 type outcomeJSON struct {
-	Status int    `json:"status"`          // that of this program
-	Error  string `json:"error,omitempty"` // why that is not the command's own
+	Status int    `json:"status"`          // exit status of this program
+	Error  string `json:"error,omitempty"` // why it is not the command's own
 
-	// Of a run that was started.
+	// Only for a run that was started.
 	Reason   string     `json:"reason,omitempty"` // as sandbox.Reason says it: "exited", "timed out", "out of memory" ...
 	ExitCode *int       `json:"exit_code,omitempty"`
 	Signal   int        `json:"signal,omitempty"`
@@ -69,7 +69,7 @@ type usageJSON struct {
 	PIDsPeak    uint64        `json:"pids_peak"`
 	PIDsRefused uint64        `json:"pids_refused"`
 	OOMKills    uint64        `json:"oom_kills"`
-	Uncounted   []string      `json:"uncounted"` // which of these this machine does not count
+	Uncounted   []string      `json:"uncounted"` // those of these fields that this machine does not count
 }
 
 func outcomeOf(r *sandbox.Result, status int, reason error, withUsage bool) outcomeJSON {
@@ -94,7 +94,7 @@ func outcomeOf(r *sandbox.Result, status int, reason error, withUsage bool) outc
 	return out
 }
 
-// usageNames is the names of usageJSON by those of the fields of sandbox.Usage.
+// usageNames maps the fields of sandbox.Usage to the names in usageJSON.
 var usageNames = sync.OnceValue(func() map[string]string {
 	names := map[string]string{}
 	for _, f := range reflect.VisibleFields(reflect.TypeFor[usageJSON]()) {

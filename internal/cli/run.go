@@ -42,8 +42,8 @@ func run(ctx context.Context, args []string) int {
 	return s.tell(result, status, reason)
 }
 
-// tell says on stderr why the status is not the command's own, if so, and what the run used, if
-// that is wanted. It returns the status.
+// tell prints on stderr why the status is not the command's own, if so, and what the run used, if
+// asked for. It returns the status.
 func (s *settings) tell(result *sandbox.Result, status int, reason error) int {
 	if s.json {
 		writeJSON(os.Stderr, outcomeOf(result, status, reason, s.usage))
@@ -68,7 +68,7 @@ func explain(s *settings) int {
 	return 0
 }
 
-// formatUsage tells in a few lines what a run used.
+// formatUsage describes in a few lines what a run used.
 func formatUsage(u sandbox.Usage) string {
 	short := func(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
 	refused := ""

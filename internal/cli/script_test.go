@@ -14,8 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestMain makes this test binary the command sandbox of the scripts. The library's cells start it too, but it
-// recognises those starts before TestMain.
+// TestMain makes this test binary the command sandbox of the scripts. The library's cells start it
+// too, but the library recognizes those starts before TestMain.
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sandbox": Main})
 }
@@ -38,7 +38,8 @@ func TestScripts(t *testing.T) {
 
 const scriptDir = "testdata/script"
 
-// status N command [args...] is the command of scripts for a command that must end with the exit status N.
+// status N command [args...] is a script command that requires the command to end with exit status
+// N.
 func status(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: status N command [args...]")

@@ -1,8 +1,8 @@
 package cli
 
-// The standard streams of "sandbox run" that are regular files. A run's user has an id of its own,
-// so to open such a file once more, as /dev/stdout or /dev/stdin, it needs the permissions that
-// others have. Where they lack, the run gets a pipe, which it may open.
+// The standard streams of "sandbox run" that are regular files. A run's user has an id of its own.
+// To open such a file again, as /dev/stdout or /dev/stdin, it needs the permissions of others. If
+// the file lacks these, the run gets a pipe, which it may open.
 
 import (
 	"io"
@@ -21,12 +21,12 @@ func streams() (opts []sandbox.Option, done func(), err error) {
 	}
 	stdout, stderr := output(os.Stdout), output(os.Stderr)
 	if stderr != io.Writer(os.Stderr) && sameFile(os.Stdout, os.Stderr) {
-		stderr = stdout // one pipe, as there is one file: what is written stays in order
+		stderr = stdout // one pipe, as there is one file: the output stays in order
 	}
 	return []sandbox.Option{sandbox.WithStdin(in), sandbox.WithStdout(stdout), sandbox.WithStderr(stderr)}, done, nil
 }
 
-// shut reports whether f is a regular file that others lack some of the permissions for.
+// shut reports whether f is a regular file that lacks some of the permissions for others.
 func shut(f *os.File, permissions os.FileMode) bool {
 	info, err := f.Stat()
 	return err == nil && info.Mode().IsRegular() && info.Mode()&permissions != permissions
@@ -38,7 +38,7 @@ func sameFile(a, b *os.File) bool {
 	return err1 == nil && err2 == nil && os.SameFile(ia, ib)
 }
 
-// output is f, or what the library copies to f.
+// output returns f, or a writer to f that makes the library give the run a pipe.
 func output(f *os.File) io.Writer {
 	if shut(f, 0o022) {
 		return &struct{ io.Writer }{f}
@@ -46,9 +46,9 @@ func output(f *os.File) io.Writer {
 	return f
 }
 
-// input is f, or a pipe that f is copied to. When the run has ended f stands behind what the run
-// has read, as if it had been handed over: in "while read name; do sandbox run ...; done <list"
-// each iteration reads a line.
+// input returns f, or a pipe that f is copied to. When the run has ended, the offset of f is where
+// the run has stopped reading, as if it had read f itself: in "while read name; do sandbox run ...;
+// done <list" each iteration reads a line.
 func input(f *os.File) (in *os.File, done func(), err error) {
 	begin, err := f.Seek(0, io.SeekCurrent)
 	if err != nil || !shut(f, 0o044) {
@@ -61,7 +61,7 @@ func input(f *os.File) (in *os.File, done func(), err error) {
 	copied := make(chan int64)
 	go func() {
 		n, _ := io.Copy(struct{ io.Writer }{w}, f)
-		_ = w.Close() // nothing is lost in it
+		_ = w.Close() // loses no data
 		copied <- n
 	}()
 	return r, func() {
@@ -70,6 +70,6 @@ func input(f *os.File) (in *os.File, done func(), err error) {
 		if left, err := unread(r); err == nil {
 			_, _ = f.Seek(begin+n-int64(left), io.SeekStart)
 		}
-		_ = r.Close() // it was for reading
+		_ = r.Close() // opened for reading only
 	}, nil
 }

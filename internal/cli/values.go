@@ -1,6 +1,7 @@
 package cli
 
-// The values of flags: each function here reads the value of one kind of flag. Ranges are checked by the library, all at once.
+// The values of flags: each function here parses one kind of value. The library checks ranges, all
+// at once.
 
 import (
 	"bytes"
@@ -20,10 +21,11 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-// setter reads a flag's value into the settings.
+// setter parses a flag's value into the settings.
 type setter = func(s *settings, value string) error
 
-// text is a value that the library takes as it is. Empty it would stand for the default, or for none.
+// text is a value that the library takes as it is. It can't be empty, since that would mean the
+// default, or none.
 func text(option func(string) sandbox.Option) setter {
 	return func(s *settings, value string) error {
 		if value == "" {
@@ -34,7 +36,7 @@ func text(option func(string) sandbox.Option) setter {
 	}
 }
 
-// toggle is a flag without a value; -name=false is as if it were not given.
+// toggle is a flag without a value. -name=false is as if it were not given.
 func toggle(do func(*settings)) setter {
 	return func(s *settings, value string) error {
 		on, err := strconv.ParseBool(value)
@@ -58,7 +60,7 @@ func size(use func(*settings, int64)) setter {
 	}
 }
 
-// parseSize reads a number of bytes, KiB, MiB or GiB.
+// parseSize parses a number of bytes, KiB, MiB or GiB.
 func parseSize(value string) (int64, error) {
 	digits, unit := value, int64(1)
 	if i := len(value) - 1; i > 0 {
@@ -81,7 +83,7 @@ func parseSize(value string) (int64, error) {
 	return int64(n) * unit, nil
 }
 
-// formatSize is the reverse of parseSize for people.
+// formatSize formats a size for people.
 func formatSize(n uint64) string {
 	for _, u := range []struct {
 		size uint64
@@ -133,7 +135,7 @@ func pids(s *settings, value string) error {
 	return nil
 }
 
-// rlimit reads NAME=SOFT[:HARD]. HARD is SOFT if not given.
+// rlimit parses NAME=SOFT[:HARD]. HARD is SOFT if not given.
 func rlimit(s *settings, value string) error {
 	name, limits, ok := strings.Cut(value, "=")
 	softText, hardText, hasHard := strings.Cut(limits, ":")
@@ -157,7 +159,7 @@ func parseRlimit(value string) (uint64, error) {
 	return uint64(n), err
 }
 
-// bind reads SRC[:DST]. SRC may contain colons if DST is given.
+// bind parses SRC[:DST]. SRC may contain colons if DST is given.
 func bind(option func(src, dst string) sandbox.Option) setter {
 	return func(s *settings, value string) error {
 		src, dst := value, ""
@@ -179,7 +181,7 @@ func bind(option func(src, dst string) sandbox.Option) setter {
 	}
 }
 
-// absolute is a path of the caller's, relative to the working directory.
+// absolute makes a path of the caller's absolute, relative to the working directory.
 func absolute(path string) (string, error) {
 	if path == "" {
 		return "", errors.New("the path on the host is empty")
@@ -214,7 +216,7 @@ func rootfs(s *settings, value string) error {
 	return nil
 }
 
-// file reads DST=SRC. The copy has SRC's permission bits.
+// file parses DST=SRC. The copy has SRC's permission bits.
 func file(s *settings, value string) error {
 	dst, src, ok := strings.Cut(value, "=")
 	if !ok || src == "" {
@@ -229,7 +231,7 @@ func file(s *settings, value string) error {
 	if err != nil {
 		return err
 	}
-	// One byte more than the library takes is enough for it to refuse.
+	// One byte more than the library takes makes it refuse the file.
 	data, err := io.ReadAll(io.LimitReader(f, sandbox.MiB+1))
 	if err != nil {
 		return err
@@ -290,7 +292,7 @@ func network(s *settings, value string) error {
 	return fmt.Errorf("%q is neither none nor host", value)
 }
 
-// capability takes names in the forms NET_ADMIN, CAP_NET_ADMIN and cap_net_admin.
+// capability parses names in the forms NET_ADMIN, CAP_NET_ADMIN and cap_net_admin.
 func capability(s *settings, value string) error {
 	s.add(sandbox.WithCapabilities("CAP_" + strings.TrimPrefix(strings.ToUpper(value), "CAP_")))
 	return nil

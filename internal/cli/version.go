@@ -20,8 +20,8 @@ func printVersion(asJSON bool) {
 	fmt.Printf("sandbox %s%s, %s %s/%s\n", v, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
-// built is what the go command recorded in this program: the module's version, or the commit it was
-// built from.
+// built returns what the go command recorded in this program: the module's version, or the commit
+// it was built from.
 func built() (v, commit string) {
 	v = "(devel)"
 	if info, ok := debug.ReadBuildInfo(); ok {
