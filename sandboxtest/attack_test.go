@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// counters is a file of counters of n bytes that says that its tables have so many.
+// counters is a file of n bytes of counters whose header claims tables of the given size.
 func counters(n int, table uint32) *fstest.MapFile {
 	b := make([]byte, n)
 	copy(b, "\x00cwm")
@@ -24,7 +24,7 @@ func counters(n int, table uint32) *fstest.MapFile {
 	return &fstest.MapFile{Data: b}
 }
 
-// TestAttackCoverage has a test leave, in place of its counters, what would fill the disk or the
+// TestAttackCoverage has a test leave, instead of its counters, what would fill the disk or the
 // memory of the host.
 func TestAttackCoverage(t *testing.T) {
 	t.Parallel()
@@ -61,7 +61,7 @@ func TestAttackCoverage(t *testing.T) {
 	}
 }
 
-// TestAttackEvents has a test's process report without end. It costs little, and the test fails.
+// TestAttackEvents has a test's process report without end. That costs little, and the test fails.
 func TestAttackEvents(t *testing.T) {
 	t.Parallel()
 	run := "\x16=== RUN   TestX"
@@ -86,7 +86,7 @@ func TestAttackEvents(t *testing.T) {
 			r := p.conclude(nil)
 			require.LessOrEqual(t, len(p.results)+len(r.items), 2*maxItems+2)
 			if what == "output here, there" && r.status == passed {
-				return // the pieces of each test are one
+				return // each test's pieces are joined
 			}
 			require.Equal(t, failed, r.status)
 			require.Contains(t, r.problem, "it reported more than")

@@ -19,8 +19,9 @@ import (
 
 const coverDir = "/coverage"
 
-// covered runs the test and has what it covers count for this process, if that is measured. Package testing merges the counters that it finds
-// in the directory of -test.gocoverdir when it writes its own.
+// covered runs the test and, if coverage is measured, adds the test's coverage to this process's.
+// Package testing merges the counters that it finds in the directory of -test.gocoverdir when it
+// writes its own.
 func covered(t *testing.T, run func(args []string, opts ...sandbox.Option) (*parser, error)) (*parser, error) {
 	args := arguments(t)
 	if testing.CoverMode() == "" {
@@ -50,10 +51,10 @@ func covered(t *testing.T, run func(args []string, opts ...sandbox.Option) (*par
 	return events, err
 }
 
-// coverPlace is where this process will write its counters.
+// coverPlace is the directory to which this process will write its counters.
 type coverPlace struct {
 	dir     string
-	scratch *sandbox.Scratch // of dir; in use until this process ends
+	scratch *sandbox.Scratch // for dir; in use until this process ends
 }
 
 var ownCoverPlace = sync.OnceValues(func() (p coverPlace, err error) {
@@ -76,9 +77,9 @@ const (
 
 var counterName = regexp.MustCompile(`^covcounters\.[0-9a-f]{32}\.[0-9]+\.[0-9]+$`)
 
-// copyCounters copies the files with counters that runtime/coverage writes. Their names are those
-// of no other process's. What describes the program, covmeta files, this process writes itself.
-// Others are left alone: what is there is as trustworthy as the test.
+// copyCounters copies the files of counters that runtime/coverage writes, under names that no other
+// process uses. It leaves out the files that describe the program (covmeta), which this process
+// writes itself, and all others: the files are only as trustworthy as the test.
 func copyCounters(from fs.FS, to string) error {
 	list, err := fs.ReadDir(from, ".")
 	if err != nil {
@@ -123,9 +124,9 @@ func readCounters(from fs.FS, name string, room int64) ([]byte, error) {
 	return b, nil
 }
 
-// wellFormed reports whether a file of counters begins as one does, with a table of strings and
-// arguments that are in it: package testing takes the memory that they are said to need. See
-// internal/coverage, CounterFileHeader and CounterSegmentHeader.
+// wellFormed reports whether a file of counters begins with valid tables of strings and arguments:
+// package testing allocates the memory that these claim to need. See internal/coverage,
+// CounterFileHeader and CounterSegmentHeader.
 func wellFormed(b []byte) bool {
 	const header = 32 + 16
 	if len(b) < header || string(b[:4]) != "\x00cwm" {
@@ -135,7 +136,7 @@ func wellFormed(b []byte) bool {
 	return uint64(strings)+uint64(arguments) <= uint64(len(b)-header)
 }
 
-// writeNew writes a file unless it is there.
+// writeNew writes a file unless it exists.
 func writeNew(name string, b []byte) error {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if errors.Is(err, fs.ErrExist) {

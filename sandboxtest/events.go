@@ -19,7 +19,7 @@ const (
 	skipped status = "SKIP"
 )
 
-// result is what became of a test.
+// result is the outcome of a test.
 type result struct {
 	name    string
 	status  status // "" if it has not ended
@@ -27,29 +27,30 @@ type result struct {
 	problem string // of the sandbox, not of the test
 }
 
-// item is one of a test's output, a subtest, and an attribute.
+// item is a piece of a test's output, a subtest or an attribute.
 type item struct {
 	text       []byte
 	sub        *result
 	key, value string
 }
 
-// parser reads what a test binary writes with -test.v=test2json: the output of tests, and lines about them behind a marker.
+// parser parses what a test binary writes with -test.v=test2json: the output of tests, and lines
+// about them that begin with a marker.
 type parser struct {
-	name    string // of the test that counts
+	name    string // the isolated test
 	results map[string]*result
-	current *result // whose output comes next, nil if it is not of the test that counts
-	pending []byte  // a line about tests that is not complete
+	current *result // whose output follows, nil if it is not part of the isolated test
+	pending []byte  // an incomplete line about tests
 	inLine  bool
-	rest    tail // output of nobody
-	items   int  // of all results
+	rest    tail // output outside of the isolated test
+	items   int  // in all results
 }
 
 const (
 	marker  = 0x16
 	maxLine = 64 << 10
 
-	// A line about a test is short; what is made of it is not.
+	// Lines about tests are short, but what they add up to is not.
 	maxItems = 1 << 18 // subtests, attributes and pieces of output
 	maxName  = 4 << 10
 	maxDepth = 100 // slashes in a name
@@ -102,7 +103,7 @@ func (p *parser) output(text []byte) {
 	}
 }
 
-// line takes a line about a test.
+// line parses a line about a test.
 func (p *parser) line(line string) {
 	word, rest, _ := strings.Cut(line, " ")
 	kind, about, _ := strings.Cut(rest, " ")
@@ -132,7 +133,8 @@ func (p *parser) line(line string) {
 	}
 }
 
-// begin is the result of a test that begins, nil if it is neither the one that counts nor below it.
+// begin returns the result of a test that begins, or nil if that is not the isolated test or one
+// below it.
 func (p *parser) begin(name string) *result {
 	if name != p.name && !strings.HasPrefix(name, p.name+"/") || p.results[name] != nil {
 		return p.results[name]
@@ -143,7 +145,8 @@ func (p *parser) begin(name string) *result {
 	}
 	r := &result{name: name}
 	p.results[name] = r
-	// A name may have slashes of its own, so the one above is the deepest that is there and has not ended.
+	// A name may contain slashes of its own, so the parent is the deepest test with a matching
+	// name that has not ended.
 	for above := name; above != p.name; {
 		above = above[:strings.LastIndexByte(above, '/')]
 		if up := p.results[above]; up != nil && (up.status == "" || above == p.name) {
@@ -154,7 +157,7 @@ func (p *parser) begin(name string) *result {
 	return r
 }
 
-// conclude is the result of the test, given how its process ended.
+// conclude returns the result of the test, given how its process ended.
 func (p *parser) conclude(err error) *result {
 	if p.inLine {
 		p.output(p.pending)

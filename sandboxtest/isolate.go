@@ -17,46 +17,46 @@ import (
 	"github.com/cellkit/sandbox/internal/hook"
 )
 
-// isolatedEnv names, in its sandbox, the test that is isolated.
+// isolatedEnv names the isolated test, in the environment of its sandbox.
 const isolatedEnv = "_SANDBOXTEST_ISOLATED"
 
-// isolated is the test that this process is a sandbox for, if it is one.
+// isolated is the test that this process was started for in a sandbox, if any.
 var isolated = func() string {
 	name := os.Getenv(isolatedEnv)
-	_ = os.Unsetenv(isolatedEnv) // it is not what the test set out with
+	_ = os.Unsetenv(isolatedEnv) // the test must not see it
 	return name
 }()
 
 const (
 	home = "/home/sandbox"
 
-	// maxOutput is how much an isolated test may write.
+	// maxOutput bounds what an isolated test may write.
 	maxOutput = 64 * sandbox.MiB
 )
 
 // Isolate is the first line of a test that is to run in a sandbox: this test binary is executed
-// again, in a run, for this test only. What is after the line runs there and nowhere else; its
-// result, its log and its subtests are reported as this test's.
+// again, in a run, for this test only. The lines after it run only there. The result, the log and
+// the subtests there are reported as this test's.
 //
-// Inside there is nothing but the test binary and the shared libraries that it needs, the writable
-// file systems of every run, and what the options add, such as WithReadOnlyBind for files that the
-// test reads, or WithRootfs(HostRootfs()) for the host's programs. There is no network but a
-// loopback of its own, and nothing of this process's environment. Else it is a sandbox as New makes
-// it. The working directory is empty and writable: the home directory. The package's init functions
-// and TestMain run there too, with the flags of this process.
+// Inside there is nothing except the test binary and the shared libraries that it needs, the
+// writable file systems of every run, and what the options add, such as WithReadOnlyBind for files
+// that the test reads, or WithRootfs(HostRootfs()) for the host's programs. There is no network
+// except a loopback interface of its own, and nothing of this process's environment. Otherwise it
+// is a sandbox as New makes it. The working directory is empty and writable: the home directory.
+// The package's init functions and TestMain run there too, with the flags of this process.
 //
 // Isolate may also be the first line of a subtest or of a fuzz target (for its seeds: not with
-// -fuzz), and come after t.Parallel. In a test that is isolated, subtests are isolated with it;
-// there Isolate does nothing. Flags such as -run for subtests, -count, -cpu, -short and -timeout
-// mean what they do elsewhere; with -cover, what the isolated test covers counts, up to 64 files of
-// counters with 16 MiB, which takes, as root, Linux 6.3. A test that panics or is killed, by a
-// limit for example, fails. What it writes to its outputs is in the log, up to 64 MiB; one that
-// reports more than 262,144 subtests, attributes and pieces of output between them fails.
+// -fuzz), and may follow t.Parallel. The subtests of an isolated test are isolated with it; a call
+// of Isolate in them does nothing. Flags such as -run for subtests, -count, -cpu, -short and
+// -timeout mean what they do elsewhere. With -cover, what the isolated test covers counts, up to 64
+// files of counters with 16 MiB together, which takes Linux 6.3 as root. A test that panics or is
+// killed, by a limit for example, fails. What it writes to its outputs is in the log, up to 64 MiB;
+// one that reports more than 262,144 subtests, attributes and pieces of output between them fails.
 //
-// The go command does not see what the test reads inside: where its cache of results matters, use
+// The go command does not see what the test reads inside. If its cache of results matters, use
 // -count=1 after changing what the options show of the host.
 //
-// It needs what every run needs (Need).
+// Isolate needs what every run needs (Need).
 func Isolate(t *testing.T, opts ...sandbox.Option) {
 	t.Helper()
 	if isolated != "" {
@@ -74,7 +74,7 @@ func Isolate(t *testing.T, opts ...sandbox.Option) {
 	finish(t)
 }
 
-// isolate runs the test in its sandbox and returns what became of it.
+// isolate runs the test in its sandbox and returns the outcome.
 func isolate(t *testing.T, opts []sandbox.Option) *result {
 	t.Helper()
 	exe, err := os.Executable()
@@ -95,7 +95,7 @@ func isolate(t *testing.T, opts []sandbox.Option) *result {
 	return events.conclude(err)
 }
 
-// seeds shows a fuzz target the files with its seeds.
+// seeds gives a fuzz target the files with its seeds.
 func seeds(t *testing.T) []sandbox.Option {
 	name, _, _ := strings.Cut(t.Name(), "/")
 	dir, err := filepath.Abs(filepath.Join("testdata", "fuzz", name))
@@ -105,7 +105,7 @@ func seeds(t *testing.T) []sandbox.Option {
 	return []sandbox.Option{sandbox.WithReadOnlyBind(dir, home+"/testdata/fuzz/"+name)}
 }
 
-// arguments are this process's flags, changed so that they ask for the one test.
+// arguments returns this process's flags, changed so that they select the one test.
 func arguments(t *testing.T) []string {
 	args := []string{"-test.v=test2json", "-test.paniconexit0", "-test.count=1", "-test.run=" + only(t.Name(), value("test.run")),
 		fmt.Sprintf("-test.cpu=%d", runtime.GOMAXPROCS(0))}
@@ -129,8 +129,9 @@ func value(name string) string {
 	return ""
 }
 
-// finish ends a test that passed elsewhere. Of the ways that package testing has to end a test from within it, all say that it failed or was
-// skipped; runtime.Goexit is taken for one of these two unless the test is marked as finished.
+// finish ends a test that passed in its sandbox. Package testing has ways to end a test from within
+// it only as failed or skipped, and takes runtime.Goexit for one of these two unless the test is
+// marked as finished.
 func finish(t *testing.T) {
 	t.Helper()
 	finished := reflect.ValueOf(t).Elem().FieldByName("common").FieldByName("finished")

@@ -28,14 +28,15 @@ var (
 	word    = flag.String("word", "", "what TestSampleFlags expects")
 )
 
-// Samples are tests that this test binary is executed for, and that count for nothing otherwise.
+// sample marks a test that other tests execute this test binary for, and that does nothing
+// otherwise.
 func sample(t *testing.T, opts ...sandbox.Option) {
 	t.Helper()
 	if *touched == "" {
 		t.Skip("a sample for other tests")
 	}
 	Isolate(t, opts...)
-	_ = os.WriteFile(*touched, []byte(t.Name()), 0o600) // must not be there
+	_ = os.WriteFile(*touched, []byte(t.Name()), 0o600) // this file must not be there afterwards
 }
 
 func TestSamplePass(t *testing.T) {
@@ -149,7 +150,8 @@ func FuzzSample(f *testing.F) {
 	})
 }
 
-// samples executes this test binary for samples and returns what go test would show, and whether it passed.
+// samples executes this test binary for samples and returns what go test would print, and whether
+// it passed.
 func samples(t *testing.T, args ...string) (string, bool) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "touched")
@@ -168,7 +170,7 @@ func samples(t *testing.T, args ...string) (string, bool) {
 	return text, err == nil
 }
 
-// requireLines requires of a text that it has the lines, in their order.
+// requireLines requires that a text has the lines, in this order.
 func requireLines(t *testing.T, text string, lines ...string) {
 	t.Helper()
 	rest := "\n" + text
@@ -217,7 +219,8 @@ func TestRootlessIsolateSkips(t *testing.T) {
 	requireLines(t, out, "    isolate_test.go:N: skipped inside", "--- SKIP: TestSampleSkip (T)", "PASS")
 }
 
-// A process that does not end as a test does makes the test fail, with all that is known of why.
+// A process that does not end as a test does makes the test fail, with all that is known about the
+// cause.
 func TestRootlessIsolateDies(t *testing.T) {
 	t.Parallel()
 	Need(t)
@@ -233,7 +236,7 @@ func TestRootlessIsolateDies(t *testing.T) {
 			timeout := "10m"
 			if name == "Sleep" {
 				timeout = "8s"
-				testkit.Need(t, "a machine that is not emulated") // it may take that long to get there
+				testkit.Need(t, "a machine that is not emulated") // getting there may take as long
 			}
 			out, ok := samples(t, "-test.run=^TestSample"+name+"$", "-test.timeout="+timeout)
 			require.False(t, ok)
@@ -325,7 +328,7 @@ func TestRootlessInsideWithTheHost(t *testing.T) {
 	require.Equal(t, "sandbox\n", string(out))
 }
 
-// What isolated tests cover is merged with what the others do.
+// What isolated tests cover is merged with the coverage of the others.
 func TestRootlessIsolateCoverage(t *testing.T) {
 	t.Parallel()
 	Need(t)
@@ -382,7 +385,7 @@ func TestParser(t *testing.T) {
 	require.Equal(t, []item{{text: []byte("x=== incomplete")}}, r.items)
 }
 
-// FuzzParser has a process write what it likes.
+// FuzzParser has a process write anything.
 func FuzzParser(f *testing.F) {
 	f.Add([]byte("\x16=== RUN   TestX\n\x16=== RUN   TestX/a\nx\x16--- PASS: TestX/a (0.00s)\n\x16--- PASS: TestX (0.00s)\n\x16PASS\n"), 0)
 	f.Add([]byte("\x16=== RUN   TestX//\n\x16=== RUN   TestX/\n\x16=== ATTR  TestX/ \n"), 1)

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// only is a pattern for -test.run that matches the test of the given name and, of its subtests, those that the pattern of
-// this process matches.
+// only returns a pattern for -test.run that matches the test with the given name and, of its
+// subtests, those that the pattern of this process matches.
 func only(name, pattern string) string {
 	names := strings.Split(name, "/")
 	exact := make([]string, len(names))
@@ -21,13 +21,13 @@ func only(name, pattern string) string {
 			choices = append(choices, strings.Join(append(exact[:len(exact):len(exact)], deeper...), "/"))
 		}
 	}
-	if len(choices) == 0 { // a name of which package testing thinks differently
+	if len(choices) == 0 { // package testing splits this name differently
 		return strings.Join(exact, "/")
 	}
 	return strings.Join(choices, "|")
 }
 
-// matches tells whether each name matches its element, as far as there are any.
+// matches reports whether each name matches its element, as far as there are elements.
 func matches(elements, names []string) bool {
 	for i := range min(len(elements), len(names)) {
 		if ok, err := regexp.MatchString(elements[i], names[i]); err != nil || !ok {
@@ -37,7 +37,8 @@ func matches(elements, names []string) bool {
 	return true
 }
 
-// split splits a pattern where the separator is in no brackets and not escaped, as package testing does.
+// split splits a pattern at separators that are neither in brackets nor escaped, as package testing
+// does.
 func split(pattern string, at byte) (parts []string) {
 	brackets, parentheses, begin := 0, 0, 0
 	for i := 0; i < len(pattern); i++ {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// replay makes what became of a test in its sandbox the result of t, but that it passed.
+// replay reports the outcome of a test in its sandbox as that of t, except that it passed.
 func (r *result) replay(t *testing.T) {
 	t.Helper()
 	for _, i := range r.items {
@@ -30,7 +30,7 @@ func (r *result) replay(t *testing.T) {
 	}
 }
 
-// unindented takes from the lines of a log the indentation that they get again.
+// unindented removes from the lines of a log the indentation that they will get again.
 func unindented(text []byte) []byte {
 	lines := bytes.SplitAfter(text, []byte("\n"))
 	for i, line := range lines {

@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { testkit.Main(m, sandbox.Shutdown) }
 
-// fake is a test that a test looks at.
+// fake is a test that another test inspects.
 type fake struct {
 	testing.TB
 	end *time.Time
@@ -72,7 +72,7 @@ func TestRootlessNew(t *testing.T) {
 	require.Equal(t, "Asia/Tokyo\n", string(out), "options come last")
 }
 
-// What a failing run wrote is in the log, what another wrote is not.
+// The output of a failing run is in the log, that of another is not.
 func TestRootlessLogsFailingRuns(t *testing.T) {
 	Need(t)
 	f := &fake{TB: t}

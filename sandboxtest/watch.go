@@ -18,7 +18,7 @@ type watcher struct {
 	t testing.TB
 
 	mu   sync.Mutex
-	over bool // the test is
+	over bool // the test is over
 	live map[*sandbox.Process]bool
 	wait sync.WaitGroup
 }
@@ -33,7 +33,7 @@ func (w *watcher) option() sandbox.Option { return hook.Around(w.start).(sandbox
 
 var errOver = errors.New("sandboxtest: the test is over")
 
-// start starts a run that ends with the test, and logs what it wrote if it fails.
+// start starts a run that ends with the test, and logs its output if the run fails.
 func (w *watcher) start(ctx context.Context, s *sandbox.Sandbox) (*sandbox.Process, error) {
 	w.mu.Lock()
 	if w.over {
@@ -55,7 +55,7 @@ func (w *watcher) start(ctx context.Context, s *sandbox.Sandbox) (*sandbox.Proce
 	over := w.over
 	w.mu.Unlock()
 	if over {
-		_ = p.Kill() // the run has ended if that fails
+		_ = p.Kill() // if this fails, the run has ended
 	}
 	go func() {
 		defer w.wait.Done()
@@ -71,7 +71,7 @@ func (w *watcher) start(ctx context.Context, s *sandbox.Sandbox) (*sandbox.Proce
 	return p, nil
 }
 
-// end kills what still runs, and waits for it.
+// end kills the runs that are alive and waits for them.
 func (w *watcher) end() {
 	w.mu.Lock()
 	w.over = true
@@ -82,7 +82,8 @@ func (w *watcher) end() {
 	w.wait.Wait()
 }
 
-// withDeadline ends a moment before the test is ended by its deadline, if it has one.
+// withDeadline returns a context that ends a moment before the test's deadline, if the test has
+// one.
 func withDeadline(ctx context.Context, t testing.TB) (context.Context, context.CancelFunc) {
 	end, ok := deadline(t)
 	if !ok {
@@ -91,7 +92,7 @@ func withDeadline(ctx context.Context, t testing.TB) (context.Context, context.C
 	return context.WithDeadline(ctx, end)
 }
 
-// deadline is when what the test started should end.
+// deadline returns when runs that the test started should end.
 func deadline(t testing.TB) (time.Time, bool) {
 	d, ok := t.(interface{ Deadline() (time.Time, bool) }) // a benchmark has none
 	if !ok {
@@ -104,7 +105,7 @@ func deadline(t testing.TB) (time.Time, bool) {
 // maxTail is how much of a run's output is kept for the log.
 const maxTail = 64 << 10
 
-// tail keeps the end of what both outputs of a run say.
+// tail keeps the end of both outputs of a run.
 type tail struct {
 	mu   sync.Mutex
 	b    []byte
@@ -130,7 +131,7 @@ func (l *tail) String() string {
 	return string(l.b)
 }
 
-// listen has the log get what the sandbox writes elsewhere.
+// listen returns options that send the sandbox's output to the log too.
 func (l *tail) listen(s *sandbox.Sandbox) []sandbox.Option {
 	stdout, stderr, same := hook.Outputs(s)
 	out := l.beside(stdout)
@@ -144,13 +145,13 @@ func (l *tail) beside(w io.Writer) io.Writer {
 	switch w.(type) {
 	case nil:
 		return l
-	case *os.File: // which the run has itself
+	case *os.File: // passed to the run directly
 		return w
 	}
 	return &both{w, l}
 }
 
-// both writes to w what its caller is told of, and to l the same.
+// both writes to w and l. Its result is that of w.
 type both struct {
 	w io.Writer
 	l *tail

@@ -1,4 +1,4 @@
-// Package covered has functions of which tests cover one each.
+// Package covered has functions that are each covered by one test.
 package covered
 
 func Outside() int { return 1 }
