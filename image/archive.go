@@ -18,7 +18,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// tarFiles are those of a tar archive, which are read where they lie in it.
+// tarFiles are the files of a tar archive, which are read in place.
 type tarFiles struct {
 	file    *os.File
 	entries map[string]entry
@@ -30,7 +30,7 @@ type entry struct {
 	link         string // from the archive's root
 }
 
-// index finds out where the files are. Of entries with the same name the last counts, as it does
+// index finds out where the files are. Of several entries with the same name the last counts, as
 // for tar.
 func (a *tarFiles) index(ctx context.Context) error {
 	info, err := a.file.Stat()
@@ -56,13 +56,13 @@ func (a *tarFiles) index(ctx context.Context) error {
 		}
 		at := path.Clean(strings.TrimLeft(h.Name, "/"))
 		if len(at) > maxName || len(h.Linkname) > maxName {
-			continue // no tool's
+			continue // no tool writes such a name
 		}
 		e := entry{size: h.Size}
 		switch h.Typeflag {
 		case tar.TypeReg:
-			// A tar.Reader reads no further than the header, so the content is next. A sparse
-			// file's is not.
+			// A tar.Reader reads no further than the header, so the content follows
+			// here. A sparse file's content does not.
 			if e.offset, err = in.Seek(0, io.SeekCurrent); err != nil {
 				return err
 			}
@@ -82,10 +82,10 @@ func (a *tarFiles) index(ctx context.Context) error {
 	}
 }
 
-// noTar is the error for what can't be read as an archive, which may be one that is compressed.
+// noTar returns the error for a file that can't be read as an archive. It may be a compressed one.
 func (a *tarFiles) noTar(err error) error {
 	head := make([]byte, 6)
-	_, _ = a.file.ReadAt(head, 0) // a file that is shorter is no archive either
+	_, _ = a.file.ReadAt(head, 0) // a shorter file is no archive either
 	for magic, tool := range map[string]string{"\x1f\x8b": "gzip", "\x28\xb5\x2f\xfd": "zstd", "BZh": "bzip2", "\xfd7zXZ\x00": "xz"} {
 		if bytes.HasPrefix(head, []byte(magic)) {
 			return fmt.Errorf("it is compressed with %s: decompress it first", tool)
@@ -103,7 +103,8 @@ func isSparse(h *tar.Header) bool {
 	return false
 }
 
-// seeker is a file that ends with ctx. A tar.Reader seeks over what it does not read.
+// seeker is a file whose methods fail once ctx has ended. A tar.Reader seeks over what it does not
+// read.
 type seeker struct {
 	*io.SectionReader
 	ctx context.Context
@@ -133,15 +134,15 @@ func (a *tarFiles) open(name string) (io.ReadCloser, int64, error) {
 	return nil, 0, fmt.Errorf("%w: %s: more than %d links", errHostile, name, maxLinks)
 }
 
-// saved is what docker save says of an image in manifest.json.
+// saved is an image's entry in the manifest.json of docker save.
 type saved struct {
 	Config   string
 	RepoTags []string
 	Layers   []string
 }
 
-// fromDocker takes an image out of an archive of docker save. It has no manifest with a digest; the
-// configuration's is Docker's own name for the image.
+// fromDocker finds an image in an archive of docker save. It has no manifest with a digest; the
+// digest of the configuration is Docker's own name for the image.
 func fromDocker(ctx context.Context, a *tarFiles, tag string, o *options) (*source, error) {
 	raw, err := readFile(ctx, a, "manifest.json")
 	if err != nil {

@@ -26,8 +26,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A layout that somebody hostile wrote is read without waiting, without memory, and no further than
-// its directory.
+// A layout that an attacker wrote is read without waiting, with little memory, and only within its
+// directory.
 func TestRootlessAttackLayout(t *testing.T) {
 	good := imageOf(t, v1.Config{}, asGzip(t, tarOf(t, file{name: "x", content: "x"})))
 	blob := func(hash func() (v1.Hash, error)) string {
@@ -78,7 +78,7 @@ func TestRootlessAttackLayout(t *testing.T) {
 		}
 	}
 
-	// Directories on the way are no way out either, but what is linked within is there.
+	// Directories on the way do not lead out either, but links within the layout work.
 	dir := layoutOf(t, good)
 	require.NoError(t, os.Rename(filepath.Join(dir, "blobs"), filepath.Join(dir, "elsewhere")))
 	require.NoError(t, os.Symlink("elsewhere", filepath.Join(dir, "blobs")))
@@ -90,8 +90,8 @@ func TestRootlessAttackLayout(t *testing.T) {
 	_, err = Open(t.Context(), dir, WithStore(newStore(t)))
 	require.ErrorContains(t, err, "a link out of the layout")
 
-	// What is given as the layout or the archive itself may be a link, which is the caller's, and
-	// nothing that is waited for.
+	// The given path of the layout or archive itself may be a link, since it is the caller's,
+	// but must not be waited for.
 	link := filepath.Join(t.TempDir(), "link")
 	require.NoError(t, os.Symlink(layoutOf(t, good), link))
 	require.NoError(t, open(t, newStore(t), link).Close())
@@ -103,7 +103,7 @@ func TestRootlessAttackLayout(t *testing.T) {
 	}
 }
 
-// The sizes and the number of what an index says.
+// An index with sizes and numbers that are too large.
 func TestRootlessAttackLayoutIndex(t *testing.T) {
 	good := imageOf(t, v1.Config{}, asGzip(t, tarOf(t, file{name: "x", content: "x"})))
 	dir := layoutOf(t, good)
@@ -150,7 +150,7 @@ func TestRootlessAttackLayoutIndex(t *testing.T) {
 	}
 }
 
-// An archive that somebody hostile wrote, of either kind.
+// An archive of either kind that an attacker wrote.
 func TestRootlessAttackArchive(t *testing.T) {
 	good := imageOf(t, v1.Config{}, asPlain(t, tarOf(t, file{name: "x", content: "x"})))
 	dir := layoutOf(t, good)
@@ -166,7 +166,7 @@ func TestRootlessAttackArchive(t *testing.T) {
 	h, err := good.Digest()
 	require.NoError(t, err)
 	manifest := path.Join("blobs/sha256", h.Hex)
-	// archive is the layout's with a file in the place of another.
+	// archive returns the layout's archive with one file replaced.
 	archive := func(in file) []byte {
 		files := []file{}
 		for _, f := range layout {
@@ -192,7 +192,7 @@ func TestRootlessAttackArchive(t *testing.T) {
 		return tarOf(t, append([]file{{name: "manifest.json", content: manifest}, {name: "c.json", content: config(1)}, {name: "l.tar", content: string(layer)}}, more...)...)
 	}
 	const honest = `[{"Config":"c.json","RepoTags":["a:1"],"Layers":["l.tar"]}]`
-	sized := func(size int64) []byte { // the first file's, whatever it has
+	sized := func(size int64) []byte { // changes the size in the first file's header
 		b := docker(honest)
 		h := b[:512]
 		copy(h[124:136], []byte{0x80, 11: 0})
@@ -264,8 +264,8 @@ func TestRootlessAttackArchive(t *testing.T) {
 	}
 }
 
-// An archive of many entries, and one that is long and a hole, end by count, by their end, and with
-// ctx.
+// Reading an archive of many entries, or a long one that is a hole, ends with the bound on entries,
+// the end of the archive, or ctx.
 func TestRootlessAttackArchiveLength(t *testing.T) {
 	dir := t.TempDir()
 	many := filepath.Join(dir, "many.tar")
@@ -287,20 +287,21 @@ func TestRootlessAttackArchiveLength(t *testing.T) {
 		require.ErrorContains(t, err, "neither an archive of docker save nor of an OCI layout")
 	})
 
-	// A layer that decompresses to nothing, for as long as it has bytes.
+	// A layer that decompresses to nothing for as long as there is input.
 	layer := tarOf(t, file{name: "x"})
 	nothing := bytes.Repeat(gzipped(t, nil), 1<<20)
 	at := layoutOf(t, imageOf(t, v1.Config{}, compressed{static.NewLayer(append(gzipped(t, layer), nothing...), types.OCILayer), layer}))
 	ctx, cancel = context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	start := time.Now()
-	if _, err := Open(ctx, at, WithStore(newStore(t))); err != nil { // a fast machine may be through with it
+	if _, err := Open(ctx, at, WithStore(newStore(t))); err != nil { // a fast machine may have read all of it
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 	}
 	require.Less(t, time.Since(start), time.Minute)
 }
 
-// Which image of several is meant, by the names that tools write, and what there is where none is.
+// An image is chosen among several by the names that tools write. If none fits, the error lists the
+// images.
 func TestRootlessChoiceByName(t *testing.T) {
 	images := map[name.Reference]v1.Image{}
 	digests := map[string]string{}
@@ -312,7 +313,7 @@ func TestRootlessChoiceByName(t *testing.T) {
 		require.NoError(t, err)
 		digests[ref] = h.String()
 	}
-	saved := filepath.Join(t.TempDir(), "save:1.tar") // with a colon of its own
+	saved := filepath.Join(t.TempDir(), "save:1.tar") // the path itself contains a colon
 	require.NoError(t, tarball.MultiRefWriteToFile(saved, images))
 
 	var index v1.IndexManifest

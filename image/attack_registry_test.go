@@ -26,8 +26,8 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// hostile is a registry that has one image under every tag, and answers as its handlers would have
-// it.
+// hostile is a registry that has one image under every tag and whose handlers decide what it
+// answers.
 type hostile struct {
 	*httptest.Server
 	sent     atomic.Int64
@@ -37,8 +37,8 @@ type hostile struct {
 	media    types.MediaType
 }
 
-// answer is what a hostile registry says to requests for one thing, which are "ping", "manifest",
-// "config", "layer" and "token".
+// answer is what a hostile registry answers to one kind of request: "ping", "manifest", "config",
+// "layer" or "token".
 type answer func(h *hostile, w http.ResponseWriter, r *http.Request)
 
 func newHostile(t testing.TB, answers map[string]answer) *hostile {
@@ -95,7 +95,7 @@ func (h *hostile) honest(w http.ResponseWriter, r *http.Request) {
 
 func (h *hostile) ref() string { return strings.TrimPrefix(h.URL, "http://") + "/a/blobs/b:tag" }
 
-// endless sends c until nobody listens, or far more than anybody should have taken.
+// endless sends c until nobody reads, or far more than anybody should have read.
 func endless(status int, c byte) answer {
 	return func(h *hostile, w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(status)
@@ -118,7 +118,7 @@ func says(media types.MediaType, document string) answer {
 	}
 }
 
-// manifests answers with the honest manifest, changed.
+// manifests answers with a changed copy of the honest manifest.
 func manifests(change func(m *v1.Manifest)) answer {
 	return func(h *hostile, w http.ResponseWriter, r *http.Request) {
 		var m v1.Manifest
@@ -143,8 +143,8 @@ func challenges(realm string) answer {
 	}
 }
 
-// bounded runs f and requires that it allocates no more than so many MiB, and takes no time that
-// says that it waited.
+// bounded runs f and requires that it allocates no more than the given number of MiB and does not
+// take long enough to have waited.
 func bounded(t testing.TB, mib int, f func()) {
 	t.Helper()
 	var before, after runtime.MemStats
@@ -158,7 +158,7 @@ func bounded(t testing.TB, mib int, f func()) {
 
 const image1 = types.OCIManifestSchema1
 
-// A registry that lies gets an error, and neither memory nor time.
+// A registry that lies gets an error and takes neither memory nor time.
 func TestRootlessAttackRegistry(t *testing.T) {
 	many := func(format, element string, n int) string {
 		return fmt.Sprintf(format, strings.TrimSuffix(strings.Repeat(element+",", n), ","))
@@ -251,7 +251,7 @@ func TestRootlessAttackRegistry(t *testing.T) {
 	}
 }
 
-// A token is bounded as well, and so is the way to it.
+// A token is bounded as well, and so is the request for it.
 func TestRootlessAttackRegistryToken(t *testing.T) {
 	for name, test := range map[string]struct {
 		says answer
@@ -274,7 +274,7 @@ func TestRootlessAttackRegistryToken(t *testing.T) {
 	}
 }
 
-// An index that is in an index, and so on, and a layer that has another place to come from.
+// An index within an index, and so on, and a layer with another source.
 func TestRootlessAttackRegistryManifests(t *testing.T) {
 	var asked atomic.Bool
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Store(true) }))
@@ -303,7 +303,7 @@ func TestRootlessAttackRegistryManifests(t *testing.T) {
 	require.ErrorContains(t, err, "too many indexes within each other")
 }
 
-// Registries that name no type are understood, but for those that leave open what they mean.
+// Registries that send no media type are understood, unless the manifest is ambiguous.
 func TestMediaType(t *testing.T) {
 	for raw, want := range map[string]types.MediaType{
 		`{"layers":[]}`: types.OCIManifestSchema1, `{"manifests":[]}`: types.OCIImageIndex, `{"layers":[],"manifests":[]}`: "text/plain", `{}`: "text/plain", `<`: "text/plain", `[]`: "text/plain",
@@ -314,7 +314,7 @@ func TestMediaType(t *testing.T) {
 	}
 }
 
-// A registry that is asked for a manifest does not choose what else this machine talks to.
+// The registry that is asked for a manifest can't make this machine connect to others.
 func TestRootlessAttackRegistryRedirects(t *testing.T) {
 	for _, to := range []string{"169.254.169.254", "10.255.255.1", "172.16.0.1", "192.168.255.1", "100.64.0.1", "168.63.129.16", "224.0.0.1", "255.255.255.255", "198.18.0.1",
 		"[fd00:ec2::254]", "[fe80::1]", "[ff02::1]", "[::ffff:169.254.169.254]", "[::ffff:a00:1]", "[64:ff9b::a00:1]", "[2002:a9fe:a9fe::1]", "[::10.0.0.1]"} {
@@ -335,7 +335,7 @@ func TestRootlessAttackRegistryRedirects(t *testing.T) {
 	}
 }
 
-// fakeDNS has a server of this test's own resolve names to addresses, one after the other.
+// fakeDNS makes a server of this test resolve names to addresses, one after the other.
 func fakeDNS(t *testing.T, answers map[string][]string) {
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -375,7 +375,7 @@ func fakeDNS(t *testing.T, answers map[string][]string) {
 	})
 }
 
-// A name is as good as what it resolves to when it is connected to.
+// Names are checked by the address to which they resolve when they are connected to.
 func TestRootlessAttackRegistryNames(t *testing.T) {
 	fakeDNS(t, map[string][]string{"registry.localhost": {"127.0.0.1"}, "inside.localhost": {"169.254.169.254"}, "private.localhost": {"10.255.255.1"}, "blobs.localhost": {"127.0.0.1"},
 		"turning.localhost": {"127.0.0.1", "169.254.169.254"}})
@@ -396,7 +396,7 @@ func TestRootlessAttackRegistryNames(t *testing.T) {
 	}
 	err := open("registry.localhost", map[string]answer{"ping": challenges("http://inside.localhost/token")})
 	require.ErrorContains(t, err, "refused: the registry leads to inside.localhost:80")
-	// The registry is on this machine, and so may its blobs be.
+	// The registry is on this machine, so its blobs may be, too.
 	require.NoError(t, open("registry.localhost", map[string]answer{"layer": func(h *hostile, w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.Host, "blobs.") {
 			h.honest(w, r)
@@ -404,13 +404,13 @@ func TestRootlessAttackRegistryNames(t *testing.T) {
 		}
 		http.Redirect(w, r, strings.Replace(h.URL, "127.0.0.1", "blobs.localhost", 1)+r.URL.Path, http.StatusFound)
 	}}))
-	// Its own name is not another's later.
+	// Its own name may not resolve to another kind of address later.
 	err = open("turning.localhost", map[string]answer{"ping": func(_ *hostile, w http.ResponseWriter, _ *http.Request) { w.Header().Set("Connection", "close") }})
 	require.ErrorContains(t, err, "refused: the registry leads to turning.localhost")
 }
 
-// A registry elsewhere does not lead to this machine, and what a proxy is asked for is no address
-// of its network.
+// A public registry does not lead to this machine, and through a proxy no address of the proxy's
+// network can be asked for.
 func TestRootlessAttackRegistryPublic(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()
@@ -432,7 +432,7 @@ func TestRootlessAttackRegistryPublic(t *testing.T) {
 		n.reached(netip.MustParseAddr("192.0.2.1"))
 		require.ErrorContains(t, get(n, "http://"+host+port), "refused: the registry leads to", host)
 	}
-	// A proxy is where the caller says, and names are its own to resolve.
+	// The caller chooses the proxy, and the proxy resolves names itself.
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(http.StatusTeapot) }))
 	defer proxy.Close()
 	for host, want := range map[string]string{"registry.example": "", "elsewhere.example": "", "8.8.8.8": "", "127.0.0.1": "refused", "localhost": "refused", "x.localhost": "refused",
@@ -464,7 +464,7 @@ func TestReach(t *testing.T) {
 	}
 }
 
-// A registry that keeps one waiting: patience ends it, and so does ctx, at once.
+// A registry that does not answer: the wait ends with the patience, or at once with ctx.
 func TestRootlessAttackRegistrySlow(t *testing.T) {
 	stop := make(chan struct{})
 	defer close(stop)

@@ -42,8 +42,8 @@ func BenchmarkUnpack(b *testing.B) {
 	}
 }
 
-// BenchmarkRun has the same command in turns: from the host's root, from the image's three layers, its first run, and in one of a hundred
-// sandboxes of the same image.
+// BenchmarkRun runs the same command from the host's root, from the image's three layers, as the
+// first run, and in one of a hundred sandboxes of the same image, in turns.
 func BenchmarkRun(b *testing.B) {
 	ref, _ := threeLayers(b, asGzip)
 	img := open(b, newStore(b), ref)

@@ -12,8 +12,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// What describes an image is somebody else's. These are the bounds of what is read of it, wherever
-// it comes from; docs/IMAGES.md has the table.
+// The description of an image is not to be trusted. These are the bounds of what is read of it,
+// wherever it comes from; docs/IMAGES.md has the table.
 const (
 	maxManifest = 16 << 20 // bytes of an index, a manifest, a configuration, or the manifest.json of docker save
 	maxValues   = 1 << 17  // objects, arrays, members and elements in one of these, as a decoder takes many times the bytes of small ones
@@ -21,26 +21,26 @@ const (
 	maxIndexes  = 8        // indexes within each other
 	maxListed   = 10       // images that an error names
 	maxShown    = 80       // bytes of the name of one of these
-	maxText     = 1 << 10  // bytes of an error's text that is somebody else's
+	maxText     = 1 << 10  // bytes of an error's text that comes from elsewhere
 	maxEntries  = 100_000  // of an archive
 	maxName     = 1 << 10  // bytes of the name of an archive's entry
 	maxLinks    = 8        // links from one entry of an archive to another
-	maxAnswer   = 64 << 10 // bytes of a registry's answer that is no manifest and no blob, and of the headers of any
+	maxAnswer   = 64 << 10 // bytes of a registry's answer other than a manifest or blob, and of the headers of any
 	maxHops     = 10       // redirects of one request
 )
 
-// errHostile is what archives are refused with that no honest tool makes.
+// errHostile is the error for archives that no honest tool makes.
 var errHostile = errors.New("refused")
 
-// content is where an image's parts are: a registry, or the files of a layout.
+// content reads an image's parts from a registry, or from the files of a layout.
 type content interface {
-	// open returns what d describes. The reader ends with an error if that is larger than d says,
-	// and whenever ctx ends.
+	// open returns the content of d. The reader ends with an error if that is larger than d
+	// says, and when ctx ends.
 	open(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error)
 	close()
 }
 
-// read returns what d describes: it has the size and the digest that d says.
+// read returns the content of d, which must have the size and the digest that d says.
 func read(ctx context.Context, from content, what string, d v1.Descriptor) ([]byte, error) {
 	if d.Size <= 0 || d.Size > maxManifest {
 		return nil, fmt.Errorf("%w: the size of %s is %d bytes: it must be from 1 to %d", errHostile, what, d.Size, maxManifest)
@@ -60,7 +60,7 @@ func read(ctx context.Context, from content, what string, d v1.Descriptor) ([]by
 	return raw, checkDigest(what, raw, d)
 }
 
-// readAll returns all that r has, which is an error if that is more than limit bytes.
+// readAll returns everything that r has, or an error if that is more than limit bytes.
 func readAll(r io.Reader, limit int64) ([]byte, error) {
 	raw, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err == nil && int64(len(raw)) > limit {
@@ -84,14 +84,14 @@ func checkDigest(what string, raw []byte, d v1.Descriptor) error {
 	return nil
 }
 
-// checkHash refuses a digest that is not there: one of another form is none for its decoder.
+// checkHash refuses a missing digest. The decoder has already refused malformed ones.
 func checkHash(h v1.Hash) error {
 	_, err := v1.NewHash(h.String())
 	return err
 }
 
-// decode is json.Unmarshal for a document of a bounded number of values: an element of
-// "[{},{},...]" takes 50 times the bytes that it has.
+// decode is json.Unmarshal for a document with a bounded number of values: an element of
+// "[{},{},...]" takes 50 times its encoded bytes.
 func decode(what string, raw []byte, to any) error {
 	if n := countValues(raw); n > maxValues {
 		return fmt.Errorf("%w: %s has more than %d values", errHostile, what, maxValues)
@@ -102,7 +102,8 @@ func decode(what string, raw []byte, to any) error {
 	return nil
 }
 
-// countValues returns how many objects, arrays, members and elements a JSON document has, or more.
+// countValues returns the number of objects, arrays, members and elements in a JSON document, or
+// more.
 func countValues(raw []byte) (n int) {
 	quoted := false
 	for i := 0; i < len(raw); i++ {
@@ -118,8 +119,8 @@ func countValues(raw []byte) (n int) {
 	return n
 }
 
-// exactly is a reader of n bytes: fewer or more are an error. It ends with ctx, too, as reading
-// files does not by itself.
+// exactly returns a reader of n bytes: fewer or more are an error. It also ends with ctx, which a
+// file does not do by itself.
 func exactly(ctx context.Context, r io.ReadCloser, n int64) io.ReadCloser {
 	return &exactReader{ReadCloser: r, ctx: ctx, left: n, size: n}
 }
@@ -144,8 +145,8 @@ func (e *exactReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// foreign is an error with a text of bounded length that a terminal can be given, although somebody
-// else had a say in it.
+// foreign is an error whose text may come from elsewhere: its length is bounded, and it can safely
+// be written to a terminal.
 type foreign struct{ error }
 
 func (f foreign) Unwrap() error { return f.error }
@@ -163,7 +164,7 @@ func (f foreign) Error() string {
 	}, text)
 }
 
-// noImage is the error for an image that is not there, with those that are.
+// noImage returns the error for an image that is not there, with those that are.
 func noImage[T any](want string, all []T, called func(T) []string) error {
 	if len(all) == 0 {
 		return fmt.Errorf("there is no image %q, and no other", want)
@@ -171,12 +172,12 @@ func noImage[T any](want string, all []T, called func(T) []string) error {
 	return fmt.Errorf("there is no image %q: there is %s", want, listed(all, called))
 }
 
-// several is the error for a choice that is left.
+// several returns the error for a choice between several images.
 func several[T any](all []T, called func(T) []string) error {
 	return fmt.Errorf("there are %d images: choose one with a tag: %s", len(all), listed(all, called))
 }
 
-// listed names the first few, each by the first of its names.
+// listed lists the first few, each by the first of its names.
 func listed[T any](all []T, called func(T) []string) string {
 	var b strings.Builder
 	for i, one := range all {

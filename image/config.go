@@ -15,22 +15,22 @@ import (
 	"github.com/cellkit/sandbox/internal/hook"
 )
 
-// writableBytes is what runs may change of an image unless an option says otherwise.
+// writableBytes is how much of an image runs may change unless an option says otherwise.
 const writableBytes = 256 * sandbox.MiB
 
-// Options are the image's root and what it says of how to run a command in it: its environment,
-// user and working directory. Options given after them change that.
+// Options returns the image's root and the environment, user and working directory that the image
+// sets for its commands. Options given after them override them.
 //
-// Runs may change their root, as containers may: up to 256 MiB, in memory, gone with the run
-// (WithWritableRoot and WithScratchRoot set something else). Before Linux 5.11 the root is
-// read-only. The working directory and the image's volumes are made where the image lacks them, and
-// belong to the image's user.
+// Runs may change their root, as containers may: up to 256 MiB, in memory, discarded with the run.
+// WithWritableRoot and WithScratchRoot change that. Before Linux 5.11 the root is read-only. The
+// working directory and the image's volumes are created if the image lacks them, and belong to the
+// image's user.
 //
-// The user is root where the image names none. HOME and USER are the user's, if the image's
-// environment has no others; supplementary groups are those that the image's /etc/group lists the
-// user in, where a run can have them (sandbox.WithGroups). An id above 65534, of the user or of
-// files, becomes 65533, as runs have none of those. A user that the image names but does not have
-// is an error of Run, unless WithUser follows.
+// The user is root if the image names none. HOME and USER are the user's, unless the image's
+// environment sets them. Supplementary groups are those in which the image's /etc/group lists the
+// user, if a run can have them (sandbox.WithGroups). An id above 65534, of the user or of files,
+// becomes 65533, as runs have no such ids. A user that the image names but does not have is an
+// error of Run, unless WithUser follows.
 func (i *Image) Options() []sandbox.Option {
 	u := i.user()
 	dir := rooted(i.config.WorkingDir)
@@ -45,7 +45,8 @@ func (i *Image) Options() []sandbox.Option {
 	}
 }
 
-// Command is the image's entry point with the arguments given, or else with those that the image has for it.
+// Command is the image's entry point with the given arguments, or with the image's own if there are
+// none.
 func (i *Image) Command(args ...string) sandbox.Option {
 	if len(args) == 0 {
 		args = i.config.Cmd
@@ -58,8 +59,8 @@ func (i *Image) Command(args ...string) sandbox.Option {
 	return sandbox.WithCommand(args[0], args[1:]...)
 }
 
-// LeftOut lists the device nodes, the first thousand of each layer, that the image has elsewhere
-// than in /dev. No run could use them, so they were left out.
+// LeftOut lists the device nodes that the image has outside of /dev, at most a thousand for each
+// layer. No run could use them, so they were left out.
 func (i *Image) LeftOut() (names []string) {
 	for _, l := range i.layers {
 		names = append(names, l.info.LeftOut...)
@@ -67,8 +68,8 @@ func (i *Image) LeftOut() (names []string) {
 	return names
 }
 
-// env is the image's environment, less what has no value: that takes a variable from the
-// environment that an engine has by default.
+// env returns the image's environment without entries that have no value: such an entry removes a
+// variable that an engine sets by default.
 func (i *Image) env() (env []string) {
 	for _, kv := range i.config.Env {
 		if strings.IndexByte(kv, '=') > 0 {
@@ -78,10 +79,10 @@ func (i *Image) env() (env []string) {
 	return env
 }
 
-// rooted is a directory of the configuration, which may be relative to the root.
+// rooted makes a directory of the configuration absolute: it may be relative to the root.
 func rooted(dir string) string { return path.Join("/", dir) }
 
-// ownDirs is the directories that are made for the image's user.
+// ownDirs returns the directories that are created for the image's user.
 func (i *Image) ownDirs() (dirs []string) {
 	for _, dir := range append([]string{i.config.WorkingDir}, slices.Sorted(maps.Keys(i.config.Volumes))...) {
 		dir = rooted(dir)
@@ -99,7 +100,7 @@ const (
 	maxVolumes = 64
 )
 
-// checkConfig refuses what no run could have, and names the field.
+// checkConfig refuses settings that no run can have, and names the field.
 func checkConfig(f *v1.ConfigFile) error {
 	c := &f.Config
 	total := 0
@@ -131,12 +132,12 @@ func checkConfig(f *v1.ConfigFile) error {
 }
 
 const (
-	maxKernelID = 1<<32 - 2 // user_namespaces(7): the largest is no id
-	maxRunID    = 65534     // of those that a run has as root, less the largest, which programs take for none
-	otherID     = 65533     // stands for those that no run has
+	maxKernelID = 1<<32 - 2 // user_namespaces(7): the largest value is not an id
+	maxRunID    = 65534     // the largest that a run has as root, except one, which programs take for no id
+	otherID     = 65533     // stands for all ids that no run has
 )
 
-// runID is an id of an image as one that runs have.
+// runID maps an id of an image to one that runs have.
 func runID(id int) int {
 	if id > maxRunID {
 		return otherID
@@ -144,15 +145,15 @@ func runID(id int) int {
 	return id
 }
 
-// user is an image's user as a run can have it.
+// user is an image's user, with ids that a run can have.
 type user struct {
 	uid, gid   int
 	groups     []int
 	name, home string
-	err        error // why there is none
+	err        error // why there is no such user
 }
 
-// user finds the image's user where container engines do: in its /etc/passwd, by name or by number,
+// user finds the image's user as container engines do: in its /etc/passwd, by name or by number,
 // with the groups of its /etc/group.
 func (i *Image) user() user {
 	spec, group, _ := strings.Cut(i.config.User, ":")
@@ -213,17 +214,18 @@ func (i *Image) groupsOf(name string) (gids []int) {
 	return gids
 }
 
-// parseID takes the numbers that the kernel has for users and groups.
+// parseID parses a number that the kernel accepts as a user or group id.
 func parseID(s string) (int, bool) {
 	n, err := strconv.ParseUint(s, 10, 32)
 	return int(n), err == nil && n <= maxKernelID
 }
 
-// maxLines bounds what is read of a file of the image.
+// maxLines bounds how much is read of a file of the image.
 const maxLines = 1 << 20
 
-// lines yields the fields of a file's lines that have so many or more. The file is what a run sees
-// at that place, if that is a regular file: links lead nowhere but to other files of the image.
+// lines yields the fields of each line of a file that has at least that many fields. It reads the
+// file that a run sees at that place, if it is a regular file: links only lead to other files of
+// the image.
 func (i *Image) lines(name string, least int) func(yield func(fields []string) bool) {
 	return func(yield func([]string) bool) {
 		if hook.ReadMerged == nil {
@@ -231,7 +233,7 @@ func (i *Image) lines(name string, least int) func(yield func(fields []string) b
 		}
 		text, err := hook.ReadMerged(i.dirs(), name, maxLines)
 		if err != nil {
-			return // an image need not have it
+			return // the image may lack the file
 		}
 		for line := range strings.Lines(string(text)) {
 			fields := strings.Split(strings.TrimSpace(line), ":")

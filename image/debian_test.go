@@ -20,7 +20,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// debian is a Debian system as mmdebstrap makes it: a tar file.
+// debian is a Debian system made by mmdebstrap: a tar file.
 func debian(t testing.TB) []byte {
 	t.Helper()
 	testkit.Need(t, "Debian's archive")
@@ -32,12 +32,14 @@ func debian(t testing.TB) []byte {
 	return b
 }
 
-// listing has find(1) say of every file what it is, where it is, who owns it and what is in it, but for what a run has of its own and what it may not read.
+// listing prints the type, path, owner and content of every file, using find(1). It leaves out a
+// run's own files and those that it may not read.
 const listing = `cd "$1" && find . \( -path ./proc -o -path ./sys -o -path ./dev -o -path ./tmp -o -path ./home/sandbox -o \
 	-path ./etc/hosts -o -path ./etc/hostname -o -path ./etc/resolv.conf \) -prune -o \
 	\( -type d -printf '%P %y %m %U:%G\n' \) -o -printf '%P %y %m %U:%G %l %n ' \( -type f -readable -exec sha256sum {} \; -o -printf '\n' \) 2>/dev/null; true`
 
-// TestDebian compares what a run sees of an image of three layers with what umoci, which is somebody else's, unpacks of it.
+// TestDebian compares what a run sees of an image of three layers with what umoci, an independent
+// tool, unpacks of it.
 func TestDebian(t *testing.T) {
 	testkit.Need(t, "umoci")
 	base := debian(t)
@@ -52,7 +54,7 @@ func TestDebian(t *testing.T) {
 	out, err := sandbox.New(img.Options()...).With(sandbox.WithCommand("sh", "-c", listing, "sh", "/")).Output(t.Context())
 	require.NoError(t, err)
 
-	bundle := filepath.Join(t.TempDir(), "bundle") // umoci knows no zstd, which the other image is without
+	bundle := filepath.Join(t.TempDir(), "bundle") // umoci does not know zstd, which the other image does without
 	made, err := exec.Command("umoci", "unpack", "--image", dir+":v1", bundle).CombinedOutput()
 	require.NoError(t, err, "%s", made)
 	want, err := exec.Command("sh", "-c", listing, "sh", filepath.Join(bundle, "rootfs")).Output()
@@ -95,7 +97,8 @@ func lines(b []byte) map[string]string {
 	return list
 }
 
-// hidden tells whether a file is in a directory that the run's user, root without capabilities, may not read.
+// hidden reports whether a file is in a directory that the run's user, root without capabilities,
+// may not read.
 func hidden(list map[string]string, name string) bool {
 	for dir := filepath.Dir(name); dir != "."; dir = filepath.Dir(dir) {
 		var kind string

@@ -17,32 +17,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// extraction sees to it that archive.Apply makes of a layer what container engines do, inside of
-// its directory and within limits. It sees every entry before Apply does, which gets a name without
-// links from it, in a directory that exists.
+// extraction makes archive.Apply unpack a layer as container engines do, inside of its directory
+// and within limits. It sees every entry before Apply does, and gives Apply a name without links,
+// in a directory that exists.
 type extraction struct {
 	dir    string
 	limits limits
-	owners bool     // files keep those of the archive
-	attrs  bool     // the store's file system has extended attributes for users
+	owners bool     // files keep the archive's owners
+	attrs  bool     // the store's file system has user extended attributes
 	below  []*layer // the lowest first
 
-	files   int64 // entries, and directories that were made for them
+	files   int64 // entries, and directories that were created for them
 	bytes   int64 // of files and extended attributes
 	names   int64 // bytes of names and links
-	opaque  bool  // nothing of the layers below is to be seen
+	opaque  bool  // the layers below are hidden
 	hides   []string
-	opaques []string // directories of which nothing below is to be seen
+	opaques []string // directories that hide the layers below
 	leftOut []string
 }
 
 const (
 	maxDepth   = 256  // directories within each other
-	maxFollow  = 40   // that the kernel follows in a path: path_resolution(7)
-	maxLeftOut = 1000 // names that are kept of each layer
+	maxFollow  = 40   // links that the kernel follows in a path: path_resolution(7)
+	maxLeftOut = 1000 // names that are kept for each layer
 
-	// meanName bounds what is kept of an archive in memory: so many bytes for the name of each file
-	// that it may have, on the average.
+	// meanName bounds what is kept of an archive in memory: that many bytes, on average, for
+	// the name of each file that it may have.
 	meanName     = 256
 	leastOfNames = 1 << 20
 
@@ -60,7 +60,7 @@ func refuse(name, format string, args ...any) error {
 	return fmt.Errorf("%w: %q: %w", errHostile, name, fmt.Errorf(format, args...))
 }
 
-// filter tells whether an entry becomes a file, and changes it into what Apply is to make.
+// filter reports whether an entry becomes a file, and turns it into what Apply is to make.
 func (e *extraction) filter(h *tar.Header) (bool, error) {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return false, nil
@@ -75,7 +75,7 @@ func (e *extraction) filter(h *tar.Header) (bool, error) {
 	dir, base := path.Split(name)
 	switch {
 	case name == ".":
-		return false, nil // the root has attributes of its own
+		return false, nil // the root directory has attributes of its own
 	case strings.HasPrefix(base, whiteoutPrefix) || strings.Contains("/"+dir, "/"+whiteoutMeta):
 		return false, e.whiteout(dir, base)
 	}
@@ -92,18 +92,18 @@ func (e *extraction) filter(h *tar.Header) (bool, error) {
 	return e.prepare(h, name)
 }
 
-// account counts an entry. Apply keeps headers of directories and all names in memory, so no more
-// is left of a header than is needed.
+// account counts an entry. It drops from the header what is not needed, because Apply keeps headers
+// of directories and all names in memory.
 func (e *extraction) account(h *tar.Header) error {
 	if len(h.Name) >= unix.PathMax || len(h.Linkname) >= unix.PathMax {
 		return refuse(h.Name, "the name is too long")
 	}
-	// Apply writes to the log about each attribute that can't be set: xattr(7).
+	// Apply logs each attribute that can't be set: xattr(7).
 	hasAttrs := e.attrs && (h.Typeflag == tar.TypeReg || h.Typeflag == tar.TypeDir)
 	var kept map[string]string
 	for key, value := range h.PAXRecords {
 		name, isXattr := strings.CutPrefix(key, xattrPrefix)
-		// What is not for users is overlayfs's own, or means nothing in a run.
+		// Attributes outside of "user." are overlayfs's own, or mean nothing in a run.
 		if hasAttrs && isXattr && strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.") {
 			if kept == nil {
 				kept = map[string]string{}
@@ -128,7 +128,7 @@ func (e *extraction) account(h *tar.Header) error {
 	return e.count(h.Name, h.Linkname)
 }
 
-// count counts a file that is to be made.
+// count counts a file that is to be created.
 func (e *extraction) count(name, link string) error {
 	if e.files++; e.files > e.limits.files {
 		return refuse(name, "more than %d files, with the directories that they are in: raise WithLimits", e.limits.files)
@@ -136,8 +136,8 @@ func (e *extraction) count(name, link string) error {
 	return e.keep(name, len(name)+len(link))
 }
 
-// keep counts bytes of names that stay in memory: as the archive has them, and where links in them
-// lead to.
+// keep counts bytes of names that stay in memory: the names in the archive, and the paths to which
+// links in them lead.
 func (e *extraction) keep(name string, bytes int) error {
 	most := int64(leastOfNames)
 	if e.limits.files > leastOfNames/meanName {
@@ -149,8 +149,8 @@ func (e *extraction) keep(name string, bytes int) error {
 	return nil
 }
 
-// localName is a name of an archive as one below the root: container engines take those that begin
-// with a slash so.
+// localName makes a name of an archive relative to the root, as container engines do with names
+// that begin with a slash.
 func localName(name string) (string, error) {
 	name = path.Clean(strings.TrimLeft(name, "/"))
 	switch {
@@ -162,8 +162,8 @@ func localName(name string) (string, error) {
 	return name, nil
 }
 
-// checkPath bounds where files are made. Moved to their place in the store, their paths are a
-// little longer.
+// checkPath bounds the paths of files. They get a little longer when they are moved to their place
+// in the store.
 func (e *extraction) checkPath(name string) error {
 	switch {
 	case strings.Count(name, "/") >= maxDepth:
@@ -174,9 +174,9 @@ func (e *extraction) checkPath(name string) error {
 	return nil
 }
 
-// enter returns where a directory of the layer is, with links followed in it only, as nothing
-// outside is this layer's. What is not there is made; what is there and no directory is replaced,
-// as what comes later counts.
+// enter returns the path of a directory of the layer. It follows links only within the layer. It
+// creates a missing directory, and replaces anything else at its place, because later entries
+// count.
 func (e *extraction) enter(dir string) (string, error) {
 	return e.walk(dir, func(at string, there bool) error {
 		if err := e.checkPath(at); err != nil {
@@ -193,8 +193,8 @@ func (e *extraction) enter(dir string) (string, error) {
 
 func (e *extraction) host(name string) string { return filepath.Join(e.dir, name) }
 
-// walk finds a directory of the layer. no is called where there is none, and there tells whether
-// there is something else.
+// walk finds a directory of the layer. It calls no where there is none; there reports whether
+// something else is at that place.
 func (e *extraction) walk(dir string, no func(at string, there bool) error) (string, error) {
 	at, rest := "", dir
 	for links := 0; rest != ""; {
@@ -238,7 +238,8 @@ func (e *extraction) walk(dir string, no func(at string, there bool) error) (str
 	return at, nil
 }
 
-// mkdir makes a directory that the layer does not describe, or not yet, as those are below it.
+// mkdir creates a directory that the layer does not describe, or not yet, with the attributes that
+// it has in the layers below.
 func (e *extraction) mkdir(name string) error {
 	if err := e.count(name, ""); err != nil {
 		return err
@@ -264,7 +265,7 @@ func (e *extraction) mkdir(name string) error {
 			return err
 		}
 	}
-	return os.Chmod(e.host(name), mode) // whatever the umask is
+	return os.Chmod(e.host(name), mode) // despite the umask
 }
 
 func lstatIn(dir, name string) (fs.FileInfo, error) {
@@ -276,12 +277,12 @@ func lstatIn(dir, name string) (fs.FileInfo, error) {
 	return root.Lstat(name)
 }
 
-// prepare gives an entry the name at which it is made, and checks what it is.
+// prepare gives an entry the name under which it is created, and checks its type.
 func (e *extraction) prepare(h *tar.Header, name string) (bool, error) {
 	switch h.Typeflag {
 	case tar.TypeDir:
 		if !e.owners {
-			h.Mode |= 0o700 // or its own files could not be made, or removed
+			h.Mode |= 0o700 // its own files must be created and removed
 		}
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
 		h.Typeflag = tar.TypeReg
@@ -291,7 +292,7 @@ func (e *extraction) prepare(h *tar.Header, name string) (bool, error) {
 	case tar.TypeSymlink, tar.TypeFifo:
 	case tar.TypeLink:
 		if !e.owners {
-			h.Mode |= 0o400 // it becomes that of the file that both are
+			h.Mode |= 0o400 // it becomes the mode of the file that both are
 		}
 		if same, err := e.hardLink(h, name); same || err != nil {
 			return false, err
@@ -308,7 +309,7 @@ func (e *extraction) prepare(h *tar.Header, name string) (bool, error) {
 	return true, nil
 }
 
-// hardLink finds what a hard link is to, and tells whether that is the link itself.
+// hardLink finds the target of a hard link, and reports whether that is the link itself.
 func (e *extraction) hardLink(h *tar.Header, name string) (same bool, err error) {
 	bad := func(why string) error { return refuse(h.Name, "a hard link to %.128q, %s", h.Linkname, why) }
 	target, err := localName(h.Linkname)
@@ -332,8 +333,8 @@ func (e *extraction) hardLink(h *tar.Header, name string) (same bool, err error)
 	return h.Linkname == name, nil
 }
 
-// leaveOut does without a device node, which no run could use. What is below it at its place is not
-// to be seen either.
+// leaveOut leaves out a device node, which no run could use. It still hides what the layers below
+// have at its place.
 func (e *extraction) leaveOut(name string) error {
 	if err := os.RemoveAll(e.host(name)); err != nil {
 		return err
@@ -348,12 +349,12 @@ func (e *extraction) leaveOut(name string) error {
 	return nil
 }
 
-// whiteout notes what of the layers below is not to be seen.
+// whiteout records which files of the layers below are hidden.
 func (e *extraction) whiteout(dir, base string) error {
 	name, isWhiteout := strings.CutPrefix(base, whiteoutPrefix)
 	switch {
 	case base == whiteoutOpaque && dir == "":
-		e.opaque = true // which overlayfs does not know of a root
+		e.opaque = true // overlayfs can't mark a root as opaque
 		return nil
 	case base != whiteoutOpaque && strings.Contains("/"+dir+base, "/"+whiteoutMeta):
 		return nil
@@ -386,7 +387,7 @@ func (e *extraction) hide(name string) {
 	}
 }
 
-// hasAttrs tells whether a directory's file system has extended attributes for users.
+// hasAttrs reports whether a directory's file system has user extended attributes.
 func hasAttrs(dir string) bool {
 	const name = "user.sandbox"
 	if err := unix.Lsetxattr(dir, name, nil, 0); err != nil {
@@ -395,12 +396,12 @@ func hasAttrs(dir string) bool {
 	return unix.Lremovexattr(dir, name) == nil
 }
 
-// keepAll leaves no whiteout to Apply.
+// keepAll makes Apply treat no entry as a whiteout.
 func keepAll(*tar.Header, string) (bool, error) { return true, nil }
 
-// hideBelow makes, at last, of what whiteouts said what says the same to overlayfs. They are of
-// layers below only, so that it does not matter whether the layer had files of its own at their
-// places before or after them.
+// hideBelow finally turns the recorded whiteouts into overlayfs's form. They only hide files of
+// layers below, so it does not matter whether the layer's own files at their places come before or
+// after them.
 func (e *extraction) hideBelow() error {
 	for _, name := range e.hides {
 		if !e.hasDir(path.Dir(name)) {
@@ -428,7 +429,7 @@ func (e *extraction) hideBelow() error {
 	return nil
 }
 
-// hasDir tells whether the layer has a directory, with no link on the way.
+// hasDir reports whether the layer has the directory, without a link on the way.
 func (e *extraction) hasDir(name string) bool {
 	at := ""
 	for part := range strings.SplitSeq(name, "/") {
@@ -440,8 +441,8 @@ func (e *extraction) hasDir(name string) bool {
 	return true
 }
 
-// makeWhiteout hides what is below a place at which the layer has no file of its own. The directory
-// that it is in keeps its times.
+// makeWhiteout hides what the layers below have at a place where the layer has no file of its own.
+// The directory keeps its times.
 func (e *extraction) makeWhiteout(file string) error {
 	var dir unix.Stat_t
 	if err := unix.Lstat(path.Dir(file), &dir); err != nil {

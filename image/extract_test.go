@@ -21,15 +21,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shape is a layer, and what becomes of it: the tree, or an error.
+// shape is a layer and the result of unpacking it: the tree, or an error.
 type shape struct {
 	name   string
 	files  []file
-	raw    []byte // in place of files
-	tree   string // entries in order, as list has them
+	raw    []byte // instead of files
+	tree   string // entries in the order of list
 	err    string
 	opaque bool
-	left   []string // out
+	left   []string // names that were left out
 	made   int64    // files counted, if not 0
 }
 
@@ -52,7 +52,7 @@ func pax(name string, records ...string) file {
 	return f
 }
 
-// changed is an archive of one entry whose header has other bytes at some place, with the right
+// changed is an archive of one entry whose header has other bytes at one place, with the right
 // checksum.
 func changed(t testing.TB, f file, at int, b string) []byte {
 	raw := tarOf(t, f)
@@ -90,7 +90,7 @@ func withPAX(t testing.TB, f file, records ...string) []byte {
 	return append(head, tarOf(t, f)...)
 }
 
-// base256 is a number as GNU tar has large and negative ones.
+// base256 encodes a number as GNU tar does with large and negative ones.
 func base256(n int64, size int) string {
 	b := make([]byte, size)
 	binary.BigEndian.PutUint64(b[size-8:], uint64(n))
@@ -101,8 +101,8 @@ func base256(n int64, size int) string {
 	return string(b)
 }
 
-// shapes is what layers may be like. Below them is one with the directory srv, mode 0700, that is
-// opaque, and a file srv/below.
+// shapes are layers of many kinds. Below each is a layer with the directory srv, mode 0700, which
+// is opaque, and a file srv/below.
 func shapes(t testing.TB) []shape {
 	deep := func(n int) string { return strings.Repeat("d/", n-1) + "f" }
 	long := strings.Repeat("n", 255)
@@ -280,9 +280,9 @@ func shapes(t testing.TB) []shape {
 	return list
 }
 
-// list is what is below a directory, in order: a directory's mode if it is not 0755, # if it hides
-// what is below it, content, target, | of a pipe, ! of a whiteout, links if there are several, and
-// attributes.
+// list lists what is below a directory, in order: a directory's mode if it is not 0755, # if it is
+// opaque, content, target, | for a pipe, ! for a whiteout, the number of links if there are
+// several, and attributes.
 func list(t testing.TB, dir string) (names []string) {
 	t.Helper()
 	require.NoError(t, filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
@@ -336,7 +336,7 @@ func list(t testing.TB, dir string) (names []string) {
 	return names
 }
 
-// unpackTo unpacks a layer below dir, over one with a directory that is opaque, and requires that
+// unpackTo unpacks a layer below dir, on top of a layer with an opaque directory, and requires that
 // nothing else changes.
 func unpackTo(t testing.TB, dir string, raw []byte, most limits) ([]string, info, error) {
 	t.Helper()
@@ -345,7 +345,7 @@ func unpackTo(t testing.TB, dir string, raw []byte, most limits) ([]string, info
 	require.NoError(t, os.MkdirAll(filepath.Join(below.files(), "srv"), 0o755))
 	require.NoError(t, os.Chmod(filepath.Join(below.files(), "srv"), 0o700))
 	require.NoError(t, os.WriteFile(filepath.Join(below.files(), "srv", "below"), nil, 0o600))
-	_ = unix.Lsetxattr(filepath.Join(below.files(), "srv"), "user.overlay.opaque", []byte("y"), 0) // where there are such attributes
+	_ = unix.Lsetxattr(filepath.Join(below.files(), "srv"), "user.overlay.opaque", []byte("y"), 0) // fails where there are no such attributes
 	files := store.path("temp", "files")
 	require.NoError(t, os.MkdirAll(files, 0o755))
 	outside := filepath.Join(dir, "outside")
@@ -367,8 +367,8 @@ func unpackTo(t testing.TB, dir string, raw []byte, most limits) ([]string, info
 	return tree, made, err
 }
 
-// Layers become what container engines make of them, or are refused. Whatever is in one, it is
-// within bounds and nothing else changes.
+// Layers become what container engines make of them, or are refused. Whatever is in one, it stays
+// within bounds and changes nothing else.
 func TestAttackLayers(t *testing.T) {
 	needWhiteouts(t)
 	most := limits{2 << 20, 300}
@@ -384,7 +384,7 @@ func TestAttackLayers(t *testing.T) {
 			runtime.ReadMemStats(&before)
 			tree, made, err := unpackTo(t, t.TempDir(), raw, most)
 			runtime.ReadMemStats(&after)
-			require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(256<<20)) // the layer itself has 3 MiB, and a long path is looked at part by part
+			require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(256<<20)) // the layer itself has 3 MiB, and each part of a long path is looked up
 			if s.err != "" {
 				require.ErrorContains(t, err, s.err)
 				require.Less(t, len(err.Error()), 1000)
@@ -403,7 +403,7 @@ func TestAttackLayers(t *testing.T) {
 	}
 }
 
-// Open refuses the same, compressed or not, and leaves nothing.
+// Open refuses the same layers, compressed or not, and leaves nothing behind.
 func TestAttackOpen(t *testing.T) {
 	store := newStore(t)
 	for _, s := range shapes(t) {
@@ -428,7 +428,7 @@ func TestAttackOpen(t *testing.T) {
 	require.ErrorContains(t, err, "larger than itself")
 }
 
-// What a bomb becomes is counted, and reading one ends with ctx.
+// The decompressed size of a bomb is counted, and reading one ends with ctx.
 func TestAttackLongBomb(t *testing.T) {
 	bomb := append(tarOf(t, file{name: "x"}), make([]byte, 64<<20)...)
 	for _, as := range []func(testing.TB, []byte) v1.Layer{asGzip, asZstd} {

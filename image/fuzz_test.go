@@ -17,8 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// FuzzUnpack has archives of every kind: whatever is in one, nothing changes outside the directory that it is unpacked to, its limits hold, and what
-// is there can be removed.
+// FuzzUnpack unpacks archives of every kind: whatever is in one, nothing changes outside of its
+// directory, its limits hold, and the result can be removed.
 func FuzzUnpack(f *testing.F) {
 	for _, files := range [][]file{
 		{{name: "a/"}, {name: "a/b", content: "x"}, {name: "c", link: "a"}, {name: "c/d", content: "y"}, {name: "e", link: "a/b", kind: tar.TypeLink}},
@@ -60,8 +60,9 @@ func FuzzUnpack(f *testing.F) {
 	})
 }
 
-// FuzzArchive has whole archives, of docker save and of layouts: whatever one says, finding an
-// image in it ends, with an error of bounded length or an image whose layers are within it.
+// FuzzArchive opens whole archives, of docker save and of layouts: whatever is in one, finding an
+// image in it ends, with an error of bounded length or an image whose layers are inside the
+// archive.
 func FuzzArchive(f *testing.F) {
 	config := `{"rootfs":{"type":"layers","diff_ids":["sha256:` + strings.Repeat("0", 64) + `"]}}`
 	f.Add(tarOf(f, file{name: "manifest.json", content: `[{"Config":"c","RepoTags":["a:1"],"Layers":["d/l"]}]`}, file{name: "c", content: config}, file{name: "d/l", link: "../l"}, file{name: "l", content: "x"}), "1")

@@ -43,7 +43,8 @@ import (
 
 func TestMain(m *testing.M) { testkit.Main(m, sandbox.Shutdown) }
 
-// file is an entry of a layer. Without a type it is a directory if its name ends in a slash, a symbolic link if it has a link, else a regular file.
+// file is an entry of a layer. Without a type it is a directory if its name ends in a slash, a
+// symbolic link if it has a link, otherwise a regular file.
 type file struct {
 	name, content, link string
 	kind                byte
@@ -103,7 +104,7 @@ func zstded(t testing.TB, b []byte) []byte {
 	return out.Bytes()
 }
 
-// compressed is a layer as it lies in a registry.
+// compressed is a layer as a registry has it.
 type compressed struct {
 	v1.Layer
 	plain []byte
@@ -170,7 +171,7 @@ func open(t testing.TB, s *Store, ref string, opts ...Option) *Image {
 	return img
 }
 
-// requireEmpty requires that a store has nothing but locks that nobody has.
+// requireEmpty requires that a store has nothing except locks that nobody holds.
 func requireEmpty(t testing.TB, s *Store) {
 	t.Helper()
 	for _, kind := range []string{"layers", "temp"} {
@@ -182,7 +183,8 @@ func requireEmpty(t testing.TB, s *Store) {
 	require.NoError(t, err)
 }
 
-// needWhiteouts skips the test where a store can't hide files of lower layers, and requires that Open says so.
+// needWhiteouts skips the test if a store can't hide files of lower layers, and requires that Open
+// says so.
 func needWhiteouts(t testing.TB) {
 	t.Helper()
 	dir, why := t.TempDir(), "can't hide files of lower layers, as a container's own can't: operation not permitted: use OpenStore on a volume"
@@ -228,7 +230,7 @@ func run(t testing.TB, img *Image, script string, opts ...sandbox.Option) string
 	return strings.TrimSpace(string(out))
 }
 
-// Images from everywhere they come from are the same to a run.
+// Images from all kinds of sources are the same to a run.
 func TestRootlessOpen(t *testing.T) {
 	needWhiteouts(t)
 	config := v1.Config{Env: []string{"PATH=/bin", "COLOR=green"}, WorkingDir: "/srv", User: "app", Entrypoint: []string{"/bin/echo", "hello"}, Cmd: []string{"world"}}
@@ -258,7 +260,7 @@ func TestRootlessOpen(t *testing.T) {
 				if cell.WideIDs() {
 					require.Equal(t, "33:33 600\nbase", run(t, img, "stat -c '%u:%g %a' base; cat base"))
 					require.Equal(t, "base", run(t, img, "cat base; test ! -w /bin/busybox", sandbox.WithWritableRoot(sandbox.MiB)))
-				} else { // a file belongs to who unpacked it
+				} else { // a file belongs to the user who unpacked it
 					require.Equal(t, "600\n3", run(t, img, "stat -c %a base; cat third"))
 				}
 				out, err := sandbox.New(img.Options()...).With(img.Command()).Output(t.Context())
@@ -276,7 +278,7 @@ func TestRootlessOpen(t *testing.T) {
 	require.NoError(t, store.Verify(t.Context()))
 }
 
-// Root of a user namespace that has no other ids is an ordinary user.
+// Root of a user namespace that has no other ids counts as an ordinary user.
 func TestRootlessUserNamespace(t *testing.T) {
 	needWhiteouts(t)
 	busybox(t)
@@ -288,7 +290,7 @@ func TestRootlessUserNamespace(t *testing.T) {
 	require.Regexp(t, "(?m)^--- PASS: TestRootlessOpen ", string(out))
 }
 
-// What there is more than one of is chosen, and what there is not is said.
+// An ambiguous choice and a missing image are errors that list the images.
 func TestChoice(t *testing.T) {
 	one := imageOf(t, v1.Config{}, asGzip(t, tarOf(t, file{name: "one"})))
 	two := imageOf(t, v1.Config{}, asGzip(t, tarOf(t, file{name: "two"})))
@@ -325,7 +327,7 @@ func TestChoice(t *testing.T) {
 	require.ErrorContains(t, err, "no image for linux/s390x")
 }
 
-// Every digest counts.
+// Every digest is checked.
 func TestAttackDigests(t *testing.T) {
 	plain := tarOf(t, file{name: "x", content: "right"})
 	wrong := tarOf(t, file{name: "x", content: "wrong"})
@@ -362,7 +364,7 @@ func TestAttackDigests(t *testing.T) {
 		require.ErrorContains(t, err, want)
 		requireEmpty(t, store)
 	}
-	// A registry that sends another layer than it was asked for, and one that never ends.
+	// A registry that sends another layer than the requested one, and one that never ends.
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	defer server.Close()
 	h, err := layers[0].Digest()

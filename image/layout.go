@@ -18,15 +18,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// files are those of a layout: a directory's, or an archive's.
+// files are the files of a layout, in a directory or an archive.
 type files interface {
-	// open returns a regular file, and how many bytes it has.
+	// open returns a regular file and its size in bytes.
 	open(name string) (io.ReadCloser, int64, error)
 	close()
 }
 
-// directory has the files of a directory. Whoever wrote them may not be trusted: no link leads out
-// of it, no pipe is waited for, no device is read.
+// directory reads the files of a directory, whose author may not be trusted: no link leads out of
+// it, no pipe is waited for, no device is read.
 type directory struct{ dir *os.File }
 
 func openDirectory(dir string) (directory, error) {
@@ -43,7 +43,7 @@ func (d directory) open(name string) (io.ReadCloser, int64, error) {
 	how := &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
 	var fd int
 	err := error(unix.EAGAIN)
-	for tries := 0; tries < 100 && (err == unix.EAGAIN || err == unix.EINTR); tries++ { // openat2(2): a rename elsewhere is enough for EAGAIN
+	for tries := 0; tries < 100 && (err == unix.EAGAIN || err == unix.EINTR); tries++ { // openat2(2): any rename elsewhere may cause EAGAIN
 		fd, err = unix.Openat2(int(d.dir.Fd()), name, how)
 	}
 	switch err {
@@ -65,7 +65,7 @@ func (d directory) open(name string) (io.ReadCloser, int64, error) {
 	return f, info.Size(), nil
 }
 
-// layoutContent is what an OCI layout has: blobs have their digests for names.
+// layoutContent is the content of an OCI layout: blobs are named by their digests.
 type layoutContent struct{ files }
 
 func (l layoutContent) open(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
@@ -86,7 +86,7 @@ func (l layoutContent) open(ctx context.Context, d v1.Descriptor) (io.ReadCloser
 
 var errNoLayout = errors.New("no OCI layout")
 
-// fromLayout takes the one image that the tag and the platform leave.
+// fromLayout returns the image that the tag and the platform choose.
 func fromLayout(ctx context.Context, f files, tag string, o *options) (*source, error) {
 	raw, err := readFile(ctx, f, "index.json")
 	if err != nil {
@@ -125,8 +125,8 @@ func readFile(ctx context.Context, f files, name string) ([]byte, error) {
 	return readAll(exactly(ctx, r, size), size)
 }
 
-// called is what an image of a layout goes by. containerd and Docker write a whole name into the
-// first annotation, podman and skopeo a tag or a whole name into the second.
+// called returns the names of an image in a layout. containerd and Docker write a full name into
+// the first annotation, podman and skopeo a tag or a full name into the second.
 func called(d v1.Descriptor) (names []string) {
 	for _, key := range []string{"io.containerd.image.name", "org.opencontainers.image.ref.name"} {
 		if n := d.Annotations[key]; n != "" {
@@ -136,9 +136,9 @@ func called(d v1.Descriptor) (names []string) {
 	return append(names, d.Digest.String())
 }
 
-// best returns those that want names: by the whole of one of their names, else by the same name
-// with Docker's defaults in it ("debian" is "docker.io/library/debian:latest"), else by the tag
-// alone.
+// best returns the images that want names: by one of their full names, otherwise by the same name
+// with Docker's defaults in it ("debian" is "docker.io/library/debian:latest"), otherwise by the
+// tag alone.
 func best[T any](all []T, want string, names func(T) []string) []T {
 	full := func(s string) string {
 		t, err := name.NewTag(s)
@@ -166,7 +166,8 @@ func best[T any](all []T, want string, names func(T) []string) []T {
 	return nil
 }
 
-// fits returns the images for a platform, or else those that do not say what they are for.
+// fits returns the images for a platform, or if there are none those that do not say their
+// platform.
 func fits(all []v1.Descriptor, platform v1.Platform) ([]v1.Descriptor, error) {
 	var right, unknown []v1.Descriptor
 	var others []v1.Descriptor
@@ -182,7 +183,7 @@ func fits(all []v1.Descriptor, platform v1.Platform) ([]v1.Descriptor, error) {
 	}
 	switch {
 	case len(right) > 0:
-		// amd64/v3 also is for amd64, but needs a newer processor.
+		// amd64/v3 is also for amd64, but needs a newer processor.
 		same := slices.DeleteFunc(slices.Clone(right), func(d v1.Descriptor) bool { return normal(*d.Platform).Variant != platform.Variant })
 		if len(same) > 0 {
 			return same, nil

@@ -19,19 +19,19 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
-// network is how a registry is reached. It bounds what is answered, by what was asked for, how long
-// that takes, and where it leads to.
+// network connects to a registry. It bounds the answers by what was asked for, the time that they
+// take, and the addresses that they lead to.
 type network struct {
 	host            string // the registry's, as the caller named it
 	direct, proxied *http.Transport
 	patience        time.Duration
 
 	mu  sync.Mutex
-	own *reach // of the registry, once it was reached
+	own *reach // the registry's, once it was reached
 }
 
-// newNetwork takes certificates and the like from remote.DefaultTransport, which programs may have
-// set; connections are its own.
+// newNetwork uses certificates and the like from remote.DefaultTransport, which programs may have
+// set. Its connections are its own.
 func newNetwork(registry string, patience time.Duration) *network {
 	n := &network{host: hostname(registry), patience: patience}
 	base, ok := remote.DefaultTransport.(*http.Transport)
@@ -39,7 +39,7 @@ func newNetwork(registry string, patience time.Duration) *network {
 		base = &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, TLSHandshakeTimeout: 10 * time.Second}
 	}
 	n.direct = base.Clone()
-	n.direct.DisableCompression = true // a blob is what it is
+	n.direct.DisableCompression = true // blobs must arrive unchanged
 	n.direct.MaxResponseHeaderBytes = maxAnswer
 	n.proxied = n.direct.Clone()
 	n.direct.Proxy, n.direct.DialContext = nil, n.dial
@@ -58,7 +58,7 @@ func (n *network) close() {
 	n.proxied.CloseIdleConnections()
 }
 
-// hostname is that of "host", "host:port" or "[address]:port".
+// hostname returns the host of "host", "host:port" or "[address]:port".
 func hostname(host string) string {
 	if name, _, err := net.SplitHostPort(host); err == nil {
 		host = name
@@ -68,16 +68,16 @@ func hostname(host string) string {
 
 type limitKey struct{}
 
-// withLimit is the context of a request for so many bytes. Without, an answer has at most
-// maxAnswer: the registry's first greeting, a token, an error.
+// withLimit returns the context of a request for that many bytes. Without it, an answer has at most
+// maxAnswer bytes: the registry's first greeting, a token, an error.
 func withLimit(ctx context.Context, bytes int64) context.Context {
 	return context.WithValue(ctx, limitKey{}, bytes)
 }
 
-// pauses are what there is between one try and the next.
+// pauses are the pauses between tries.
 var pauses = []time.Duration{time.Second, 3 * time.Second}
 
-// RoundTrip tries again what may be better in a moment.
+// RoundTrip tries again after errors that may be temporary.
 func (n *network) RoundTrip(r *http.Request) (*http.Response, error) {
 	hops := 0
 	for at := r; at != nil && at.Response != nil; at = at.Response.Request {
@@ -138,8 +138,8 @@ func (n *network) once(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// through chooses between this machine's own network and the proxy of the environment, to which
-// nothing is refused: its address is the caller's. What that leads to it resolves itself, so only
+// through chooses between this machine's own network and the proxy of the environment. The proxy's
+// own address is the caller's and always allowed. The proxy resolves names itself, so only
 // addresses can be refused there, not names.
 func (n *network) through(r *http.Request) (http.RoundTripper, error) {
 	if n.proxied.Proxy == nil {
@@ -163,15 +163,15 @@ func (n *network) through(r *http.Request) (http.RoundTripper, error) {
 	return n.proxied, nil
 }
 
-// minProgress is what has to come while a registry is waited for as long as it has patience.
+// minProgress is how much a registry must send within its patience.
 const minProgress = 64 << 10
 
 func (n *network) tooSlow() error {
 	return fmt.Errorf("the registry sent less than %d bytes in %s", minProgress, n.patience)
 }
 
-// body is that of an answer. It ends behind the limit, with an error unless the answer is one
-// itself. What comes too slowly is an error: only the time counts in which it is waited for.
+// body is the body of an answer. It ends after the limit, with an error unless the answer is itself
+// an error. Data that comes too slowly is an error; only the time that a reader waits counts.
 type body struct {
 	io.ReadCloser
 	ctx         context.Context
@@ -210,13 +210,13 @@ func (b *body) Close() error {
 	return err
 }
 
-// dial connects to the registry, whatever its address is, and to what it leads to, if that is no
-// nearer to this machine.
+// dial connects to the registry, whatever its address is, and to the addresses that it leads to,
+// unless they are nearer to this machine than its own.
 func (n *network) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	d := net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}
 	own := strings.EqualFold(hostname(addr), n.host)
-	// Control sees the address that the name was resolved to, so that it does not matter what it
-	// resolves to at another time.
+	// Control sees the address that the name was resolved to, so it does not matter if it
+	// resolves differently another time.
 	d.ControlContext = func(_ context.Context, _, to string, _ syscall.RawConn) error {
 		at, err := netip.ParseAddrPort(to)
 		if err != nil {
@@ -239,7 +239,7 @@ func (n *network) dial(ctx context.Context, network, addr string) (net.Conn, err
 	return conn, err
 }
 
-// reached notes where the registry is.
+// reached records where the registry is.
 func (n *network) reached(addr netip.Addr) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -259,7 +259,7 @@ func (n *network) check(name string, addr netip.Addr) error {
 	return nil
 }
 
-// reach is from where an address can be reached.
+// reach says from where an address can be reached.
 type reach string
 
 const (
@@ -271,7 +271,7 @@ const (
 )
 
 // special are the addresses that are not public: IANA's registries of special-purpose addresses
-// (RFC 6890), less those for documentation, where nobody is.
+// (RFC 6890), except those for documentation, which nobody uses.
 var special = []struct {
 	reach    reach
 	prefixes []netip.Prefix
@@ -290,8 +290,8 @@ func prefixes(list ...string) (p []netip.Prefix) {
 	return p
 }
 
-// embedding are addresses of IPv6 behind which a gateway is that goes to the address of IPv4 in
-// them, from a byte on: NAT64 (RFC 6052) and 6to4 (RFC 3056).
+// embedding are IPv6 addresses that a gateway translates to the IPv4 address in them, which begins
+// at the given byte: NAT64 (RFC 6052) and 6to4 (RFC 3056).
 var embedding = map[netip.Prefix]int{netip.MustParsePrefix("64:ff9b::/96"): 12, netip.MustParsePrefix("2002::/16"): 2}
 
 func reachOf(addr netip.Addr) reach {

@@ -19,8 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// registryContent has the images of a repository. The client that asks it has signed in, and bounds
-// what it answers.
+// registryContent reads the images of a repository. Its client has signed in and bounds the
+// answers.
 type registryContent struct {
 	client  *http.Client
 	network *network
@@ -29,7 +29,7 @@ type registryContent struct {
 	raw     []byte
 }
 
-// pull asks a registry.
+// pull finds an image in a registry.
 func pull(ctx context.Context, ref string, o *options) (*source, error) {
 	named, err := name.ParseReference(ref)
 	if err != nil {
@@ -57,7 +57,7 @@ func (r *registryContent) find(ctx context.Context, named name.Reference, o *opt
 	if err != nil {
 		return nil, err
 	}
-	r.client = &http.Client{Transport: signedIn} // which follows no more than maxHops redirects
+	r.client = &http.Client{Transport: signedIn} // it follows at most maxHops redirects
 	if err := r.findManifest(ctx, named); err != nil {
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func (r *registryContent) findManifest(ctx context.Context, named name.Reference
 		return err
 	}
 	if d, ok := named.(name.Digest); ok {
-		if r.first.Digest, err = v1.NewHash(d.DigestStr()); err != nil { // which resolve compares
+		if r.first.Digest, err = v1.NewHash(d.DigestStr()); err != nil { // resolve compares it
 			return err
 		}
 	}
@@ -86,8 +86,8 @@ func (r *registryContent) findManifest(ctx context.Context, named name.Reference
 	return nil
 }
 
-// mediaType is what a manifest is. Registries of static files send it with a type of their own, and
-// it need not have one itself.
+// mediaType returns the type of a manifest. Registries of static files send a type of their own,
+// and the manifest itself may lack one.
 func mediaType(header string, raw []byte) types.MediaType {
 	header, _, _ = strings.Cut(header, ";")
 	sent := types.MediaType(strings.TrimSpace(header))
@@ -98,7 +98,7 @@ func mediaType(header string, raw []byte) types.MediaType {
 		MediaType         types.MediaType
 		Layers, Manifests json.RawMessage
 	}
-	_ = json.Unmarshal(raw, &is) // what is no JSON has no type, which resolve says
+	_ = json.Unmarshal(raw, &is) // resolve reports that what is not JSON has no type
 	switch {
 	case is.MediaType != "":
 		return is.MediaType
@@ -110,7 +110,7 @@ func mediaType(header string, raw []byte) types.MediaType {
 	return sent
 }
 
-// accepted are the manifests that can be asked for.
+// accepted are the types of manifests that Open understands.
 var accepted = []string{string(types.OCIImageIndex), string(types.DockerManifestList), string(types.OCIManifestSchema1), string(types.DockerManifestSchema2)}
 
 func (r *registryContent) get(ctx context.Context, kind, identifier string, limit int64) (*http.Response, error) {

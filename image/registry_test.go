@@ -23,10 +23,10 @@ func (keychain) Resolve(authn.Resource) (authn.Authenticator, error) {
 	return &authn.Basic{Username: "user", Password: "password"}, nil
 }
 
-// A registry as they are: TLS with HTTP/2, a token for a password, blobs elsewhere, which get
-// neither, and trouble that passes.
+// A registry as they usually are: TLS with HTTP/2, a token for a password, blobs on another host,
+// which gets neither, and temporary errors.
 func TestRootlessRegistry(t *testing.T) {
-	h := newHostile(t, nil) // which answers as it should
+	h := newHostile(t, nil) // answers as it should
 	var mu sync.Mutex
 	failed, protocols := map[string]bool{}, map[string]bool{}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

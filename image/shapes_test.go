@@ -40,20 +40,20 @@ func etc(more ...file) []file {
 	return append([]file{{name: "etc/"}, {name: "etc/passwd", content: appPasswd}, {name: "etc/group", content: "root:x:0:\napp:x:1002:\nlog:x:55:app\nwheel:x:10:root,app\nnobody:x:65534:\n"}}, more...)
 }
 
-// imageShape is an image as there are real ones: a shell, if it has a script, and a layer.
+// imageShape is an image of a kind that exists: a shell, if it has a script, and a layer.
 type imageShape struct {
 	name   string
 	config v1.Config
 	files  []file
-	script string // in place of the image's own command
-	want   string // of its output, and errors
+	script string // instead of the image's own command
+	want   string // its output and errors
 	opts   []sandbox.Option
-	owners bool // it takes files that keep their owners
+	owners bool // takes files that keep their owners
 	fails  bool
 }
 
-// dockerCaps is what images that begin as root and go on as somebody else need of what Docker gives
-// all.
+// dockerCaps are the capabilities, among those that Docker gives to all, that images need which
+// start as root and go on as another user.
 var dockerCaps = sandbox.WithCapabilities("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_SETUID", "CAP_SETGID")
 
 func imageShapes() []imageShape {
@@ -130,7 +130,7 @@ func imageShapes() []imageShape {
 	}
 }
 
-// Images as there are real ones run.
+// Images of kinds that exist run.
 func TestRootlessShapes(t *testing.T) {
 	needWhiteouts(t)
 	store, base := newStore(t), shell(t)
@@ -171,8 +171,7 @@ func TestRootlessScratchImage(t *testing.T) {
 	require.Equal(t, "65532\n", string(out))
 }
 
-// What is wrong with an image is said of the image's field, and an option of the caller's own mends
-// it.
+// Errors name the field of the image that is wrong, and an option of the caller's fixes it.
 func TestRootlessImageErrors(t *testing.T) {
 	store, base := newStore(t), shell(t)
 	files := asPlain(t, tarOf(t, etc(file{name: "srv", content: "x"}, file{name: "private/", mode: 0o700, uid: 7})...))
@@ -219,7 +218,7 @@ func wrongOption(t *testing.T, err error) string {
 	return wrong.Option
 }
 
-// What no run could have is refused by Open.
+// Open refuses configurations that no run could have.
 func TestAttackConfig(t *testing.T) {
 	store := newStore(t)
 	layer := asPlain(t, tarOf(t, file{name: "x"}))
@@ -255,7 +254,7 @@ func TestAttackConfig(t *testing.T) {
 	requireEmpty(t, store)
 }
 
-// Device nodes that were left out are listed, also of layers that were there already.
+// LeftOut lists the device nodes that were left out, also of layers that were already in the store.
 func TestLeftOut(t *testing.T) {
 	store := newStore(t)
 	dir := layoutOf(t, imageOf(t, v1.Config{}, asPlain(t, tarOf(t, append(kinds('3', "dev/null", "opt/sda"), kinds('4', "/b")...)...))))

@@ -17,20 +17,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// source is an image that was found, with nothing of it read but its manifest and its configuration, which have the right digests.
+// source is an image that was found. Only its manifest and its configuration have been read, and
+// their digests are right.
 type source struct {
 	digest v1.Hash
 	config *v1.ConfigFile
 	layers []v1.Layer // the lowest first
-	// plain says that layers have no digest of their own, only that of their content: an archive of
-	// docker save.
+	// plain reports that layers have no digest of their own, only one of their content: in an
+	// archive of docker save.
 	plain bool
 	from  interface{ close() }
 }
 
 func (s *source) close() { s.from.close() }
 
-// find reads as much of an image as says what it consists of.
+// find reads as much of an image as it takes to know its parts.
 func find(ctx context.Context, ref string, o *options) (*source, error) {
 	var s *source
 	var err error
@@ -48,8 +49,8 @@ func find(ctx context.Context, ref string, o *options) (*source, error) {
 	return s, nil
 }
 
-// fromPath opens a layout or an archive. What is behind one of the path's colons may choose an
-// image in it.
+// fromPath opens a layout or an archive. A part of the path after a colon may choose an image in
+// it.
 func fromPath(ctx context.Context, ref string, o *options) (*source, error) {
 	file, tag, info, err := split(ref)
 	switch {
@@ -74,7 +75,7 @@ func fromPath(ctx context.Context, ref string, o *options) (*source, error) {
 	return closing(s, a, err)
 }
 
-// closing gives a source what it is from, or closes that if there is none.
+// closing gives a source what it is read from, or closes that if there is no source.
 func closing(s *source, from interface{ close() }, err error) (*source, error) {
 	if err != nil {
 		from.close()
@@ -84,8 +85,8 @@ func closing(s *source, from interface{ close() }, err error) (*source, error) {
 	return s, nil
 }
 
-// split finds the longest path in ref that exists, so that colons may be in the path as well as in
-// what comes after it: "./save.tar:debian:12".
+// split finds the longest path in ref that exists, because the path may contain colons, and so may
+// what follows it: "./save.tar:debian:12".
 func split(ref string) (file, tag string, info fs.FileInfo, err error) {
 	info, err = os.Stat(ref)
 	for i := len(ref); err != nil; {
@@ -100,7 +101,8 @@ func split(ref string) (file, tag string, info fs.FileInfo, err error) {
 	return ref, "", info, nil
 }
 
-// fromArchive tells docker save's archives, which have a manifest.json, from those of an OCI layout.
+// fromArchive distinguishes archives of docker save, which have a manifest.json, from those of an
+// OCI layout.
 func fromArchive(ctx context.Context, a *tarFiles, tag string, o *options) (*source, error) {
 	if err := a.index(ctx); err != nil {
 		return nil, err
@@ -115,8 +117,8 @@ func fromArchive(ctx context.Context, a *tarFiles, tag string, o *options) (*sou
 	return s, err
 }
 
-// describe reads an image's manifest and configuration, whose digests must be right: then those
-// that the configuration has of the layers' contents are.
+// describe reads an image's manifest and configuration and checks their digests. The digests of the
+// layers' contents, which are in the configuration, are then right too.
 func describe(ctx context.Context, from content, d v1.Descriptor, o *options) (*source, error) {
 	raw, err := read(ctx, from, "the manifest", d)
 	if err != nil {
@@ -145,7 +147,7 @@ func describe(ctx context.Context, from content, d v1.Descriptor, o *options) (*
 	return s, s.configure(raw)
 }
 
-// checkLayer refuses a layer that can't be within WithLimits: compression makes nothing much
+// checkLayer refuses a layer that must exceed WithLimits, because compression makes nothing much
 // larger.
 func checkLayer(size int64, o *options) error {
 	if size <= 0 {
@@ -157,7 +159,7 @@ func checkLayer(size int64, o *options) error {
 	return nil
 }
 
-// configure takes the configuration of an image, which has a digest for the content of each layer.
+// configure sets the configuration of an image, which has a digest for the content of each layer.
 func (s *source) configure(raw []byte) error {
 	s.config = &v1.ConfigFile{}
 	if err := decode("the configuration", raw, s.config); err != nil {
@@ -170,22 +172,22 @@ func (s *source) configure(raw []byte) error {
 		return fmt.Errorf("the configuration has %d layers, the manifest %d", n, len(s.layers))
 	}
 	for i, content := range s.config.RootFS.DiffIDs {
-		if content.Algorithm != "sha256" { // what the store's names are made of
+		if content.Algorithm != "sha256" { // the store's names are made of it
 			return fmt.Errorf("the configuration: layer %d: its digest %q is none of sha256", i, content)
 		}
 	}
 	return nil
 }
 
-// layerOf is a layer as it lies in its source.
+// layerOf is a layer as its source has it.
 type layerOf struct {
 	v1.Descriptor
 	open func() (io.ReadCloser, error)
 }
 
-// newLayer adds what a v1.Layer can do with that.
+// newLayer makes a complete v1.Layer of that.
 func newLayer(d v1.Descriptor, open func() (io.ReadCloser, error)) v1.Layer {
-	l, _ := partial.CompressedToLayer(&layerOf{d, open}) // which has no errors
+	l, _ := partial.CompressedToLayer(&layerOf{d, open}) // never fails for a layerOf
 	return l
 }
 

@@ -18,16 +18,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Store is a directory in which layers are unpacked, each once, under the digest of its content and of those below it. Any number of processes may use
-// one at the same time; a process that dies at any moment leaves nothing in it that another takes for a layer.
+// Store is a directory in which layers are unpacked, each once, under the digest of its content and
+// of the layers below it. Any number of processes may use one at the same time. A process that dies
+// at any moment leaves nothing in it that another takes for a layer.
 //
 //	layers/HASH/files       what is in the layer
 //	layers/HASH/info.json   what is known of it; used when it was last modified
-//	locks/HASH              locked, shared, by whoever uses the layer, and for itself by who makes or removes it
+//	locks/HASH              shared lock by users of the layer, exclusive by who makes or removes it
 //	temp/HASH               what is being unpacked or removed by who has that lock
 type Store struct{ dir string }
 
-// DefaultStore is the one in the user's directory for caches: $XDG_CACHE_HOME/sandbox/images, or ~/.cache/sandbox/images.
+// DefaultStore returns the store in the user's cache directory: $XDG_CACHE_HOME/sandbox/images, or
+// ~/.cache/sandbox/images.
 func DefaultStore() (*Store, error) {
 	dir, err := os.UserCacheDir()
 	if err != nil {
@@ -36,8 +38,11 @@ func DefaultStore() (*Store, error) {
 	return OpenStore(filepath.Join(dir, "sandbox", "images"))
 }
 
-// OpenStore makes the store if it is not there. Nobody but the caller's user may enter it, because images may have set-uid programs. For images that hide files of lower layers its
-// file system must have extended attributes for users, as ext4, xfs and btrfs have, and tmpfs from Linux 6.6 on, and be no overlay, as a container's own root mostly is: Open fails otherwise.
+// OpenStore opens the store in dir, and makes it if it does not exist. Only the caller's user may
+// enter it, because images may have set-uid programs. For images that hide files of lower layers,
+// its file system must have user extended attributes, as ext4, xfs and btrfs have, and tmpfs since
+// Linux 6.6, and must not be an overlay, as a container's own root usually is: otherwise Open fails
+// for them.
 func OpenStore(dir string) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -58,7 +63,7 @@ func OpenStore(dir string) (*Store, error) {
 	return &Store{dir}, nil
 }
 
-// layer is one that is in the store, and locked.
+// layer is a locked layer in the store.
 type layer struct {
 	store *Store
 	hash  string
@@ -69,12 +74,12 @@ type layer struct {
 // info is what the store knows of a layer.
 type info struct {
 	Content string // the digest of its tar file
-	Opaque  bool   // nothing of the layers below it is to be seen
-	Bytes   int64  // that its files have
+	Opaque  bool   // hides the layers below it
+	Bytes   int64  // size of its files
 	Files   int64
 	Tree    string // digest of the files as they were unpacked, for Verify
 
-	LeftOut []string `json:",omitempty"` // device nodes, the first maxLeftOut
+	LeftOut []string `json:",omitempty"` // device nodes, at most maxLeftOut
 }
 
 func (s *Store) path(kind, hash string) string { return filepath.Join(s.dir, kind, hash) }
@@ -83,7 +88,7 @@ func (l *layer) files() string { return filepath.Join(l.store.path("layers", l.h
 
 func (l *layer) release() error { return l.lock.Close() }
 
-// unpack returns the image with all of its layers in the store.
+// unpack returns the image, with all of its layers in the store.
 func (s *Store) unpack(ctx context.Context, src *source, o *options) (_ *Image, err error) {
 	img := &Image{digest: src.digest, config: src.config.Config}
 	defer func() {
@@ -107,7 +112,8 @@ func (s *Store) unpack(ctx context.Context, src *source, o *options) (_ *Image, 
 	return img, nil
 }
 
-// chainID names a layer by all that its files depend on: the OCI image specification, "Layer ChainID".
+// chainID names a layer by everything that its files depend on: the OCI image specification, "Layer
+// ChainID".
 func chainID(below string, content v1.Hash) string {
 	if below == "" {
 		return content.Hex
@@ -116,7 +122,7 @@ func chainID(below string, content v1.Hash) string {
 	return h.Hex
 }
 
-// layer locks a layer, and unpacks it if it is not there.
+// layer locks a layer. If it is missing, it is unpacked first.
 func (s *Store) layer(ctx context.Context, hash string, j *job) (_ *layer, err error) {
 	lock, err := os.OpenFile(s.path("locks", hash), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -134,19 +140,20 @@ func (s *Store) layer(ctx context.Context, hash string, j *job) (_ *layer, err e
 		}
 		if err := l.readInfo(); err == nil {
 			now := time.Now()
-			return l, os.Chtimes(l.infoPath(), now, now) // Collect removes first what was not used for long
+			return l, os.Chtimes(l.infoPath(), now, now) // for Collect, which removes the least recently used first
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 		if err := flock(ctx, lock, unix.LOCK_EX); err != nil {
 			return nil, err
 		}
-		if err := l.readInfo(); errors.Is(err, fs.ErrNotExist) { // nobody else was faster
+		if err := l.readInfo(); errors.Is(err, fs.ErrNotExist) { // no other process was faster
 			if err := l.make(ctx, j); err != nil {
 				return nil, err
 			}
 		}
-		// Between the exclusive lock and a shared one somebody may remove it again, so look once more.
+		// Between the exclusive lock and a shared one another process may remove it again,
+		// so check once more.
 	}
 }
 
@@ -163,10 +170,11 @@ func (l *layer) readInfo() error {
 	return nil
 }
 
-// make unpacks the layer, elsewhere, and moves it to its place when all of it is on the disk. The caller has the exclusive lock.
+// make unpacks the layer in another place, and moves it to its own when all of it is on the disk.
+// The caller has the exclusive lock.
 func (l *layer) make(ctx context.Context, j *job) (err error) {
 	temp := l.store.path("temp", l.hash)
-	if err := removeAll(temp); err != nil { // of who died
+	if err := removeAll(temp); err != nil { // left by a process that died
 		return err
 	}
 	defer func() {
@@ -178,7 +186,7 @@ func (l *layer) make(ctx context.Context, j *job) (err error) {
 	if err := os.MkdirAll(files, 0o755); err != nil {
 		return err
 	}
-	if err := os.Chmod(files, 0o755); err != nil { // whatever the umask is
+	if err := os.Chmod(files, 0o755); err != nil { // despite the umask
 		return err
 	}
 	if l.info, err = j.unpack(ctx, files); err != nil {
@@ -197,7 +205,8 @@ func (l *layer) make(ctx context.Context, j *job) (err error) {
 	return os.Rename(temp, l.store.path("layers", l.hash))
 }
 
-// syncFS has all that was written reach the disk: a layer's name must not survive a loss of power that its files don't.
+// syncFS waits until everything that was written is on the disk: a layer's name must not survive a
+// loss of power that its files don't survive.
 func syncFS(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -207,7 +216,7 @@ func syncFS(dir string) error {
 	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
 }
 
-// flock waits for a lock as long as ctx lasts.
+// flock waits for a lock until ctx ends.
 func flock(ctx context.Context, f *os.File, how int) error {
 	for {
 		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
@@ -228,7 +237,8 @@ func flock(ctx context.Context, f *os.File, how int) error {
 	}
 }
 
-// removeAll is os.RemoveAll for directories that their owner may not write to, too.
+// removeAll is os.RemoveAll, except that it also removes directories that their owner may not write
+// to.
 func removeAll(dir string) error {
 	err := os.RemoveAll(dir)
 	if err == nil {
@@ -236,22 +246,22 @@ func removeAll(dir string) error {
 	}
 	_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {
-			_ = os.Chmod(p, 0o700) // os.RemoveAll says what is still in the way
+			_ = os.Chmod(p, 0o700) // os.RemoveAll reports what it still can't remove
 		}
 		return nil
 	})
 	return os.RemoveAll(dir)
 }
 
-// Layer is one that the store has.
+// Layer is a layer in the store.
 type Layer struct {
-	Digest string // of its content and of those below it
+	Digest string // of its content and of the layers below it
 	Bytes  int64
 	Files  int64
-	Used   time.Time // when an image that has it was opened last
+	Used   time.Time // when an image with this layer was last opened
 }
 
-// Layers lists what the store has, what was used last first.
+// Layers lists the layers in the store, the most recently used first.
 func (s *Store) Layers() ([]Layer, error) {
 	entries, err := os.ReadDir(filepath.Join(s.dir, "layers"))
 	if err != nil {
@@ -275,8 +285,8 @@ func (s *Store) Layers() ([]Layer, error) {
 	return list, nil
 }
 
-// Collect removes layers that no image uses which is open in any process, those first that were not used for longest, until the store has at most so
-// many bytes of files. It returns how many it removed.
+// Collect removes layers that no open image of any process uses, the least recently used first,
+// until the files in the store have at most that many bytes. It returns how many bytes it removed.
 func (s *Store) Collect(keep int64) (removed int64, err error) {
 	list, err := s.Layers()
 	if err != nil {
@@ -304,7 +314,7 @@ func (s *Store) Collect(keep int64) (removed int64, err error) {
 	return removed, nil
 }
 
-// remove removes a layer unless somebody uses it.
+// remove removes a layer unless a process uses it.
 func (s *Store) remove(hash string) (bool, error) {
 	lock, err := s.tryLock(hash)
 	if lock == nil || err != nil {
@@ -324,7 +334,7 @@ func (s *Store) remove(hash string) (bool, error) {
 	return true, removeAll(temp)
 }
 
-// sweep removes what processes left that died.
+// sweep removes what processes that died have left.
 func (s *Store) sweep() error {
 	entries, err := os.ReadDir(filepath.Join(s.dir, "temp"))
 	if err != nil {
@@ -333,7 +343,7 @@ func (s *Store) sweep() error {
 	for _, e := range entries {
 		lock, err := s.tryLock(e.Name())
 		if lock == nil && err == nil {
-			continue // somebody is at work
+			continue // a process is working on it
 		}
 		if err == nil {
 			err = errors.Join(removeAll(s.path("temp", e.Name())), lock.Close())
@@ -345,7 +355,7 @@ func (s *Store) sweep() error {
 	return nil
 }
 
-// tryLock returns no file if somebody uses the layer.
+// tryLock returns nil if a process uses the layer.
 func (s *Store) tryLock(hash string) (*os.File, error) {
 	lock, err := os.OpenFile(s.path("locks", hash), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -361,8 +371,8 @@ func (s *Store) tryLock(hash string) (*os.File, error) {
 	}
 }
 
-// Verify compares the files of every layer with what was unpacked. Layers that differ are named in the error and, unless
-// somebody uses them, removed, so that the next Open unpacks them again.
+// Verify compares the files of every layer with what was unpacked. The error names the layers that
+// differ. They are removed, unless a process uses them, so that the next Open unpacks them again.
 func (s *Store) Verify(ctx context.Context) error {
 	entries, err := os.ReadDir(filepath.Join(s.dir, "layers"))
 	if err != nil {
@@ -389,7 +399,7 @@ func (s *Store) Verify(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// verify tells what is wrong with a layer, holding its lock meanwhile.
+// verify returns what is wrong with a layer. It holds the layer's lock meanwhile.
 func (s *Store) verify(ctx context.Context, hash string) (damage, err error) {
 	lock, err := os.OpenFile(s.path("locks", hash), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {

@@ -21,7 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Several that open the same image at once unpack it once, and what died at it is in nobody's way.
+// Several processes that open the same image at once unpack it once, and remains of processes that
+// died do no harm.
 func TestRootlessStoreIsShared(t *testing.T) {
 	needWhiteouts(t)
 	store := newStore(t)
@@ -80,7 +81,7 @@ func chainOf(t *testing.T, files []file) string {
 	return h.Hex
 }
 
-// What nobody uses is removed, what was not used for longest first.
+// Unused layers are removed, the least recently used first.
 func TestCollect(t *testing.T) {
 	store := newStore(t)
 	kilo := func(name string) v1.Layer {
@@ -115,7 +116,7 @@ func TestCollect(t *testing.T) {
 	require.Equal(t, "sha256:"+chainOf(t, []file{{name: "3", content: strings.Repeat("x", 1000)}}), list[0].Digest)
 }
 
-// Verify finds every kind of change, and what it removes is unpacked again.
+// Verify finds every kind of change, and the layers that it removes are unpacked again.
 func TestVerify(t *testing.T) {
 	layer := tarOf(t, file{name: "dir/"}, file{name: "dir/file", content: "content"}, file{name: "link", link: "dir"})
 	dir := layoutOf(t, imageOf(t, v1.Config{}, asGzip(t, layer)))
@@ -141,7 +142,7 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-// A context that ends ends Open, whatever it waits for, and leaves nothing.
+// Open ends when its context ends, whatever it waits for, and leaves nothing behind.
 func TestCanceled(t *testing.T) {
 	store := newStore(t)
 	layer := asGzip(t, tarOf(t, file{name: "x"}))
@@ -160,7 +161,7 @@ func TestCanceled(t *testing.T) {
 	requireEmpty(t, store)
 }
 
-// crashEnv has this test binary open an image in a store, which whoever started it ends at some moment.
+// crashEnv makes this test binary open an image in a store until its parent kills it.
 const crashEnv = "IMAGE_TEST_CRASH"
 
 func init() {
@@ -174,7 +175,8 @@ func init() {
 	}
 }
 
-// A process that is killed while it unpacks leaves nothing that is taken for a layer, and keeps nobody.
+// A process that is killed while it unpacks leaves nothing that is taken for a layer, and blocks no
+// other process.
 func TestCrash(t *testing.T) {
 	var files []file
 	for i := range 400 {

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// treeDigest is a digest of all that is below a directory: names, types, permissions, owners, links and contents. No symbolic link is followed, and
-// nothing but regular files and directories is opened.
+// treeDigest returns a digest of everything below a directory: names, types, permissions, owners,
+// links and contents. It follows no symbolic link and opens only regular files and directories.
 func treeDigest(ctx context.Context, dir string) (string, error) {
 	sum := sha256.New()
 	err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {

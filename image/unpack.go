@@ -19,10 +19,10 @@ import (
 	"github.com/cellkit/sandbox/internal/cell"
 )
 
-// limits are those of one layer.
+// limits bound one layer.
 type limits struct{ bytes, files int64 }
 
-// job is a layer that is to be unpacked.
+// job is a layer to be unpacked.
 type job struct {
 	src      *source
 	from     v1.Layer
@@ -33,7 +33,7 @@ type job struct {
 	at       Progress
 }
 
-// unpack puts the layer's files into a directory that is empty.
+// unpack unpacks the layer into an empty directory.
 func (j *job) unpack(ctx context.Context, dir string) (info, error) {
 	stream, err := j.open()
 	if err != nil {
@@ -49,7 +49,7 @@ func (j *job) unpack(ctx context.Context, dir string) (info, error) {
 		opts = append(opts, archive.WithNoSameOwner())
 	}
 	if _, err = archive.Apply(ctx, dir, tarFile, opts...); err == nil {
-		_, err = io.Copy(io.Discard, tarFile) // what comes after the end of the archive counts for the digest
+		_, err = io.Copy(io.Discard, tarFile) // what follows the end of the archive is part of the digest
 	}
 	if err == nil {
 		err = stream.check()
@@ -74,7 +74,7 @@ func (j *job) unpack(ctx context.Context, dir string) (info, error) {
 type stream struct {
 	io.Reader
 	raw    io.ReadCloser
-	digest hash.Hash // of what is read of raw, nil if that has no digest of its own
+	digest hash.Hash // of what is read from raw, nil if that has no digest of its own
 	want   v1.Hash
 	undo   func()
 }
@@ -84,7 +84,7 @@ func (s *stream) close() {
 	_ = s.raw.Close() // it was read only
 }
 
-// check reads the rest of what is compressed, and compares its digest.
+// check reads the rest of the compressed data and compares its digest.
 func (s *stream) check() error {
 	if s.digest == nil {
 		return nil
@@ -98,7 +98,7 @@ func (s *stream) check() error {
 	return nil
 }
 
-// maxWindow is the memory that decompression may take.
+// maxWindow bounds the memory for decompression.
 const maxWindow = 128 << 20
 
 func (j *job) open() (*stream, error) {
@@ -120,7 +120,7 @@ func (j *job) open() (*stream, error) {
 		in = io.TeeReader(in, s.digest)
 	}
 	compressed := bufio.NewReaderSize(in, 1<<20)
-	head, _ := compressed.Peek(4) // a layer that is shorter is none that is compressed
+	head, _ := compressed.Peek(4) // a shorter layer is not compressed
 	switch {
 	case strings.HasPrefix(string(head), "\x1f\x8b"):
 		s.Reader, err = gzip.NewReader(compressed)
@@ -139,7 +139,7 @@ func (j *job) open() (*stream, error) {
 	return s, nil
 }
 
-// counted tells the progress of reading.
+// counted returns a reader that reports the progress of r.
 func (j *job) counted(r io.Reader) io.Reader {
 	if j.progress == nil {
 		return r
@@ -161,7 +161,7 @@ func (p *progressReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// limitedReader fails where io.LimitedReader says that it is the end, and where ctx has ended.
+// limitedReader fails where io.LimitedReader would report the end, and once ctx has ended.
 type limitedReader struct {
 	ctx      context.Context
 	r        io.Reader

@@ -12,8 +12,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// Elsewhere than on Linux everything compiles, and there is no store in which an image could be
-// unpacked.
+// On other systems than Linux everything compiles, but there is no store into which an image could
+// be unpacked.
 
 func unsupported() error {
 	return fmt.Errorf("image: %s: %w", runtime.GOOS, errors.ErrUnsupported)

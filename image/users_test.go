@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// An image's user is who it is to container engines.
+// An image's user is the same as for container engines.
 func TestRootlessUsers(t *testing.T) {
 	const passwd = "root:x:0:0:root:/root:/bin/sh\nbroken:x:a:b:c:d:e\napp:x:33:44:app:/srv:/bin/sh\nnobody:x:65534:65534::relative:/x\nhuge:x:4294967294:4294967294:::\nover:x:4294967295:0:::\n" +
 		"zero\x00:x:7:7::/:/x\n44:x:55:66::/byname:/x\nlong\n::::::\napp:x:1:1:second:/second:/x\n"
@@ -36,7 +36,7 @@ func TestRootlessUsers(t *testing.T) {
 		{"app:", [][]byte{layer}, 33, 44, []int{50, 60, 65533, 71, 51}, "app", "/srv", ""},
 		{"app:staff", [][]byte{layer}, 33, 50, nil, "app", "/srv", ""},
 		{"app:7", [][]byte{layer}, 33, 7, nil, "app", "/srv", ""},
-		{"33:70", [][]byte{layer}, 33, 71, nil, "app", "/srv", ""}, // a name before a number
+		{"33:70", [][]byte{layer}, 33, 71, nil, "app", "/srv", ""}, // a name takes precedence over a number
 		{"44", [][]byte{layer}, 55, 66, nil, "44", "/byname", ""},
 		{"1234:5", [][]byte{layer}, 1234, 5, nil, "1234", "/", ""},
 		{"1234", [][]byte{layer}, 1234, 0, nil, "1234", "/", ""},

@@ -1,10 +1,11 @@
-// Command sandbox is that of github.com/cellkit/sandbox/cmd/sandbox, with container images as roots:
+// Command sandbox is that of github.com/cellkit/sandbox/cmd/sandbox, with container images as
+// roots:
 //
 //	sandbox run -image debian:bookworm-slim -- cat /etc/os-release
 //	sandbox run -image ./layout
 //
-// What -image takes is what image.Open does. Without a command it is the image's own. Layers are kept in the user's directory for caches,
-// sandbox/images in $XDG_CACHE_HOME or ~/.cache.
+// What -image takes is what image.Open does. Without a command it is the image's own. Layers are
+// kept in the user's directory for caches, sandbox/images in $XDG_CACHE_HOME or ~/.cache.
 package main
 
 import (
@@ -39,7 +40,7 @@ func main() {
 	cli.Main()
 }
 
-// bars shows a progress bar for each layer that is read.
+// bars shows a progress bar for each layer that is being read.
 type bars struct {
 	out   io.Writer
 	bar   *progressbar.ProgressBar
@@ -49,7 +50,7 @@ type bars struct {
 func (b *bars) show(p image.Progress) {
 	if p.Layer != b.layer {
 		if b.bar != nil {
-			_ = b.bar.Finish() // it can't be written to a terminal, and nobody looks at it then
+			_ = b.bar.Finish() // fails if it can't be written, and then nobody sees it
 		}
 		total := p.Total
 		if total == 0 {

@@ -80,7 +80,7 @@ func makeImage(dir string, busybox []byte) error {
 	return p.AppendImage(img)
 }
 
-// A terminal sees how far each layer is.
+// A terminal shows the progress of each layer.
 func TestBars(t *testing.T) {
 	var out bytes.Buffer
 	b := &bars{out: &out}
