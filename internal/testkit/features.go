@@ -17,8 +17,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/matrix"
 )
 
-// Need is the only way to skip a test: it does so where this machine lacks the
-// feature, and fails where the machine's configuration is known to have it.
+// Need is the only way to skip a test. It skips the test if this machine lacks the feature, and
+// fails if the machine's configuration is known to have it.
 func Need(t testing.TB, name string) {
 	t.Helper()
 	f, ok := features[name]
@@ -32,7 +32,8 @@ func Need(t testing.TB, name string) {
 	t.Skipf("needs %s", name)
 }
 
-// configuration is the name of that in which the tests run, "" if they were not started by vmtest.
+// configuration returns the name of the configuration in which the tests run, or "" if vmtest did
+// not start them.
 func configuration() string {
 	name := os.Getenv("SANDBOX_TEST_CONFIG")
 	if name == "host" && os.Geteuid() != 0 {
@@ -41,8 +42,8 @@ func configuration() string {
 	return name
 }
 
-// groups are configurations by what they have in common, for the table below. With a version
-// behind it, such as ROOT-5.11, a group is those of it whose kernel is that one or a later one.
+// groups are names for sets of configurations, used in the table below. With a version behind it,
+// such as ROOT-5.11, a group is limited to those whose kernel is that one or a later one.
 var groups = map[string]func(matrix.Configuration) bool{
 	"ROOT":  matrix.Configuration.Root,
 	"USER":  matrix.Configuration.User,
@@ -69,8 +70,8 @@ type feature struct {
 	known string
 }
 
-// features are what tests may need: how to find out, without the help of this
-// module, and which configurations of internal/vmtest have it.
+// features are what tests may need: a check that does not use this module, and the configurations
+// of internal/vmtest that have it.
 var features = map[string]feature{
 	"root":                           {AsRoot, "ROOT docker-cap docker-privileged"},
 	"a machine for timing":           {func() bool { return AsRoot() && !InGuest && Controller("cpu") }, "host"},
@@ -102,7 +103,7 @@ var features = map[string]feature{
 	"idmapped /usr":                      {func() bool { return AsRoot() && Kernel(5, 19) && onDisk("/usr") }, ""}, // the guest's is on 9p
 	"overlayfs for runs":                 {kernel(5, 11), "ROOT-5.11 USER"},
 	"root's mounts of overlayfs":         {kernelAsRoot(5, 11), "ROOT-5.11 docker-cap docker-privileged"},
-	"files that hide others":             {layered(true), "GUEST-6.6"}, // its tmpfs; whatever there is elsewhere
+	"files that hide others":             {layered(true), "GUEST-6.6"}, // its tmpfs; elsewhere it depends
 	"extended attributes for users":      {layered(false), "GUEST-6.6"},
 	"gcc":                                {found("gcc"), "ROOT USER"},
 	"python3":                            {found("python3"), "ROOT USER"},
@@ -116,7 +117,7 @@ var features = map[string]feature{
 	"user namespaces":                    {func() bool { return exec.Command("unshare", "-Ur", "true").Run() == nil }, "ROOT USER docker docker-cap docker-privileged"},
 }
 
-// WholeMachine reports whether this process is root of a machine, and not of a container.
+// WholeMachine reports whether this process is root of a machine rather than of a container.
 func WholeMachine() bool {
 	return AsRoot() && !strings.HasPrefix(os.Getenv("SANDBOX_TEST_CONFIG"), "docker")
 }
@@ -130,10 +131,11 @@ func Effective(capability int) bool {
 	return have>>capability&1 != 0
 }
 
-// AsRoot reports whether this process is root and has root's power over mounts, which it mostly has not in a container.
+// AsRoot reports whether this process is root and has root's power over mounts, which it usually
+// lacks in a container.
 func AsRoot() bool { return os.Geteuid() == 0 && Effective(unix.CAP_SYS_ADMIN) }
 
-// Kernel reports whether this is such a kernel or a later one.
+// Kernel reports whether this machine's kernel is that one or a later one.
 func Kernel(major, minor int) bool {
 	var u unix.Utsname
 	var have [2]int
@@ -149,7 +151,7 @@ func kernelAsRoot(major, minor int) func() bool {
 	return func() bool { return AsRoot() && Kernel(major, minor) }
 }
 
-// Controller reports whether this process is root and a cgroup controller is there, mounted writable.
+// Controller reports whether this process is root and a cgroup controller is mounted writable.
 func Controller(name string) bool {
 	if os.Geteuid() != 0 {
 		return false
@@ -175,10 +177,10 @@ func Controller(name string) bool {
 
 func controller(name string) func() bool { return func() bool { return Controller(name) } }
 
-// blockIO reports whether what runs read and write of block devices can be limited.
+// blockIO reports whether the block I/O of runs can be limited.
 func blockIO() bool { return Controller("blkio") || Controller("io") }
 
-// found returns whether there is a program of that name.
+// found returns a check for a program with that name.
 func found(name string) func() bool {
 	return func() bool {
 		_, err := exec.LookPath(name)
@@ -191,7 +193,7 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// usersSystemd reports whether this is a user on cgroup v2 with a manager of its own.
+// usersSystemd reports whether this is a user on cgroup v2 with a systemd of its own.
 func usersSystemd() bool {
 	return os.Geteuid() != 0 && exists(os.Getenv("XDG_RUNTIME_DIR")+"/systemd/private") && exists("/sys/fs/cgroup/cgroup.controllers")
 }
@@ -202,7 +204,7 @@ func onDisk(path string) bool {
 	return unix.Statfs(path, &st) == nil && slices.Contains([]int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC}, int64(st.Type))
 }
 
-// loopDevices reports whether there are any, and asks for the module that makes them.
+// loopDevices reports whether there are loop devices. It asks for the module that makes them.
 func loopDevices() bool {
 	_ = exec.Command("modprobe", "loop").Run()
 	f, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
@@ -212,8 +214,8 @@ func loopDevices() bool {
 	return err == nil
 }
 
-// layered reports whether a directory for temporary files takes what overlayfs says in files:
-// attributes of users, and, if asked for, the devices that hide files of lower layers.
+// layered returns a check whether a directory for temporary files supports what overlayfs stores in
+// files: user attributes and, if asked for, the devices that hide files of lower layers.
 func layered(whiteouts bool) func() bool {
 	return func() bool {
 		dir, err := os.MkdirTemp("", "sandbox-test-")

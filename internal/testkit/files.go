@@ -20,11 +20,11 @@ import (
 func WriteFile(t testing.TB, name, content string, mode os.FileMode) {
 	t.Helper()
 	require.NoError(t, os.WriteFile(name, []byte(content), mode))
-	require.NoError(t, os.Chmod(name, mode)) // whatever the umask is
+	require.NoError(t, os.Chmod(name, mode)) // despite the umask
 }
 
-// OpenDir is a directory of the test's that everybody can enter, at the end of
-// a path that everybody can walk.
+// OpenDir returns a directory for the test that everybody can enter, at the end of a path that
+// everybody can search.
 func OpenDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "sandbox-test-")
@@ -54,7 +54,8 @@ func Tree(t testing.TB, root string) (list []string) {
 	return list
 }
 
-// Layer is a directory with files in it, by name: directories end in a slash, "-" is a whiteout, "-> x" a link.
+// Layer returns a directory with the given files: a name that ends in a slash is a directory, the
+// content "-" a whiteout, and "-> x" a link.
 func Layer(t testing.TB, files map[string]string) string {
 	t.Helper()
 	dir := OpenDir(t)
@@ -74,7 +75,7 @@ func Layer(t testing.TB, files map[string]string) string {
 	return dir
 }
 
-// Busybox is the file of a static busybox.
+// Busybox returns the file of a static busybox.
 func Busybox(t testing.TB) []byte {
 	t.Helper()
 	Need(t, "a static busybox")
@@ -85,7 +86,7 @@ func Busybox(t testing.TB) []byte {
 	return b
 }
 
-// BusyboxRoot is a directory with a static busybox in it and the given mount points.
+// BusyboxRoot returns a directory with a static busybox in it and the given mount points.
 func BusyboxRoot(t testing.TB, dirs ...string) string {
 	t.Helper()
 	if len(dirs) == 0 { // mount points that it lacks are on a layer above
@@ -94,7 +95,7 @@ func BusyboxRoot(t testing.TB, dirs ...string) string {
 	root := OpenDir(t)
 	require.NoError(t, Mkdirs(root, append(dirs, "/bin")...))
 	WriteFile(t, root+"/bin/busybox", string(Busybox(t)), 0o755)
-	if len(dirs) > 0 { // nor does it lack the files that runs have of their own
+	if len(dirs) > 0 { // then it also has the files that runs have of their own
 		require.NoError(t, os.MkdirAll(root+"/etc", 0o755))
 		for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
 			WriteFile(t, root+"/etc/"+name, "", 0o644)

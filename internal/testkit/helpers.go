@@ -19,7 +19,8 @@ import (
 
 const helperVar = "SANDBOX_TEST_HELPER"
 
-// HelperEnv in the environment of a test binary makes it a helper program: its first argument says which.
+// HelperEnv in the environment of a test binary makes it a helper program; its first argument says
+// which.
 const HelperEnv = helperVar + "=1"
 
 var (
@@ -27,8 +28,8 @@ var (
 	usedHelpers sync.Map
 )
 
-// AddHelper adds a program that this test binary can be, on the host or in a run. It is called
-// while packages are initialised.
+// AddHelper adds a program that this test binary can act as, on the host or in a run. It must be
+// called while packages are initialized.
 func AddHelper(name string, run func(args []string) error) {
 	if helpers[name] != nil {
 		panic("two helpers " + name)
@@ -36,7 +37,7 @@ func AddHelper(name string, run func(args []string) error) {
 	helpers[name] = run
 }
 
-// HelperArgs returns the arguments with which the test binary is a helper program.
+// HelperArgs returns the arguments that make the test binary a helper program.
 func HelperArgs(name string, args ...string) []string {
 	if helpers[name] == nil {
 		panic("no helper " + name)
@@ -45,7 +46,7 @@ func HelperArgs(name string, args ...string) []string {
 	return append([]string{name}, args...)
 }
 
-// HelperCommand returns the command of a helper program on the host.
+// HelperCommand returns the command that runs a helper program on the host.
 func HelperCommand(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", HelperArgs(name, args...)...)
 	cmd.Env = append(os.Environ(), HelperEnv)
@@ -64,7 +65,7 @@ func runHelper(args []string) int {
 	return 0
 }
 
-// unusedHelpers returns which no test used, if all tests were run.
+// unusedHelpers returns the helpers that no test used, if all tests were run.
 func unusedHelpers() string {
 	for _, choice := range []string{"test.run", "test.skip", "test.list"} {
 		if os.Geteuid() != 0 || flag.Lookup(choice).Value.String() != "" {
@@ -81,7 +82,7 @@ func unusedHelpers() string {
 	return strings.Join(unused, ", ")
 }
 
-// Alloc is a helper program that uses memory, so many MiB of it, and says so.
+// Alloc is a helper program that uses that many MiB of memory and says so.
 func Alloc(args []string) error {
 	mib, err := strconv.Atoi(args[0])
 	if err != nil {
@@ -98,7 +99,7 @@ func Alloc(args []string) error {
 	return nil
 }
 
-// Spin is a helper program that keeps a CPU busy until it has used so much of it.
+// Spin is a helper program that keeps a CPU busy until it has used that much CPU time.
 func Spin(args []string) error {
 	d, err := time.ParseDuration(args[0])
 	for err == nil {

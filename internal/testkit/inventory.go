@@ -20,11 +20,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An Inventory is everything that a forgotten cell or run would add to, by kind. It has what is this process's
-// alone, as others run tests at the same time.
+// An Inventory is everything that a forgotten cell or run would add to, by kind. It contains only
+// what belongs to this process, as others run tests at the same time.
 type Inventory map[string][]string
 
-// TakeInventory returns what there is now.
+// TakeInventory returns the current inventory.
 func TakeInventory() Inventory {
 	startPoller()
 	return Inventory{
@@ -37,8 +37,8 @@ func TakeInventory() Inventory {
 	}
 }
 
-// AwaitNothingAdded gives what is about to end the time to do so, and returns
-// a readable list of what then is there and was not when i was taken.
+// AwaitNothingAdded gives what is about to end the time to do so, and returns a readable list of
+// what is there then and was not when i was taken.
 func (i Inventory) AwaitNothingAdded(patience time.Duration) string {
 	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		added := i.added(TakeInventory())
@@ -60,8 +60,7 @@ func (i Inventory) added(now Inventory) string {
 	return text.String()
 }
 
-// startPoller makes the runtime open its own descriptors, so that they are
-// there in every inventory.
+// startPoller makes the runtime open its own descriptors, so that they are in every inventory.
 func startPoller() {
 	if r, w, err := os.Pipe(); err == nil {
 		r.Close()
@@ -69,11 +68,11 @@ func startPoller() {
 	}
 }
 
-// cellID is how cells name their directories.
+// cellID matches the names of cells' directories.
 var cellID = regexp.MustCompile(`^[0-9a-f]{16}$`)
 
-// cgroups are those of cells that no other live process owns, and the
-// directory above cells if no cell is left in it.
+// cgroups returns the cgroups of cells that no other live process owns, and the directory above the
+// cells if no cell is left in it.
 func cgroups() (list []string) {
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
 		switch {
@@ -111,7 +110,7 @@ func subdirectories(path string) (names []string) {
 	return names
 }
 
-// stateRoots are where cells may have their directories.
+// stateRoots returns the places where cells may have their directories.
 func stateRoots() []string {
 	if os.Geteuid() == 0 {
 		return []string{"/run/sandbox"}
@@ -123,7 +122,7 @@ func stateRoots() []string {
 	}
 }
 
-// stateDirs are the directories of this process's cells.
+// stateDirs returns the directories of this process's cells.
 func stateDirs() (list []string) {
 	for _, root := range stateRoots() {
 		for _, id := range subdirectories(root) {
@@ -135,7 +134,7 @@ func stateDirs() (list []string) {
 	return list
 }
 
-// cellDir is the state directory of a cell, whoever's it is, or "".
+// cellDir returns the state directory of a cell of any process, or "".
 func cellDir(id string) string {
 	for _, root := range stateRoots() {
 		if _, err := os.Stat(filepath.Join(root, id)); err == nil {
@@ -145,13 +144,13 @@ func cellDir(id string) string {
 	return ""
 }
 
-// owned reports whether a cell is this process's: its lock file says so.
+// owned reports whether a cell belongs to this process, by its lock file.
 func owned(dir string) bool {
 	b, err := os.ReadFile(filepath.Join(dir, "lock"))
 	return err == nil && strings.TrimSpace(string(b)) == strconv.Itoa(os.Getpid())
 }
 
-// MountPoints are the lines of /proc/self/mountinfo.
+// MountPoints returns the lines of /proc/self/mountinfo.
 func MountPoints() (list []string) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -164,7 +163,7 @@ func MountPoints() (list []string) {
 	return list
 }
 
-// descriptors are this process's open files, by number and what they refer to.
+// descriptors returns this process's open files, by number and what they refer to.
 func descriptors() (list []string) {
 	entries, _ := os.ReadDir("/proc/self/fd")
 	for _, e := range entries {
@@ -177,15 +176,14 @@ func descriptors() (list []string) {
 	return list
 }
 
-// keptByLibcontainer reports whether a descriptor is one of the two that
-// libcontainer opens once in a process's life: the roots of the cgroup file
-// system and of procfs.
+// keptByLibcontainer reports whether a descriptor is one of the two that libcontainer opens once in
+// a process's life: the roots of the cgroup file system and of procfs.
 func keptByLibcontainer(path, target string) bool {
 	var fs unix.Statfs_t
 	return target == "/sys/fs/cgroup" || target == "/" && unix.Statfs(path, &fs) == nil && fs.Type == unix.PROC_SUPER_MAGIC
 }
 
-// goroutines are those that have to do with this module, except for the caller and tests.
+// goroutines returns the goroutines of this module, except for the caller and tests.
 func goroutines() (list []string) {
 	buf := make([]byte, 4<<20)
 	all := strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n")
@@ -197,7 +195,7 @@ func goroutines() (list []string) {
 	return list
 }
 
-// CgroupMounts are where the cgroup hierarchies of this machine are.
+// CgroupMounts returns the mount points of this machine's cgroup hierarchies.
 func CgroupMounts() (list []string) {
 	for _, m := range MountPoints() {
 		if _, after, _ := strings.Cut(m, " - "); strings.HasPrefix(after, "cgroup") {

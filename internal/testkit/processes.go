@@ -14,10 +14,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// ALongTime is an argument for sleep that no other process on this machine has.
+// ALongTime returns an argument for sleep that no other process on this machine has.
 func ALongTime() string { return fmt.Sprintf("1%08d.%09d", rand.IntN(1e8), rand.IntN(1e9)) }
 
-// Running is the processes of this machine with the given last argument.
+// Running returns the pids of this machine's processes with the given last argument.
 func Running(lastArg string) (pids []int) {
 	for _, pid := range Processes() {
 		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && strings.HasSuffix(string(b), "\x00"+lastArg+"\x00") {
@@ -27,13 +27,13 @@ func Running(lastArg string) (pids []int) {
 	return pids
 }
 
-// RequireGone fails if a process with the given last argument is there.
+// RequireGone fails if there is a process with the given last argument.
 func RequireGone(t testing.TB, lastArg string) {
 	t.Helper()
 	require.Empty(t, Running(lastArg), "outlived its run")
 }
 
-// Processes are all of this machine, by pid.
+// Processes returns the pids of all processes of this machine.
 func Processes() (pids []int) {
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
@@ -43,10 +43,10 @@ func Processes() (pids []int) {
 	return pids
 }
 
-// ChildPIDs are this process's children, zombies included.
+// ChildPIDs returns the pids of this process's children, including zombies.
 func ChildPIDs() []int { return ChildrenOf(os.Getpid()) }
 
-// ChildrenOf are a process's children, zombies included.
+// ChildrenOf returns the pids of a process's children, including zombies.
 func ChildrenOf(pid int) (pids []int) {
 	for _, child := range children(pid) {
 		pid, _ := strconv.Atoi(strings.Fields(child)[0])
@@ -55,7 +55,7 @@ func ChildrenOf(pid int) (pids []int) {
 	return pids
 }
 
-// children says who a process's children are and what they do: proc_pid_stat(5).
+// children describes a process's children: proc_pid_stat(5).
 func children(parent int) (list []string) {
 	for _, pid := range Processes() {
 		b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Stuck is a Writer and Reader that returns only when the test is over.
+// Stuck is a Writer and Reader whose calls return only when the test is over.
 type Stuck struct {
 	Begun chan struct{} // closed by the first call
 

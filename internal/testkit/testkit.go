@@ -1,9 +1,9 @@
 //go:build linux
 
-// Package testkit is what the tests of all packages of this repository share: what a test may
-// need of a machine, helper programs, files, processes, and a look for what tests leave behind.
-// It does not import package sandbox, so that the tests inside that package can use it too; what
-// black-box tests do with the API is in testkit/runs. Nothing but tests imports it.
+// Package testkit is shared by the tests of all packages of this repository: what a test may need
+// of a machine, helper programs, files, processes, and a check for what tests leave behind. It does
+// not import package sandbox, so that the tests inside that package can use it too. What black-box
+// tests do with the API is in testkit/runs. Only tests import this package.
 package testkit
 
 import (
@@ -17,15 +17,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// InGuest says that the tests run in a virtual machine of internal/vmtest.
+// InGuest reports whether the tests run in a virtual machine of internal/vmtest.
 var InGuest = os.Getenv("VM_GUEST") == "1"
 
-// Patience is how long a test waits for what must happen. The guest is
-// emulated and may be 50 times slower than its host.
+// Patience is how long a test waits for what must happen. The guest is emulated and may be 50 times
+// slower than its host.
 var Patience = Scale(time.Minute, 10*time.Minute)
 
-// Scale returns the value for this machine: that of guests is for where fork and exec take some
-// fifteen times as long.
+// Scale returns the value for this machine. The guest's value is for machines where fork and exec
+// take some fifteen times as long.
 func Scale[T any](host, guest T) T {
 	if InGuest {
 		return guest
@@ -33,10 +33,10 @@ func Scale[T any](host, guest T) T {
 	return host
 }
 
-// Main is what TestMain of a package does: it runs a helper program if this process was started
-// for that. Else it runs the tests and then, one after the other, what ends what they used, such
-// as sandbox.Shutdown. It fails if these fail, if anything is left behind, or if a helper program
-// was of no use to any test.
+// Main is the TestMain of a package. It runs a helper program if this process was started for that.
+// Otherwise it runs the tests and then, one after the other, the functions that end what they used,
+// such as sandbox.Shutdown. It fails if these fail, if anything is left behind, or if no test used
+// a helper program.
 func Main(m *testing.M, ends ...func(context.Context) error) {
 	if os.Getenv(helperVar) != "" {
 		os.Exit(runHelper(os.Args[1:]))
@@ -68,7 +68,7 @@ func runTests(m *testing.M, ends []func(context.Context) error) int {
 	return code
 }
 
-// Deadline is a context that ends when the test's patience does.
+// Deadline returns a context that ends when the test's patience does.
 func Deadline(t testing.TB) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)

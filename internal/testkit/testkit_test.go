@@ -45,7 +45,7 @@ func TestKnownIn(t *testing.T) {
 	}
 }
 
-// The table of features names configurations and groups that there are.
+// The table of features names only configurations and groups that exist.
 func TestFeatures(t *testing.T) {
 	for name, f := range features {
 		for _, known := range strings.Fields(f.known) {
@@ -56,7 +56,7 @@ func TestFeatures(t *testing.T) {
 	}
 }
 
-// What is not a test imports nothing of this package, and no test skips by itself.
+// Only tests import this package, and no test skips by itself.
 func TestUse(t *testing.T) {
 	const root, kit = "../..", "github.com/cellkit/sandbox/internal/testkit"
 	files := 0
@@ -76,7 +76,7 @@ func TestUse(t *testing.T) {
 			isKit := imported == kit || strings.HasPrefix(imported, kit+"/")
 			assert.False(t, isKit && !isTest && imported != kit+"/matrix", "%s imports %s", name, imported)
 		}
-		if isTest && name != "sandboxtest/isolate_test.go" { // whose tests of samples are about such tests
+		if isTest && name != "sandboxtest/isolate_test.go" { // its tests of samples are about tests that skip
 			assert.Empty(t, skips(file), "%s: use testkit.Need", name)
 		}
 		return nil
@@ -84,7 +84,7 @@ func TestUse(t *testing.T) {
 	require.Greater(t, files, 200)
 }
 
-// skips are the calls that skip a test.
+// skips returns the calls that skip a test.
 func skips(file *ast.File) (calls []string) {
 	ast.Inspect(file, func(n ast.Node) bool {
 		if call, ok := n.(*ast.CallExpr); ok {

@@ -1,5 +1,5 @@
-// Package matrix is the configurations that the tests run in. Command vmtest makes them, and testkit knows from them what
-// a test may miss where.
+// Package matrix holds the configurations that the tests run in. Command vmtest creates them, and
+// testkit knows from them which features a test may miss where.
 package matrix
 
 import (
@@ -7,27 +7,30 @@ import (
 	"slices"
 )
 
-// A Configuration is a place where the tests run. Those in the guest are one boot each.
+// A Configuration is a place where the tests run. Each one in the guest is a boot of its own.
 type Configuration struct {
 	Name     string
 	Kernel   string   // VM_KERNEL of guest.sh; "" on this machine
 	As       string   // VM_AS of guest.sh: the user and what PID 1 is; on this machine "user" is uid 1000, "" the user at hand
 	Packages []string // directories; nil: all
 	Run      string   // -run of its tests
-	Skip     string   // -skip: those that tell nothing there that they don't tell elsewhere
-	Always   bool     // of make test; the others are of make matrix
+	Skip     string   // -skip: those that show nothing there that they don't show elsewhere
+	Always   bool     // run by make test; the others by make matrix
 	Optional bool     // skipped if this machine can't have it: no package of its kernel, no such container
 	Note     string
 }
 
-// What depends on the place: black-box tests, those beside the API, the cgroups, and the cell's own directories.
+// Packages that depend on the place: black-box tests, those of the API, the cgroups, and the cell's
+// own directories.
 var placed = []string{".", "internal/e2e", "internal/e2e/attack", "internal/cell", "internal/limits"}
 
-// What users import or run. Of these packages the tests named Rootless and Attack are for everybody.
+// Packages that users import or run. In these, the tests named Rootless and Attack also run for
+// ordinary users.
 var public = []string{".", "internal/e2e", "internal/e2e/attack", "sandboxtest", "image", "image/cmd/sandbox"}
 
-// What meets the kernel and cgroups most is enough where most is as in another configuration. Examples are left
-// out on kernels without idmapped tmpfs (6.3), and in containers: they can't say what they need.
+// Where most is as in another configuration, it is enough to run the tests that depend most on the
+// kernel and cgroups. Examples are left out on kernels without idmapped tmpfs (6.3), and in
+// containers, because examples can't call Need.
 const (
 	sample    = "^Test.*(Rootless|Attack|Limit|Memory|CPU|Pause|Cgroup|Check|Bind|Rootfs|Freeze|Kill|Usage|IO)"
 	tests     = "^Test"
@@ -35,15 +38,16 @@ const (
 	container = "Container"
 )
 
-// What takes long and depends on this library alone, or on what all kernels do alike, tells on this machine what it
-// has to tell. Emulated, a cell's boot takes seconds, and each script boots some.
+// Tests that take long, and depend only on this library or on what all kernels do alike, need to
+// run only on this machine. Emulated, a cell's boot takes seconds, and each script boots several.
 const (
 	slow = "^Test(AttackRaces|AttackInherited|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
 		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions)$"
 	scripts = "^TestScripts$"
 )
 
-// Configurations is the matrix. All run in this order, guests beside each other.
+// Configurations is the matrix. The tests run in all of them in this order, with guests in
+// parallel.
 var Configurations = []Configuration{
 	{Name: "host", Always: true, Note: "this machine, as the user at hand"},
 	{Name: "host-user", Always: true, As: "user", Packages: public, Run: user, Note: "this machine, as uid 1000 without subordinate ids"},
@@ -61,7 +65,7 @@ var Configurations = []Configuration{
 	{Name: "linux-newest", Kernel: "newest", As: "root", Packages: placed, Run: tests, Skip: slow, Optional: true, Note: "plain init, root"},
 }
 
-// Named returns the configuration of that name.
+// Named returns the configuration with that name.
 func Named(name string) (c Configuration, ok bool) {
 	i := slices.IndexFunc(Configurations, func(c Configuration) bool { return c.Name == name })
 	if i < 0 {
@@ -70,7 +74,7 @@ func Named(name string) (c Configuration, ok bool) {
 	return Configurations[i], true
 }
 
-// Whole returns the configuration with all that can be tested in it, for make matrix.
+// Whole returns the configuration with everything that can be tested in it, for make matrix.
 func (c Configuration) Whole() Configuration {
 	c.Skip = ""
 	if c.Run == sample {
@@ -90,7 +94,8 @@ func (c Configuration) Root() bool {
 // User reports whether the tests run as an ordinary user.
 func (c Configuration) User() bool { return c.As == "user" || c.As == "systemd-user" }
 
-// Since reports whether the kernel is that one or a later one. This machine's is, as it is whoever's develops here.
+// Since reports whether the kernel is that one or a later one. For this machine's own kernel it is
+// assumed to be.
 func (c Configuration) Since(major, minor int) bool {
 	var is [2]int
 	if n, _ := fmt.Sscanf(c.Kernel, "%d.%d", &is[0], &is[1]); n < 2 {

@@ -1,6 +1,6 @@
 //go:build linux
 
-// Package runs is what black-box tests do with package sandbox.
+// Package runs holds what black-box tests do with package sandbox.
 package runs
 
 import (
@@ -15,18 +15,18 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// Shell is a sandbox that runs a script.
+// Shell returns a sandbox that runs a script.
 func Shell(script string, opts ...sandbox.Option) *sandbox.Sandbox {
 	return sandbox.New(sandbox.WithCommand("/bin/sh", "-c", script)).With(opts...)
 }
 
-// Helper is a sandbox that runs a helper program of the test binary.
+// Helper returns a sandbox that runs a helper program of the test binary.
 func Helper(name string, args ...string) *sandbox.Sandbox {
 	return HelperOf(sandbox.New(HelperOptions()...), name, args...)
 }
 
-// HelperOptions and HelperOf are Helper in two steps, since prepared runs may differ in their
-// commands only.
+// HelperOptions and HelperOf do the same as Helper in two steps, because prepared runs may differ
+// only in their commands.
 func HelperOptions() []sandbox.Option {
 	exe, err := os.Executable()
 	if err != nil {
@@ -35,25 +35,25 @@ func HelperOptions() []sandbox.Option {
 	return []sandbox.Option{sandbox.WithReadOnlyBind(exe, "/helper"), sandbox.WithEnv(testkit.HelperEnv)}
 }
 
-// HelperOf has a sandbox with HelperOptions run a helper program.
+// HelperOf makes a sandbox with HelperOptions run a helper program.
 func HelperOf(s *sandbox.Sandbox, name string, args ...string) *sandbox.Sandbox {
 	return s.With(sandbox.WithCommand("/helper", testkit.HelperArgs(name, args...)...))
 }
 
-// HostID is an id that nobody has.
+// HostID is an id that no user has.
 const HostID = 50123
 
-// HostUser runs as that id of the host.
+// HostUser makes a sandbox run as that id of the host.
 func HostUser(s *sandbox.Sandbox) *sandbox.Sandbox {
 	return s.With(sandbox.WithoutUserNamespace(), sandbox.WithUser(HostID, HostID+1))
 }
 
-// Layers is the root that directories are together.
+// Layers returns the root that consists of the directories as layers.
 func Layers(dirs ...string) sandbox.Option {
 	return sandbox.WithRootfs(sandbox.LayersRootfs(dirs...))
 }
 
-// Prepared is a sandbox with n runs prepared.
+// Prepared returns a sandbox with n prepared runs.
 func Prepared(t testing.TB, n int, opts ...sandbox.Option) *sandbox.Sandbox {
 	t.Helper()
 	s := sandbox.New(append(opts, sandbox.WithPrepared(n))...)
@@ -61,8 +61,7 @@ func Prepared(t testing.TB, n int, opts ...sandbox.Option) *sandbox.Sandbox {
 	return s
 }
 
-// Output runs the sandbox, which must succeed, and returns what it wrote,
-// without the space around it.
+// Output runs the sandbox, which must succeed, and returns its output without the space around it.
 func Output(t testing.TB, s *sandbox.Sandbox) string {
 	t.Helper()
 	out, err := s.Output(testkit.Deadline(t))
@@ -74,7 +73,7 @@ func Output(t testing.TB, s *sandbox.Sandbox) string {
 	return strings.TrimSpace(string(out))
 }
 
-// Start starts the sandbox and makes sure that it has ended before the test does.
+// Start starts the sandbox and makes sure that its run ends before the test does.
 func Start(t testing.TB, s *sandbox.Sandbox) *sandbox.Process {
 	t.Helper()
 	p, err := s.Start(testkit.Deadline(t))
@@ -86,7 +85,7 @@ func Start(t testing.TB, s *sandbox.Sandbox) *sandbox.Process {
 	return p
 }
 
-// StartPrepared starts the sandbox, whose run must be one that was prepared: its process was there before.
+// StartPrepared starts the sandbox, whose run must be a prepared one: its process was there before.
 func StartPrepared(t testing.TB, s *sandbox.Sandbox) *sandbox.Process {
 	t.Helper()
 	before := testkit.Processes()
@@ -95,7 +94,7 @@ func StartPrepared(t testing.TB, s *sandbox.Sandbox) *sandbox.Process {
 	return p
 }
 
-// ExitError is the error of a run that started.
+// ExitError returns the error of a run that was started.
 func ExitError(t testing.TB, err error) *sandbox.ExitError {
 	t.Helper()
 	var exit *sandbox.ExitError
@@ -104,7 +103,7 @@ func ExitError(t testing.TB, err error) *sandbox.ExitError {
 	return exit
 }
 
-// SetupError is the error of a run that did not start. Its text contains each of words.
+// SetupError returns the error of a run that was not started. Its text must contain each of words.
 func SetupError(t testing.TB, err error, words ...string) *sandbox.SetupError {
 	t.Helper()
 	var setup *sandbox.SetupError
@@ -116,7 +115,8 @@ func SetupError(t testing.TB, err error, words ...string) *sandbox.SetupError {
 	return setup
 }
 
-// OneID reports whether all runs have the id of this process: as an ordinary user without subordinate ids.
+// OneID reports whether all runs have the id of this process: an ordinary user's without
+// subordinate ids.
 func OneID(t testing.TB) bool {
 	t.Helper()
 	for _, f := range sandbox.Check(testkit.Deadline(t)).Features {
