@@ -12,11 +12,11 @@ import (
 
 type configuration = matrix.Configuration
 
-// defaultKernel is the one that guest.sh takes by itself.
+// defaultKernel is the default of guest.sh.
 const defaultKernel = "6.12"
 
-// chooseConfigurations returns what to run: the configurations named, or those of make test that make sense here. "guests" is
-// all in the guest, "matrix" all that there are.
+// chooseConfigurations returns the configurations to run: those named, or those of make test that
+// make sense here. "guests" means all in the guest, "matrix" all.
 func chooseConfigurations(names []string) ([]configuration, error) {
 	var known []string
 	for _, c := range matrix.Configurations {

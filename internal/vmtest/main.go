@@ -1,9 +1,10 @@
-// Command vmtest runs the tests of this module, and of the one in image, on the machine at hand and in QEMU guests.
+// Command vmtest runs the tests of this module, and of the one in image, on the machine at hand and
+// in QEMU guests.
 //
 //	go run ./internal/vmtest [-pkg pattern] [-run regexp] [-v] [configuration...]
 //
-// Every package's test binary is built once and then run in each configuration, which configurations.go lists.
-// With no configuration named, those of make test run. README.md lists the environment variables.
+// Every package's test binary is built once and then run in each configuration, see testkit/matrix.
+// Without names, the configurations of make test run. README.md lists the environment variables.
 package main
 
 import (
@@ -31,7 +32,7 @@ var (
 	verbose    = flag.Bool("v", false, "show the output of every test, not only of those that fail")
 )
 
-// everything is the pattern of all packages of all modules.
+// everything is the pattern that matches all packages of all modules.
 const everything = "./..."
 
 // modules are the directories of the modules that are tested.
@@ -71,7 +72,7 @@ func testAll(ctx context.Context, names []string) (*report, error) {
 		return report, err
 	}
 	defer s.remove()
-	// The host's tests have the machine for themselves. An emulated guest keeps one CPU busy.
+	// The tests on this machine run alone on it. An emulated guest keeps one CPU busy.
 	guests := make(chan struct{}, runtime.NumCPU())
 	var running sync.WaitGroup
 	for _, c := range configurations {
@@ -95,8 +96,9 @@ func testAll(ctx context.Context, names []string) (*report, error) {
 	return report, nil
 }
 
-// A stage is the directory that every configuration can reach: the test binaries, and a copy of the source tree
-// for those that can't see the repository (a guest has its own /tmp, a user may not enter root's home).
+// A stage is a directory that every configuration can reach: the test binaries, and a copy of the
+// source tree for those that can't see the repository (a guest has its own /tmp, and a user may not
+// enter root's home).
 type stage struct {
 	root     string // of the repository
 	dir      string
@@ -154,7 +156,7 @@ func patternIn(module string) (pattern string, ok bool) {
 	if *pkgPattern == everything {
 		return everything, true
 	}
-	for _, m := range modules[1:] { // in the directory of the first
+	for _, m := range modules[1:] { // the first module's directory contains the others
 		if below, in := strings.CutPrefix(filepath.Clean(*pkgPattern)+"/", m+"/"); in {
 			return "./" + below, m == module
 		}
@@ -176,7 +178,8 @@ func (s *stage) build(ctx context.Context, module, pattern string) error {
 		if dir, err = filepath.Rel(s.root, dir); err != nil {
 			return err
 		}
-		// a path that ends with a slash is a directory, where the binary gets its usual name
+		// For a path that ends in a slash, which is a directory, the binary gets its usual
+		// name.
 		if _, err := goTool(ctx, "-C", filepath.Join(s.root, module), "test", "-c", "-o", s.path("bin", dir)+"/", path); err != nil {
 			return err
 		}
@@ -185,7 +188,8 @@ func (s *stage) build(ctx context.Context, module, pattern string) error {
 	return nil
 }
 
-// goTool runs the go command and returns its standard output; what it has to complain about is the error.
+// goTool runs the go command and returns its standard output. The error contains its standard
+// error.
 func goTool(ctx context.Context, args ...string) (string, error) {
 	out, err := exec.CommandContext(ctx, "go", args...).Output()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
@@ -194,7 +198,8 @@ func goTool(ctx context.Context, args ...string) (string, error) {
 	return string(out), err
 }
 
-// copyTree copies what git knows or would add below src. The owner of the repository need not be the user at hand.
+// copyTree copies the files below src that git tracks or would add. The owner of the repository
+// need not be the current user.
 func copyTree(ctx context.Context, src, dst string) error {
 	git := exec.CommandContext(ctx, "git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
 	git.Dir = src
@@ -205,7 +210,7 @@ func copyTree(ctx context.Context, src, dst string) error {
 	}
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(files), "\x00"), "\x00") {
 		err := copyFile(filepath.Join(src, name), filepath.Join(dst, name))
-		if err != nil && !errors.Is(err, os.ErrNotExist) { // deleted, but not in the index yet
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // deleted, but still in the index
 			return err
 		}
 	}
@@ -237,7 +242,8 @@ func copyFile(src, dst string) error {
 	return nil
 }
 
-// section starts a configuration's part of the report; nil if none of the packages asked for run there.
+// section starts a configuration's part of the report. It returns nil if none of the packages asked
+// for run there.
 func (s *stage) section(c configuration, report *report) *section {
 	if len(s.packagesOf(c)) == 0 && len(s.packages) > 0 {
 		return nil
@@ -245,12 +251,13 @@ func (s *stage) section(c configuration, report *report) *section {
 	return report.section(c.Name)
 }
 
-// packagesOf returns the packages that run in the configuration: those asked for with -pkg, or its own.
+// packagesOf returns the packages that run in the configuration: those asked for with -pkg, or its
+// own.
 func (s *stage) packagesOf(c configuration) []testPackage {
 	asked := *pkgPattern != everything
 	return slices.DeleteFunc(slices.Clone(s.packages), func(p testPackage) bool {
 		if c.Guest() && p.dir == "internal/vmtest" {
-			return true // about this command; its tests start the go command, which is slow there
+			return true // tests this command, and starts the go command, which is slow there
 		}
 		return !asked && c.Packages != nil && !slices.Contains(c.Packages, p.dir)
 	})
@@ -258,9 +265,10 @@ func (s *stage) packagesOf(c configuration) []testPackage {
 
 // run runs the test binaries in one configuration and adds their results to the report.
 //
-// An emulated guest that shares two CPUs with another can stand still for seconds. Tests allow for that, but each at every of its steps
-// is more than thousands of them keep; the few that fail in a guest are tried again, and the report says so. So is all if an emulator loses its guest's registers
-// in the middle, which shows as a panic of the guest's kernel at a place that makes no sense.
+// An emulated guest that shares two CPUs with another can stand still for seconds. Tests allow for
+// that, but thousands of them can't at every step. So the few tests that fail in a guest are tried
+// again, and the report says so. All tests are tried again if an emulator corrupts its guest's
+// registers, which shows as a panic of the guest's kernel at a place that makes no sense.
 func (s *stage) run(ctx context.Context, c configuration, section *section) {
 	start := time.Now()
 	defer func() { section.took = time.Since(start) }()
@@ -319,16 +327,16 @@ func (s *stage) runTests(ctx context.Context, c configuration, section *section)
 	}
 }
 
-// guestDied is the exit status of guest.sh for that.
+// guestDied is the exit status of guest.sh if the guest died.
 const guestDied = 125
 
-// notHere is the exit status of guest.sh and docker.sh when this machine can't have what was asked for. The last line of
-// stderr says why.
+// notHere is the exit status of guest.sh and docker.sh if this machine can't have the
+// configuration. The last line of stderr says why.
 const notHere = 127
 
 var errNotHere = errors.New("this machine can't have it")
 
-// lastLine keeps the last line that was written, as far as it fits.
+// lastLine keeps the last line that was written, up to a maximum length.
 type lastLine struct{ tail []byte }
 
 func (l *lastLine) Write(p []byte) (int, error) {
@@ -342,7 +350,7 @@ func (l *lastLine) String() string {
 	return text[strings.LastIndexByte(text, '\n')+1:]
 }
 
-// command is the one that runs suite.sh with the packages in the configuration.
+// command returns the command that runs suite.sh with the packages in the configuration.
 func (s *stage) command(ctx context.Context, c configuration, packages []testPackage) (*exec.Cmd, error) {
 	timeout := envOr("SANDBOX_TEST_TIMEOUT", "10m")
 	if c.Guest() {
@@ -365,14 +373,15 @@ func (s *stage) command(ctx context.Context, c configuration, packages []testPac
 		if err != nil {
 			return nil, err
 		}
-		// The tests run on a tmpfs, as on many machines; 9p can do less than a real file system.
+		// The tests run on a tmpfs, as on many machines: 9p can do less than a real file
+		// system.
 		args = append([]string{filepath.Join(s.root, "internal/vmtest/guest.sh"), "env", env[0],
 			"sh", "-c", `cp -r "$VM_JOB/src" "$VM_JOB/bin" /tmp && exec "$@"`, "sh"}, suite("/tmp/src", "/tmp/bin")...)
 		env = append(env, "VM_JOB="+job, "VM_AS="+c.As, "VM_TIMEOUT="+envOr("VM_TIMEOUT", "3000"))
 		if c.Kernel != defaultKernel {
 			env = append(env, "VM_KERNEL="+c.Kernel)
 		}
-	case c.As == "docker": // which has the flags of each
+	case c.As == "docker": // with the flags of each package
 		args = append([]string{filepath.Join(s.root, "internal/vmtest/docker.sh"), c.Name}, suite(s.path("src"), s.path("bin"))[2:]...)
 	case c.As == "user":
 		for _, dir := range []string{"home", "run", "tmp"} {
@@ -403,7 +412,8 @@ func dirs(packages []testPackage) (list []string) {
 	return list
 }
 
-// job makes the directory that a guest shares: each has its own, with hard links to the binaries and the source tree.
+// job makes the directory that a guest shares. Each guest has its own, with hard links to the
+// binaries and the source tree.
 func (s *stage) job(ctx context.Context, c configuration) (string, error) {
 	dir := s.path("job", c.Name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// A report is what all configurations have come to so far.
+// A report holds the results of all configurations so far.
 type report struct {
 	out      io.Writer
 	verbose  bool
@@ -33,21 +33,21 @@ type section struct {
 	slow  []slowTest // the slowest first
 
 	failed   []string // tests, not subtests
-	broke    bool     // more is wrong than tests that failed
-	unsteady bool     // failed passed when they were tried again
-	died     bool     // the guest did, in the middle of the tests
+	broke    bool     // something other than tests failed
+	unsteady bool     // failed tests that passed when they were tried again
+	died     bool     // the guest died in the middle of the tests
 }
 
-// A slowTest is one that had its part in the time that a configuration took.
+// A slowTest is a test that took a large part of a configuration's time.
 type slowTest struct {
 	name string
-	took float64 // in seconds, those of others that ran beside it too
+	took float64 // in seconds, including other tests that ran in parallel
 }
 
-// mostSlow is how many slow tests the report names of each configuration.
+// mostSlow is how many slow tests of each configuration the report names.
 const mostSlow = 6
 
-// addSlow takes in how long tests took.
+// addSlow adds the times of tests.
 func (s *section) addSlow(tests []slowTest) {
 	s.slow = append(s.slow, tests...)
 	slices.SortFunc(s.slow, func(a, b slowTest) int { return cmp.Compare(b.took, a.took) })
@@ -66,7 +66,7 @@ func (c *counts) add(d counts) {
 	c.skipped += d.skipped
 }
 
-// A lockedWriter keeps apart what configurations that run at the same time have to say.
+// A lockedWriter keeps the output of configurations that run at the same time apart.
 type lockedWriter struct {
 	mu sync.Mutex
 	w  io.Writer
@@ -93,7 +93,7 @@ func (s *section) broken(err error) {
 	s.broke = true
 }
 
-// worthAnotherTry returns the tests that failed, if they are all that is wrong, and few.
+// worthAnotherTry returns the tests that failed, if nothing else failed and they are few.
 func (s *section) worthAnotherTry() []string {
 	if s.broke || len(s.failed) > 3 {
 		return nil
@@ -101,7 +101,7 @@ func (s *section) worthAnotherTry() []string {
 	return s.failed
 }
 
-// triedAgain takes in what became of the tests that failed.
+// triedAgain adds the results of the failed tests' second try.
 func (s *section) triedAgain(again *section) {
 	if again.total.failed > 0 || again.total.passed == 0 {
 		return
@@ -110,7 +110,7 @@ func (s *section) triedAgain(again *section) {
 	s.total.passed += again.total.passed
 }
 
-// bootedAgain takes in what became of all tests in another guest, after this one died.
+// bootedAgain adds the results of all tests in another guest, after this one died.
 func (s *section) bootedAgain(again *section) {
 	if again.total.failed > 0 || again.total.passed == 0 {
 		return
@@ -125,7 +125,7 @@ func (s *section) leftOut(why string) {
 	s.skips = append(s.skips, "the configuration: "+why)
 }
 
-// print ends the report and tells whether all is well.
+// print ends the report and reports whether everything passed.
 func (r *report) print(w io.Writer) bool {
 	var total counts
 	fmt.Fprintln(w)
@@ -149,7 +149,8 @@ func (r *report) print(w io.Writer) bool {
 	return total.failed == 0 && total.passed > 0
 }
 
-// read takes in the output of suite.sh until it ends. Its error is about the configuration, not about a test.
+// read parses the output of suite.sh until it ends. Its error is about the configuration, not about
+// a test.
 func (s *section) read(ctx context.Context, r io.Reader, packages []testPackage) error {
 	var (
 		current *packageRun
@@ -201,10 +202,10 @@ func scan(line, format string, args ...any) bool {
 
 func (s *section) packageEnded(p *packageRun, exit int) {
 	if exit != 0 && exit != 1 {
-		p.write("\n\x16FAIL\n") // what a binary that was cut off owes: test2json holds the last result back until then
+		p.write("\n\x16FAIL\n") // missing from a binary that was cut off: test2json holds the last result back until this line
 	}
 	results := p.end()
-	var out strings.Builder // in one piece: other configurations run at the same time
+	var out strings.Builder // in one piece, because other configurations run at the same time
 	count, skips := results.finish(exit)
 	s.addSlow(results.times())
 	for _, t := range results.tests {
@@ -231,7 +232,7 @@ func (s *section) packageEnded(p *packageRun, exit int) {
 	s.total.add(count)
 }
 
-// tidy removes the lines that only say which test is at work.
+// tidy removes the lines that only say which test is running.
 func tidy(output string) string {
 	var b strings.Builder
 	for line := range strings.Lines(output) {
@@ -247,13 +248,13 @@ type packageRun struct {
 	dir     string
 	start   time.Time
 	stdin   *io.PipeWriter
-	results chan *packageResults // one, after stdin is closed
+	results chan *packageResults // gets one value, after stdin is closed
 }
 
 func startPackage(ctx context.Context, dir string) *packageRun {
 	stdin, w := io.Pipe()
 	events, stdout := io.Pipe()
-	cmd := exec.CommandContext(ctx, "go", "tool", "test2json", "-t") // with it there are times
+	cmd := exec.CommandContext(ctx, "go", "tool", "test2json", "-t") // -t adds times
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, os.Stderr
 	go func() {
 		err := cmd.Run()
@@ -278,7 +279,7 @@ func (p *packageRun) end() *packageResults {
 	return <-p.results
 }
 
-// packageResults are the tests of a package and what they wrote.
+// packageResults holds the tests of a package and their output.
 type packageResults struct {
 	tests  []*testResult // in the order of their start
 	byName map[string]*testResult
@@ -298,7 +299,7 @@ func newPackageResults() *packageResults {
 	return &packageResults{byName: make(map[string]*testResult)}
 }
 
-// An event is what test2json writes; see go doc test2json.
+// An event is a line of test2json's output; see go doc test2json.
 type event struct {
 	Action, Test, Output string
 	Elapsed              float64
@@ -345,12 +346,13 @@ func (p *packageResults) times() (list []slowTest) {
 	return list
 }
 
-// finish counts the tests of a binary that ended with the exit status given, or -1 if it never did. A test with subtests counts only
-// where the subtests don't tell its outcome: every check is counted once.
+// finish counts the tests of a binary that ended with the given exit status, or -1 if it never
+// ended. A test with subtests counts only if the subtests don't show its outcome, so that every
+// check is counted once.
 func (p *packageResults) finish(exit int) (c counts, skips []*testResult) {
 	failedBelow := make(map[string]bool)
 	for _, t := range p.tests {
-		if t.outcome == "" { // a panic, a deadline, os.Exit: it never came to its end
+		if t.outcome == "" { // a panic, a deadline, os.Exit: it did not finish
 			t.outcome = "fail"
 			fmt.Fprintf(&t.output, "--- FAIL: %s (it did not end)\n", t.name)
 		}
@@ -395,7 +397,7 @@ func (p *packageResults) parents(name string) []*testResult {
 	return parents
 }
 
-// reason is what a skipped test said, on one line.
+// reason returns the output of a skipped test, on one line.
 func (t *testResult) reason() string {
 	var words []string
 	for line := range strings.Lines(tidy(t.output.String())) {

@@ -41,7 +41,7 @@ func TestFinishCountsEveryCheckOnce(t *testing.T) {
 	}
 }
 
-// TestRead goes all the way from the output of suite.sh, as the guest sends it, to the report.
+// TestRead covers everything from the output of suite.sh, as the guest sends it, to the report.
 func TestRead(t *testing.T) {
 	output := "\n##vmtest begin internal/x\n\x16=== RUN   TestA\n    x_test.go:3: wrong\n\x16--- FAIL: TestA (0.00s)\nFAIL\n\n" +
 		"##vmtest end 1 internal/x\n\n##vmtest begin .\n\x16=== RUN   TestB\n\x16--- PASS: TestB (0.00s)\nkernel says no more"
@@ -65,7 +65,7 @@ func TestSlow(t *testing.T) {
 	require.Contains(t, out.String(), "\n    slowest: TestC 20s, TestB 10s\n")
 }
 
-// TestTriedAgain has tests fail that pass the next time, and things go wrong that deserve no other try.
+// TestTriedAgain has tests fail that pass the next time, and failures that get no second try.
 func TestTriedAgain(t *testing.T) {
 	read := func(output string) *section {
 		s := (&report{out: io.Discard}).section("guest")
