@@ -16,7 +16,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// TestCrowded is a host process that runs out of descriptors. Its runs fail or succeed, but do not
+// TestCrowded has a host process that runs out of descriptors. Its runs succeed or fail but do not
 // hang, and limits hold.
 func TestCrowded(t *testing.T) {
 	testkit.Need(t, "root")
@@ -84,7 +84,7 @@ func (c *crowd) fill() {
 	}
 }
 
-// leave gives back n descriptors, or all.
+// leave closes n of the descriptors, or all.
 func (c *crowd) leave(n int) {
 	for ; n > 0 && len(c.fds) > 0; n-- {
 		unix.Close(c.fds[len(c.fds)-1])

@@ -20,10 +20,10 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// TestDelegated is an ordinary user who was given a directory in each hierarchy of cgroup v1.
+// TestDelegated has an ordinary user who was given a directory in each hierarchy of cgroup v1.
 func TestDelegated(t *testing.T) {
 	testkit.Need(t, "root")
-	testkit.Need(t, "cgroup v1") // what a user is given on v2 is its own cgroup's, which internal/limits tests
+	testkit.Need(t, "cgroup v1") // on v2 a user gets the process's own cgroup, which internal/limits tests
 	const uid = 1234
 	name := fmt.Sprintf("sandbox-test-%d", os.Getpid())
 	for _, controller := range strings.Fields("memory pids cpu cpuacct freezer blkio cpuset") {
@@ -34,7 +34,7 @@ func TestDelegated(t *testing.T) {
 			require.NoError(t, err)
 		}
 		defer unix.Rmdir(dir)
-		if controller == "cpuset" { // an empty one takes no process
+		if controller == "cpuset" { // with an empty cpuset it takes no process
 			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 				data, err := os.ReadFile(path.Join(cgroupRoot, controller, file))
 				require.NoError(t, err)
@@ -70,8 +70,8 @@ func delegated(args []string) error {
 	if !errors.Is(err, sandbox.ErrCPUTime) {
 		check(fmt.Errorf("WithCPUTime: %w", err))
 	}
-	// Each of the four is the run's own, though nothing limits it in two: the caller's is not to be
-	// seen.
+	// Each of the four is the run's own, although nothing limits the run in two of them: the
+	// caller's may not be visible.
 	seen, err := sandbox.New(sandbox.WithCgroupParent(args[0]), sandbox.WithMemory(64*sandbox.MiB), sandbox.WithCommand("sh", "-c",
 		"cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes; ls -d cpu cpuacct cpuset memory; find */ -mindepth 1 -type d")).Output(ctx)
 	check(err)

@@ -108,12 +108,12 @@ var embedTests = map[string]func(t *testing.T, m *module){
 		prints(t, minimal, command(t, "sh", "-c", "ulimit -n 256 && exec "+m.build(t, "./minimal")))
 	},
 	"streams closed from the start": func(t *testing.T, m *module) {
-		// Go opens /dev/null in their place.
+		// Go opens /dev/null instead of them.
 		prints(t, "0\n", command(t, "sh", "-c", m.build(t, "./minimal")+" <&- >&- 2>&-; echo $?"))
 	},
 }
 
-// does has a command of commands done.
+// does runs one of the commands of the program "commands".
 func does(name string) func(t *testing.T, m *module) {
 	return func(t *testing.T, m *module) {
 		prints(t, "noisy\n"+name+": done\n", command(t, m.build(t, "./commands"), name))

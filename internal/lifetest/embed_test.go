@@ -21,8 +21,9 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// TestEmbedded builds programs that import the library, in a module of their own and in every
-// way that programs are built, and starts them in places and states that programs are in.
+// TestEmbedded builds programs that import the library, in a module of their own and in every way
+// in which programs are built, and starts them in the environments and states in which programs may
+// be.
 func TestEmbedded(t *testing.T) {
 	testkit.Need(t, "root")
 	testkit.Need(t, "time to build programs")
@@ -39,14 +40,15 @@ func TestEmbedded(t *testing.T) {
 	requireNothingLeft(t)
 }
 
-// module is where the programs are, with what was built of them.
+// module is the directory of the programs, with the binaries built from them.
 type module struct {
 	dir    string
 	mu     sync.Mutex
 	builds map[string]func() (string, error)
 }
 
-// newModule makes a module with the programs of testdata/embed, which needs what this one needs.
+// newModule makes a module with the programs of testdata/embed and the same requirements as this
+// module.
 func newModule(t *testing.T) *module {
 	t.Helper()
 	m := &module{dir: t.TempDir(), builds: map[string]func() (string, error){}}
@@ -65,8 +67,8 @@ func newModule(t *testing.T) *module {
 	return m
 }
 
-// build returns the program of the given package, built with the given arguments of the go
-// command, among which may be variables of its environment.
+// build returns the program of the given package, built with the given arguments of the go command.
+// Variables of its environment may be among the arguments.
 func (m *module) build(t *testing.T, args ...string) string {
 	t.Helper()
 	key := strings.Join(args, " ")
@@ -99,7 +101,7 @@ func (m *module) goBuild(out string, args []string) error {
 	return nil
 }
 
-// prints starts a program and compares what it prints, on both streams.
+// prints starts a program and compares what it prints on both streams.
 func prints(t *testing.T, want string, cmd *exec.Cmd) {
 	t.Helper()
 	out, err := cmd.CombinedOutput()
@@ -109,7 +111,7 @@ func prints(t *testing.T, want string, cmd *exec.Cmd) {
 
 func command(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
-	// If the programs hang, this ends them before the test binary's own time is up.
+	// Ends programs that hang before the test binary's own deadline.
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, name, args...)
@@ -117,7 +119,7 @@ func command(t *testing.T, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// copyOf puts a copy of the file at the given place.
+// copyOf copies the file to the given place.
 func copyOf(t *testing.T, file, to string, perm os.FileMode) string {
 	t.Helper()
 	data, err := os.ReadFile(file)

@@ -28,7 +28,7 @@ func TestKilledHost(t *testing.T) {
 	testkit.Need(t, "root")
 	seed := seedOf(t)
 	random := rand.New(rand.NewPCG(seed, 0))
-	// Orphans become children of this process, wherever they hide.
+	// Orphans become children of this process, whatever namespace they are in.
 	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
@@ -52,7 +52,7 @@ func TestKilledHost(t *testing.T) {
 }
 
 // TestKilledHostPaused kills a host process whose run is paused: on cgroup v1 a frozen process
-// can't die, and with it its cell can't.
+// can't die, and so its cell can't.
 func TestKilledHostPaused(t *testing.T) {
 	testkit.Need(t, "root")
 	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
@@ -67,7 +67,7 @@ func TestKilledHostPaused(t *testing.T) {
 	}
 }
 
-// seedOf is new every time, or, to see a failure again, the one given.
+// seedOf returns a new seed each time or, to reproduce a failure, the given one.
 func seedOf(t testing.TB) uint64 {
 	seed := uint64(time.Now().UnixNano())
 	if s := os.Getenv("SANDBOX_TEST_SEED"); s != "" {
@@ -91,7 +91,7 @@ type victimProcess struct {
 	cmd    *exec.Cmd
 	stderr bytes.Buffer
 	phases *os.File
-	before map[int]bool // processes that are not its own
+	before map[int]bool // processes that do not belong to it
 }
 
 func startVictim(t *testing.T, how string) *victimProcess {
@@ -118,7 +118,8 @@ func (v *victimProcess) kill(t *testing.T) time.Duration {
 	start := time.Now()
 	limit := testkit.Scale(time.Second, 30*time.Second)
 	for {
-		// Not cmd.Wait: it would wait for those who hold its standard error too.
+		// Not cmd.Wait: that would also wait for the processes that hold its standard
+		// error.
 		own := v.reap(t)
 		if len(own) == 0 {
 			break
@@ -136,8 +137,8 @@ func (v *victimProcess) kill(t *testing.T) time.Duration {
 	return took
 }
 
-// reap lists the victim's processes and waits for those of them that have ended. The victim
-// itself is exec.Cmd's to wait for.
+// reap lists the victim's processes and waits for those that have ended. exec.Cmd waits for the
+// victim itself.
 func (v *victimProcess) reap(t *testing.T) (own []process) {
 	t.Helper()
 	for _, p := range descendants(t) {
@@ -157,7 +158,7 @@ func (v *victimProcess) reap(t *testing.T) (own []process) {
 	return own
 }
 
-// cleanUp lets a failed test leave nothing: a sweep thaws what is frozen.
+// cleanUp makes a failed test leave nothing behind: a sweep thaws what is frozen.
 func (v *victimProcess) cleanUp(t *testing.T, own []process) {
 	for _, p := range own {
 		_ = unix.Kill(p.pid, unix.SIGKILL)
@@ -177,7 +178,7 @@ func (v *victimProcess) phase() string {
 	return string(bytes.TrimRight(b[:n], " "))
 }
 
-// bootOnce boots a cell, which removes what dead owners left, and ends it.
+// bootOnce boots a cell, which removes what dead owners have left, and ends it.
 func bootOnce(t *testing.T) {
 	t.Helper()
 	c, err := sandbox.NewCell()
@@ -188,7 +189,7 @@ func bootOnce(t *testing.T) {
 	require.NoError(t, c.Close())
 }
 
-// victim is the host process that is killed. It runs sandboxes of all kinds until then.
+// victim is the host process that is killed. Until then it runs sandboxes of all kinds.
 func victim(args []string) error {
 	if args[0] == "pause" {
 		pauseForEver()

@@ -18,20 +18,20 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// Other processes of this machine may use the library meanwhile. So what counts as left is what
-// has no living owner: one that holds the lock of the state directory of that name.
+// Other processes of this machine may use the library at the same time. So only what has no living
+// owner counts as left: no process holds the lock of the state directory with that name.
 
 const (
 	stateRoot  = "/run/sandbox"
 	cgroupRoot = "/sys/fs/cgroup"
 )
 
-// requireNothingLeft fails if anything of a dead owner is there, or of this process once it has
-// no cell any more.
+// requireNothingLeft fails if something of a dead owner is left, or of this process once it has no
+// cell any more.
 func requireNothingLeft(t testing.TB) {
 	t.Helper()
 	var left []string
-	for range 20 { // owners come and go while this looks
+	for range 20 { // owners come and go meanwhile
 		if left = leftovers(t); len(left) == 0 {
 			return
 		}
@@ -42,7 +42,7 @@ func requireNothingLeft(t testing.TB) {
 
 func leftovers(t testing.TB) (left []string) {
 	t.Helper()
-	// The owner of a cgroup has its directory before and after it has the cgroup.
+	// The owner of a cgroup has its directory both before it has the cgroup and afterwards.
 	groups := cellCgroups(t)
 	states, err := os.ReadDir(stateRoot)
 	if err != nil && !os.IsNotExist(err) {
@@ -54,8 +54,8 @@ func leftovers(t testing.TB) (left []string) {
 		switch info, err := e.Info(); {
 		case owned(dir):
 			live[e.Name()] = true
-		case err != nil: // gone meanwhile
-		case e.Name() == "ids" && info.Size() == 0: // everybody's, and stays
+		case err != nil: // removed meanwhile
+		case e.Name() == "ids" && info.Size() == 0: // shared by all cells, and stays
 		case young(e.Name(), dir, info):
 		default:
 			left = append(left, dir)
@@ -74,7 +74,7 @@ func leftovers(t testing.TB) (left []string) {
 	return append(left, temporaryFiles(t)...)
 }
 
-// owned tells whether a process holds the directory's lock.
+// owned reports whether a process holds the directory's lock.
 func owned(dir string) bool {
 	lock, err := os.Open(filepath.Join(dir, "lock"))
 	if err != nil {
@@ -84,8 +84,9 @@ func owned(dir string) bool {
 	return unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB) == unix.EWOULDBLOCK
 }
 
-// young tells whether it is too early to say that nobody will lock the directory: its owner is
-// about to, or removes it, or died doing one of them. A sweep leaves such a directory for a minute.
+// young reports whether it is too early to say that nobody will lock the directory: its owner may
+// be about to, may be removing it, or may have died doing either. A sweep leaves such a directory
+// for a minute.
 func young(name, dir string, info os.FileInfo) bool {
 	return (strings.HasPrefix(name, ".") || !exists(filepath.Join(dir, "lock"))) && time.Since(info.ModTime()) < time.Minute
 }
@@ -107,8 +108,8 @@ func cellCgroups(t testing.TB) (dirs []string) {
 
 var temporaryAtStart = temporaryNames()
 
-// temporaryNames lists what in the directory for temporary files looks like this library's or
-// libcontainer's. Tests and builds of others have names of their own.
+// temporaryNames lists files in the directory for temporary files that look like this library's or
+// libcontainer's. Other tests and builds use other names.
 func temporaryNames() (names []string) {
 	entries, _ := os.ReadDir(os.TempDir())
 	for _, e := range entries {
@@ -148,7 +149,7 @@ func (p process) String() string {
 	return fmt.Sprintf("%d (%s) parent %d state %s in %s, system call %s", p.pid, p.name, p.parent, p.state, wchan, call)
 }
 
-// descendants lists this process's children, theirs, and so on.
+// descendants lists this process's children, their children, and so on.
 func descendants(t testing.TB) (found []process) {
 	t.Helper()
 	names, err := filepath.Glob("/proc/[0-9]*/stat")

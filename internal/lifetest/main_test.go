@@ -13,7 +13,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// The test binary is also the host processes that the tests watch.
+// The test binary also serves as the host processes that the tests watch.
 func init() {
 	testkit.AddHelper("victim", victim)
 	testkit.AddHelper("worker", worker)
@@ -23,7 +23,7 @@ func init() {
 
 func TestMain(m *testing.M) { testkit.Main(m, sandbox.Shutdown) }
 
-// shutdown ends the default cell after the test and looks for what it left.
+// shutdown ends the default cell after the test and checks that nothing is left.
 func shutdown(t testing.TB) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), testkit.Scale(10*time.Second, time.Minute))

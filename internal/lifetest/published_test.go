@@ -21,8 +21,8 @@ import (
 )
 
 // TestPublished publishes this repository's modules in a module proxy, in the version in which they
-// require each other, and has a module of somebody else's require them from there, and both
-// commands installed.
+// require each other. Another module then requires them from there, and both commands are
+// installed.
 func TestPublished(t *testing.T) {
 	testkit.Need(t, "time to build programs")
 	p := newProxy(t)
@@ -54,9 +54,9 @@ type proxy struct {
 	env []string // of the go command
 }
 
-// newProxy has a module cache of its own, in which nothing is left of other contents of the same
-// version. All other modules come from the machine's cache, or from where that has them from. Paths
-// are trimmed so that the build cache serves the next time.
+// newProxy makes a proxy with a module cache of its own, which contains no other content of the
+// same version. All other modules come from the machine's cache, or from the source of that cache.
+// Paths are trimmed so that the build cache can be used the next time.
 func newProxy(t *testing.T) *proxy {
 	t.Helper()
 	p := &proxy{dir: t.TempDir()}
@@ -68,14 +68,14 @@ func newProxy(t *testing.T) *proxy {
 	sources := "file://" + filepath.Join(p.dir, "proxy") + ",file://" + filepath.Join(goEnv("GOMODCACHE"), "cache/download") + "," + goEnv("GOPROXY")
 	p.env = append(os.Environ(), "GOPROXY="+sources, "GOMODCACHE="+filepath.Join(p.dir, "mod"), "GOBIN="+filepath.Join(p.dir, "bin"),
 		"GOFLAGS=-mod=mod -modcacherw -trimpath -buildvcs=false", "GOWORK=off", "GOSUMDB=off", "GOVCS=*:off", "GOPRIVATE=", "CGO_ENABLED=1",
-		// Packages may be modules of that name: where nobody is asked for these, no answer of a
-		// proxy is in the way.
+		// The go command also looks for modules with the names of these packages. It asks
+		// no proxy for them, so no answer gets in the way.
 		"GONOPROXY="+rootModule+"/cmd,"+rootModule+"/image/cmd")
 	return p
 }
 
-// requiredVersion reads in which version a module requires the root module, by which nothing may be
-// replaced.
+// requiredVersion returns the version in which a module requires the root module. The module may
+// not replace it.
 func (p *proxy) requiredVersion(t *testing.T, file string) string {
 	t.Helper()
 	data, err := os.ReadFile(file)
@@ -110,7 +110,7 @@ func (p *proxy) publish(t *testing.T, name, version, dir string) {
 	requireFiles(t, file+".zip", path.Join(name+"@"+version, "LICENSE"), path.Join(name+"@"+version, "NOTICE"))
 }
 
-// requireFiles looks for files in an archive.
+// requireFiles requires that an archive contains the files.
 func requireFiles(t *testing.T, file string, names ...string) {
 	t.Helper()
 	z, err := zip.OpenReader(file)
@@ -125,7 +125,7 @@ func requireFiles(t *testing.T, file string, names ...string) {
 	}
 }
 
-// run runs the go command, with modules from the proxy.
+// run runs the go command with modules from the proxy.
 func (p *proxy) run(t *testing.T, dir string, args ...string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", args...)

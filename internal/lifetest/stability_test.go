@@ -18,14 +18,14 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// figures is what must not grow with the number of runs.
+// figures are numbers that must not grow with the number of runs.
 type figures struct {
 	goroutines    int
 	descriptors   int // of this process
 	cgroups       int // of the cell and below it, in all hierarchies
 	mounts        int // in the cell
 	children      int // processes in the cell
-	serverFiles   int // descriptors of the fork server's child that serves the requests; its PID 1 only waits
+	serverFiles   int // descriptors of the fork server's child that serves the requests; PID 1 only waits
 	serverThreads int
 	serverRSS     int // KiB
 	serverSize    int // KiB
@@ -103,7 +103,7 @@ func serverOf(t *testing.T, before map[int]bool) int {
 	return found[0]
 }
 
-// perTemplate is the number of mounts of the largest template in the cell, rounded up.
+// perTemplate returns the number of mounts of the largest template in the cell, rounded up.
 func perTemplate(t *testing.T, server int) int {
 	t.Helper()
 	count, most := map[string]int{}, 0
@@ -141,7 +141,7 @@ func settled(t *testing.T, server int) figures {
 	return f
 }
 
-// workerOf finds the child of the fork server that serves the requests: its first.
+// workerOf finds the child of the fork server that serves the requests, which is its first.
 func workerOf(t *testing.T, server int) (worker int) {
 	t.Helper()
 	for _, p := range descendants(t) {

@@ -21,7 +21,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// TestManyRuns runs all sorts of sandboxes side by side, derived from one by several goroutines.
+// TestManyRuns runs all kinds of sandboxes in parallel, which several goroutines derive from one.
 func TestManyRuns(t *testing.T) {
 	testkit.Need(t, "root")
 	defer shutdown(t)
@@ -49,7 +49,7 @@ func TestManyHosts(t *testing.T) {
 	}
 	all.Wait()
 	t.Logf("%d processes, %d runs each, in %v", hosts, runs, time.Since(start).Round(time.Millisecond))
-	bootOnce(t) // every other one did not shut down
+	bootOnce(t) // every other worker did not shut down
 	requireNothingLeft(t)
 }
 
@@ -65,7 +65,7 @@ func worker(args []string) error {
 	return nil
 }
 
-// manyRuns makes runs of every kind in turn and returns what was wrong with any.
+// manyRuns makes runs of every kind in turn and returns the errors.
 func manyRuns(runs, atATime int, base *sandbox.Sandbox) (errs []error) {
 	var (
 		mu   sync.Mutex
@@ -107,7 +107,7 @@ var kinds = []struct {
 	{"writable root", writableRoot},
 }
 
-// shell derives a sandbox that runs a script, with what the script is to write.
+// shell derives a sandbox that runs a script.
 func shell(base *sandbox.Sandbox, script string, opts ...sandbox.Option) *sandbox.Sandbox {
 	return base.With(append(opts, sandbox.WithCommand("/bin/sh", "-c", script))...)
 }
@@ -142,7 +142,7 @@ func streams(base *sandbox.Sandbox, i int) error {
 
 func memory(base *sandbox.Sandbox, i int) error {
 	limit := int64(8+i%8) * sandbox.MiB
-	// tail keeps the last line, which has no end.
+	// tail keeps the last line, which never ends.
 	res, err := shell(base, "tail -n 1 /dev/zero", sandbox.WithMemory(limit), sandbox.WithTimeout(5*time.Minute)).Run(context.Background())
 	if !errors.Is(err, sandbox.ErrOutOfMemory) || res.Usage.OOMKills == 0 || res.Usage.MemoryPeak > uint64(limit) {
 		return fmt.Errorf("got %+v, %w; want it out of %d bytes of memory", res, err, limit)
@@ -184,7 +184,7 @@ func output(base *sandbox.Sandbox, i int) error {
 	return nil
 }
 
-// size has one of several templates: the mount points differ.
+// size uses one of several templates: the mount points differ.
 func size(base *sandbox.Sandbox, i int) error {
 	dir := fmt.Sprintf("/space%d", i%20)
 	s := shell(base, "ls -d /space*; head -c 2000000 /dev/zero 2>/dev/null >"+dir+"/file; wc -c <"+dir+"/file", sandbox.WithTmpfs(dir, sandbox.MiB))
@@ -196,8 +196,8 @@ func writableRoot(base *sandbox.Sandbox, i int) error {
 	return wrote(s, fmt.Sprintf("%d\n", i))
 }
 
-// TestCellKilled kills the fork server again and again while runs start and one of them is
-// paused: a run must start in another cell, or say that its own was lost.
+// TestCellKilled kills the fork server again and again while runs start and one is paused: a run
+// must start in another cell, or report that its own was lost.
 func TestCellKilled(t *testing.T) {
 	testkit.Need(t, "root")
 	defer shutdown(t)

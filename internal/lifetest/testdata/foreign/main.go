@@ -1,4 +1,4 @@
-// Command foreign is what somebody else writes who requires both modules.
+// Command foreign is a program of another author that requires both modules.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Command commands does what its first argument says. Some of the names mean something to the
-// library too, in processes that it starts itself.
+// Command commands runs the command that its first argument names. Some of the names have a meaning
+// for the library too, in processes that it starts itself.
 package main
 
 import (
@@ -56,7 +56,7 @@ func echo() error {
 	return err
 }
 
-// wait runs only once it is told to.
+// wait continues only when it is told to.
 func wait() error {
 	fmt.Println("ready")
 	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
@@ -66,7 +66,7 @@ func wait() error {
 }
 
 // closed has its pipes and sockets at the numbers of the standard streams. It keeps the standard
-// output for its last word.
+// output for its last message.
 func closed() error {
 	out, err := syscall.Dup(1)
 	if err != nil {
@@ -92,7 +92,7 @@ func heap() error {
 	return err
 }
 
-// busy starts processes of its own meanwhile.
+// busy starts other processes at the same time.
 func busy() error {
 	var all sync.WaitGroup
 	errs := make(chan error, 8)
@@ -124,7 +124,7 @@ func umask() error {
 	return echo()
 }
 
-// thread has the thread that boots the cell end.
+// thread ends the thread that boots the cell.
 func thread() error {
 	cells, errs := make(chan *sandbox.Cell), make(chan error, 1)
 	go func() {
@@ -154,7 +154,7 @@ func twice() error {
 	return nil
 }
 
-// cwd is in a directory that is no more.
+// cwd runs in a directory that no longer exists.
 func cwd() error {
 	dir, err := os.MkdirTemp("", "embed")
 	if err != nil {

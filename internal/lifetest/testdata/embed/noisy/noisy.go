@@ -1,4 +1,4 @@
-// Package noisy says when it is initialised.
+// Package noisy prints a message when it is initialized.
 package noisy
 
 import "fmt"
