@@ -26,13 +26,14 @@ import (
 
 var isolated = sandbox.NewFunc("work", func(_ context.Context, in []byte) ([]byte, error) { return work.Do(in), nil }, limits...)
 
-// plain is what a plugin in a child process is: net/rpc over a socket, as in hashicorp/go-plugin, or one call over its streams.
+// plain is a plugin in a child process: net/rpc over a socket, as in hashicorp/go-plugin, or one
+// call over its standard streams.
 const (
 	plainServer = "bench-plain-server"
 	plainOnce   = "bench-plain-once"
 )
 
-// beChild serves where this process is the child.
+// beChild serves calls if this process is the child.
 func beChild() bool {
 	if len(os.Args) != 2 {
 		return false
@@ -57,7 +58,7 @@ func beChild() bool {
 
 type plain struct{}
 
-// Do is the function, as net/rpc wants it.
+// Do is the function in the form that net/rpc expects.
 func (plain) Do(in []byte, out *[]byte) error { *out = work.Do(in); return nil }
 
 func startPlain() (*rpc.Client, func(), error) {
@@ -126,7 +127,8 @@ func do(ctx context.Context, in api.Module, b []byte) ([]byte, error) {
 	return bytes.Clone(out), nil
 }
 
-// functions measures calls of the same function: in processes or instances that serve many calls, and in fresh ones.
+// functions measures calls of the same function, in processes or instances that serve many calls
+// and in fresh ones.
 func functions(dir string, rounds int) (tables []table, err error) {
 	ctx := context.Background()
 	client, end, err := startPlain()

@@ -1,8 +1,8 @@
 //go:build linux
 
-// Command bench measures what a run costs beside other ways to start a program, on this machine, and writes
-// docs/BENCHMARKS.md and the charts in it. Subjects take turns, so that what else the machine does meets all of them;
-// what carries over to other machines is the ratios.
+// Command bench measures what a run costs compared to other ways to start a program, on this
+// machine, and writes docs/BENCHMARKS.md and its charts. Subjects take turns, so that other load on
+// the machine affects all of them. The ratios carry over to other machines.
 //
 //	cd bench && go run .
 package main
@@ -49,7 +49,7 @@ func run(rounds int, out string) (err error) {
 	defer func() { err = firstError(err, sandbox.Shutdown(context.Background())) }()
 	r := &report{began: time.Now(), command: "cd bench && go run . -rounds " + fmt.Sprint(rounds)}
 	progress("first run of a process")
-	r.first, r.firstRunc = firstRuns(p, max(rounds/3, 5)) // before all else: at the end it took twice as long, as no process's first run does
+	r.first, r.firstRunc = firstRuns(p, max(rounds/3, 5)) // first: at the end it took twice as long, unlike the first run of any process
 	for _, w := range workloads {
 		list := p.working(w)
 		progress("%s: %d rounds of %s", w.name, rounds, names(list))
@@ -88,7 +88,7 @@ func run(rounds int, out string) (err error) {
 
 func progress(format string, args ...any) { fmt.Printf(format+"\n", args...) }
 
-// install gets Debian packages that are missing; a peer that can't be had is left out.
+// install installs missing Debian packages. A peer that can't be installed is left out.
 func install(packages ...string) {
 	var missing []string
 	for _, p := range packages {

@@ -17,7 +17,7 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-// figures are of one subject.
+// figures are the results of one subject.
 type figures struct {
 	name        string
 	median, p99 time.Duration
@@ -38,7 +38,7 @@ func names(list []subject) string {
 	return strings.Join(all, ", ")
 }
 
-// timed makes the subject ready, and measures a run after the pause.
+// timed prepares the subject, pauses, and measures a run.
 func (s *subject) timed(pause time.Duration) time.Duration {
 	if s.ready != nil {
 		must(s.ready())
@@ -49,7 +49,7 @@ func (s *subject) timed(pause time.Duration) time.Duration {
 	return time.Since(began)
 }
 
-// inTurn has the subjects take turns, with a pause before each run. It returns the times of each.
+// inTurn measures the subjects in turn, with a pause before each run. It returns the times of each.
 func inTurn(list []subject, rounds int, pause time.Duration) [][]time.Duration {
 	times := make([][]time.Duration, len(list))
 	for range rounds {
@@ -60,7 +60,7 @@ func inTurn(list []subject, rounds int, pause time.Duration) [][]time.Duration {
 	return times
 }
 
-// latencies has the subjects take turns, and then a block of each for the CPU time.
+// latencies measures the subjects in turn, and then many runs of each for the CPU time.
 func latencies(title string, list []subject, rounds int, pause time.Duration) table {
 	times := inTurn(list, rounds, pause)
 	t := table{title: title}
@@ -102,7 +102,8 @@ func throughput(list []subject, atOnce, rounds int) table {
 	return t
 }
 
-// firstRuns is the median of runs that boot a cell, and that of runc in turn with them, 0 without runc.
+// firstRuns returns the median of runs that boot a cell, and that of runc in turn with them, or 0
+// without runc.
 func firstRuns(p *place, rounds int) (first, runc time.Duration) {
 	s := p.sandboxed(workloads[0].argv)
 	list := []subject{{name: own, ready: func() error { return sandbox.Shutdown(context.Background()) },
@@ -117,7 +118,7 @@ func firstRuns(p *place, rounds int) (first, runc time.Duration) {
 	return quantile(times[0], 0.5), runc
 }
 
-// crowd is runs that live until they are ended.
+// crowd is a set of runs that live until they are ended.
 type crowd []*sandbox.Process
 
 func (p *place) crowd(n int) (crowd, error) {
@@ -143,8 +144,9 @@ func (c crowd) end() {
 	}
 }
 
-// liveMemory is what the machine has less of for each live run, and for each that waits for its command: the most of some rounds, as
-// it may use again what it has kept of those before.
+// liveMemory returns how much less memory is available for each live run, and for each that waits
+// for its command. It takes the most of several rounds, because a round may reuse memory of those
+// before.
 func liveMemory(p *place, n int) (live, waiting int64, err error) {
 	s := p.sandboxed(workloads[0].argv)
 	if _, err := s.Run(context.Background()); err != nil { // boots the cell
@@ -168,12 +170,12 @@ func liveMemory(p *place, n int) (live, waiting int64, err error) {
 		}
 		waits = append(waits, (before-available())/int64(n))
 		runtime.KeepAlive(prepared)
-		runtime.GC() // which ends those that wait
+		runtime.GC() // ends those that wait
 	}
 	return slices.Max(lives), slices.Max(waits), nil
 }
 
-// growth is how the time of a run depends on something.
+// growth is how the time of a run depends on a size.
 type growth struct {
 	name    string
 	sizes   []int
@@ -244,7 +246,7 @@ func (g growth) measure(p *place, rounds int) (curve, error) {
 			began := time.Now()
 			_, err := s.Run(context.Background())
 			must(err)
-			if i >= 5 { // its template is there
+			if i >= 5 { // its template exists
 				times = append(times, time.Since(began))
 			}
 		}
@@ -255,7 +257,7 @@ func (g growth) measure(p *place, rounds int) (curve, error) {
 	return c, nil
 }
 
-// settle waits until the machine has little to do: what was removed is removed in the background.
+// settle waits until the machine is almost idle: removals happen in the background.
 func settle() {
 	const look = 500 * time.Millisecond
 	for range 60 {
@@ -272,7 +274,8 @@ func quantile(d []time.Duration, q float64) time.Duration {
 	return d[min(int(q*float64(len(d))), len(d)-1)]
 }
 
-// busy is the CPU time that the machine has spent, of all processors: proc_stat(5), in hundredths of seconds.
+// busy returns the CPU time that all processors have spent, from hundredths of seconds:
+// proc_stat(5).
 func busy() (sum time.Duration) {
 	b, err := os.ReadFile("/proc/stat")
 	must(err)
@@ -286,7 +289,7 @@ func busy() (sum time.Duration) {
 	return sum
 }
 
-// available is the memory that could be had, in bytes: proc_meminfo(5).
+// available returns the available memory in bytes: proc_meminfo(5).
 func available() int64 {
 	f, err := os.Open("/proc/meminfo")
 	must(err)
@@ -300,7 +303,7 @@ func available() int64 {
 	return 0
 }
 
-// must ends the program: what was measured up to here would not mean anything.
+// must ends the program: what was measured so far would mean nothing.
 func must(err error) {
 	if err != nil {
 		panic(err)

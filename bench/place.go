@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// workload is a program that does next to nothing, where runs see it.
+// workload is a program that does next to nothing, at a place where runs see it.
 type workload struct {
 	name string
 	argv []string
@@ -22,7 +22,8 @@ var workloads = []workload{
 	{"python3 -c pass", []string{"/usr/bin/python3", "-c", "pass"}},
 }
 
-// place is what all subjects share: a root with the host's /usr and a directory with programs, read-only.
+// place is what all subjects share: a root with the host's /usr and a directory with programs,
+// read-only.
 type place struct {
 	work string // the programs
 	root string // a root directory for those that need one: links, and empty mount points
@@ -64,7 +65,7 @@ func compile(program, source string, flags []string) error {
 	return nil
 }
 
-// onHost is where this machine has the workload's program.
+// onHost returns the command line of the workload on this machine.
 func (p *place) onHost(w workload) []string {
 	argv := append([]string(nil), w.argv...)
 	if rest, ok := strings.CutPrefix(argv[0], "/programs/"); ok {

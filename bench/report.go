@@ -17,12 +17,12 @@ import (
 	"gonum.org/v1/plot/vg"
 )
 
-// report is all that was measured.
+// report holds all results.
 type report struct {
 	began       time.Time
 	command     string
 	latencies   []table
-	throughputs []table // of the first workload, by how many at a time
+	throughputs []table // of the first workload, by the number of concurrent runs
 	functions   []table
 	first       time.Duration // a run that boots the cell
 	firstRunc   time.Duration // runc in turn with it

@@ -25,7 +25,7 @@ import (
 type subject struct {
 	name  string
 	run   func() error
-	ready func() error // before a run, not measured; may be nil
+	ready func() error // called before each run and not measured; may be nil
 }
 
 const (
@@ -33,15 +33,15 @@ const (
 	ahead = "sandbox, prepared"
 )
 
-// limits are those of all subjects that can have any.
+// limits are the limits of all subjects that can have any.
 var limits = []sandbox.Option{sandbox.WithMemory(256 * sandbox.MiB), sandbox.WithCPUs(1), sandbox.WithPIDs(64)}
 
-// sandboxed is the sandbox that is measured.
+// sandboxed returns the sandbox that is measured.
 func (p *place) sandboxed(argv []string, opts ...sandbox.Option) *sandbox.Sandbox {
 	return sandbox.New(sandbox.WithCommand(argv[0], argv[1:]...), sandbox.WithReadOnlyBind(p.work, "/programs")).With(limits...).With(opts...)
 }
 
-// working are the subjects that can run the workload here.
+// working returns the subjects that can run the workload here.
 func (p *place) working(w workload) (list []subject) {
 	host := p.onHost(w)
 	s := p.sandboxed(w.argv)
@@ -84,7 +84,8 @@ func (p *place) command(name string, args ...string) func() error {
 	}
 }
 
-// spec is what the OCI runtimes are told: runc's example, with the same root and limits as all.
+// spec is the specification for OCI runtimes: runc's example, with the same root and limits as for
+// all.
 func (p *place) spec(w workload) *specs.Spec {
 	s := specconv.Example()
 	s.Version = "1.0.2" // older runtimes refuse newer ones
@@ -145,8 +146,8 @@ func (p *place) libcontainer(w workload) func() error {
 	}
 }
 
-// bareClone is what the kernel wants for the same namespaces and an exec, with nothing mounted, limited or refused: the
-// library's own executor, straight from this process.
+// bareClone measures what the kernel takes for the same namespaces and an exec, without mounts,
+// limits or a filter: the library's own executor, directly from this process.
 func bareClone(argv []string) error {
 	b := program.NewBuilder()
 	b.In(program.Command)

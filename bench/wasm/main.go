@@ -11,7 +11,7 @@ import (
 
 var buffer [1 << 20]byte
 
-// address is where the input goes, and the output comes.
+// address returns where the input goes and the output comes from.
 //
 //go:wasmexport address
 func address() uint32 { return uint32(uintptr(unsafe.Pointer(&buffer))) }

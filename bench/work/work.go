@@ -1,4 +1,4 @@
-// Package work is what the functions that are compared do.
+// Package work has the function that the benchmarks call.
 package work
 
 import (
