@@ -1,4 +1,5 @@
-// Command notes keeps notes in the user's home directory. What it is here for are its tests, which are hermetic.
+// Command notes keeps notes in the user's home directory. It is an example for its tests, which are
+// hermetic.
 package main
 
 import (
@@ -22,7 +23,7 @@ func main() {
 	}
 }
 
-// run does what the arguments say: "add TEXT...", "list" or "fetch URL".
+// run runs the command in the arguments: "add TEXT...", "list" or "fetch URL".
 func run(home string, args []string, out io.Writer) error {
 	file := filepath.Join(home, ".notes")
 	switch {

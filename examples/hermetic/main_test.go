@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// TestHome runs the command itself, with a scratch for its home, in which the test then looks at what it left.
+// TestHome runs the command itself, with a scratch as its home, and then checks what it left there.
 func TestHome(t *testing.T) {
 	tool := filepath.Join(t.TempDir(), "notes")
 	build := exec.Command("go", "build", "-o", tool, ".")
@@ -53,8 +53,8 @@ func TestHome(t *testing.T) {
 	require.Error(t, err, "there is no network")
 }
 
-// TestNoNetworkCall shows that adding and listing call nobody: inside there is no network but a loopback of its own, where nobody
-// listens but who the test starts itself.
+// TestNoNetworkCall shows that adding and listing notes makes no network calls: inside there is no
+// network except a loopback interface, where only what the test starts listens.
 func TestNoNetworkCall(t *testing.T) {
 	sandboxtest.Isolate(t)
 	var out strings.Builder
@@ -70,7 +70,8 @@ func TestNoNetworkCall(t *testing.T) {
 	require.Equal(t, "fetched\n", out.String())
 }
 
-// TestFormatter runs a formatter that nobody has to trust over golden files: it has nothing but its input, ten seconds, and a mebibyte for its output.
+// TestFormatter runs a formatter that need not be trusted over golden files: it has only its input,
+// ten seconds, and a mebibyte for its output.
 func TestFormatter(t *testing.T) {
 	formatter := sandboxtest.New(t, sandbox.WithCommand("sort", "-f"), sandbox.WithTimeout(10*time.Second), sandbox.WithOutputLimit(sandbox.MiB))
 	inputs, err := filepath.Glob("testdata/*.in")

@@ -1,4 +1,5 @@
-// Command jobs runs shell commands, one a line of its input, so many at a time, each in a sandbox, and all of them within one budget.
+// Command jobs runs shell commands, one per line of its input, several at a time, each in a
+// sandbox, and all of them within one budget.
 package main
 
 import (
@@ -18,7 +19,7 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-// metrics counts ends in expvar, for /debug/vars; a Prometheus counter is as short.
+// metrics counts ends in expvar, for /debug/vars. A Prometheus counter is as short.
 type metrics struct{ ends *expvar.Map }
 
 func (m metrics) RunEnded(r sandbox.RunRecord) {
@@ -31,7 +32,7 @@ func (m metrics) RunEnded(r sandbox.RunRecord) {
 
 var ends = metrics{expvar.NewMap("ends")}
 
-// drain runs the jobs until there are no more, and prints what each wrote.
+// drain runs the jobs until there are no more, and prints the output of each.
 func drain(ctx context.Context, jobs <-chan string, size int, out io.Writer, logger *slog.Logger) (sandbox.PoolStats, error) {
 	pool := sandbox.NewPool(sandbox.New(sandbox.WithTimeout(10*time.Second), sandbox.WithOutputLimit(sandbox.MiB)), size,
 		sandbox.PoolMemory(512*sandbox.MiB), sandbox.PoolObserver(ends), sandbox.PoolLogger(logger))

@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// TestDrain has ordinary jobs beside such as would take the machine down.
+// TestDrain has ordinary jobs beside jobs that could take the machine down.
 func TestDrain(t *testing.T) {
 	jobs := make(chan string, 100)
 	for i := range 20 {

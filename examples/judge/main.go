@@ -1,5 +1,6 @@
-// Command judge compiles a C program that somebody sent in, runs it with the given input, and says what it is worth. Neither the compiler nor
-// the program sees anything of this machine but its compiler and libraries, nor outlives its limits.
+// Command judge compiles a submitted C program, runs it with the given input, and prints a verdict.
+// The compiler and the program see nothing of this machine except its compiler and libraries, and
+// can't exceed their limits.
 package main
 
 import (
@@ -18,7 +19,7 @@ import (
 
 var base = sandbox.New(sandbox.WithMemory(256*sandbox.MiB), sandbox.WithPIDs(32), sandbox.WithOutputLimit(16*sandbox.MiB), sandbox.WithDir("/tmp"))
 
-// judge returns the verdict, and what there is to say about it.
+// judge returns the verdict and its details.
 func judge(ctx context.Context, source, input, want []byte) (verdict, detail string, err error) {
 	dir, err := os.MkdirTemp("", "judge")
 	if err != nil {
@@ -62,7 +63,7 @@ func judge(ctx context.Context, source, input, want []byte) (verdict, detail str
 	return "accepted", "", nil
 }
 
-// sameWords compares outputs but for the space between words.
+// sameWords reports whether outputs are the same except for the space between words.
 func sameWords(a, b []byte) bool {
 	return bytes.Equal(bytes.Join(bytes.Fields(a), []byte(" ")), bytes.Join(bytes.Fields(b), []byte(" ")))
 }

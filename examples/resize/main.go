@@ -1,5 +1,6 @@
-// Command resize is an HTTP service that makes thumbnails of the images that it is sent. Decoders are where hostile images strike, so they
-// run in processes of their own, which see no file, no network and no secret of this one, and may use only so much memory and time.
+// Command resize is an HTTP service that makes thumbnails of images. Hostile images attack
+// decoders, so these run in processes of their own, which see no file, no network and no secret of
+// this one, and have limits of memory and time.
 package main
 
 import (
@@ -42,7 +43,7 @@ var thumbnail = sandbox.NewFunc("thumbnail", func(_ context.Context, in request)
 	return out.Bytes(), err
 }, sandbox.WithMemory(128*sandbox.MiB), sandbox.WithTimeout(10*time.Second), sandbox.WithMessageLimit(32*sandbox.MiB))
 
-// service answers a POST of an image with a thumbnail, 200 pixels wide or what ?width= says.
+// service answers a POST of an image with a thumbnail, 200 pixels wide or as ?width= says.
 func service(workers *sandbox.Workers[request, []byte]) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		width := 200

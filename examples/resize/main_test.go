@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// bomb is an image of some kilobytes that takes 288 MB.
+// bomb returns an image of a few kilobytes that decodes to 288 MB.
 func bomb(t *testing.T) []byte {
 	var b bytes.Buffer
 	require.NoError(t, png.Encode(&b, image.NewGray(image.Rect(0, 0, 12000, 24000))))
@@ -36,7 +36,7 @@ func bomb(t *testing.T) []byte {
 	return b.Bytes()
 }
 
-// TestService sends real images, and others, to the service at once.
+// TestService sends real images and other data to the service at the same time.
 func TestService(t *testing.T) {
 	workers := thumbnail.Workers(2)
 	defer workers.Close()
