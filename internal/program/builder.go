@@ -7,8 +7,7 @@ import (
 	"strings"
 )
 
-// Builder collects the calls of a program. It does no I/O. Its first error is
-// returned by Program.
+// Builder collects the calls of a program. It does no I/O. Program returns its first error.
 type Builder struct {
 	parts   [numParts][]op
 	lines   [numParts][]line
@@ -24,15 +23,15 @@ type Builder struct {
 	err     error
 }
 
-// Arg is an argument of a call: a number, a pointer into the program's data,
-// or the content of a slot.
+// Arg is an argument of a call: a number, a pointer into the program's data, or the content of a
+// slot.
 type Arg struct {
 	kind uint8
 	val  uint64
 	text string
 }
 
-// Int is a plain number. Its text, if given, stands for it in Explain.
+// Int returns a plain number. Explain shows the text, if given, instead of it.
 func Int[T ~int | ~uint | ~int32 | ~uint32 | ~int64 | ~uint64 | ~uintptr](v T, text ...string) Arg {
 	a := Arg{val: uint64(v)}
 	if len(text) > 0 {
@@ -43,7 +42,7 @@ func Int[T ~int | ~uint | ~int32 | ~uint32 | ~int64 | ~uint64 | ~uintptr](v T, t
 	return a
 }
 
-// Use is the content of a slot.
+// Use returns the content of a slot.
 func Use(s Slot) Arg { return Arg{kind: kindSlot, val: uint64(s), text: s.String()} }
 
 // NewBuilder starts an empty program, in its Setup part.
@@ -56,13 +55,13 @@ func NewBuilder() *Builder {
 // In continues in the given part.
 func (b *Builder) In(p Part) { b.part = p }
 
-// Stage names what the following calls are for.
+// Stage names the purpose of the following calls.
 func (b *Builder) Stage(name string) { b.StageFor(General, name) }
 
-// StageFor is Stage, with what code knows of it.
+// StageFor is Stage with a Purpose, which code can use.
 func (b *Builder) StageFor(p Purpose, name string) { b.purpose, b.stage = p, name }
 
-// For has what f adds belong to the stage, but for a purpose of its own.
+// For makes the calls that f adds belong to the current stage, but with a purpose of their own.
 func (b *Builder) For(p Purpose, f func()) {
 	stage := b.purpose
 	b.purpose = p
@@ -70,11 +69,11 @@ func (b *Builder) For(p Purpose, f func()) {
 	b.purpose = stage
 }
 
-// File declares the next descriptor that accompanies the program.
+// File declares the next descriptor that is sent with the program.
 func (b *Builder) File(what string) Slot { return b.file("received: " + what) }
 
-// Passed declares the next descriptor of those that the program gets from the one that goes on with
-// it. They come before those that accompany it.
+// Passed declares the next descriptor that the program gets from the one that receives it. These
+// come before those that are sent with it.
 func (b *Builder) Passed(what string) Slot { return b.file("passed: " + what) }
 
 func (b *Builder) file(what string) Slot {
@@ -111,7 +110,7 @@ func (b *Builder) fail(err error) {
 	}
 }
 
-// Str is a pointer to s, terminated by a zero byte.
+// Str returns a pointer to s, terminated by a zero byte.
 func (b *Builder) Str(s string) Arg {
 	if strings.IndexByte(s, 0) >= 0 {
 		b.fail(fmt.Errorf("%q contains a zero byte", s))
@@ -124,7 +123,7 @@ func (b *Builder) Str(s string) Arg {
 	return Arg{kind: kindData, val: off, text: quote(s)}
 }
 
-// quote shows a string, of a long one the beginning.
+// quote quotes a string, of a long one the beginning.
 func quote(s string) string {
 	const most = 200
 	if len(s) <= most {
@@ -133,18 +132,18 @@ func quote(s string) string {
 	return fmt.Sprintf("%s... (%d bytes)", strconv.Quote(s[:most]), len(s))
 }
 
-// Bytes is a pointer to a copy of p; text stands for it in Explain.
+// Bytes returns a pointer to a copy of p. Explain shows text instead.
 func (b *Builder) Bytes(p []byte, text string) Arg {
 	return Arg{kind: kindData, val: b.put(p), text: text}
 }
 
-// Inside is a pointer to n bytes behind another.
+// Inside returns a pointer that is n bytes behind another.
 func (b *Builder) Inside(at Arg, n int) Arg {
 	return Arg{kind: kindData, val: at.val + uint64(n), text: fmt.Sprintf("%s + %d", at.text, n)}
 }
 
-// Pointers is a pointer to an array of pointers, ended by a null pointer
-// where null is set (argv, envp).
+// Pointers returns a pointer to an array of pointers, with a null pointer at its end if null is set
+// (argv, envp).
 func (b *Builder) Pointers(to []Arg, null bool, text string) Arg {
 	n := len(to)
 	if null {
@@ -161,7 +160,7 @@ func (b *Builder) Pointers(to []Arg, null bool, text string) Arg {
 	return Arg{kind: kindData, val: off, text: text}
 }
 
-// Strings is Pointers to strings, as execve(2) takes them.
+// Strings returns a pointer to an array of strings, as execve(2) takes them.
 func (b *Builder) Strings(list []string) Arg {
 	to := make([]Arg, len(list))
 	quoted := make([]string, len(list))
@@ -172,8 +171,8 @@ func (b *Builder) Strings(list []string) Arg {
 	return b.Pointers(to, true, "["+strings.Join(quoted, ", ")+"]")
 }
 
-// Struct is a pointer to 64-bit words of which those that are pointers into
-// the data are given as Args from Str, Bytes or Pointers.
+// Struct returns a pointer to 64-bit words. Those that are pointers into the data are Args from
+// Str, Bytes or Pointers.
 func (b *Builder) Struct(text string, words ...Arg) Arg {
 	raw := make([]byte, 8*len(words))
 	for i, w := range words {
@@ -203,14 +202,14 @@ func (b *Builder) put(p []byte) uint64 {
 // Call adds a system call whose failure ends the program.
 func (b *Builder) Call(name string, num uintptr, args ...Arg) { b.add(name, num, NoSlot, 0, args) }
 
-// CallTo adds a system call whose result a slot keeps.
+// CallTo adds a system call whose result is kept in a slot.
 func (b *Builder) CallTo(name string, num uintptr, args ...Arg) Slot {
 	s := b.newSlot()
 	b.add(name, num, s, 0, args)
 	return s
 }
 
-// CallInto adds a system call whose result replaces what the slot holds.
+// CallInto adds a system call whose result replaces the content of a slot.
 func (b *Builder) CallInto(s Slot, name string, num uintptr, args ...Arg) {
 	b.add(name, num, s, 0, args)
 }
@@ -220,21 +219,21 @@ func (b *Builder) CallMaybe(name string, num uintptr, args ...Arg) {
 	b.add(name, num, NoSlot, flagIgnore, args)
 }
 
-// CallWait adds a system call that waits for a peer: a result of zero means
-// that the peer is gone and ends the program.
+// CallWait adds a system call that waits for a peer: a result of zero means that the peer is gone,
+// and ends the program.
 func (b *Builder) CallWait(name string, num uintptr, args ...Arg) {
 	b.add(name, num, NoSlot, flagPositive, args)
 }
 
-// CallTry adds a system call that only returns when it failed, one of several
-// places to try: that nothing is there is remembered and the next one tried.
-// FailTried ends the list.
+// CallTry adds a system call that only returns if it failed, such as execve for one of several
+// paths. If nothing is there, the program remembers that and goes on with the next one. FailTried
+// ends the list.
 func (b *Builder) CallTry(name string, num uintptr, args ...Arg) {
 	b.add(name, num, NoSlot, flagTry, args)
 }
 
-// FailTried ends the program with what the calls that were tried reported: permission
-// denied if one did, else not found.
+// FailTried ends the program with the error of the calls that were tried: permission denied if one
+// reported that, otherwise not found.
 func (b *Builder) FailTried(name string) { b.add(name, callTried, NoSlot, 0, nil) }
 
 // poke stores the slot's content as 32 bits into the data, n bytes behind at.
@@ -243,12 +242,13 @@ func (b *Builder) poke(at Arg, n int, s Slot) {
 	b.add("store", callPoke, NoSlot, 0, []Arg{Int(at.val+uint64(n), fmt.Sprintf("%s + %d", at.text, n)), Use(s)})
 }
 
-// peek keeps the 32 bits of the data, n bytes behind at.
+// peek reads 32 bits of the data, n bytes behind at, into a slot.
 func (b *Builder) peek(at Arg, n int) Slot {
 	return b.CallTo("load", callPeek, Int(at.val+uint64(n), fmt.Sprintf("%s + %d", at.text, n)))
 }
 
-// Pass gives a descriptor, which stays open, to the program to receive, which declares it with Passed.
+// Pass gives a descriptor, which stays open, to the program to receive, which declares it with
+// Passed.
 func (b *Builder) Pass(s Slot) {
 	if b.passes++; b.passes > MaxPassed {
 		b.fail(fmt.Errorf("more than %d descriptors are passed on", MaxPassed))
@@ -256,7 +256,7 @@ func (b *Builder) Pass(s Slot) {
 	b.add("pass", callPass, NoSlot, 0, []Arg{Use(s)})
 }
 
-// Receive ends the Command part: it goes on with that of another program, which the host sends.
+// Receive ends the Command part, which goes on with that of another program that the host sends.
 func (b *Builder) Receive() { b.add("receive", callReceive, NoSlot, 0, nil) }
 
 func (b *Builder) add(name string, num uintptr, out Slot, flags uint8, args []Arg) {
@@ -277,7 +277,7 @@ func (b *Builder) add(name string, num uintptr, out Slot, flags uint8, args []Ar
 	b.lines[b.part] = append(b.lines[b.part], line{b.stage, text, o.num, b.purpose})
 }
 
-// Program encodes what was collected.
+// Program encodes the collected calls.
 func (b *Builder) Program() (*Program, error) {
 	if b.err != nil {
 		return nil, b.err

@@ -62,7 +62,7 @@ func TestBuilderErrors(t *testing.T) {
 
 func TestBuilderLimitsAreReachable(t *testing.T) {
 	b := NewBuilder()
-	for range MaxFiles - 1 { // the socket is one already
+	for range MaxFiles - 1 { // the socket is one, too
 		b.File("f")
 	}
 	for range MaxSlots - MaxFiles {
@@ -92,7 +92,7 @@ func TestStringsAreStoredOnce(t *testing.T) {
 	b := NewBuilder()
 	require.Equal(t, b.Str("same"), b.Str("same"))
 	require.NotEqual(t, b.Str("same").val, b.Str("other").val)
-	// What the kernel may write to is stored every time.
+	// Data that the kernel may write to is stored each time.
 	require.NotEqual(t, b.Bytes([]byte("same"), "").val, b.Bytes([]byte("same"), "").val)
 }
 

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The calls of the kernel's mount interface (open_tree(2), move_mount(2),
-// fsopen(2)) and of path resolution inside a root, as programs use them.
+// The calls of the kernel's mount interface (open_tree(2), move_mount(2), fsopen(2)) and of path
+// resolution inside a root, as programs use them.
 
 // AtCWD is the current directory as a directory descriptor.
 var AtCWD = Int(unix.AT_FDCWD, "AT_FDCWD")
@@ -22,8 +22,7 @@ func (b *Builder) CloneTree(at string) Slot {
 		Int(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC, "OPEN_TREE_CLONE|OPEN_TREE_CLOEXEC"))
 }
 
-// FileSystem makes a detached mount of a new file system. Each option is
-// "key=value" or a flag.
+// FileSystem makes a detached mount of a new file system. Each option is "key=value" or a flag.
 func (b *Builder) FileSystem(fstype string, attr int, options ...string) Slot {
 	ctx := b.CallTo("fsopen", unix.SYS_FSOPEN, b.Str(fstype), Int(unix.FSOPEN_CLOEXEC, "FSOPEN_CLOEXEC"))
 	for _, o := range options {
@@ -52,7 +51,7 @@ func (b *Builder) AttachAt(mount Slot, at string) {
 		Int(unix.MOVE_MOUNT_F_EMPTY_PATH, "F_EMPTY_PATH"))
 }
 
-// SetAttr changes the attributes of a mount, of all below it with recursive.
+// SetAttr changes the attributes of a mount and, if recursive is set, of all mounts below it.
 func (b *Builder) SetAttr(mount Slot, attr uint64, recursive bool) {
 	a := unix.MountAttr{Attr_set: attr, Propagation: unix.MS_PRIVATE}
 	raw := append([]byte(nil), (*[unsafe.Sizeof(a)]byte)(unsafe.Pointer(&a))[:]...)
@@ -63,12 +62,12 @@ func (b *Builder) SetAttr(mount Slot, attr uint64, recursive bool) {
 	b.Call("mount_setattr", unix.SYS_MOUNT_SETATTR, Use(mount), b.Str(""), flags, b.Bytes(raw, attrText(attr)), Int(len(raw)))
 }
 
-// remountFD is where Remount puts a mount's descriptor, above those of the streams and
-// extra files.
+// remountFD is the number to which Remount moves a mount's descriptor, above those of the streams
+// and extra files.
 const remountFD = 900
 
-// Remount sets exactly these attributes of an attached mount, as SetAttr can't before
-// Linux 5.12. The descriptor leads to the mount itself, whatever lies on its path.
+// Remount sets exactly these attributes of an attached mount, which SetAttr can't before Linux
+// 5.12. The descriptor leads to the mount itself, whatever its path leads to.
 func (b *Builder) Remount(mount Slot, attr int) {
 	b.Call("dup3", unix.SYS_DUP3, Use(mount), Int(remountFD), Int(unix.O_CLOEXEC, "O_CLOEXEC"))
 	flags := unix.MS_REMOUNT | unix.MS_BIND
@@ -97,14 +96,14 @@ func attrText(set uint64) string {
 	return strings.Join(text, "|")
 }
 
-// OpenInRoot refers to a path inside a root. No symbolic link on the way,
-// whoever put it there, leads out of the root: openat2(2), RESOLVE_IN_ROOT.
+// OpenInRoot opens a path inside a root. No symbolic link on the way leads out of the root, whoever
+// put it there: openat2(2), RESOLVE_IN_ROOT.
 func (b *Builder) OpenInRoot(root Slot, p string) Slot {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 	return b.openat2(Use(root), p, how, "{O_PATH|O_CLOEXEC, RESOLVE_IN_ROOT|RESOLVE_NO_MAGICLINKS}")
 }
 
-// OpenNoLink refers to a path inside a root on which there is no symbolic link.
+// OpenNoLink opens a path inside a root that contains no symbolic link.
 func (b *Builder) OpenNoLink(root Slot, p string) Slot {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS}
 	return b.openat2(Use(root), p, how, "{O_PATH|O_CLOEXEC, RESOLVE_IN_ROOT|RESOLVE_NO_SYMLINKS}")
@@ -115,8 +114,8 @@ func (b *Builder) openat2(at Arg, p string, how unix.OpenHow, text string) Slot 
 	return b.CallTo("openat2", unix.SYS_OPENAT2, at, b.Str(p), b.Bytes(raw, text), Int(len(raw)))
 }
 
-// MkdirAll makes the directories of a path inside a root that are not there,
-// the last one included. have is the part of the path that is known to exist.
+// MkdirAll makes the missing directories of a path inside a root, including the last one. have is
+// the part of the path that is known to exist.
 func (b *Builder) MkdirAll(root Slot, have, p string) {
 	for dir := have; dir != p; {
 		rest := strings.TrimPrefix(strings.TrimPrefix(p, dir), "/")
@@ -128,7 +127,7 @@ func (b *Builder) MkdirAll(root Slot, have, p string) {
 	}
 }
 
-// Mkdir makes one directory that is not there yet.
+// Mkdir makes one directory, which must not exist.
 func (b *Builder) Mkdir(at Arg, p string, m fs.FileMode) {
 	b.Call("mkdirat", unix.SYS_MKDIRAT, at, b.Str(p), mode(m))
 }
@@ -138,8 +137,8 @@ func (b *Builder) Symlink(target string, at Arg, p string) {
 	b.Call("symlinkat", unix.SYS_SYMLINKAT, b.Str(target), at, b.Str(p))
 }
 
-// CreateFile makes a file, which must not exist, with the given content. The
-// umask is taken to be zero.
+// CreateFile makes a file, which must not exist, with the given content. It expects the umask to be
+// zero.
 func (b *Builder) CreateFile(at Arg, p string, data []byte, m fs.FileMode) {
 	f := b.CallTo("openat", unix.SYS_OPENAT, at, b.Str(p),
 		Int(unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, "O_WRONLY|O_CREAT|O_EXCL|O_CLOEXEC|O_NOFOLLOW"), mode(m))
@@ -156,13 +155,13 @@ func (b *Builder) Fill(f Slot, data []byte, m fs.FileMode) {
 
 func (b *Builder) write(f Slot, data []byte) {
 	if len(data) > 0 {
-		// A write to a file system that is nearly full writes a part.
+		// A write to an almost full file system may write only a part.
 		b.Call("fallocate", unix.SYS_FALLOCATE, Use(f), Int(0), Int(0), Int(len(data)))
 		b.CallWait("write", unix.SYS_WRITE, Use(f), b.Bytes(data, fmt.Sprintf("%d bytes", len(data))), Int(len(data)))
 	}
 }
 
-// WriteFile writes to a file of the kernel's, if it is there and may be written to.
+// WriteFile writes to a file of the kernel's, if that exists and is writable.
 func (b *Builder) WriteFile(at Arg, p, content string) {
 	f := b.newSlot()
 	b.add("openat", unix.SYS_OPENAT, f, flagIgnore, []Arg{at, b.Str(p), Int(unix.O_WRONLY|unix.O_CLOEXEC, "O_WRONLY|O_CLOEXEC"), Int(0)})
@@ -171,7 +170,7 @@ func (b *Builder) WriteFile(at Arg, p, content string) {
 	b.Free(f)
 }
 
-// Chown changes the owner of a path, not following a link.
+// Chown changes the owner of a path without following a link.
 func (b *Builder) Chown(at Arg, p string, uid, gid int) {
 	b.Call("fchownat", unix.SYS_FCHOWNAT, at, b.Str(p), Int(uid), Int(gid), Int(unix.AT_SYMLINK_NOFOLLOW, "AT_SYMLINK_NOFOLLOW"))
 }
@@ -182,12 +181,13 @@ func (b *Builder) Close(s Slot) {
 	b.Free(s)
 }
 
-// Wait reads one byte: the program waits for its peer.
+// Wait reads one byte, to wait for the peer.
 func (b *Builder) Wait(s Slot) {
 	b.CallWait("read", unix.SYS_READ, Use(s), b.Bytes(make([]byte, 8), "buf"), Int(1))
 }
 
-// WaitFiles is Wait for the host, whose message brings n descriptors: recvmsg(2), unix(7). One that found no place is -1.
+// WaitFiles waits for a message of the host that brings n descriptors: recvmsg(2), unix(7). The
+// slot of one that did not arrive is -1.
 func (b *Builder) WaitFiles(n int) []Slot {
 	if n == 0 {
 		b.Wait(Report)
@@ -223,8 +223,7 @@ func (b *Builder) Event(k Kind) {
 	lines[len(lines)-1].text = "report(" + k.String() + ")"
 }
 
-// SendFile sends the host an event of kind Ready with a descriptor: sendmsg(2),
-// unix(7) SCM_RIGHTS.
+// SendFile sends the host an event of kind Ready with a descriptor: sendmsg(2), unix(7) SCM_RIGHTS.
 func (b *Builder) SendFile(fd Slot) {
 	payload := b.Bytes(Event{Kind: Ready}.Marshal(), "ready")
 	rights := unix.UnixRights(0)

@@ -5,17 +5,17 @@ import (
 	"time"
 )
 
-// Kind says what an Event reports.
+// Kind is the kind of an Event.
 type Kind uint32
 
 const (
 	Cloned   Kind = iota + 1 // by the fork server: the clone exists; a pidfd comes along
 	Refused                  // by the fork server: no clone; Errno says why
-	Ready                    // by the command: set up, waiting for its cgroup
-	Waiting                  // by the command: nothing is missing but the program to receive, and that is not there yet
-	Started                  // by PID 1: the command has been executed
-	Failed                   // by PID 1 or the command: call Index failed with Errno
-	Exited                   // by PID 1: the command ended with Status
+	Ready                    // by the command's process: set up, waiting for its cgroup
+	Waiting                  // by the command's process: only the program to receive is missing, and has not arrived yet
+	Started                  // by init: the command has been executed
+	Failed                   // by init or the command's process: call Index failed with Errno
+	Exited                   // by init: the command ended with Status
 	Finished                 // by a task: all of its calls are done
 	NumKinds
 )
@@ -28,37 +28,37 @@ func (k Kind) String() string {
 	return names[k]
 }
 
-// Event is what comes back over a run's socket, in one message of EventSize
-// bytes.
+// Event is a message over a run's socket to the host, of EventSize bytes.
 type Event struct {
 	Kind   Kind
 	Index  uint32 // of the call, or alone
 	Errno  uint32
 	Status uint32 // as wait4(2) gives it
-	// What the command and the children that it waited for used (getrusage(2)).
+	// The usage of the command and of the children that it waited for (getrusage(2)).
 	UserCPU, SystemCPU time.Duration
 	MaxRSS             uint64 // bytes
 }
 
-// alone is the Index of an Exited event after which nobody is left in the run.
+// alone is the Index of an Exited event after which no process is left in the run.
 const alone = 1
 
-// Alone tells, of an Exited event, whether the command was the last process of the run but for PID 1.
+// Alone reports whether, at an Exited event, the command was the run's last process except for
+// init.
 func (e *Event) Alone() bool { return e.Kind == Exited && e.Index == alone }
 
 // EventSize is the size of an encoded Event.
 const EventSize = 40
 
-// event is Event as the executor writes it.
+// event is the form in which the executor writes an Event.
 type event struct {
 	kind, index, errno, status uint32
 	user, system, maxrss       int64 // microseconds, microseconds, KiB
 }
 
-// maxFigure is more than any usage, in microseconds or KiB, and small enough for all arithmetic.
+// maxFigure is more than any usage in microseconds or KiB, and small enough for all arithmetic.
 const maxFigure = 1 << 50
 
-// ParseEvent decodes a message. It accepts nothing but a whole event.
+// ParseEvent decodes a message. It accepts only a complete event.
 func ParseEvent(b []byte) (Event, error) {
 	if len(b) != EventSize {
 		return Event{}, fmt.Errorf("event of %d bytes, want %d", len(b), EventSize)
@@ -83,8 +83,7 @@ func ParseEvent(b []byte) (Event, error) {
 	return e, nil
 }
 
-// PutEvent encodes into b, of EventSize bytes, what the fork server itself
-// reports.
+// PutEvent encodes an event of the fork server itself into b, of EventSize bytes.
 //
 //go:norace
 func PutEvent[E ~uintptr](b []byte, k Kind, errno E) {
@@ -92,7 +91,7 @@ func PutEvent[E ~uintptr](b []byte, k Kind, errno E) {
 	native.PutUint32(b[8:], uint32(errno))
 }
 
-// Marshal encodes an event without figures.
+// Marshal encodes an event without its usage.
 func (e Event) Marshal() []byte {
 	b := make([]byte, 0, EventSize)
 	for _, v := range [...]uint32{uint32(e.Kind), e.Index, e.Errno, e.Status} {

@@ -7,10 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What follows runs between clone and exec, in a child of a process with
-// several threads: only this thread exists, locks may be held for ever, the
-// stack can't grow and nothing may be allocated. So: raw system calls only,
-// no stack check, no race detector, no pointer check.
+// What follows runs between clone and exec, in a child of a process with several threads: only this
+// thread exists, locks may be held forever, the stack can't grow and nothing may be allocated. So:
+// raw system calls only, no stack check, no race detector, no pointer check.
 
 //go:linkname runtimeBeforeFork syscall.runtime_BeforeFork
 func runtimeBeforeFork()
@@ -18,9 +17,8 @@ func runtimeBeforeFork()
 //go:linkname runtimeAfterFork syscall.runtime_AfterFork
 func runtimeAfterFork()
 
-// vfork makes a child that shares its parent's memory, and so its stack, while
-// the parent waits for it to exec or exit. The return address is kept in a
-// register meanwhile.
+// vfork makes a child that shares its parent's memory, and so its stack, while the parent waits for
+// it to exec or exit. It keeps the return address in a register meanwhile.
 func vfork(num, args, size uintptr) (pid uintptr, errno syscall.Errno)
 
 // cloneArgs are the first fields of clone3(2)'s struct clone_args.
@@ -30,15 +28,15 @@ type cloneArgs struct {
 
 var vforkArgs = cloneArgs{flags: unix.CLONE_VM | unix.CLONE_VFORK, exitSignal: uint64(unix.SIGCHLD)}
 
-// Clone makes a child with clone3(2) and runs the loaded program in it. It
-// returns, in the parent, the child's pid and a pidfd of it.
+// Clone makes a child with clone3(2) and runs the loaded program in it. In the parent it returns
+// the child's pid and a pidfd of it.
 //
 //go:norace
 func (m *Machine) Clone(flags uint64) (pid, pidfd int, errno syscall.Errno) {
 	s := m.state
 	s.clone = cloneArgs{
-		// The kernel resets the Go runtime's signal handlers, 64 calls less
-		// than doing it here. A program's first calls do the rest.
+		// The kernel resets the Go runtime's signal handlers, which saves 64 calls here. A
+		// program's first calls do the rest.
 		flags:      flags | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND,
 		pidfd:      uint64(uintptr(unsafe.Pointer(&s.pidfd))),
 		exitSignal: uint64(unix.SIGCHLD),
@@ -53,18 +51,17 @@ func (m *Machine) Clone(flags uint64) (pid, pidfd int, errno syscall.Errno) {
 	return 0, 0, 0
 }
 
-// Fork makes a child in which f runs, with this thread as its only one, and
-// which exits with f's result. f must not allocate much, nor block in the
-// runtime: no collector and no scheduler come along. The child's end sends no
-// signal, so that a parent which ignores SIGCHLD still learns its status: wait
-// with WALL.
+// Fork makes a child in which f runs, with this thread as the only one, and which exits with f's
+// result. f must neither allocate much nor block in the runtime, because the child has no collector
+// and no scheduler. The child's end sends no signal, so that a parent which ignores SIGCHLD still
+// gets its status: wait with WALL.
 //
 //go:norace
 func Fork(f func() (code int)) (pid int, errno syscall.Errno) {
 	args := &cloneArgs{flags: unix.CLONE_CLEAR_SIGHAND}
 	runtimeBeforeFork()
 	r, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0)
-	runtimeAfterFork() // in the child too: f may use the stack that there is
+	runtimeAfterFork() // in the child too: f may use the whole stack
 	if e != 0 || r != 0 {
 		return int(r), e
 	}
@@ -91,15 +88,16 @@ func execute(s *state) {
 	if pid == 0 {
 		runCommand(s)
 	}
-	// The child used the frames below this one and both states. Only what it never
-	// writes, or writes for this, is read from here on.
+	// The child has used the stack frames below this one and both states. From here on only
+	// what it never writes, or writes for this purpose, is read.
 	passOn(s)
 	passOn(s.next)
 	runPart(s, Init)
 	reap(s, pid)
 }
 
-// runCommand does the command's part, and then that of the program that it receives, if it wants another one.
+// runCommand runs the command's part and then that of the program that it receives, if it asks for
+// one.
 //
 //go:nosplit
 //go:norace
@@ -107,7 +105,7 @@ func execute(s *state) {
 func runCommand(s *state) {
 	runPart(s, Command)
 	if s.receives {
-		s.pc-- // the call that says so is the last
+		s.pc-- // the call that reports this is the last
 		next, errno := receive(s)
 		if errno != 0 {
 			fail(s, errno)
@@ -117,7 +115,7 @@ func runCommand(s *state) {
 	exit(127)
 }
 
-// passOn ends PID 1 if the command failed, having said in its place why if it could not.
+// passOn ends init if the command failed, after reporting the failure if the command could not.
 //
 //go:nosplit
 //go:norace
@@ -131,7 +129,7 @@ func passOn(s *state) {
 	}
 }
 
-// runPart does the calls of one part in order.
+// runPart makes the calls of one part in order.
 //
 //go:nosplit
 //go:norace
@@ -151,7 +149,7 @@ func runPart(s *state, part Part) {
 			if o.flags&flagIgnore == 0 {
 				fail(s, errno)
 			}
-			// r is -1: who uses the slot gets no descriptor of another.
+			// r is -1, so that a call that uses the slot gets no other descriptor.
 		}
 		if r == 0 && o.flags&flagPositive != 0 {
 			fail(s, syscall.ECONNRESET)
@@ -162,8 +160,8 @@ func runPart(s *state, part Part) {
 	}
 }
 
-// maxAgain bounds how often a path is looked up that has a ".." in it, while somebody renames or mounts anywhere on the
-// machine, which a run may do without end: openat2(2), EAGAIN.
+// maxAgain bounds how often a path with a ".." in it is looked up again because a process on this
+// machine renames or mounts something. A run may do that without end: openat2(2), EAGAIN.
 const maxAgain = 100_000
 
 //go:nosplit
@@ -172,7 +170,7 @@ const maxAgain = 100_000
 func call(s *state, o *op) (uintptr, syscall.Errno) {
 	switch o.num {
 	case callTried:
-		if s.tried == 0 { // also where there was no place to try
+		if s.tried == 0 { // also if there was no place to try
 			return 0, syscall.ENOENT
 		}
 		return 0, s.tried
@@ -223,8 +221,8 @@ func slot(s *state, i uint64) *uint64 {
 	return (*uint64)(unsafe.Add(unsafe.Pointer(&s.slots), i*8))
 }
 
-// reap is the rest of PID 1's life: collect orphans until the command ends,
-// report that, and exit, which kills all that is left in the run.
+// reap is the rest of init's life: it reaps orphans until the command ends, reports that, and
+// exits, which kills everything that is left in the run.
 //
 //go:nosplit
 //go:norace
@@ -247,7 +245,7 @@ func reap(s *state, command uintptr) {
 	s.event.user = int64(s.rusage.Utime.Sec)*1e6 + int64(s.rusage.Utime.Usec)
 	s.event.system = int64(s.rusage.Stime.Sec)*1e6 + int64(s.rusage.Stime.Usec)
 	s.event.maxrss = int64(s.rusage.Maxrss)
-	for { // whoever is left has become a child of PID 1
+	for { // all other processes have become children of init
 		pid, _, errno := syscall.RawSyscall6(unix.SYS_WAIT4, ^uintptr(0), uintptr(unsafe.Pointer(&s.status)), unix.WALL|unix.WNOHANG, 0, 0, 0)
 		if errno == syscall.ECHILD {
 			s.event.index = alone
@@ -273,7 +271,8 @@ func fail(s *state, errno syscall.Errno) {
 	exit(127)
 }
 
-// What failed is. A seccomp filter may have kept the command from saying it: then PID 1 does.
+// Who reported a failure. If a seccomp filter kept the command's process from reporting it, init
+// does.
 const (
 	said = 1 + iota
 	unsaid
@@ -288,8 +287,8 @@ func report(s *state, k Kind) bool {
 	return errno == 0
 }
 
-// exit ends the process, also under a seccomp filter that refuses the call: the clone has reset
-// the signal handlers, so a fault does it.
+// exit ends the process, even under a seccomp filter that refuses the call: the clone has reset the
+// signal handlers, so a fault ends it.
 //
 //go:nosplit
 //go:norace

@@ -13,7 +13,7 @@ import (
 
 func unmap(t testing.TB, m *Machine) { require.NoError(t, unix.Munmap(m.mem[:cap(m.mem)])) }
 
-// sample is a small program with a bit of everything.
+// sample is a small program with a call of every kind.
 func sample(t testing.TB) *Program {
 	t.Helper()
 	b := NewBuilder()
@@ -134,8 +134,7 @@ func headerOf(image []byte) (h header) {
 	return h
 }
 
-// checkLoaded requires that nothing the executor reads or writes lies outside
-// the machine's memory.
+// checkLoaded requires that the executor reads and writes only the machine's memory.
 func checkLoaded(t testing.TB, m *Machine, image []byte) {
 	t.Helper()
 	h := headerOf(image)
@@ -186,7 +185,7 @@ func FuzzImage(f *testing.F) {
 	f.Add(wrapping)
 	m := newMachine(f)
 	f.Fuzz(func(t *testing.T, image []byte) {
-		// Let the rest of the image be fuzzed too, not only its header.
+		// Fuzz the rest of the image too, not only its header.
 		image = bytes.Clone(image)
 		if len(image) >= headerSize {
 			binary.NativeEndian.PutUint32(image, magic)

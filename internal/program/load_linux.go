@@ -2,9 +2,9 @@ package program
 
 import "unsafe"
 
-// Loading also happens in a clone: see execute_linux.go for what may be done there.
+// Loading also happens in a clone: see execute_linux.go for what is allowed there.
 
-// load checks the image of size bytes that lies at s.image, to be accompanied by the given number of
+// load checks the image of size bytes at s.image, which is sent with the given number of
 // descriptors, and turns its offsets into addresses.
 //
 //go:nosplit
@@ -18,7 +18,7 @@ func load(s *state, size, files int) error {
 	if files != int(h.files) {
 		return imageError("other descriptors came than it wants")
 	}
-	// Not in a loop: a check of an index takes stack.
+	// Not in a loop, because an index check takes stack.
 	s.first[Command] = uintptr(h.calls[Setup])
 	s.first[Init] = s.first[Command] + uintptr(h.calls[Command])
 	s.first[numParts] = s.first[Init] + uintptr(h.calls[Init])
@@ -46,7 +46,7 @@ func load(s *state, size, files int) error {
 	return nil
 }
 
-// check accepts an image of size bytes whose parts add up to that.
+// check reports an error unless the image has size bytes and its parts add up to that.
 //
 //go:nosplit
 //go:norace

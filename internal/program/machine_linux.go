@@ -8,21 +8,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Machine holds one loaded program. Everything that the executor touches lies
-// in one mapping outside the Go heap, so that nothing is allocated, moved or
-// write-barriered between clone and exec.
+// Machine holds one loaded program. Everything that the executor uses is in one mapping outside the
+// Go heap, so that nothing is allocated, moved or write-barriered between clone and exec.
 type Machine struct {
-	mem   []byte // of the program that is loaded
+	mem   []byte // of the loaded program
 	state *state
 	next  *state // only clones write to it
 	used  int    // bytes of the last image
 }
 
-// state is what the executor works on.
+// state is the executor's state.
 type state struct {
 	slots  [MaxSlots]uint64
 	image  unsafe.Pointer // where the program's image is, or will be
-	data   uintptr        // where in it the data begins
+	data   uintptr        // where the data begins in it
 	first  [numParts + 1]uintptr
 	base   uint32 // the number of the first call, for events
 	pc     uintptr
@@ -35,13 +34,13 @@ type state struct {
 	rusage syscall.Rusage
 
 	receives bool   // the command goes on with another program
-	passed   uint64 // how many descriptors that one has got already
-	next     *state // of that one
+	passed   uint64 // how many descriptors that program has got already
+	next     *state // of that program
 	inbox    inbox
 }
 
-// NewMachine reserves the memory for programs of up to MaxImage bytes: two, since the first one's
-// command may receive another. Pages are only used as programs need them.
+// NewMachine reserves the memory for two programs of up to MaxImage bytes, since the first one's
+// command may receive another. Pages are only used when programs need them.
 func NewMachine() (*Machine, error) {
 	one := int(unsafe.Sizeof(state{})) + MaxImage
 	mem, err := unix.Mmap(-1, 0, 2*one, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
@@ -53,17 +52,17 @@ func NewMachine() (*Machine, error) {
 	return &Machine{mem: mem[:one], state: (*state)(unsafe.Pointer(&mem[0])), next: next}, nil
 }
 
-// Address lies in the memory that a clone executes from.
+// Address returns an address in the memory that a clone executes from.
 func (m *Machine) Address() uintptr { return uintptr(unsafe.Pointer(&m.mem[0])) }
 
-// Buffer is where an image can be put before it is loaded, to save a copy.
+// Buffer returns the memory into which an image can be put before it is loaded, to save a copy.
 //
 //go:norace
 func (m *Machine) Buffer() []byte { return m.mem[unsafe.Sizeof(state{}):] }
 
-// Load copies the image into the machine and turns its offsets into
-// addresses. Every offset and slot is checked; an image that fails a check is
-// not loaded. The first descriptor is the socket that events are written to.
+// Load copies the image into the machine and turns its offsets into addresses. It checks every
+// offset and slot, and does not load an image that fails a check. The first descriptor is the
+// socket that events are written to.
 //
 //go:norace
 func (m *Machine) Load(image []byte, files []int) error {

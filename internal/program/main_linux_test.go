@@ -17,9 +17,8 @@ import (
 
 const childEnv = "PROGRAM_TEST_CHILD"
 
-// inChild repeats the calling test, with its subtests, in a process of its
-// own, so that its clones are nobody else's children. It returns true there,
-// and false in the process that waited for it.
+// inChild repeats the calling test, with its subtests, in a process of its own, so that no other
+// code waits for its clones. It returns true there, and false in the process that waited for it.
 func inChild(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(childEnv) == t.Name() {
@@ -78,7 +77,7 @@ func start(t testing.TB, flags uint64, b *Builder, files ...*os.File) *process {
 	return proc
 }
 
-// end leaves nothing behind of a process that a failed test did not wait for.
+// end removes a process that a failed test did not wait for.
 func (p *process) end() {
 	if p.sock < 0 {
 		return
@@ -92,7 +91,7 @@ func (p *process) end() {
 	unix.Close(p.pidfd)
 }
 
-// next waits for a message. io.EOF means that nobody has the other end any more.
+// next waits for a message. io.EOF means that nobody holds the other end any more.
 func (p *process) next() (message, error) {
 	var b [EventSize + 1]byte
 	oob := make([]byte, unix.CmsgSpace(4))
@@ -129,7 +128,7 @@ func received(t testing.TB, oob []byte) *os.File {
 	return f
 }
 
-// all returns the events up to the end, without what they say about time, memory and whoever is left.
+// all returns the events up to the end, without time, memory and Alone in them.
 func (p *process) all() (events []Event) {
 	p.t.Helper()
 	for {

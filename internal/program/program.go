@@ -1,11 +1,10 @@
-// Package program describes what turns a fresh clone into a run: a flat list
-// of system calls, built in the host process, sent to the fork server as one
-// block of memory, and executed between clone and exec.
+// Package program describes what turns a fresh clone into a run: a flat list of system calls, built
+// in the host process, sent to the fork server as one block of memory, and executed between clone
+// and exec.
 //
-// A program has three parts. Setup runs in the clone that becomes the run's
-// PID 1. Command runs in a child of it and normally ends in execve. Init runs
-// in PID 1 again, once the command has been executed. A program with a Setup
-// part only is a task: it does its calls and exits.
+// A program has three parts. Setup runs in the clone, which becomes the run's init. Command runs in
+// a child of init and normally ends in execve. Init runs in init, once the command has been
+// executed. A program with only a Setup part is a task: it makes its calls and exits.
 package program
 
 import (
@@ -16,27 +15,27 @@ import (
 	"syscall"
 )
 
-// MaxSlots is the number of results and received descriptors that a program
-// can hold at one time. The kernel passes at most 253 descriptors in one
-// message (SCM_MAX_FD).
+// MaxSlots is the number of results and received descriptors that a program can hold at the same
+// time. The kernel passes at most 253 descriptors in one message (SCM_MAX_FD).
 const (
 	MaxSlots = 512
 	MaxFiles = 253
-	// MaxPassed is the number of those that a program can pass on to the one that it receives.
+	// MaxPassed is the number of descriptors that a program can pass to the one that it
+	// receives.
 	MaxPassed = 64
-	// MaxImage bounds an encoded program: arguments and environment, which
-	// the kernel limits to 6 MiB (execve(2)), are the bulk of a large one.
+	// MaxImage bounds an encoded program. Most of a large one is arguments and environment,
+	// which the kernel limits to 6 MiB (execve(2)).
 	MaxImage = 8 << 20
 )
 
 // Slot holds a received descriptor or the result of a call.
 type Slot uint16
 
-// Report is the slot of the socket that events are written to: the first
-// descriptor that accompanies a program.
+// Report is the slot of the socket that events are written to: the first descriptor that is sent
+// with a program.
 const Report Slot = 0
 
-// NoSlot says that nothing keeps the result of a call.
+// NoSlot means that the result of a call is not kept.
 const NoSlot Slot = 0xffff
 
 // Part is one of the three parts of a program.
@@ -56,7 +55,7 @@ const (
 	callPoke    = 1<<31 + iota // store a slot (arg 1) as 32 bits into data (arg 0)
 	callPeek                   // the 32 bits in the data (arg 0) are the result
 	callTried                  // fail with the error of the calls that were tried
-	callPass                   // the content of a slot (arg 0) is the next one that accompanies the program to receive
+	callPass                   // pass the content of a slot (arg 0) as the next descriptor of the program to receive
 	callReceive                // go on with another program, which comes over the socket to the host
 	callFault                  // fail with an error (arg 0): tests only
 )
@@ -73,8 +72,8 @@ const (
 	flagPositive             // zero is a failure: the peer of a gate is gone
 )
 
-// op is one call as the executor reads it. Size and layout are part of the
-// encoding; both ends are the same binary on the same machine.
+// op is one call as the executor reads it. Size and layout are part of the encoding: both ends are
+// the same binary on the same machine.
 type op struct {
 	num   uint32
 	out   Slot
@@ -90,19 +89,19 @@ const opSize = 64
 // Program is an immutable list of calls, ready to be sent.
 type Program struct {
 	image []byte
-	files []string // how each descriptor that accompanies it comes, and what it is, for people
+	files []string // for people: how the program gets each descriptor, and what it is
 	lines []line
 	first [numParts]int // index of each part's first call
 }
 
-// line is what is known of a call beyond what the executor needs.
+// line is what is known about a call, beyond what the executor needs.
 type line struct {
 	stage, text string
 	number      uint32
 	purpose     Purpose
 }
 
-// Purpose is what calls of a stage are for, as far as that decides what to do when one fails.
+// Purpose is the purpose of a stage's calls, as far as it decides what to do if one fails.
 type Purpose uint8
 
 const (
@@ -115,17 +114,17 @@ const (
 	Exec              // executes the command
 )
 
-// Call is what a call of a program is: number and purpose for code, stage and text for people.
+// Call describes a call of a program: number and purpose for code, stage and text for people.
 type Call struct {
 	Number      uintptr // of the system call
 	Purpose     Purpose
 	Stage, Text string
 }
 
-// Image is the encoded form that Load reads.
+// Image returns the encoded form that Load reads.
 func (p *Program) Image() []byte { return p.image }
 
-// Files is the number of descriptors that must accompany the image.
+// Files returns the number of descriptors that must be sent with the image.
 func (p *Program) Files() int { return len(p.files) }
 
 // Call describes call i.
@@ -137,10 +136,11 @@ func (p *Program) Call(i int) Call {
 	return Call{uintptr(l.number), l.purpose, l.stage, l.text}
 }
 
-// Len is the number of calls.
+// Len returns the number of calls.
 func (p *Program) Len() int { return len(p.lines) }
 
-// Failing is the program with call i replaced by one that does nothing but fail: for tests of what happens then.
+// Failing returns the program with call i replaced by one that only fails, for tests of what
+// happens then.
 func (p *Program) Failing(i int, errno syscall.Errno) *Program {
 	f := *p
 	f.image = slices.Clone(p.image)
@@ -151,7 +151,7 @@ func (p *Program) Failing(i int, errno syscall.Errno) *Program {
 	return &f
 }
 
-// MayFail tells whether the program goes on without call i, or with the next place to try.
+// MayFail reports whether the program goes on without call i, or with the next place to try.
 func (p *Program) MayFail(i int) bool {
 	return p.image[headerSize+i*opSize+6]&(flagIgnore|flagTry) != 0
 }
@@ -188,8 +188,8 @@ func (p *Program) partLen(part Part) int {
 
 func (s Slot) String() string { return fmt.Sprintf("$%d", uint16(s)) }
 
-// The image: a header, the calls, the offsets of pointers inside the data
-// (argv, envp, iovecs), the data.
+// The image: a header, the calls, the offsets of pointers inside the data (argv, envp, iovecs), the
+// data.
 const (
 	magic      = 0x53425831 // "SBX1"
 	headerSize = 4 * 8
@@ -197,13 +197,13 @@ const (
 
 var native = binary.NativeEndian
 
-// imageError is what is wrong with an image. It is a constant wherever it is
-// returned: the fork server, which loads images, must not allocate.
+// imageError is what is wrong with an image. It is always a constant: the fork server, which loads
+// images, must not allocate.
 type imageError string
 
 func (e imageError) Error() string { return "malformed program: " + string(e) }
 
-// header is the beginning of an image, as it lies in memory.
+// header is the beginning of an image in memory.
 type header struct {
 	magic, total        uint32
 	calls               [numParts]uint32

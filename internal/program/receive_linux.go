@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inbox is what receiving a program takes. Its addresses are numbers: where a pointer is stored, the collector may want to know.
+// inbox holds what receiving a program takes. Its addresses are numbers, because storing a pointer
+// could involve the garbage collector.
 type inbox struct {
 	msg struct { // struct msghdr: recvmsg(2), 64 bits
 		name                             uint64
@@ -20,12 +21,14 @@ type inbox struct {
 	control [controlSize]byte
 }
 
-// controlSize is the space for as many descriptors as there may be, CMSG_SPACE(3): a struct cmsghdr, and 32 bits for each.
+// controlSize is the space for the most descriptors that may come, CMSG_SPACE(3): a struct cmsghdr,
+// and 32 bits for each.
 const controlSize = unix.SizeofCmsghdr + (4*MaxFiles+7)&^7
 
-// receive waits for the program that the command goes on with, loads it into s.next, and returns that. The image comes in
-// one or more messages, the descriptors with the first: they follow the socket to the host, and those that were passed on.
-// If there is none yet it says so.
+// receive waits for the program that the command goes on with, loads it into s.next, and returns
+// that. The image comes in one or more messages, the descriptors with the first: they follow the
+// socket to the host and the descriptors that were passed on. If no program has arrived yet,
+// receive reports that first.
 //
 //go:nosplit
 //go:norace
@@ -43,7 +46,7 @@ func receive(s *state) (*state, syscall.Errno) {
 		switch {
 		case errno == syscall.EINTR:
 			continue
-		case errno == syscall.EAGAIN: // which only the first attempt can give
+		case errno == syscall.EAGAIN: // only the first attempt can return this
 			report(s, Waiting)
 			flags = unix.MSG_CMSG_CLOEXEC
 			continue
@@ -66,8 +69,8 @@ func receive(s *state) (*state, syscall.Errno) {
 	return n, 0
 }
 
-// keep puts the descriptors that came along into the slots from at on, and returns their number: recvmsg(2), unix(7).
-// The kernel joins them in one control message.
+// keep puts the descriptors that came with a message into the slots from at on, and returns their
+// number: recvmsg(2), unix(7). The kernel joins them in one control message.
 //
 //go:nosplit
 //go:norace

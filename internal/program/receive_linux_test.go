@@ -18,7 +18,7 @@ func startPoller(t *testing.T) {
 	w.Close()
 }
 
-// waiting starts a process whose command waits for its program, and has said so.
+// waiting starts a process whose command waits for its program and has reported that.
 func waiting(t *testing.T) *process {
 	t.Helper()
 	b := NewBuilder()
@@ -52,7 +52,7 @@ func (p *process) hand(image []byte, size int, files ...*os.File) {
 	}
 }
 
-// writer is a program whose command writes its arguments to the pipe that accompanies it.
+// writer is a program whose command writes its arguments to the pipe that is sent with it.
 func writer(t *testing.T, args ...string) []byte {
 	t.Helper()
 	b := NewBuilder()
@@ -89,8 +89,8 @@ func TestReceive(t *testing.T) {
 	}
 }
 
-// What a program passes on comes before what accompanies the one that it receives, and one that
-// expects something else is refused.
+// The descriptors that a program passes on come before those that are sent with the program that it
+// receives. If that expects something else, it is refused.
 func TestPass(t *testing.T) {
 	if !inChild(t) {
 		return
@@ -176,7 +176,8 @@ func TestReceiveMuch(t *testing.T) {
 	require.Equal(t, []Event{{Kind: Started}, {Kind: Exited}}, p.all())
 }
 
-// What fails after the receipt counts on from the calls before, and the first program's Init part is not reached.
+// The index of a call that fails after the receipt includes the calls before, and the first
+// program's Init part is not reached.
 func TestReceivedCallFails(t *testing.T) {
 	if !inChild(t) {
 		return
@@ -194,7 +195,7 @@ func TestReceivedCallFails(t *testing.T) {
 	require.Equal(t, 127, p.wait().ExitStatus())
 }
 
-// Whatever comes instead of a program, it says so and executes nothing.
+// If anything else comes instead of a program, the process reports that and executes nothing.
 func TestReceiveRefuses(t *testing.T) {
 	if !inChild(t) {
 		return
@@ -229,7 +230,7 @@ func TestReceiveRefuses(t *testing.T) {
 	}
 }
 
-// TestWaitFiles has descriptors come with the word to go on, and no more arrive than are there.
+// TestWaitFiles has descriptors come with the message to go on. No more arrive than were sent.
 func TestWaitFiles(t *testing.T) {
 	if !inChild(t) {
 		return

@@ -97,7 +97,7 @@ func TestLargeArguments(t *testing.T) {
 	require.Equal(t, []Event{{Kind: Failed, Index: 1, Errno: uint32(unix.E2BIG)}}, start(t, 0, b).all())
 }
 
-// pidNamespace is what it takes to be PID 1 here.
+// pidNamespace returns the flags that make a clone PID 1 here.
 func pidNamespace() uint64 {
 	if os.Geteuid() == 0 {
 		return unix.CLONE_NEWPID
@@ -105,8 +105,8 @@ func pidNamespace() uint64 {
 	return unix.CLONE_NEWPID | unix.CLONE_NEWUSER
 }
 
-// TestOrphans leaves an orphan and waits until it is reaped: kill(2) finds a
-// zombie, but not one that was waited for.
+// TestOrphans leaves an orphan and waits until it is reaped: kill(2) finds a zombie, but not a
+// process that was waited for.
 func TestOrphans(t *testing.T) {
 	if !inChild(t) {
 		return
@@ -119,7 +119,7 @@ func TestOrphans(t *testing.T) {
 	require.Equal(t, []Event{{Kind: Started}, {Kind: Exited, Status: 4 << 8}}, p.all())
 }
 
-// TestAlone has the last word say whether anybody else is left.
+// TestAlone has the last event report whether any other process is left.
 func TestAlone(t *testing.T) {
 	if !inChild(t) {
 		return
@@ -147,8 +147,7 @@ func TestAlone(t *testing.T) {
 	}
 }
 
-// TestNothingOutlivesTheCommand has a background process, which would keep the
-// pipe open.
+// TestNothingOutlivesTheCommand has a background process that would keep the pipe open.
 func TestNothingOutlivesTheCommand(t *testing.T) {
 	if !inChild(t) {
 		return
@@ -168,7 +167,7 @@ func TestNothingOutlivesTheCommand(t *testing.T) {
 	n, err := read.Read(content)
 	require.NoError(t, err)
 	require.Equal(t, "started\n", string(content[:n]))
-	n, _ = read.Read(content) // waits for the end of all that have the pipe
+	n, _ = read.Read(content) // waits for the end of all processes that have the pipe
 	require.Zero(t, n)
 }
 

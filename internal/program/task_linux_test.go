@@ -91,7 +91,7 @@ func TestFailureNamesTheCall(t *testing.T) {
 	}
 }
 
-// TestTry has what the calls of a list of places report, in every order.
+// TestTry checks the errors of calls in a list of places, in every order.
 func TestTry(t *testing.T) {
 	if !inChild(t) {
 		return
@@ -163,7 +163,7 @@ func TestSendFile(t *testing.T) {
 	require.Equal(t, []Event{{Kind: Finished}}, p.all())
 }
 
-// TestWaitNeedsAPeer waits at a gate that its host opens, or leaves.
+// TestWaitNeedsAPeer waits at a gate that its host opens or closes.
 func TestWaitNeedsAPeer(t *testing.T) {
 	if !inChild(t) {
 		return
@@ -190,7 +190,7 @@ func TestWaitNeedsAPeer(t *testing.T) {
 	}
 }
 
-// TestReportMoves has a program that moves the socket of its reports.
+// TestReportMoves has a program that moves the socket that it reports on.
 func TestReportMoves(t *testing.T) {
 	if !inChild(t) {
 		return
