@@ -15,7 +15,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// changes is what runs changed in the root of s, a line each.
+// changes returns what runs changed in the root of s, one line each.
 func changes(t testing.TB, s *sandbox.Sandbox) (lines []string) {
 	t.Helper()
 	list, err := s.RootChanges()
@@ -90,7 +90,7 @@ func TestScratchRootOfTheHost(t *testing.T) {
 	require.FileExists(t, "/usr/bin/yes")
 }
 
-// A scratch is one run's root at a time, and nothing else.
+// A scratch that is a run's root can't be used for anything else at the same time.
 func TestScratchRootIsNothingElse(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs")
@@ -127,7 +127,7 @@ func TestScratchRootIsNothingElse(t *testing.T) {
 	require.Error(t, err)
 }
 
-// An ordinary user's runs have no ids that a scratch could have for theirs.
+// An ordinary user's runs have no ids that the files of a scratch could belong to.
 func TestRootlessScratchRoot(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "an ordinary user")
@@ -136,7 +136,7 @@ func TestRootlessScratchRoot(t *testing.T) {
 	runs.SetupError(t, err, "WithScratchRoot", "ids of its own")
 }
 
-// Full is ENOSPC inside, and nothing worse.
+// A full scratch is ENOSPC inside, and nothing worse.
 func TestScratchRootIsFull(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs")

@@ -15,7 +15,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// In a container that was started without the flags that a cell takes, the error names them: exactly those.
+// In a container that was started without the flags that a cell takes, the error names exactly
+// these flags.
 func TestContainerHint(t *testing.T) {
 	c, err := sandbox.NewCell()
 	if os.Getenv("SANDBOX_TEST_CONFIG") != "docker-default" {
@@ -34,14 +35,14 @@ func TestContainerHint(t *testing.T) {
 	t.Log(err, "\n", setup.Hint)
 }
 
-// This library in its own sandbox says so.
+// A run within a run is an error that says so.
 func TestRootlessNestedRun(t *testing.T) {
 	t.Parallel()
 	require.Contains(t, runs.Output(t, runs.Helper("nested")), "runs can't be nested")
 }
 
-// Root of a user namespace has no right over the mounts that it sees, unless they are its own, nor over cgroups. Either
-// way runs work.
+// Root of a user namespace has no rights over the mounts that it sees, unless they are its own, nor
+// over cgroups. Runs work in both cases.
 func TestRootlessNestedNamespace(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "user namespaces")

@@ -27,7 +27,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// What functions do in the tests: the name says which, so that one process can do several things.
+// job is the argument and result of the test functions. Do says what a function does, so that one
+// process can do several things.
 type job struct {
 	Do    string
 	Text  string
@@ -41,12 +42,12 @@ type job struct {
 
 var initialised = func() int { return os.Getpid() }()
 
-// secret tells processes apart, which all have the same pid.
+// secret identifies a process: all of them have the same pid.
 var secret = fmt.Sprint(rand.Uint64())
 
 var work = sandbox.NewFunc("work", doJob)
 
-// conditional is not registered in the process that is to serve it.
+// conditional is not registered in the process that should serve it.
 var conditional = func() *sandbox.Func[string, string] {
 	if len(os.Args) > 1 && os.Args[1] == "sandbox-function" {
 		return nil
@@ -54,7 +55,7 @@ var conditional = func() *sandbox.Func[string, string] {
 	return sandbox.NewFunc("conditional", func(_ context.Context, in string) (string, error) { return in, nil })
 }()
 
-// TestRootlessFuncUnregistered has main begin where a function is to be served.
+// TestRootlessFuncUnregistered has main begin in a process that should serve a function.
 func TestRootlessFuncUnregistered(t *testing.T) {
 	t.Parallel()
 	var said strings.Builder
@@ -170,7 +171,7 @@ func doJob(ctx context.Context, in job) (*job, error) {
 	return nil, errors.New("no such job: " + in.Do)
 }
 
-// lie writes to the host in the name of the code that serves functions.
+// lie writes to the host in place of the code that serves functions.
 func lie(text string, times int) error {
 	fds, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -214,7 +215,7 @@ type dying struct{}
 
 func (dying) Read([]byte) (int, error) { os.Exit(9); return 0, nil }
 
-// see tells what there is to see at a place.
+// see returns what can be seen at a place.
 func see(what string) (*job, error) {
 	if address, ok := strings.CutPrefix(what, "tcp:"); ok {
 		_, err := net.DialTimeout("tcp", address, time.Second)
@@ -235,7 +236,7 @@ func call(t *testing.T, in job, opts ...sandbox.Option) *job {
 	return out
 }
 
-// TestRootlessFuncValues has values of many kinds come back as they were.
+// TestRootlessFuncValues has values of many kinds come back unchanged.
 func TestRootlessFuncValues(t *testing.T) {
 	t.Parallel()
 	in := job{Do: "echo", Text: "a\x00\xff\u00e4\U0001f600", Size: -1 << 60, Time: time.Now().UTC(), Words: map[string][]int{"": nil, "a": {1, 2, 3}}}
@@ -284,7 +285,7 @@ func TestRootlessFuncTime(t *testing.T) {
 	_, err := work.Call(testkit.Deadline(t), job{Do: "spin"}, sandbox.WithTimeout(200*time.Millisecond))
 	require.ErrorIs(t, err, sandbox.ErrTimeout)
 
-	// A busy machine may not give it the time that it has to say so.
+	// On a busy machine it may not have the time to report that.
 	require.Eventually(t, func() bool {
 		ctx, cancel := context.WithCancel(testkit.Deadline(t))
 		log := &onFirst{do: cancel}
@@ -417,7 +418,7 @@ func TestRootlessFuncStreams(t *testing.T) {
 	require.Equal(t, "THROUGH", string(b))
 }
 
-// TestRootlessFuncBrokenStreams has no stream that is cut off look whole.
+// TestRootlessFuncBrokenStreams requires that a stream that was cut off does not look complete.
 func TestRootlessFuncBrokenStreams(t *testing.T) {
 	t.Parallel()
 	for _, broken := range []error{errors.New("the disk is gone"), os.ErrClosed, unix.EPIPE, io.ErrUnexpectedEOF} {
@@ -499,7 +500,7 @@ func here(lines int) string {
 	return fmt.Sprintf("%s:%d", file, line+lines-1)
 }
 
-// pidOf is which process of the pool serves a call.
+// pidOf returns which process of the pool serves a call.
 func pidOf(t *testing.T, pool *sandbox.Workers[job, *job]) string {
 	t.Helper()
 	out, err := pool.Call(testkit.Deadline(t), job{Do: "count"})
@@ -507,7 +508,7 @@ func pidOf(t *testing.T, pool *sandbox.Workers[job, *job]) string {
 	return out.Text
 }
 
-// TestRootlessWorkersReplaced has a process serve until there is a reason to distrust it.
+// TestRootlessWorkersReplaced has a process serve calls until it can't be trusted any more.
 func TestRootlessWorkersReplaced(t *testing.T) {
 	t.Parallel()
 	pool := work.Workers(1, sandbox.WithTimeout(testkit.Patience))
@@ -658,8 +659,8 @@ func benchmarkStream(b *testing.B, do string) {
 
 var echo = sandbox.NewFunc("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
 
-// TestAttackFuncLiar has a function take over its process, and answer as no function does. Nothing of it is believed, nothing
-// kept, and the next call finds a process that can be trusted.
+// TestAttackFuncLiar has a function take over its process and answer as no function does. The host
+// believes nothing of it and keeps nothing, and the next call gets a process that can be trusted.
 func TestAttackFuncLiar(t *testing.T) {
 	t.Parallel()
 	pool := work.Workers(1)
@@ -689,7 +690,7 @@ func TestAttackFuncLiar(t *testing.T) {
 	}
 }
 
-// TestAttackFuncFloods has functions that send without end: errors, panics and output without bounds.
+// TestAttackFuncFloods has functions that send errors, panics and output without end.
 func TestAttackFuncFloods(t *testing.T) {
 	t.Parallel()
 	var failed *sandbox.FuncError
@@ -702,7 +703,8 @@ func TestAttackFuncFloods(t *testing.T) {
 	require.Less(t, len(exit.Stderr), 65*sandbox.KiB)
 }
 
-// TestAttackFuncDeaf has a process that reads no more, and calls that want it to. They end when their callers want them to.
+// TestAttackFuncDeaf has a process that stops reading, and calls that need it to read. They end
+// when their callers end them.
 func TestAttackFuncDeaf(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{0, 10 * sandbox.MiB} {
@@ -749,7 +751,8 @@ func TestRootlessFuncWider(t *testing.T) {
 	require.Len(t, seen, 6)
 }
 
-// TestRootlessWorkersDescriptors has a worker serve many calls with files and streams both ways. None stays open, here or there.
+// TestRootlessWorkersDescriptors has a worker serve many calls with files and streams in both
+// directions. None stays open on either side.
 func TestRootlessWorkersDescriptors(t *testing.T) {
 	t.Parallel()
 	pool := work.Workers(1)

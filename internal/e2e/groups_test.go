@@ -27,7 +27,7 @@ func TestGroups(t *testing.T) {
 	require.Equal(t, "1000 11", runs.Output(t, prepared.With(sandbox.WithGroups(11))), "what is prepared for others does not serve")
 }
 
-// Where a run has no ids but its user's, other groups are an error that says so; root of a
+// If a run has no ids except its user's, other groups are an error that says so. Root of a
 // container may have them all.
 func TestRootlessGroups(t *testing.T) {
 	t.Parallel()

@@ -23,8 +23,8 @@ import (
 
 func init() { testkit.AddHelper("list", func([]string) error { return listReadable() }) }
 
-// listReadable prints the files that this process may read, each with a sum of what is in it. /usr
-// is the host's own, and /proc the kernel's.
+// listReadable prints the files that this process may read, each with a checksum of its content,
+// except in /usr, which is the host's, and /proc, which is the kernel's.
 func listReadable() error {
 	return filepath.WalkDir("/", func(p string, d fs.DirEntry, err error) error {
 		if p == "/proc" || p == "/dev" || p == "/usr" {
@@ -57,7 +57,7 @@ func everybodyMayRead(p string) bool {
 }
 
 // TestRootlessReadable compares what a run of HostRootfs may read with what everybody may read
-// outside: all else is named here.
+// outside. Every difference is listed here.
 func TestRootlessReadable(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "user namespaces")
@@ -97,8 +97,8 @@ func TestRootlessReadable(t *testing.T) {
 	}
 }
 
-// programs of the host that keep something in /etc or /var, and what they do with it. Those that
-// are not installed are left out.
+// programs are programs of the host that keep files in /etc or /var, with what they do with them.
+// Those that are not installed are left out.
 var programs = map[string]struct{ script, want string }{
 	"python3":  {`python3 -c 'import mimetypes, socket, ssl; print(socket.getservbyname("https"), socket.getprotobyname("tcp"), socket.gethostbyname("localhost"), socket.gethostbyname(socket.gethostname()))'`, "443 6 127.0.0.1 127.0.0.1"},
 	"php":      {`php -r 'echo (int)extension_loaded("tokenizer"), (int)extension_loaded("posix"), " ", php_ini_loaded_file() ? "ini" : "none";'`, "11 ini"},

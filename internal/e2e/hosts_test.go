@@ -14,7 +14,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// Live runs of different host processes have no host id in common, wherever runs have ids of their own.
+// Live runs of different host processes have no host id in common, if runs have ids of their own.
 func TestRootlessIDsOfSeveralHosts(t *testing.T) {
 	t.Parallel()
 	mark := testkit.ALongTime()

@@ -48,7 +48,7 @@ func TestNamespaces(t *testing.T) {
 	require.Equal(t, host, ns)
 }
 
-// Live runs have host ids that no other has and that are nobody's on the host.
+// Live runs have host ids that no other run has and that nobody has on the host.
 func TestHostIDs(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "root")
@@ -199,7 +199,7 @@ func TestSeccomp(t *testing.T) {
 	require.ErrorContains(t, err, "WithSeccomp")
 }
 
-// A run has no descriptor but its own, whatever this process has open.
+// A run has only its own descriptors, whatever this process has open.
 func TestDescriptors(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "root")
@@ -239,7 +239,7 @@ func TestDev(t *testing.T) {
 	require.Equal(t, "pts", runs.Output(t, runs.Shell("script -qc 'tty' /dev/null </dev/null | cut -d/ -f3")))
 }
 
-// Nothing outside is there to be signalled.
+// A run can signal nothing outside.
 func TestNoSignalsOutside(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "root")
@@ -249,7 +249,8 @@ func TestNoSignalsOutside(t *testing.T) {
 	require.NoError(t, p.Signal(unix.Signal(0)))
 }
 
-// A profile that refuses what a run needs to begin is an error, also if it refuses to report it or to exit.
+// A seccomp profile that refuses what a run needs to begin is an error, even if it also refuses to
+// report that, or to exit.
 func TestSeccompRefusesAll(t *testing.T) {
 	t.Parallel()
 	base := runs.Shell("exit 0", sandbox.WithTimeout(testkit.Patience/10))
@@ -260,7 +261,8 @@ func TestSeccompRefusesAll(t *testing.T) {
 	require.Equal(t, syscall.SIGSYS, runs.ExitError(t, err).Signal)
 }
 
-// The monotonic and the boot clock can be moved, for who asks for it only; the time of day can't.
+// WithTimeOffset moves the monotonic and the boot clock of its run only. The time of day can't be
+// moved.
 func TestRootlessTimeOffset(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "time namespaces")
@@ -294,7 +296,7 @@ func TestRootlessTimeOffset(t *testing.T) {
 
 	_, err = runs.Shell("true", sandbox.WithTimeOffset(-100*365*24*time.Hour)).Run(testkit.Deadline(t))
 	runs.SetupError(t, err, "WithTimeOffset", "/proc/uptime")
-	// A run is over when it is, whatever its clocks show.
+	// A run's timeout does not depend on what its clocks show.
 	_, err = runs.Shell("sleep 1000", sandbox.WithTimeOffset(time.Hour), sandbox.WithTimeout(300*time.Millisecond)).Run(testkit.Deadline(t))
 	require.ErrorIs(t, err, sandbox.ErrTimeout)
 }

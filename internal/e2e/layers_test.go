@@ -18,7 +18,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// Layers hide what is below them, but for directories, which are merged.
+// Layers hide what is below them, except directories, which are merged.
 func TestRootlessLayers(t *testing.T) {
 	t.Parallel()
 	base := testkit.Layer(t, map[string]string{"etc/a": "base", "etc/b": "base", "opt/only": "base", "data": "-> opt", "file": "base", "var/": ""})
@@ -44,7 +44,7 @@ func TestRootlessLayers(t *testing.T) {
 	require.Equal(t, "62 63", run("echo $(cat /last; echo; cat /f* | wc -c)", sandbox.WithWritableRoot(sandbox.MiB)))
 }
 
-// What belongs to somebody in a layer belongs to the same in the run, for whom permissions are what they say.
+// Files in a layer keep their owners in the run, and their permissions hold for these.
 func TestLayersKeepOwners(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs")
@@ -87,7 +87,8 @@ func TestLayersKeepOwners(t *testing.T) {
 	}
 }
 
-// Whiteouts and opaque directories hide what is below, as in what overlayfs itself leaves behind.
+// Whiteouts and opaque directories hide what is below, in the form in which overlayfs itself leaves
+// them.
 func TestLayersHide(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs") // to make whiteouts takes root
@@ -126,7 +127,8 @@ func manyLayers(t testing.TB, n int) (dirs []string) {
 	return dirs
 }
 
-// Where a link leads is looked up again if something was renamed or mounted on the machine meanwhile: openat2(2), EAGAIN.
+// The lookup of a link's target is repeated if something on the machine was renamed or mounted
+// meanwhile: openat2(2), EAGAIN.
 func TestRootlessLinksWhileOthersRename(t *testing.T) {
 	t.Parallel()
 	box := testkit.BusyboxRoot(t)
@@ -157,7 +159,8 @@ func TestRootlessLinksWhileOthersRename(t *testing.T) {
 	}
 }
 
-// alternate measures sandboxes in turns: what they take can be compared however unsteady the machine is.
+// alternate measures sandboxes in turns, so that their times can be compared even on an unsteady
+// machine.
 func alternate(b *testing.B, runs map[string]*sandbox.Sandbox) {
 	b.Helper()
 	took := map[string]time.Duration{}

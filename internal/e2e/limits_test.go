@@ -55,7 +55,7 @@ func TestOutputLimit(t *testing.T) {
 	require.Equal(t, 1234, stdout.Len())
 	require.Zero(t, stderr.Len())
 
-	// Also if the command ends by itself at once, and for both outputs together.
+	// Also if the command ends at once, and for both outputs together.
 	stdout.Reset()
 	_, err = runs.Shell("printf 12345; printf 67890 >&2", sandbox.WithOutputLimit(9),
 		sandbox.WithStdout(&stdout), sandbox.WithStderr(&stderr)).Run(testkit.Deadline(t))
@@ -66,7 +66,7 @@ func TestOutputLimit(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "1234567890", string(out))
 
-	// What goes to a file or nowhere counts too.
+	// Output to a file or to nowhere counts too.
 	file, err := os.CreateTemp(t.TempDir(), "")
 	require.NoError(t, err)
 	defer file.Close()
@@ -98,7 +98,7 @@ func TestMemoryLimit(t *testing.T) {
 		require.InDelta(t, 64*sandbox.MiB, result.Usage.MemoryPeak, 8*sandbox.MiB)
 	}
 
-	// The kernel kills a child of the shell, which then fails; on v2 it kills all.
+	// The kernel kills a child of the shell, which then fails. On v2 it kills all processes.
 	result, err = runs.Helper("alloc").With(limit, sandbox.WithCommand("sh", "-c", "/helper alloc 100; exit 7")).Run(testkit.Deadline(t))
 	require.ErrorIs(t, err, sandbox.ErrOutOfMemory)
 	require.Equal(t, sandbox.OutOfMemory, result.Reason)
@@ -111,8 +111,8 @@ func TestMemoryLimit(t *testing.T) {
 	require.Equal(t, "33554432", runs.Output(t, runs.Shell("head -c 32M /dev/zero >/tmp/file; stat -c %s /tmp/file", limit)))
 }
 
-// The least memory with which a program that does nothing runs. What the library itself needs is charged
-// to the cell.
+// The least memory with which a program that does nothing runs. What the library itself needs is
+// charged to the cell.
 func TestLeastMemory(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "cgroup memory")
@@ -155,12 +155,12 @@ func TestProcessLimit(t *testing.T) {
 	require.ErrorIs(t, err, sandbox.ErrPIDLimit)
 	require.Equal(t, sandbox.PIDsExceeded, result.Reason)
 
-	// The limit had no part in it.
+	// The limit did not cause the result.
 	result, err = runs.Shell("exit 3", sandbox.WithPIDs(5)).Run(testkit.Deadline(t))
 	require.NotErrorIs(t, err, sandbox.ErrPIDLimit)
 	require.Equal(t, sandbox.Exited, result.Reason)
 	require.Zero(t, result.Usage.PIDsRefused)
-	// Nor does it in a command that could do without.
+	// Nor did it for a command that went on without the process.
 	result, err = runs.Shell("(while :; do sleep "+mark+" & done); exit 0", sandbox.WithPIDs(8)).Run(testkit.Deadline(t))
 	require.NoError(t, err)
 	require.Positive(t, result.Usage.PIDsRefused)
@@ -253,7 +253,7 @@ func TestSwap(t *testing.T) {
 	require.ErrorContains(t, err, "WithSwap: means nothing without WithMemory")
 }
 
-// Every wrong option is named, all of them at once.
+// All wrong options are named at once.
 func TestWrongOptions(t *testing.T) {
 	t.Parallel()
 	_, err := sandbox.New(

@@ -39,7 +39,7 @@ func init() {
 	}
 }
 
-// clocksHelper prints what the clocks show: the monotonic one, the boot one, the time of day.
+// clocksHelper prints the monotonic clock, the boot clock and the time of day.
 func clocksHelper([]string) error {
 	for _, clock := range []int32{unix.CLOCK_MONOTONIC, unix.CLOCK_BOOTTIME, unix.CLOCK_REALTIME} {
 		var t unix.Timespec
@@ -82,8 +82,8 @@ func pingHelper([]string) error {
 	return nil
 }
 
-// syscallHelper makes a system call whose arguments are all zero, or numbers
-// that follow, and prints how it went.
+// syscallHelper makes a system call whose arguments are zero, or the numbers that follow, and
+// prints the result.
 func syscallHelper(args []string) error {
 	var n [7]uintptr
 	for i, a := range args {
@@ -117,7 +117,7 @@ func countHelper(args []string) error {
 	return nil
 }
 
-// orphanHelper leaves a process in a session of its own with its output open.
+// orphanHelper leaves a process that has its output open in a session of its own.
 func orphanHelper(args []string) error {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
@@ -125,7 +125,7 @@ func orphanHelper(args []string) error {
 	return cmd.Start()
 }
 
-// inspectHelper tries to look into and to signal PID 1, and prints what worked.
+// inspectHelper tries to inspect and to signal PID 1, and prints what worked.
 func inspectHelper([]string) error {
 	for _, name := range []string{"environ", "mem", "maps", "stack"} {
 		if b, err := os.ReadFile("/proc/1/" + name); err == nil && len(b) > 0 {
@@ -164,7 +164,7 @@ func startHelper(args []string) error {
 	return sandbox.Shutdown(context.Background())
 }
 
-// nestedHelper tries a run, and prints how it went.
+// nestedHelper tries a run, and prints the result.
 func nestedHelper([]string) error {
 	defer func() { _ = sandbox.Shutdown(context.Background()) }()
 	out, err := runs.Shell("id -u").Output(context.Background())

@@ -14,7 +14,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// TestRootlessNames has the run's names in directories, whatever they have at these places.
+// TestRootlessNames requires that a run's name files are its own, whatever the directories have at
+// these places.
 func TestRootlessNames(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "user namespaces")

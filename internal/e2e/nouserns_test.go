@@ -21,7 +21,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// Runs without a user namespace: as root on any machine, and where there are no user namespaces at all.
+// Runs without a user namespace: as root on any machine, also if it has no user namespaces at all.
 
 func TestNoUserNamespace(t *testing.T) {
 	t.Parallel()
@@ -47,7 +47,7 @@ func TestNoUserNamespacesAtAll(t *testing.T) {
 	testNoUserNamespace(t)
 }
 
-// TestDumpable has the sysctl that would let processes of one id trace each other whatever they were.
+// TestDumpable sets the sysctl that would let processes of one id trace each other.
 func TestDumpable(t *testing.T) {
 	testkit.Need(t, "a guest's sysctls")
 	testkit.SetSysctl(t, "fs/suid_dumpable", "1")
@@ -57,7 +57,7 @@ func TestDumpable(t *testing.T) {
 	}
 }
 
-// asOrdinaryUser is why a run does not start.
+// asOrdinaryUser returns why a run does not start.
 func asOrdinaryUser(t *testing.T, args ...string) string {
 	t.Helper()
 	dir := testkit.OpenDir(t)
@@ -115,7 +115,7 @@ func hostUserUser(t *testing.T) {
 
 func hostUserPrivileges(t *testing.T) {
 	none := strings.ReplaceAll("CapInh:M CapPrm:M CapEff:M CapBnd:M CapAmb:M NoNewPrivs:1", "M", "0000000000000000")
-	// PID 1 has the last of its own calls to make when the command begins.
+	// PID 1 makes the last of its own calls when the command begins.
 	await := "until grep -q 'NoNewPrivs:.1' /proc/1/status; do :; done; "
 	for _, pid := range []string{"1", "self"} {
 		require.Equal(t, none, runs.Output(t, runs.HostUser(runs.Shell(await+"echo $(grep -E '^Cap|^NoNewPrivs' /proc/"+pid+"/status | tr -d '\\t')"))), pid)
@@ -190,7 +190,7 @@ func hostUserBinds(t *testing.T) {
 	require.Equal(t, "refused", runs.Output(t, runs.HostUser(runs.Shell("exec 2>/dev/null; (echo x >/job/own/y) || echo refused", sandbox.WithReadOnlyBind(dir, "/job")))))
 }
 
-// A root whose links lead into a bind does not make the set-up, which is root, write there.
+// If a root's links lead into a bind, the set-up, which is root, does not write there.
 func hostUserPaths(t *testing.T) {
 	testkit.Need(t, "overlayfs for runs")
 	root, dir := testkit.OpenDir(t), testkit.OpenDir(t)
@@ -217,7 +217,7 @@ func hostUserWritableRoot(t *testing.T) {
 	require.Equal(t, "0\nrefused", runs.Output(t, runs.HostUser(runs.Shell("stat -c %u /usr/bin/env; (echo x >>/usr/bin/env) 2>/dev/null || echo refused", sandbox.WithWritableRoot(sandbox.MiB)))))
 }
 
-// Both kinds of runs side by side, and cells of either kind.
+// Both kinds of runs in parallel, and cells of either kind.
 func hostUserCells(t *testing.T) {
 	_, err := sandbox.New(sandbox.WithCommand("true")).Run(testkit.Deadline(t))
 	both := err == nil

@@ -23,7 +23,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// Check tells where runs get their cgroups: docs/CGROUPS.md.
+// Check reports where runs get their cgroups: docs/CGROUPS.md.
 func TestRootlessPlace(t *testing.T) {
 	t.Parallel()
 	want, known := map[string]string{
@@ -46,7 +46,7 @@ func TestRootlessPlace(t *testing.T) {
 	require.Fail(t, "no word about cgroups")
 }
 
-// An ordinary user with a systemd of its own has limits without further ado.
+// An ordinary user with a systemd of its own has limits without any preparation.
 func TestRootlessScope(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "a user's own systemd")
@@ -80,7 +80,8 @@ func TestRootlessScope(t *testing.T) {
 	requireGoes(t, scope)
 }
 
-// When this process is killed nothing of it stays: a scope is systemd's to remove, the rest the next cell's.
+// When this process is killed, nothing of it stays: systemd removes a scope, and the next cell the
+// rest.
 func TestRootlessKilledHost(t *testing.T) {
 	t.Parallel()
 	mark := testkit.ALongTime()
@@ -107,7 +108,8 @@ func TestRootlessKilledHost(t *testing.T) {
 	require.NoDirExists(t, dir)
 }
 
-// cellGroup is the directory of the cgroup of a run's cell, "" for a process that is no run's.
+// cellGroup returns the directory of the cgroup of a run's cell, or "" for a process that is not in
+// a run.
 func cellGroup(pid int) (dir string) {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	for line := range strings.Lines(string(b)) {
@@ -123,7 +125,8 @@ func requireGoes(t *testing.T, dir string) {
 	testkit.Eventually(t, dir+" goes", func() bool { _, err := os.Stat(dir); return err != nil })
 }
 
-// holdHelper is a host whose run goes on until it is killed, or, with a second argument, until its standard input ends.
+// holdHelper is a host process whose run goes on until it is killed or, with a second argument,
+// until its standard input ends.
 func holdHelper(args []string) error {
 	ctx, end := context.WithCancel(context.Background())
 	defer end()
@@ -134,7 +137,7 @@ func holdHelper(args []string) error {
 	return errors.Join(err, sandbox.Shutdown(context.Background()))
 }
 
-// What nothing counts here is named, and what is named is not a figure by accident.
+// What this machine does not count is named, and a figure that is named is zero.
 func TestRootlessUncounted(t *testing.T) {
 	t.Parallel()
 	result, err := runs.Shell("head -c 4M /dev/zero | tail -c 1 >/dev/null").Run(testkit.Deadline(t))

@@ -24,13 +24,13 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// closePool closes a pool that has nothing to do any more.
+// closePool closes a pool that has no runs left.
 func closePool(t *testing.T, p *sandbox.Pool) {
 	t.Helper()
 	require.NoError(t, p.Close(testkit.Deadline(t)))
 }
 
-// records is an observer that keeps all.
+// records is an observer that keeps everything.
 type records struct {
 	mu  sync.Mutex
 	all []sandbox.RunRecord
@@ -42,7 +42,7 @@ func (r *records) RunEnded(one sandbox.RunRecord) {
 	r.all = append(r.all, one)
 }
 
-// TestRootlessPool has more runs than the pool takes at a time, of all kinds of ends.
+// TestRootlessPool has more runs than the pool takes at a time, which end in all ways.
 func TestRootlessPool(t *testing.T) {
 	t.Parallel()
 	var seen records
@@ -110,7 +110,7 @@ func TestRootlessPool(t *testing.T) {
 	require.ErrorIs(t, err, sandbox.ErrPoolClosed)
 }
 
-// busy has the pool's only place taken until free is called.
+// busy takes the pool's only place until free is called.
 func busy(t *testing.T, pool *sandbox.Pool) (free func()) {
 	t.Helper()
 	p, err := pool.Start(testkit.Deadline(t), sandbox.WithCommand("sleep", "1000"))
@@ -122,13 +122,14 @@ func busy(t *testing.T, pool *sandbox.Pool) (free func()) {
 	}
 }
 
-// waiting waits until n runs of the pool do.
+// waiting waits until n runs of the pool are queued.
 func waiting(t *testing.T, pool *sandbox.Pool, n int) {
 	t.Helper()
 	require.Eventually(t, func() bool { return pool.Stats().Waiting == n }, testkit.Patience, time.Millisecond)
 }
 
-// TestRootlessPoolQueue has runs wait for their turn: so many, and no longer than they want to.
+// TestRootlessPoolQueue has runs wait for their turn, no more of them than allowed and no longer
+// than they want to.
 func TestRootlessPoolQueue(t *testing.T) {
 	t.Parallel()
 	pool := sandbox.NewPool(runs.Shell("true"), 1, sandbox.PoolQueue(3))
@@ -166,8 +167,9 @@ func TestRootlessPoolQueue(t *testing.T) {
 	closePool(t, pool)
 }
 
-// TestRootlessPoolOrder has runs served in the order of their coming. A run that waits may not be in the queue yet, and one that was
-// served may be slow to say so: on a busy machine a round can fail for either, but not three times.
+// TestRootlessPoolOrder requires that runs are served in the order in which they come. A run that
+// waits may not be in the queue yet, and one that was served may report that late: on a busy
+// machine a round can fail for either reason, but not three times.
 func TestRootlessPoolOrder(t *testing.T) {
 	t.Parallel()
 	want := []int{0, 1, 2, 3}
@@ -197,7 +199,7 @@ func TestRootlessPoolOrder(t *testing.T) {
 	require.Equal(t, want, got)
 }
 
-// TestRootlessPoolClose has a pool closed while runs wait and run.
+// TestRootlessPoolClose closes a pool while runs wait and run.
 func TestRootlessPoolClose(t *testing.T) {
 	t.Parallel()
 	pool := sandbox.NewPool(runs.Shell("sleep 1000"), 1)
@@ -327,7 +329,7 @@ func TestPoolLeavesNothing(t *testing.T) {
 	testkit.RequireGone(t, mark)
 }
 
-// poolDirs is the cgroups of the pool that a process is in.
+// poolDirs returns the pool's cgroups that a process is in.
 func poolDirs(t *testing.T, pid int) (dirs []string) {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))

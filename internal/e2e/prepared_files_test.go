@@ -15,8 +15,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// Files in memory go with the command: a run that was prepared has those of who takes it, as a
-// fresh one does.
+// Files in memory belong to the command: a prepared run has those of the sandbox that takes it, as
+// a fresh run does.
 func TestRootlessPreparedFiles(t *testing.T) {
 	t.Parallel()
 	eperm := uint(unix.EPERM)
@@ -67,8 +67,8 @@ func TestRootlessPreparedFiles(t *testing.T) {
 	}
 }
 
-// Files elsewhere have their places prepared; what is in them goes with the command, and can't be
-// changed by it where it is mounted over a root that can't be.
+// The places of files elsewhere are prepared. Their content comes with the command. The command
+// can't change it if the file is mounted over a root that can't be changed.
 func TestRootlessPreparedContent(t *testing.T) {
 	t.Parallel()
 	tests := map[string]func(t *testing.T) []sandbox.Option{
@@ -85,7 +85,7 @@ func TestRootlessPreparedContent(t *testing.T) {
 	for name, opts := range tests {
 		t.Run(name, func(t *testing.T) {
 			if name == "directory" {
-				testkit.Need(t, "overlayfs for runs") // which has the files' places
+				testkit.Need(t, "overlayfs for runs") // adds the files' places
 			}
 			place := func(content string) []sandbox.Option {
 				return []sandbox.Option{sandbox.WithFile("/work/deep/run", []byte("#!/bin/sh\npwd\n"), 0o755),
@@ -108,7 +108,7 @@ func TestRootlessPreparedContent(t *testing.T) {
 	}
 }
 
-// columns is the modes and owners.
+// columns returns the modes and owners.
 func columns(lines []string) (list []string) {
 	for _, line := range lines {
 		mode, rest, _ := strings.Cut(line, " ")
@@ -118,17 +118,17 @@ func columns(lines []string) (list []string) {
 	return list
 }
 
-// A directory that a mount point needs is root's: what lies in it is made before, with the rights
-// of the set-up.
+// A directory that a mount point needs belongs to root. Files in it are made before, with the
+// rights of the set-up.
 func TestRootlessFileBesideMountPoint(t *testing.T) {
 	t.Parallel()
 	got := runs.Output(t, runs.Shell("cat /tmp/a/f /tmp/a/b/g /tmp/h; touch /tmp/a/x 2>/dev/null || test -w /tmp/a || echo refused", sandbox.WithTmpfs("/tmp/a/m/n", sandbox.MiB),
 		sandbox.WithFile("/tmp/a/f", []byte("f"), 0o644), sandbox.WithFile("/tmp/a/b/g", []byte("g"), 0o644), sandbox.WithFile("/tmp/h", []byte("h\n"), 0o644)))
-	require.Contains(t, []string{"fgh\nrefused", "fgh"}, got) // where a run has a single id, all is its own
+	require.Contains(t, []string{"fgh\nrefused", "fgh"}, got) // with a single id, everything belongs to the run
 }
 
-// What does not fit is an error of the start that names the option, whether the run was prepared or
-// not.
+// Files that do not fit are an error of the start that names the option, whether the run was
+// prepared or not.
 func TestPreparedFilesThatDoNotFit(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "root")

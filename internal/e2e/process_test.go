@@ -20,8 +20,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// Booting a cell must not take this process's first thread, whose view of the
-// system /proc/self shows, into the cell.
+// Booting a cell must not move this process's first thread, whose view of the system /proc/self
+// shows, into the cell.
 func TestBootLeavesMainThread(t *testing.T) {
 	testkit.Need(t, "root")
 	before, err := os.Readlink("/proc/self/ns/mnt")
@@ -124,8 +124,8 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-// A process left in the background neither keeps Wait waiting nor outlives the
-// run, whatever it did to get away.
+// A process left in the background neither makes Wait wait nor outlives the run, whatever it did to
+// escape.
 func TestBackgroundProcesses(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "root")
@@ -143,8 +143,8 @@ func TestBackgroundProcesses(t *testing.T) {
 	}
 }
 
-// PID 1 reaps orphans: with fewer processes allowed than there are orphans, none could be
-// made if it did not.
+// PID 1 reaps orphans. If it did not, no process could be made here, because there are more orphans
+// than the limit allows.
 func TestOrphansAreReaped(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "cgroup pids")
@@ -170,7 +170,7 @@ func TestPause(t *testing.T) {
 	require.NoError(t, p.Pause())
 	require.NoError(t, p.Pause(), "twice is once")
 	before := busy()
-	time.Sleep(100 * time.Millisecond) // the thing to see is that nothing happens
+	time.Sleep(100 * time.Millisecond) // to see that nothing happens
 	require.Less(t, busy()-before, 20*time.Millisecond)
 	require.NoError(t, p.Signal(syscall.SIGTERM), "delivered after Resume")
 	require.NoError(t, p.Resume())
@@ -233,7 +233,7 @@ func TestCell(t *testing.T) {
 	require.Equal(t, "fine", runs.Output(t, runs.Shell("echo fine")), "the default cell is another")
 }
 
-// What follows is about the default cell, so no other test may be under way.
+// The following tests use the default cell, so no other test may run at the same time.
 
 func TestCellKilledFromOutside(t *testing.T) {
 	testkit.Need(t, "root")
@@ -249,7 +249,8 @@ func TestCellKilledFromOutside(t *testing.T) {
 	testkit.RequireGone(t, mark)
 	require.Equal(t, "fine", runs.Output(t, runs.Shell("echo fine")))
 
-	// Killed at any moment, a start fails with ErrCellLost or is made again in another cell.
+	// If the fork server is killed at any moment, a start fails with ErrCellLost or is repeated
+	// in another cell.
 	for range 10 {
 		ended := make(chan error)
 		go func() {
@@ -257,7 +258,7 @@ func TestCellKilledFromOutside(t *testing.T) {
 			ended <- err
 		}()
 		for _, pid := range testkit.ChildPIDs() {
-			// Not libcontainer's processes, which make the cell.
+			// Except libcontainer's processes, which make the cell.
 			if line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); strings.Contains(string(line), "sandbox-forkserver") {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
@@ -269,7 +270,7 @@ func TestCellKilledFromOutside(t *testing.T) {
 	require.Equal(t, "fine", runs.Output(t, runs.Shell("echo fine")))
 }
 
-// A fork server that does not answer holds up nobody beyond his own time limit.
+// A fork server that does not answer delays no run beyond that run's own time limit.
 func TestStoppedServer(t *testing.T) {
 	testkit.Need(t, "root")
 	require.NoError(t, sandbox.Shutdown(testkit.Deadline(t)))
@@ -282,7 +283,7 @@ func TestStoppedServer(t *testing.T) {
 	defer syscall.Kill(serving[0], syscall.SIGCONT)
 
 	paused := make(chan error, 1)
-	go func() { paused <- p.Pause() }() // on cgroup v1 that takes the fork server
+	go func() { paused <- p.Pause() }() // takes the fork server on cgroup v1
 	_, err := p.Wait()
 	require.ErrorIs(t, err, sandbox.ErrTimeout)
 

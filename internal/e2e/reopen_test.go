@@ -17,7 +17,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// What programs open by the names of their streams, they may open.
+// Programs may open their streams again by name.
 func TestRootlessStreamsOpenAgain(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, script, stdout, stderr string }{
@@ -43,8 +43,7 @@ func TestRootlessStreamsOpenAgain(t *testing.T) {
 	}
 }
 
-// Whose streams they are makes no difference: a user of its own, a run that was prepared, one that
-// counts its output.
+// That holds for any user, a prepared run, and a run whose output is counted.
 func TestRootlessStreamsOpenAgainInEveryRun(t *testing.T) {
 	t.Parallel()
 	both := []sandbox.Option{sandbox.WithCommand("sh", "-c", "cat /dev/stdin >/dev/stdout")}
@@ -66,7 +65,7 @@ func TestRootlessStreamsOpenAgainInEveryRun(t *testing.T) {
 	}
 }
 
-// A server opens its log, and its workers do so again as another user.
+// A server opens its log, and its workers open it again as another user.
 func TestStreamsOpenAgainAsAnotherUser(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "root")
@@ -77,7 +76,7 @@ func TestStreamsOpenAgainAsAnotherUser(t *testing.T) {
 	require.Equal(t, "worker\ninput", out)
 }
 
-// Pipes that are handed in: for what the descriptor is for, and nothing more.
+// Pipes that the caller hands in can be opened again only in their descriptor's direction.
 func TestRootlessHandedInPipesOpenAgain(t *testing.T) {
 	t.Parallel()
 	in, feed, err := os.Pipe()
@@ -92,7 +91,7 @@ func TestRootlessHandedInPipesOpenAgain(t *testing.T) {
 	script := "cat /dev/fd/3 >/dev/fd/4 && echo done >/proc/self/fd/1; (: >/dev/fd/3) 2>/dev/null && echo wrote; (: </dev/fd/4) 2>/dev/null && echo read; true"
 	got := runs.Output(t, runs.Shell(script, sandbox.WithExtraFiles(in, out)))
 	require.NoError(t, out.Close())
-	if !runs.OneID(t) { // else the run's user owns the pipes
+	if !runs.OneID(t) { // otherwise the run's user owns the pipes
 		require.Equal(t, "done", got)
 	}
 	require.True(t, strings.HasPrefix(got, "done"), got)
@@ -101,7 +100,7 @@ func TestRootlessHandedInPipesOpenAgain(t *testing.T) {
 	require.Equal(t, "hello", string(text))
 }
 
-// Of a named pipe, or a file, the permissions are whose it is: nothing of them is changed.
+// The permissions of a named pipe, or of a file, stay as its owner has set them.
 func TestRootlessHandedInFilesKeepTheirModes(t *testing.T) {
 	t.Parallel()
 	dir := testkit.OpenDir(t)
@@ -118,7 +117,7 @@ func TestRootlessHandedInFilesKeepTheirModes(t *testing.T) {
 	require.NoError(t, err)
 	mem := os.NewFile(uintptr(memory), "memory")
 	defer mem.Close()
-	// A file in memory everybody may open who can find it.
+	// Everybody who can find a file in memory may open it.
 	require.Equal(t, "a", runs.Output(t, runs.Shell("echo a >/dev/fd/5; cat /dev/fd/5", sandbox.WithExtraFiles(pipe, f, mem))))
 	for _, name := range []string{fifo, file} {
 		info, err := os.Stat(name)

@@ -125,7 +125,7 @@ func join(errs ...error) error {
 	return nil
 }
 
-// ownedDir is a directory that belongs, with all in it, to user 1234 alone.
+// ownedDir returns a directory that, with everything in it, belongs to user 1234 only.
 func ownedDir(t *testing.T) string {
 	t.Helper()
 	dir := testkit.OpenDir(t) + "/source"
@@ -304,7 +304,7 @@ func TestWritableRoot(t *testing.T) {
 	require.Equal(t, "65536", runs.Output(t, runs.Shell("stat -fc %b-%S /tmp >/dev/null; head -c 65536 /dev/zero >/tmp/x; stat -c %s /tmp/x", writable)))
 }
 
-// Where the kernel can map the owner of the host's files, they are the run's to change.
+// If the kernel can map the owner of the host's files, the run may change them.
 func TestWritableHostFiles(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped /usr")
@@ -315,7 +315,7 @@ func TestWritableHostFiles(t *testing.T) {
 	require.FileExists(t, "/usr/bin/env")
 }
 
-// TestRootlessEmptyRootfs has a static program in a root with nothing else of the host.
+// TestRootlessEmptyRootfs runs a static program in a root with nothing else of the host.
 func TestRootlessEmptyRootfs(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "a static busybox")

@@ -22,8 +22,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// The tests whose names contain Rootless pass for anybody: also for a user with
-// no cgroups and no ids but its own.
+// The tests whose names contain Rootless pass for every user, even one without cgroups and without
+// ids except its own.
 
 func TestRootlessRun(t *testing.T) {
 	t.Parallel()
@@ -76,7 +76,7 @@ func TestRootlessEnvironment(t *testing.T) {
 		"HOME=/home/sandbox", "USER=sandbox", "LANG=C", "A=1"}, strings.Split(got, "\n"))
 }
 
-// What a run makes in the caller's own directory belongs to the caller.
+// A file that a run makes in the caller's own directory belongs to the caller.
 func TestRootlessBind(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")
@@ -97,8 +97,8 @@ func TestRootlessBind(t *testing.T) {
 	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
-// The processes that open directories for an ordinary user's cell, and that have the files of
-// others, are replaced if they die. Not in parallel: others boot cells.
+// The porters, which open directories for an ordinary user's cell and hold the files of scratches,
+// are replaced if they die. Not in parallel: others boot cells.
 func TestRootlessPorterDies(t *testing.T) {
 	testkit.Need(t, "an ordinary user")
 	dir := testkit.OpenDir(t)
@@ -169,8 +169,8 @@ func TestRootlessDirRootfs(t *testing.T) {
 	}
 }
 
-// Until it executes its command, a run is a clone of this program. A command that is a link to that gets nothing
-// of it: CVE-2019-5736.
+// Until it executes its command, a run is a clone of this program. A command that is a link to that
+// can't reach it: CVE-2019-5736.
 func TestRootlessOwnBinary(t *testing.T) {
 	t.Parallel()
 	root := testkit.BusyboxRoot(t)
@@ -184,12 +184,12 @@ func TestRootlessOwnBinary(t *testing.T) {
 	}
 }
 
-// What the kernel counts for all runs together, or not at all, no run can use up.
+// A run can't use up what the kernel counts for all runs together, or not at all.
 func TestRootlessQuotas(t *testing.T) {
 	t.Parallel()
 	require.Equal(t, "16", runs.Output(t, runs.Helper("count", "inotify")))
 	require.Equal(t, "64", runs.Output(t, runs.Helper("count", "pty")))
-	// Of 512 inodes some are taken: the root's own, say.
+	// Some of the 512 inodes are in use, such as the root's.
 	n, err := strconv.Atoi(runs.Output(t, runs.Helper("count", "file", "/space").With(sandbox.WithTmpfs("/space", sandbox.MiB))))
 	require.NoError(t, err)
 	require.InDelta(t, 512, n, 2)
@@ -198,8 +198,8 @@ func TestRootlessQuotas(t *testing.T) {
 	require.Equal(t, "7", runs.Output(t, runs.Shell("ulimit -Hn", sandbox.WithRlimit("nofile", 7, 7))))
 }
 
-// The set-up's own descriptors are still open when the command's working directory is entered: CVE-2024-21626. None
-// leads out of the root. One that would, because the caller hands it in, does not either.
+// The set-up's own descriptors are still open when the command's working directory is entered
+// (CVE-2024-21626). None leads out of the root, nor does one that the caller hands in.
 func TestRootlessWorkingDirectory(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")
@@ -241,7 +241,8 @@ func TestRootlessTimeoutAndCancel(t *testing.T) {
 	testkit.RequireGone(t, mark)
 }
 
-// A limit that can't be enforced is an error that says what to do; a default that can't be is not.
+// A limit that can't be enforced is an error that says what to do. A default that can't be enforced
+// is not.
 func TestRootlessLimits(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "no cgroups at hand")

@@ -211,7 +211,7 @@ func TestStandardStreams(t *testing.T) {
 	require.Equal(t, "out\n", o.String())
 	require.Equal(t, "err\n", e.String())
 
-	// Values that can't be compared are two writers.
+	// Values that can't be compared count as two writers.
 	plain := uncomparable{&o, nil}
 	_, err = runs.Shell("echo out; echo err >&2", sandbox.WithStdout(plain), sandbox.WithStderr(plain)).Run(testkit.Deadline(t))
 	require.NoError(t, err)
@@ -224,8 +224,8 @@ type uncomparable struct {
 
 func (u uncomparable) Write(b []byte) (int, error) { return len(b), nil }
 
-// A run that does not want all of its input ends all the same, whether the rest
-// fills the pipe or never comes.
+// A run that does not read all of its input ends all the same, whether the rest fills the pipe or
+// never comes.
 func TestUnreadInput(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "root")
@@ -285,12 +285,12 @@ func TestCopyErrors(t *testing.T) {
 	result, err = sandbox.New(sandbox.WithCommand("cat"), sandbox.WithStdin(&failing{after: 10})).Run(testkit.Deadline(t))
 	require.ErrorIs(t, err, errOfTest)
 	require.Equal(t, 0, result.ExitCode)
-	// A writer that takes no more ends a command that goes on writing.
+	// A writer that fails ends a command that goes on writing.
 	_, err = sandbox.New(sandbox.WithCommand("yes"), sandbox.WithStdout(&failing{after: 100_000})).Run(testkit.Deadline(t))
 	require.Equal(t, syscall.SIGPIPE, runs.ExitError(t, err).Signal)
 }
 
-// A writer that is slow lets the command wait, and loses nothing.
+// A slow writer makes the command wait, and loses nothing.
 func TestSlowWriter(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "root")

@@ -31,7 +31,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// newScratch makes one that is closed after the test.
+// newScratch makes a scratch that is closed after the test.
 func newScratch(t testing.TB, size int64) *sandbox.Scratch {
 	t.Helper()
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")
@@ -41,7 +41,7 @@ func newScratch(t testing.TB, size int64) *sandbox.Scratch {
 	return s
 }
 
-// TestRootlessScratch takes files into a run, what it made of them into the next, and out.
+// TestRootlessScratch takes files into a run, its results into the next, and out again.
 func TestRootlessScratch(t *testing.T) {
 	t.Parallel()
 	s := newScratch(t, sandbox.MiB)
@@ -80,7 +80,8 @@ func TestRootlessScratch(t *testing.T) {
 	require.ErrorIs(t, s.CopyIn(os.DirFS(dst), "."), fs.ErrExist)
 }
 
-// TestRootlessScratchAtOnce has runs that have it at the same time see each other's files, but nobody else's.
+// TestRootlessScratchAtOnce requires that runs that use a scratch at the same time see each other's
+// files in it, and that other runs don't.
 func TestRootlessScratchAtOnce(t *testing.T) {
 	t.Parallel()
 	s, other := newScratch(t, sandbox.MiB), newScratch(t, sandbox.MiB)
@@ -95,7 +96,7 @@ func TestRootlessScratchAtOnce(t *testing.T) {
 	require.Error(t, err)
 }
 
-// TestRootlessScratchFull fills one with bytes, and one with files.
+// TestRootlessScratchFull fills one scratch with bytes and one with files.
 func TestRootlessScratchFull(t *testing.T) {
 	t.Parallel()
 	for _, script := range []string{"head -c 10M /dev/zero >/s/big", "i=0; while : >/s/$i; do i=$((i+1)); done"} {
@@ -108,7 +109,8 @@ func TestRootlessScratchFull(t *testing.T) {
 	}
 }
 
-// TestRootlessScratchEnds closes one that a run has: the run keeps it, and no other gets it.
+// TestRootlessScratchEnds closes a scratch that a run uses: that run keeps it, and no other run
+// gets it.
 func TestRootlessScratchEnds(t *testing.T) {
 	t.Parallel()
 	s := newScratch(t, sandbox.MiB)
@@ -168,7 +170,7 @@ func (c countingFS) Open(name string) (fs.File, error) {
 func (c countingFS) ReadLink(name string) (string, error)   { return fs.ReadLink(c.FS, name) }
 func (c countingFS) Lstat(name string) (fs.FileInfo, error) { return fs.Lstat(c.FS, name) }
 
-// TestRootlessFS shows files of this process.
+// TestRootlessFS shows files of this process to a run.
 func TestRootlessFS(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "files for several runs")
@@ -189,7 +191,7 @@ func TestRootlessFS(t *testing.T) {
 	require.EqualValues(t, 1, opened.Load())
 }
 
-// TestFSEnds has the copies given back with the sandbox.
+// TestFSEnds requires that the copies are removed together with the sandbox.
 func TestFSEnds(t *testing.T) {
 	testkit.Need(t, "files for several runs")
 	testkit.Need(t, "root")
@@ -211,7 +213,8 @@ func TestFSEnds(t *testing.T) {
 	require.Eventually(t, func() bool { runtime.GC(); return !hasNew() }, testkit.Patience, 10*time.Millisecond)
 }
 
-// spaces names the mount namespaces that this process has open, by the paths of the descriptors.
+// spaces returns the names of the mount namespaces that this process has open, by the paths of the
+// descriptors.
 func spaces() map[string]string {
 	names := map[string]string{}
 	fds, _ := filepath.Glob("/proc/self/fd/*")
@@ -223,8 +226,8 @@ func spaces() map[string]string {
 	return names
 }
 
-// holdSpaces holds the mount namespaces that are open until the test ends.
-// Some are garbage of earlier tests, and the kernel gives their names anew.
+// holdSpaces keeps the open mount namespaces open until the test ends. Some are garbage of earlier
+// tests, and the kernel would reuse their names.
 func holdSpaces(t *testing.T) (names []string) {
 	for fd := range spaces() {
 		f, err := os.Open(fd)
@@ -239,7 +242,7 @@ func holdSpaces(t *testing.T) (names []string) {
 	return names
 }
 
-// TestAttackScratch reads what a run has left that wants to get at the reader.
+// TestAttackScratch reads files of a run that attack their reader.
 func TestAttackScratch(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "python3")
@@ -283,7 +286,7 @@ except OSError: pass
 	_, err = fs.ReadFile(fsys, "holes")
 	require.ErrorContains(t, err, "1125899906842624 bytes, which are more than the scratch has room for: the file has holes")
 	for _, name := range []string{"good", "inside", "d/inside", "hard"} {
-		if _, err = fs.ReadFile(fsys, name); !errors.Is(err, fs.ErrPermission) { // a mode of 0 keeps an owner who is not root from it
+		if _, err = fs.ReadFile(fsys, name); !errors.Is(err, fs.ErrPermission) { // a mode of 0 also keeps out an owner other than root
 			require.NoError(t, err)
 		}
 	}
@@ -310,7 +313,7 @@ except OSError: pass
 				require.Error(t, err)
 				return nil
 			}
-			if errors.Is(err, fs.ErrNotExist) { // what it leads to was left out
+			if errors.Is(err, fs.ErrNotExist) { // its target was left out
 				return nil
 			}
 			require.NoError(t, err)
@@ -320,7 +323,7 @@ except OSError: pass
 	}))
 }
 
-// TestAttackScratchLinks has links left out that lead out of the copy, and no others.
+// TestAttackScratchLinks requires that exactly the links that lead out of the copy are left out.
 func TestAttackScratchLinks(t *testing.T) {
 	t.Parallel()
 	s := newScratch(t, sandbox.MiB)
@@ -338,8 +341,8 @@ func TestAttackScratchLinks(t *testing.T) {
 	require.Empty(t, none)
 }
 
-// TestAttackScratchRaces has a run swap directories, links, pipes and files while the host reads and writes: nothing outside of the
-// scratch is read, written or waited for.
+// TestAttackScratchRaces has a run swap directories, links, pipes and files while the host reads
+// and writes: nothing outside of the scratch is read, written or waited for.
 func TestAttackScratchRaces(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "python3")
@@ -405,7 +408,7 @@ while True:
 	require.Equal(t, "secret", string(b))
 }
 
-// BenchmarkGiven is a run with nothing, a bind, a scratch and an fs.FS, in turn.
+// BenchmarkGiven measures a run with nothing, a bind, a scratch and an fs.FS, in turn.
 func BenchmarkGiven(b *testing.B) {
 	testkit.Need(b, "idmapped tmpfs")
 	s := newScratch(b, sandbox.MiB)
@@ -417,8 +420,8 @@ func BenchmarkGiven(b *testing.B) {
 	alternate(b, runs)
 }
 
-// TestScratchKeeps copies what a tree on a host has: times, names in any encoding, pipes and
-// sockets.
+// TestScratchKeeps copies everything that a tree on a host may have: times, names in any encoding,
+// pipes and sockets.
 func TestScratchKeeps(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")
@@ -461,7 +464,7 @@ func TestScratchKeeps(t *testing.T) {
 	require.ErrorContains(t, err, `["in/dir/pipe" "in/dir/socket"]`)
 	requireTimes(dst+"/in", append(files, dirs...)...)
 
-	// What does not know such names says so, at the end.
+	// A destination that does not support such names is an error at the end.
 	root, err := os.OpenRoot(src)
 	require.NoError(t, err)
 	defer root.Close()
@@ -471,8 +474,8 @@ func TestScratchKeeps(t *testing.T) {
 	require.Equal(t, "x", runs.Output(t, runs.Shell("tail -c 1 /s/again/dir/file", sandbox.WithScratch("/s", s))))
 }
 
-// TestAttackScratchDeep copies what is as deep as a path may be, with all files used up, without a
-// call for each part of each name.
+// TestAttackScratchDeep copies a tree that is as deep as a path may be and uses all files, without
+// one system call for each part of each name.
 func TestAttackScratchDeep(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")
@@ -497,8 +500,8 @@ except OSError: pass
 	t.Log(time.Since(begin))
 }
 
-// TestAttackScratchLease reads what a run has leases of, for which an open would wait, until the
-// sysctl fs.lease-break-time has passed.
+// TestAttackScratchLease reads files of which a run holds leases: opening them would wait for the
+// time in the sysctl fs.lease-break-time.
 func TestAttackScratchLease(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")

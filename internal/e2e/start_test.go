@@ -17,8 +17,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// A Sandbox that is used again finds the host's files as they are now, at the latest on the start
-// after one that failed because they had changed.
+// A sandbox that is used again sees the host's files as they are now, at the latest in the start
+// that follows a failure because they had changed.
 func TestChangedSources(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "root")

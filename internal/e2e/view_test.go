@@ -28,12 +28,12 @@ func init() {
 	})
 }
 
-// seenLimits prints what a run sees of its memory in bytes, and of CPUs as quota and period, on v2
-// and on v1.
+// seenLimits prints the limits that a run sees: memory in bytes, and CPUs as quota and period, on
+// v2 and on v1.
 const seenLimits = `cd /sys/fs/cgroup; if [ -e cgroup.procs ]; then cat memory.max cpu.max; else
 	cat memory/memory.limit_in_bytes; echo $(cat cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us); fi`
 
-// A run sees its own limits, in every kind of root, whoever it is and however it was started.
+// A run sees its own limits in every kind of root, as any user, and however it was started.
 func TestRootlessLimitsAreSeen(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "limits")
@@ -67,8 +67,8 @@ func TestRootlessLimitsAreSeen(t *testing.T) {
 	}
 }
 
-// A run without limits, or one that puts something of its own at /sys, has nothing there, and none
-// of a pool's runs more than the pool.
+// A run without limits, or one that mounts something of its own at /sys, sees none, and a pool's
+// runs see only the pool's.
 func TestRootlessLimitsThatAreNotSeen(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "limits")
@@ -76,7 +76,7 @@ func TestRootlessLimitsThatAreNotSeen(t *testing.T) {
 	require.Equal(t, "0", runs.Output(t, runs.Shell(list)))
 	require.Equal(t, "0", runs.Output(t, runs.Shell(list, sandbox.WithMemory(64*sandbox.MiB), sandbox.WithTmpfs("/sys", sandbox.MiB))))
 	require.Equal(t, "mine", runs.Output(t, runs.Shell("ls /sys/fs/cgroup", sandbox.WithMemory(64*sandbox.MiB), sandbox.WithFile("/sys/fs/cgroup/mine", nil, 0o644))))
-	bare := testkit.BusyboxRoot(t, "/dev", "/proc", "/tmp", "/home/sandbox") // which gets no layer with a mount point only for that
+	bare := testkit.BusyboxRoot(t, "/dev", "/proc", "/tmp", "/home/sandbox") // gets no layer with a mount point only for that
 	require.Equal(t, "bin dev etc home proc tmp", runs.Output(t, sandbox.New(sandbox.WithRootfs(sandbox.DirRootfs(bare)), sandbox.WithMemory(64*sandbox.MiB),
 		sandbox.WithCommand("sh", "-c", "cd / && echo *"))))
 	for _, kv := range [][2]string{{"", "67108864\n100000 100000"}, {"own", "33554432\n100000 100000"}} {
@@ -93,7 +93,7 @@ func TestRootlessLimitsThatAreNotSeen(t *testing.T) {
 	}
 }
 
-// Runtimes plan for what they are given.
+// Language runtimes use the limits that they see.
 func TestRootlessRuntimesSeeLimits(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "limits")
@@ -120,8 +120,8 @@ func TestRootlessRuntimesSeeLimits(t *testing.T) {
 	})
 }
 
-// What programs read to count CPUs says what it says outside, in every root, and nothing else is
-// there.
+// The files by which programs count CPUs say the same as outside, in every root, and there are no
+// others.
 func TestRootlessSys(t *testing.T) {
 	t.Parallel()
 	cpus := "/sys/devices/system/cpu/"

@@ -17,8 +17,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// TestRootlessWaitDelay has the host's readers and writers block, in runs of all kinds of ends.
-// Each run is over in time, and says how it ended.
+// TestRootlessWaitDelay has the host's readers and writers block, in runs that end in all ways.
+// Each run ends in time and reports how it ended.
 func TestRootlessWaitDelay(t *testing.T) {
 	t.Parallel()
 	const soon = 50 * time.Millisecond
@@ -96,8 +96,8 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
-// TestRootlessWaitDelayOutput cuts off what Output and CombinedOutput keep: what they return stays
-// as it is.
+// TestRootlessWaitDelayOutput cuts off what Output and CombinedOutput collect: what they return
+// does not change afterwards.
 func TestRootlessWaitDelayOutput(t *testing.T) {
 	t.Parallel()
 	for range 5 {
@@ -114,7 +114,8 @@ func TestRootlessWaitDelayOutput(t *testing.T) {
 	}
 }
 
-// TestRootlessWaitDelayPool has a stuck writer hold the only slot of a pool no longer than it may.
+// TestRootlessWaitDelayPool requires that a stuck writer holds a pool's only slot no longer than
+// WaitDelay.
 func TestRootlessWaitDelayPool(t *testing.T) {
 	t.Parallel()
 	pool := sandbox.NewPool(runs.Shell("echo x", sandbox.WithWaitDelay(50*time.Millisecond)), 1)
@@ -126,7 +127,7 @@ func TestRootlessWaitDelayPool(t *testing.T) {
 	closePool(t, pool)
 }
 
-// TestRootlessWaitDelayFunc has a function's log go to a writer that is stuck.
+// TestRootlessWaitDelayFunc has a function's log go to a stuck writer.
 func TestRootlessWaitDelayFunc(t *testing.T) {
 	t.Parallel()
 	soon := sandbox.WithWaitDelay(50 * time.Millisecond)
