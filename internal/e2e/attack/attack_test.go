@@ -19,17 +19,18 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// An attack is what hostile code in a run tries. It is written as if it got through, and works where the wall that it
-// meets is not there: on the host, or in a run without the protection.
+// An attack is what hostile code in a run may try. It is written as if it succeeded, and does
+// succeed where the wall that it meets is missing: on the host, or in a run without the protection.
 type attack struct {
 	name string
-	// try returns nil if it got through, else what stopped it.
+	// try returns nil if the attack succeeded, otherwise what stopped it.
 	try func(args []string) error
-	// onHost says that the attack must get through on the host, as root of a whole machine, which proves that it can.
+	// onHost says that the attack must succeed on the host, as root of a whole machine, which
+	// proves that it works.
 	onHost bool
 }
 
-// attacks by kind; SECURITY.md has what they are about.
+// attacks by kind; SECURITY.md says what they are about.
 var attacks = map[string][]attack{}
 
 func TestMain(m *testing.M) { testkit.Main(m, sandbox.Shutdown) }
@@ -43,7 +44,8 @@ func init() {
 	testkit.AddHelper("send", sendHelper)
 }
 
-// attackHelper tries the attacks of a kind one after the other, each on a thread that ends with it, and prints a line for each.
+// attackHelper tries the attacks of a kind one after the other, each on a thread that ends with it,
+// and prints a line for each.
 func attackHelper(args []string) error {
 	for _, a := range attacks[args[0]] {
 		done := make(chan error)
@@ -66,7 +68,7 @@ func attackHelper(args []string) error {
 	return nil
 }
 
-// requireHeld has a sandbox's run try a kind of attacks, of which none may get through but those named.
+// requireHeld has a sandbox's run try a kind of attacks. None may succeed except those named.
 func requireHeld(t *testing.T, kind string, s *sandbox.Sandbox, but ...string) {
 	t.Helper()
 	result := tried(t, kind, runs.Output(t, s))
@@ -98,12 +100,12 @@ func tried(t *testing.T, kind, out string) map[string]outcome {
 	return result
 }
 
-// attacker is a sandbox whose run tries a kind of attacks.
+// attacker returns a sandbox whose run tries a kind of attacks.
 func attacker(kind string, args ...string) *sandbox.Sandbox {
 	return runs.Helper("attack", append([]string{kind}, args...)...)
 }
 
-// requireControl tries the attacks on the host, where those that are meant to must get through.
+// requireControl tries the attacks on the host, where those with onHost must succeed.
 func requireControl(t *testing.T, kind string, args ...string) {
 	t.Helper()
 	if !testkit.WholeMachine() {
@@ -120,13 +122,13 @@ func requireControl(t *testing.T, kind string, args ...string) {
 	}
 }
 
-// addAttacks adds a kind, and those of it for the host.
+// addAttacks adds a kind of attacks, and the helper that tries them on the host.
 func addAttacks(kind string, list []attack) {
 	attacks[kind] = list
 	attacks[kind+" on the host"] = slices.DeleteFunc(slices.Clone(list), func(a attack) bool { return !a.onHost })
 }
 
-// rawCall makes a system call as hostile code does, with whatever arguments.
+// rawCall makes a system call with any arguments, as hostile code does.
 func rawCall(number uintptr, args ...uintptr) error {
 	var a [6]uintptr
 	copy(a[:], args)

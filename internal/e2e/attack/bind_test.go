@@ -17,8 +17,9 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// With the capabilities that are about files, root of a run has no more of a writable bind than its owner: they are those of
-// its user namespace, and the kernel asks for the host's, or for an id that the bind does not have.
+// With the capabilities for files, root of a run has no more power over a writable bind than the
+// bind's owner: they are valid in the run's user namespace, but the kernel asks for the host's, or
+// for an id that the bind does not have.
 func TestAttackBind(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")
@@ -38,13 +39,14 @@ func TestAttackBind(t *testing.T) {
 	}
 }
 
-// bindAttacked is a directory with a set-uid program, and the handle of a file beside the directory.
+// bindAttacked returns a directory with a set-uid program, and the handle of a file beside the
+// directory.
 func bindAttacked(t *testing.T) (dir string, handle []string) {
 	t.Helper()
 	parent := testkit.OpenDir(t)
 	dir = filepath.Join(parent, "job")
 	require.NoError(t, os.Mkdir(dir, 0o755))
-	require.NoError(t, os.Chmod(dir, 0o777)) // modes are not what holds other users
+	require.NoError(t, os.Chmod(dir, 0o777)) // modes must not be what stops other users
 	testkit.WriteFile(t, filepath.Join(dir, "program"), "#!/bin/sh\n", 0o755|os.ModeSetuid)
 	testkit.WriteFile(t, filepath.Join(parent, "secret"), "secret", 0o600)
 	h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, filepath.Join(parent, "secret"), 0)
@@ -59,7 +61,7 @@ func init() {
 	addAttacks("owners", []attack{
 		{"a file of another user's", inBind("other", func(name string) error { return os.Chown(name, 12345, -1) }), true},
 		{"a file of another user's, made as that one", func(args []string) error {
-			_ = unix.Setfsuid(12345) // tells nothing of an error
+			_ = unix.Setfsuid(12345) // does not report errors
 			return opened(unix.Open(args[0]+"/made", unix.O_CREAT|unix.O_WRONLY, 0o644))
 		}, true},
 	})

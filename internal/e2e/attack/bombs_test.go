@@ -26,7 +26,7 @@ import (
 
 func init() { testkit.AddHelper("bomb", bombHelper) }
 
-// bombs take all they can get of something. They only end if that is refused.
+// bombs take all they can get of something. They end only if they get no more.
 var bombs = map[string]func() error{
 	"memory": func() error { return testkit.Alloc([]string{"1024"}) },
 	"files in memory": func() error {
@@ -82,7 +82,7 @@ var bombs = map[string]func() error{
 			_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
 		}
 	},
-	"processes": func() error { // of who has no shell
+	"processes": func() error { // for a process that has no shell
 		for n := 0; ; n++ {
 			if err := forkSleeper(); err != nil && n == 0 {
 				return err
@@ -130,7 +130,7 @@ func fill(buffer func() (int, error)) error {
 
 func bombHelper(args []string) error { return bombs[args[0]]() }
 
-// setOff sets off the bomb of that name in the process of a function, and returns any other word.
+// setOff sets off the bomb with that name in the process of a function, and returns any other word.
 var setOff = sandbox.NewFunc("set off", func(_ context.Context, name string) (string, error) {
 	if bomb := bombs[name]; bomb != nil {
 		return name, bomb()
@@ -175,7 +175,7 @@ func bombTests(t *testing.T) []bombTest {
 	}
 }
 
-// Each bomb is held by its limit, which is the reason that the result gives, and is gone when Run
+// Each bomb is stopped by its limit, which is the reason in the result, and is gone when Run
 // returns.
 func TestAttackBombs(t *testing.T) {
 	t.Parallel()
@@ -218,7 +218,7 @@ func unreadPipe(t *testing.T) *os.File {
 	return w
 }
 
-// requireNone fails if a process with that in its environment is there.
+// requireNone fails if there is a process with that text in its environment.
 func requireNone(t *testing.T, mark string) {
 	t.Helper()
 	files, _ := filepath.Glob("/proc/[0-9]*/environ")
@@ -240,7 +240,7 @@ func TestAttackBombsBeside(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var ratios []string
-			for range 5 { // the machine has other things to do
+			for range 5 { // the machine may be busy with something else
 				alone := medianOfRuns(t, idle)
 				p := runs.Start(t, bomb.With(limits...))
 				beside := medianOfRuns(t, idle)
@@ -269,7 +269,8 @@ func medianOfRuns(t *testing.T, s *sandbox.Sandbox) time.Duration {
 	return all[len(all)/2]
 }
 
-// What a run writes to a disk is held in memory, and counted, but written out when the limit is reached.
+// What a run writes to a disk stays in memory and is counted, but is written out when the limit is
+// reached.
 func TestAttackPageCache(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "block I/O limits")

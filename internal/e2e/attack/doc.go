@@ -1,2 +1,3 @@
-// Package attack is hostile code in runs, functions and images, and tests that hold it: SECURITY.md says what it is about.
+// Package attack contains hostile code in runs, functions and images, and tests that require that
+// it fails. SECURITY.md says what the attacks are about.
 package attack

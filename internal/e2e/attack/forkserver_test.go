@@ -22,10 +22,9 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// Somebody kills the fork server, or the process in it that serves, at any moment of all kinds of
-// runs at once. All of them end with that, and nothing else, as the reason; nothing of them is
-// left; and what made them goes on in another cell. Not in parallel: it is the cell of other tests
-// too.
+// The fork server, or the process in it that serves, is killed at any moment of all kinds of runs
+// at once. All of them end with that as the only reason, nothing of them is left, and their
+// sandboxes go on in another cell. Not in parallel: other tests use the same cell.
 func TestAttackForkServerKilled(t *testing.T) {
 	require.NoError(t, sandbox.Shutdown(testkit.Deadline(t)))
 	input := neverEnding(t)
@@ -48,10 +47,10 @@ func TestAttackForkServerKilled(t *testing.T) {
 	require.ErrorContains(t, err, "killed")
 	require.NoError(t, other.Close())
 	require.NoError(t, sandbox.Shutdown(testkit.Deadline(t)))
-	require.Empty(t, testkit.ChildPIDs()) // TestMain looks for all the rest
+	require.Empty(t, testkit.ChildPIDs()) // TestMain checks the rest
 }
 
-// neverEnding is an input of which nothing comes.
+// neverEnding returns an input that never has data.
 func neverEnding(t *testing.T) *os.File {
 	r, w, err := os.Pipe()
 	require.NoError(t, err)
@@ -59,12 +58,12 @@ func neverEnding(t *testing.T) *os.File {
 	return r
 }
 
-// crowd is everything that outlives a cell.
+// crowd holds everything that outlives a cell.
 type crowd struct {
 	prepared *sandbox.Sandbox
 	pool     *sandbox.Pool
 	workers  *sandbox.Workers[string, string]
-	scratch  *sandbox.Scratch // nil on kernels without
+	scratch  *sandbox.Scratch // nil if the kernel has none
 }
 
 func newCrowd(t *testing.T) *crowd {
@@ -90,8 +89,8 @@ func (c *crowd) end(t *testing.T) {
 	}
 }
 
-// attacked has runs of all kinds begin, and kills the fork server, or all that it has, after a
-// while.
+// attacked starts runs of all kinds, and kills the fork server after a while, or all of its
+// processes.
 func (c *crowd) attacked(t *testing.T, whole bool, after time.Duration) {
 	mark := testkit.ALongTime()
 	live := runs.Start(t, runs.Shell("sleep "+mark+" & sleep "+mark, c.mounted()...))
@@ -134,8 +133,8 @@ func (c *crowd) mounted() []sandbox.Option {
 	return []sandbox.Option{sandbox.WithScratch("/job", c.scratch)}
 }
 
-// users are what is under way when the fork server is killed. Each either succeeds, maybe in the
-// next cell, or loses its cell.
+// users are the operations that are under way when the fork server is killed. Each either succeeds,
+// maybe in the next cell, or loses its cell.
 func (c *crowd) users(mark string) map[string]func(ctx context.Context, i int) error {
 	run := func(s *sandbox.Sandbox, opts ...sandbox.Option) func(context.Context, int) error {
 		return func(ctx context.Context, _ int) error { _, err := s.With(opts...).Run(ctx); return err }
@@ -172,7 +171,7 @@ func (c *crowd) users(mark string) map[string]func(ctx context.Context, i int) e
 	}
 }
 
-// requireFine has everything work that did before.
+// requireFine requires that everything works that did before.
 func (c *crowd) requireFine(t *testing.T) {
 	t.Helper()
 	require.Equal(t, "fine", runs.Output(t, runs.Shell("echo fine")))

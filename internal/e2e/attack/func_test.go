@@ -20,8 +20,7 @@ import (
 	"github.com/cellkit/sandbox/internal/wire"
 )
 
-// taken is what functions are told to do that take over their processes, and what they seem to
-// answer.
+// The order to a function to take over its process, and what it seems to answer.
 type (
 	order struct {
 		Do   string
@@ -47,7 +46,7 @@ var taken = sandbox.NewFunc("taken", func(_ context.Context, in order) (loot, er
 	select {}
 })
 
-// takeovers do what a hostile function does, and then its process sleeps for ever.
+// takeovers do what a hostile function does. Its process then sleeps forever.
 var takeovers = map[string]func(order) error{
 	"a pipe of its own": func(order) error {
 		var p [2]int
@@ -127,7 +126,7 @@ var takeovers = map[string]func(order) error{
 	},
 }
 
-// connection is the descriptor on which a function's process speaks to the host.
+// connection returns the descriptor of the connection between a function's process and the host.
 func connection() int {
 	for fd := 3; fd < 64; fd++ {
 		domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
@@ -138,7 +137,7 @@ func connection() int {
 	panic("no connection")
 }
 
-// peerOf is the id of the process at the other end of a socket: that of the host is not in this
+// peerOf returns the pid of the process at the other end of a socket. The host's pid is not in this
 // namespace.
 func peerOf(fd int) (int32, bool) {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
@@ -149,7 +148,7 @@ func peerOf(fd int) (int32, bool) {
 	return cred.Pid, err == nil && kind == unix.SOCK_STREAM
 }
 
-// forge sends a message in the name of the code that serves functions.
+// forge sends a message in place of the code that serves functions.
 func forge(kind wire.Kind, body []byte, files ...int) {
 	head := append(binary.LittleEndian.AppendUint32(nil, uint32(len(body))), byte(kind), byte(len(files)))
 	var oob []byte
@@ -163,7 +162,7 @@ func forge(kind wire.Kind, body []byte, files ...int) {
 	for len(body) > 0 {
 		n, err := unix.Write(fd, body)
 		if err != nil {
-			return // the host has hung up
+			return // the host has closed the connection
 		}
 		body = body[n:]
 	}
@@ -177,10 +176,10 @@ func answerHead(fields ...int) []byte {
 	return b
 }
 
-// answerOf is the body of an answer with nothing but streams and files for these fields.
+// answerOf returns the body of an answer that has only streams and files, for these fields.
 func answerOf(fields ...int) []byte { return append(answerHead(fields...), 0xa0) }
 
-// pipesToCome waits for the pipes that the host sends, n of them.
+// pipesToCome waits for the n pipes that the host sends.
 func pipesToCome(n int) (fds []int) {
 	for len(fds) < n {
 		fds = nil
@@ -195,7 +194,7 @@ func pipesToCome(n int) (fds []int) {
 	return fds
 }
 
-// leave puts descriptors into a socket of the caller's that nobody reads, and exits.
+// leave sends descriptors to a socket of the caller's that nobody reads, and exits.
 func leave(socket *os.File, fds ...int) error {
 	if err := unix.Sendmsg(int(socket.Fd()), []byte("x"), unix.UnixRights(fds...), nil, 0); err != nil {
 		return err
@@ -204,8 +203,8 @@ func leave(socket *os.File, fds ...int) error {
 	return nil
 }
 
-// lingering is the ends of a TCP connection on which nothing that was sent is taken: who closes the
-// first waits.
+// lingering returns the ends of a TCP connection on which nothing that was sent is received.
+// Whoever closes the first end waits.
 func lingering() (a, b int, err error) {
 	l, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0)
 	if err != nil {
@@ -251,7 +250,7 @@ func inTime(t *testing.T, what string, f func()) {
 	}
 }
 
-// TestAttackFuncAnswers has functions answer with what should have the host wait, or find much
+// TestAttackFuncAnswers has functions send answers that could make the host wait, or use much
 // memory. Each call ends by itself, in time.
 func TestAttackFuncAnswers(t *testing.T) {
 	t.Parallel()
@@ -318,7 +317,7 @@ func TestAttackFuncStreams(t *testing.T) {
 				}
 				inTime(t, "Read", func() { err = <-read })
 				require.Error(t, err)
-				if end == "cancel" && do != "exit" && do != "ends handed on" { // which were over before
+				if end == "cancel" && do != "exit" && do != "ends handed on" { // these had ended before
 					require.ErrorIs(t, err, context.Canceled)
 				}
 			})
@@ -326,7 +325,7 @@ func TestAttackFuncStreams(t *testing.T) {
 	}
 }
 
-// TestAttackFuncHandedOn has a function's process end while somebody else has its end of the
+// TestAttackFuncHandedOn has a function's process end while another process has its end of the
 // connection.
 func TestAttackFuncHandedOn(t *testing.T) {
 	t.Parallel()
@@ -337,7 +336,7 @@ func TestAttackFuncHandedOn(t *testing.T) {
 	})
 }
 
-// returnable is what a function may return as a file, and whether the caller gets it.
+// returnable are files that a function may try to return, and whether the caller gets them.
 var returnable = map[string]struct {
 	open func() (int, error)
 	ok   bool
@@ -402,7 +401,7 @@ func TestAttackFuncDescriptors(t *testing.T) {
 
 var heedless = sandbox.NewFunc("heedless", func(context.Context, struct{ Body io.Reader }) (string, error) { return "ignored", nil })
 
-// TestAttackFuncArguments has functions that do not read their streams, or keep them: callers, and
+// TestAttackFuncArguments has functions that do not read their streams, or keep them. Callers, and
 // the next calls, do not notice.
 func TestAttackFuncArguments(t *testing.T) {
 	t.Parallel()

@@ -22,8 +22,8 @@ import (
 
 func init() { testkit.AddHelper("favoured", favouredHelper) }
 
-// What a service is started with, and what children inherit, is not its runs': a priority above
-// others', protection when memory is short, ignored signals. A lower priority is.
+// A service's runs do not inherit what its other children do: a raised priority, protection when
+// memory is short, ignored signals. They do inherit a lowered priority.
 func TestAttackInherited(t *testing.T) {
 	host, run := favoured(t, -7)
 	if testkit.WholeMachine() && testkit.Effective(unix.CAP_SYS_NICE) {
@@ -45,8 +45,8 @@ func TestAttackInherited(t *testing.T) {
 	require.Equal(t, "15", run["nice"])
 }
 
-// favoured starts a host process that has all of this, as far as this one may give it, and returns
-// what it and its run have.
+// favoured starts a host process that has all of these, as far as this process may give them to it,
+// and returns what it and its run have.
 func favoured(t *testing.T, nice int) (host, run map[string]string) {
 	t.Helper()
 	started := make(chan error)
@@ -78,7 +78,7 @@ func fields(lines string) map[string]string {
 	return m
 }
 
-// favouredHelper prints what it was given, and what its run has of it.
+// favouredHelper prints what it was given, and what its run has inherited of that.
 func favouredHelper(args []string) error {
 	if len(args) == 0 {
 		_ = unix.Setrlimit(unix.RLIMIT_RTPRIO, &unix.Rlimit{Cur: 50, Max: 50})

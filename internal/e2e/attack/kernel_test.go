@@ -21,7 +21,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// What of the kernel a run has no business with is covered, read-only, absent or refused by the filter.
+// The parts of the kernel that are of no use to a run are covered, read-only, absent or refused by
+// the filter.
 func TestAttackKernel(t *testing.T) {
 	t.Parallel()
 	s := attacker("kernel")
@@ -133,7 +134,7 @@ func init() {
 	addAttacks("kernel", list)
 }
 
-// filtered makes a call with nothing but zeros.
+// filtered makes a call whose arguments are all zero.
 func filtered(call uintptr, by error) func([]string) error {
 	return func([]string) error { return refusedBy(rawCall(call), by) }
 }
@@ -142,7 +143,7 @@ func socket(family, kind, protocol int) func([]string) error {
 	return func([]string) error { return opened(unix.Socket(family, kind, protocol)) }
 }
 
-// lease takes one of a file of its own, for which others would wait.
+// lease takes a lease of a file of its own, for which others would wait.
 func lease(command uintptr) error {
 	f, err := os.CreateTemp("", "")
 	if err != nil {
@@ -153,7 +154,7 @@ func lease(command uintptr) error {
 	return rawCall(unix.SYS_FCNTL, f.Fd(), command, unix.F_WRLCK)
 }
 
-// errorUnless is for calls that fail in any case: that they are not permitted comes first.
+// errorUnless is for calls that fail in any case: EPERM comes before other errors.
 func errorUnless(err error) error {
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS) {
 		return err
@@ -198,7 +199,7 @@ func writeProc(path string) error {
 	return nil
 }
 
-// strangeDevices finds a device that a run should not have, anywhere below /dev.
+// strangeDevices finds a device below /dev that a run should not have.
 func strangeDevices() error {
 	good := strings.Fields("/dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty /dev/pts/ptmx")
 	found := errNothing
@@ -211,7 +212,7 @@ func strangeDevices() error {
 	return found
 }
 
-// deviceNode makes a node of a disk or of memory wherever it may write.
+// deviceNode makes a node of a disk or of memory, in any directory that it may write to.
 func deviceNode() error {
 	var errs error
 	for _, dir := range []string{os.TempDir(), "/dev/shm", os.Getenv("HOME"), "/dev"} {
@@ -228,12 +229,13 @@ func deviceNode() error {
 	return errs
 }
 
-// The 32-bit convention of a 64-bit processor has other numbers, which a filter for the native ones must not take for them.
+// The 32-bit convention of a 64-bit processor has other numbers, which the filter must not take for
+// native ones.
 func TestAttackKernelBy32Bits(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "gcc")
 	if runtime.GOARCH != "amd64" {
-		return // there is nothing to attack
+		return // there is no such convention
 	}
 	dir := testkit.OpenDir(t)
 	program := filepath.Join(dir, "int80")
@@ -247,7 +249,7 @@ int main(void) { printf("%d %d\n", call(20, 0) > 0, call(310, 0x10000000)); retu
 	s := sandbox.New(sandbox.WithReadOnlyBind(program, "/int80"), sandbox.WithCommand("/int80"))
 	control, err := s.With(sandbox.WithoutSeccomp()).Output(testkit.Deadline(t))
 	if err != nil {
-		runs.ExitError(t, err) // this kernel has no such convention, and kills who tries
+		runs.ExitError(t, err) // this kernel has no such convention, and kills the process
 		return
 	}
 	require.Equal(t, "1 0\n", string(control))

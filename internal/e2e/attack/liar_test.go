@@ -21,7 +21,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// TestAttackLiar has the inside of a run lie to the host: on the streams that it has, and on the socket that it has not.
+// TestAttackLiar has a run lie to the host: on the streams that it has, and on the socket that it
+// does not have.
 func TestAttackLiar(t *testing.T) {
 	t.Parallel()
 	t.Run("find PID 1's socket", attackSocket)
@@ -33,8 +34,8 @@ func TestAttackLiar(t *testing.T) {
 	t.Run("send what nobody receives", attackUnreceived)
 }
 
-// PID 1 has the socket on which it reports as its descriptor 0. The command has no way to it, with a filter or without,
-// and finds one that it was handed.
+// PID 1 reports on a socket, its descriptor 0. The command can't reach that, with or without a
+// filter. It does find a socket that it was given.
 func attackSocket(t *testing.T) {
 	t.Parallel()
 	for name, s := range map[string]*sandbox.Sandbox{"with a filter": runs.Helper("sockets"), "without": runs.Helper("sockets").With(sandbox.WithoutSeccomp())} {
@@ -44,7 +45,7 @@ func attackSocket(t *testing.T) {
 	require.Equal(t, "descriptor 3", runs.Output(t, runs.Helper("sockets").With(sandbox.WithExtraFiles(pair[0]))))
 }
 
-// socketsHelper prints which sockets it found, its own and PID 1's.
+// socketsHelper prints which sockets it finds, its own and PID 1's.
 func socketsHelper([]string) error {
 	isSocket := func(fd int) bool {
 		var st unix.Stat_t
@@ -72,8 +73,8 @@ func socketsHelper([]string) error {
 	return nil
 }
 
-// Assume that the command has taken over PID 1 all the same: whatever it says on the socket, the run ends then and there.
-// The test, which as root can, takes the socket.
+// Assume that the command has taken over PID 1 after all: whatever it writes to the socket, the run
+// ends at once. The test takes the socket, which root can.
 func attackLastWord(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "root")
@@ -123,7 +124,7 @@ func reportSocket(t *testing.T, p *sandbox.Process) int {
 	require.NoError(t, err)
 	defer unix.Close(pidfd)
 	socket := -1
-	testkit.Eventually(t, "PID 1 has put its socket in its place", func() bool { // it does so after it said that the command has started
+	testkit.Eventually(t, "PID 1 has put its socket in its place", func() bool { // after it reported that the command has started
 		if socket, err = unix.PidfdGetfd(pidfd, 0, 0); err != nil {
 			return false
 		}
@@ -137,10 +138,10 @@ func reportSocket(t *testing.T, p *sandbox.Process) int {
 	return socket
 }
 
-// attackTimeout is how long an attack goes on that only time ends.
+// attackTimeout is how long an attack goes on that only its timeout ends.
 const attackTimeout = 200 * time.Millisecond
 
-// requireTimedOut runs what does not end by itself: it is killed, and soon.
+// requireTimedOut runs a command that does not end by itself: it is killed soon.
 func requireTimedOut(t *testing.T, s *sandbox.Sandbox) {
 	t.Helper()
 	begin := time.Now()
@@ -162,7 +163,7 @@ func attackEndlessOutput(t *testing.T) {
 	testkit.RequireGone(t, mark)
 }
 
-// The run goes on without its streams, and ends with its time and not with them.
+// The run goes on without its streams. Its timeout ends it, not theirs.
 func attackClosedStreams(t *testing.T) {
 	t.Parallel()
 	mark := testkit.ALongTime()
@@ -171,7 +172,7 @@ func attackClosedStreams(t *testing.T) {
 	testkit.RequireGone(t, mark)
 }
 
-// endless is input without end.
+// endless is an endless input.
 type endless struct{}
 
 func (endless) Read(b []byte) (int, error) { return len(b), nil }
@@ -199,14 +200,15 @@ func attackUnreadInput(t *testing.T) {
 	testkit.RequireGone(t, mark)
 }
 
-// A socket that the run was handed is full of messages with descriptors, of its other end among them, that nobody receives.
+// A socket that the run was given is full of messages with descriptors, among them its other end,
+// that nobody receives.
 func attackUnreceived(t *testing.T) {
 	t.Parallel()
 	pair := socketPair(t, unix.SOCK_STREAM)
 	require.Equal(t, "sent", runs.Output(t, runs.Helper("send").With(sandbox.WithExtraFiles(pair[0], pair[1]))))
 }
 
-// sendHelper sends descriptors of sockets over those sockets until no more are taken.
+// sendHelper sends descriptors of sockets over those sockets until they take no more.
 func sendHelper([]string) error {
 	if err := unix.SetNonblock(3, true); err != nil {
 		return err

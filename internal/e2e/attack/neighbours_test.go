@@ -20,13 +20,14 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// hoard is something that the kernel counts for more than one run, or gives to the first who asks.
+// hoard is something that the kernel counts for several runs together, or gives to the first who
+// asks.
 type hoard struct {
-	take func(i int) error // takes one of it, for good
-	most int               // that are tried
+	take func(i int) error // takes one more of it, for good
+	most int               // how many are tried
 }
 
-// hoards are what a run may try to take from all others.
+// hoards are what a run may try to take away from all others.
 var hoards = map[string]hoard{
 	"inotify instances":    {func(int) error { _, err := unix.InotifyInit1(0); return err }, 1000},
 	"inotify watches":      {watchOne, 1 << 20},
@@ -41,7 +42,7 @@ var hoards = map[string]hoard{
 
 var watcher struct{ instance, files int }
 
-// watchOne watches one more file: each instance of inotify the same ones.
+// watchOne watches one more file. Each instance of inotify watches the same ones.
 func watchOne(i int) (err error) {
 	const files = 20_000
 	if i%files == 0 {
@@ -110,7 +111,8 @@ func forkSleeper() error {
 	return nil
 }
 
-// hoardHelper takes as many as it gets of one kind, and prints how many and why no more. Then it waits for the end of its input.
+// hoardHelper takes as many of one kind as it gets, and prints how many and why no more. Then it
+// waits for the end of its input.
 func hoardHelper(args []string) error {
 	h := hoards[args[0]]
 	if len(args) > 1 {
@@ -128,7 +130,8 @@ func hoardHelper(args []string) error {
 	return err
 }
 
-// A run that takes all that it can get of something is stopped before the end of it, and a run beside it gets what it gets alone.
+// A run that takes all that it can get of something is stopped before nothing is left, and a run
+// beside it gets as much as it gets alone.
 func TestAttackNeighbours(t *testing.T) {
 	testkit.Need(t, "root")
 	for name, h := range hoards {
@@ -150,7 +153,7 @@ func TestAttackNeighbours(t *testing.T) {
 	}
 }
 
-// beside starts a sandbox that goes on until the test's end, and returns what it prints.
+// beside starts a sandbox whose run goes on until the test's end, and returns its output.
 func beside(t *testing.T, s *sandbox.Sandbox) *bufio.Reader {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -165,8 +168,8 @@ func beside(t *testing.T, s *sandbox.Sandbox) *bufio.Reader {
 	return bufio.NewReader(r)
 }
 
-// Runs share the files of their root, and with them locks and who is told of accesses, as SECURITY.md says. A writable root,
-// which is a layer for each run, keeps them apart.
+// Runs share the files of their root, and so locks and notifications of accesses, as SECURITY.md
+// says. A writable root, which is a layer for each run, keeps them apart.
 func TestAttackSharedFiles(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "overlayfs for runs")

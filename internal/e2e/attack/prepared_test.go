@@ -16,7 +16,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// echoing is a run that answers each line, as long as nobody disturbs it.
+// echoing is a run that answers each line, as long as nothing disturbs it.
 type echoing struct {
 	in  *os.File
 	out *bufio.Reader
@@ -44,10 +44,10 @@ func (e *echoing) requireAlive(t *testing.T) {
 	require.Equal(t, word, answer)
 }
 
-// The bombs here have the machine for themselves: most are held by time.
+// The bomb tests here run alone on the machine: time stops most of the bombs.
 
-// Bombs in runs that were prepared are held by the same limits as in fresh ones. The runs that wait
-// beside them, and one that lives, notice nothing.
+// Bombs in prepared runs are stopped by the same limits as in fresh ones. The prepared runs that
+// wait beside them, and one that is active, notice nothing.
 func TestAttackBombsPrepared(t *testing.T) {
 	neighbour := startEchoing(t)
 	for _, test := range bombTests(t) {
@@ -68,11 +68,11 @@ func TestAttackBombsPrepared(t *testing.T) {
 	}
 }
 
-// Bombs in a function's process are held by the same limits, and say the same. The next call has a
-// process of its own.
+// Bombs in a function's process are stopped by the same limits, with the same errors. The next call
+// has a process of its own.
 func TestAttackBombsInFunctions(t *testing.T) {
 	neighbour := startEchoing(t)
-	limit := 2 * bombLimit() // the process that serves begins first
+	limit := 2 * bombLimit() // the serving process needs memory before
 	memory, few := sandbox.WithMemory(64*sandbox.MiB), sandbox.WithPIDs(64)
 	for _, test := range []struct {
 		name, needs string

@@ -22,7 +22,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// Whatever user a run has: it gains no privilege, makes no namespace and no mount, and has no way to its PID 1.
+// Whatever user a run has, it gains no privilege, makes no namespace and no mount, and has no
+// access to its PID 1.
 func TestAttackPrivilege(t *testing.T) {
 	t.Parallel()
 	s := attacker("privilege", "1")
@@ -37,7 +38,8 @@ func TestAttackPrivilege(t *testing.T) {
 	requireControl(t, "privilege", strconv.Itoa(target.Process.Pid))
 }
 
-// samePID1 is what a run whose user has the id of PID 1 may do to it. It has nothing left to do for which limits matter.
+// samePID1 is what a run whose user has the id of PID 1 may do to it. PID 1 has nothing left to do
+// for which limits matter.
 const samePID1 = "limits of PID 1"
 
 func samePID1If(same bool) []string {
@@ -47,7 +49,7 @@ func samePID1If(same bool) []string {
 	return nil
 }
 
-// A capability to trace others does not reach PID 1 either.
+// A capability to trace others does not give access to PID 1 either.
 func TestAttackPrivilegeWithCapabilities(t *testing.T) {
 	t.Parallel()
 	s := attacker("PID 1", "1")
@@ -56,7 +58,7 @@ func TestAttackPrivilegeWithCapabilities(t *testing.T) {
 	t.Run("as uid 0", func(t *testing.T) { requireHeld(t, "PID 1", s.With(kept, sandbox.WithUser(0, 0)), samePID1) })
 }
 
-// A set-uid program gives a run nothing, on the host it would.
+// A set-uid program gives a run nothing. On the host it would.
 func TestAttackSetUIDProgram(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "a whole machine's root")
@@ -155,7 +157,8 @@ func init() {
 	addAttacks("privilege", append(list, attacksOnProcess...))
 }
 
-// attacksOnProcess are those on PID 1 of the run; on the host on the test's own process. The first argument is which.
+// attacksOnProcess are attacks on PID 1 of the run, or on the host on the test's own process. The
+// first argument is the pid.
 var attacksOnProcess = func() []attack {
 	list := []attack{
 		{"trace PID 1", func(args []string) error { return rawCall(unix.SYS_PTRACE, unix.PTRACE_SEIZE, number(args[0]), 0, 0) }, true},
@@ -176,7 +179,7 @@ var attacksOnProcess = func() []attack {
 			var b [8]byte
 			local := []unix.Iovec{{Base: &b[0], Len: 8}}
 			_, err := unix.ProcessVMReadv(int(number(args[0])), local, []unix.RemoteIovec{{Base: startOf(args[0]), Len: 8}}, 0)
-			return refusedBy(err, unix.EPERM) // a wrong address is the attacker's mistake
+			return refusedBy(err, unix.EPERM) // a wrong address is a mistake of the attacker
 		}, true},
 		{"PID 1 stopped or killed", func(args []string) error {
 			for _, sig := range []syscall.Signal{unix.SIGKILL, unix.SIGSTOP, unix.SIGTSTP, unix.SIGTERM, unix.SIGSEGV, unix.SIGSYS, 34, 64} {
@@ -221,7 +224,8 @@ var attacksOnProcess = func() []attack {
 	return list
 }()
 
-// refusedBy turns any error but the one that a filter gives into success: the call was let through.
+// refusedBy turns any error except the one that a filter gives into success: the call was let
+// through.
 func refusedBy(err, filter error) error {
 	if errors.Is(err, filter) {
 		return err
@@ -263,7 +267,7 @@ func loopbackDown() error {
 	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r)
 }
 
-// writableCgroup opens whatever cgroup file can be written to.
+// writableCgroup opens any cgroup file that can be written to.
 func writableCgroup() error {
 	files, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
 	more, _ := filepath.Glob("/sys/fs/cgroup/cgroup.procs")
@@ -276,7 +280,7 @@ func writableCgroup() error {
 	return errNothing
 }
 
-// anyBits tells whether a field of the own status that begins so has a bit set.
+// anyBits reports whether a field of this process's status that begins with prefix has a bit set.
 func anyBits(prefix string) error {
 	b, err := os.ReadFile("/proc/self/status")
 	if err != nil {
@@ -305,7 +309,7 @@ func number(s string) uintptr {
 	return uintptr(n)
 }
 
-// startOf is the first address that a process has mapped, or this one's.
+// startOf returns the first mapped address of a process, or of this one.
 func startOf(pid string) uintptr {
 	b, err := os.ReadFile("/proc/" + pid + "/maps")
 	if err != nil {

@@ -19,11 +19,11 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// The tests here have the form of published holes of other tools; SECURITY.md lists them, with
-// those that are elsewhere.
+// The tests here follow published vulnerabilities of other tools. SECURITY.md lists them, with
+// those that are tested elsewhere.
 
-// hostileRoots change a root so that who mounts, opens or makes something in it by name is led to
-// the host, or past a mask.
+// hostileRoots change a root so that a process that mounts, opens or makes something in it by name
+// is led to the host, or past a mask.
 var hostileRoots = map[string]func(t *testing.T, root, host string){
 	// CVE-2019-19921, CVE-2023-27561, CVE-2023-28642
 	"/proc is a link to the host":    linked("/proc"),
@@ -67,8 +67,8 @@ func link(t *testing.T, root, name, to string) {
 	require.NoError(t, os.Symlink(to, root+name))
 }
 
-// Whatever a root has where the library mounts: the run gets what it should have there, or does not
-// start. The host is not changed.
+// Whatever a root has at the places where the library mounts, the run gets what it should have
+// there, or does not start. The host is not changed.
 func TestAttackRootLinks(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")
@@ -103,10 +103,10 @@ func TestAttackRootLinks(t *testing.T) {
 	}
 }
 
-// Nothing is reachable by name on the host's network: CVE-2020-15257 was an abstract socket that
-// containers with that network could connect to. The kernel gives this process's end of each run's
-// socket such a name, as it wants to know who sends (unix(7), SO_PASSCRED), but what is a pair
-// already takes no connections.
+// Nothing can be reached by name on the host's network: CVE-2020-15257 was an abstract socket to
+// which containers on that network could connect. The kernel gives this process's end of each run's
+// socket such a name, because this process wants to know the sender (unix(7), SO_PASSCRED), but a
+// connected pair takes no connections.
 func TestAttackAbstractSockets(t *testing.T) {
 	p := runs.Start(t, sandbox.New(sandbox.WithCommand("sleep", "1000"), sandbox.WithNetwork(sandbox.NetworkHost)))
 	server := parent(t, parent(t, p.PID()))
@@ -133,7 +133,7 @@ func connectHelper(names []string) error {
 	return nil
 }
 
-// namedSockets are those of the processes, as far as this one may look at them.
+// namedSockets returns the named sockets of the processes, as far as this one may inspect them.
 func namedSockets(t *testing.T, pids ...int) (names []string) {
 	have := map[string]bool{}
 	for _, pid := range pids {
@@ -155,8 +155,8 @@ func namedSockets(t *testing.T, pids ...int) (names []string) {
 	return names
 }
 
-// What is large is passed on whole, or refused: in CVE-2021-43784 a length did not fit its field,
-// and what came after was read as something else. The cell's other runs notice nothing.
+// Large data is passed on as a whole, or refused: in CVE-2021-43784 a length did not fit its field,
+// and what followed was read as something else. The cell's other runs notice nothing.
 func TestAttackLengths(t *testing.T) {
 	t.Parallel()
 	neighbour := startEchoing(t)
@@ -227,8 +227,8 @@ func TestAttackLibraries(t *testing.T) {
 	}
 }
 
-// What cleans up behind a run is not led astray by links that have taken the place of its mount
-// points: CVE-2024-23652.
+// Cleaning up after a run is not misled by links that have replaced its mount points:
+// CVE-2024-23652.
 func TestAttackCleanUp(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")
@@ -241,14 +241,14 @@ func TestAttackCleanUp(t *testing.T) {
 	p := runs.Start(t, runs.Shell("cat", sandbox.WithBind(dir, "/data"), sandbox.WithTmpfs("/data/below", sandbox.MiB), sandbox.WithBind(nested, "/data/deep/more"),
 		sandbox.WithStdin(in)))
 	in.Close()
-	for _, name := range []string{"below", "deep/more", "deep"} { // as another run with the same bind may
+	for _, name := range []string{"below", "deep/more", "deep"} { // as another run with the same bind may do
 		require.NoError(t, os.Rename(filepath.Join(dir, name), filepath.Join(dir, "was-"+filepath.Base(name))))
 		require.NoError(t, os.Symlink(host, filepath.Join(dir, name)))
 	}
 	require.NoError(t, hold.Close())
 	_, err = p.Wait()
 	require.NoError(t, err)
-	runs.Output(t, runs.Shell("exit 0")) // by now, what the other one had has been given back
+	runs.Output(t, runs.Shell("exit 0")) // by now the other run has returned what it had
 	require.Equal(t, before, snapshot(t, host))
 	to, err := os.Readlink(filepath.Join(dir, "below"))
 	require.NoError(t, err)

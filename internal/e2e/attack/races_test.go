@@ -24,14 +24,15 @@ import (
 
 func init() { testkit.AddHelper("swap", swapHelper) }
 
-// points are the mount points in a root that an attacker swaps with links while runs start, and bindPoints those in a bind.
+// points are the mount points in a root that an attacker swaps with links while runs start.
+// bindPoints are those in a bind.
 var (
 	points     = []string{"proc", "dev", "tmp", "home", "home/sandbox", "etc", "data", "data/below"}
 	bindPoints = []string{"below", "deep", "deep/more"}
 )
 
-// swapper exchanges the directories in root with links to elsewhere and back, until done says so: CVE-2021-30465, CVE-2025-31133.
-// Each link leads to one target after the other.
+// swapper exchanges the directories in root with links and back, until done returns true:
+// CVE-2021-30465, CVE-2025-31133. Each link leads to one target after the other.
 func swapper(root string, points, targets []string, done func() bool) error {
 	for i := 0; !done(); i++ {
 		for k, p := range points {
@@ -42,14 +43,15 @@ func swapper(root string, points, targets []string, done func() bool) error {
 				return fmt.Errorf("%s: %w", p, err)
 			}
 		}
-		if i%2 == 1 { // all is for a moment as it was
+		if i%2 == 1 { // for a moment everything is as it was
 			time.Sleep(time.Duration(i%10) * 200 * time.Microsecond)
 		}
 	}
 	return nil
 }
 
-// exchange swaps a point with its alternative, itself not led astray by what has been swapped on the way.
+// exchange swaps a point with its alternative. It is not misled itself by what has been swapped on
+// the way.
 func exchange(root, p string) error {
 	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY, 0)
 	names := strings.Split(p, "/")
@@ -74,7 +76,7 @@ func alternative(root, point string) string {
 	return filepath.Join(root, "alt-"+strings.ReplaceAll(point, "/", "-"))
 }
 
-// swapHelper is the attacker in a run of its own, which got the root of others as a writable bind.
+// swapHelper is the attacker in a run of its own, which has the root of others as a writable bind.
 func swapHelper(args []string) error {
 	go func() { _ = swapper(args[1], bindPoints, args[2:], func() bool { return false }) }()
 	return swapper(args[0], points, args[2:], func() bool { return false })
@@ -82,7 +84,8 @@ func swapHelper(args []string) error {
 
 const canary = "the host's secret"
 
-// canaryDir is a directory of the host that looks like a root, so that whoever is led there finds what he looks for.
+// canaryDir returns a directory of the host that looks like a root, so that a process that is led
+// there finds what it looks for.
 func canaryDir(t *testing.T) string {
 	dir := testkit.OpenDir(t)
 	for _, p := range slices.Concat([]string{"."}, points, bindPoints) {
@@ -93,7 +96,8 @@ func canaryDir(t *testing.T) string {
 	return dir
 }
 
-// However links are swapped in a root, or in what is bound, while runs start: nothing of the host is read or changed.
+// However links are swapped in a root, or in a bind, while runs start: nothing of the host is read
+// or changed.
 func TestAttackRaces(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")
@@ -135,7 +139,7 @@ func TestAttackRaces(t *testing.T) {
 	}
 }
 
-// requireLedAstray requires that whoever follows the links is led to the host, at every point.
+// requireLedAstray requires that following the links leads to the host at every point.
 func requireLedAstray(t *testing.T, root string, points []string) {
 	for _, p := range points {
 		testkit.Eventually(t, p+" leads to the host", func() bool {
@@ -145,8 +149,8 @@ func requireLedAstray(t *testing.T, root string, points []string) {
 	}
 }
 
-// strayMounts is what is mounted on the host in the given directories, and in the cell where no template has its place. There
-// should be no more when runs have been started than before.
+// strayMounts returns what is mounted on the host in the given directories, and in the cell outside
+// of the places of templates. There should be no more after runs have started than before.
 func strayMounts(t *testing.T, c *sandbox.Cell, dirs ...string) (list []string) {
 	for _, at := range testkit.MountPoints() {
 		for _, dir := range dirs {
@@ -179,7 +183,7 @@ func parent(t *testing.T, pid int) (parent int) {
 	return parent
 }
 
-// raceRuns starts runs in the root, and with what is bound. Those that start see nothing of the host's.
+// raceRuns starts runs in the root and with the bind. Those that start see nothing of the host's.
 func raceRuns(t *testing.T, rounds int, root, bind string, c *sandbox.Cell) {
 	base := sandbox.New(sandbox.WithCell(c), sandbox.WithRootfs(sandbox.DirRootfs(root)), sandbox.WithTmpfs("/data/below", sandbox.MiB),
 		sandbox.WithFile("/etc/app.conf", []byte("x"), 0o644), sandbox.WithBind(bind, "/data"),
@@ -232,7 +236,7 @@ func raceRuns(t *testing.T, rounds int, root, bind string, c *sandbox.Cell) {
 	require.Positive(t, started)
 }
 
-// snapshot is everything about a tree that an attack could change.
+// snapshot returns everything about a tree that an attack could change.
 func snapshot(t *testing.T, dir string) (list []string) {
 	for _, path := range testkit.Tree(t, dir) {
 		var st unix.Stat_t

@@ -25,8 +25,8 @@ import (
 )
 
 // The scenarios are those of SandboxEscapeBench (arXiv:2603.02277), in which a flag of the host is
-// to be read or changed from a container: each that does not take a cluster. In the benchmark each
-// container has a misconfiguration. Here the options do that, as far as there is one.
+// to be read or changed from a container, except those that need a cluster. In the benchmark each
+// container has a misconfiguration. Here the options make it, as far as there is one for it.
 
 const hostFlag = "the host's flag"
 
@@ -61,9 +61,9 @@ func init() {
 	})
 }
 
-// Nothing gets through by default, nor as root with all capabilities that a run can have and no
-// filter, except that its network is its own. What an option opens by its name is open, and nothing
-// else.
+// Nothing succeeds by default. The same holds for root with all capabilities that a run can have
+// and no filter, except that this run's network is its own. An option gives access to what it
+// names, and to nothing else.
 func TestAttackScenarios(t *testing.T) {
 	dir := testkit.OpenDir(t)
 	t.Setenv("KUBERNETES_TOKEN", hostFlag)
@@ -109,7 +109,7 @@ func TestAttackScenarios(t *testing.T) {
 	b, err := os.ReadFile(dir + "/flag")
 	require.NoError(t, err)
 	require.Equal(t, hostFlag, string(b), "nobody has changed it")
-	t.Run("WithBind", func(t *testing.T) { // last, as it does
+	t.Run("WithBind", func(t *testing.T) { // last, because it changes the flag
 		testkit.Need(t, "idmapped tmpfs or an ordinary user")
 		requireHeld(t, "scenarios", s.With(sandbox.WithBind(dir, "/host")), "a host path that is mounted")
 	})
@@ -117,8 +117,8 @@ func TestAttackScenarios(t *testing.T) {
 	requireControl(t, "scenarios", args...)
 }
 
-// What is in an option is not read as another setting: CVE-2022-0811, where sysctls came through
-// the value of one.
+// The content of an option is not read as another setting: CVE-2022-0811, where the value of one
+// set sysctls.
 func TestAttackSmuggledSettings(t *testing.T) {
 	t.Parallel()
 	pattern := func() string {
@@ -180,8 +180,8 @@ func openDisk() error {
 	return err
 }
 
-// rootByHandle opens inode 2, which is the root of a file system on a disk, by what is mounted of
-// that: the "shocker".
+// rootByHandle opens inode 2, the root of a file system on a disk, through any mount of it: the
+// "shocker".
 func rootByHandle() (err error) {
 	for _, at := range []string{"/", "/usr", "/etc/ssl/certs", "/helper"} {
 		for _, kind := range []int32{1, 0x81} { // FILEID_INO32_GEN and that of xfs: linux/exportfs.h
@@ -196,7 +196,8 @@ func rootByHandle() (err error) {
 	return err
 }
 
-// releaseAgent looks for that file in what is mounted, and mounts what has it.
+// releaseAgent looks for a file of that name in what is mounted, and mounts hierarchies that have
+// it.
 func releaseAgent() error {
 	files, _ := filepath.Glob("/sys/fs/cgroup/*/release_agent")
 	for _, f := range files {
@@ -225,7 +226,7 @@ func bpfMap() error {
 	return unix.Close(int(fd))
 }
 
-// victimFile is one that the run can read and not write to, with what it begins with.
+// victimFile returns a file that the run can read but not write to, and its first bytes.
 func victimFile() (*os.File, []byte, error) {
 	name := "/usr/bin/env"
 	f, err := os.Open(name)
@@ -280,7 +281,7 @@ func dirtyCOW() error {
 	return fmt.Errorf("%w (%v)", errNothing, memErr)
 }
 
-// dirtyPipe fills a pipe, empties it, has it refer to a page of the file, and writes on:
+// dirtyPipe fills a pipe, empties it, makes it refer to a page of the file, and writes again:
 // CVE-2022-0847.
 func dirtyPipe() error {
 	f, head, err := victimFile()

@@ -20,7 +20,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// Nothing of the host, its processes or other runs is to be found in a run.
+// Nothing of the host, its processes or other runs can be found in a run.
 func TestAttackSecrets(t *testing.T) {
 	secret := "secret-" + testkit.ALongTime()
 	t.Setenv("SANDBOX_TEST_SECRET", secret)
@@ -53,11 +53,12 @@ func TestAttackSecrets(t *testing.T) {
 	if testkit.AsRoot() && testkit.Effective(unix.CAP_NET_ADMIN) {
 		t.Run("without a user namespace", func(t *testing.T) { requireHeld(t, "secrets", runs.HostUser(s)) })
 	}
-	leaveOpen(t, file) // once more: as a cell boots, libcontainer makes what is open close-on-exec
+	leaveOpen(t, file) // again: when a cell boots, libcontainer makes open files close-on-exec
 	requireControl(t, "secrets", args...)
 }
 
-// leaveOpen has a file and an event descriptor that are not close-on-exec, as careless programs have them.
+// leaveOpen opens a file and an event descriptor that are not close-on-exec, as careless programs
+// do.
 func leaveOpen(t *testing.T, name string) {
 	file, err := unix.Open(name, unix.O_RDONLY, 0)
 	require.NoError(t, err)
@@ -117,7 +118,7 @@ func contains(file, what string) error {
 	return err
 }
 
-// inFiles looks for a text in what matches the patterns, but for what is this process's own.
+// inFiles looks for a text in the files that match the patterns, except this process's own.
 func inFiles(what string, patterns ...string) error {
 	result := errNothing
 	for _, p := range patterns {
@@ -162,7 +163,8 @@ func hostNamed(name string) error {
 	return inFiles(name, "/etc/hostname", "/etc/hosts", "/proc/sys/kernel/hostname")
 }
 
-// strangeDescriptors finds one that this process, a Go program with three standard streams, has not opened itself.
+// strangeDescriptors finds a descriptor that this process, a Go program with three standard
+// streams, has not opened itself.
 func strangeDescriptors() error {
 	entries, err := os.ReadDir("/proc/self/fd")
 	events := 0
@@ -192,7 +194,8 @@ func otherInterfaces() error {
 	return errors.Join(err, errNothing)
 }
 
-// A crash starts no program of the host, which would work on what the attacker left in memory: core(5).
+// A crash starts no program of the host, which would process memory that the attacker controls:
+// core(5).
 func TestAttackCoreDump(t *testing.T) {
 	testkit.Need(t, "a guest's sysctls")
 	dir := testkit.OpenDir(t)

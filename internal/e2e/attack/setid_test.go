@@ -20,7 +20,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// A program with a set-uid bit in a writable bind would be the host's: it has the owner of the bind's directory there.
+// A set-uid program in a writable bind would have power on the host, where it belongs to the owner
+// of the bind's directory.
 func TestAttackSetID(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")
@@ -86,7 +87,7 @@ func init() {
 	addAttacks("set-id", list)
 }
 
-// setIDWays give a file a mode.
+// setIDWays are ways to give a file a mode.
 var setIDWays = []struct {
 	name string
 	try  func(name string, mode uint32) error
@@ -128,7 +129,7 @@ var setIDWays = []struct {
 
 const x32Bit = 0x40000000
 
-// atCWD is a variable since the constant does not fit a uintptr.
+// atCWD is a variable because the constant does not fit a uintptr.
 var atCWD = unix.AT_FDCWD
 
 func existing(try func(name string, mode uint32) error) func(string, uint32) error {

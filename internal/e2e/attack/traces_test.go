@@ -26,13 +26,13 @@ import (
 
 func init() { testkit.AddHelper("trail", trailHelper) }
 
-// A trace is what a run can leave behind for another, which is not meant to know of it. The list
+// A trace is something that a run can leave for another, which must not learn about it. The list
 // has what sandboxes of programming contests were found to leak, and what the kernel counts.
 type trace struct {
 	name  string
 	leave func() error
-	find  func() error // returns nil if it is there
-	own   bool         // also the run that left it finds it, which proves that it can be found
+	find  func() error // returns nil if the trace is there
+	own   bool         // the run that left it finds it too, which proves that it can be found
 }
 
 var traces = []trace{
@@ -59,7 +59,7 @@ var traces = []trace{
 	{"memory of files", func() error { return fillFile() }, func() error { return filledFile() }, false},
 }
 
-// keyTraces take a run without a filter, which refuses all that is about keys.
+// keyTraces need a run without a filter, which refuses all calls for keys.
 var keyTraces = []trace{keyTrace("session", -3), keyTrace("user", -4), keyTrace("user session", -5)}
 
 const traceKey = 0x5a4d0c1d
@@ -98,8 +98,8 @@ func trailHelper(args []string) error {
 	return errors.Join(errs, err)
 }
 
-// What a run leaves is found by none beside it and by none after it, whichever way they are
-// started, and by itself.
+// A trace that a run leaves is found by the run itself, but by no run beside or after it, however
+// they are started.
 func TestAttackTraces(t *testing.T) {
 	t.Parallel()
 	base := sandbox.New()
@@ -157,7 +157,7 @@ func requireNoTrace(t *testing.T, kind, out string) {
 	}
 }
 
-// held keeps open what is to be found.
+// held keeps open what should be found.
 var held []io.Closer
 
 func fileTrace(dir string) trace {
@@ -196,7 +196,7 @@ func holdPort() error {
 	return err
 }
 
-// inUse turns the error of who comes second into success.
+// inUse turns the error of the second user into success.
 func inUse(err error) error {
 	if errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EWOULDBLOCK) {
 		return nil
@@ -204,7 +204,7 @@ func inUse(err error) error {
 	return errors.Join(err, errNothing)
 }
 
-// smallQueue is one of which a user may have several, where runs have the same.
+// smallQueue makes a queue of which a user may have several, in case runs have the same user.
 func smallQueue() error {
 	attr := [8]int64{1: 1, 2: 16} // mq_maxmsg, mq_msgsize: mq_getattr(3)
 	return rawCall(unix.SYS_MQ_OPEN, pathOf("trace"), unix.O_CREAT|unix.O_RDWR, 0o666, uintptr(unsafe.Pointer(&attr)))
@@ -219,8 +219,8 @@ func lockTrace() error {
 	return err
 }
 
-// lockRange locks a byte whose place others could read. The kernel hides other namespaces' locks,
-// but not those of open files.
+// lockRange locks a byte whose position others could read. The kernel hides locks of other
+// namespaces, but not those of open files.
 func lockRange() error {
 	f, err := os.OpenFile("/tmp/trace.range", os.O_CREATE|os.O_RDWR, 0o666)
 	if err == nil {
@@ -239,7 +239,7 @@ func terminalNumber() (int, error) {
 	return unix.IoctlGetInt(int(f.Fd()), unix.TIOCGPTN)
 }
 
-// above finds a number that is too large for who is alone and first.
+// above finds a number that is too large for a process that is alone and first.
 func above(most int) func(int, error) error {
 	return func(n int, err error) error {
 		if err == nil && n <= most {
@@ -268,7 +268,7 @@ func sendPacket() error {
 	return err
 }
 
-// strangePackets finds that lo has been used, other than by what looked for servers.
+// strangePackets finds that lo has been used, except by the search for servers.
 func strangePackets() error {
 	b, err := os.ReadFile("/proc/net/snmp")
 	if err != nil {
@@ -352,7 +352,7 @@ func fillFile() error {
 	return os.WriteFile("/dev/shm/trace.filled", bytes.Repeat([]byte{0x5a}, traceSize), 0o600)
 }
 
-// filledFile has a file's pages appear without writing to them.
+// filledFile makes a file's pages appear without writing to them.
 func filledFile() error {
 	f, err := os.Create("/dev/shm/trace.empty")
 	if err != nil {
@@ -382,8 +382,8 @@ func keyTrace(name string, ring int) trace {
 		}, true}
 }
 
-// attributesHelper prints all of a process that exec passes on, or that programs look at, and does
-// not depend on the machine.
+// attributesHelper prints everything about a process that exec passes on, or that programs look at,
+// and that does not depend on the machine.
 func attributesHelper([]string) error {
 	status, err := os.ReadFile("/proc/thread-self/status")
 	for line := range strings.Lines(string(status)) {
@@ -415,7 +415,7 @@ func attributesHelper([]string) error {
 
 func init() { testkit.AddHelper("attributes", attributesHelper) }
 
-// Nothing in a process tells how it was started and what ran before it.
+// Nothing in a process shows how it was started and what ran before it.
 func TestAttackAttributes(t *testing.T) {
 	t.Parallel()
 	s := sandbox.New(runs.HelperOptions()...)
@@ -430,7 +430,7 @@ func TestAttackAttributes(t *testing.T) {
 	require.Equal(t, want, runs.Output(t, runs.HelperOf(s.With(sandbox.WithCell(c)), "attributes")), "in another cell")
 }
 
-// What a run used is its own, whatever ran before it in the same sandbox:
+// The usage of a run is its own, whatever ran before it in the same sandbox:
 // https://github.com/ioi/isolate/issues/158.
 func TestAttackUsage(t *testing.T) {
 	t.Parallel()

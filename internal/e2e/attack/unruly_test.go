@@ -31,8 +31,7 @@ func init() {
 	testkit.AddHelper("keep", keepHelper)
 }
 
-// unruly is what a run may be doing while it is looked at, paused and killed. All of it goes on
-// without end.
+// unruly is what a run may be doing, endlessly, while it is inspected, paused and killed.
 var unruly = map[string]func() error{
 	"renames itself": func() error {
 		for i := 0; ; i++ {
@@ -67,7 +66,7 @@ var unruly = map[string]func() error{
 	"begins threads": func() error {
 		for {
 			ended := make(chan bool)
-			go func() { runtime.LockOSThread(); close(ended) }() // the thread ends with it
+			go func() { runtime.LockOSThread(); close(ended) }() // ends the thread
 			<-ended
 		}
 	},
@@ -85,7 +84,7 @@ var unruly = map[string]func() error{
 				return err
 			}
 			if i%100 == 99 {
-				time.Sleep(20 * time.Millisecond) // stays in its stop
+				time.Sleep(20 * time.Millisecond) // stays stopped
 			}
 			_ = unix.PtraceCont(int(pid), 0)
 		}
@@ -139,9 +138,8 @@ var unruly = map[string]func() error{
 
 func unrulyHelper(args []string) error { return unruly[args[0]]() }
 
-// Whatever a run is doing: it can be paused and resumed, looked at and signalled, by several at
-// once, and ended while it is paused or not. It ends at once, with the right reason, and nothing of
-// it is left.
+// Whatever a run is doing, several callers at once can pause and resume it, inspect and signal it,
+// and end it, paused or not. It ends at once, with the right reason, and nothing of it is left.
 func TestAttackUnruly(t *testing.T) {
 	t.Parallel()
 	rounds := 3
@@ -209,8 +207,9 @@ func requireManageable(t *testing.T, name string, reason sandbox.Reason, end fun
 	requireNone(t, mark)
 }
 
-// A run sends its output's descriptor to another, which holds it, and writes to it, after the first
-// has ended. That one's result is there when it ends, and has nothing that was written afterwards.
+// A run sends its output's descriptor to another, which keeps it, and writes to it after the first
+// has ended. The first run's result is there when it ends, and contains nothing that was written
+// afterwards.
 func TestAttackGivenStreams(t *testing.T) {
 	t.Parallel()
 	pair := socketPair(t, unix.SOCK_SEQPACKET)
@@ -240,7 +239,7 @@ func TestAttackGivenStreams(t *testing.T) {
 	require.NoError(t, keeper.Signal(syscall.Signal(0)), "it still has them")
 }
 
-// giveHelper sends its standard output and error, and ends when somebody has them.
+// giveHelper sends its standard output and error, and ends when another process has them.
 func giveHelper([]string) error {
 	fmt.Println("mine")
 	if err := unix.Sendmsg(3, []byte{0}, unix.UnixRights(1, 2), nil, 0); err != nil {
@@ -250,7 +249,7 @@ func giveHelper([]string) error {
 	return err
 }
 
-// keepHelper takes what it is sent, says so, and goes on writing to it.
+// keepHelper receives descriptors, reports that, and goes on writing to them.
 func keepHelper([]string) error {
 	signal.Ignore(syscall.SIGPIPE)
 	for {

@@ -21,14 +21,15 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// What a run sees of its cgroup it can't change, whoever it is, and there is nothing behind it.
+// A run can't change what it sees of its cgroup, whatever user it has, and can't see anything
+// beyond that.
 func TestAttackCgroupView(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "limits")
 	limits := sandbox.WithMemory(256 * sandbox.MiB)
 	s := attacker("cgroup").With(limits)
 	require.NotEmpty(t, runs.Output(t, runs.Shell("find /sys/fs/cgroup -name cgroup.procs", limits)), "there is something to attack")
-	runs.Start(t, sandbox.New(sandbox.WithCommand("sleep", "1000"), limits)) // somebody to be found
+	runs.Start(t, sandbox.New(sandbox.WithCommand("sleep", "1000"), limits)) // a process to be found
 	requireHeld(t, "cgroup", s)
 	t.Run("as uid 0 with capabilities", func(t *testing.T) {
 		requireHeld(t, "cgroup", s.With(sandbox.WithUser(0, 0), sandbox.WithCapabilities("CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_CHOWN", "CAP_KILL",
@@ -85,7 +86,7 @@ func init() {
 	addAttacks("cgroup", list)
 }
 
-// groups is the directories in which a process finds cgroups: several on v1.
+// groups returns the directories in which a process finds cgroups: several on v1.
 func groups() []string {
 	dirs := []string{"/sys/fs/cgroup"}
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.procs"); err != nil {
@@ -97,7 +98,7 @@ func groups() []string {
 	return dirs
 }
 
-// eachGroup returns nil as soon as one of the groups lets it.
+// eachGroup returns nil as soon as try succeeds in one of the groups.
 func eachGroup(try func(dir string) error) error {
 	errs := errNothing
 	for _, dir := range groups() {
@@ -110,7 +111,7 @@ func eachGroup(try func(dir string) error) error {
 	return errs
 }
 
-// eachGroupFile tries the files of these names, or all, in every group.
+// eachGroupFile tries the files with these names, or all, in every group.
 func eachGroupFile(names []string, try func(path string) error) error {
 	return eachGroup(func(dir string) error {
 		entries, err := os.ReadDir(dir)
@@ -156,8 +157,8 @@ func hasChild(dir string) error {
 	return found
 }
 
-// listsStrangers looks for processes that this pid namespace does not have, the v1 way, or v2's way
-// to say so, 0.
+// listsStrangers looks for processes outside of this pid namespace: on v1 by their pids, on v2 by
+// the 0 that stands for them.
 func listsStrangers(path string) error {
 	b, err := os.ReadFile(path)
 	if err != nil {
