@@ -58,7 +58,7 @@ func beChild() bool {
 
 type plain struct{}
 
-// Do is the function in the form that net/rpc expects.
+// Do calls the function in the form that net/rpc expects.
 func (plain) Do(in []byte, out *[]byte) error { *out = work.Do(in); return nil }
 
 func startPlain() (*rpc.Client, func(), error) {

@@ -84,8 +84,8 @@ func (p *place) command(name string, args ...string) func() error {
 	}
 }
 
-// spec is the specification for OCI runtimes: runc's example, with the same root and limits as for
-// all.
+// spec returns the specification for OCI runtimes: runc's example, with the same root and limits as
+// for all.
 func (p *place) spec(w workload) *specs.Spec {
 	s := specconv.Example()
 	s.Version = "1.0.2" // older runtimes refuse newer ones

@@ -90,7 +90,7 @@ func checkHash(h v1.Hash) error {
 	return err
 }
 
-// decode is json.Unmarshal for a document with a bounded number of values: an element of
+// decode does the same as json.Unmarshal, but only for a bounded number of values: an element of
 // "[{},{},...]" takes 50 times its encoded bytes.
 func decode(what string, raw []byte, to any) error {
 	if n := countValues(raw); n > maxValues {

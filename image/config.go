@@ -45,8 +45,8 @@ func (i *Image) Options() []sandbox.Option {
 	}
 }
 
-// Command is the image's entry point with the given arguments, or with the image's own if there are
-// none.
+// Command runs the image's entry point with the given arguments, or with the image's own if there
+// are none.
 func (i *Image) Command(args ...string) sandbox.Option {
 	if len(args) == 0 {
 		args = i.config.Cmd

@@ -185,7 +185,7 @@ type layerOf struct {
 	open func() (io.ReadCloser, error)
 }
 
-// newLayer makes a complete v1.Layer of that.
+// newLayer returns a complete v1.Layer made from a layerOf.
 func newLayer(d v1.Descriptor, open func() (io.ReadCloser, error)) v1.Layer {
 	l, _ := partial.CompressedToLayer(&layerOf{d, open}) // never fails for a layerOf
 	return l

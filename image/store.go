@@ -237,8 +237,8 @@ func flock(ctx context.Context, f *os.File, how int) error {
 	}
 }
 
-// removeAll is os.RemoveAll, except that it also removes directories that their owner may not write
-// to.
+// removeAll does the same as os.RemoveAll, but also removes directories that their owner may not
+// write to.
 func removeAll(dir string) error {
 	err := os.RemoveAll(dir)
 	if err == nil {

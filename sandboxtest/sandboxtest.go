@@ -37,7 +37,7 @@ func New(t testing.TB, opts ...sandbox.Option) *sandbox.Sandbox {
 	return sandbox.New(hermetic()).With(opts...).With(newWatcher(t).option())
 }
 
-// hermetic is what every sandbox of this package has in addition to sandbox.New's.
+// hermetic returns what every sandbox of this package has in addition to sandbox.New's.
 func hermetic() sandbox.Option { return sandbox.WithEnv("TZ=UTC", "LANG=C.UTF-8", "LC_ALL=C.UTF-8") }
 
 // Need skips the test, with the reason and the remedy, unless this machine has what every run needs

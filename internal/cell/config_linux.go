@@ -96,7 +96,7 @@ var hostCapabilities = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETFCAP", // that user's files; overlayfs uses its mounter's
 }
 
-// deviceNodes are all the devices in a cell, and so in a run. Their numbers are fixed:
+// deviceNodes returns all the devices in a cell, and so in a run. Their numbers are fixed:
 // Documentation/admin-guide/devices.txt.
 func deviceNodes() (list []*devices.Device) {
 	for _, d := range []struct {

@@ -151,8 +151,8 @@ func (i *ids) hostRange(r idRange, block int64) idRange {
 // extent is a line of a uid_map or gid_map.
 type extent struct{ inside, outside, size int64 }
 
-// extents is the cell's map of a range. Id 0 maps to own, the caller's id, or as root to the cell's
-// own block.
+// extents returns the cell's map of a range. Id 0 maps to own, the caller's id, or as root to the
+// cell's own block.
 func (i *ids) extents(r idRange, own int64) (list []extent) {
 	all := []extent{{0, r.start + i.root, i.block()}, {i.block(), r.start, i.root}, {i.root + i.block(), r.start + i.root + i.block(), r.size - i.root - i.block()}}
 	switch {
@@ -229,7 +229,7 @@ func chooseIDs() (*ids, error) {
 	return own, nil
 }
 
-// WideIDs is Cell.WideIDs for a cell that this process would boot.
+// WideIDs reports what Cell.WideIDs would for a cell of this process.
 func WideIDs() bool {
 	i, err := chooseIDs()
 	return err == nil && i.keepOwners()
@@ -257,8 +257,8 @@ func mappingTools() bool {
 	return err1 == nil && err2 == nil
 }
 
-// rootRange is the default range. If this process's own user namespace does not have that (root in
-// a container), it is the upper half of the ids that there are.
+// rootRange returns the default range, or, if this process's own user namespace does not have that
+// (root in a container), the upper half of the ids that there are.
 func rootRange(own []idRange) idRange {
 	var largest idRange
 	for _, r := range own {
@@ -294,7 +294,7 @@ func readIDMap(path string) ([]idRange, error) {
 	return ranges, nil
 }
 
-// subIDs is the largest range that the file grants this user (subuid(5)).
+// subIDs returns the largest range that the file grants this user (subuid(5)).
 func subIDs(path string) idRange {
 	f, err := os.Open(path)
 	if err != nil {

@@ -27,7 +27,7 @@ type state struct {
 
 const lockName = "lock"
 
-// stateRoot is /run/sandbox for root, otherwise a directory of the user's own. Root of a user
+// stateRoot returns /run/sandbox for root, otherwise a directory of the user's own. Root of a user
 // namespace, or of a container with a read-only root, counts as an ordinary user if it may not
 // write to /run.
 func stateRoot() (string, error) {

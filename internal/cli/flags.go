@@ -205,7 +205,7 @@ func (s *settings) alsoWrong(wrong []error) (more []error) {
 type Image interface {
 	// Options returns the image's root and the other options that the image sets for its runs.
 	Options() []sandbox.Option
-	// Command is the image's entry point with the given arguments, or with the image's own if
+	// Command runs the image's entry point with the given arguments, or with the image's own if
 	// there are none.
 	Command(args ...string) sandbox.Option
 	Close() error

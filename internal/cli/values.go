@@ -24,8 +24,8 @@ import (
 // setter parses a flag's value into the settings.
 type setter = func(s *settings, value string) error
 
-// text is a value that the library takes as it is. It can't be empty, since that would mean the
-// default, or none.
+// text returns the setter of a value that the library takes as it is. It can't be empty, since that
+// would mean the default, or none.
 func text(option func(string) sandbox.Option) setter {
 	return func(s *settings, value string) error {
 		if value == "" {
@@ -36,7 +36,7 @@ func text(option func(string) sandbox.Option) setter {
 	}
 }
 
-// toggle is a flag without a value. -name=false is as if it were not given.
+// toggle returns the setter of a flag without a value. -name=false is as if it were not given.
 func toggle(do func(*settings)) setter {
 	return func(s *settings, value string) error {
 		on, err := strconv.ParseBool(value)

@@ -253,8 +253,8 @@ func (c *Cell) enable(p, controller string) error {
 	return err
 }
 
-// Path is the path of the cell below the cgroup mounts, such as "/sandbox/<id>". libcontainer uses
-// it as the parent of its own cgroup, "cell".
+// Path returns the path of the cell below the cgroup mounts, such as "/sandbox/<id>". libcontainer
+// uses it as the parent of its own cgroup, "cell".
 func (c *Cell) Path() string { return c.path }
 
 // Create makes <path>/<name> for one run and sets its limits. It fails if the directory exists: its

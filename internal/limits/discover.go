@@ -53,8 +53,8 @@ func Discover(parent string) (*Tree, error) {
 // maxTries is far more often than others can come and go at the wrong moment.
 const maxTries = 100
 
-// nearest is the existing directory in which the parent, or the first missing directory on the way
-// to it, is made.
+// nearest returns the existing directory in which the parent, or the first missing directory on the
+// way to it, is made.
 func (t *Tree) nearest(mount string) string {
 	dir := nearest(mount, t.parent)
 	t.seen = append(t.seen, dir)

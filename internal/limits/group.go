@@ -33,7 +33,7 @@ type counters interface {
 	cpu() (time.Duration, error)
 }
 
-// Path is the path of the group below the cgroup mounts.
+// Path returns the path of the group below the cgroup mounts.
 func (g *Group) Path() string { return g.path }
 
 // Add moves a process into the group. The process must be single-threaded and must not fork

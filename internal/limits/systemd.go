@@ -55,7 +55,7 @@ func (m *manager) String() string {
 	return "this user's systemd"
 }
 
-// connect does not use SessionBus of godbus, which may start a bus.
+// connect connects to the manager. It does not use SessionBus of godbus, which may start a bus.
 func (m *manager) connect(ctx context.Context) (*systemd.Conn, error) {
 	if m.user == "" {
 		return systemd.NewWithContext(ctx)

@@ -26,7 +26,7 @@ type Tree struct {
 	made []string // directories above the cells that NewCell had to make
 }
 
-// Version is "v1", "hybrid" (v1 controllers beside a v2 hierarchy without them) or "v2".
+// Version returns "v1", "hybrid" (v1 controllers beside a v2 hierarchy without them) or "v2".
 func (t *Tree) Version() string { return t.version }
 
 // Place says where the cells' directories are, below the cgroup mounts, and why there.

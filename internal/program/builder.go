@@ -58,7 +58,7 @@ func (b *Builder) In(p Part) { b.part = p }
 // Stage names the purpose of the following calls.
 func (b *Builder) Stage(name string) { b.StageFor(General, name) }
 
-// StageFor is Stage with a Purpose, which code can use.
+// StageFor does the same as Stage and sets a Purpose, for code that looks at calls.
 func (b *Builder) StageFor(p Purpose, name string) { b.purpose, b.stage = p, name }
 
 // For makes the calls that f adds belong to the current stage, but with a purpose of their own.

@@ -69,7 +69,7 @@ const (
 const (
 	flagIgnore   = 1 << iota // go on whatever the result
 	flagTry                  // ENOENT, ENOTDIR and EACCES: remember and go on
-	flagPositive             // zero is a failure: the peer of a gate is gone
+	flagPositive             // zero is a failure: the peer is gone
 )
 
 // op is one call as the executor reads it. Size and layout are part of the encoding: both ends are

@@ -36,7 +36,7 @@ func TestCommandsEnd(t *testing.T) {
 	}
 }
 
-// TestStartedComesAfterGo follows a run through its gate.
+// TestStartedComesAfterGo follows a run past the point where it waits for its host.
 func TestStartedComesAfterGo(t *testing.T) {
 	if !inChild(t) {
 		return

@@ -163,7 +163,7 @@ func TestSendFile(t *testing.T) {
 	require.Equal(t, []Event{{Kind: Finished}}, p.all())
 }
 
-// TestWaitNeedsAPeer waits at a gate that its host opens or closes.
+// TestWaitNeedsAPeer waits for its host, which lets it go on or hangs up.
 func TestWaitNeedsAPeer(t *testing.T) {
 	if !inChild(t) {
 		return

@@ -52,7 +52,7 @@ type Filter struct {
 	code []unix.SockFilter
 }
 
-// Len is the number of instructions, for sock_fprog.len. It is at most 4096.
+// Len returns the number of instructions, for sock_fprog.len. It is at most 4096.
 func (f *Filter) Len() int { return len(f.code) }
 
 // Instructions returns a copy of the program.

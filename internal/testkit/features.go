@@ -17,8 +17,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/matrix"
 )
 
-// Need is the only way to skip a test. It skips the test if this machine lacks the feature, and
-// fails if the machine's configuration is known to have it.
+// Need skips the test if this machine lacks the feature, and fails it if the machine's
+// configuration is known to have that. It is the only way to skip a test.
 func Need(t testing.TB, name string) {
 	t.Helper()
 	f, ok := features[name]

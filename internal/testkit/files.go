@@ -116,7 +116,7 @@ type compiled struct {
 	err  error
 }
 
-// StaticTrue is a statically linked program that does nothing.
+// StaticTrue returns the path of a statically linked program that does nothing.
 func StaticTrue(t testing.TB) string {
 	t.Helper()
 	Need(t, "gcc")

@@ -96,8 +96,7 @@ func (c *Conn) Send(m Message) error {
 	return nil
 }
 
-// wait calls f until it returns something else than EAGAIN, and waits for the other end between the
-// calls.
+// wait calls f until its error is not EAGAIN, and waits for the other end between the calls.
 func (c *Conn) wait(until func(syscall.RawConn, func(fd uintptr) bool) error, f func(fd int) error) error {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {

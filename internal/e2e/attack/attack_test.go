@@ -122,7 +122,7 @@ func requireControl(t *testing.T, kind string, args ...string) {
 	}
 }
 
-// addAttacks adds a kind of attacks, and the helper that tries them on the host.
+// addAttacks adds a kind of attacks and, as a kind of their own, those with onHost.
 func addAttacks(kind string, list []attack) {
 	attacks[kind] = list
 	attacks[kind+" on the host"] = slices.DeleteFunc(slices.Clone(list), func(a attack) bool { return !a.onHost })
