@@ -49,7 +49,7 @@ func run(rounds int, out string) (err error) {
 	defer func() { err = firstError(err, sandbox.Shutdown(context.Background())) }()
 	r := &report{began: time.Now(), command: "cd bench && go run . -rounds " + fmt.Sprint(rounds)}
 	progress("first run of a process")
-	r.first, r.firstRunc = firstRuns(p, max(rounds/3, 5)) // first: at the end it took twice as long, unlike the first run of any process
+	r.first, r.firstRunc = firstRuns(p, max(rounds/3, 5)) // first: measured at the end it took twice as long
 	for _, w := range workloads {
 		list := p.working(w)
 		progress("%s: %d rounds of %s", w.name, rounds, names(list))

@@ -16,7 +16,7 @@ import (
 // wherever it comes from; docs/IMAGES.md has the table.
 const (
 	maxManifest = 16 << 20 // bytes of an index, a manifest, a configuration, or the manifest.json of docker save
-	maxValues   = 1 << 17  // objects, arrays, members and elements in one of these, as a decoder takes many times the bytes of small ones
+	maxValues   = 1 << 17  // objects, arrays, members and elements in one of these: small ones decode to many times their bytes
 	maxLayers   = 64       // as many as sandbox.LayersRootfs takes
 	maxIndexes  = 8        // indexes within each other
 	maxListed   = 10       // images that an error names
@@ -25,7 +25,7 @@ const (
 	maxEntries  = 100_000  // of an archive
 	maxName     = 1 << 10  // bytes of the name of an archive's entry
 	maxLinks    = 8        // links from one entry of an archive to another
-	maxAnswer   = 64 << 10 // bytes of a registry's answer other than a manifest or blob, and of the headers of any
+	maxAnswer   = 64 << 10 // bytes of any other answer of a registry, and of the headers of each
 	maxHops     = 10       // redirects of one request
 )
 

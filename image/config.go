@@ -133,7 +133,7 @@ func checkConfig(f *v1.ConfigFile) error {
 
 const (
 	maxKernelID = 1<<32 - 2 // user_namespaces(7): the largest value is not an id
-	maxRunID    = 65534     // the largest that a run has as root, except one, which programs take for no id
+	maxRunID    = 65534     // the second largest that a run has as root: programs take the largest for no id
 	otherID     = 65533     // stands for all ids that no run has
 )
 

@@ -226,7 +226,7 @@ func (c *Cell) boot() error {
 	if c.container, err = libcontainer.Create(filepath.Join(c.state.dir, "container"), c.state.id, conf); err != nil {
 		return fmt.Errorf("describing the cell: %w", err)
 	}
-	conf.RootlessEUID = true // see containerConfig: refused by Create without a user namespace, but needed from here on
+	conf.RootlessEUID = true // see containerConfig: Create refuses it without a user namespace
 	client, control, err := forkserver.NewClient()
 	if err != nil {
 		return err

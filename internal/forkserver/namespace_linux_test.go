@@ -20,7 +20,7 @@ import (
 // TestMapsAreWrittenBeforeTheGate waits at the gate as a run does. The events of the clone and
 // those of the fork server come in any order.
 func TestMapsAreWrittenBeforeTheGate(t *testing.T) {
-	testkit.Need(t, "root") // the fork server is not dumpable and needs capabilities to write id maps of its clones
+	testkit.Need(t, "root") // the fork server, not being dumpable, needs capabilities to write id maps
 	s := startServer(t)
 	r := task(t, func(b *program.Builder) {
 		b.Wait(b.File("gate"))

@@ -23,7 +23,7 @@ import (
 // TestDelegated has an ordinary user who was given a directory in each hierarchy of cgroup v1.
 func TestDelegated(t *testing.T) {
 	testkit.Need(t, "root")
-	testkit.Need(t, "cgroup v1") // on v2 a user gets the process's own cgroup, which internal/limits tests
+	testkit.Need(t, "cgroup v1") // internal/limits tests v2
 	const uid = 1234
 	name := fmt.Sprintf("sandbox-test-%d", os.Getpid())
 	for _, controller := range strings.Fields("memory pids cpu cpuacct freezer blkio cpuset") {

@@ -25,7 +25,7 @@ type figures struct {
 	cgroups       int // of the cell and below it, in all hierarchies
 	mounts        int // in the cell
 	children      int // processes in the cell
-	serverFiles   int // descriptors of the fork server's child that serves the requests; PID 1 only waits
+	serverFiles   int // descriptors of the fork server's serving child; PID 1 only waits
 	serverThreads int
 	serverRSS     int // KiB
 	serverSize    int // KiB

@@ -26,12 +26,12 @@ type Cell struct {
 	unit string // the scope, if systemd made it
 
 	mu      sync.Mutex
-	enabled map[string]error // v2: directories and controllers that were enabled for the runs in them, or why that failed
+	enabled map[string]error // v2: by directory and controller, why it can't be enabled there, or nil
 	pools   map[string]bool  // the pools that exist
 	swap    bool             // swap can be limited: memory.memsw.limit_in_bytes, memory.swap.max
 	sockets bool             // v1: socket buffers can be limited: memory.kmem.tcp.limit_in_bytes
 	release func()           // ends the scope's first process
-	home    map[string]bool  // v1: controllers in whose hierarchy the cell's first process is in the cell's own cgroup
+	home    map[string]bool  // v1: controllers for which the cell's first process is in the cell's cgroup
 }
 
 // A Keeper starts a process that only waits for its release.

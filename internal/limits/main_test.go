@@ -133,7 +133,7 @@ func startCmd(t testing.TB, g *Group, cmd *exec.Cmd) *child {
 	var err error
 	c.gate, err = cmd.StdinPipe()
 	require.NoError(t, err)
-	out, err := os.CreateTemp(t.TempDir(), "") // a file, because for a pipe Wait would also wait for orphans to close it
+	out, err := os.CreateTemp(t.TempDir(), "") // a file: with a pipe Wait would also wait for orphans
 	require.NoError(t, err)
 	cmd.Stdout, cmd.Stderr = out, out
 	require.NoError(t, cmd.Start())

@@ -26,7 +26,7 @@ type hierarchy struct {
 	v1    []string // v1: its controllers among used; several are mounted together as "cpu,cpuacct"
 	v2    bool
 
-	options []string // v1: its controllers, what else distinguishes it from others, and how it is mounted
+	options []string // v1: its controllers and mount options
 }
 
 // mounts reads the hierarchies of this process's mount namespace.

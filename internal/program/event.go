@@ -12,7 +12,7 @@ const (
 	Cloned   Kind = iota + 1 // by the fork server: the clone exists; a pidfd comes along
 	Refused                  // by the fork server: no clone; Errno says why
 	Ready                    // by the command's process: set up, waiting for its cgroup
-	Waiting                  // by the command's process: only the program to receive is missing, and has not arrived yet
+	Waiting                  // by the command's process: only the program to receive is missing
 	Started                  // by init: the command has been executed
 	Failed                   // by init or the command's process: call Index failed with Errno
 	Exited                   // by init: the command ended with Status

@@ -55,7 +55,7 @@ const (
 	callPoke    = 1<<31 + iota // store a slot (arg 1) as 32 bits into data (arg 0)
 	callPeek                   // the 32 bits in the data (arg 0) are the result
 	callTried                  // fail with the error of the calls that were tried
-	callPass                   // pass the content of a slot (arg 0) as the next descriptor of the program to receive
+	callPass                   // pass the descriptor in a slot (arg 0) to the program to receive
 	callReceive                // go on with another program, which comes over the socket to the host
 	callFault                  // fail with an error (arg 0): tests only
 )

@@ -202,7 +202,7 @@ func scan(line, format string, args ...any) bool {
 
 func (s *section) packageEnded(p *packageRun, exit int) {
 	if exit != 0 && exit != 1 {
-		p.write("\n\x16FAIL\n") // missing from a binary that was cut off: test2json holds the last result back until this line
+		p.write("\n\x16FAIL\n") // a killed binary lacks this line, for which test2json waits with the last result
 	}
 	results := p.end()
 	var out strings.Builder // in one piece, because other configurations run at the same time

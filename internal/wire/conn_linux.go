@@ -22,7 +22,7 @@ const headSize = 6
 type Conn struct {
 	sock  *os.File
 	limit int64 // of a message's body
-	host  bool  // the host's end, which waits in the runtime's poller and trusts nothing that it receives
+	host  bool  // the host's end: waits in the runtime's poller, trusts nothing
 
 	sending sync.Mutex
 	head    [headSize]byte

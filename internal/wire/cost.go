@@ -24,7 +24,7 @@ type cost struct {
 	names map[string]field // of a struct
 	ints  map[int64]field  // the same, of its fields with the option keyasint
 	order []field          // of one with the option toarray
-	vague bool             // some fields hide one another, or are not known, so it is unclear which one an item of a list is for
+	vague bool             // it is unclear which field an item of a list is for: some hide others, or are not known
 	once  sync.Once
 	worst int64 // of one item for any field: see perItem
 }

@@ -34,7 +34,7 @@ func modes() (cbor.EncMode, cbor.DecMode) {
 
 // Envelope comes before the value in the body of a Call or Answer.
 type Envelope struct {
-	Fields []int `cbor:",omitempty"` // the fields of the struct whose files came along, in the order of the files
+	Fields []int `cbor:",omitempty"` // the struct's fields to which the message's files belong, in order
 	Until  int64 `cbor:",omitempty"` // of a Call: its deadline, in nanoseconds since 1970, or 0
 }
 

@@ -16,7 +16,7 @@ type Configuration struct {
 	Run      string   // -run of its tests
 	Skip     string   // -skip: those that show nothing there that they don't show elsewhere
 	Always   bool     // run by make test; the others by make matrix
-	Optional bool     // skipped if this machine can't have it: no package of its kernel, no such container
+	Optional bool     // skipped if this machine lacks its kernel's package or its container
 	Note     string
 }
 
