@@ -24,7 +24,7 @@ import (
 //
 //	layers/HASH/files       what is in the layer
 //	layers/HASH/info.json   what is known of it; used when it was last modified
-//	locks/HASH              shared lock by users of the layer, exclusive by who makes or removes it
+//	locks/HASH              shared lock by users of the layer, exclusive to make or remove it
 //	temp/HASH               what is being unpacked or removed by who has that lock
 type Store struct{ dir string }
 
