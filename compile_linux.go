@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
 )
@@ -293,13 +292,13 @@ var thisMachine = sync.OnceValue(func() *machine {
 		if info, err := os.Lstat(p); err == nil {
 			with := "/dev/null"
 			if info.IsDir() {
-				with = cell.Empty
+				with = program.CellEmpty
 			}
 			m.masks = append(m.masks, mask{p, with})
 		}
 	}
 	if cgroups, err := os.ReadFile("/proc/cgroups"); err == nil && !strings.Contains(string(cgroups), "\nmemory\t") {
-		m.masks = append(m.masks, mask{"/proc/cgroups", cell.Controllers})
+		m.masks = append(m.masks, mask{"/proc/cgroups", program.CellControllers})
 	}
 	for _, name := range []string{"nofile", "sigpending", "msgqueue", "memlock"} {
 		var l unix.Rlimit

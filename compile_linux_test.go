@@ -13,7 +13,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/hook"
 	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/limits"
@@ -37,7 +36,7 @@ func goldenMachine() *machine {
 		rootLinks: map[string]string{"/bin": "usr/bin", "/lib": "usr/lib", "/sbin": "usr/sbin"},
 		files:     goldenFiles,
 		resolv:    "nameserver 192.0.2.1\n",
-		masks:     []mask{{"/proc/acpi", cell.Empty}, {"/proc/kcore", "/dev/null"}},
+		masks:     []mask{{"/proc/acpi", program.CellEmpty}, {"/proc/kcore", "/dev/null"}},
 		lastCap:   13, // CAP_NET_RAW
 		hard:      map[string]uint64{"nofile": 4096, "sigpending": 4096, "msgqueue": 65536, "memlock": 1 << 30},
 		kernel:    [2]int{6, 12},

@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/program"
 )
@@ -68,7 +67,7 @@ func (f *hostFiles) copyProgram() *program.Program {
 	b.Stage("files of the host's programs")
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
 	root := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", inPages(len(f.Entries), 8*MiB))
-	b.AttachAt(root, cell.Staging)
+	b.AttachAt(root, program.CellStaging)
 	at := program.Use(root)
 	for _, e := range f.Entries {
 		switch p := e.Path[1:]; {

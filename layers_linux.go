@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/program"
 )
 
@@ -23,10 +22,10 @@ func (k *compiler) addLayers(b *program.Builder, dirs []program.Slot) program.Sl
 		return dirs[0]
 	}
 	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
-	b.AttachAt(store, cell.Changes)
+	b.AttachAt(store, program.CellChanges)
 	root := k.addOverlay(b, store, rootDir, dirs)
 	// The overlay has its own hold of its layers.
-	b.Call("umount2", unix.SYS_UMOUNT2, b.Str(cell.Changes), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
+	b.Call("umount2", unix.SYS_UMOUNT2, b.Str(program.CellChanges), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
 	return root
 }
 
@@ -39,11 +38,11 @@ func (k *compiler) addOverlay(b *program.Builder, store program.Slot, dir string
 	for i, layer := range layers {
 		name := strconv.Itoa(i)
 		b.Mkdir(at, dir+"/"+name, 0o755)
-		b.AttachAt(layer, path.Join(cell.Changes, dir, name))
+		b.AttachAt(layer, path.Join(program.CellChanges, dir, name))
 		lower = append(lower, name)
 	}
 	slices.Reverse(lower)
-	b.Call("chdir", unix.SYS_CHDIR, b.Str(path.Join(cell.Changes, dir)))
+	b.Call("chdir", unix.SYS_CHDIR, b.Str(path.Join(program.CellChanges, dir)))
 	if !writable {
 		b.Mkdir(at, dir+"/top", 0o755)
 		k.addPoints(b, at, dir+"/top")
@@ -127,14 +126,14 @@ func (k *compiler) addOver(b *program.Builder, root program.Slot) {
 		return
 	}
 	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
-	b.AttachAt(store, cell.Changes)
+	b.AttachAt(store, program.CellChanges)
 	for _, p := range over {
 		b.CreateFile(program.Use(store), path.Base(p.content), k.ownFile(p.content), 0o644)
-		f := b.CloneTree(cell.Changes + "/" + path.Base(p.content))
+		f := b.CloneTree(program.CellChanges + "/" + path.Base(p.content))
 		k.attachSet(b, f, root, p.path, attrNoSUID|attrNoDev, attrRO)
 		b.Close(f)
 	}
-	b.Call("umount2", unix.SYS_UMOUNT2, b.Str(cell.Changes), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
+	b.Call("umount2", unix.SYS_UMOUNT2, b.Str(program.CellChanges), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
 	b.Close(store)
 }
 
@@ -146,7 +145,7 @@ func (k *compiler) addOwnRoot() {
 		k.tree = k.addWritableRoot()
 	} else {
 		k.tree = k.addLayers(b, k.layers())
-		b.AttachAt(k.tree, cell.Root)
+		b.AttachAt(k.tree, program.CellRoot)
 		k.addOver(b, k.tree)
 	}
 	b.Stage("devices")
@@ -172,10 +171,10 @@ func (k *compiler) addWritableRoot() program.Slot {
 	b, n := k.b, &k.c.namespace
 	owner := []string{fmt.Sprintf("uid=%d", n.uid), fmt.Sprintf("gid=%d", n.gid)}
 	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, append(append(owner, "mode=755"), tmpfsSize(*k.c.root.writable)...)...)
-	b.AttachAt(store, cell.Changes)
+	b.AttachAt(store, program.CellChanges)
 	if k.c.root.upper != nil {
 		b.Mkdir(program.Use(store), upperName, 0o755)
-		b.AttachAt(k.upper, cell.Changes+"/"+upperName)
+		b.AttachAt(k.upper, program.CellChanges+"/"+upperName)
 	}
 	if dirs := k.layers(); dirs != nil {
 		if k.c.root.upper != nil && len(k.missing) > 0 { // they are no changes
@@ -184,11 +183,11 @@ func (k *compiler) addWritableRoot() program.Slot {
 			dirs = append(dirs, points)
 		}
 		root := k.addOverlay(b, store, rootDir, dirs)
-		b.AttachAt(root, cell.Root)
+		b.AttachAt(root, program.CellRoot)
 		return root
 	}
 	root := k.addHostRoot(store)
-	b.AttachAt(root, cell.Root)
+	b.AttachAt(root, program.CellRoot)
 	for i, p := range k.rootTrees() {
 		if !slices.Contains(k.m.rootDirs, p) {
 			k.attachIn(b, k.lower[p], root, p)
@@ -220,7 +219,7 @@ func (k *compiler) addHostRoot(store program.Slot) (root program.Slot) {
 	b.Mkdir(program.Use(store), rootDir, 0o755)
 	b.Chown(program.Use(store), rootDir, n.uid, n.gid)
 	k.addHostSkeleton(b, program.Use(store), rootDir, true)
-	return b.CloneTree(cell.Changes + "/" + rootDir)
+	return b.CloneTree(program.CellChanges + "/" + rootDir)
 }
 
 // filesLayer reports whether a root of the run's own has the host's files. Such a layer takes Linux

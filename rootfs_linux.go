@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/program"
 )
 
@@ -133,7 +132,7 @@ func (k *compiler) compileTemplate() error {
 	b := program.NewBuilder()
 	if k.ownRoot() {
 		b.Call("umask", unix.SYS_UMASK, program.Int(0))
-		dev := k.addDevices(b, func(dev program.Slot) { b.AttachAt(dev, cell.Staging) })
+		dev := k.addDevices(b, func(dev program.Slot) { b.AttachAt(dev, program.CellStaging) })
 		if k.layout.sys {
 			k.addSys(b, dev, sysBelowDev)
 		}
@@ -155,7 +154,7 @@ func (k *compiler) compileTemplate() error {
 	return nil
 }
 
-// addSharedRoot assembles the root at cell.Staging.
+// addSharedRoot assembles the root at program.CellStaging.
 func (k *compiler) addSharedRoot(b *program.Builder) {
 	b.Stage("root file system")
 	var given []program.Slot
@@ -169,10 +168,10 @@ func (k *compiler) addSharedRoot(b *program.Builder) {
 	if inMemory {
 		if k.m.files != nil {
 			k.plan.copies, k.plan.copied = k.m.files.copy, k.m.files.Count()
-			root = b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str(cell.Staging), program.Int(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, "O_PATH|O_DIRECTORY|O_CLOEXEC"), program.Int(0))
+			root = b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str(program.CellStaging), program.Int(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, "O_PATH|O_DIRECTORY|O_CLOEXEC"), program.Int(0))
 		} else {
 			root = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=4m")
-			b.AttachAt(root, cell.Staging)
+			b.AttachAt(root, program.CellStaging)
 		}
 		k.addHostSkeleton(b, program.Use(root), "", false)
 		for i, p := range k.rootTrees() {
@@ -180,7 +179,7 @@ func (k *compiler) addSharedRoot(b *program.Builder) {
 		}
 	} else {
 		root = k.addLayers(b, given)
-		b.AttachAt(root, cell.Staging)
+		b.AttachAt(root, program.CellStaging)
 		k.addOver(b, root)
 	}
 	k.addDevices(b, func(dev program.Slot) { k.attachOwn(b, dev, root, "dev") })
@@ -245,7 +244,7 @@ func (k *compiler) addRoot() {
 	if k.ownRoot() {
 		k.addOwnRoot()
 	} else {
-		b.AttachAt(k.tree, cell.Root)
+		b.AttachAt(k.tree, program.CellRoot)
 	}
 	k.addProc()
 	b.Stage("/dev/pts")
@@ -376,11 +375,11 @@ func (k *compiler) addFiles() {
 		}
 		if store == program.NoSlot {
 			store = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", inPages(len(k.c.root.mounts), maxFileBytes))
-			b.AttachAt(store, cell.Changes)
+			b.AttachAt(store, program.CellChanges)
 		}
 		name := fmt.Sprint(i)
 		k.addFile(store, name, &p)
-		f := b.CloneTree(cell.Changes + "/" + name)
+		f := b.CloneTree(program.CellChanges + "/" + name)
 		k.attachSet(b, f, k.tree, p.dst, attrNoSUID|attrNoDev, attrRO)
 		b.Close(f)
 	}

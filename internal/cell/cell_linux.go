@@ -355,7 +355,7 @@ func (c *Cell) complaint() string {
 	return ": " + string(b[:n])
 }
 
-// controllers is the content of the file Controllers.
+// controllers is what program.CellControllers holds.
 const controllers = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n" +
 	"cpuset\t0\t1\t1\ncpu\t0\t1\t1\ncpuacct\t0\t1\t1\nmemory\t0\t1\t1\npids\t0\t1\t1\n"
 
@@ -363,10 +363,10 @@ const controllers = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n" +
 func (c *Cell) makePlaces() error {
 	b := program.NewBuilder()
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
-	for _, dir := range []string{Root, Changes, Staging, Empty, Templates} {
+	for _, dir := range []string{program.CellRoot, program.CellChanges, program.CellStaging, program.CellEmpty, program.CellTemplates} {
 		b.Mkdir(program.AtCWD, dir, 0o755)
 	}
-	b.CreateFile(program.AtCWD, Controllers, []byte(controllers), 0o444)
+	b.CreateFile(program.AtCWD, program.CellControllers, []byte(controllers), 0o444)
 	p, err := b.Program()
 	if err != nil {
 		return err

@@ -13,25 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Paths in a cell that programs refer to.
-const (
-	// Root is the directory where a run mounts its root, before it makes that its root
-	// directory.
-	Root = "/cell/root"
-	// Changes is where a run mounts the file system that takes its changes.
-	Changes = "/cell/scratch"
-	// Templates holds one directory per assembled root.
-	Templates = "/cell/templates"
-	// Staging is where a template is assembled before it moves to its place.
-	Staging = "/cell/staging"
-	// Empty is a directory that is always empty, to cover others with.
-	Empty = "/cell/empty"
-	// Controllers is a file that covers /proc/cgroups. Since Linux 6.15 the kernel's own leaves
-	// out memory and cpuset on a machine with cgroup v2, which older JVMs take to mean that all
-	// limits are switched off (JDK-8347811).
-	Controllers = "/cell/cgroups"
-)
-
 // containerConfig describes the outer wall. The cell gets every namespace, no host directory except
 // for the files that this program's binary needs, all capabilities in its own user namespace and
 // none outside. Without a user namespace it gets only a few capabilities, but these are valid on

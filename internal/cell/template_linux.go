@@ -77,7 +77,7 @@ func (ts *templates) get(key string) (t *Template, isNew bool, evicted []*Templa
 			delete(ts.all, oldest.key)
 			evicted = append(evicted, oldest)
 		}
-		t = &Template{Path: fmt.Sprintf("%s/%d", Templates, ts.next), owner: ts, key: key, ready: make(chan struct{})}
+		t = &Template{Path: fmt.Sprintf("%s/%d", program.CellTemplates, ts.next), owner: ts, key: key, ready: make(chan struct{})}
 		ts.next++
 		ts.all[key] = t
 		isNew = true
@@ -106,7 +106,8 @@ func (ts *templates) drop(t *Template) {
 	}
 }
 
-// makeTemplate runs the programs, which leave the root at Staging, and moves it to its place.
+// makeTemplate runs the programs, which leave the root at program.CellStaging, and moves
+// it to its place.
 func (c *Cell) makeTemplate(t *Template, first, p *program.Program, open func() ([]*os.File, error)) error {
 	files, err := open()
 	defer func() {
@@ -130,19 +131,19 @@ func (c *Cell) makeTemplate(t *Template, first, p *program.Program, open func() 
 		_, err = c.Task(p, fds)
 	}
 	if err != nil {
-		c.unmount(Staging, Changes)
+		c.unmount(program.CellStaging, program.CellChanges)
 		return err
 	}
 	b := program.NewBuilder()
 	b.Stage("root file system")
 	b.Mkdir(program.AtCWD, t.Path, 0o755)
-	b.Call("move_mount", unix.SYS_MOVE_MOUNT, program.AtCWD, b.Str(Staging), program.AtCWD, b.Str(t.Path), program.Int(0))
+	b.Call("move_mount", unix.SYS_MOVE_MOUNT, program.AtCWD, b.Str(program.CellStaging), program.AtCWD, b.Str(t.Path), program.Int(0))
 	move, err := b.Program()
 	if err != nil {
 		return err
 	}
 	if _, err = c.Task(move, nil); err != nil {
-		c.unmount(Staging, t.Path)
+		c.unmount(program.CellStaging, t.Path)
 	}
 	return err
 }
@@ -154,7 +155,7 @@ func (c *Cell) unmount(paths ...string) {
 		b.CallMaybe("umount2", unix.SYS_UMOUNT2, b.Str(p), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
 	}
 	for _, p := range paths {
-		if filepath.Dir(p) == Templates {
+		if filepath.Dir(p) == program.CellTemplates {
 			b.CallMaybe("unlinkat", unix.SYS_UNLINKAT, program.AtCWD, b.Str(p), program.Int(unix.AT_REMOVEDIR, "AT_REMOVEDIR"))
 		}
 	}

@@ -1,0 +1,19 @@
+package program
+
+// Places in a cell that programs refer to.
+const (
+	// CellRoot is the directory over which a run mounts its root before it moves there.
+	CellRoot = "/cell/root"
+	// CellChanges is where a run mounts the file system that takes its changes.
+	CellChanges = "/cell/scratch"
+	// CellTemplates holds assembled roots, a directory each.
+	CellTemplates = "/cell/templates"
+	// CellStaging is where a template is assembled before it gets its place.
+	CellStaging = "/cell/staging"
+	// CellEmpty is a directory in which nothing ever is, to cover others with.
+	CellEmpty = "/cell/empty"
+	// CellControllers is a file like /proc/cgroups before Linux 6.15 on a machine with cgroup v2,
+	// to cover that of later kernels with: it leaves out memory and cpuset there, and with them
+	// older JVMs take all limits to be switched off (JDK-8347811).
+	CellControllers = "/cell/cgroups"
+)
