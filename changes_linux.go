@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellkit/sandbox/internal/overlay"
 	"github.com/cellkit/sandbox/internal/program"
 )
 
@@ -22,8 +23,8 @@ type changedPart struct {
 
 // lowerFiles is what a part has without its changes.
 type lowerFiles interface {
-	// lstat takes a name relative to the part.
-	lstat(name string) (isDir bool, mode fs.FileMode, ok bool)
+	// Lstat takes a name relative to the part.
+	Lstat(name string) (isDir bool, mode fs.FileMode, ok bool)
 }
 
 // rootChanges compares the highest layer of the root with those below it.
@@ -46,14 +47,14 @@ func (s *Sandbox) rootChanges() (list []Change, err error) {
 
 func (s *Sandbox) changedParts() (parts []changedPart, done func(), err error) {
 	c := &s.config
-	var opened []*merged
+	var opened []*overlay.View
 	done = func() {
 		for _, m := range opened {
-			m.close()
+			m.Close()
 		}
 	}
 	add := func(at, dir string, layers []string) error {
-		m, err := openMerged(layers)
+		m, err := overlay.Open(layers)
 		if err == nil {
 			opened = append(opened, m)
 			parts = append(parts, changedPart{at, dir, m})
@@ -92,7 +93,7 @@ func (s *Sandbox) changedParts() (parts []changedPart, done func(), err error) {
 // skeletonFiles is the names of what HostRootfs makes up.
 type skeletonFiles map[string]bool
 
-func (s skeletonFiles) lstat(name string) (isDir bool, mode fs.FileMode, ok bool) {
+func (s skeletonFiles) Lstat(name string) (isDir bool, mode fs.FileMode, ok bool) {
 	is, ok := s["/"+name]
 	return is, 0o755, ok
 }
@@ -116,7 +117,7 @@ func (p *changedPart) changes(scratch scratchFS) (list []Change, err error) {
 		if err != nil {
 			return err
 		}
-		wasDir, mode, was := p.below.lstat(rel)
+		wasDir, mode, was := p.below.Lstat(rel)
 		switch {
 		case info.Mode()&fs.ModeCharDevice != 0: // a run can make no other device
 			if was {
@@ -134,12 +135,12 @@ func (p *changedPart) changes(scratch scratchFS) (list []Change, err error) {
 	return list, err
 }
 
-// isOpaque tells whether all that a directory has is in the scratch.
+// isOpaque reports whether all that a directory has is in the scratch.
 func (f scratchFS) isOpaque(name string) bool {
 	file, _, err := f.find("open", name, unix.O_NOFOLLOW)
 	if err != nil {
 		return false
 	}
 	defer file.Close()
-	return isOpaque(int(file.Fd()))
+	return overlay.IsOpaque(int(file.Fd()))
 }

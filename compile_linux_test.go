@@ -16,6 +16,7 @@ import (
 	"github.com/cellkit/sandbox/internal/hook"
 	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/limits"
+	"github.com/cellkit/sandbox/internal/overlay"
 	"github.com/cellkit/sandbox/internal/program"
 )
 
@@ -68,7 +69,7 @@ var golden = []goldenSandbox{
 	{name: "capabilities", opts: []Option{WithCapabilities("CAP_NET_RAW", "CAP_CHOWN")}},
 	{name: "root-user", opts: []Option{WithUser(0, 0)}},
 	{name: "groups", opts: []Option{WithGroups(10, 65533)}},
-	{name: "image", shape: shape{wideIDs: true}, missing: []point{{path: "/proc"}, {path: "/srv/app", own: true, have: []parent{{0o755, 0, 0}}}}, opts: []Option{imageOption}},
+	{name: "image", shape: shape{wideIDs: true}, missing: []point{{path: "/proc"}, {path: "/srv/app", own: true, have: []overlay.Dir{{Mode: 0o755}}}}, opts: []Option{imageOption}},
 	{name: "no-seccomp", opts: []Option{WithoutSeccomp()}},
 	{name: "single-id", shape: shape{singleID: true}, opts: nil},
 	{name: "cgroup-v1", shape: shape{joins: 2, savedID: true, views: goldenView, view: goldenView}, opts: nil},
@@ -79,7 +80,7 @@ var golden = []goldenSandbox{
 	{name: "host-5.10", kernel: [2]int{5, 10}, opts: []Option{WithReadOnlyBind("/host/data", "/opt/data"), WithFile("/etc/app.conf", []byte("x"), 0o600)}},
 	{name: "dir-missing", missing: []point{{path: "/proc"}, {path: "/usr/home/sandbox"}, {path: "/opt/a/file", file: true}, {path: "/opt/a/b"}},
 		opts: []Option{WithRootfs(DirRootfs("/srv/root")), WithFile("/opt/a/file", []byte("x"), 0o644), WithTmpfs("/opt/a/b", MiB)}},
-	{name: "layers", shape: shape{wideIDs: true}, missing: []point{{path: "/proc"}, {path: "/home/sandbox", have: []parent{{0o755, 7, 8}}}},
+	{name: "layers", shape: shape{wideIDs: true}, missing: []point{{path: "/proc"}, {path: "/home/sandbox", have: []overlay.Dir{{Mode: 0o755, UID: 7, GID: 8}}}},
 		opts: []Option{WithRootfs(LayersRootfs("/srv/base", "/srv/tools", "/srv/app"))}},
 	{name: "layers-nobody", opts: []Option{WithRootfs(LayersRootfs("/srv/base", "/srv/app"))}},
 	{name: "layers-writable", shape: shape{wideIDs: true}, opts: []Option{WithRootfs(LayersRootfs("/srv/base", "/srv/app")), WithWritableRoot(MiB)}},

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellkit/sandbox/internal/overlay"
 	"github.com/cellkit/sandbox/internal/program"
 )
 
@@ -90,20 +91,20 @@ func (k *compiler) addPoints(b *program.Builder, at program.Arg, under string) {
 				continue
 			}
 			made[dir] = true
-			is := parent{mode: 0o755}
+			is := overlay.Dir{Mode: 0o755}
 			if i < len(p.have) {
 				is = p.have[i]
 			}
 			if p.file && i == len(parts)-1 {
 				b.CreateFile(at, dir, k.ownFile(p.content), 0o644)
 			} else {
-				b.Mkdir(at, dir, is.mode)
+				b.Mkdir(at, dir, is.Mode)
 			}
 			switch {
 			case !k.keepsIDs() && k.c.root.writable != nil, p.own && i >= len(p.have) && k.ownRoot():
 				b.Chown(at, dir, k.c.namespace.uid, k.c.namespace.gid)
-			case k.keepsIDs() && (is.uid != 0 || is.gid != 0) && max(is.uid, is.gid) <= maxID+1:
-				b.Chown(at, dir, is.uid, is.gid)
+			case k.keepsIDs() && (is.UID != 0 || is.GID != 0) && max(is.UID, is.GID) <= maxID+1:
+				b.Chown(at, dir, is.UID, is.GID)
 			}
 		}
 	}

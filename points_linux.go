@@ -1,11 +1,12 @@
 package sandbox
 
 import (
-	"io/fs"
 	"os"
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/cellkit/sandbox/internal/overlay"
 )
 
 // point is a mount point that a root directory lacks. Its parents, as far as
@@ -13,8 +14,8 @@ import (
 type point struct {
 	path string
 	file bool
-	own  bool     // belongs to the run's user
-	have []parent // directories on the way that exist, from the top
+	own  bool          // belongs to the run's user
+	have []overlay.Dir // directories on the way that exist, from the top
 
 	content string // it is a file with the run's own content: that of HostRootfs at this path
 	over    bool   // which is mounted over one that exists
@@ -23,12 +24,6 @@ type point struct {
 // isThere tells whether the root has it, and only its owner is to be another.
 func (p *point) isThere() bool {
 	return p.own && len(p.have) == strings.Count(p.path, "/")
-}
-
-// parent is what a mount point's directory is to look like on the layer above it.
-type parent struct {
-	mode     fs.FileMode
-	uid, gid int
 }
 
 // withSources notes which binds are not of directories: their mount points must
@@ -47,21 +42,20 @@ func (r rootConfig) withSources() rootConfig {
 // missingPoints looks which mount points the root's directories lack. What it finds is
 // only used to add empty directories on a layer above: where things are
 // mounted is resolved again, inside the root, by each run.
-func (r *rootConfig) missingPoints(overlay bool) ([]point, error) {
+func (r *rootConfig) missingPoints(layers bool) ([]point, error) {
 	if r.rootfs.layers == nil {
 		return nil, nil
 	}
-	m, err := openMerged(r.rootfs.layers)
+	m, err := overlay.Open(r.rootfs.layers)
 	if err != nil {
 		return nil, r.subject().wrong("%w", err)
 	}
-	defer m.close()
+	defer m.Close()
 	l := r.layout()
 	var missing []point
 	look := func(p string, file bool) {
-		if gap, ok := m.missing(p); ok {
-			gap.file = file
-			missing = append(missing, gap)
+		if gap, ok := m.Missing(p); ok {
+			missing = append(missing, point{path: gap.Path, have: gap.Have, file: file})
 		}
 	}
 	for _, dir := range l.mkdirs {
@@ -83,14 +77,13 @@ func (r *rootConfig) missingPoints(overlay bool) ([]point, error) {
 		l.owned = nil // before Linux 5.11: there is no layer on which they could be made
 	}
 	for _, dir := range l.owned {
-		gap, ok := m.missing(dir)
-		if ok || r.writable != nil && len(gap.have) > 0 {
-			gap.own = true
-			missing = append(missing, gap)
+		gap, ok := m.Missing(dir)
+		if ok || r.writable != nil && len(gap.Have) > 0 {
+			missing = append(missing, point{path: gap.Path, have: gap.Have, own: true})
 		}
 	}
-	layered := len(r.rootfs.layers) > 1 || r.writable != nil || overlay && r.rootfs.keepsIDs || slices.ContainsFunc(missing, needsLayer)
-	missing = append(missing, r.ownFiles(m, overlay, layered)...)
+	layered := len(r.rootfs.layers) > 1 || r.writable != nil || layers && r.rootfs.keepsIDs || slices.ContainsFunc(missing, needsLayer)
+	missing = append(missing, r.ownFiles(m, layers, layered)...)
 	if l.sys {
 		missing = r.withoutSys(missing)
 	}
@@ -103,18 +96,17 @@ var namesOfRun = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
 
 // ownFiles returns where namesOfRun are put into directories: on the layer above, if there is one
 // or one of them is missing, else they are mounted over those that the directory has.
-func (r *rootConfig) ownFiles(m *merged, overlay, layered bool) (files []point) {
+func (r *rootConfig) ownFiles(m *overlay.View, layers, layered bool) (files []point) {
 	for _, name := range namesOfRun {
 		if slices.ContainsFunc(r.mounts, func(o mount) bool { return isBelow(name, path.Clean(o.dst)) }) {
 			continue
 		}
-		p, exists, ok := m.fileAt(name)
+		at, exists, ok := m.FileAt(name)
 		if !ok {
 			continue // /etc is no directory
 		}
-		layered = layered || overlay && !exists
-		p.content, p.over = name, exists
-		files = append(files, p)
+		layered = layered || layers && !exists
+		files = append(files, point{path: at.Path, have: at.Have, file: true, content: name, over: exists})
 	}
 	if layered {
 		for i := range files {

@@ -20,9 +20,9 @@ type Configuration struct {
 	Note     string
 }
 
-// Packages that depend on the place: black-box tests, those of the API, the cgroups, and the cell's
-// own directories.
-var placed = []string{".", "internal/e2e", "internal/e2e/attack", "internal/cell", "internal/limits"}
+// Packages that depend on the place: black-box tests, those of the API, the cgroups, the cell's own
+// directories, and overlayfs.
+var placed = []string{".", "internal/e2e", "internal/e2e/attack", "internal/cell", "internal/limits", "internal/overlay"}
 
 // Packages that users import or run. In these, the tests named Rootless and Attack also run for
 // ordinary users.

@@ -1,4 +1,6 @@
-package sandbox
+//go:build linux
+
+package overlay
 
 import (
 	"math/rand/v2"
@@ -31,13 +33,13 @@ func TestMergedAsOverlayfs(t *testing.T) {
 			randomTree(t, r, layers[i], 0)
 		}
 		exists := overlaid(t, dir, layers)
-		m, err := openMerged(layers)
+		m, err := Open(layers)
 		require.NoError(t, err)
-		defer m.close()
+		defer m.Close()
 		for p, want := range exists {
-			gap, missing := m.missing(p)
+			gap, missing := m.Missing(p)
 			require.Equal(t, want, !missing, "%s in %s: %+v", p, dir, gap)
-			require.False(t, missing && !strings.HasPrefix(gap.path, "/"), gap)
+			require.False(t, missing && !strings.HasPrefix(gap.Path, "/"), gap)
 			seen[want]++
 		}
 	}

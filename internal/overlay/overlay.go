@@ -1,4 +1,8 @@
-package sandbox
+//go:build linux
+
+// Package overlay looks paths up in layers of directories as overlayfs would show them, without a
+// mount.
+package overlay
 
 import (
 	"cmp"
@@ -14,40 +18,53 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// merged is directories of the host seen as overlayfs shows them, without a mount. Nothing but directories is opened, and no
-// symbolic link leads out of it.
-type merged struct {
-	root   mergedDir
+// View is directories as overlayfs shows them together. No symbolic link leads out of it, and
+// nothing but directories, and the files of Read, is opened. It is not safe for concurrent use.
+type View struct {
+	root   dir
 	opened []int // by a walk
 }
 
-// mergedDir is a directory of it.
-type mergedDir struct {
+// Dir is what a directory looks like, of several that are merged the highest.
+type Dir struct {
+	Mode     fs.FileMode // permissions and the sticky bit
+	UID, GID int
+}
+
+// Point is a place in a View where something can be made.
+type Point struct {
+	Path string // without symbolic links, as far as it exists
+	Have []Dir  // the directories on the way that exist, from the top
+}
+
+// dir is a directory of a View.
+type dir struct {
 	name   string
 	layers []int // descriptors of the directories that it is made of, the highest first
-	parent
+	Dir
 }
 
-// openMerged opens layers, the lowest first.
-func openMerged(paths []string) (*merged, error) {
-	m := &merged{}
-	for _, p := range slices.Backward(paths) {
+// Open opens layers, the lowest first. The View must be closed.
+func Open(layers []string) (*View, error) {
+	v := &View{}
+	for _, p := range slices.Backward(layers) {
 		fd, err := unix.Open(p, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			m.close()
+			v.Close()
 			return nil, &os.PathError{Op: "open", Path: p, Err: err}
 		}
-		m.root.layers = append(m.root.layers, fd)
+		v.root.layers = append(v.root.layers, fd)
 	}
-	return m, nil
+	return v, nil
 }
 
-func (m *merged) close() { closeFDs(m.root.layers) }
+// Close closes the layers.
+func (v *View) Close() { closeFDs(v.root.layers) }
 
 // endWalk closes what a walk has opened.
-func (m *merged) endWalk() {
-	closeFDs(m.opened)
-	m.opened = nil
+func (v *View) endWalk() {
+	closeFDs(v.opened)
+	v.opened = nil
 }
 
 func closeFDs(fds []int) {
@@ -59,41 +76,40 @@ func closeFDs(fds []int) {
 // maxLinks is how many symbolic links the kernel follows: path_resolution(7).
 const maxLinks = 40
 
-// missing returns how p can be made, if it does not exist. A symbolic link that leads nowhere is
+// Missing returns how p can be made, if it does not exist. A symbolic link that leads nowhere is
 // replaced. Of a directory that exists it returns where that is.
-func (m *merged) missing(p string) (point, bool) {
-	defer m.endWalk()
-	at, is := m.walk(p)
+func (v *View) Missing(p string) (Point, bool) {
+	defer v.endWalk()
+	at, is := v.walk(p)
 	switch {
 	case is == isFile:
-		return point{}, false
+		return Point{}, false
 	case is == isDir:
 		return missingBelow(at.walk[1:], nil), false
 	}
 	return missingBelow(at.walk[1:], at.rest), true
 }
 
-// fileAt returns how a file at p can be made, in place of what there is, whether there is a regular
-// file, and false if it can't.
-func (m *merged) fileAt(p string) (at point, exists, ok bool) {
-	defer m.endWalk()
-	dir, is := m.walk(path.Dir(p))
+// FileAt returns how a file at p can be made, in place of what there is, whether there is a file
+// that is neither a directory nor a link, and false if it can't.
+func (v *View) FileAt(p string) (at Point, exists, ok bool) {
+	defer v.endWalk()
+	in, is := v.walk(path.Dir(p))
 	if is == isFile {
-		return point{}, false, false
+		return Point{}, false, false
 	}
-	at = missingBelow(dir.walk[1:], append(slices.Clip(dir.rest), path.Base(p)))
-	at.file = true
+	at = missingBelow(in.walk[1:], append(slices.Clip(in.rest), path.Base(p)))
 	if is == isDir {
-		found, link, ok := m.look(&dir.walk[len(dir.walk)-1], path.Base(p))
+		found, link, ok := v.look(&in.walk[len(in.walk)-1], path.Base(p))
 		exists = ok && link == "" && len(found.layers) == 0
 	}
 	return at, exists, true
 }
 
-// read returns the first bytes of a regular file, up to limit.
-func (m *merged) read(p string, limit int64) ([]byte, error) {
-	defer m.endWalk()
-	at, is := m.walk(p)
+// Read returns the first bytes of a regular file, up to limit.
+func (v *View) Read(p string, limit int64) ([]byte, error) {
+	defer v.endWalk()
+	at, is := v.walk(p)
 	if is != isFile {
 		return nil, &fs.PathError{Op: "open", Path: p, Err: fs.ErrNotExist}
 	}
@@ -117,7 +133,7 @@ func (m *merged) read(p string, limit int64) ([]byte, error) {
 
 // place is a directory, below others, and what of a path was not looked for yet.
 type place struct {
-	walk []mergedDir
+	walk []dir
 	rest []string
 }
 
@@ -131,8 +147,8 @@ const (
 )
 
 // walk follows a path as far as it leads.
-func (m *merged) walk(p string) (place, kind) {
-	at := place{[]mergedDir{m.root}, strings.Split(p, "/")}
+func (v *View) walk(p string) (place, kind) {
+	at := place{[]dir{v.root}, strings.Split(p, "/")}
 	var link *place // the one that is being followed
 	for links := 0; len(at.rest) > 0; {
 		if link != nil && len(at.rest) < len(link.rest) {
@@ -147,7 +163,7 @@ func (m *merged) walk(p string) (place, kind) {
 			at = place{at.walk[:max(1, len(at.walk)-1)], rest}
 			continue
 		}
-		found, target, ok := m.look(&at.walk[len(at.walk)-1], name)
+		found, target, ok := v.look(&at.walk[len(at.walk)-1], name)
 		switch {
 		case target != "" && links < maxLinks:
 			links++
@@ -173,38 +189,39 @@ func (m *merged) walk(p string) (place, kind) {
 }
 
 // missingBelow is the point that is missing below directories that are in the root.
-func missingBelow(walk []mergedDir, rest []string) point {
-	var p point
-	for _, dir := range walk {
-		p.path = path.Join(p.path, dir.name)
-		p.have = append(p.have, dir.parent)
+func missingBelow(walk []dir, rest []string) Point {
+	var p Point
+	for _, d := range walk {
+		p.Path = path.Join(p.Path, d.name)
+		p.Have = append(p.Have, d.Dir)
 	}
-	p.path = path.Join("/", p.path, path.Join(rest...))
+	p.Path = path.Join("/", p.Path, path.Join(rest...))
 	return p
 }
 
-// lstat looks for a name without following links.
-func (m *merged) lstat(name string) (isDir bool, mode fs.FileMode, ok bool) {
-	defer m.endWalk()
-	at := m.root
+// Lstat looks for a name, relative to the root, without following links. It returns the mode of
+// directories only.
+func (v *View) Lstat(name string) (isDir bool, mode fs.FileMode, ok bool) {
+	defer v.endWalk()
+	at := v.root
 	for _, part := range strings.Split(name, "/") {
-		found, target, ok := m.look(&at, part)
+		found, target, ok := v.look(&at, part)
 		if !ok && target == "" {
 			return false, 0, false
 		}
 		if len(found.layers) == 0 {
-			isDir, at = false, mergedDir{}
+			isDir, at = false, dir{}
 			continue
 		}
 		isDir, at = true, found
 	}
-	return isDir, at.mode, true
+	return isDir, at.Mode, true
 }
 
 // look finds a name in a directory, the target if it is a symbolic link.
-func (m *merged) look(dir *mergedDir, name string) (found mergedDir, link string, ok bool) {
+func (v *View) look(in *dir, name string) (found dir, link string, ok bool) {
 	found.name = name
-	for _, layer := range dir.layers {
+	for _, layer := range in.layers {
 		var st unix.Stat_t
 		if unix.Fstatat(layer, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 			continue
@@ -226,15 +243,15 @@ func (m *merged) look(dir *mergedDir, name string) (found mergedDir, link string
 		if err != nil {
 			continue // it is gone again
 		}
-		m.opened = append(m.opened, fd)
+		v.opened = append(v.opened, fd)
 		if len(found.layers) == 0 {
-			found.parent = parent{fs.FileMode(st.Mode & 0o777), int(st.Uid), int(st.Gid)}
+			found.Dir = Dir{fs.FileMode(st.Mode & 0o777), int(st.Uid), int(st.Gid)}
 			if st.Mode&unix.S_ISVTX != 0 {
-				found.mode |= fs.ModeSticky
+				found.Mode |= fs.ModeSticky
 			}
 		}
 		found.layers = append(found.layers, fd)
-		if isOpaque(fd) {
+		if IsOpaque(fd) {
 			break
 		}
 	}
@@ -247,8 +264,9 @@ func readLinkAt(dir int, name string) (string, error) {
 	return string(target[:max(n, 0)]), err
 }
 
-// isOpaque tells whether a directory hides those below it: Documentation/filesystems/overlayfs.rst, "userxattr".
-func isOpaque(dir int) bool {
+// IsOpaque reports whether a directory, a descriptor of which is dir, hides those below it:
+// Documentation/filesystems/overlayfs.rst, "userxattr".
+func IsOpaque(dir int) bool {
 	var value [4]byte
 	n, err := unix.Getxattr(fmt.Sprintf("/proc/self/fd/%d", dir), "user.overlay.opaque", value[:])
 	return err == nil && string(value[:n]) == "y"
