@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cellkit/sandbox/internal/stdio"
 	"github.com/cellkit/sandbox/internal/wire"
 )
 
@@ -18,7 +19,7 @@ type worker struct {
 	f       *function
 	process *Process
 	conn    *wire.Conn
-	log     *prefixSuffix // what it wrote to its standard error, unless the caller takes that
+	log     *stdio.PrefixSuffix // what it wrote to its standard error, unless the caller takes that
 	timeout *time.Duration
 	limit   int64 // of messages
 	born    time.Time
@@ -49,7 +50,7 @@ func (f *function) start(ctx context.Context, s *Sandbox) (_ *worker, err error)
 		c.timeout = nil
 		c.extra = append(slices.Clone(c.extra[:len(c.extra)-2]), far, program)
 		if c.stderr == nil {
-			w.log = &prefixSuffix{n: 32 << 10}
+			w.log = &stdio.PrefixSuffix{N: 32 << 10}
 			c.stderr = w.log
 		}
 	})
@@ -114,7 +115,7 @@ func (w *worker) whyEnded(received error) error {
 	_, err := w.process.Wait()
 	var exit *ExitError
 	if errors.As(err, &exit) && w.log != nil {
-		exit.Stderr = w.log.bytes()
+		exit.Stderr = w.log.Bytes()
 	}
 	if err == nil {
 		err = fmt.Errorf("sandbox: function %s: %w", w.f.name, ErrNoAnswer)
@@ -355,7 +356,7 @@ func (c *call) stream() (io.Reader, error) {
 		return nil, err
 	}
 	c.left, c.far = append(c.left, near, far), append(c.far, far)
-	s := &answerStream{c: c, f: pipeReader{f: near}}
+	s := &answerStream{c: c, f: stdio.NewPipeReader(near)}
 	c.streams, c.open = append(c.streams, s), c.open+1
 	return s, nil
 }
@@ -379,7 +380,7 @@ func (c *call) watch() {
 	select {
 	case <-c.w.process.r.ended():
 		for _, s := range c.streams {
-			s.f.end()
+			s.f.End()
 		}
 	case <-c.finished:
 	}
@@ -387,7 +388,7 @@ func (c *call) watch() {
 
 type answerStream struct {
 	c   *call
-	f   pipeReader
+	f   *stdio.PipeReader
 	mu  sync.Mutex
 	end error // what Read returns from now on
 }
@@ -400,7 +401,7 @@ func (s *answerStream) Read(b []byte) (int, error) {
 	}
 	n, err := s.f.Read(b)
 	if err != nil {
-		s.f.f.Close()
+		s.f.Close()
 		s.end = s.c.read(err)
 		return n, s.end
 	}
@@ -409,7 +410,7 @@ func (s *answerStream) Read(b []byte) (int, error) {
 
 // Close gives up what has not been read, and with it the worker.
 func (s *answerStream) Close() error {
-	s.f.f.Close() // a Read that waits for the stream returns
+	s.f.Close() // a Read that waits for the stream returns
 	if !s.mu.TryLock() {
 		s.c.abandon() // as does one that waits for the worker's last word
 		s.mu.Lock()

@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"sync"
+
+	"github.com/cellkit/sandbox/internal/stdio"
 )
 
 // ErrPoolClosed is the error of calls, and runs, of a pool that was closed.
@@ -164,7 +166,7 @@ func (p *workers) isClosed() bool {
 
 // shared makes writers that several processes write to at once. Files are theirs to write to, as ever.
 func shared(stdout, stderr io.Writer) (io.Writer, io.Writer) {
-	if sameWriter(stdout, stderr) {
+	if stdio.SameWriter(stdout, stderr) {
 		stdout = lock(stdout)
 		return stdout, stdout
 	}

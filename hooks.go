@@ -5,6 +5,7 @@ import (
 	"io"
 
 	"github.com/cellkit/sandbox/internal/hook"
+	"github.com/cellkit/sandbox/internal/stdio"
 )
 
 func init() {
@@ -20,7 +21,7 @@ func init() {
 	}
 	hook.Outputs = func(s any) (stdout, stderr io.Writer, same bool) {
 		c := &s.(*Sandbox).config
-		return c.stdout, c.stderr, c.stdout != nil && sameWriter(c.stdout, c.stderr)
+		return c.stdout, c.stderr, c.stdout != nil && stdio.SameWriter(c.stdout, c.stderr)
 	}
 	hook.ScratchPath = func(scratch any) string { return scratch.(*Scratch).impl.path() }
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/cellkit/sandbox/internal/forkserver"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/stdio"
 )
 
 // running is a run from its clone to its end.
@@ -26,7 +27,7 @@ type running struct {
 
 	block   *cell.Block
 	group   *limits.Group
-	stdio   *stdio
+	streams *stdio.Streams
 	conn    *forkserver.Conn
 	pidfd   *os.File // of PID 1
 	mounts  *os.File // the mount namespace
@@ -93,9 +94,8 @@ func (r *running) cleanUp() {
 	if r.pidfd != nil {
 		waitPidfd(r.pidfd)
 	}
-	if r.stdio != nil {
-		r.stdio.closeChild()
-		r.stdio.closeMine()
+	if r.streams != nil {
+		r.streams.Close()
 	}
 	r.release()
 }
@@ -152,11 +152,7 @@ func (r *running) release() {
 func (r *running) begin(ctx context.Context) {
 	c := r.config
 	r.ctx = ctx
-	isFile := false
-	if c.stdin != nil {
-		_, isFile = c.stdin.(*os.File)
-	}
-	r.stdio.start(c.stdin != nil && !isFile)
+	r.streams.Start()
 	stopCancel := context.AfterFunc(ctx, func() { r.kill(Canceled) })
 	r.stop = append(r.stop, func() { stopCancel() })
 	if c.timeout != nil {
@@ -218,7 +214,10 @@ func (r *running) finish() {
 	lost := !exited && !r.wasKilled() && r.cell.DiesNow()
 	result := &Result{Usage: usage}
 	r.release()
-	r.copyErr = r.stdio.finish()
+	inTime, err := r.streams.Finish()
+	if r.copyErr = err; !inTime {
+		r.copyErr = errors.Join(err, ErrWaitDelay)
+	}
 	if lost {
 		r.err = fmt.Errorf("sandbox: %w (%w)", ErrCellLost, r.cell.Lost())
 	} else {

@@ -35,6 +35,8 @@ import (
 	"context"
 	"errors"
 	"sync"
+
+	"github.com/cellkit/sandbox/internal/stdio"
 )
 
 // Sandbox describes how to run a command. It is immutable and safe for
@@ -114,19 +116,19 @@ func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
 	if s.config.stdout != nil {
 		return nil, optionError("WithStdout", "is set already: leave it out for Output, which returns what it would get")
 	}
-	var stdout output
+	var stdout stdio.Buffer
 	opts := []Option{WithStdout(&stdout)}
-	var stderr *prefixSuffix
+	var stderr *stdio.PrefixSuffix
 	if s.config.stderr == nil {
-		stderr = &prefixSuffix{n: 32 << 10}
+		stderr = &stdio.PrefixSuffix{N: 32 << 10}
 		opts = append(opts, WithStderr(stderr))
 	}
 	_, err := s.With(opts...).Run(ctx)
 	var exit *ExitError
 	if stderr != nil && errors.As(err, &exit) {
-		exit.Stderr = stderr.bytes()
+		exit.Stderr = stderr.Bytes()
 	}
-	return stdout.bytes(), err
+	return stdout.Bytes(), err
 }
 
 // CombinedOutput is Run with the standard output and standard error returned
@@ -144,9 +146,9 @@ func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
 	if errs != nil {
 		return nil, errors.Join(errs...)
 	}
-	var both output
+	var both stdio.Buffer
 	_, err := s.With(WithStdout(&both), WithStderr(&both)).Run(ctx)
-	return both.bytes(), err
+	return both.Bytes(), err
 }
 
 // Explain lists, one readable line per system call, what a run of this sandbox

@@ -17,6 +17,7 @@ import (
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/stdio"
 )
 
 // start makes a run. If the cell turns out to have died before the command was
@@ -178,18 +179,27 @@ func (from recipe) prepare(ctx context.Context, conf *config) (_ *running, err e
 // execute hands over the command with its streams, and waits until it has been executed.
 func (r *running) execute(ctx context.Context, conf *config, command *program.Program) (err error) {
 	r.config, r.commandProgram = conf, command
-	if r.stdio, err = newStdio(conf, func() { r.kill(OutputExceeded) }); err != nil {
+	if err := r.openStreams(); err != nil {
 		return &SetupError{Stage: "standard streams", Err: err}
 	}
 	r.started = time.Now()
 	return r.under(ctx, func() error {
-		err := r.conn.Hand(command.Image(), descriptors(r.stdio.child))
-		r.stdio.closeChild()
+		err := r.conn.Hand(command.Image(), descriptors(r.streams.Child()))
+		r.streams.CloseChild()
 		if err != nil && !hasEnded(err) { // if so, why comes next
 			return r.startLost(ctx, err)
 		}
 		return r.follow(ctx, program.Started)
 	})
+}
+
+func (r *running) openStreams() (err error) {
+	c := r.config
+	r.streams, err = stdio.Open(stdio.Config{
+		Stdin: c.stdin, Stdout: c.stdout, Stderr: c.stderr, Extra: c.extra,
+		Limit: c.outputLimit, Exceeded: func() { r.kill(OutputExceeded) }, Delay: c.delay(),
+	})
+	return err
 }
 
 // under does what waits for the run until ctx ends.

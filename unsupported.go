@@ -52,16 +52,6 @@ func setModified(*os.File, time.Time) error        { return unsupported() }
 func anyName(fsys fs.FS) fs.FS                     { return fsys }
 func canName(_ fs.FS, name string) bool            { return fs.ValidPath(name) }
 
-func openNull(flag int) (*os.File, error) { return os.OpenFile(os.DevNull, flag, 0) }
-
-func letReopen(*os.File) {}
-
-// pipeReader reads a pipe to its end.
-type pipeReader struct{ f *os.File }
-
-func (p *pipeReader) Read(b []byte) (int, error) { return p.f.Read(b) }
-func (p *pipeReader) end()                       {}
-
 func check(context.Context) *Report {
 	return &Report{Features: []Feature{{Name: "Linux", Required: true, Err: unsupported(), Remedy: "use Linux 5.10 or later"}}}
 }

@@ -1,4 +1,4 @@
-package sandbox
+package stdio
 
 import (
 	"bytes"
@@ -22,7 +22,7 @@ func (r *fakeRun) finishes() {
 	case err := <-done:
 		require.NoError(r.t, err)
 	case <-time.After(time.Minute):
-		r.t.Fatal("finish waits for a writer that is not of the run")
+		r.t.Fatal("Finish waits for a writer that is not of the run")
 	}
 }
 
@@ -38,7 +38,7 @@ func (s *slow) Write(b []byte) (int, error) {
 // all the same.
 func TestForeignWriter(t *testing.T) {
 	var stdout, stderr bytes.Buffer
-	r := startStdio(t, nil, WithStdout(&stdout), WithStderr(&stderr))
+	r := openStreams(t, Config{Stdout: &stdout, Stderr: &stderr})
 	duplicate(t, r.files[1])
 	duplicate(t, r.files[2])
 	r.write(1, "out")
@@ -48,7 +48,7 @@ func TestForeignWriter(t *testing.T) {
 }
 
 func TestForeignWriterOfMuch(t *testing.T) {
-	want := make([]byte, 64*MiB)
+	want := make([]byte, 64<<20)
 	for i := range want {
 		want[i] = byte(rand.Uint32())
 	}
@@ -57,7 +57,7 @@ func TestForeignWriterOfMuch(t *testing.T) {
 		Bytes() []byte
 	}{"slow": &slow{}, "fast": &bytes.Buffer{}} {
 		t.Run(name, func(t *testing.T) {
-			r := startStdio(t, nil, WithStdout(struct{ io.Writer }{to}))
+			r := openStreams(t, Config{Stdout: struct{ io.Writer }{to}})
 			duplicate(t, r.files[1])
 			_, err := r.files[1].Write(want)
 			require.NoError(t, err)
@@ -71,13 +71,13 @@ func TestForeignWriterOfMuch(t *testing.T) {
 func TestBusyForeigner(t *testing.T) {
 	for name, flag := range map[string]int{"writer": os.O_WRONLY, "reader": os.O_RDONLY} {
 		t.Run(name, func(t *testing.T) {
-			r := startStdio(t, nil, WithStdout(&slow{}))
+			r := openStreams(t, Config{Stdout: &slow{}})
 			held := duplicate(t, r.files[1])
 			foreigner, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", held.Fd()), flag, 0)
 			require.NoError(t, err)
 			var busy sync.WaitGroup
 			busy.Go(func() {
-				for b := make([]byte, 4*KiB); err == nil; {
+				for b := make([]byte, 4<<10); err == nil; {
 					if flag == os.O_WRONLY {
 						_, err = foreigner.Write(b)
 					} else {
@@ -86,7 +86,7 @@ func TestBusyForeigner(t *testing.T) {
 				}
 			})
 			if flag == os.O_RDONLY {
-				r.write(1, string(make([]byte, MiB)))
+				r.write(1, string(make([]byte, 1<<20)))
 			}
 			r.finishes()
 			foreigner.Close()

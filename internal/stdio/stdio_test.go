@@ -1,6 +1,6 @@
 //go:build unix
 
-package sandbox
+package stdio
 
 import (
 	"bytes"
@@ -19,25 +19,22 @@ import (
 
 // fakeRun has the descriptors that a run would have.
 type fakeRun struct {
-	*stdio
+	*Streams
 	t     *testing.T
 	files []*os.File
 }
 
-// startStdio opens the streams that the options ask for and begins to copy.
-func startStdio(t *testing.T, exceeded func(), opts ...Option) *fakeRun {
+// openStreams opens the streams and begins to copy.
+func openStreams(t *testing.T, c Config) *fakeRun {
 	t.Helper()
-	c := &New(append([]Option{valid}, opts...)...).config
-	require.Empty(t, c.validate())
-	s, err := newStdio(c, exceeded)
+	s, err := Open(c)
 	require.NoError(t, err)
-	r := &fakeRun{stdio: s, t: t}
-	for _, f := range s.child {
+	r := &fakeRun{Streams: s, t: t}
+	for _, f := range s.Child() {
 		r.files = append(r.files, duplicate(t, f))
 	}
-	s.closeChild()
-	_, isFile := c.stdin.(*os.File)
-	s.start(c.stdin != nil && !isFile)
+	s.CloseChild()
+	s.Start()
 	return r
 }
 
@@ -62,11 +59,13 @@ func (r *fakeRun) end() error {
 	for _, f := range r.files {
 		f.Close()
 	}
-	return r.finish()
+	inTime, err := r.Finish()
+	require.True(r.t, inTime)
+	return err
 }
 
 func TestStreamsAreNullByDefault(t *testing.T) {
-	r := startStdio(t, nil)
+	r := openStreams(t, Config{})
 	require.Len(t, r.files, 3)
 	got, err := io.ReadAll(r.files[0])
 	require.NoError(t, err)
@@ -79,7 +78,7 @@ func TestStreamsAreNullByDefault(t *testing.T) {
 func TestStreamsAreCopied(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	input := strings.Repeat("input\n", 100_000) // more than a pipe holds
-	r := startStdio(t, nil, WithStdin(strings.NewReader(input)), WithStdout(&stdout), WithStderr(&stderr))
+	r := openStreams(t, Config{Stdin: strings.NewReader(input), Stdout: &stdout, Stderr: &stderr})
 	got, err := io.ReadAll(r.files[0])
 	require.NoError(t, err)
 	require.Equal(t, input, string(got))
@@ -92,7 +91,7 @@ func TestStreamsAreCopied(t *testing.T) {
 
 func TestSameWriterSharesAPipe(t *testing.T) {
 	var both bytes.Buffer
-	r := startStdio(t, nil, WithStdout(&both), WithStderr(&both))
+	r := openStreams(t, Config{Stdout: &both, Stderr: &both})
 	for range 100 {
 		r.write(1, "1")
 		r.write(2, "2")
@@ -109,11 +108,11 @@ type uncomparable struct {
 
 func TestSameWriter(t *testing.T) {
 	var a, b bytes.Buffer
-	require.True(t, sameWriter(&a, &a))
-	require.False(t, sameWriter(&a, &b))
-	require.False(t, sameWriter(&a, nil))
-	require.False(t, sameWriter(uncomparable{Writer: &a}, uncomparable{Writer: &a}))
-	require.True(t, sameWriter(os.Stdout, os.Stdout))
+	require.True(t, SameWriter(&a, &a))
+	require.False(t, SameWriter(&a, &b))
+	require.False(t, SameWriter(&a, nil))
+	require.False(t, SameWriter(uncomparable{Writer: &a}, uncomparable{Writer: &a}))
+	require.True(t, SameWriter(os.Stdout, os.Stdout))
 }
 
 // TestFilesAreHandedOver has files of the caller, which are not copied, not
@@ -127,14 +126,15 @@ func TestFilesAreHandedOver(t *testing.T) {
 		defer f.Close()
 		files = append(files, f)
 	}
-	c := &New(valid, WithStdin(files[0]), WithStdout(files[1]), WithStderr(files[2]), WithExtraFiles(files[3:]...)).config
-	s, err := newStdio(c, nil)
+	s, err := Open(Config{Stdin: files[0], Stdout: files[1], Stderr: files[2], Extra: files[3:]})
 	require.NoError(t, err)
-	require.Equal(t, files, s.child)
+	require.Equal(t, files, s.Child())
 	require.Empty(t, s.close)
-	require.Empty(t, s.copies)
-	s.closeChild()
-	require.NoError(t, s.finish())
+	require.Nil(t, s.in)
+	require.Empty(t, s.out)
+	s.CloseChild()
+	_, err = s.Finish()
+	require.NoError(t, err)
 	for _, f := range files {
 		_, err := f.WriteString("still open")
 		require.NoError(t, err)
@@ -160,7 +160,7 @@ func TestOutputLimitCountsBoth(t *testing.T) {
 			exceeded := 0
 			var mu sync.Mutex
 			count := func() { mu.Lock(); exceeded++; mu.Unlock() }
-			r := startStdio(t, count, WithStdout(&stdout), WithStderr(&stderr), WithOutputLimit(8))
+			r := openStreams(t, Config{Stdout: &stdout, Stderr: &stderr, Limit: new(int64(8)), Exceeded: count})
 			r.write(1, test.out)
 			r.write(2, test.err)
 			require.NoError(t, r.end())
@@ -178,7 +178,7 @@ func TestOutputLimitOfFilesAndNothing(t *testing.T) {
 	require.NoError(t, err)
 	defer file.Close()
 	exceeded := make(chan struct{}, 2)
-	r := startStdio(t, func() { exceeded <- struct{}{} }, WithStdout(file), WithOutputLimit(4))
+	r := openStreams(t, Config{Stdout: file, Limit: new(int64(4)), Exceeded: func() { exceeded <- struct{}{} }})
 	r.write(1, "12")
 	r.write(2, "3456") // stderr is not set
 	require.NoError(t, r.end())
@@ -196,11 +196,11 @@ func (f failing) Write([]byte) (int, error) { return 0, f.err }
 
 func TestCopyErrors(t *testing.T) {
 	disk := errors.New("disk full")
-	r := startStdio(t, nil, WithStdout(failing{disk}))
+	r := openStreams(t, Config{Stdout: failing{disk}})
 	r.write(1, "x")
 	require.ErrorIs(t, r.end(), disk)
 
-	r = startStdio(t, nil, WithStdin(failing{disk}))
+	r = openStreams(t, Config{Stdin: failing{disk}})
 	_, err := io.ReadAll(r.files[0]) // returns once the copy has ended
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
@@ -213,14 +213,14 @@ func TestCopyErrors(t *testing.T) {
 
 // TestInputThatNobodyWants ends with the run, and is no error.
 func TestInputThatNobodyWants(t *testing.T) {
-	r := startStdio(t, nil, WithStdin(strings.NewReader(strings.Repeat("x", MiB))))
+	r := openStreams(t, Config{Stdin: strings.NewReader(strings.Repeat("x", 1<<20))})
 	require.NoError(t, r.end())
 }
 
 // TestReaderThatBlocks does not keep the run's end waiting.
 func TestReaderThatBlocks(t *testing.T) {
 	read, write := io.Pipe()
-	r := startStdio(t, nil, WithStdin(read))
+	r := openStreams(t, Config{Stdin: read})
 	require.NoError(t, r.end())
 	require.NoError(t, write.Close())
 }
@@ -239,13 +239,13 @@ func TestPrefixSuffix(t *testing.T) {
 		{[]string{"abcd", strings.Repeat("x", 1000), "end!"}, "abcd\n... omitting 1000 bytes ...\nend!"},
 	}
 	for _, test := range tests {
-		p := &prefixSuffix{n: 4}
+		p := &PrefixSuffix{N: 4}
 		for _, w := range test.writes {
 			n, err := p.Write([]byte(w))
 			require.NoError(t, err)
 			require.Equal(t, len(w), n)
 		}
-		require.Equal(t, test.want, string(p.bytes()))
-		require.Equal(t, test.want, string(p.bytes()), "the second time")
+		require.Equal(t, test.want, string(p.Bytes()))
+		require.Equal(t, test.want, string(p.Bytes()), "the second time")
 	}
 }

@@ -1,4 +1,4 @@
-package sandbox
+package stdio
 
 import (
 	"errors"
@@ -9,17 +9,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pipeReader reads a pipe until all writers are gone or, after end, what it held then.
-type pipeReader struct {
+// PipeReader reads a pipe until all writers are gone or, after End, what it held then.
+type PipeReader struct {
 	f     *os.File
 	ended bool
 	left  int // of that
 }
 
-// end wakes up a Read that waits. Those that follow don't.
-func (p *pipeReader) end() { _ = p.f.SetReadDeadline(time.Unix(1, 0)) }
+// NewPipeReader returns a reader of the pipe, which os.Pipe has opened.
+func NewPipeReader(pipe *os.File) *PipeReader { return &PipeReader{f: pipe} }
 
-func (p *pipeReader) Read(b []byte) (int, error) {
+// Close closes the pipe. A Read that waits returns.
+func (p *PipeReader) Close() error { return p.f.Close() }
+
+// End wakes up a Read that waits. Those that follow don't.
+func (p *PipeReader) End() { _ = p.f.SetReadDeadline(time.Unix(1, 0)) }
+
+func (p *PipeReader) Read(b []byte) (int, error) {
 	if !p.ended {
 		n, err := p.f.Read(b)
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -39,7 +45,7 @@ func (p *pipeReader) Read(b []byte) (int, error) {
 }
 
 // call makes a system call that fails only if nothing is left to read.
-func (p *pipeReader) call(f func(fd int) error) {
+func (p *PipeReader) call(f func(fd int) error) {
 	if raw, err := p.f.SyscallConn(); err == nil {
 		_ = raw.Control(func(fd uintptr) {
 			for f(int(fd)) == unix.EINTR {

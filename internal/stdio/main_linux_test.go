@@ -1,0 +1,9 @@
+package stdio
+
+import (
+	"testing"
+
+	"github.com/cellkit/sandbox/internal/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }
