@@ -149,10 +149,10 @@ func (k *compiler) addRlimits() {
 	// all runs: getrlimit(2). On cgroup v2 libcontainer lifts this process's own limit of locked
 	// memory, and so the next cell's.
 	for name, most := range map[string]uint64{"sigpending": 1024, "msgqueue": 128 * KiB, "memlock": 8 * MiB} {
-		n := min(most, k.m.hard[name])
+		n := min(most, k.m.HardLimits[name])
 		all[name] = rlimit{n, n}
 	}
-	all["nofile"] = rlimit{min(1024, k.m.hard["nofile"]), k.m.hard["nofile"]}
+	all["nofile"] = rlimit{min(1024, k.m.HardLimits["nofile"]), k.m.HardLimits["nofile"]}
 	maps.Copy(all, k.c.cgroup.rlimits)
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		l := unix.Rlimit{Cur: all[name].soft, Max: all[name].hard}

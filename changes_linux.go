@@ -79,7 +79,7 @@ func (s *Sandbox) changedParts() (parts []changedPart, done func(), err error) {
 	}
 	parts = append(parts, changedPart{"/", rootDir, skeletonFiles(made)})
 	for i, p := range k.rootTrees() {
-		if !slices.Contains(k.m.rootDirs, p) {
+		if !slices.Contains(k.m.RootDirs, p) {
 			continue
 		}
 		if err := add(p, strconv.Itoa(i), []string{p}); err != nil {

@@ -65,12 +65,12 @@ func hintOf(err error) string {
 
 func kernelFeature() Feature {
 	m := thisMachine()
-	f := Feature{Name: "kernel", Required: true, Detail: fmt.Sprintf("Linux %d.%d", m.kernel[0], m.kernel[1])}
+	f := Feature{Name: "kernel", Required: true, Detail: fmt.Sprintf("Linux %d.%d", m.Kernel[0], m.Kernel[1])}
 	if !m.hasSetAttr() {
 		f.Detail += ": HostRootfs is without what is mounted below its directories, binds can't have any or map owners (Linux 5.12)"
 	}
-	if !m.atLeast(5, 10) {
-		f.Err = fmt.Errorf("kernel %d.%d is older than 5.10", m.kernel[0], m.kernel[1])
+	if !m.AtLeast(5, 10) {
+		f.Err = fmt.Errorf("kernel %d.%d is older than 5.10", m.Kernel[0], m.Kernel[1])
 		f.Remedy = "a newer kernel"
 	}
 	return f
@@ -178,7 +178,7 @@ func cgroupFeatures(c *cell.Cell) []Feature {
 
 // writableDetail says whether a run may change the host's own files in its copy.
 func writableDetail(c *cell.Cell) string {
-	if c.Rootless() || !thisMachine().atLeast(5, 19) || tryIDMap(c, "/usr") != nil {
+	if c.Rootless() || !thisMachine().AtLeast(5, 19) || tryIDMap(c, "/usr") != nil {
 		return "new files only: what belongs to the host's root stays read-only"
 	}
 	return "all of it"

@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"github.com/cellkit/sandbox/internal/host"
 )
 
 // protections looks at a live run from outside, and tells of each wall whether it stands. What keeps a wall
@@ -35,7 +37,7 @@ func protections(ctx context.Context) []Feature {
 		{Name: "seccomp", Detail: "the default filter; set-uid and set-gid bits refused, which WithSetID allows", Err: unfiltered(string(status))},
 		{Name: "namespaces", Detail: "all of its own", Err: sharedNamespaces(proc, "/proc/self")},
 		{Name: "read-only files", Detail: "but /tmp, /dev/shm and the home directory; no set-uid programs, no devices", Err: openMounts(string(mounts))},
-		{Name: "covered kernel interfaces", Detail: "/proc read-only, what tells of the host covered", Err: uncovered(string(mounts), thisMachine().masks)},
+		{Name: "covered kernel interfaces", Detail: "/proc read-only, what tells of the host covered", Err: uncovered(string(mounts), thisMachine().Proc)},
 	}
 }
 
@@ -102,16 +104,16 @@ func openMounts(mountinfo string) error {
 }
 
 // uncovered names what of /proc nothing is mounted over.
-func uncovered(mountinfo string, masks []mask) error {
+func uncovered(mountinfo string, paths []host.ProcPath) error {
 	points := map[string]bool{}
 	for line := range strings.Lines(mountinfo) {
 		if f := strings.Fields(line); len(f) > 4 {
 			points[f[4]] = true
 		}
 	}
-	for _, m := range masks {
-		if !points[m.path] {
-			return fmt.Errorf("%s can be read", m.path)
+	for _, p := range paths {
+		if !points[p.Path] {
+			return fmt.Errorf("%s can be read", p.Path)
 		}
 	}
 	return nil

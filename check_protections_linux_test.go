@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/host"
 )
 
 // Each probe passes for a run, and tells where the protection is missing.
@@ -38,5 +40,5 @@ func TestRootlessProtections(t *testing.T) {
 	require.ErrorContains(t, openMounts(read(live(WithTmpfs("/data", MiB)), "mountinfo")), "/data is writable")
 	self := read(os.Getpid(), "mountinfo")
 	require.Error(t, openMounts(self))
-	require.ErrorContains(t, uncovered(self, []mask{{path: "/proc/kcore"}}), "/proc/kcore can be read")
+	require.ErrorContains(t, uncovered(self, []host.ProcPath{{Path: "/proc/kcore"}}), "/proc/kcore can be read")
 }

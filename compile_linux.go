@@ -2,37 +2,24 @@ package sandbox
 
 import (
 	"fmt"
-	"io"
-	"maps"
 	"math"
-	"os"
-	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// machine is what compiling needs to know about the host. It is gathered once
-// per process.
+// machine is what compiling needs to know about the host.
 type machine struct {
-	rootDirs  []string          // directories that HostRootfs shows, such as /usr
-	rootLinks map[string]string // symbolic links at the top, such as bin -> usr/bin
-	shown     []string          // both
-	files     *hostFiles        // what it shows of /etc and /var, nil for nothing
+	host.Facts
+	files     *hostFiles        // what HostRootfs shows of /etc and /var, nil for nothing
 	libraries map[string]string // files that the root of own functions shows, by where
-	sys       []sysFile         // what runs see of /sys
 	resolv    string            // the host's resolv.conf
-	masks     []mask            // what of /proc a run must not see
-	lastCap   int
-	hard      map[string]uint64 // hard limits of this process
-	kernel    [2]int
-	overlay   bool // overlayfs is there
 }
 
 // now is the machine with what may change while this process lives.
@@ -42,7 +29,7 @@ func (m *machine) now(c *config) *machine {
 		other.files = m.hostFilesNow()
 	}
 	if c.namespace.network == NetworkHost {
-		other.resolv = hostResolv()
+		other.resolv = host.Resolv()
 	}
 	return &other
 }
@@ -52,32 +39,18 @@ func (c *config) showsHost() bool {
 	return c.root.rootfs.layers == nil && c.root.rootfs.parts == programs
 }
 
-// hostResolv is the host's resolv.conf, also where that is a link to what a daemon keeps in /run.
-func hostResolv() string {
-	f, err := os.OpenFile("/etc/resolv.conf", os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	b, _ := io.ReadAll(io.LimitReader(f, 64*KiB)) // what can't be read names no server
-	return string(b)
-}
-
 // with is the machine of which roots in memory show the given parts.
 func (m *machine) with(p parts) *machine {
 	if p == programs {
 		return m
 	}
 	other := *m
-	other.rootDirs, other.rootLinks, other.files = nil, nil, nil
+	other.RootDirs, other.RootLinks, other.files = nil, nil, nil
 	if p == ownProgram {
 		other.libraries = ownLibraries()
 	}
 	return &other
 }
-
-// mask is a path below /proc that is covered, and with what of the cell.
-type mask struct{ path, with string }
 
 // shape is what compiling needs to know about the cell.
 type shape struct {
@@ -278,76 +251,8 @@ func (k *compiler) addReaper() {
 	b.Event(program.Started)
 }
 
-// thisMachine gathers what compile needs.
-var thisMachine = sync.OnceValue(func() *machine {
-	m := &machine{rootLinks: map[string]string{}, hard: map[string]uint64{}, lastCap: lastCapability()}
-	names, _ := filepath.Glob("/lib*")
-	for _, dir := range append([]string{"/usr", "/bin", "/sbin"}, names...) {
-		m.show(dir, &m.rootDirs, m.rootLinks)
-	}
-	m.shown = slices.Concat(m.rootDirs, slices.Sorted(maps.Keys(m.rootLinks)))
-	m.sys = readSys("/sys")
-	for _, p := range []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kmsg", "/proc/latency_stats",
-		"/proc/locks", "/proc/sched_debug", "/proc/scsi", "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats"} {
-		if info, err := os.Lstat(p); err == nil {
-			with := "/dev/null"
-			if info.IsDir() {
-				with = program.CellEmpty
-			}
-			m.masks = append(m.masks, mask{p, with})
-		}
-	}
-	if cgroups, err := os.ReadFile("/proc/cgroups"); err == nil && !strings.Contains(string(cgroups), "\nmemory\t") {
-		m.masks = append(m.masks, mask{"/proc/cgroups", program.CellControllers})
-	}
-	for _, name := range []string{"nofile", "sigpending", "msgqueue", "memlock"} {
-		var l unix.Rlimit
-		_ = unix.Getrlimit(rlimitNumbers[name], &l) // fails for unknown numbers only
-		m.hard[name] = l.Max
-	}
-	var u unix.Utsname
-	if unix.Uname(&u) == nil {
-		_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &m.kernel[0], &m.kernel[1])
-	}
-	return m
-})
-
-// hasOverlay reports whether the kernel has overlayfs, or a module of it that the first mount
-// loads.
-func hasOverlay() bool {
-	loaded, _ := os.ReadFile("/proc/filesystems")
-	if strings.Contains(string(loaded), "\toverlay\n") {
-		return true
-	}
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return false
-	}
-	found, _ := filepath.Glob("/lib/modules/" + unix.ByteSliceToString(u.Release[:]) + "/kernel/fs/overlayfs/overlay.ko*")
-	return len(found) > 0
-}
-
-func (m *machine) show(p string, list *[]string, links map[string]string) {
-	info, err := os.Lstat(p)
-	switch {
-	case err != nil:
-	case info.Mode()&os.ModeSymlink != 0:
-		if to, err := os.Readlink(p); err == nil {
-			links[p] = to
-		}
-	default:
-		*list = append(*list, p)
-	}
-}
-
-func lastCapability() int {
-	b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
-	n := 0
-	if _, scanErr := fmt.Sscan(strings.TrimSpace(string(b)), &n); err != nil || scanErr != nil {
-		return len(capabilityNumbers) - 1
-	}
-	return n
-}
+// thisMachine is gathered once per process.
+var thisMachine = sync.OnceValue(func() *machine { return &machine{Facts: host.Gather()} })
 
 // plan compiles once per shape.
 func (p *plans) plan(c config, sh shape) (*plan, error) {
@@ -361,11 +266,10 @@ func (p *plans) plan(c config, sh shape) (*plan, error) {
 		return have, nil
 	}
 	c.root = c.root.withSources()
-	if c.root.ifCan && !m.atLeast(5, 11) {
+	if c.root.ifCan && !m.AtLeast(5, 11) {
 		c.root.writable = nil
 	}
-	m.overlay = hasOverlay()
-	missing, err := c.root.missingPoints(m.overlay && m.atLeast(5, 11))
+	missing, err := c.root.missingPoints(host.HasOverlay() && m.AtLeast(5, 11))
 	if err != nil {
 		return nil, err
 	}
@@ -385,9 +289,9 @@ func (p *plans) plan(c config, sh shape) (*plan, error) {
 
 // checkOverlay refuses what takes overlayfs in a user namespace: Linux 5.11.
 func (m *machine) checkOverlay(r *rootConfig, missing []point) error {
-	old := fmt.Errorf("overlayfs in a user namespace takes Linux 5.11, and this is %d.%d", m.kernel[0], m.kernel[1])
+	old := fmt.Errorf("overlayfs in a user namespace takes Linux 5.11, and this is %d.%d", m.Kernel[0], m.Kernel[1])
 	switch {
-	case m.atLeast(5, 11):
+	case m.AtLeast(5, 11):
 		return nil
 	case r.writable != nil:
 		return &SetupError{Stage: "WithWritableRoot", Err: old, Hint: "a newer kernel, or WithTmpfs and WithBind where the command writes"}

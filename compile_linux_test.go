@@ -33,14 +33,16 @@ var goldenFiles = newHostFiles(host.NewFiles([]host.Entry{
 // goldenMachine is what the programs of golden files are compiled for.
 func goldenMachine() *machine {
 	return &machine{
-		rootDirs:  []string{"/usr", "/lib64"},
-		rootLinks: map[string]string{"/bin": "usr/bin", "/lib": "usr/lib", "/sbin": "usr/sbin"},
-		files:     goldenFiles,
-		resolv:    "nameserver 192.0.2.1\n",
-		masks:     []mask{{"/proc/acpi", program.CellEmpty}, {"/proc/kcore", "/dev/null"}},
-		lastCap:   13, // CAP_NET_RAW
-		hard:      map[string]uint64{"nofile": 4096, "sigpending": 4096, "msgqueue": 65536, "memlock": 1 << 30},
-		kernel:    [2]int{6, 12},
+		Facts: host.Facts{
+			RootDirs:   []string{"/usr", "/lib64"},
+			RootLinks:  map[string]string{"/bin": "usr/bin", "/lib": "usr/lib", "/sbin": "usr/sbin"},
+			Proc:       []host.ProcPath{{Path: "/proc/acpi", Dir: true}, {Path: "/proc/kcore"}},
+			LastCap:    13, // CAP_NET_RAW
+			HardLimits: map[string]uint64{"nofile": 4096, "sigpending": 4096, "msgqueue": 65536, "memlock": 1 << 30},
+			Kernel:     [2]int{6, 12},
+		},
+		files:  goldenFiles,
+		resolv: "nameserver 192.0.2.1\n",
 	}
 }
 
@@ -108,7 +110,7 @@ func (g *goldenSandbox) compile(t testing.TB) *plan {
 	require.Empty(t, c.validate())
 	m := goldenMachine()
 	if g.kernel != [2]int{} {
-		m.kernel = g.kernel
+		m.Kernel = g.kernel
 	}
 	p, err := compile(c, m, g.shape, g.missing)
 	require.NoError(t, err)
@@ -248,7 +250,7 @@ func TestEtc(t *testing.T) {
 func TestOldKernelMapsNoLayer(t *testing.T) {
 	for kernel, want := range map[[2]int]bool{{5, 10}: false, {5, 18}: false, {5, 19}: true, {6, 0}: true} {
 		m := goldenMachine()
-		m.kernel = kernel
+		m.Kernel = kernel
 		p, err := compile(&New(valid, WithRootfs(DirRootfs("/srv")), WithWritableRoot(MiB)).config, m, shape{}, nil)
 		require.NoError(t, err)
 		require.Equal(t, want, p.files[0].mapOwner, kernel)

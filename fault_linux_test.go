@@ -36,13 +36,13 @@ func TestRootlessFaults(t *testing.T) {
 		{name: "much", opts: []Option{binds, WithTmpfs("/tmp/deep", MiB), WithTmpfs("/tmp", MiB), WithFile("/tmp/a/b", []byte("x"), 0o600),
 			WithFile("/etc/hosts", []byte("x"), 0o644), WithUser(7, 8), WithHostname("x"), WithExtraFiles(extra), WithRlimit("nofile", 64, 64), WithDir("/tmp"), WithSetID()}},
 	}
-	if thisMachine().atLeast(5, 11) {
+	if thisMachine().AtLeast(5, 11) {
 		tests = append(tests, faulty{name: "writable root", opts: []Option{binds, WithWritableRoot(MiB), WithFile("/etc/app.conf", []byte("x"), 0o644)}})
 	}
 	if hasHostIDs() {
 		tests = append(tests, faulty{name: "no user namespace", opts: []Option{WithoutUserNamespace(), binds}, cell: []CellOption{CellWithoutUserNamespace()}})
 	}
-	if root := emptyDirRoot(t); root != "" && thisMachine().atLeast(5, 11) {
+	if root := emptyDirRoot(t); root != "" && thisMachine().AtLeast(5, 11) {
 		tests = append(tests, faulty{name: "directory", opts: []Option{WithRootfs(DirRootfs(root)), WithTmpfs("/deep/down", MiB), WithFile("/etc/app.conf", []byte("x"), 0o644)}})
 	}
 	if os.Geteuid() == 0 {

@@ -32,7 +32,7 @@ var cachedFiles struct {
 
 // hostFilesNow returns the same as before unless packages have changed.
 func (m *machine) hostFilesNow() *hostFiles {
-	found := cachedFiles.Get(m.shown)
+	found := cachedFiles.Get(m.Shown)
 	cachedFiles.mu.Lock()
 	defer cachedFiles.mu.Unlock()
 	if last := cachedFiles.last; last == nil || last.Files != found {

@@ -28,14 +28,14 @@ func (k *compiler) addHostSkeleton(b *program.Builder, at program.Arg, under str
 		s.mkdir(dir)
 	}
 	s.symlink("/var/tmp", "/tmp")
-	for _, p := range slices.Concat(k.m.rootDirs, k.hostDirs()) {
+	for _, p := range slices.Concat(k.m.RootDirs, k.hostDirs()) {
 		s.mkdir(p)
 	}
 	for _, p := range slices.Sorted(maps.Keys(k.m.libraries)) {
 		s.file(p, "")
 	}
-	for _, p := range slices.Sorted(maps.Keys(k.m.rootLinks)) {
-		s.symlink(p, k.m.rootLinks[p])
+	for _, p := range slices.Sorted(maps.Keys(k.m.RootLinks)) {
+		s.symlink(p, k.m.RootLinks[p])
 	}
 	s.symlink("/etc/mtab", "../proc/self/mounts")
 	for _, f := range k.etcFiles() {
@@ -76,7 +76,7 @@ func (k *compiler) addMountPoints(s *skeleton) {
 // or behind a link.
 func (k *compiler) isHosts(p string) bool {
 	top, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/")
-	if _, ok := k.m.rootLinks["/"+top]; ok || slices.Contains(k.m.rootDirs, "/"+top) {
+	if _, ok := k.m.RootLinks["/"+top]; ok || slices.Contains(k.m.RootDirs, "/"+top) {
 		return true
 	}
 	if k.m.files == nil || k.ownRoot() && !k.filesLayer() {

@@ -190,7 +190,7 @@ func (k *compiler) addWritableRoot() program.Slot {
 	root := k.addHostRoot(store)
 	b.AttachAt(root, program.CellRoot)
 	for i, p := range k.rootTrees() {
-		if !slices.Contains(k.m.rootDirs, p) {
+		if !slices.Contains(k.m.RootDirs, p) {
 			k.attachIn(b, k.lower[p], root, p)
 			continue
 		}

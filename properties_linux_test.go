@@ -185,11 +185,11 @@ func checkPrivileges(t testing.TB, c *config, command, setup []string) {
 	}
 	kept := map[string]bool{}
 	for _, name := range c.security.capabilities {
-		if capabilityNumbers[name] <= goldenMachine().lastCap {
+		if capabilityNumbers[name] <= goldenMachine().LastCap {
 			kept[name] = true
 		}
 	}
-	require.Equal(t, goldenMachine().lastCap+1-len(kept), dropped)
+	require.Equal(t, goldenMachine().LastCap+1-len(kept), dropped)
 }
 
 // checkHostIDs requires that root's rights to files end before anything is put where options say, and PID 1's

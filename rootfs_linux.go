@@ -72,15 +72,11 @@ func (k *compiler) declareTrees() {
 	}
 }
 
-func (m *machine) atLeast(major, minor int) bool {
-	return m.kernel[0] > major || m.kernel[0] == major && m.kernel[1] >= minor
-}
-
 // hasSetAttr tells whether the kernel has mount_setattr(2), which came with Linux 5.12.
-func (m *machine) hasSetAttr() bool { return m.atLeast(5, 12) }
+func (m *machine) hasSetAttr() bool { return m.AtLeast(5, 12) }
 
 // mapsLayers tells whether overlayfs takes layers with mapped ids: Documentation/filesystems/overlayfs.rst, from Linux 5.19 on.
-func (k *compiler) mapsLayers() bool { return k.m.atLeast(5, 19) }
+func (k *compiler) mapsLayers() bool { return k.m.AtLeast(5, 19) }
 
 // keepsIDs tells whether files of the root have the same owners in the run as on the host.
 func (k *compiler) keepsIDs() bool {
@@ -112,7 +108,7 @@ func (k *compiler) rootTrees() []string {
 	if layers := k.c.root.rootfs.layers; layers != nil {
 		return layers
 	}
-	return slices.Concat(k.m.rootDirs, k.hostDirs(), slices.Sorted(maps.Keys(k.m.libraries)))
+	return slices.Concat(k.m.RootDirs, k.hostDirs(), slices.Sorted(maps.Keys(k.m.libraries)))
 }
 
 // hostDirs is the directories of the host's /var that are mounted.
@@ -286,13 +282,15 @@ func (k *compiler) addProc() {
 	if !k.m.hasSetAttr() {
 		b.Remount(proc, attr|attrRO)
 	}
-	for _, m := range k.m.masks {
-		has := 0
-		if m.with != "/dev/null" {
-			has = attrNoDev // it may have, and then must keep it
+	for _, p := range k.m.Proc {
+		with, has := "/dev/null", 0
+		if p.Dir {
+			with, has = program.CellEmpty, attrNoDev // it may have, and then must keep it
+		} else if p.Controllers {
+			with, has = program.CellControllers, attrNoDev
 		}
-		c := b.CloneTree(m.with)
-		k.attachSet(b, c, proc, strings.TrimPrefix(m.path, "/proc/"), has, attrRO|attrNoSUID|attrNoExec)
+		c := b.CloneTree(with)
+		k.attachSet(b, c, proc, strings.TrimPrefix(p.Path, "/proc/"), has, attrRO|attrNoSUID|attrNoExec)
 		b.Close(c)
 	}
 	b.Close(proc)

@@ -39,7 +39,7 @@ func (k *compiler) addPrivileges() {
 	}
 	k.addCapset(keep)
 	k.addUndumpable() // of the memory that the command still shares with PID 1
-	for i := 0; i <= k.m.lastCap; i++ {
+	for i := 0; i <= k.m.LastCap; i++ {
 		if keep&(1<<i) != 0 {
 			b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_CAP_AMBIENT, "PR_CAP_AMBIENT"),
 				program.Int(unix.PR_CAP_AMBIENT_RAISE, "PR_CAP_AMBIENT_RAISE"), program.Int(i), zero, zero)
@@ -88,7 +88,7 @@ func (k *compiler) addUndumpable() {
 // addBounding drops all capabilities from the bounding set but those in keep.
 func (k *compiler) addBounding(keep uint64) {
 	zero := program.Int(0)
-	for i := 0; i <= k.m.lastCap; i++ {
+	for i := 0; i <= k.m.LastCap; i++ {
 		if keep&(1<<i) == 0 {
 			k.b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_CAPBSET_DROP, "PR_CAPBSET_DROP"), program.Int(i), zero, zero, zero)
 		}

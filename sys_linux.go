@@ -2,12 +2,8 @@ package sandbox
 
 import (
 	"fmt"
-	"io"
-	"os"
 	"path"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,76 +14,6 @@ import (
 
 // What a run has of /sys: files in memory from which programs learn how many CPUs there are and how
 // large a page is, as this machine had them, and its own cgroup.
-
-// sysFile is a file of the made-up /sys, or with a trailing slash a directory.
-type sysFile struct{ path, content string }
-
-const (
-	mostCPUs     = 1024 // that are shown; sched_getaffinity(2) as glibc calls it knows no more
-	mostTopology = 64   // those of which is shown how they belong together
-	mostNodes    = 64
-	mostSys      = 8 * KiB // of a file's content: a mask of all CPUs that the kernel can have takes 2.3
-)
-
-// readSys reads what runs may see of a /sys. It tells hardly more than /proc/cpuinfo and
-// /proc/stat, which they see anyway.
-func readSys(root string) (files []sysFile) {
-	add := func(names ...string) {
-		for _, name := range names {
-			if content, err := readUpTo(filepath.Join(root, name), mostSys); err == nil {
-				files = append(files, sysFile{"/sys/" + name, content})
-			}
-		}
-	}
-	const cpu, node = "devices/system/cpu", "devices/system/node"
-	add(cpu+"/online", cpu+"/possible", cpu+"/present", cpu+"/kernel_max")
-	for i, dir := range numbered(root, cpu+"/cpu", mostCPUs) {
-		files = append(files, sysFile{path: "/sys/" + dir + "/"})
-		if i < mostTopology {
-			dir += "/topology/"
-			add(dir+"core_id", dir+"physical_package_id")
-			for _, group := range []string{"thread_siblings", "core_siblings", "core_cpus", "package_cpus"} {
-				add(dir+group, dir+group+"_list")
-			}
-		}
-	}
-	add(node+"/online", node+"/possible")
-	for _, dir := range numbered(root, node+"/node", mostNodes) {
-		add(dir+"/cpulist", dir+"/cpumap")
-	}
-	add("kernel/mm/transparent_hugepage/enabled", "kernel/mm/transparent_hugepage/hpage_pmd_size")
-	return files
-}
-
-// numbered returns the first n directories called prefix and a number, in order of that.
-func numbered(root, prefix string, n int) (dirs []string) {
-	entries, err := os.ReadDir(filepath.Join(root, path.Dir(prefix)))
-	if err != nil {
-		return nil
-	}
-	var numbers []int
-	for _, e := range entries {
-		digits, ok := strings.CutPrefix(e.Name(), path.Base(prefix))
-		if number, err := strconv.ParseUint(digits, 10, 16); ok && err == nil {
-			numbers = append(numbers, int(number))
-		}
-	}
-	slices.Sort(numbers)
-	for _, number := range numbers[:min(n, len(numbers))] {
-		dirs = append(dirs, prefix+strconv.Itoa(number))
-	}
-	return dirs
-}
-
-func readUpTo(name string, most int64) (string, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, most))
-	return string(b), err
-}
 
 // sysBelowDev is where the template of a root that is each run's own has /sys: on a mount point of
 // its /dev, which becomes free when /sys is moved to its place.
@@ -103,7 +29,7 @@ func inPages(files int, bytes int64) string {
 func (k *compiler) addSys(b *program.Builder, root program.Slot, at string) {
 	b.Stage("/sys")
 	const attr = attrNoSUID | attrNoDev | attrNoExec
-	sys := b.FileSystem("tmpfs", attr, "mode=755", inPages(len(k.m.sys), MiB))
+	sys := b.FileSystem("tmpfs", attr, "mode=755", inPages(len(k.m.Sys), MiB))
 	k.attachIn(b, sys, root, at)
 	s := &skeleton{b: b, at: program.Use(sys), made: map[string]bool{"/sys": true}, below: "/sys"}
 	s.mkdir("/sys" + cgroupDir)
@@ -117,15 +43,15 @@ func (k *compiler) addSys(b *program.Builder, root program.Slot, at string) {
 		}
 	}
 	first := map[string]string{} // most CPUs are like others
-	for _, f := range k.m.sys {
-		switch same := first[f.content]; {
-		case strings.HasSuffix(f.path, "/"):
-			s.mkdir(path.Clean(f.path))
+	for _, f := range k.m.Sys {
+		switch same := first[f.Content]; {
+		case strings.HasSuffix(f.Path, "/"):
+			s.mkdir(path.Clean(f.Path))
 		case same != "":
-			s.link(f.path, same)
+			s.link(f.Path, same)
 		default:
-			s.file(f.path, f.content)
-			first[f.content] = f.path
+			s.file(f.Path, f.Content)
+			first[f.Content] = f.Path
 		}
 	}
 	if !k.m.hasSetAttr() {

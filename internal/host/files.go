@@ -1,8 +1,9 @@
 //go:build linux
 
-// Package host finds what of this machine's /etc and /var belongs to its programs, and to nobody.
+// Package host gathers facts of this machine: what programs of runs are compiled for, and what of
+// /etc and /var belongs to the machine's programs, and to nobody.
 //
-// That is what the package manager says packages installed, and what they generate, as far as
+// The latter is what the package manager says packages installed, and what they generate, as far as
 // everybody may read it, less what tells of this machine, its users and its services, and what
 // looks like a secret.
 package host
