@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// Buffer keeps what is written to it. A copy that the delay has cut off may still be writing when it
-// is read.
+// Buffer keeps what is written to it. A copy that the delay has cut off may still be writing when
+// it is read.
 type Buffer struct {
 	mu sync.Mutex
 	b  []byte

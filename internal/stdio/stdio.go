@@ -40,8 +40,8 @@ type Streams struct {
 	err   error
 }
 
-// Open opens what the config asks for. What it opened must be closed: with CloseChild and Finish, or
-// with Close if the run did not start.
+// Open opens what the config asks for. What it opened must be closed: with CloseChild and Finish,
+// or with Close if the run did not start.
 func Open(c Config) (*Streams, error) {
 	s := &Streams{delay: c.Delay}
 	if c.Limit != nil {
