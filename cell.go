@@ -3,6 +3,9 @@ package sandbox
 import (
 	"context"
 	"errors"
+
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // CellOption changes one thing of a cell.
@@ -49,11 +52,11 @@ func NewCell(opts ...CellOption) (*Cell, error) {
 // check reports all wrong options, with the words of the runs' own.
 func (c *cellConfig) check() error {
 	var errs []error
-	if err := c.network.check(); err != nil {
-		errs = append(errs, optionError("CellNetwork", "%w", err))
+	if err := spec.Network(c.network).Check(); err != nil {
+		errs = append(errs, fault.Option("CellNetwork", "%w", err))
 	}
-	if err := checkCgroupParent(c.cgroupParent); err != nil {
-		errs = append(errs, optionError("CellCgroupParent", "%w", err))
+	if err := spec.CheckCgroupParent(c.cgroupParent); err != nil {
+		errs = append(errs, fault.Option("CellCgroupParent", "%w", err))
 	}
 	return errors.Join(errs...)
 }

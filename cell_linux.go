@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 type cellImpl = *cell.Cell
@@ -67,22 +69,28 @@ var cells struct {
 	all map[cell.Config]*cell.Cell
 }
 
+// cellOf is the cell that was given, nil for a default one.
+func cellOf(p *spec.Place) *Cell {
+	c, _ := p.Cell.(*Cell)
+	return c
+}
+
 // findCell returns the cell that the options ask for.
-func (c *config) findCell() (*cell.Cell, error) {
-	want := cell.Config{HostNetwork: c.namespace.network == NetworkHost, HostIDs: c.namespace.hostIDs, CgroupParent: c.cgroup.parent}
-	if c.cell != nil {
-		have := c.cell.impl.Config()
+func findCell(c *spec.Spec) (*cell.Cell, error) {
+	want := cell.Config{HostNetwork: c.Namespaces.Network == spec.NetworkHost, HostIDs: c.Namespaces.HostIDs, CgroupParent: c.Limits.Parent}
+	if given := cellOf(&c.Place); given != nil {
+		have := given.impl.Config()
 		switch {
 		case have.HostNetwork != want.HostNetwork:
-			return nil, optionError("WithCell", "the cell was made for another network than %v: use CellNetwork", c.namespace.network)
+			return nil, fault.Option("WithCell", "the cell was made for another network than %v: use CellNetwork", Network(c.Namespaces.Network))
 		case have.HostIDs && !want.HostIDs:
-			return nil, optionError("WithCell", "the cell was made with CellWithoutUserNamespace: use WithoutUserNamespace, or another cell")
+			return nil, fault.Option("WithCell", "the cell was made with CellWithoutUserNamespace: use WithoutUserNamespace, or another cell")
 		case want.HostIDs && !have.HostIDs:
-			return nil, optionError("WithCell", "the cell was made for runs with a user namespace, not for WithoutUserNamespace: use CellWithoutUserNamespace")
+			return nil, fault.Option("WithCell", "the cell was made for runs with a user namespace, not for WithoutUserNamespace: use CellWithoutUserNamespace")
 		case want.CgroupParent != "" && have.CgroupParent != want.CgroupParent:
-			return nil, optionError("WithCell", "the cell's cgroup parent is %q, WithCgroupParent says %q", have.CgroupParent, want.CgroupParent)
+			return nil, fault.Option("WithCell", "the cell's cgroup parent is %q, WithCgroupParent says %q", have.CgroupParent, want.CgroupParent)
 		}
-		return c.cell.impl, nil
+		return given.impl, nil
 	}
 	cells.mu.Lock()
 	defer cells.mu.Unlock()
@@ -153,10 +161,11 @@ func (l *liveRuns) thaw(c *cell.Cell) {
 	}
 }
 
-func (c *cgroupConfig) busyCPUs() int {
+// busyCPUs is how many CPUs a run can use at a time.
+func busyCPUs(l *spec.Limits) int {
 	n := runtime.NumCPU()
-	if c.cpus != nil {
-		n = min(n, int(*c.cpus)+1)
+	if l.CPUs != 0 {
+		n = min(n, int(l.CPUs)+1)
 	}
 	return n
 }

@@ -1,55 +1,63 @@
 package sandbox
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"slices"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// spec is what the run's cgroup enforces. It looks up devices.
-func (g *cgroupConfig) spec() (limits.Spec, error) {
-	s := limits.Spec{PIDs: defaultPIDs}
-	set(&s.Memory, g.memory)
-	set(&s.Swap, g.swap)
-	set(&s.PIDs, g.pids)
-	set(&s.CPUs, g.cpus)
-	set(&s.CPUWeight, g.weight)
-	set(&s.CPUSet, g.cpuset)
-	if g.pool != nil {
-		s.Pool = g.pool.name
+// wanted is what the run's cgroup is to enforce. It looks up devices.
+func wanted(l *spec.Limits) (limits.Spec, error) {
+	s := limits.Spec{Memory: l.Memory, Swap: l.Swap, PIDs: cmp.Or(l.PIDs, spec.DefaultPIDs), CPUs: l.CPUs, CPUWeight: l.CPUWeight}
+	if l.CPUSet != nil {
+		s.CPUSet = *l.CPUSet
 	}
-	for _, l := range g.io {
-		major, minor, err := blockDevice(l.Path)
+	if l.Pool != nil {
+		s.Pool = l.Pool.Budget().Name
+	}
+	for _, io := range l.IO {
+		limit, err := ioLimit(io)
 		if err != nil {
-			return s, optionError("WithIO", "%s: %w", l.Path, err)
+			return s, err
 		}
-		s.IO = append(s.IO, limits.IO{Major: major, Minor: minor,
-			ReadBytes: l.ReadBytes, WriteBytes: l.WriteBytes, ReadOps: l.ReadOps, WriteOps: l.WriteOps})
+		s.IO = append(s.IO, limit)
 	}
 	return s, nil
 }
 
-// spec is what holds for all runs of a pool together.
-func (b *budget) spec() (s limits.Spec) {
-	set(&s.Memory, b.memory)
-	set(&s.CPUs, b.cpus)
-	return s
+func ioLimit(l spec.IO) (limits.IO, error) {
+	major, minor, err := blockDevice(l.Path)
+	if err != nil {
+		return limits.IO{}, fault.Option("WithIO", "%s: %w", l.Path, err)
+	}
+	return limits.IO{Major: major, Minor: minor, ReadBytes: l.ReadBytes, WriteBytes: l.WriteBytes, ReadOps: l.ReadOps, WriteOps: l.WriteOps}, nil
 }
+
+// poolOf is the pool whose budget the limits have, nil for none.
+func poolOf(l *spec.Limits) *budget {
+	b, _ := l.Pool.(*budget)
+	return b
+}
+
+// together is what holds for all runs of a pool together.
+func (b *budget) together() limits.Spec { return limits.Spec{Memory: b.is.Memory, CPUs: b.is.CPUs} }
 
 // within returns the limits of a run with the pool's where its own are not lower. That changes
 // nothing, but a run sees its own limits and not those above it.
 func (b *budget) within(run limits.Spec) limits.Spec {
-	all := b.spec()
+	all := b.together()
 	if all.Memory != 0 && (run.Memory == 0 || all.Memory < run.Memory) {
 		run.Memory = all.Memory
 	}
@@ -62,7 +70,7 @@ func (b *budget) within(run limits.Spec) limits.Spec {
 // in makes the pool's cgroup in the cell of a run that is about to start, if it is not there yet.
 func (b *budget) in(c *cell.Cell) error {
 	b.cells.Store(c, nil)
-	return c.Limits.Pool(b.name, b.spec())
+	return c.Limits.Pool(b.is.Name, b.together())
 }
 
 // end removes the pool's cgroups, with all that is still in them.
@@ -70,7 +78,7 @@ func (b *budget) end() error {
 	var errs []error
 	b.cells.Range(func(c, _ any) bool {
 		if c := c.(*cell.Cell); !c.Dying() { // else they go with it
-			errs = append(errs, c.Limits.DeletePool(b.name))
+			errs = append(errs, c.Limits.DeletePool(b.is.Name))
 		}
 		return true
 	})
@@ -107,34 +115,25 @@ func blockDevice(path string) (major, minor int64, err error) {
 	return major, minor, err
 }
 
-func set[T any](to *T, from *T) {
-	if from != nil {
-		*to = *from
+// optionsOf names those that were given and take a cgroup.
+func optionsOf(l *spec.Limits) (names []string) {
+	var pool spec.Budget
+	if l.Pool != nil {
+		pool = l.Pool.Budget()
 	}
-}
-
-// options names those that were given and take a cgroup.
-func (g *cgroupConfig) options() (names []string) {
 	for _, o := range []struct {
 		name  string
 		given bool
 	}{
-		{"WithMemory", g.memory != nil}, {"WithSwap", g.swap != nil}, {"WithCPUs", g.cpus != nil}, {"WithCPUWeight", g.weight != nil},
-		{"PoolMemory", g.pool != nil && g.pool.memory != nil}, {"PoolCPUs", g.pool != nil && g.pool.cpus != nil},
-		{"WithCPUSet", g.cpuset != nil}, {"WithPIDs", g.pids != nil}, {"WithCPUTime", g.cpuTime != nil}, {"WithIO", len(g.io) > 0},
+		{"WithMemory", l.Memory != 0}, {"WithSwap", l.Swap != 0}, {"WithCPUs", l.CPUs != 0}, {"WithCPUWeight", l.CPUWeight != 0},
+		{"PoolMemory", pool.Memory != 0}, {"PoolCPUs", pool.CPUs != 0},
+		{"WithCPUSet", l.CPUSet != nil}, {"WithPIDs", l.PIDs != 0}, {"WithCPUTime", l.CPUTime != 0}, {"WithIO", len(l.IO) > 0},
 	} {
 		if o.given {
 			names = append(names, o.name)
 		}
 	}
 	return names
-}
-
-func (g *cgroupConfig) timeLimit() time.Duration {
-	if g.cpuTime == nil {
-		return 0
-	}
-	return *g.cpuTime
 }
 
 // addRlimits sets the resource limits of the command, once it needs no more
@@ -144,20 +143,20 @@ func (k *compiler) addRlimits() {
 	b.Stage("resource limits")
 	// With a limit of 0 a core dump still goes to a program of the host, if the sysctl kernel.core_pattern names one. With 1
 	// it goes nowhere: core(5), fs/coredump.c.
-	all := map[string]rlimit{"core": {1, 1}, "nice": {}, "rtprio": {}} // priorities that this process may take are its own
+	all := map[string]spec.Rlimit{"core": {Soft: 1, Hard: 1}, "nice": {}, "rtprio": {}} // priorities that this process may take are its own
 	// What queued signals and messages take, and locked shared memory, is also counted together for
 	// all runs: getrlimit(2). On cgroup v2 libcontainer lifts this process's own limit of locked
 	// memory, and so the next cell's.
 	for name, most := range map[string]uint64{"sigpending": 1024, "msgqueue": 128 * KiB, "memlock": 8 * MiB} {
 		n := min(most, k.m.HardLimits[name])
-		all[name] = rlimit{n, n}
+		all[name] = spec.Rlimit{Soft: n, Hard: n}
 	}
-	all["nofile"] = rlimit{min(1024, k.m.HardLimits["nofile"]), k.m.HardLimits["nofile"]}
-	maps.Copy(all, k.c.cgroup.rlimits)
+	all["nofile"] = spec.Rlimit{Soft: min(1024, k.m.HardLimits["nofile"]), Hard: k.m.HardLimits["nofile"]}
+	maps.Copy(all, k.c.Command.Rlimits)
 	for _, name := range slices.Sorted(maps.Keys(all)) {
-		l := unix.Rlimit{Cur: all[name].soft, Max: all[name].hard}
+		l := unix.Rlimit{Cur: all[name].Soft, Max: all[name].Hard}
 		raw := append([]byte(nil), (*[unsafe.Sizeof(l)]byte)(unsafe.Pointer(&l))[:]...)
-		b.Call("prlimit64", unix.SYS_PRLIMIT64, program.Int(0), program.Int(rlimitNumbers[name], "RLIMIT_"+name),
+		b.Call("prlimit64", unix.SYS_PRLIMIT64, program.Int(0), program.Int(spec.RlimitNumber(name), "RLIMIT_"+name),
 			b.Bytes(raw, fmt.Sprintf("{%s, %s}", limitText(l.Cur), limitText(l.Max))), program.Int(0, "NULL"))
 	}
 }

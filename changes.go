@@ -1,6 +1,10 @@
 package sandbox
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/cellkit/sandbox/internal/fault"
+)
 
 // Change is what runs did to a file of their root.
 type Change struct {
@@ -40,8 +44,8 @@ func (c Change) String() string { return fmt.Sprintf("%v %s", c.Kind, c.Path) }
 // called while a run is at work, and then tells of some moment of each file. What is in the files is to be read in a run of the sandbox.
 // The error is that of a closed scratch, or of a directory of the root that can't be opened. It needs what WithScratchRoot does.
 func (s *Sandbox) RootChanges() ([]Change, error) {
-	if scratchOf(s.config.root.upper) == nil {
-		return nil, optionError("WithScratchRoot", "is missing: RootChanges tells what runs changed in its scratch")
+	if s.config.Root.Upper == nil {
+		return nil, fault.Option("WithScratchRoot", "is missing: RootChanges tells what runs changed in its scratch")
 	}
 	changes, err := s.rootChanges()
 	if err != nil {

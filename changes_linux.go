@@ -12,6 +12,7 @@ import (
 
 	"github.com/cellkit/sandbox/internal/overlay"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // changedPart is a part of the root that has changes of its own.
@@ -35,7 +36,7 @@ func (s *Sandbox) rootChanges() (list []Change, err error) {
 	}
 	defer done()
 	for _, p := range parts {
-		changes, err := p.changes(scratchFS{s: s.config.root.upper})
+		changes, err := p.changes(scratchFS{s: upperOf(&s.config.Root)})
 		if err != nil {
 			return nil, err
 		}
@@ -61,14 +62,13 @@ func (s *Sandbox) changedParts() (parts []changedPart, done func(), err error) {
 		}
 		return err
 	}
-	if layers := c.root.rootfs.layers; layers != nil {
+	if layers := c.Root.Rootfs.Layers; layers != nil {
 		if err := add("/", rootDir, layers); err != nil {
 			return nil, nil, err
 		}
 		return parts, done, nil
 	}
-	root := c.root.withSources()
-	k := &compiler{c: c, m: thisMachine().now(c).with(c.root.rootfs.parts), layout: root.layout()}
+	k := &compiler{c: c, m: thisMachine().now(c).with(c.Root.Rootfs.Parts), layout: c.Root.Layout(spec.Found{Files: sourceFiles(&c.Root)})}
 	made := k.addHostSkeleton(program.NewBuilder(), program.Use(0), "", true)
 	if k.filesLayer() {
 		for _, e := range k.m.files.Entries {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/limits"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // check is a list of probes. Each that comes after the cell tries the thing
@@ -19,8 +20,8 @@ import (
 func check(ctx context.Context) *Report {
 	r := &Report{}
 	r.add(kernelFeature())
-	options := defaults()
-	c, err := options.findCell()
+	options := spec.Defaults()
+	c, err := findCell(&options)
 	r.add(userNamespaceFeature(err), cellFeature(c, err), hostIDsFeature(ctx))
 	if err != nil {
 		return r
@@ -166,7 +167,7 @@ func cgroupFeatures(c *cell.Cell) []Feature {
 		{"WithCPUs", "", limits.Spec{CPUs: 1}},
 		{"WithCPUWeight", "", limits.Spec{CPUWeight: 50}},
 		{"WithCPUSet", "", limits.Spec{CPUSet: "0"}},
-		{"WithPIDs", fmt.Sprintf("%d by default", defaultPIDs), limits.Spec{PIDs: defaultPIDs}},
+		{"WithPIDs", fmt.Sprintf("%d by default", spec.DefaultPIDs), limits.Spec{PIDs: spec.DefaultPIDs}},
 		{"WithIO", "", limits.Spec{IO: []limits.IO{{}}}},
 	} {
 		add(l.name, l.detail, func() error { return t.Missing(l.spec) })

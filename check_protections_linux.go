@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/cellkit/sandbox/internal/host"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // protections looks at a live run from outside, and tells of each wall whether it stands. What keeps a wall
@@ -83,7 +84,7 @@ func sharedNamespaces(proc, other string) error {
 
 // openMounts names a mount that could be written to or has set-uid programs or devices, other than a run's own: proc_pid_mountinfo(5).
 func openMounts(mountinfo string) error {
-	writable := []string{"/tmp", "/dev/shm", homeDir, "/dev/pts"}
+	writable := []string{"/tmp", "/dev/shm", spec.HomeDir, "/dev/pts"}
 	for line := range strings.Lines(mountinfo) {
 		f := strings.Fields(line)
 		if len(f) < 6 {

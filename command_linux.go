@@ -8,12 +8,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/seccomp"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // What differs between the runs of a service is mostly the command. It is a program of its own, which the run
 // receives when all the rest is done.
+
+// The content of all files that the set-up makes first can be passed on.
+const _ = uint(program.MaxPassed - spec.MaxFilled)
 
 // commandCache caches the program of a sandbox's command, and what is wrong with its seccomp profile.
 type commandCache struct {
@@ -27,33 +32,33 @@ type commandCache struct {
 
 // checkFilter reports, compiled once, a seccomp profile that can't be. Wrong capabilities are
 // refused elsewhere.
-func (m *commandCache) checkFilter(s *securityConfig) error {
+func (m *commandCache) checkFilter(s *spec.Security) error {
 	m.filterOnce.Do(func() {
-		if len(s.check()) == 0 {
-			_, m.filterErr = s.filter()
+		if len(s.Check()) == 0 {
+			_, m.filterErr = filter(s)
 		}
 	})
 	return m.filterErr
 }
 
-func (m *commandCache) program(c *config) (*program.Program, error) {
+func (m *commandCache) program(c *spec.Spec) (*program.Program, error) {
 	m.once.Do(func() { m.made, m.err = compileCommand(c, thisMachine()) })
 	return m.made, m.err
 }
 
 // compileCommand makes the program that ends in the execution of the command. It is pure, as compile is.
-func compileCommand(c *config, m *machine) (*program.Program, error) {
+func compileCommand(c *spec.Spec, m *machine) (*program.Program, error) {
 	k := &compiler{c: c, m: m, b: program.NewBuilder()}
 	k.b.In(program.Command)
-	l := c.root.layout()
-	filled := k.declareFilled(l.filled)
+	l := c.Root.Layout(spec.Found{})
+	filled := k.declareFilled(l.Filled)
 	streams := k.declareStreams()
-	k.fillFiles(l.filled, filled) // whose descriptors may be where those of the streams belong
+	k.fillFiles(l.Filled, filled) // whose descriptors may be where those of the streams belong
 	k.addStreams(streams)
-	k.addCommandFiles(l.files)
+	k.addCommandFiles(l.Files)
 	k.addDir()
 	k.addRlimits()
-	if !c.security.filterFirst() {
+	if !filterFirst(&c.Security) {
 		if err := k.addSeccomp(); err != nil {
 			return nil, err
 		}
@@ -63,18 +68,19 @@ func compileCommand(c *config, m *machine) (*program.Program, error) {
 }
 
 // declareFilled says which open files the run's program passes on.
-func (k *compiler) declareFilled(files []placed) (open []program.Slot) {
+func (k *compiler) declareFilled(files []spec.Placed) (open []program.Slot) {
 	for _, p := range files {
-		open = append(open, k.b.Passed("the file "+p.dst))
+		open = append(open, k.b.Passed("the file "+p.Dst))
 	}
 	return open
 }
 
 // fillFiles writes what belongs into files that the set-up made.
-func (k *compiler) fillFiles(files []placed, open []program.Slot) {
+func (k *compiler) fillFiles(files []spec.Placed, open []program.Slot) {
 	for i, p := range files {
-		k.b.Stage("WithFile " + p.dst)
-		k.b.Fill(open[i], p.data, p.mode)
+		k.b.Stage("WithFile " + p.Dst)
+		file := p.Source.(spec.File)
+		k.b.Fill(open[i], []byte(file.Data), file.Mode)
 	}
 }
 
@@ -83,7 +89,7 @@ func (k *compiler) declareStreams() (streams []program.Slot) {
 	for _, name := range []string{"stdin", "stdout", "stderr"} {
 		streams = append(streams, k.b.File(name))
 	}
-	for i := range k.c.extra {
+	for i := range k.c.Streams.Extra {
 		streams = append(streams, k.b.File(fmt.Sprintf("extra file %d", i)))
 	}
 	return streams
@@ -108,28 +114,29 @@ func (k *compiler) addStreams(streams []program.Slot) {
 
 // addCommandFiles makes files of WithFile, as the run's user: nothing that it could not do itself.
 // The directories above them that are missing are the user's as well.
-func (k *compiler) addCommandFiles(files []placed) {
+func (k *compiler) addCommandFiles(files []spec.Placed) {
 	if len(files) == 0 {
 		return
 	}
 	b, made := k.b, map[string]bool{}
 	for i, p := range files {
-		b.StageFor(program.Place, "WithFile "+p.dst)
+		b.StageFor(program.Place, "WithFile "+p.Dst)
 		if i == 0 {
 			b.Call("umask", unix.SYS_UMASK, program.Int(0))
 		}
-		for at := len(p.on.dst) + 1; ; at++ {
-			next := strings.IndexByte(p.dst[at:], '/')
+		for at := len(p.On.Dst) + 1; ; at++ {
+			next := strings.IndexByte(p.Dst[at:], '/')
 			if next < 0 {
 				break
 			}
 			at += next
-			if dir := p.dst[:at]; !made[dir] {
+			if dir := p.Dst[:at]; !made[dir] {
 				b.CallMaybe("mkdirat", unix.SYS_MKDIRAT, program.AtCWD, b.Str(dir), program.Int(0o755, "0755"))
 				made[dir] = true
 			}
 		}
-		b.CreateFile(program.AtCWD, p.dst, p.data, p.mode)
+		file := p.Source.(spec.File)
+		b.CreateFile(program.AtCWD, p.Dst, []byte(file.Data), file.Mode)
 	}
 	b.Call("umask", unix.SYS_UMASK, program.Int(defaultUmask, "022"))
 }
@@ -138,9 +145,9 @@ func (k *compiler) addCommandFiles(files []placed) {
 // out of the root and that the command will not have (CVE-2024-21626), ends in an error or inside the root: of what can't be reached,
 // getcwd(2) says "(unreachable)/...".
 func (k *compiler) addDir() {
-	b, dir := k.b, k.c.dir
+	b, dir := k.b, k.c.Command.Dir
 	if dir == "" {
-		dir = homeDir
+		dir = spec.HomeDir
 	}
 	b.StageFor(program.Directory, "WithDir")
 	b.Call("chdir", unix.SYS_CHDIR, b.Str(dir))
@@ -156,28 +163,28 @@ const pathMax = 4096 // PATH_MAX
 // addExec executes the command, in the first place of the list where it is.
 func (k *compiler) addExec() {
 	b := k.b
-	name, env := k.c.command[0], k.c.environ()
+	name, env := k.c.Command.Argv[0], k.c.Command.Environ()
 	b.StageFor(program.Exec, "exec "+name)
-	argv, envp := b.Strings(k.c.command), b.Strings(env)
-	for _, path := range lookupList(name, env) {
+	argv, envp := b.Strings(k.c.Command.Argv), b.Strings(env)
+	for _, path := range spec.LookupList(name, env) {
 		b.CallTry("execve", unix.SYS_EXECVE, b.Str(path), argv, envp)
 	}
 	b.FailTried("not found: " + name)
 }
 
 // filter is the compiled seccomp filter, nil without one.
-func (s *securityConfig) filter() (*seccomp.Filter, error) {
+func filter(s *spec.Security) (*seccomp.Filter, error) {
 	switch {
-	case s.noSeccomp:
+	case s.NoSeccomp:
 		return nil, nil
-	case s.seccomp != nil:
-		f, err := seccomp.CachedCompile(s.seccomp)
+	case s.Seccomp != nil:
+		f, err := seccomp.CachedCompile(s.Seccomp)
 		if err != nil {
-			return nil, optionError("WithSeccomp", "%w", err)
+			return nil, fault.Option("WithSeccomp", "%w", err)
 		}
 		return f, nil
 	}
-	f, err := seccomp.CachedDefault(s.capabilities, s.setID)
+	f, err := seccomp.CachedDefault(s.Capabilities, s.SetID)
 	if err != nil {
 		return nil, &SetupError{Stage: "seccomp", Err: err}
 	}

@@ -9,9 +9,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // machine is what compiling needs to know about the host.
@@ -23,30 +25,25 @@ type machine struct {
 }
 
 // now is the machine with what may change while this process lives.
-func (m *machine) now(c *config) *machine {
+func (m *machine) now(c *spec.Spec) *machine {
 	other := *m
-	if c.showsHost() {
+	if c.Root.ShowsHost() {
 		other.files = m.hostFilesNow()
 	}
-	if c.namespace.network == NetworkHost {
+	if c.Namespaces.Network == spec.NetworkHost {
 		other.resolv = host.Resolv()
 	}
 	return &other
 }
 
-// showsHost reports whether the root is HostRootfs.
-func (c *config) showsHost() bool {
-	return c.root.rootfs.layers == nil && c.root.rootfs.parts == programs
-}
-
 // with is the machine of which roots in memory show the given parts.
-func (m *machine) with(p parts) *machine {
-	if p == programs {
+func (m *machine) with(p spec.Parts) *machine {
+	if p == spec.Programs {
 		return m
 	}
 	other := *m
 	other.RootDirs, other.RootLinks, other.files = nil, nil, nil
-	if p == ownProgram {
+	if p == spec.OwnProgram {
 		other.libraries = ownLibraries()
 	}
 	return &other
@@ -95,14 +92,14 @@ func (p *plans) forget() {
 
 // compiler builds the two programs of a plan, or that of a command.
 type compiler struct {
-	c       *config
+	c       *spec.Spec
 	m       *machine
 	shape   shape
 	b       *program.Builder // of the run, or the command
 	plan    *plan
-	layout  *layout
+	layout  *spec.Layout
 	missing []point              // mount points that the root's directories lack
-	bind    map[int]program.Slot // by index of c.root.mounts
+	bind    map[int]program.Slot // by index of c.Root.Mounts
 	lower   map[string]program.Slot
 	upper   program.Slot // the scratch that takes the root's changes, if there is one
 	files   program.Slot // the layer of the host's files, of a root of the run's own
@@ -114,8 +111,8 @@ type compiler struct {
 
 // compile turns the options into programs. It is pure: the same options on the
 // same machine give the same programs.
-func compile(c *config, m *machine, s shape, missing []point) (*plan, error) {
-	k := &compiler{c: c, m: m.with(c.root.rootfs.parts), shape: s, b: program.NewBuilder(), plan: &plan{joins: s.joins}, layout: c.root.layout(), missing: missing}
+func compile(c *spec.Spec, m *machine, s shape, f found) (*plan, error) {
+	k := &compiler{c: c, m: m.with(c.Root.Rootfs.Parts), shape: s, b: program.NewBuilder(), plan: &plan{joins: s.joins}, layout: c.Root.Layout(f.Found), missing: f.missing}
 	if err := k.compileTemplate(); err != nil {
 		return nil, err
 	}
@@ -131,7 +128,7 @@ func compile(c *config, m *machine, s shape, missing []point) (*plan, error) {
 	k.addGate()
 	k.openLater()
 	k.addPrivileges()
-	if c.security.filterFirst() {
+	if filterFirst(&c.Security) {
 		if err := k.addSeccomp(); err != nil {
 			return nil, err
 		}
@@ -153,10 +150,10 @@ func (k *compiler) program(b *program.Builder) (*program.Program, error) {
 		return p, nil
 	}
 	option := "WithCommand"
-	if len(strings.Join(k.c.env, "")) > len(strings.Join(k.c.command, "")) {
+	if len(strings.Join(k.c.Command.Env, "")) > len(strings.Join(k.c.Command.Argv, "")) {
 		option = "WithEnv"
 	}
-	return nil, optionError(option, "%w: pass what is large in a file, with WithReadOnlyBind", err)
+	return nil, fault.Option(option, "%w: pass what is large in a file, with WithReadOnlyBind", err)
 }
 
 // declareFiles says in which order descriptors accompany the run's program.
@@ -212,7 +209,7 @@ func (k *compiler) addEnterRoot() {
 // Descriptors that must not be in the way of a run's own move above these.
 var (
 	dupAbove  = program.Int(unix.F_DUPFD_CLOEXEC, "F_DUPFD_CLOEXEC")
-	firstFree = program.Int(maxExtraFiles + 3)
+	firstFree = program.Int(spec.MaxExtraFiles + 3)
 )
 
 // addGate tells the host that the command is ready to join its cgroup and waits until
@@ -255,7 +252,7 @@ func (k *compiler) addReaper() {
 var thisMachine = sync.OnceValue(func() *machine { return &machine{Facts: host.Gather()} })
 
 // plan compiles once per shape.
-func (p *plans) plan(c config, sh shape) (*plan, error) {
+func (p *plans) plan(c spec.Spec, sh shape) (*plan, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m := thisMachine().now(&c)
@@ -265,18 +262,17 @@ func (p *plans) plan(c config, sh shape) (*plan, error) {
 	if have := p.all[sh]; have != nil {
 		return have, nil
 	}
-	c.root = c.root.withSources()
-	if c.root.ifCan && !m.AtLeast(5, 11) {
-		c.root.writable = nil
+	if c.Root.IfCan && !m.AtLeast(5, 11) {
+		c.Root.Writable = 0
 	}
-	missing, err := c.root.missingPoints(host.HasOverlay() && m.AtLeast(5, 11))
+	f, err := lookFor(&c.Root, host.HasOverlay() && m.AtLeast(5, 11))
 	if err != nil {
 		return nil, err
 	}
-	if err := m.checkOverlay(&c.root, missing); err != nil {
+	if err := m.checkOverlay(&c.Root, f.missing); err != nil {
 		return nil, err
 	}
-	made, err := compile(&c, m, sh, missing)
+	made, err := compile(&c, m, sh, f)
 	if err != nil {
 		return nil, err
 	}
@@ -288,17 +284,17 @@ func (p *plans) plan(c config, sh shape) (*plan, error) {
 }
 
 // checkOverlay refuses what takes overlayfs in a user namespace: Linux 5.11.
-func (m *machine) checkOverlay(r *rootConfig, missing []point) error {
+func (m *machine) checkOverlay(r *spec.Root, missing []point) error {
 	old := fmt.Errorf("overlayfs in a user namespace takes Linux 5.11, and this is %d.%d", m.Kernel[0], m.Kernel[1])
 	switch {
 	case m.AtLeast(5, 11):
 		return nil
-	case r.writable != nil:
+	case r.Writable != 0:
 		return &SetupError{Stage: "WithWritableRoot", Err: old, Hint: "a newer kernel, or WithTmpfs and WithBind where the command writes"}
-	case len(r.rootfs.layers) > 1:
-		return &SetupError{Stage: r.subject().String(), Err: fmt.Errorf("LayersRootfs: %w", old), Hint: "a newer kernel, or DirRootfs of one directory"}
+	case len(r.Rootfs.Layers) > 1:
+		return &SetupError{Stage: r.Subject().String(), Err: fmt.Errorf("LayersRootfs: %w", old), Hint: "a newer kernel, or DirRootfs of one directory"}
 	case len(missing) > 0 && missing[0].content == "":
-		return &SetupError{Stage: r.subject().String(), Err: fmt.Errorf("the directory has no %s: %w", missing[0].path, old), Hint: "make the mount points in it, or a newer kernel"}
+		return &SetupError{Stage: r.Subject().String(), Err: fmt.Errorf("the directory has no %s: %w", missing[0].path, old), Hint: "make the mount points in it, or a newer kernel"}
 	}
 	return nil
 }
@@ -307,7 +303,7 @@ func (s *Sandbox) explain() (string, error) {
 	if err := s.check(); err != nil {
 		return "", err
 	}
-	p, err := s.plans.plan(s.config, shape{hostIDs: s.config.namespace.hostIDs, wideIDs: !s.config.namespace.hostIDs})
+	p, err := s.plans.plan(s.config, shape{hostIDs: s.config.Namespaces.HostIDs, wideIDs: !s.config.Namespaces.HostIDs})
 	if err != nil {
 		return "", err
 	}
@@ -322,7 +318,7 @@ func (s *Sandbox) explain() (string, error) {
 	}
 	text.WriteString("## once per cell: assemble what runs copy\n" + p.template.Explain())
 	flags := "CLONE_NEWUSER|CLONE_NEWPID|CLONE_PIDFD"
-	if s.config.namespace.hostIDs {
+	if s.config.Namespaces.HostIDs {
 		flags = "CLONE_NEWPID|CLONE_PIDFD"
 	}
 	text.WriteString("## every run: clone3(" + flags + "), then\n" + p.run.Explain())

@@ -13,11 +13,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/cellkit/sandbox/internal/hook"
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/overlay"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 var update = flag.Bool("update", false, "write the golden files of Explain")
@@ -94,25 +95,25 @@ var golden = []goldenSandbox{
 
 // imageOption is what an image says whose user is nobody, and whose working directory is on a
 // tmpfs.
-func imageOption(c *config) {
-	hook.ImageOption(hook.Image{
+func imageOption(c *spec.Spec) {
+	c.SetImage(spec.Image{
 		Name: "golden", Layers: []string{"/srv/base", "/srv/app"}, User: "nobody", UID: 65534, GID: 65534, Groups: []int{50}, Dir: "/tmp/work", Dirs: []string{"/tmp/work", "/srv/app"}, Writable: MiB,
-	}).(Option)(c)
+	})
 }
 
-func (g *goldenSandbox) config() *config {
+func (g *goldenSandbox) config() *spec.Spec {
 	return &New(append([]Option{WithCommand("true", "and", "arguments")}, g.opts...)...).config
 }
 
 func (g *goldenSandbox) compile(t testing.TB) *plan {
 	t.Helper()
 	c := g.config()
-	require.Empty(t, c.validate())
+	require.Empty(t, c.Check())
 	m := goldenMachine()
 	if g.kernel != [2]int{} {
 		m.Kernel = g.kernel
 	}
-	p, err := compile(c, m, g.shape, g.missing)
+	p, err := compile(c, m, g.shape, found{missing: g.missing})
 	require.NoError(t, err)
 	return p
 }
@@ -182,8 +183,8 @@ func TestPlan(t *testing.T) {
 		return nil
 	}
 	hostTrees := []tree{
-		{path: "/usr", of: subject{option: "WithRootfs"}}, {path: "/lib64", of: subject{option: "WithRootfs"}},
-		{path: "/var/lib/texmf", of: subject{option: "WithRootfs"}},
+		{path: "/usr", of: fault.Subject{Option: "WithRootfs"}}, {path: "/lib64", of: fault.Subject{Option: "WithRootfs"}},
+		{path: "/var/lib/texmf", of: fault.Subject{Option: "WithRootfs"}},
 	}
 	p := find("host")
 	require.Equal(t, hostTrees, p.trees)
@@ -193,23 +194,23 @@ func TestPlan(t *testing.T) {
 	p = find("host-everything")
 	require.Equal(t, hostTrees, p.trees)
 	require.Equal(t, []tree{
-		{path: "/host/work", writable: true, mapOwner: true, of: subject{option: "WithBind"}},
-		{path: "/host/data", mapOwner: true, mapIfCan: true, of: subject{option: "WithReadOnlyBind"}},
-		{path: "/host/under", mapOwner: true, mapIfCan: true, of: subject{option: "WithReadOnlyBind"}},
+		{path: "/host/work", writable: true, mapOwner: true, of: fault.Subject{Option: "WithBind"}},
+		{path: "/host/data", mapOwner: true, mapIfCan: true, of: fault.Subject{Option: "WithReadOnlyBind"}},
+		{path: "/host/under", mapOwner: true, mapIfCan: true, of: fault.Subject{Option: "WithReadOnlyBind"}},
 	}, p.files)
 	require.True(t, p.ownUser)
 
 	p = find("dir-writable")
 	require.Empty(t, p.trees, "the template is the devices")
-	require.Equal(t, []tree{{path: "/srv/root", mapOwner: true, mapIfCan: true, of: subject{option: "WithWritableRoot"}}}, p.files)
+	require.Equal(t, []tree{{path: "/srv/root", mapOwner: true, mapIfCan: true, of: fault.Subject{Option: "WithWritableRoot"}}}, p.files)
 
 	p = find("layers-writable")
 	require.Equal(t, []tree{
-		{path: "/srv/base", mapAll: true, mapIfCan: true, of: subject{option: "WithRootfs"}},
-		{path: "/srv/app", mapAll: true, mapIfCan: true, of: subject{option: "WithRootfs"}},
+		{path: "/srv/base", mapAll: true, mapIfCan: true, of: fault.Subject{Option: "WithRootfs"}},
+		{path: "/srv/app", mapAll: true, mapIfCan: true, of: fault.Subject{Option: "WithRootfs"}},
 	}, p.files)
 	p = find("layers-nobody")
-	require.Equal(t, []tree{{path: "/srv/base", of: subject{option: "WithRootfs"}}, {path: "/srv/app", of: subject{option: "WithRootfs"}}}, p.trees)
+	require.Equal(t, []tree{{path: "/srv/base", of: fault.Subject{Option: "WithRootfs"}}, {path: "/srv/app", of: fault.Subject{Option: "WithRootfs"}}}, p.trees)
 	require.Empty(t, p.files)
 }
 
@@ -251,7 +252,7 @@ func TestOldKernelMapsNoLayer(t *testing.T) {
 	for kernel, want := range map[[2]int]bool{{5, 10}: false, {5, 18}: false, {5, 19}: true, {6, 0}: true} {
 		m := goldenMachine()
 		m.Kernel = kernel
-		p, err := compile(&New(valid, WithRootfs(DirRootfs("/srv")), WithWritableRoot(MiB)).config, m, shape{}, nil)
+		p, err := compile(&New(valid, WithRootfs(DirRootfs("/srv")), WithWritableRoot(MiB)).config, m, shape{}, found{})
 		require.NoError(t, err)
 		require.Equal(t, want, p.files[0].mapOwner, kernel)
 	}
@@ -260,7 +261,7 @@ func TestOldKernelMapsNoLayer(t *testing.T) {
 // TestTooLargeToCompile has what only the program's size shows.
 func TestTooLargeToCompile(t *testing.T) {
 	c := &New(WithCommand("true", strings.Repeat("x", 9*MiB))).config
-	require.Empty(t, c.validate())
+	require.Empty(t, c.Check())
 	_, err := compileCommand(c, goldenMachine())
 	require.ErrorContains(t, err, "arguments, environment and paths are larger than 8388608 bytes together")
 }

@@ -1,56 +1,22 @@
 package sandbox
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/cellkit/sandbox/internal/fault"
 )
 
 // OptionError is one wrong option. All that are wrong are reported at once, joined as by
 // errors.Join: errors.As finds the first of them, the method Unwrap() []error returns all.
-type OptionError struct {
-	// Option is its name, such as "WithMemory", "CellNetwork" or "PoolQueue", or, of an argument
-	// that is no option's, that of its function, such as "NewScratch". Where two options do not go
-	// together it is the one to change first.
-	Option string
-	// Err is what is wrong with it, and what to do instead.
-	Err error
-}
-
-func (e *OptionError) Error() string { return fmt.Sprintf("sandbox: %s: %v", e.Option, e.Err) }
-
-func (e *OptionError) Unwrap() error { return e.Err }
-
-// optionError is one wrong option.
-func optionError(option, format string, args ...any) error {
-	return &OptionError{option, fmt.Errorf(format, args...)}
-}
-
-// A subject is what an error is about: an option, or the part of an image that stands in for it.
-// The option then takes its place.
-type subject struct{ option, ofImage string }
-
-func (s subject) String() string { return cmp.Or(s.ofImage, s.option) }
-
-func (s subject) wrong(format string, args ...any) error {
-	e := &OptionError{s.option, fmt.Errorf(format, args...)}
-	if s.ofImage == "" {
-		return e
-	}
-	return &imageError{s.ofImage, e}
-}
-
-// imageError is an *OptionError that names what the image says.
-type imageError struct {
-	part string
-	*OptionError
-}
-
-func (e *imageError) Error() string { return fmt.Sprintf("sandbox: %s: %v", e.part, e.Err) }
-
-func (e *imageError) Unwrap() error { return e.OptionError }
+//
+// It is a struct of two fields. Option, a string, is the option's name, such as "WithMemory",
+// "CellNetwork" or "PoolQueue", or, of an argument that is no option's, that of its function, such as
+// "NewScratch". Where two options do not go together it is the one to change first. Err, an error,
+// is what is wrong with it, and what to do instead.
+type OptionError = fault.OptionError
 
 // What errors.Is finds in an *ExitError whose Reason is a limit, and in other
 // errors where a comment says so.

@@ -96,9 +96,9 @@ func testFaults(t *testing.T, base *Sandbox, c *Cell) {
 	defer cancel()
 	_, err := base.Run(ctx)
 	require.NoError(t, err)
-	from, err := base.config.recipe(base.plans, c.impl)
+	from, err := newRecipe(&base.config, base.plans, c.impl)
 	require.NoError(t, err)
-	good, sh := from.plan, base.config.shape(c.impl, from.limits)
+	good, sh := from.plan, shapeOf(&base.config, c.impl, from.limits)
 	command, err := base.command.program(&base.config)
 	require.NoError(t, err)
 	descriptors, processes, mounts, tried := openDescriptors(t), descendants(t), mountsOf(t, base), 0

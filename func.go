@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/wire"
 )
 
@@ -162,32 +164,32 @@ func (f *Func[In, Out]) Call(ctx context.Context, in In, opts ...Option) (Out, e
 // sandbox is what calls with the options run in. Its last two extra files are filled in by start.
 func (f *function) sandbox(opts []Option) (*Sandbox, error) {
 	f.once.Do(func() {
-		f.base = New(func(c *config) { c.root.rootfs = Rootfs{parts: ownProgram} }).With(f.opts...)
+		f.base = New(func(c *spec.Spec) { c.Root.Rootfs = spec.Rootfs{Parts: spec.OwnProgram} }).With(f.opts...)
 		f.plain = f.derive(f.base)
 	})
 	s := f.plain
 	if len(opts) > 0 {
 		s = f.derive(f.base.With(opts...))
 	}
-	if s.config.fn.commanded {
-		return nil, optionError("WithCommand", "the function %q is the command", f.name)
+	if s.config.Function.Commanded {
+		return nil, fault.Option("WithCommand", "the function %q is the command", f.name)
 	}
 	return s, nil
 }
 
 // derive sets the command of a function.
 func (f *function) derive(s *Sandbox) *Sandbox {
-	return s.With(func(c *config) {
-		c.fn.commanded = c.command != nil
-		c.fn.name = f.name
-		at := 3 + len(c.extra)
-		c.command = []string{fmt.Sprintf("/proc/self/fd/%d", at+1), workerName, f.name, strconv.Itoa(at), strconv.FormatInt(c.fn.limit(), 10)}
-		c.extra = append(c.extra, nil, nil)
-		if m := c.cgroup.memory; m != nil && *m > 0 {
-			c.env = append([]string{fmt.Sprintf("GOMEMLIMIT=%d", *m/10*9)}, c.env...)
+	return s.With(func(c *spec.Spec) {
+		c.Function.Commanded = c.Command.Argv != nil
+		c.Function.Name = f.name
+		at := 3 + len(c.Streams.Extra)
+		c.Command.Argv = []string{fmt.Sprintf("/proc/self/fd/%d", at+1), workerName, f.name, strconv.Itoa(at), strconv.FormatInt(c.Function.Message(), 10)}
+		c.Streams.Extra = append(c.Streams.Extra, nil, nil)
+		if m := c.Limits.Memory; m > 0 {
+			c.Command.Env = append([]string{fmt.Sprintf("GOMEMLIMIT=%d", m/10*9)}, c.Command.Env...)
 		}
-		c.env = append(c.env, workerEnv)
-		c.env = append(c.env, loaderPath+"="+libraryDir)
+		c.Command.Env = append(c.Command.Env, workerEnv)
+		c.Command.Env = append(c.Command.Env, loaderPath+"="+libraryDir)
 	})
 }
 

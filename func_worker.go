@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/stdio"
 	"github.com/cellkit/sandbox/internal/wire"
 )
@@ -20,8 +21,8 @@ type worker struct {
 	process *Process
 	conn    *wire.Conn
 	log     *stdio.PrefixSuffix // what it wrote to its standard error, unless the caller takes that
-	timeout *time.Duration
-	limit   int64 // of messages
+	timeout time.Duration       // 0 for none
+	limit   int64               // of messages
 	born    time.Time
 	calls   int
 	ended   chan struct{}
@@ -29,7 +30,7 @@ type worker struct {
 
 // start starts a worker and waits until it is ready. Once it is, the end of ctx means nothing to it.
 func (f *function) start(ctx context.Context, s *Sandbox) (_ *worker, err error) {
-	w := &worker{f: f, timeout: s.config.timeout, limit: s.config.fn.limit(), born: time.Now(), ended: make(chan struct{})}
+	w := &worker{f: f, timeout: s.config.Supervision.Timeout, limit: s.config.Function.Message(), born: time.Now(), ended: make(chan struct{})}
 	conn, far, err := wire.Pair(w.limit)
 	if err != nil {
 		return nil, errors.Join(unsupportedHere(), err)
@@ -46,12 +47,13 @@ func (f *function) start(ctx context.Context, s *Sandbox) (_ *worker, err error)
 	}
 	defer program.Close()
 	w.conn = conn
-	s = s.With(func(c *config) {
-		c.timeout = nil
-		c.extra = append(slices.Clone(c.extra[:len(c.extra)-2]), far, program)
-		if c.stderr == nil {
+	s = s.With(func(c *spec.Spec) {
+		c.Supervision.Timeout = 0
+		streams := &c.Streams
+		streams.Extra = append(slices.Clone(streams.Extra[:len(streams.Extra)-2]), far, program)
+		if streams.Stderr == nil {
 			w.log = &stdio.PrefixSuffix{N: 32 << 10}
-			c.stderr = w.log
+			streams.Stderr = w.log
 		}
 	})
 	life, kill := context.WithCancel(context.WithoutCancel(ctx))
@@ -124,8 +126,8 @@ func (w *worker) whyEnded(received error) error {
 }
 
 // fresh tells whether a worker that is idle can serve another call.
-func (w *worker) fresh(c *funcConfig) bool {
-	return (c.maxCalls == nil || w.calls < *c.maxCalls) && (c.maxAge == nil || time.Since(w.born) < *c.maxAge) && w.conn.Quiet()
+func (w *worker) fresh(c *spec.Function) bool {
+	return (c.MaxCalls == 0 || w.calls < c.MaxCalls) && (c.MaxAge == 0 || time.Since(w.born) < c.MaxAge) && w.conn.Quiet()
 }
 
 // cancelGrace is how long a function may take to return once its context has ended.
@@ -160,8 +162,8 @@ func (c *call) begin() {
 		time.AfterFunc(cancelGrace, func() { c.w.process.r.kill(Canceled) })
 		_ = c.w.conn.Send(wire.Message{Kind: wire.Cancel})
 	}))
-	if c.w.timeout != nil {
-		c.stops = append(c.stops, time.AfterFunc(*c.w.timeout, func() {
+	if c.w.timeout != 0 {
+		c.stops = append(c.stops, time.AfterFunc(c.w.timeout, func() {
 			c.mu.Lock()
 			c.timedOut = true
 			c.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/stdio"
 )
 
@@ -48,7 +49,7 @@ func (f *Func[In, Out]) Workers(n int, opts ...Option) *Workers[In, Out] {
 	}
 	p := &workers{f: f.function, idle: make(chan *worker, n), closed: make(chan struct{})}
 	if p.s, p.err = f.sandbox(opts); p.err == nil {
-		p.s = p.s.With(func(c *config) { c.stdout, c.stderr = shared(c.stdout, c.stderr) })
+		p.s = p.s.With(func(c *spec.Spec) { c.Streams.Stdout, c.Streams.Stderr = shared(c.Streams.Stdout, c.Streams.Stderr) })
 	}
 	for range n {
 		p.replace(nil)
@@ -111,7 +112,7 @@ func (p *workers) take(ctx context.Context) (*worker, error) {
 	}
 	select {
 	case w := <-p.idle:
-		if w != nil && w.fresh(&p.s.config.fn) {
+		if w != nil && w.fresh(&p.s.config.Function) {
 			return w, nil
 		}
 		if w != nil {
@@ -132,7 +133,7 @@ func (p *workers) take(ctx context.Context) (*worker, error) {
 // give takes a worker back that has served a call.
 func (p *workers) give(w *worker, healthy bool) {
 	defer p.busy.Done()
-	if healthy && w.fresh(&p.s.config.fn) {
+	if healthy && w.fresh(&p.s.config.Function) {
 		p.idle <- w
 		return
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // What HostRootfs has besides directories of the host: the places for them, a
@@ -20,7 +21,7 @@ import (
 func (k *compiler) addHostSkeleton(b *program.Builder, at program.Arg, under string, own bool) (made map[string]bool) {
 	s := &skeleton{b: b, at: at, under: under, made: map[string]bool{"/": true}}
 	if own {
-		s.uid, s.gid, s.own = k.c.namespace.uid, k.c.namespace.gid, true
+		s.uid, s.gid, s.own = k.c.Namespaces.UID, k.c.Namespaces.GID, true
 	} else if k.m.files != nil {
 		s.copied = k.m.files.Files
 	}
@@ -52,21 +53,21 @@ func (k *compiler) addHostSkeleton(b *program.Builder, at program.Arg, under str
 
 // addMountPoints makes what mounts need, but in what is the host's.
 func (k *compiler) addMountPoints(s *skeleton) {
-	for _, p := range k.layout.mkdirs {
+	for _, p := range k.layout.Mkdirs {
 		if !k.isHosts(p) {
 			s.mkdir(p)
 		}
 	}
-	for _, p := range k.layout.mkfiles {
+	for _, p := range k.layout.Mkfiles {
 		if !k.isHosts(p) {
 			s.file(p, "")
 		}
 	}
-	for _, m := range k.layout.mounts {
-		if m.kind == fileMount && m.on == nil && !k.isHosts(m.dst) {
-			s.mkdir(path.Dir(m.dst))
-			if k.c.root.writable == nil {
-				s.file(m.dst, "") // a mount point for the file
+	for _, m := range k.layout.Mounts {
+		if m.IsFile() && m.On == nil && !k.isHosts(m.Dst) {
+			s.mkdir(path.Dir(m.Dst))
+			if k.c.Root.Writable == 0 {
+				s.file(m.Dst, "") // a mount point for the file
 			}
 		}
 	}
@@ -150,23 +151,23 @@ var fewNames = [][2]string{
 
 // etcFiles is the part of /etc that is the run's own.
 func (k *compiler) etcFiles() [][2]string {
-	n := &k.c.namespace
+	n := &k.c.Namespaces
 	passwd, group := "root:x:0:0:root:/:/bin/sh\n", "root:x:0:\n"
-	if n.uid != 0 {
-		passwd += fmt.Sprintf("%s:x:%d:%d::%s:/bin/sh\n", userName, n.uid, n.gid, homeDir)
+	if n.UID != 0 {
+		passwd += fmt.Sprintf("%s:x:%d:%d::%s:/bin/sh\n", spec.UserName, n.UID, n.GID, spec.HomeDir)
 	}
-	if n.gid != 0 {
-		group += fmt.Sprintf("%s:x:%d:\n", userName, n.gid)
+	if n.GID != 0 {
+		group += fmt.Sprintf("%s:x:%d:\n", spec.UserName, n.GID)
 	}
 	resolv := "# no network\n"
-	if n.network == NetworkHost {
+	if n.Network == spec.NetworkHost {
 		resolv = k.m.resolv
 	}
 	return [][2]string{
 		{"/etc/passwd", passwd + "nobody:x:65534:65534:nobody:/:/bin/false\n"},
 		{"/etc/group", group + "nogroup:x:65534:\n"},
-		{"/etc/hosts", "127.0.0.1 localhost " + n.hostname + "\n::1 localhost\n"},
-		{"/etc/hostname", n.hostname + "\n"},
+		{"/etc/hosts", "127.0.0.1 localhost " + n.Hostname + "\n::1 localhost\n"},
+		{"/etc/hostname", n.Hostname + "\n"},
 		{"/etc/resolv.conf", resolv},
 		{"/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"},
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cellkit/sandbox/internal/overlay"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // Roots with layers, which overlayfs makes one of: the host's directories, and on top of them the mount points that they lack, or
@@ -33,7 +34,7 @@ func (k *compiler) addLayers(b *program.Builder, dirs []program.Slot) program.Sl
 // addOverlay makes an overlay of the layers, the lowest first, and of one in a directory of the store, or of the scratch that is given for it, which takes the
 // changes of a root that is writable. It is mounted with names relative to that directory: a mount option has up to 255 bytes.
 func (k *compiler) addOverlay(b *program.Builder, store program.Slot, dir string, layers []program.Slot) program.Slot {
-	at, writable := program.Use(store), k.c.root.writable != nil
+	at, writable := program.Use(store), k.c.Root.Writable != 0
 	b.Mkdir(at, dir, 0o755)
 	var lower []string
 	for i, layer := range layers {
@@ -50,7 +51,7 @@ func (k *compiler) addOverlay(b *program.Builder, store program.Slot, dir string
 		return b.FileSystem("overlay", attrRO|attrNoSUID|attrNoDev, "lowerdir=top:"+strings.Join(lower, ":"), "userxattr")
 	}
 	changes := ""
-	if k.c.root.upper != nil {
+	if k.c.Root.Upper != nil {
 		changes = "../" + upperName + "/" + dir + "/"
 		at = program.Use(k.upper)
 	}
@@ -58,11 +59,11 @@ func (k *compiler) addOverlay(b *program.Builder, store program.Slot, dir string
 		b.CallMaybe("mkdirat", unix.SYS_MKDIRAT, at, b.Str(name), program.Int(0o755, "0755")) // a run before may have made them
 	}
 	if !k.keepsIDs() {
-		b.Chown(at, dir+"/top", k.c.namespace.uid, k.c.namespace.gid)
+		b.Chown(at, dir+"/top", k.c.Namespaces.UID, k.c.Namespaces.GID)
 	}
-	if k.c.root.upper == nil {
+	if k.c.Root.Upper == nil {
 		k.addPoints(b, at, dir+"/top")
-		if dir == rootDir && k.c.root.rootfs.layers == nil {
+		if dir == rootDir && k.c.Root.Rootfs.Layers == nil {
 			k.addHostSkeleton(b, at, dir+"/top", true)
 		}
 	}
@@ -101,9 +102,9 @@ func (k *compiler) addPoints(b *program.Builder, at program.Arg, under string) {
 				b.Mkdir(at, dir, is.Mode)
 			}
 			switch {
-			case !k.keepsIDs() && k.c.root.writable != nil, p.own && i >= len(p.have) && k.ownRoot():
-				b.Chown(at, dir, k.c.namespace.uid, k.c.namespace.gid)
-			case k.keepsIDs() && (is.UID != 0 || is.GID != 0) && max(is.UID, is.GID) <= maxID+1:
+			case !k.keepsIDs() && k.c.Root.Writable != 0, p.own && i >= len(p.have) && k.ownRoot():
+				b.Chown(at, dir, k.c.Namespaces.UID, k.c.Namespaces.GID)
+			case k.keepsIDs() && (is.UID != 0 || is.GID != 0) && max(is.UID, is.GID) <= spec.MaxID+1:
 				b.Chown(at, dir, is.UID, is.GID)
 			}
 		}
@@ -142,7 +143,7 @@ func (k *compiler) addOver(b *program.Builder, root program.Slot) {
 func (k *compiler) addOwnRoot() {
 	b := k.b
 	devices := k.tree
-	if k.c.root.writable != nil {
+	if k.c.Root.Writable != 0 {
 		k.tree = k.addWritableRoot()
 	} else {
 		k.tree = k.addLayers(b, k.layers())
@@ -151,7 +152,7 @@ func (k *compiler) addOwnRoot() {
 	}
 	b.Stage("devices")
 	k.attachOwn(b, devices, k.tree, "dev")
-	if k.layout.sys {
+	if k.layout.Sys {
 		sys := b.OpenNoLink(devices, sysBelowDev)
 		k.attachIn(b, sys, k.tree, "sys")
 		b.Close(sys)
@@ -161,7 +162,7 @@ func (k *compiler) addOwnRoot() {
 
 // layers is the directories that accompany the run's program for its root, the lowest first.
 func (k *compiler) layers() (slots []program.Slot) {
-	for _, dir := range k.c.root.rootfs.layers {
+	for _, dir := range k.c.Root.Rootfs.Layers {
 		slots = append(slots, k.lower[dir])
 	}
 	return slots
@@ -169,16 +170,16 @@ func (k *compiler) layers() (slots []program.Slot) {
 
 // addWritableRoot makes and attaches a root whose changes go to a file system in memory, the run's own or a scratch.
 func (k *compiler) addWritableRoot() program.Slot {
-	b, n := k.b, &k.c.namespace
-	owner := []string{fmt.Sprintf("uid=%d", n.uid), fmt.Sprintf("gid=%d", n.gid)}
-	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, append(append(owner, "mode=755"), tmpfsSize(*k.c.root.writable)...)...)
+	b, n := k.b, &k.c.Namespaces
+	owner := []string{fmt.Sprintf("uid=%d", n.UID), fmt.Sprintf("gid=%d", n.GID)}
+	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, append(append(owner, "mode=755"), tmpfsSize(k.c.Root.Writable)...)...)
 	b.AttachAt(store, program.CellChanges)
-	if k.c.root.upper != nil {
+	if k.c.Root.Upper != nil {
 		b.Mkdir(program.Use(store), upperName, 0o755)
 		b.AttachAt(k.upper, program.CellChanges+"/"+upperName)
 	}
 	if dirs := k.layers(); dirs != nil {
-		if k.c.root.upper != nil && len(k.missing) > 0 { // they are no changes
+		if k.c.Root.Upper != nil && len(k.missing) > 0 { // they are no changes
 			points := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
 			k.addPoints(b, program.Use(points), ".")
 			dirs = append(dirs, points)
@@ -204,12 +205,12 @@ func (k *compiler) addWritableRoot() program.Slot {
 // addHostRoot makes what HostRootfs has besides the host's directories, on top of the host's files.
 // With a scratch that takes changes what is made up is a layer as well: it is no change.
 func (k *compiler) addHostRoot(store program.Slot) (root program.Slot) {
-	b, n := k.b, &k.c.namespace
+	b, n := k.b, &k.c.Namespaces
 	var layers []program.Slot
 	if k.filesLayer() {
 		layers = append(layers, k.files)
 	}
-	if k.c.root.upper != nil {
+	if k.c.Root.Upper != nil {
 		skeleton := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=4m")
 		k.addHostSkeleton(b, program.Use(skeleton), "", true)
 		return k.addOverlay(b, store, rootDir, append(layers, skeleton))
@@ -218,7 +219,7 @@ func (k *compiler) addHostRoot(store program.Slot) (root program.Slot) {
 		return k.addOverlay(b, store, rootDir, layers)
 	}
 	b.Mkdir(program.Use(store), rootDir, 0o755)
-	b.Chown(program.Use(store), rootDir, n.uid, n.gid)
+	b.Chown(program.Use(store), rootDir, n.UID, n.GID)
 	k.addHostSkeleton(b, program.Use(store), rootDir, true)
 	return b.CloneTree(program.CellChanges + "/" + rootDir)
 }
@@ -226,5 +227,5 @@ func (k *compiler) addHostRoot(store program.Slot) (root program.Slot) {
 // filesLayer reports whether a root of the run's own has the host's files. Such a layer takes Linux
 // 5.12.
 func (k *compiler) filesLayer() bool {
-	return k.ownRoot() && k.c.showsHost() && k.m.files != nil && k.m.hasSetAttr()
+	return k.ownRoot() && k.c.Root.ShowsHost() && k.m.files != nil && k.m.hasSetAttr()
 }

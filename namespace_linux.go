@@ -7,28 +7,29 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // addNamespaces gives the clone the namespaces that it does not have from its
 // clone already, and sets up what needs no root.
 func (k *compiler) addNamespaces() {
-	b, n := k.b, &k.c.namespace
+	b, n := k.b, &k.c.Namespaces
 	b.Stage("namespaces")
 	flags, text := unix.CLONE_NEWNS|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS, "CLONE_NEWNS|CLONE_NEWIPC|CLONE_NEWUTS"
-	if n.network == NetworkNone {
+	if n.Network == spec.NetworkNone {
 		flags, text = flags|unix.CLONE_NEWNET, text+"|CLONE_NEWNET"
 	}
 	b.Call("unshare", unix.SYS_UNSHARE, program.Int(flags, text))
 	k.mounts = b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/proc/self/ns/mnt"), program.Int(unix.O_RDONLY|unix.O_CLOEXEC, "O_RDONLY|O_CLOEXEC"), program.Int(0))
 	b.Call("mount", unix.SYS_MOUNT, program.Int(0, "NULL"), b.Str("/"), program.Int(0, "NULL"),
 		program.Int(unix.MS_REC|unix.MS_PRIVATE, "MS_REC|MS_PRIVATE"), program.Int(0, "NULL"))
-	b.Call("sethostname", unix.SYS_SETHOSTNAME, b.Str(n.hostname), program.Int(len(n.hostname)))
+	b.Call("sethostname", unix.SYS_SETHOSTNAME, b.Str(n.Hostname), program.Int(len(n.Hostname)))
 	b.Call("setdomainname", unix.SYS_SETDOMAINNAME, b.Str("(none)"), program.Int(len("(none)")))
-	if n.network == NetworkNone {
+	if n.Network == spec.NetworkNone {
 		k.addLoopback()
 	}
-	if n.clocks != 0 {
-		k.addClocks(n.clocks)
+	if n.Clocks != 0 {
+		k.addClocks(n.Clocks)
 	}
 }
 
@@ -66,15 +67,15 @@ func (k *compiler) addHostIdentity() {
 // can change. As root of the host the clone could be led to any file there. From here on it has the rights to files of the
 // run's user: setfsuid(2). The capabilities that mounting takes are not affected: capabilities(7).
 func (k *compiler) addFileRights() {
-	b, n := k.b, &k.c.namespace
+	b, n := k.b, &k.c.Namespaces
 	b.Stage("rights to files")
-	b.Call("setfsgid", unix.SYS_SETFSGID, program.Int(n.gid))
-	b.Call("setfsuid", unix.SYS_SETFSUID, program.Int(n.uid))
+	b.Call("setfsgid", unix.SYS_SETFSGID, program.Int(n.GID))
+	b.Call("setfsuid", unix.SYS_SETFSUID, program.Int(n.UID))
 }
 
 // addNobody takes from PID 1 all that it has of root. Its id is none that a command can have, so that nothing in the run may trace it.
 func (k *compiler) addNobody() {
-	b, id := k.b, program.Int(maxID+1)
+	b, id := k.b, program.Int(spec.MaxID+1)
 	b.Call("setresgid", unix.SYS_SETRESGID, id, id, id)
 	b.Call("setresuid", unix.SYS_SETRESUID, id, id, id)
 	k.addUndumpable()
@@ -85,9 +86,9 @@ func (k *compiler) addNobody() {
 // the run are not taken.
 func (k *compiler) pingGroups() string {
 	if k.shape.wideIDs || k.shape.hostIDs {
-		return fmt.Sprintf("0 %d", maxID)
+		return fmt.Sprintf("0 %d", spec.MaxID)
 	}
-	return fmt.Sprintf("%d %d", k.c.namespace.gid, k.c.namespace.gid)
+	return fmt.Sprintf("%d %d", k.c.Namespaces.GID, k.c.Namespaces.GID)
 }
 
 // addLoopback brings up lo: netdevice(7). A struct ifreq is a name of 16 bytes

@@ -16,6 +16,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // valid is what every sandbox of these tests begins with.
@@ -166,7 +168,7 @@ func closedScratch() *Scratch {
 }
 
 func manyLayers() (dirs []string) {
-	for i := range maxLayers + 1 {
+	for i := range 65 {
 		dirs = append(dirs, fmt.Sprint("/", i))
 	}
 	return dirs
@@ -175,7 +177,7 @@ func manyLayers() (dirs []string) {
 func TestWrongOptions(t *testing.T) {
 	for _, test := range wrong {
 		t.Run(test.name, func(t *testing.T) {
-			errs := New(append([]Option{valid}, test.opts...)...).config.validate()
+			errs := New(append([]Option{valid}, test.opts...)...).config.Check()
 			require.Len(t, errs, 1)
 			requireOptionError(t, errs[0], "sandbox: "+test.want)
 		})
@@ -209,7 +211,7 @@ func TestAllErrorsAtOnce(t *testing.T) {
 		}
 	}
 	require.Greater(t, len(want), 20)
-	errs := New(opts...).config.validate()
+	errs := New(opts...).config.Check()
 	err := errors.Join(errs...)
 	for _, text := range want {
 		require.ErrorContains(t, err, text)
@@ -249,19 +251,8 @@ func TestWrongArguments(t *testing.T) {
 	requireOptionError(t, both.Unwrap()[1], "sandbox: PoolQueue: -1 is negative")
 }
 
-// TestErrorsOfImages name what the image says, and have the option that takes its place.
-func TestErrorsOfImages(t *testing.T) {
-	image := subject{"WithUser", "image app: config field User: x"}
-	err := errors.Join(optionError("WithMemory", "wrong"), image.wrong("there is %w", fs.ErrNotExist))
-	require.EqualError(t, err, "sandbox: WithMemory: wrong\nsandbox: image app: config field User: x: there is file does not exist")
-	require.ErrorIs(t, err, fs.ErrNotExist)
-	wrong := &OptionError{}
-	require.ErrorAs(t, image.wrong("x"), &wrong)
-	require.Equal(t, "WithUser", wrong.Option)
-}
-
 func TestCommandIsRequired(t *testing.T) {
-	errs := New().config.validate()
+	errs := New().config.Check()
 	require.Len(t, errs, 1)
 	requireOptionError(t, errs[0], "sandbox: WithCommand: no command is set")
 }
@@ -271,7 +262,7 @@ func TestGoodOptions(t *testing.T) {
 		"nothing else":          nil,
 		"nil":                   {nil},
 		"equals sign in value":  {WithEnv("A=b=c", "EMPTY=")},
-		"least memory":          {WithMemory(minMemory), WithSwap(0)},
+		"least memory":          {WithMemory(64 * KiB), WithSwap(0)},
 		"least CPUs":            {WithCPUs(0.01), WithCPUWeight(1), WithCPUSet("0-2,5,7-7")},
 		"all CPUs":              {WithCPUs(float64(runtime.NumCPU())), WithCPUWeight(10000)},
 		"rlimits":               {WithRlimit("core", 0, RlimitInfinity), WithRlimit("nofile", 5, 5)},
@@ -293,7 +284,7 @@ func TestGoodOptions(t *testing.T) {
 	}
 	for name, opts := range tests {
 		t.Run(name, func(t *testing.T) {
-			require.Empty(t, New(append([]Option{valid}, opts...)...).config.validate())
+			require.Empty(t, New(append([]Option{valid}, opts...)...).config.Check())
 		})
 	}
 }
@@ -305,14 +296,14 @@ func TestZeroIsNoLimit(t *testing.T) {
 	limited := New(valid, WithTimeout(1), WithOutputLimit(1), WithMemory(MiB), WithCPUs(0.5), WithCPUWeight(1), WithPIDs(1), WithCPUTime(1), WithWritableRoot(1))
 	for _, s := range []*Sandbox{New(valid).With(zeros...), limited.With(zeros...)} {
 		c := s.config
-		require.Empty(t, c.validate())
-		require.Nil(t, c.timeout)
-		require.Nil(t, c.outputLimit)
-		require.Equal(t, cgroupConfig{}, c.cgroup)
-		require.Nil(t, c.root.writable)
-		require.Equal(t, funcConfig{}, c.fn)
+		require.Empty(t, c.Check())
+		require.Zero(t, c.Supervision.Timeout)
+		require.Zero(t, c.Supervision.OutputLimit)
+		require.Equal(t, spec.Limits{}, c.Limits)
+		require.Zero(t, c.Root.Writable)
+		require.Equal(t, spec.Function{}, c.Function)
 	}
-	require.Equal(t, int64(defaultTmpfs), New(WithTmpfs("/a", 0)).config.root.mounts[0].size)
+	require.Equal(t, spec.Tmpfs{Size: 256 * MiB}, New(WithTmpfs("/a", 0)).config.Root.Mounts[0].Source)
 	var p poolConfig
 	PoolMemory(0)(&p)
 	PoolCPUs(0)(&p)
@@ -329,7 +320,7 @@ func TestLaterValueMendsEarlier(t *testing.T) {
 		WithHostname(""), WithUser(-1, -1), WithNetwork(9),
 		WithRootfs(DirRootfs("x")), WithWritableRoot(-1),
 	)
-	require.NotEmpty(t, s.config.validate())
+	require.NotEmpty(t, s.config.Check())
 	mended := s.With(
 		valid, WithDir("/x"), WithTimeout(1), WithOutputLimit(1),
 		WithMemory(MiB), WithSwap(1), WithCPUs(0.5), WithCPUWeight(1), WithCPUSet("0"), WithPIDs(1), WithCPUTime(1),
@@ -337,8 +328,8 @@ func TestLaterValueMendsEarlier(t *testing.T) {
 		WithHostname("x"), WithUser(1, 1), WithNetwork(NetworkHost),
 		WithRootfs(HostRootfs()), WithWritableRoot(1),
 	)
-	require.Empty(t, mended.config.validate())
-	require.NotEmpty(t, s.config.validate(), "the receiver")
+	require.Empty(t, mended.config.Check())
+	require.NotEmpty(t, s.config.Check(), "the receiver")
 }
 
 func TestLastValueWins(t *testing.T) {
@@ -346,17 +337,17 @@ func TestLastValueWins(t *testing.T) {
 	c := New(valid, WithCommand("a", "b"), WithDir("/a"), WithDir("/b"), WithMemory(MiB), WithMemory(2*MiB),
 		WithRlimit("core", 1, 1), WithRlimit("core", 2, 3), WithUser(1, 1), WithUser(2, 3),
 		WithoutSeccomp(), WithSeccomp(profile)).config
-	require.Equal(t, []string{"a", "b"}, c.command)
-	require.Equal(t, "/b", c.dir)
-	require.Equal(t, int64(2*MiB), *c.cgroup.memory)
-	require.Equal(t, map[string]rlimit{"core": {2, 3}}, c.cgroup.rlimits)
-	require.Equal(t, [2]int{2, 3}, [2]int{c.namespace.uid, c.namespace.gid})
-	require.Same(t, profile, c.security.seccomp)
-	require.False(t, c.security.noSeccomp)
+	require.Equal(t, []string{"a", "b"}, c.Command.Argv)
+	require.Equal(t, "/b", c.Command.Dir)
+	require.Equal(t, int64(2*MiB), c.Limits.Memory)
+	require.Equal(t, map[string]spec.Rlimit{"core": {Soft: 2, Hard: 3}}, c.Command.Rlimits)
+	require.Equal(t, [2]int{2, 3}, [2]int{c.Namespaces.UID, c.Namespaces.GID})
+	require.Same(t, profile, c.Security.Seccomp)
+	require.False(t, c.Security.NoSeccomp)
 
 	c = New(WithSeccomp(profile), WithoutSeccomp()).config
-	require.Nil(t, c.security.seccomp)
-	require.True(t, c.security.noSeccomp)
+	require.Nil(t, c.Security.Seccomp)
+	require.True(t, c.Security.NoSeccomp)
 }
 
 // adding is a change through every option that adds to what there is.
@@ -369,25 +360,25 @@ func adding(name string) []Option {
 }
 
 // names is what adding left in a config.
-func (c *config) names() string {
-	all := slices.Clone(c.env)
-	for _, f := range c.extra {
+func names(c *spec.Spec) string {
+	all := slices.Clone(c.Command.Env)
+	for _, f := range c.Streams.Extra {
 		all = append(all, f.Name())
 	}
-	for _, m := range c.root.mounts {
-		all = append(all, m.src+">"+m.dst+string(m.data))
+	for _, m := range c.Root.Mounts {
+		all = append(all, fmt.Sprint(m.Source, ">", m.Dst))
 	}
-	all = append(all, c.security.capabilities...)
-	for _, l := range c.cgroup.io {
+	all = append(all, c.Security.Capabilities...)
+	for _, l := range c.Limits.IO {
 		all = append(all, l.Path)
 	}
-	return fmt.Sprint(all, c.cgroup.rlimits)
+	return fmt.Sprint(all, c.Command.Rlimits)
 }
 
 func TestWithLeavesReceiverUnchanged(t *testing.T) {
 	// Several calls, so that slices have room to append to in place.
 	base := New(valid).With(adding("a")...).With(adding("b")...).With(adding("c")...)
-	before := base.config.names()
+	before := names(&base.config)
 	var all sync.WaitGroup
 	for i := range 20 {
 		all.Go(func() {
@@ -395,16 +386,16 @@ func TestWithLeavesReceiverUnchanged(t *testing.T) {
 			one := base.With(adding(name)...)
 			want := New(valid).With(adding("a")...).With(adding("b")...).With(adding("c")...).With(adding(name)...)
 			two := one.With(adding("x")...)
-			if got := one.config.names(); got != want.config.names() {
-				t.Errorf("got %s\nwant %s", got, want.config.names())
+			if got := names(&one.config); got != names(&want.config) {
+				t.Errorf("got %s\nwant %s", got, names(&want.config))
 			}
-			if got := two.config.names(); !strings.Contains(got, name) || !strings.Contains(got, "file-x") {
+			if got := names(&two.config); !strings.Contains(got, name) || !strings.Contains(got, "file-x") {
 				t.Errorf("got %s", got)
 			}
 		})
 	}
 	all.Wait()
-	require.Equal(t, before, base.config.names())
+	require.Equal(t, before, names(&base.config))
 }
 
 // TestOptionsKeepNoReference changes what options were made from afterwards.
@@ -415,53 +406,16 @@ func TestOptionsKeepNoReference(t *testing.T) {
 	data[0] = 'X'
 	s := New(append(opts, WithCommand("c", args...), WithEnv(env...), WithCapabilities(caps...), WithIO(io...))...)
 	args[0], env[0], caps[0], io[0].Path = "X", "X=1", "X", "X"
-	require.Equal(t, []string{"c", "a"}, s.config.command)
-	require.Equal(t, []string{"A=1"}, s.config.env)
-	require.Equal(t, []byte("data"), s.config.root.mounts[0].data)
-	require.Equal(t, []string{"CAP_KILL"}, s.config.security.capabilities)
-	require.Equal(t, "/a", s.config.cgroup.io[0].Path)
+	require.Equal(t, []string{"c", "a"}, s.config.Command.Argv)
+	require.Equal(t, []string{"A=1"}, s.config.Command.Env)
+	require.Equal(t, spec.File{Data: "data"}, s.config.Root.Mounts[0].Source)
+	require.Equal(t, []string{"CAP_KILL"}, s.config.Security.Capabilities)
+	require.Equal(t, "/a", s.config.Limits.IO[0].Path)
 }
 
 func TestOptionsAreReusable(t *testing.T) {
 	opts := append(adding("a"), valid, WithStdout(&bytes.Buffer{}))
 	one, two := New(opts...), New(opts...)
-	require.Equal(t, one.config.names(), two.config.names())
-	require.NotEqual(t, one.config.names(), one.With(opts...).config.names())
-}
-
-func TestEnviron(t *testing.T) {
-	tests := []struct {
-		set, want []string
-	}{
-		{nil, []string{"PATH=" + defaultPath, "HOME=/home/sandbox", "USER=sandbox", "LANG=C.UTF-8"}},
-		{[]string{"A=1", "B=2"}, []string{"PATH=" + defaultPath, "HOME=/home/sandbox", "USER=sandbox", "LANG=C.UTF-8", "A=1", "B=2"}},
-		{[]string{"HOME=/x", "A=1", "HOME=/y", "A=2"}, []string{"PATH=" + defaultPath, "HOME=/y", "USER=sandbox", "LANG=C.UTF-8", "A=2"}},
-		{[]string{"PATH=", "LANG="}, []string{"PATH=", "HOME=/home/sandbox", "USER=sandbox", "LANG="}},
-		{[]string{"A=b=c", "A=d=e"}, []string{"PATH=" + defaultPath, "HOME=/home/sandbox", "USER=sandbox", "LANG=C.UTF-8", "A=d=e"}},
-		{[]string{"home=/x"}, []string{"PATH=" + defaultPath, "HOME=/home/sandbox", "USER=sandbox", "LANG=C.UTF-8", "home=/x"}},
-	}
-	for _, test := range tests {
-		c := New(WithEnv(test.set...)).config
-		require.Equal(t, test.want, c.environ())
-		require.Equal(t, test.want, c.environ(), "the second time")
-	}
-}
-
-func TestLookupList(t *testing.T) {
-	tests := []struct {
-		name, path string
-		want       []string
-	}{
-		{"sh", "/usr/bin:/bin", []string{"/usr/bin/sh", "/bin/sh"}},
-		{"/bin/sh", "/usr/bin", []string{"/bin/sh"}},
-		{"./sh", "/usr/bin", []string{"./sh"}},
-		{"dir/sh", "/usr/bin", []string{"dir/sh"}},
-		{"sh", "", nil},
-		{"sh", ".:bin::/a/:", []string{"/a/sh"}},
-		{"..", "/a/b", []string{"/a"}},
-	}
-	for _, test := range tests {
-		require.Equal(t, test.want, lookupList(test.name, []string{"A=/x", "PATH=" + test.path}), "%s in %s", test.name, test.path)
-	}
-	require.Nil(t, lookupList("sh", []string{"A=/x"}))
+	require.Equal(t, names(&one.config), names(&two.config))
+	require.NotEqual(t, names(&one.config), names(&one.With(opts...).config))
 }

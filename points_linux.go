@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/cellkit/sandbox/internal/overlay"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // point is a mount point that a root directory lacks. Its parents, as far as
@@ -26,68 +27,85 @@ func (p *point) isThere() bool {
 	return p.own && len(p.have) == strings.Count(p.path, "/")
 }
 
-// withSources notes which binds are not of directories: their mount points must
-// not be directories either. A source that is not there is refused elsewhere.
-func (r rootConfig) withSources() rootConfig {
-	r.mounts = slices.Clone(r.mounts)
-	for i := range r.mounts {
-		if m := &r.mounts[i]; m.kind.isBind() {
-			info, err := os.Stat(m.src)
-			m.file = err == nil && !info.IsDir()
-		}
-	}
-	return r
+// found is what compiling needs to know about what the options name.
+type found struct {
+	spec.Found
+	missing []point // mount points that the root's directories lack
 }
 
-// missingPoints looks which mount points the root's directories lack. What it finds is
-// only used to add empty directories on a layer above: where things are
-// mounted is resolved again, inside the root, by each run.
-func (r *rootConfig) missingPoints(layers bool) ([]point, error) {
-	if r.rootfs.layers == nil {
-		return nil, nil
+// sourceFiles returns, by their index, which binds are not of directories: their mount points must
+// not be directories either. A source that is not there is refused elsewhere.
+func sourceFiles(r *spec.Root) map[int]bool {
+	files := map[int]bool{}
+	for i, m := range r.Mounts {
+		if bind, ok := m.Source.(spec.Bind); ok {
+			info, err := os.Stat(bind.Path)
+			files[i] = err == nil && !info.IsDir()
+		}
 	}
-	m, err := overlay.Open(r.rootfs.layers)
+	return files
+}
+
+// lookFor finds what compiling needs to know. Of the mount points that the root's directories lack
+// it is only used to add empty directories on a layer above: where things are mounted is resolved
+// again, inside the root, by each run.
+func lookFor(r *spec.Root, layers bool) (found, error) {
+	f := found{Found: spec.Found{Files: sourceFiles(r)}}
+	if r.Rootfs.Layers == nil {
+		return f, nil
+	}
+	m, err := overlay.Open(r.Rootfs.Layers)
 	if err != nil {
-		return nil, r.subject().wrong("%w", err)
+		return f, r.Subject().Wrong("%w", err)
 	}
 	defer m.Close()
-	l := r.layout()
-	var missing []point
+	l := r.Layout(f.Found)
+	f.missing = append(missingPlaces(r, m, l), missingOwned(r, m, l)...)
+	layered := len(r.Rootfs.Layers) > 1 || r.Writable != 0 || layers && r.Rootfs.KeepsIDs || slices.ContainsFunc(f.missing, needsLayer)
+	f.missing = append(f.missing, ownFiles(r, m, layers, layered)...)
+	if l.Sys {
+		f = withoutSys(r, f)
+	}
+	return f, nil
+}
+
+// missingPlaces looks which mount points the root's directories lack.
+func missingPlaces(r *spec.Root, m *overlay.View, l *spec.Layout) (missing []point) {
 	look := func(p string, file bool) {
 		if gap, ok := m.Missing(p); ok {
 			missing = append(missing, point{path: gap.Path, have: gap.Have, file: file})
 		}
 	}
-	for _, dir := range l.mkdirs {
+	for _, dir := range l.Mkdirs {
 		look(dir, false)
 	}
-	for _, file := range l.mkfiles {
+	for _, file := range l.Mkfiles {
 		look(file, true)
 	}
-	for _, m := range l.mounts {
+	for _, m := range l.Mounts {
 		switch {
-		case m.kind != fileMount || m.on != nil:
-		case r.writable != nil:
-			look(path.Dir(m.dst), false) // where the file itself is made
+		case !m.IsFile() || m.On != nil:
+		case r.Writable != 0:
+			look(path.Dir(m.Dst), false) // where the file itself is made
 		default:
-			look(m.dst, true)
+			look(m.Dst, true)
 		}
 	}
-	if r.ifCan && r.writable == nil {
-		l.owned = nil // before Linux 5.11: there is no layer on which they could be made
+	return missing
+}
+
+// missingOwned looks which directories of the run's user the root lacks, or has for another.
+func missingOwned(r *spec.Root, m *overlay.View, l *spec.Layout) (missing []point) {
+	if r.IfCan && r.Writable == 0 {
+		return nil // before Linux 5.11: there is no layer on which they could be made
 	}
-	for _, dir := range l.owned {
+	for _, dir := range l.Owned {
 		gap, ok := m.Missing(dir)
-		if ok || r.writable != nil && len(gap.Have) > 0 {
+		if ok || r.Writable != 0 && len(gap.Have) > 0 {
 			missing = append(missing, point{path: gap.Path, have: gap.Have, own: true})
 		}
 	}
-	layered := len(r.rootfs.layers) > 1 || r.writable != nil || layers && r.rootfs.keepsIDs || slices.ContainsFunc(missing, needsLayer)
-	missing = append(missing, r.ownFiles(m, layers, layered)...)
-	if l.sys {
-		missing = r.withoutSys(missing)
-	}
-	return missing, nil
+	return missing
 }
 
 // namesOfRun is the files that tell a run its own name and where other names are looked up, which
@@ -96,9 +114,9 @@ var namesOfRun = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
 
 // ownFiles returns where namesOfRun are put into directories: on the layer above, if there is one
 // or one of them is missing, else they are mounted over those that the directory has.
-func (r *rootConfig) ownFiles(m *overlay.View, layers, layered bool) (files []point) {
+func ownFiles(r *spec.Root, m *overlay.View, layers, layered bool) (files []point) {
 	for _, name := range namesOfRun {
-		if slices.ContainsFunc(r.mounts, func(o mount) bool { return isBelow(name, path.Clean(o.dst)) }) {
+		if slices.ContainsFunc(r.Mounts, func(o spec.Mount) bool { return isBelow(name, path.Clean(o.Dst)) }) {
 			continue
 		}
 		at, exists, ok := m.FileAt(name)

@@ -13,6 +13,9 @@ import (
 	"time"
 
 	"golang.org/x/sync/semaphore"
+
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // ErrPoolFull is the error of a run that found the pool's queue, or for TryRun the pool itself, full.
@@ -23,8 +26,8 @@ type PoolOption func(*poolConfig)
 
 type poolConfig struct {
 	queue    int
-	memory   *int64
-	cpus     *float64
+	memory   int64   // bytes, 0 for no limit
+	cpus     float64 // 0 for no limit
 	observer Observer
 	logger   *slog.Logger
 }
@@ -38,11 +41,11 @@ func PoolQueue(n int) PoolOption { return func(c *poolConfig) { c.queue = n } }
 // its own besides. If the pool reaches its own, the kernel chooses which of its processes ends:
 // ErrOutOfMemory. A run sees it as its own, unless that is lower. It needs the memory controller.
 // Default, and 0: none.
-func PoolMemory(bytes int64) PoolOption { return func(c *poolConfig) { c.memory = limit(bytes) } }
+func PoolMemory(bytes int64) PoolOption { return func(c *poolConfig) { c.memory = bytes } }
 
 // PoolCPUs limits the CPU time of all runs of the pool together, to that of n CPUs. WithCPUs of a
 // run may not be more. It needs the cpu controller. Default, and 0: none.
-func PoolCPUs(n float64) PoolOption { return func(c *poolConfig) { c.cpus = limit(n) } }
+func PoolCPUs(n float64) PoolOption { return func(c *poolConfig) { c.cpus = n } }
 
 // PoolObserver has o told of every run.
 func PoolObserver(o Observer) PoolOption { return func(c *poolConfig) { c.observer = o } }
@@ -86,24 +89,36 @@ func NewPool(s *Sandbox, size int, opts ...PoolOption) *Pool {
 		}
 	}
 	p.err = p.config.check(size)
-	if p.config.memory != nil || p.config.cpus != nil {
-		p.budget = &budget{name: fmt.Sprintf("pool-%d", poolCount.Add(1)), memory: p.config.memory, cpus: p.config.cpus}
+	if p.config.memory != 0 || p.config.cpus != 0 {
+		p.budget = &budget{is: spec.Budget{Name: fmt.Sprintf("pool-%d", poolCount.Add(1)), Memory: p.config.memory, CPUs: p.config.cpus}}
 	}
-	p.s = s.With(func(c *config) {
-		c.cgroup.pool = p.budget
-		c.prepared = cmp.Or(c.prepared, min(max(size, 0), maxPrepared))
+	p.s = s.With(func(c *spec.Spec) {
+		c.Limits.Pool = nil
+		if p.budget != nil {
+			c.Limits.Pool = p.budget
+		}
+		c.Place.Prepared = cmp.Or(c.Place.Prepared, min(max(size, 0), spec.MaxPrepared))
 	})
 	p.stats.Failed = map[Reason]uint64{}
 	return p
 }
 
+// budget is what the runs of a pool have together.
+type budget struct {
+	is    spec.Budget
+	cells sync.Map // that have had runs
+}
+
+// Budget is for package spec.
+func (b *budget) Budget() spec.Budget { return b.is }
+
 func (c *poolConfig) check(size int) error {
 	var errs []error
 	if size < 1 {
-		errs = append(errs, optionError("NewPool", "%d is not a positive number of runs", size))
+		errs = append(errs, fault.Option("NewPool", "%d is not a positive number of runs", size))
 	}
 	if c.queue < 0 {
-		errs = append(errs, optionError("PoolQueue", "%d is negative", c.queue))
+		errs = append(errs, fault.Option("PoolQueue", "%d is negative", c.queue))
 	}
 	return errors.Join(errs...)
 }
@@ -147,7 +162,7 @@ func (p *Pool) start(ctx context.Context, wait bool, opts []Option) (*Process, <
 		return nil, nil, fmt.Errorf("sandbox: %w", err)
 	}
 	s := p.s.With(opts...)
-	record := RunRecord{ID: id, Command: slices.Clone(s.config.command)}
+	record := RunRecord{ID: id, Command: slices.Clone(s.config.Command.Argv)}
 	err = p.await(run)
 	turn := time.Now()
 	record.Waited = turn.Sub(begun)

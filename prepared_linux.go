@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // prepared is what sandboxes hold of the runs that they share. When none of them is left, the collector ends those.
@@ -19,7 +21,7 @@ type prepared struct{ *reserve }
 
 // reserve is runs that wait for a command. Nothing that it refers to may refer to a prepared, or to a Sandbox.
 type reserve struct {
-	config config
+	config spec.Spec
 	plans  *plans
 
 	mu      sync.Mutex
@@ -60,11 +62,11 @@ const preparePause = 5 * time.Millisecond
 
 // newPrepared returns nil where nothing is to be prepared.
 func newPrepared(s *Sandbox) *prepared {
-	if s.config.prepared <= 0 {
+	if s.config.Place.Prepared <= 0 {
 		return nil
 	}
 	v := &reserve{config: s.config, plans: s.plans}
-	v.config.stdin, v.config.stdout, v.config.stderr, v.config.extra = nil, nil, nil, nil
+	v.config.Streams = spec.Streams{}
 	p := &prepared{v}
 	runtime.AddCleanup(p, (*reserve).close, v)
 	return p
@@ -128,7 +130,7 @@ func (v *reserve) work(f *filling) {
 func (v *reserve) goOn(f *filling) bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if !v.closed && f.err == nil && len(v.waiting) < v.config.prepared {
+	if !v.closed && f.err == nil && len(v.waiting) < v.config.Place.Prepared {
 		return true
 	}
 	v.filling = nil
@@ -137,7 +139,7 @@ func (v *reserve) goOn(f *filling) bool {
 }
 
 // prepare makes the next run, after a pause that leaves the machine to others.
-func (f *filling) prepare(c *config) (*running, error) {
+func (f *filling) prepare(c *spec.Spec) (*running, error) {
 	preparing.Lock()
 	defer preparing.Unlock()
 	select {
@@ -225,20 +227,20 @@ func dropPrepared(c *cell.Cell) {
 }
 
 func (s *Sandbox) prepare(ctx context.Context) error {
-	if len(s.config.command) == 0 {
+	if len(s.config.Command.Argv) == 0 {
 		s = s.With(WithCommand("any")) // it is the next one's
 	}
 	if err := s.check(); err != nil {
 		return err
 	}
 	if s.prepared == nil {
-		return optionError("WithPrepared", "is missing: it says how many runs Prepare prepares")
+		return fault.Option("WithPrepared", "is missing: it says how many runs Prepare prepares")
 	}
-	c, err := s.config.findCell()
+	c, err := findCell(&s.config)
 	if err != nil {
 		return err
 	}
-	from, err := s.config.recipe(s.plans, c)
+	from, err := newRecipe(&s.config, s.plans, c)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // loader is a machine into which the tests load programs. Its memory is never
@@ -43,33 +44,33 @@ func calls(p *program.Program) map[string][]string {
 }
 
 // checkPlan requires of the programs, that of the command among them, what must hold whatever the options are.
-func checkPlan(t testing.TB, c *config, p *plan) {
+func checkPlan(t testing.TB, c *spec.Spec, p *plan) {
 	t.Helper()
 	requireLoads(t, p.run)
 	files := 2 + len(p.files) // socket and the copy of the template
-	if !c.namespace.hostIDs {
+	if !c.Namespaces.HostIDs {
 		files++ // gate
 	}
 	requireLoads(t, p.template)
 	require.Equal(t, 1+len(p.trees), p.template.Files())
 	checkSlots(t, p.template.Files(), calls(p.template)["setup"])
 	require.NotContains(t, p.template.Explain(), "pivot_root")
-	if c.root.writable != nil {
+	if c.Root.Writable != 0 {
 		require.Empty(t, p.trees)
 	}
 	require.Equal(t, files, p.run.Files())
 
 	parts := calls(p.run)
 	passes := slices.DeleteFunc(slices.Clone(parts["command"]), func(call string) bool { return !strings.HasPrefix(call, "pass(") })
-	require.Len(t, passes, len(c.root.layout().filled))
+	require.Len(t, passes, len(c.Root.Layout(spec.Found{}).Filled))
 	checkSlots(t, files, slices.Concat(parts["setup"], parts["command"]))
 	checkAfterPivot(t, parts)
 	last := len(parts["command"]) - 1
 	require.Equal(t, "receive()", parts["command"][last])
-	if !c.security.noSeccomp && c.security.seccomp == nil {
+	if !c.Security.NoSeccomp && c.Security.Seccomp == nil {
 		requireFilterLast(t, parts["command"][:last])
 	}
-	if c.namespace.hostIDs {
+	if c.Namespaces.HostIDs {
 		parts["init"] = checkHostIDs(t, c, parts)
 	}
 	checkPrivileges(t, c, parts["command"], parts["setup"])
@@ -140,13 +141,13 @@ func requireFilterLast(t testing.TB, calls []string) {
 }
 
 // checkCommand requires that the command's program executes the command, having loaded a filter of the user's own last.
-func checkCommand(t testing.TB, c *config) {
+func checkCommand(t testing.TB, c *spec.Spec) {
 	t.Helper()
 	p, err := compileCommand(c, goldenMachine())
 	require.NoError(t, err)
 	requireLoads(t, p)
-	filled := len(c.root.layout().filled)
-	parts, files := calls(p), 1+filled+3+len(c.extra)
+	filled := len(c.Root.Layout(spec.Found{}).Filled)
+	parts, files := calls(p), 1+filled+3+len(c.Streams.Extra)
 	require.Len(t, parts, 1)
 	require.Equal(t, files, p.Files())
 	command := parts["command"]
@@ -154,7 +155,7 @@ func checkCommand(t testing.TB, c *config) {
 	for i := range filled {
 		require.Contains(t, command, fmt.Sprintf("close($%d)", 1+i), "the run never has a file open for writing that it can't open")
 	}
-	places := len(lookupList(c.command[0], c.environ()))
+	places := len(spec.LookupList(c.Command.Argv[0], c.Command.Environ()))
 	end := len(command) - 1
 	require.True(t, strings.HasPrefix(command[end], "not found: "), command[end])
 	for _, call := range command[end-places : end] {
@@ -162,15 +163,15 @@ func checkCommand(t testing.TB, c *config) {
 	}
 	rest := command[:end-places]
 	switch {
-	case c.security.noSeccomp:
+	case c.Security.NoSeccomp:
 		require.Equal(t, "prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)", rest[len(rest)-1])
-	case c.security.seccomp != nil:
+	case c.Security.Seccomp != nil:
 		requireFilterLast(t, rest)
 	}
 }
 
 // checkPrivileges requires that privileges are dropped once the command is in its cgroup.
-func checkPrivileges(t testing.TB, c *config, command, setup []string) {
+func checkPrivileges(t testing.TB, c *spec.Spec, command, setup []string) {
 	t.Helper()
 	rest := command
 	ready := slices.IndexFunc(rest, func(call string) bool { return strings.HasPrefix(call, "sendmsg($0, {ready") })
@@ -184,8 +185,8 @@ func checkPrivileges(t testing.TB, c *config, command, setup []string) {
 		}
 	}
 	kept := map[string]bool{}
-	for _, name := range c.security.capabilities {
-		if capabilityNumbers[name] <= goldenMachine().LastCap {
+	for _, name := range c.Security.Capabilities {
+		if spec.CapabilityNumber(name) <= goldenMachine().LastCap {
 			kept[name] = true
 		}
 	}
@@ -194,11 +195,11 @@ func checkPrivileges(t testing.TB, c *config, command, setup []string) {
 
 // checkHostIDs requires that root's rights to files end before anything is put where options say, and PID 1's
 // ids before it says that the command was started. It returns the rest of what PID 1 does.
-func checkHostIDs(t testing.TB, c *config, parts map[string][]string) []string {
+func checkHostIDs(t testing.TB, c *spec.Spec, parts map[string][]string) []string {
 	t.Helper()
-	at := slices.Index(parts["setup"], fmt.Sprintf("setfsuid(%d)", c.namespace.uid))
+	at := slices.Index(parts["setup"], fmt.Sprintf("setfsuid(%d)", c.Namespaces.UID))
 	require.Positive(t, at)
-	require.Equal(t, fmt.Sprintf("setfsgid(%d)", c.namespace.gid), parts["setup"][at-1])
+	require.Equal(t, fmt.Sprintf("setfsgid(%d)", c.Namespaces.GID), parts["setup"][at-1])
 	for i, call := range parts["setup"] {
 		if strings.Contains(call, "unlinkat(") || strings.Contains(call, "RESOLVE_IN_ROOT") && strings.Contains(call, `"/`) && !strings.Contains(call, `"/proc`) && !strings.Contains(call, `"/usr"`) && !strings.Contains(call, `"/lib`) && !strings.Contains(call, `"/var/`) {
 			require.Greater(t, i, at, call)
@@ -221,18 +222,18 @@ func TestRandomOptions(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 7))
 		g := &generator{next: func(n int) int { return r.IntN(n) }, tame: true}
 		c := &New(append([]Option{valid}, g.options()...)...).config
-		if len(c.validate()) > 0 {
+		if len(c.Check()) > 0 {
 			continue // mounts over each other
 		}
 		compiled++
-		p, err := compile(c, goldenMachine(), shape{singleID: seed%3 == 0}, emptyRoot(c))
+		p, err := compile(c, goldenMachine(), shape{singleID: seed%3 == 0}, found{missing: emptyRoot(c)})
 		require.NoError(t, err, "seed %d", seed)
-		again, err := compile(c, goldenMachine(), shape{singleID: seed%3 == 0}, emptyRoot(c))
+		again, err := compile(c, goldenMachine(), shape{singleID: seed%3 == 0}, found{missing: emptyRoot(c)})
 		require.NoError(t, err)
 		require.Equal(t, p.run.Image(), again.run.Image(), "seed %d", seed)
 		checkPlan(t, c, p)
-		if WithoutUserNamespace()(c); len(c.validate()) == 0 {
-			p, err := compile(c, goldenMachine(), shape{hostIDs: true}, emptyRoot(c))
+		if WithoutUserNamespace()(c); len(c.Check()) == 0 {
+			p, err := compile(c, goldenMachine(), shape{hostIDs: true}, found{missing: emptyRoot(c)})
 			require.NoError(t, err, "seed %d", seed)
 			checkPlan(t, c, p)
 		}
@@ -265,16 +266,16 @@ func FuzzOptions(f *testing.F) {
 		}
 		g := &generator{next: next, rest: &data}
 		c := &New(append([]Option{valid}, g.options()...)...).config
-		if len(c.validate()) > 0 {
+		if len(c.Check()) > 0 {
 			return
 		}
 		command, err := compileCommand(c, goldenMachine())
 		if err != nil {
-			require.NotNil(t, c.security.seccomp, "valid options: %v", err)
+			require.NotNil(t, c.Security.Seccomp, "valid options: %v", err)
 			return
 		}
 		requireLoads(t, command)
-		p, err := compile(c, goldenMachine(), shape{singleID: next(2) == 1, wideIDs: next(2) == 1}, emptyRoot(c))
+		p, err := compile(c, goldenMachine(), shape{singleID: next(2) == 1, wideIDs: next(2) == 1}, found{missing: emptyRoot(c)})
 		require.NoError(t, err, "valid options")
 		requireLoads(t, p.run)
 		requireLoads(t, p.template)
@@ -282,19 +283,19 @@ func FuzzOptions(f *testing.F) {
 }
 
 // emptyRoot is what is missing where a DirRootfs is an empty directory.
-func emptyRoot(c *config) (missing []point) {
-	if len(c.root.rootfs.layers) == 0 {
+func emptyRoot(c *spec.Spec) (missing []point) {
+	if len(c.Root.Rootfs.Layers) == 0 {
 		return nil
 	}
-	l := c.root.layout()
-	for _, dir := range l.mkdirs {
+	l := c.Root.Layout(spec.Found{})
+	for _, dir := range l.Mkdirs {
 		missing = append(missing, point{path: dir})
 	}
-	for _, m := range l.mounts {
-		if m.kind == fileMount && m.on == nil && c.root.writable == nil {
-			missing = append(missing, point{path: m.dst, file: true})
-		} else if m.kind == fileMount && m.on == nil && path.Dir(m.dst) != "/" {
-			missing = append(missing, point{path: path.Dir(m.dst)})
+	for _, m := range l.Mounts {
+		if m.IsFile() && m.On == nil && c.Root.Writable == 0 {
+			missing = append(missing, point{path: m.Dst, file: true})
+		} else if m.IsFile() && m.On == nil && path.Dir(m.Dst) != "/" {
+			missing = append(missing, point{path: path.Dir(m.Dst)})
 		}
 	}
 	return missing
@@ -360,7 +361,7 @@ func (g *generator) option() Option {
 	case 6:
 		return WithMemory(g.number())
 	case 7:
-		return func(c *config) {
+		return func(c *spec.Spec) {
 			WithMemory(MiB)(c)
 			WithSwap(g.number())(c)
 		}

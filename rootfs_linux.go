@@ -11,7 +11,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 const (
@@ -38,38 +40,47 @@ func (k *compiler) declareTrees() {
 		}
 		return k.b.File(what + ", " + how)
 	}
-	r := &k.c.root
-	for i, m := range r.mounts {
-		switch m.kind {
-		case bindMount, scratchMount:
-			k.plan.ownUser = true
-			k.bind[i] = add(tree{path: m.src, from: m.from, writable: true, mapOwner: !k.shape.hostIDs, of: subject{option: m.kind.option()}})
-		case readOnlyBindMount, readOnlyScratchMount:
-			k.plan.ownUser = k.plan.ownUser || m.kind == readOnlyScratchMount // who owns its files
-			k.bind[i] = add(tree{path: m.src, from: m.from, mapOwner: !k.shape.hostIDs, mapIfCan: !k.shape.hostIDs, of: subject{option: m.kind.option()}})
-		case fsMount:
-			k.bind[i] = add(tree{from: m.from, of: subject{option: m.kind.option()}})
+	r := &k.c.Root
+	for i, m := range r.Mounts {
+		t := tree{from: sourceOf(m.Source), of: fault.Subject{Option: m.Source.Option()}}
+		switch source := m.Source.(type) {
+		case spec.Bind:
+			t.path = source.Path
+			k.mapTree(&t, source.ReadOnly)
+			k.plan.ownUser = k.plan.ownUser || !source.ReadOnly
+		case spec.Scratch:
+			k.mapTree(&t, source.ReadOnly)
+			k.plan.ownUser = true // who owns its files
+		case spec.FS:
+		default:
+			continue
 		}
+		k.bind[i] = add(t)
 	}
 	if !k.ownRoot() {
 		return
 	}
 	if k.filesLayer() {
-		k.files = add(tree{from: k.m.files.layer, mapOwner: !k.shape.hostIDs, mapIfCan: !k.shape.hostIDs, of: subject{option: "WithWritableRoot"}})
+		k.files = add(tree{from: k.m.files.layer, mapOwner: !k.shape.hostIDs, mapIfCan: !k.shape.hostIDs, of: fault.Subject{Option: "WithWritableRoot"}})
 	}
-	if upper := r.upper; upper != nil {
-		k.upper = add(tree{from: upper, root: true, writable: true, mapAll: true, of: subject{option: "WithScratchRoot"}})
+	if upper := upperOf(r); upper != nil {
+		k.upper = add(tree{from: upper, root: true, writable: true, mapAll: true, of: fault.Subject{Option: "WithScratchRoot"}})
 	}
 	for _, dir := range k.rootTrees() {
-		t := tree{path: k.source(dir), of: k.c.root.subject(), partial: k.partial()}
+		t := tree{path: k.source(dir), of: k.c.Root.Subject(), partial: k.partial()}
 		switch {
 		case k.keepsIDs():
 			t.mapAll, t.mapIfCan = true, true
 		case !strings.HasPrefix(dir, "/var/") && k.m.libraries[dir] == "":
-			t.mapOwner, t.mapIfCan, t.of = k.mapsLayers() && !k.shape.hostIDs, !k.shape.hostIDs, subject{option: "WithWritableRoot"}
+			t.mapOwner, t.mapIfCan, t.of = k.mapsLayers() && !k.shape.hostIDs, !k.shape.hostIDs, fault.Subject{Option: "WithWritableRoot"}
 		}
 		k.lower[dir] = add(t)
 	}
+}
+
+// mapTree has the files of a tree belong to the run's user; of a read-only one where that is possible.
+func (k *compiler) mapTree(t *tree, readOnly bool) {
+	t.writable, t.mapOwner, t.mapIfCan = !readOnly, !k.shape.hostIDs, readOnly && !k.shape.hostIDs
 }
 
 // hasSetAttr tells whether the kernel has mount_setattr(2), which came with Linux 5.12.
@@ -80,15 +91,15 @@ func (k *compiler) mapsLayers() bool { return k.m.AtLeast(5, 19) }
 
 // keepsIDs tells whether files of the root have the same owners in the run as on the host.
 func (k *compiler) keepsIDs() bool {
-	return k.c.root.rootfs.keepsIDs && k.shape.wideIDs && k.mapsLayers()
+	return k.c.Root.Rootfs.KeepsIDs && k.shape.wideIDs && k.mapsLayers()
 }
 
 // ownRoot tells whether each run assembles a root of its own: it may change it, or its files belong to the run's own ids.
-func (k *compiler) ownRoot() bool { return k.c.root.writable != nil || k.keepsIDs() }
+func (k *compiler) ownRoot() bool { return k.c.Root.Writable != 0 || k.keepsIDs() }
 
 // partial tells whether what is mounted below HostRootfs's directories is left out, as it
 // can't be made read-only in one call.
-func (k *compiler) partial() bool { return k.c.root.rootfs.layers == nil && !k.m.hasSetAttr() }
+func (k *compiler) partial() bool { return k.c.Root.Rootfs.Layers == nil && !k.m.hasSetAttr() }
 
 // attachSet attaches a mount with attributes added to those that it has. Before Linux 5.12 they
 // are set once it is attached, all of them: mount(2), MS_REMOUNT|MS_BIND.
@@ -105,7 +116,7 @@ func (k *compiler) attachSet(b *program.Builder, mount, root program.Slot, at st
 // rootTrees is where the host directories and files are that the root is made of: for all but libraries the same
 // place as the host's.
 func (k *compiler) rootTrees() []string {
-	if layers := k.c.root.rootfs.layers; layers != nil {
+	if layers := k.c.Root.Rootfs.Layers; layers != nil {
 		return layers
 	}
 	return slices.Concat(k.m.RootDirs, k.hostDirs(), slices.Sorted(maps.Keys(k.m.libraries)))
@@ -129,7 +140,7 @@ func (k *compiler) compileTemplate() error {
 	if k.ownRoot() {
 		b.Call("umask", unix.SYS_UMASK, program.Int(0))
 		dev := k.addDevices(b, func(dev program.Slot) { b.AttachAt(dev, program.CellStaging) })
-		if k.layout.sys {
+		if k.layout.Sys {
 			k.addSys(b, dev, sysBelowDev)
 		}
 		if k.m.hasSetAttr() {
@@ -155,12 +166,12 @@ func (k *compiler) addSharedRoot(b *program.Builder) {
 	b.Stage("root file system")
 	var given []program.Slot
 	for _, p := range k.rootTrees() {
-		k.plan.trees = append(k.plan.trees, tree{path: k.source(p), of: k.c.root.subject(), partial: k.partial()})
+		k.plan.trees = append(k.plan.trees, tree{path: k.source(p), of: k.c.Root.Subject(), partial: k.partial()})
 		given = append(given, b.File(p+", read-only"))
 	}
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
 	var root program.Slot
-	inMemory := k.c.root.rootfs.layers == nil
+	inMemory := k.c.Root.Rootfs.Layers == nil
 	if inMemory {
 		if k.m.files != nil {
 			k.plan.copies, k.plan.copied = k.m.files.copy, k.m.files.Count()
@@ -179,7 +190,7 @@ func (k *compiler) addSharedRoot(b *program.Builder) {
 		k.addOver(b, root)
 	}
 	k.addDevices(b, func(dev program.Slot) { k.attachOwn(b, dev, root, "dev") })
-	if k.layout.sys {
+	if k.layout.Sys {
 		k.addSys(b, root, "sys")
 	}
 	if k.m.hasSetAttr() {
@@ -250,9 +261,9 @@ func (k *compiler) addRoot() {
 	if k.shape.hostIDs {
 		k.addFileRights()
 	}
-	for i := range k.layout.mounts {
-		if k.layout.mounts[i].kind != fileMount {
-			k.addMount(&k.layout.mounts[i])
+	for i := range k.layout.Mounts {
+		if !k.layout.Mounts[i].IsFile() {
+			k.addMount(&k.layout.Mounts[i])
 		}
 	}
 	k.addDirs()
@@ -272,7 +283,7 @@ func (k *compiler) addProc() {
 		b.WriteFile(program.Use(proc), "sys/user/max_inotify_instances", "16")
 		b.WriteFile(program.Use(proc), "sys/user/max_inotify_watches", "4096")
 	}
-	if k.c.namespace.network == NetworkNone {
+	if k.c.Namespaces.Network == spec.NetworkNone {
 		b.WriteFile(program.Use(proc), "sys/net/ipv4/ping_group_range", k.pingGroups())
 	}
 	if k.m.hasSetAttr() {
@@ -297,33 +308,30 @@ func (k *compiler) addProc() {
 }
 
 // addMount mounts what an option or a default puts into the root.
-func (k *compiler) addMount(p *placed) {
-	b, n := k.b, &k.c.namespace
-	b.StageFor(program.Place, p.kind.option()+" "+p.dst)
-	if p.on != nil && p.on.kind == tmpfsMount {
+func (k *compiler) addMount(p *spec.Placed) {
+	b, n := k.b, &k.c.Namespaces
+	b.StageFor(program.Place, p.Source.Option()+" "+p.Dst)
+	if p.On != nil && p.On.IsTmpfs() {
 		k.addPoint(p)
 	}
-	var m program.Slot
-	if p.kind == tmpfsMount {
-		attr := attrNoSUID | attrNoDev
-		m = b.FileSystem("tmpfs", attr, append([]string{fmt.Sprintf("uid=%d", n.uid), fmt.Sprintf("gid=%d", n.gid),
-			"mode=" + p.perm}, tmpfsSize(p.size)...)...)
-	} else {
-		m = k.bind[p.index]
+	tmpfs, ok := p.Source.(spec.Tmpfs)
+	if !ok {
+		k.attachIn(b, k.bind[p.Index], k.tree, p.Dst)
+		return
 	}
-	k.attachIn(b, m, k.tree, p.dst)
-	if p.kind == tmpfsMount {
-		b.Close(m)
-	}
+	m := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, append([]string{fmt.Sprintf("uid=%d", n.UID), fmt.Sprintf("gid=%d", n.GID),
+		"mode=" + p.Perm}, tmpfsSize(tmpfs.Size)...)...)
+	k.attachIn(b, m, k.tree, p.Dst)
+	b.Close(m)
 }
 
 // addDirs makes directories for the run's user on file systems in memory.
 func (k *compiler) addDirs() {
-	for _, w := range k.layout.within {
-		k.b.Stage("directory " + w.dir)
-		k.b.MkdirAll(k.tree, w.on, w.dir)
-		at := k.b.OpenInRoot(k.tree, path.Dir(w.dir))
-		k.b.Chown(program.Use(at), path.Base(w.dir), k.c.namespace.uid, k.c.namespace.gid)
+	for _, w := range k.layout.Within {
+		k.b.Stage("directory " + w.Dir)
+		k.b.MkdirAll(k.tree, w.On, w.Dir)
+		at := k.b.OpenInRoot(k.tree, path.Dir(w.Dir))
+		k.b.Chown(program.Use(at), path.Base(w.Dir), k.c.Namespaces.UID, k.c.Namespaces.GID)
 		k.b.Close(at)
 	}
 }
@@ -335,14 +343,14 @@ func tmpfsSize(bytes int64) []string {
 }
 
 // addPoint makes the mount point of what lies on a tmpfs.
-func (k *compiler) addPoint(p *placed) {
-	if !p.file {
-		k.b.MkdirAll(k.tree, p.on.dst, p.dst)
+func (k *compiler) addPoint(p *spec.Placed) {
+	if !p.OntoFile {
+		k.b.MkdirAll(k.tree, p.On.Dst, p.Dst)
 		return
 	}
-	k.b.MkdirAll(k.tree, p.on.dst, path.Dir(p.dst))
-	dir := k.b.OpenInRoot(k.tree, path.Dir(p.dst))
-	k.b.CreateFile(program.Use(dir), path.Base(p.dst), nil, 0o644)
+	k.b.MkdirAll(k.tree, p.On.Dst, path.Dir(p.Dst))
+	dir := k.b.OpenInRoot(k.tree, path.Dir(p.Dst))
+	k.b.CreateFile(program.Use(dir), path.Base(p.Dst), nil, 0o644)
 	k.b.Close(dir)
 }
 
@@ -352,33 +360,33 @@ func (k *compiler) addPoint(p *placed) {
 func (k *compiler) addFiles() {
 	b := k.b
 	store := program.NoSlot
-	for i, p := range k.layout.mounts {
-		if p.kind != fileMount {
+	for i, p := range k.layout.Mounts {
+		if !p.IsFile() {
 			continue
 		}
-		b.StageFor(program.Place, "WithFile "+p.dst)
-		if p.on != nil || k.c.root.writable != nil {
+		b.StageFor(program.Place, "WithFile "+p.Dst)
+		if p.On != nil || k.c.Root.Writable != 0 {
 			have := "/"
-			if p.on != nil {
-				have = p.on.dst
+			if p.On != nil {
+				have = p.On.Dst
 			}
-			b.MkdirAll(k.tree, have, path.Dir(p.dst))
-			dir := b.OpenInRoot(k.tree, path.Dir(p.dst))
-			b.CallMaybe("unlinkat", unix.SYS_UNLINKAT, program.Use(dir), b.Str(path.Base(p.dst)), program.Int(0))
-			k.addFile(dir, path.Base(p.dst), &p)
-			if !p.later {
+			b.MkdirAll(k.tree, have, path.Dir(p.Dst))
+			dir := b.OpenInRoot(k.tree, path.Dir(p.Dst))
+			b.CallMaybe("unlinkat", unix.SYS_UNLINKAT, program.Use(dir), b.Str(path.Base(p.Dst)), program.Int(0))
+			k.addFile(dir, path.Base(p.Dst), &p)
+			if !p.Later {
 				b.Close(dir)
 			}
 			continue
 		}
 		if store == program.NoSlot {
-			store = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", inPages(len(k.c.root.mounts), maxFileBytes))
+			store = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", inPages(len(k.c.Root.Mounts), spec.MaxFileBytes))
 			b.AttachAt(store, program.CellChanges)
 		}
 		name := fmt.Sprint(i)
 		k.addFile(store, name, &p)
 		f := b.CloneTree(program.CellChanges + "/" + name)
-		k.attachSet(b, f, k.tree, p.dst, attrNoSUID|attrNoDev, attrRO)
+		k.attachSet(b, f, k.tree, p.Dst, attrNoSUID|attrNoDev, attrRO)
 		b.Close(f)
 	}
 }
@@ -390,26 +398,27 @@ type laterFile struct {
 }
 
 // addFile makes one file. It is the run's user's, once its content is there if that comes later.
-func (k *compiler) addFile(dir program.Slot, name string, p *placed) {
-	b, n := k.b, &k.c.namespace
-	if p.later {
+func (k *compiler) addFile(dir program.Slot, name string, p *spec.Placed) {
+	b, n := k.b, &k.c.Namespaces
+	if p.Later {
 		b.CreateFile(program.Use(dir), name, nil, 0o600)
-		k.later = append(k.later, laterFile{dir, name, p.dst})
+		k.later = append(k.later, laterFile{dir, name, p.Dst})
 		return
 	}
-	b.CreateFile(program.Use(dir), name, p.data, p.mode)
-	b.Chown(program.Use(dir), name, n.uid, n.gid)
+	file := p.Source.(spec.File)
+	b.CreateFile(program.Use(dir), name, []byte(file.Data), file.Mode)
+	b.Chown(program.Use(dir), name, n.UID, n.GID)
 }
 
 // openLater passes the files whose content comes later on to the command's program, open for
 // writing. PID 1 must not have them open so: they could not be executed (ETXTBSY, execve(2)).
 func (k *compiler) openLater() {
-	b, n := k.b, &k.c.namespace
+	b, n := k.b, &k.c.Namespaces
 	for _, f := range k.later {
 		b.StageFor(program.Place, "WithFile "+f.dst)
 		open := b.CallTo("openat", unix.SYS_OPENAT, program.Use(f.dir), b.Str(f.name),
 			program.Int(unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, "O_WRONLY|O_CLOEXEC|O_NOFOLLOW"), program.Int(0))
-		b.Call("fchown", unix.SYS_FCHOWN, program.Use(open), program.Int(n.uid), program.Int(n.gid))
+		b.Call("fchown", unix.SYS_FCHOWN, program.Use(open), program.Int(n.UID), program.Int(n.GID))
 		b.Pass(open)
 	}
 }

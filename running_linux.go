@@ -16,13 +16,14 @@ import (
 	"github.com/cellkit/sandbox/internal/forkserver"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/stdio"
 )
 
 // running is a run from its clone to its end.
 type running struct {
 	recipe
-	config         *config
+	config         *spec.Spec
 	commandProgram *program.Program // from when it is handed over
 
 	block   *cell.Block
@@ -155,11 +156,11 @@ func (r *running) begin(ctx context.Context) {
 	r.streams.Start()
 	stopCancel := context.AfterFunc(ctx, func() { r.kill(Canceled) })
 	r.stop = append(r.stop, func() { stopCancel() })
-	if c.timeout != nil {
-		t := time.AfterFunc(*c.timeout-time.Since(r.started), func() { r.kill(TimedOut) })
+	if limit := c.Supervision.Timeout; limit != 0 {
+		t := time.AfterFunc(limit-time.Since(r.started), func() { r.kill(TimedOut) })
 		r.stop = append(r.stop, func() { t.Stop() })
 	}
-	if limit := c.cgroup.timeLimit(); limit > 0 {
+	if limit := c.Limits.CPUTime; limit > 0 {
 		stop := make(chan struct{})
 		go r.watchCPU(limit, stop)
 		r.stop = append(r.stop, func() { close(stop) })
@@ -171,7 +172,7 @@ func (r *running) begin(ctx context.Context) {
 // watchCPU kills the run when it has used its CPU time. It looks again when
 // that could be, with all CPUs busy, at the earliest.
 func (r *running) watchCPU(limit time.Duration, stop <-chan struct{}) {
-	cpus := time.Duration(r.config.cgroup.busyCPUs())
+	cpus := time.Duration(busyCPUs(&r.config.Limits))
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

@@ -36,13 +36,15 @@ import (
 	"errors"
 	"sync"
 
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/stdio"
 )
 
 // Sandbox describes how to run a command. It is immutable and safe for
 // concurrent use; each Run or Start makes a new run from it.
 type Sandbox struct {
-	config config
+	config spec.Spec
 
 	once    sync.Once
 	invalid []error // what is wrong with the options
@@ -57,25 +59,25 @@ type Sandbox struct {
 // are wrong are reported, all of them in one error, by Run, Start and Explain:
 // OptionError.
 func New(opts ...Option) *Sandbox {
-	return (&Sandbox{config: defaults(), plans: new(plans), command: new(commandCache)}).With(opts...)
+	return (&Sandbox{config: spec.Defaults(), plans: new(plans), command: new(commandCache)}).With(opts...)
 }
 
 // With returns a copy of the sandbox to which the options are applied. The
 // receiver is unchanged.
 func (s *Sandbox) With(opts ...Option) *Sandbox {
-	derived := &Sandbox{config: s.config.clone()}
+	derived := &Sandbox{config: s.config.Clone()}
 	for _, opt := range opts {
 		if opt != nil {
 			opt(&derived.config)
 		}
 	}
-	if derived.plans = s.plans; !derived.config.samePlans(&s.config) {
+	if derived.plans = s.plans; !derived.config.SamePlans(&s.config) {
 		derived.plans = new(plans)
 	}
-	if derived.command = s.command; !derived.config.sameCommand(&s.config) {
+	if derived.command = s.command; !derived.config.SameCommand(&s.config) {
 		derived.command = new(commandCache)
 	}
-	if derived.prepared = s.prepared; derived.plans != s.plans || !derived.config.samePrepared(&s.config) {
+	if derived.prepared = s.prepared; derived.plans != s.plans || !derived.config.SamePrepared(&s.config) {
 		derived.prepared = newPrepared(derived)
 	}
 	return derived
@@ -101,7 +103,7 @@ func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
 // Start starts a run and returns as soon as the command has been executed.
 // The caller must call Wait. The errors are those of Run.
 func (s *Sandbox) Start(ctx context.Context) (*Process, error) {
-	if s.config.around != nil {
+	if s.config.Supervision.Start != nil {
 		return s.startAround(ctx)
 	}
 	return s.start(ctx)
@@ -113,13 +115,13 @@ func (s *Sandbox) Prepare(ctx context.Context) error { return s.prepare(ctx) }
 // Output is Run with the standard output returned. If WithStderr is not set,
 // an *ExitError holds the beginning and the end of the standard error.
 func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
-	if s.config.stdout != nil {
-		return nil, optionError("WithStdout", "is set already: leave it out for Output, which returns what it would get")
+	if s.config.Streams.Stdout != nil {
+		return nil, fault.Option("WithStdout", "is set already: leave it out for Output, which returns what it would get")
 	}
 	var stdout stdio.Buffer
 	opts := []Option{WithStdout(&stdout)}
 	var stderr *stdio.PrefixSuffix
-	if s.config.stderr == nil {
+	if s.config.Streams.Stderr == nil {
 		stderr = &stdio.PrefixSuffix{N: 32 << 10}
 		opts = append(opts, WithStderr(stderr))
 	}
@@ -138,9 +140,9 @@ func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
 	for _, o := range []struct {
 		option string
 		isSet  bool
-	}{{"WithStdout", s.config.stdout != nil}, {"WithStderr", s.config.stderr != nil}} {
+	}{{"WithStdout", s.config.Streams.Stdout != nil}, {"WithStderr", s.config.Streams.Stderr != nil}} {
 		if o.isSet {
-			errs = append(errs, optionError(o.option, "is set already: leave it out for CombinedOutput, which returns what it would get"))
+			errs = append(errs, fault.Option(o.option, "is set already: leave it out for CombinedOutput, which returns what it would get"))
 		}
 	}
 	if errs != nil {

@@ -8,6 +8,9 @@ import (
 	"path"
 	"runtime"
 	"sync"
+
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // Scratch is a file system of its own in memory that runs share, one after the other or at once: the way of files into a run and out
@@ -28,7 +31,7 @@ type Scratch struct {
 // process more for each scratch.
 func NewScratch(bytes int64) (*Scratch, error) {
 	if bytes <= 0 {
-		return nil, optionError("NewScratch", "%d is not a positive number of bytes", bytes)
+		return nil, fault.Option("NewScratch", "%d is not a positive number of bytes", bytes)
 	}
 	s := &Scratch{size: bytes, files: bytes/(4*KiB) + 256}
 	var err error
@@ -109,13 +112,13 @@ func (s *Scratch) FS() fs.FS { return scratchFS{s: s} }
 //
 // As root it needs Linux 6.3 (idmapped tmpfs; before, a run fails with a *SetupError), and is not to be had with WithoutUserNamespace.
 func WithScratch(dst string, s *Scratch) Option {
-	return withMount(mount{kind: scratchMount, dst: dst, from: scratchOf(s)})
+	return withMount(dst, spec.Scratch{From: scratchOf(s)})
 }
 
 // WithReadOnlyScratch mounts the scratch at dst, read-only. Before Linux 6.3 its files belong to nobody where this
 // process is root, and the run may read what others may read.
 func WithReadOnlyScratch(dst string, s *Scratch) Option {
-	return withMount(mount{kind: readOnlyScratchMount, dst: dst, from: scratchOf(s)})
+	return withMount(dst, spec.Scratch{From: scratchOf(s), ReadOnly: true})
 }
 
 // WithFS shows the files of fsys at dst, read-only, for all to read; what somebody may execute
@@ -124,11 +127,10 @@ func WithReadOnlyScratch(dst string, s *Scratch) Option {
 // later change of fsys shows nowhere. An embed.FS, an fs.Sub of it or an os.DirFS will do. What
 // can't be read is an error of Run. It needs Linux 5.12.
 func WithFS(dst string, fsys fs.FS) Option {
-	m := mount{kind: fsMount, dst: dst}
-	if fsys != nil {
-		m.from = &fsFiles{fsys: fsys}
+	if fsys == nil {
+		return withMount(dst, spec.FS{})
 	}
-	return withMount(m)
+	return withMount(dst, spec.FS{From: &fsFiles{fsys: fsys}})
 }
 
 // scratchSource is where a mount gets its scratch from.
@@ -136,11 +138,31 @@ type scratchSource interface {
 	get() (*Scratch, error)
 }
 
-// scratchOf is nil for no scratch, and not an interface that holds nil.
-func scratchOf(s *Scratch) scratchSource {
-	if s == nil || s.root == nil {
+// scratchOf is nil for a scratch that NewScratch did not make, and not an interface that holds it.
+func scratchOf(s *Scratch) any {
+	if !s.made() {
 		return nil
 	}
+	return s
+}
+
+// made reports whether the scratch is one of NewScratch's.
+func (s *Scratch) made() bool { return s != nil && s.root != nil }
+
+// sourceOf is where a mount that is given gets its scratch from, nil for a bind.
+func sourceOf(m spec.Source) scratchSource {
+	switch m := m.(type) {
+	case spec.Scratch:
+		return m.From.(scratchSource)
+	case spec.FS:
+		return m.From.(scratchSource)
+	}
+	return nil
+}
+
+// upperOf is the scratch that takes the changes of a root, nil for none.
+func upperOf(r *spec.Root) *Scratch {
+	s, _ := r.Upper.(*Scratch)
 	return s
 }
 

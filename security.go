@@ -2,9 +2,10 @@ package sandbox
 
 import (
 	"slices"
-	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // WithCapabilities lets the command keep the named capabilities, such as
@@ -15,8 +16,8 @@ import (
 // in binds capabilities of the host, are refused. Several calls
 // add up. Default: none.
 func WithCapabilities(names ...string) Option {
-	return func(c *config) {
-		c.security.capabilities = append(slices.Clip(c.security.capabilities), names...)
+	return func(c *spec.Spec) {
+		c.Security.Capabilities = append(slices.Clip(c.Security.Capabilities), names...)
 	}
 }
 
@@ -24,7 +25,7 @@ func WithCapabilities(names ...string) Option {
 // runtime specification; nil is the default one. It must allow what the run needs from execve on, and set-uid bits are
 // its own business then: see WithSetID. A profile that can't be expressed exactly is an error.
 func WithSeccomp(profile *specs.LinuxSeccomp) Option {
-	return func(c *config) { c.security.seccomp, c.security.noSeccomp = profile, false }
+	return func(c *spec.Spec) { c.Security.Seccomp, c.Security.NoSeccomp = profile, false }
 }
 
 // WithSetID lets the run give files set-uid and set-gid bits, as dpkg, tar -p and install -m 4755
@@ -35,42 +36,12 @@ func WithSeccomp(profile *specs.LinuxSeccomp) Option {
 // acts for that owner, root for one. Use it where nothing is bound writable, or where the host has
 // the bind's file system mounted nosuid.
 func WithSetID() Option {
-	return func(c *config) { c.security.setID = true }
+	return func(c *spec.Spec) { c.Security.SetID = true }
 }
 
 // WithoutSeccomp runs without a seccomp filter. The kernel's whole interface is
 // then open to the run, except for what namespaces and the lack of
 // capabilities take away, and so are set-uid bits: see WithSetID.
 func WithoutSeccomp() Option {
-	return func(c *config) { c.security.seccomp, c.security.noSeccomp = nil, true }
-}
-
-// capabilityNumbers by name, in the order of linux/capability.h.
-var capabilityNumbers = func() map[string]int {
-	names := strings.Fields(`CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP
-		LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE
-		SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME
-		SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG
-		WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE`)
-	m := make(map[string]int, len(names))
-	for i, n := range names {
-		m["CAP_"+n] = i
-	}
-	return m
-}()
-
-func (s *securityConfig) check() (errs []error) {
-	for _, name := range s.capabilities {
-		if _, ok := capabilityNumbers[name]; !ok {
-			errs = append(errs, optionError("WithCapabilities", "%q is unknown: names look like CAP_NET_BIND_SERVICE", name))
-		} else if name == "CAP_SYS_ADMIN" {
-			errs = append(errs, optionError("WithCapabilities", "CAP_SYS_ADMIN is not given to runs: with it a run could undo read-only mounts, those of the host's directories too"))
-		} else if name == "CAP_SETFCAP" {
-			errs = append(errs, optionError("WithCapabilities", "CAP_SETFCAP is not given to runs: with it a run could give a program in a bind capabilities that hold on the host"))
-		}
-	}
-	if s.setID && (s.seccomp != nil || s.noSeccomp) {
-		errs = append(errs, optionError("WithSetID", "means nothing with WithSeccomp or WithoutSeccomp, which replace the profile that it changes: leave one of the two out"))
-	}
-	return errs
+	return func(c *spec.Spec) { c.Security.Seccomp, c.Security.NoSeccomp = nil, true }
 }

@@ -7,16 +7,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // addPrivileges makes the command the run's user, with no capability but those
 // asked for: capabilities(7).
 func (k *compiler) addPrivileges() {
-	b, n := k.b, &k.c.namespace
+	b, n := k.b, &k.c.Namespaces
 	b.Stage("privileges")
 	var keep uint64
-	for _, name := range k.c.security.capabilities {
-		keep |= 1 << capabilityNumbers[name]
+	for _, name := range k.c.Security.Capabilities {
+		keep |= 1 << spec.CapabilityNumber(name)
 	}
 	zero := program.Int(0)
 	if k.shape.hostIDs {
@@ -30,7 +31,7 @@ func (k *compiler) addPrivileges() {
 	}
 	k.addGroups()
 	if !k.shape.singleID {
-		gid, uid := program.Int(n.gid), program.Int(n.uid)
+		gid, uid := program.Int(n.GID), program.Int(n.UID)
 		b.Call("setresgid", unix.SYS_SETRESGID, gid, gid, gid)
 		b.Call("setresuid", unix.SYS_SETRESUID, uid, uid, uid)
 	}
@@ -54,12 +55,12 @@ const defaultUmask = 0o022
 // id, leaves it those that the caller's own namespace has. An image's groups are given where that
 // works: never where they would be the host's.
 func (k *compiler) addGroups() {
-	b, n := k.b, &k.c.namespace
-	groups := n.groups
-	if n.ofImage.groups && (k.shape.singleID || k.shape.hostIDs) {
+	b, n := k.b, &k.c.Namespaces
+	groups := n.Groups
+	if n.Image.Groups && (k.shape.singleID || k.shape.hostIDs) {
 		groups = nil
 	}
-	if !k.shape.singleID && (len(groups) == 0 || n.ofImage.groups) {
+	if !k.shape.singleID && (len(groups) == 0 || n.Image.Groups) {
 		b.Call("setgroups", unix.SYS_SETGROUPS, program.Int(0), program.Int(0, "NULL"))
 	}
 	if len(groups) == 0 {
@@ -70,7 +71,7 @@ func (k *compiler) addGroups() {
 		list[i] = uint32(gid)
 	}
 	call := b.Call
-	if n.ofImage.groups {
+	if n.Image.Groups {
 		call = b.CallMaybe
 	}
 	b.StageFor(program.Groups, "WithGroups")
@@ -119,11 +120,11 @@ func (k *compiler) addCapset(keep uint64) {
 
 // filterFirst tells whether the filter is loaded before the command is received. That takes 0.1 ms off the start of a run that was
 // prepared, but a filter that is not ours may refuse what comes in between.
-func (s *securityConfig) filterFirst() bool { return s.seccomp == nil && !s.noSeccomp }
+func filterFirst(s *spec.Security) bool { return s.Seccomp == nil && !s.NoSeccomp }
 
 // addSeccomp sets no_new_privs and loads the filter, if there is to be one: seccomp(2).
 func (k *compiler) addSeccomp() error {
-	f, err := k.c.security.filter()
+	f, err := filter(&k.c.Security)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // What is not compiled can change without a new compilation: a service derives
@@ -36,10 +38,10 @@ func TestDerivedSandboxesShareTheirPrograms(t *testing.T) {
 		{"dir", WithDir("/"), plans | prepared},
 		{"extra", WithExtraFiles(os.Stdin), plans | prepared},
 		{"rlimit", WithRlimit("nofile", 8, 9), plans | prepared},
-		{"file", WithFile("/g", nil, 0), command},
+		{"file", WithFile("/g", nil, 0), 0}, // its content goes with the command
 		{"file in memory", WithFile("/tmp/g", nil, 0), plans | prepared},
 		{"file in shared memory", WithFile("/dev/shm/a/b", nil, 0), plans | prepared},
-		{"file beside a mount point", withAll(WithTmpfs("/tmp/a/b", MiB), WithFile("/tmp/a/c", nil, 0)), command},
+		{"file beside a mount point", withAll(WithTmpfs("/tmp/a/b", MiB), WithFile("/tmp/a/c", nil, 0)), 0},
 		{"file and mount", withAll(WithTmpfs("/srv", MiB), WithFile("/srv/c", nil, 0)), 0},
 		{"bind", WithBind("/a", "/b"), command},
 		{"root", WithWritableRoot(2 * MiB), command},
@@ -68,10 +70,10 @@ func TestDerivedSandboxesShareTheirPrograms(t *testing.T) {
 	require.Nil(t, base.With(WithPrepared(0)).prepared)
 	one := base.With(WithFile("/tmp/g", []byte("x"), 0o600))
 	same := base.With(WithFile("/tmp/g", []byte("x"), 0o600))
-	require.True(t, one.config.sameCommand(&same.config))
+	require.True(t, one.config.SameCommand(&same.config))
 	for _, opt := range []Option{WithFile("/tmp/g", []byte("y"), 0o600), WithFile("/tmp/g", []byte("x"), 0o644), WithFile("/tmp/h", []byte("x"), 0o600)} {
 		other := base.With(opt)
-		require.False(t, one.config.sameCommand(&other.config))
+		require.False(t, one.config.SameCommand(&other.config))
 		require.Same(t, one.plans, other.plans)
 	}
 	limited := base.With(WithMemory(MiB), WithPIDs(9))
@@ -79,7 +81,7 @@ func TestDerivedSandboxesShareTheirPrograms(t *testing.T) {
 }
 
 func withAll(opts ...Option) Option {
-	return func(c *config) {
+	return func(c *spec.Spec) {
 		for _, opt := range opts {
 			opt(c)
 		}
@@ -110,11 +112,11 @@ func TestFilesThatGoWithTheCommand(t *testing.T) {
 	}
 	for name, test := range tests {
 		var got []string
-		for _, f := range New(test.opts...).config.root.layout().files {
-			got = append(got, f.dst)
+		for _, f := range New(test.opts...).config.Root.Layout(spec.Found{}).Files {
+			got = append(got, f.Dst)
 		}
 		require.Equal(t, test.want, got, name)
 	}
 }
 
-func imageDirs(dirs ...string) Option { return func(c *config) { c.root.dirs = dirs } }
+func imageDirs(dirs ...string) Option { return func(c *spec.Spec) { c.Root.Dirs = dirs } }

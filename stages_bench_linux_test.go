@@ -12,7 +12,7 @@ func BenchmarkCompile(b *testing.B) {
 	c := New(WithCommand("true"), WithBind("/usr/lib", "/tmp/lib")).config
 	b.ReportAllocs()
 	for b.Loop() {
-		_, err := compile(&c, thisMachine(), shape{joins: 6}, nil)
+		_, err := compile(&c, thisMachine(), shape{joins: 6}, found{})
 		require.NoError(b, err)
 	}
 }

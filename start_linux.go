@@ -17,6 +17,7 @@ import (
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/stdio"
 )
 
@@ -41,17 +42,17 @@ func (s *Sandbox) start(ctx context.Context) (*Process, error) {
 			}
 			return nil, err
 		}
-		if s.config.cell != nil || attempt == 2 {
+		if s.config.Place.Cell != nil || attempt == 2 {
 			return nil, fmt.Errorf("sandbox: %w (%w)", ErrCellLost, err)
 		}
 	}
 }
 
 func (s *Sandbox) startOnce(ctx context.Context) (*running, error) {
-	if s.config.showsHost() {
+	if s.config.Root.ShowsHost() {
 		readAhead()
 	}
-	c, err := s.config.findCell()
+	c, err := findCell(&s.config)
 	if err != nil {
 		return nil, err
 	}
@@ -62,27 +63,16 @@ func (s *Sandbox) startOnce(ctx context.Context) (*running, error) {
 // looked for once, then what they name and is not there.
 func (s *Sandbox) check() error {
 	c := &s.config
-	s.once.Do(func() { s.invalid = append(c.validate(), s.command.checkFilter(&c.security)) })
-	errs := append(slices.Clone(s.invalid), c.cgroup.checkOnline())
-	errs = append(errs, c.cgroup.checkDevices()...)
-	errs = append(errs, c.root.checkSources()...)
-	errs = append(errs, c.checkFiles()...)
-	if c.cell.made() {
-		_, err := c.findCell() // boots none
+	s.once.Do(func() { s.invalid = append(c.Check(), s.command.checkFilter(&c.Security)) })
+	errs := append(slices.Clone(s.invalid), checkOnline(&c.Limits))
+	errs = append(errs, checkDevices(&c.Limits)...)
+	errs = append(errs, checkSources(&c.Root)...)
+	errs = append(errs, checkOpen(&c.Streams)...)
+	if c.Place.Cell != nil {
+		_, err := findCell(c) // boots none
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
-}
-
-// checkDevices looks for the block devices of WithIO.
-func (g *cgroupConfig) checkDevices() (errs []error) {
-	for _, l := range g.io {
-		if l.check() == nil {
-			_, err := (&cgroupConfig{io: []IOLimit{l}}).spec()
-			errs = append(errs, err)
-		}
-	}
-	return errs
 }
 
 // runCount names the runs' cgroups.
@@ -97,7 +87,7 @@ func (s *Sandbox) startIn(ctx context.Context, c *cell.Cell) (_ *running, err er
 	if err != nil {
 		return nil, err
 	}
-	from, err := s.config.recipe(s.plans, c)
+	from, err := newRecipe(&s.config, s.plans, c)
 	if err != nil {
 		return nil, err
 	}
@@ -127,12 +117,12 @@ type recipe struct {
 	sources sources
 }
 
-func (c *config) recipe(plans *plans, in *cell.Cell) (from recipe, err error) {
+func newRecipe(c *spec.Spec, plans *plans, in *cell.Cell) (from recipe, err error) {
 	from.cell = in
-	if from.limits, err = c.cgroup.enforceable(in); err != nil {
+	if from.limits, err = enforceable(&c.Limits, in); err != nil {
 		return from, err
 	}
-	if from.plan, err = plans.plan(*c, c.shape(in, from.limits)); err != nil {
+	if from.plan, err = plans.plan(*c, shapeOf(c, in, from.limits)); err != nil {
 		return from, err
 	}
 	from.sources, err = from.plan.sources()
@@ -140,10 +130,10 @@ func (c *config) recipe(plans *plans, in *cell.Cell) (from recipe, err error) {
 }
 
 // prepare makes a run that lacks nothing but a command.
-func (from recipe) prepare(ctx context.Context, conf *config) (_ *running, err error) {
+func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *running, err error) {
 	c, p := from.cell, from.plan
 	r := &running{recipe: from, config: conf, done: make(chan struct{}), gone: make(chan struct{})}
-	if r.block, err = c.Take(conf.namespace.uid, conf.namespace.gid, p.ownUser); errors.Is(err, cell.ErrLost) {
+	if r.block, err = c.Take(conf.Namespaces.UID, conf.Namespaces.GID, p.ownUser); errors.Is(err, cell.ErrLost) {
 		return nil, err
 	} else if err != nil {
 		return nil, &SetupError{Stage: "user namespace", Err: err}
@@ -153,7 +143,7 @@ func (from recipe) prepare(ctx context.Context, conf *config) (_ *running, err e
 			r.abandon()
 		}
 	}()
-	if upper := conf.root.upper; upper != nil {
+	if upper := upperOf(&conf.Root); upper != nil {
 		if err := upper.use.beginRun(); err != nil {
 			return nil, &SetupError{Stage: "WithScratchRoot", Err: err, Hint: "a scratch for each, or one run after the other"}
 		}
@@ -164,7 +154,7 @@ func (from recipe) prepare(ctx context.Context, conf *config) (_ *running, err e
 	}
 	// While the clone sets itself up, make the cgroup that it will join.
 	if c.Limits != nil {
-		if b := conf.cgroup.pool; b != nil {
+		if b := poolOf(&conf.Limits); b != nil {
 			if err := b.in(c); err != nil {
 				return nil, r.startLost(ctx, &SetupError{Stage: "cgroup", Err: err})
 			}
@@ -177,7 +167,7 @@ func (from recipe) prepare(ctx context.Context, conf *config) (_ *running, err e
 }
 
 // execute hands over the command with its streams, and waits until it has been executed.
-func (r *running) execute(ctx context.Context, conf *config, command *program.Program) (err error) {
+func (r *running) execute(ctx context.Context, conf *spec.Spec, command *program.Program) (err error) {
 	r.config, r.commandProgram = conf, command
 	if err := r.openStreams(); err != nil {
 		return &SetupError{Stage: "standard streams", Err: err}
@@ -194,10 +184,10 @@ func (r *running) execute(ctx context.Context, conf *config, command *program.Pr
 }
 
 func (r *running) openStreams() (err error) {
-	c := r.config
+	c, s := &r.config.Supervision, &r.config.Streams
 	r.streams, err = stdio.Open(stdio.Config{
-		Stdin: c.stdin, Stdout: c.stdout, Stderr: c.stderr, Extra: c.extra,
-		Limit: c.outputLimit, Exceeded: func() { r.kill(OutputExceeded) }, Delay: c.delay(),
+		Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Extra: s.Extra,
+		Limit: c.OutputLimit, Exceeded: func() { r.kill(OutputExceeded) }, Delay: c.WaitDelay,
 	})
 	return err
 }
@@ -218,59 +208,59 @@ func (r *running) under(ctx context.Context, f func() error) error {
 	return f()
 }
 
-// shape is what the cell means for the program of a run with the given limits. On cgroup v1 an
+// shapeOf is what the cell means for the program of a run with the given limits. On cgroup v1 an
 // ordinary user may only move processes that have its own id (kernel/cgroup/cgroup-v1.c,
 // __cgroup1_procs_write).
-func (c *config) shape(in *cell.Cell, spec limits.Spec) shape {
+func shapeOf(c *spec.Spec, in *cell.Cell, limit limits.Spec) shape {
 	s := shape{singleID: in.SingleID(), hostIDs: in.Config().HostIDs, wideIDs: in.WideIDs()}
 	if in.Limits != nil {
-		s.joins = in.Limits.Joins(spec)
+		s.joins = in.Limits.Joins(limit)
 		s.savedID = s.joins > 0 && in.Rootless()
-		s.views, s.view = in.Limits.Views(), in.Limits.View(c.cgroup.asked(spec))
+		s.views, s.view = in.Limits.Views(), in.Limits.View(asked(&c.Limits, limit))
 	}
 	return s
 }
 
 // enforceable is the limits of a run in the cell, or what stands in the way of
 // those that were asked for.
-func (g *cgroupConfig) enforceable(c *cell.Cell) (limits.Spec, error) {
-	spec, err := g.spec()
+func enforceable(l *spec.Limits, c *cell.Cell) (limits.Spec, error) {
+	want, err := wanted(l)
 	if err != nil {
-		return spec, err
+		return want, err
 	}
-	asked := g.asked(spec)
+	given, pool := asked(l, want), poolOf(l)
 	switch {
 	case c.Limits != nil:
-		err = c.Tree.Missing(asked)
-		if g.pool != nil {
-			if missing := c.Tree.Missing(g.pool.spec()); missing != nil {
+		err = c.Tree.Missing(given)
+		if pool != nil {
+			if missing := c.Tree.Missing(pool.together()); missing != nil {
 				err = errors.Join(err, fmt.Errorf("the pool's %w", missing))
 			}
 		}
-		if g.cpuTime != nil {
+		if l.CPUTime != 0 {
 			err = errors.Join(err, c.Tree.MissingCPUTime())
 		}
-	case !asked.Empty() || g.cpuTime != nil || g.pool != nil:
-		err = fmt.Errorf("%s: %w", strings.Join(g.options(), ", "), c.LimitsErr)
+	case !given.Empty() || l.CPUTime != 0 || pool != nil:
+		err = fmt.Errorf("%s: %w", strings.Join(optionsOf(l), ", "), c.LimitsErr)
 	}
 	if err != nil {
-		return spec, &SetupError{Stage: "cgroup", Err: err}
+		return want, &SetupError{Stage: "cgroup", Err: err}
 	}
-	if c.Limits != nil && c.Tree.Missing(spec) != nil {
-		spec.PIDs = 0 // a default that can't be enforced: Check says so
+	if c.Limits != nil && c.Tree.Missing(want) != nil {
+		want.PIDs = 0 // a default that can't be enforced: Check says so
 	}
-	if g.pool != nil {
-		spec = g.pool.within(spec)
+	if pool != nil {
+		want = pool.within(want)
 	}
-	return spec, nil
+	return want, nil
 }
 
-// asked is the part of the limits that is no default.
-func (g *cgroupConfig) asked(spec limits.Spec) limits.Spec {
-	if g.pids == nil {
-		spec.PIDs = 0
+// asked is the part of what is wanted that is no default.
+func asked(l *spec.Limits, want limits.Spec) limits.Spec {
+	if l.PIDs == 0 {
+		want.PIDs = 0
 	}
-	return spec
+	return want
 }
 
 // spawn opens what accompanies the run's program and sends both.
@@ -434,21 +424,21 @@ func (r *running) admit() error {
 }
 
 // setupError gives a failed call of a run, or of its template, the form that callers know.
-func setupError(err error, c *config) error {
+func setupError(err error, c *spec.Spec) error {
 	var call *cell.CallError
 	if !errors.As(err, &call) {
 		return err
 	}
 	e := &SetupError{Stage: call.Stage, Err: err, Hint: hint(call)}
 	switch {
-	case call.Purpose == program.Directory && c.dirOf != "":
-		e.Stage = c.dirOf + ": config field WorkingDir"
+	case call.Purpose == program.Directory && c.Command.DirOf != "":
+		e.Stage = c.Command.DirOf + ": config field WorkingDir"
 	case call.Purpose == program.Exec:
 		var why error = call.Errno
-		if call.Errno == unix.ENOMEM && c.cgroup.memory != nil { // the kernel kills nobody for what execve itself takes
+		if call.Errno == unix.ENOMEM && c.Limits.Memory != 0 { // the kernel kills nobody for what execve itself takes
 			why, e.Hint = fmt.Errorf("%w (%w)", ErrOutOfMemory, call.Errno), "raise WithMemory"
 		}
-		e.Stage, e.Err = "exec", &fs.PathError{Op: "exec", Path: c.command[0], Err: why}
+		e.Stage, e.Err = "exec", &fs.PathError{Op: "exec", Path: c.Command.Argv[0], Err: why}
 	}
 	return e
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // What a run has of /sys: files in memory from which programs learn how many CPUs there are and how
@@ -65,7 +66,7 @@ const cgroupDir = "/fs/cgroup"
 // addView mounts the run's own cgroup, read-only. The command does so when it is there, in a cgroup
 // namespace of its own, and still has its capabilities: what the mount shows begins at that cgroup.
 func (k *compiler) addView() {
-	if !k.layout.sys || k.shape.view == (limits.View{}) {
+	if !k.layout.Sys || k.shape.view == (limits.View{}) {
 		return
 	}
 	b := k.b
@@ -87,15 +88,16 @@ func (k *compiler) addView() {
 // withoutSys leaves /sys out of a directory that needs no layer on top for anything else, and of
 // what is missing: a layer keeps runs from seeing later changes of the directory, and takes Linux
 // 5.11.
-func (r *rootConfig) withoutSys(missing []point) []point {
-	if len(r.rootfs.layers) > 1 || r.writable != nil || slices.ContainsFunc(missing, needsLayer) {
-		return missing
+func withoutSys(r *spec.Root, f found) found {
+	if len(r.Rootfs.Layers) > 1 || r.Writable != 0 || slices.ContainsFunc(f.missing, needsLayer) {
+		return f
 	}
-	return slices.DeleteFunc(missing, func(p point) bool {
+	f.missing = slices.DeleteFunc(f.missing, func(p point) bool {
 		isSys := p.path == "/sys"
-		r.noSys = r.noSys || isSys
+		f.NoSys = f.NoSys || isSys
 		return isSys
 	})
+	return f
 }
 
 // needsLayer reports whether what is missing has to be put on a layer, for which /sys alone is no

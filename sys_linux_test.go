@@ -23,7 +23,7 @@ func TestSysOfALargeMachine(t *testing.T) {
 		}
 	}
 	c := &New(WithCommand("true")).config
-	p, err := compile(c, m, shape{}, nil)
+	p, err := compile(c, m, shape{}, found{})
 	require.NoError(t, err)
 	require.Less(t, len(p.template.Image()), 1<<20)
 	require.Less(t, p.template.Len(), 4000)
@@ -33,7 +33,7 @@ func TestSysOfALargeMachine(t *testing.T) {
 func TestSysSharesFiles(t *testing.T) {
 	m := goldenMachine()
 	m.Sys = []host.SysFile{{Path: "/sys/devices/system/cpu/online", Content: "0-1\n"}, {Path: "/sys/devices/system/cpu/present", Content: "0-1\n"}, {Path: "/sys/devices/system/cpu/cpu0/"}}
-	p, err := compile(&New(WithCommand("true")).config, m, shape{}, nil)
+	p, err := compile(&New(WithCommand("true")).config, m, shape{}, found{})
 	require.NoError(t, err)
 	text := p.template.Explain()
 	require.Contains(t, text, `linkat($`)

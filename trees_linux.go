@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/fault"
 )
 
 // tree is a host directory or file that accompanies a program, or a scratch.
@@ -16,11 +17,11 @@ type tree struct {
 	from     scratchSource // in place of path
 	writable bool
 	mapOwner bool
-	mapAll   bool    // rather than the owner alone
-	root     bool    // from takes the changes of a root
-	partial  bool    // go on without what is mounted below where that can't be had
-	mapIfCan bool    // go on without the mapping where it is not possible
-	of       subject // what to name in an error
+	mapAll   bool          // rather than the owner alone
+	root     bool          // from takes the changes of a root
+	partial  bool          // go on without what is mounted below where that can't be had
+	mapIfCan bool          // go on without the mapping where it is not possible
+	of       fault.Subject // what to name in an error
 }
 
 // sources is which directories and files of the host are now found at the paths of a plan's trees.
@@ -44,7 +45,7 @@ func appendSources(key []byte, trees []tree) (string, error) {
 		}
 		var st unix.Stat_t
 		if err := unix.Stat(t.path, &st); err != nil {
-			return "", t.of.wrong("%w", &os.PathError{Op: "stat", Path: t.path, Err: err})
+			return "", t.of.Wrong("%w", &os.PathError{Op: "stat", Path: t.path, Err: err})
 		}
 		key = fmt.Appendf(key, "\x00%s\x00%d:%d", t.path, st.Dev, st.Ino)
 		if t.mapOwner { // that depends on who owns it
@@ -63,7 +64,7 @@ func openTrees(c *cell.Cell, trees []tree, b *cell.Block) (files []*os.File, err
 		if t.from != nil {
 			s, err := t.from.get()
 			if err != nil {
-				return files, t.of.wrong("%w", err)
+				return files, t.of.Wrong("%w", err)
 			}
 			if t.root && !c.WideIDs() {
 				return files, &SetupError{Stage: t.of.String(), Err: errors.New("it takes ids of its own for each run, 65536 of them"), Hint: "run this program as root, or use WithWritableRoot"}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/hook"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // writableBytes is how much of an image runs may change unless an option says otherwise.
@@ -34,12 +35,12 @@ const writableBytes = 256 * sandbox.MiB
 func (i *Image) Options() []sandbox.Option {
 	u := i.user()
 	dir := rooted(i.config.WorkingDir)
-	img := hook.Image{
+	img := spec.Image{
 		Name: i.name, Layers: i.dirs(), User: i.config.User, UserErr: u.err, UID: u.uid, GID: u.gid, Groups: u.groups,
 		Dir: dir, Dirs: i.ownDirs(), Writable: writableBytes,
 	}
 	return []sandbox.Option{
-		hook.ImageOption(img).(sandbox.Option),
+		func(c *spec.Spec) { c.SetImage(img) },
 		sandbox.WithEnv("HOME="+u.home, "USER="+u.name),
 		sandbox.WithEnv(i.env()...),
 	}
@@ -54,7 +55,7 @@ func (i *Image) Command(args ...string) sandbox.Option {
 	args = slices.Concat(i.config.Entrypoint, args)
 	if len(args) == 0 {
 		err := errors.New("config fields Entrypoint and Cmd are empty: name a command")
-		return hook.NoCommand(i.name, err).(sandbox.Option)
+		return func(c *spec.Spec) { c.SetNoCommand(i.name, err) }
 	}
 	return sandbox.WithCommand(args[0], args[1:]...)
 }

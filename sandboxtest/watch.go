@@ -11,6 +11,7 @@ import (
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/hook"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // watcher knows the runs of one test's sandbox.
@@ -29,7 +30,9 @@ func newWatcher(t testing.TB) *watcher {
 	return w
 }
 
-func (w *watcher) option() sandbox.Option { return hook.Around(w.start).(sandbox.Option) }
+func (w *watcher) option() sandbox.Option {
+	return func(c *spec.Spec) { c.Supervision.Start = w.start }
+}
 
 var errOver = errors.New("sandboxtest: the test is over")
 

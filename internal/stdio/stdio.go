@@ -18,7 +18,7 @@ type Config struct {
 	Stdout, Stderr io.Writer  // one pipe for both if they are the same
 	Extra          []*os.File // the run's descriptors from 3 on
 
-	Limit    *int64 // of bytes of both outputs together, which are then copied even to files; nil: none
+	Limit    int64  // of bytes of both outputs together, which are then copied even to files; 0: none
 	Exceeded func() // is called once, when the run writes more
 
 	Delay time.Duration // how long Finish waits for writers of the output; 0: as long as they take
@@ -44,8 +44,8 @@ type Streams struct {
 // or with Close if the run did not start.
 func Open(c Config) (*Streams, error) {
 	s := &Streams{delay: c.Delay}
-	if c.Limit != nil {
-		s.limit = &outputLimit{left: *c.Limit, exceeded: c.Exceeded}
+	if c.Limit != 0 {
+		s.limit = &outputLimit{left: c.Limit, exceeded: c.Exceeded}
 	}
 	if err := s.open(&c); err != nil {
 		s.Close()

@@ -160,7 +160,7 @@ func TestOutputLimitCountsBoth(t *testing.T) {
 			exceeded := 0
 			var mu sync.Mutex
 			count := func() { mu.Lock(); exceeded++; mu.Unlock() }
-			r := openStreams(t, Config{Stdout: &stdout, Stderr: &stderr, Limit: new(int64(8)), Exceeded: count})
+			r := openStreams(t, Config{Stdout: &stdout, Stderr: &stderr, Limit: 8, Exceeded: count})
 			r.write(1, test.out)
 			r.write(2, test.err)
 			require.NoError(t, r.end())
@@ -178,7 +178,7 @@ func TestOutputLimitOfFilesAndNothing(t *testing.T) {
 	require.NoError(t, err)
 	defer file.Close()
 	exceeded := make(chan struct{}, 2)
-	r := openStreams(t, Config{Stdout: file, Limit: new(int64(4)), Exceeded: func() { exceeded <- struct{}{} }})
+	r := openStreams(t, Config{Stdout: file, Limit: 4, Exceeded: func() { exceeded <- struct{}{} }})
 	r.write(1, "12")
 	r.write(2, "3456") // stderr is not set
 	require.NoError(t, r.end())

@@ -1,0 +1,162 @@
+// Package spec is what the options of a sandbox set: plain data, in groups by the stage of a run
+// that reads it, and what can be wrong with it. It looks at nothing of the machine but the number of
+// its CPUs, and belongs to all systems.
+package spec
+
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/cellkit/sandbox/internal/fault"
+)
+
+// Spec is what the options have set. Every field is a group, which either has a method Equal, by
+// which what was made from it is shared, or is read anew by each run.
+type Spec struct {
+	// Compiled into the programs of a run, but for its command's.
+	Root       Root
+	Namespaces Namespaces
+	Security   Security // into that of the command too
+
+	// Compiled into the program of the command.
+	Command Command
+
+	// Needed besides to prepare a run.
+	Limits Limits
+	Place  Place
+
+	// Read by each run for itself.
+	Supervision Supervision
+	Streams     Streams
+	Function    Function
+}
+
+// Place is where a run is prepared, and how many are ahead of their use.
+type Place struct {
+	Cell     any  // the *sandbox.Cell that was given, if it is one of NewCell's
+	HasCell  bool // one was given, if only a wrong one
+	Prepared int  // runs that are kept prepared
+}
+
+// Supervision is what watches over a run.
+type Supervision struct {
+	Timeout     time.Duration // 0 for none
+	WaitDelay   time.Duration // how long writers may take at the end, 0 for as long as they do
+	OutputLimit int64         // bytes, 0 for none
+	// Start, if not nil, is called in place of the method Start, with a sandbox that lacks it. It is a
+	// func(context.Context, *sandbox.Sandbox) (*sandbox.Process, error).
+	Start any
+}
+
+// Defaults is what no option has changed.
+func Defaults() Spec {
+	return Spec{
+		Namespaces:  Namespaces{Hostname: "sandbox", UID: 1000, GID: 1000},
+		Supervision: Supervision{WaitDelay: 10 * time.Second},
+	}
+}
+
+// Clone copies what a later option may append to.
+func (s Spec) Clone() Spec {
+	s.Command.Env = slices.Clip(s.Command.Env)
+	s.Command.Rlimits = maps.Clone(s.Command.Rlimits)
+	s.Streams.Extra = slices.Clip(s.Streams.Extra)
+	s.Root.Mounts = slices.Clip(s.Root.Mounts)
+	s.Security.Capabilities = slices.Clip(s.Security.Capabilities)
+	return s
+}
+
+// SamePlans reports whether both prepare runs with the same programs.
+func (s *Spec) SamePlans(o *Spec) bool {
+	return s.Root.samePrepared(&o.Root) && s.Namespaces.Equal(&o.Namespaces) && s.Security.Equal(&o.Security)
+}
+
+// SameCommand reports whether both execute their commands with the same program. Of the streams it
+// knows nothing but their number, and of the root the files that are made by it.
+func (s *Spec) SameCommand(o *Spec) bool {
+	return s.Root.sameWithCommand(&o.Root) && s.Command.Equal(&o.Command) && len(s.Streams.Extra) == len(o.Streams.Extra) && s.Security.Equal(&o.Security)
+}
+
+// SamePrepared reports whether the runs prepared for one can serve the other, if they have the same
+// plans.
+func (s *Spec) SamePrepared(o *Spec) bool {
+	return s.Limits.Equal(&o.Limits) && s.Place.Equal(&o.Place)
+}
+
+// Equal reports whether runs are prepared in the same place, and as many.
+func (p *Place) Equal(o *Place) bool { return *p == *o }
+
+// MaxPrepared is how many runs can be kept prepared.
+const MaxPrepared = 1000
+
+// Check returns everything that is wrong, each an error in which errors.As finds one
+// *fault.OptionError.
+func (s *Spec) Check() []error {
+	return slices.Concat(s.Command.check(), s.Supervision.check(), s.checkPrepared(), s.Streams.check(), s.Place.check(),
+		s.Limits.check(), s.Command.checkRlimits(), s.Namespaces.check(), s.Root.check(), s.Security.Check(), s.checkHostIDs(), s.Function.check())
+}
+
+func (s *Supervision) check() (errs []error) {
+	if s.Timeout < 0 {
+		errs = append(errs, fault.Option("WithTimeout", "%v is not a positive duration", s.Timeout))
+	}
+	if s.WaitDelay < 0 {
+		errs = append(errs, fault.Option("WithWaitDelay", "%v is negative: 0 waits without a limit", s.WaitDelay))
+	}
+	if s.OutputLimit < 0 {
+		errs = append(errs, fault.Option("WithOutputLimit", "%d is not a positive number of bytes", s.OutputLimit))
+	}
+	return errs
+}
+
+func (s *Spec) checkPrepared() (errs []error) {
+	n := s.Place.Prepared
+	if n < 0 || n > MaxPrepared {
+		errs = append(errs, fault.Option("WithPrepared", "%d is not between 0 and %d", n, MaxPrepared))
+	}
+	if n > 0 && s.Root.HasUpper {
+		errs = append(errs, fault.Option("WithPrepared", "with WithScratchRoot, which one run at a time can have: leave one of the two out"))
+	}
+	return errs
+}
+
+func (p *Place) check() (errs []error) {
+	if p.HasCell && p.Cell == nil {
+		errs = append(errs, fault.Option("WithCell", "the cell was not made by NewCell: look at the error of that"))
+	}
+	return errs
+}
+
+// checkHostIDs refuses what only the missing user namespace makes harmless.
+func (s *Spec) checkHostIDs() (errs []error) {
+	n := &s.Namespaces
+	if !n.HostIDs {
+		return nil
+	}
+	bad := func(option, text string) {
+		errs = append(errs, fault.Option(option, "%s", text))
+	}
+	if n.UID == 0 || n.GID == 0 {
+		errs = append(errs, n.subject().Wrong("%d:%d: with WithoutUserNamespace that is the host's root, who owns its files: use %s", n.UID, n.GID, n.Image.remedy()))
+	}
+	if !n.Image.Groups && slices.Contains(n.Groups, 0) {
+		bad("WithGroups", "0: with WithoutUserNamespace that is the host's group of root, which may use what is root's: leave it out")
+	}
+	if len(s.Security.Capabilities) > 0 {
+		bad("WithCapabilities", "with WithoutUserNamespace capabilities are the host's, and give power over all of it: leave one of the two out")
+	}
+	if slices.ContainsFunc(s.Root.Mounts, func(m Mount) bool { scratch, ok := m.Source.(Scratch); return ok && !scratch.ReadOnly }) {
+		bad("WithScratch", "with WithoutUserNamespace owners can't be mapped: leave one of the two out, or bind a directory that the run's user owns")
+	}
+	if s.Root.HasUpper {
+		bad("WithScratchRoot", "with WithoutUserNamespace owners can't be mapped: leave one of the two out, or use WithWritableRoot")
+	}
+	if n.Clocks != 0 {
+		bad("WithTimeOffset", "with WithoutUserNamespace that takes CAP_SYS_TIME, with which what sets up a run could set the host's clock: leave one of the two out")
+	}
+	if s.Security.NoSeccomp {
+		bad("WithoutSeccomp", "with WithoutUserNamespace seccomp is what keeps a run from the host's keyrings and the kernel's rarer interfaces: leave one of the two out, or use WithSeccomp")
+	}
+	return errs
+}

@@ -1,0 +1,61 @@
+package spec
+
+import (
+	"io"
+	"os"
+
+	"github.com/cellkit/sandbox/internal/fault"
+)
+
+// Streams is the open files of a run, and what their contents are copied from and to.
+type Streams struct {
+	Stdin          io.Reader // nil for /dev/null, as the others
+	Stdout, Stderr io.Writer
+	Extra          []*os.File
+}
+
+// MaxExtraFiles keeps the descriptors of a run within one message.
+const MaxExtraFiles = 100
+
+func (s *Streams) check() (errs []error) {
+	if len(s.Extra) > MaxExtraFiles {
+		errs = append(errs, fault.Option("WithExtraFiles", "%d files, at most %d are possible", len(s.Extra), MaxExtraFiles))
+	}
+	for i, f := range s.Extra {
+		if f == nil {
+			errs = append(errs, fault.Option("WithExtraFiles", "file %d is nil", i))
+		}
+	}
+	for option, f := range s.standardFiles {
+		if f == nil {
+			errs = append(errs, fault.Option(option, "the file is nil: leave the option out for /dev/null"))
+		}
+	}
+	return errs
+}
+
+// standardFiles yields the standard streams that are files, with their options.
+func (s *Streams) standardFiles(yield func(option string, f *os.File) bool) {
+	for _, std := range []struct {
+		option string
+		value  any
+	}{{"WithStdin", s.Stdin}, {"WithStdout", s.Stdout}, {"WithStderr", s.Stderr}} {
+		if f, ok := std.value.(*os.File); ok && !yield(std.option, f) {
+			return
+		}
+	}
+}
+
+// Files yields the files that the run is to have as they are, with their options.
+func (s *Streams) Files(yield func(option string, f *os.File) bool) {
+	for option, f := range s.standardFiles {
+		if !yield(option, f) {
+			return
+		}
+	}
+	for _, f := range s.Extra {
+		if !yield("WithExtraFiles", f) {
+			return
+		}
+	}
+}
