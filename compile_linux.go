@@ -106,7 +106,7 @@ type compiler struct {
 	tree    program.Slot // the copy of the template
 	mounts  program.Slot // the mount namespace
 	gate    program.Slot
-	later   []laterFile
+	later   []newFile // what the command opens for its program
 }
 
 // compile turns the options into programs. It is pure: the same options on the

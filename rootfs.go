@@ -105,7 +105,7 @@ func WithTmpfs(dst string, bytes int64) Option {
 //
 // Its content and mode go with the command, and a file on a tmpfs, such as /tmp, as
 // a whole: sandboxes that differ only in that share the runs of WithPrepared. (Of more
-// than 64 files elsewhere, the first 64 do so.)
+// than 64 files elsewhere, 64 do so.)
 func WithFile(dst string, data []byte, mode fs.FileMode) Option {
 	file := spec.File{Data: string(data), Mode: mode}
 	return func(c *spec.Spec) { c.Root.AddFile(dst, file) }

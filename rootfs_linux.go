@@ -354,70 +354,87 @@ func (k *compiler) addPoint(p *spec.Placed) {
 	k.b.Close(dir)
 }
 
-// addFiles makes the files of WithFile that the command's program does not make: in place where that is the
-// run's own memory, else on a file system of their own from where each is mounted, read-only. What
-// is written to them goes with the command.
+// addFiles prepares the files of WithFile that the command's program does not make, all but their
+// content: in place where that is the run's own memory, else on a file system of their own from
+// where each is mounted, read-only.
 func (k *compiler) addFiles() {
-	b := k.b
 	store := program.NoSlot
+	dirs := map[string]program.Slot{}
 	for i, p := range k.layout.Mounts {
 		if !p.IsFile() {
 			continue
 		}
-		b.StageFor(program.Place, "WithFile "+p.Dst)
+		k.b.StageFor(program.Place, "WithFile "+p.Dst)
 		if p.On != nil || k.c.Root.Writable != 0 {
-			have := "/"
-			if p.On != nil {
-				have = p.On.Dst
-			}
-			b.MkdirAll(k.tree, have, path.Dir(p.Dst))
-			dir := b.OpenInRoot(k.tree, path.Dir(p.Dst))
-			b.CallMaybe("unlinkat", unix.SYS_UNLINKAT, program.Use(dir), b.Str(path.Base(p.Dst)), program.Int(0))
-			k.addFile(dir, path.Base(p.Dst), &p)
-			if !p.Later {
-				b.Close(dir)
-			}
+			k.addFileInPlace(dirs, &p)
 			continue
 		}
 		if store == program.NoSlot {
-			store = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", inPages(len(k.c.Root.Mounts), spec.MaxFileBytes))
-			b.AttachAt(store, program.CellChanges)
+			store = k.b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", inPages(len(k.c.Root.Mounts), spec.MaxFileBytes))
+			k.b.AttachAt(store, program.CellChanges)
 		}
-		name := fmt.Sprint(i)
-		k.addFile(store, name, &p)
-		f := b.CloneTree(program.CellChanges + "/" + name)
-		k.attachSet(b, f, k.tree, p.Dst, attrNoSUID|attrNoDev, attrRO)
-		b.Close(f)
+		k.addFileMount(store, fmt.Sprint(i), &p)
 	}
 }
 
-// laterFile is a file that the set-up made, and whose content goes with the command.
-type laterFile struct {
+// newFile is a file whose content goes with the command.
+type newFile struct {
 	dir       program.Slot
 	name, dst string
+	made      bool
 }
 
-// addFile makes one file. It is the run's user's, once its content is there if that comes later.
-func (k *compiler) addFile(dir program.Slot, name string, p *spec.Placed) {
-	b, n := k.b, &k.c.Namespaces
+func (k *compiler) addFileInPlace(dirs map[string]program.Slot, p *spec.Placed) {
+	b, at := k.b, path.Dir(p.Dst)
+	dir, ok := dirs[at]
+	if !ok {
+		have := "/"
+		if p.On != nil {
+			have = p.On.Dst
+		}
+		b.MkdirAll(k.tree, have, at)
+		dir = b.OpenInRoot(k.tree, at)
+		dirs[at] = dir
+	}
+	b.CallMaybe("unlinkat", unix.SYS_UNLINKAT, program.Use(dir), b.Str(path.Base(p.Dst)), program.Int(0))
+	k.addFile(newFile{dir: dir, name: path.Base(p.Dst), dst: p.Dst}, p)
+}
+
+func (k *compiler) addFileMount(store program.Slot, name string, p *spec.Placed) {
+	b := k.b
 	if p.Later {
-		b.CreateFile(program.Use(dir), name, nil, 0o600)
-		k.later = append(k.later, laterFile{dir, name, p.Dst})
+		b.CreateFile(program.Use(store), name, nil, 0o600)
+	}
+	k.addFile(newFile{store, name, p.Dst, true}, p)
+	f := b.CloneTree(program.CellChanges + "/" + name)
+	k.attachSet(b, f, k.tree, p.Dst, attrNoSUID|attrNoDev, attrRO)
+	b.Close(f)
+}
+
+// addFile makes one file, unless its content comes later.
+func (k *compiler) addFile(f newFile, p *spec.Placed) {
+	if p.Later {
+		k.later = append(k.later, f)
 		return
 	}
-	file := p.Source.(spec.File)
-	b.CreateFile(program.Use(dir), name, []byte(file.Data), file.Mode)
-	b.Chown(program.Use(dir), name, n.UID, n.GID)
+	b, n, file := k.b, &k.c.Namespaces, p.Source.(spec.File)
+	b.CreateFile(program.Use(f.dir), f.name, []byte(file.Data), file.Mode)
+	b.Chown(program.Use(f.dir), f.name, n.UID, n.GID)
 }
 
-// openLater passes the files whose content comes later on to the command's program, open for
-// writing. PID 1 must not have them open so: they could not be executed (ETXTBSY, execve(2)).
+// openLater passes files on to the command's program, open for writing. PID 1 must not have them
+// open so: they could not be executed (ETXTBSY, execve(2)). One that lies where others may write,
+// as in a bind to which a link of the root leads, is made only now: it is not opened by a name
+// behind which they could have put something else.
 func (k *compiler) openLater() {
 	b, n := k.b, &k.c.Namespaces
 	for _, f := range k.later {
 		b.StageFor(program.Place, "WithFile "+f.dst)
-		open := b.CallTo("openat", unix.SYS_OPENAT, program.Use(f.dir), b.Str(f.name),
-			program.Int(unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, "O_WRONLY|O_CLOEXEC|O_NOFOLLOW"), program.Int(0))
+		flags := program.Int(unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, "O_WRONLY|O_CREAT|O_EXCL|O_CLOEXEC|O_NOFOLLOW")
+		if f.made {
+			flags = program.Int(unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, "O_WRONLY|O_CLOEXEC|O_NOFOLLOW")
+		}
+		open := b.CallTo("openat", unix.SYS_OPENAT, program.Use(f.dir), b.Str(f.name), flags, program.Int(0o600, "0600"))
 		b.Call("fchown", unix.SYS_FCHOWN, program.Use(open), program.Int(n.UID), program.Int(n.GID))
 		b.Pass(open)
 	}

@@ -80,6 +80,33 @@ func TestDerivedSandboxesShareTheirPrograms(t *testing.T) {
 	require.Same(t, limited.prepared, limited.With(WithMemory(MiB), WithPIDs(9)).prepared, "the same limits, given again")
 }
 
+// A mount may decide by whom a file is made that was there before, and from where on its
+// directories are missing: then the command's program is another one.
+func TestMountsThatChangeFiles(t *testing.T) {
+	for name, test := range map[string]struct{ file, mount Option }{
+		"the directory becomes root's": {WithFile("/home/sandbox/.config/x", nil, 0), WithReadOnlyBind("/srv", "/home/sandbox/.config/y")},
+		"the place becomes memory":     {WithFile("/data/f", nil, 0), WithTmpfs("/data", 0)},
+		"memory below memory":          {WithFile("/tmp/a/f", nil, 0), WithTmpfs("/tmp/a", 0)},
+		"a directory of an image":      {WithFile("/home/sandbox/a/f", nil, 0), withAll(WithReadOnlyBind("/srv", "/home/sandbox/a/b"), imageDirs("/home/sandbox/a/c"))},
+	} {
+		a := New(WithCommand("true"), test.file)
+		b := a.With(test.mount)
+		require.NotSame(t, a.plans, b.plans, name)
+		require.NotSame(t, a.command, b.command, name)
+	}
+}
+
+// Neither the order of mounts nor how their places are written keeps sandboxes from sharing runs.
+func TestOrderOfMounts(t *testing.T) {
+	base := New(WithCommand("true"), WithBind("/a", "/work/in"), WithBind("/b", "/out"), WithTmpfs("/work/tmp/", 0), WithPrepared(1))
+	for _, file := range []string{"/tmp/in", "/home/sandbox/in"} {
+		s := base.With(WithFile(file, []byte("x"), 0o644))
+		require.Same(t, base.plans, s.plans, file)
+		require.Same(t, base.prepared, s.prepared, file)
+		require.NotSame(t, base.command, s.command, file)
+	}
+}
+
 func withAll(opts ...Option) Option {
 	return func(c *spec.Spec) {
 		for _, opt := range opts {

@@ -145,3 +145,17 @@ func TestPreparedFilesThatDoNotFit(t *testing.T) {
 		require.ErrorIs(t, err, unix.ENAMETOOLONG)
 	}
 }
+
+// A mount that changes by whom a file is made changes nothing about the file, whichever of two
+// sandboxes runs first.
+func TestRootlessFileAndMountInTurn(t *testing.T) {
+	t.Parallel()
+	src := testkit.OpenDir(t)
+	for _, mount := range []sandbox.Option{sandbox.WithReadOnlyBind(src, "/tmp/a/y"), sandbox.WithTmpfs("/tmp/a", 0), sandbox.WithTmpfs("/tmp/a/b", 0)} {
+		a := runs.Shell("cat /tmp/a/b/c/f", sandbox.WithFile("/tmp/a/b/c/f", []byte("content"), 0o644))
+		b := a.With(mount)
+		for _, s := range []*sandbox.Sandbox{b, a, b} {
+			require.Equal(t, "content", runs.Output(t, s))
+		}
+	}
+}

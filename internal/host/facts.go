@@ -34,7 +34,7 @@ type Facts struct {
 type ProcPath struct {
 	Path        string
 	Dir         bool
-	Controllers bool // it is /proc/cgroups, and without the memory controller: Linux 6.15 and later
+	Controllers bool // it is /proc/cgroups, and lacks controllers of cgroup v2 that programs look for
 }
 
 // machineProc is what there can be of those that are covered altogether.
@@ -77,10 +77,28 @@ func procPaths() (paths []ProcPath) {
 			paths = append(paths, ProcPath{Path: p, Dir: info.IsDir()})
 		}
 	}
-	if cgroups, err := os.ReadFile("/proc/cgroups"); err == nil && !strings.Contains(string(cgroups), "\nmemory\t") {
+	if cgroups, err := os.ReadFile("/proc/cgroups"); err == nil && lacksControllers(string(cgroups)) {
 		paths = append(paths, ProcPath{Path: "/proc/cgroups", Controllers: true})
 	}
 	return paths
+}
+
+// lacksControllers reports whether /proc/cgroups is that of a machine with cgroup v2 alone and lacks
+// memory or cpuset, as it does for those that the kernel has not built for v1: cgroup1_subsys_absent in
+// kernel/cgroup/cgroup-v1.c.
+func lacksControllers(cgroups string) bool {
+	var names []string
+	for line := range strings.Lines(cgroups) {
+		f := strings.Fields(line)
+		if len(f) < 2 || strings.HasPrefix(f[0], "#") {
+			continue
+		}
+		if f[1] != "0" {
+			return false // a hierarchy of v1
+		}
+		names = append(names, f[0])
+	}
+	return !slices.Contains(names, "memory") || !slices.Contains(names, "cpuset")
 }
 
 func lastCapability() int {

@@ -36,3 +36,19 @@ func TestAtLeast(t *testing.T) {
 		require.Equal(t, want, f.AtLeast(version[0], version[1]), version)
 	}
 }
+
+func TestLacksControllers(t *testing.T) {
+	const head = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n"
+	for name, test := range map[string]struct {
+		cgroups string
+		want    bool
+	}{
+		"v1":                         {head + "cpuset\t3\t1\t1\ncpu\t1\t1\t1\n", false},
+		"hybrid without v1's memory": {head + "cpuset\t0\t1\t1\ncpu\t1\t1\t1\n", false},
+		"v2":                         {head + "cpuset\t0\t1\t1\ncpu\t0\t1\t1\nmemory\t0\t1\t1\n", false},
+		"v2 without v1's memory":     {head + "cpuset\t0\t1\t1\ncpu\t0\t1\t1\n", true},
+		"v2 without v1's cpuset":     {head + "cpu\t0\t1\t1\nmemory\t0\t1\t1\n", true},
+	} {
+		require.Equal(t, test.want, lacksControllers(test.cgroups), name)
+	}
+}

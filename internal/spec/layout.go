@@ -164,7 +164,10 @@ func (r *Root) samePrepared(o *Root) bool {
 
 // sameWithCommand reports whether the same files go with the command for both.
 func (r *Root) sameWithCommand(o *Root) bool {
-	if slices.Equal(r.Mounts, o.Mounts) && slices.Equal(r.Dirs, o.Dirs) {
+	if r.Equal(o) {
+		return true
+	}
+	if !slices.ContainsFunc(r.Mounts, Mount.IsFile) && !slices.ContainsFunc(o.Mounts, Mount.IsFile) {
 		return true
 	}
 	_, mine := r.split()
@@ -172,16 +175,24 @@ func (r *Root) sameWithCommand(o *Root) bool {
 	return slices.Equal(mine, others)
 }
 
-// split returns the root as a run is prepared with it, and the files that go with the command.
-func (r *Root) split() (prepared Root, withCommand []Mount) {
-	prepared = *r
-	if !slices.ContainsFunc(r.Mounts, Mount.IsFile) {
-		return prepared, nil
-	}
+// taken is a file that goes with the command, and how.
+type taken struct {
+	Mount
+	on     string // the tmpfs on which the command makes it
+	filled bool   // the run is prepared with it, but for its content
+}
+
+// split returns the root as a run is prepared with it, in an order that does not depend on that of
+// the options, and the files that go with the command.
+func (r *Root) split() (prepared Root, withCommand []taken) {
 	l := r.Layout(Found{})
-	for _, p := range slices.Concat(l.Files, l.Filled) {
-		withCommand = append(withCommand, p.Mount)
+	for _, p := range l.Files {
+		withCommand = append(withCommand, taken{Mount: p.Mount, on: p.On.Dst})
 	}
+	for _, p := range l.Filled {
+		withCommand = append(withCommand, taken{Mount: p.Mount, filled: true})
+	}
+	prepared = *r
 	prepared.Mounts = nil
 	for _, p := range l.Mounts {
 		if p.Index >= 0 {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 )
 
 // Mount is one thing that an option puts into the root. Two are the same if they are equal.
@@ -130,11 +131,10 @@ func (f File) check(dst string) error {
 
 // AddFile adds a file in place of one that is there.
 func (r *Root) AddFile(dst string, file File) {
-	others := make([]Mount, 0, len(r.Mounts)+1)
-	for _, m := range r.Mounts {
-		if !m.IsFile() || path.Clean(m.Dst) != path.Clean(dst) {
-			others = append(others, m)
-		}
+	clean := path.Clean(dst)
+	same := func(m Mount) bool { return m.IsFile() && path.Clean(m.Dst) == clean }
+	if slices.ContainsFunc(r.Mounts, same) {
+		r.Mounts = slices.DeleteFunc(slices.Clone(r.Mounts), same) // others have the old ones
 	}
-	r.Mounts = append(others, Mount{dst, file})
+	r.Mounts = append(r.Mounts, Mount{dst, file})
 }
