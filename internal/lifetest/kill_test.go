@@ -28,9 +28,7 @@ func TestKilledHost(t *testing.T) {
 	testkit.Need(t, "root")
 	seed := seedOf(t)
 	random := rand.New(rand.NewPCG(seed, 0))
-	// Orphans become children of this process, whatever namespace they are in.
-	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+	defer adopt(t)()
 
 	kills := testkit.Scale(50, 10)
 	boot, rest := testkit.Scale(80*time.Millisecond, 4*time.Second), testkit.Scale(600*time.Millisecond, 15*time.Second)
@@ -55,8 +53,7 @@ func TestKilledHost(t *testing.T) {
 // can't die, and so its cell can't.
 func TestKilledHostPaused(t *testing.T) {
 	testkit.Need(t, "root")
-	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
-	defer unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+	defer adopt(t)()
 	for range testkit.Scale(5, 2) {
 		v := startVictim(t, "pause")
 		require.Eventually(t, func() bool { return v.phase() == "paused" }, testkit.Scale(10*time.Second, 2*time.Minute), time.Millisecond)
@@ -64,6 +61,20 @@ func TestKilledHostPaused(t *testing.T) {
 		t.Logf("the last process was gone after %v", took)
 		bootOnce(t)
 		requireNothingLeft(t)
+	}
+}
+
+// adopt makes orphans children of this process, whatever namespace they are in, until end is called,
+// which reaps them.
+func adopt(t *testing.T) (end func()) {
+	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+	return func() {
+		require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0))
+		for {
+			if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); pid <= 0 && err != unix.EINTR {
+				return
+			}
+		}
 	}
 }
 

@@ -51,7 +51,7 @@ func favoured(t *testing.T, nice int) (host, run map[string]string) {
 	t.Helper()
 	started := make(chan error)
 	var out, stderr bytes.Buffer
-	cmd := exec.CommandContext(testkit.Deadline(t), "/bin/sh", "-c", `trap '' HUP INT TSTP; (echo -1000 >/proc/self/oom_score_adj) 2>/dev/null && echo -1000 >/proc/self/oom_score_adj; exec "$0" favoured`, "/proc/self/exe")
+	cmd := exec.CommandContext(testkit.Deadline(t), "/bin/sh", "-c", `trap '' HUP INT TSTP; (echo -1000 >/proc/self/oom_score_adj) 2>/dev/null && echo -1000 >/proc/self/oom_score_adj; exec "$0" "$1"`, "/proc/self/exe", testkit.HelperArgs("favoured")[0])
 	cmd.Env, cmd.Stdout, cmd.Stderr = append(os.Environ(), testkit.HelperEnv), &out, &stderr
 	exe, err := os.Executable()
 	require.NoError(t, err)
