@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -292,4 +293,30 @@ func TestCgroupParent(t *testing.T) {
 	require.Contains(t, string(b), ":"+parent+"/")
 	_, err = runs.Shell("", sandbox.WithCell(c), sandbox.WithCgroupParent("/other")).Run(testkit.Deadline(t))
 	require.ErrorContains(t, err, "WithCell")
+}
+
+func init() {
+	testkit.AddHelper("cell first", func([]string) error {
+		defer sandbox.Shutdown(context.Background())
+		c, err := sandbox.NewCell()
+		if err != nil {
+			return err
+		}
+		out, err := runs.Shell("ulimit -Hl", sandbox.WithCell(c)).Output(context.Background())
+		fmt.Printf("%s", out)
+		return err
+	})
+}
+
+// A process that may lock little memory has cells, though on cgroup v2 libcontainer lifts that limit
+// of it, and none of its runs may lock more.
+func TestRootlessLittleLockedMemory(t *testing.T) {
+	t.Parallel()
+	cmd := testkit.HelperCommand(testkit.Deadline(t), "cell first")
+	exe, err := os.Executable()
+	require.NoError(t, err)
+	cmd.Path, cmd.Args = "/bin/sh", append([]string{"sh", "-c", `ulimit -l 64; exec "$0" "$@"`, exe}, cmd.Args[1:]...)
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Equal(t, "64\n", string(out))
 }

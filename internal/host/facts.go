@@ -43,7 +43,7 @@ var machineProc = []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/p
 
 // Gather reads the facts. What can't be read is left out.
 func Gather() Facts {
-	f := Facts{RootLinks: map[string]string{}, Sys: readSys("/sys"), Proc: procPaths(), LastCap: lastCapability(), HardLimits: hardLimits()}
+	f := Facts{RootLinks: map[string]string{}, Sys: readSys("/sys"), Proc: procPaths(), LastCap: lastCapability(), HardLimits: lowest(hardAtStart, hardLimits())}
 	libraries, _ := filepath.Glob("/lib*")
 	for _, dir := range append([]string{"/usr", "/bin", "/sbin"}, libraries...) {
 		f.show(dir)
@@ -108,6 +108,19 @@ func lastCapability() int {
 		return unix.CAP_LAST_CAP
 	}
 	return n
+}
+
+// hardAtStart is the hard limits that this process was started with. On cgroup v2 libcontainer lifts
+// RLIMIT_MEMLOCK when it makes a cell, which the runs of that cell are not to have, and may not.
+var hardAtStart = hardLimits()
+
+// lowest returns the lower one of each limit.
+func lowest(a, b map[string]uint64) map[string]uint64 {
+	low := map[string]uint64{}
+	for name, limit := range a {
+		low[name] = min(limit, b[name])
+	}
+	return low
 }
 
 func hardLimits() map[string]uint64 {
