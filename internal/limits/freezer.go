@@ -66,11 +66,14 @@ func (g *Group) Freeze(ctx context.Context) error {
 	g.mu.Lock()
 	g.freezing = true
 	g.mu.Unlock()
-	for delay := 20 * time.Microsecond; ; delay = min(2*delay, 5*time.Millisecond) {
-		done, err := g.freezeStep()
+	delay := 20 * time.Microsecond
+	for try := 1; ; try++ {
+		thaw := !g.freezer.v2 && try%50 == 0
+		done, err := g.freezeStep(!thaw)
 		if done || err != nil {
 			return err
 		}
+		delay = min(2*delay, 5*time.Millisecond)
 		timer := time.NewTimer(delay)
 		select {
 		case <-timer.C:
@@ -81,16 +84,17 @@ func (g *Group) Freeze(ctx context.Context) error {
 	}
 }
 
-// freezeStep asks for the freeze and looks at the result. v1 can get stuck in FREEZING, and asking
-// again gets it out. Kill thaws under the same lock: asking again after that would keep v1's
+// freezeStep asks for the freeze, or for an end of it, and looks at the result. v1 can get stuck in
+// FREEZING, such as with a process that executes programs all the time. Asking again gets it out,
+// or else, as in libcontainer, a short thaw now and then. Kill thaws under the same lock: asking again after that would keep v1's
 // processes from dying.
-func (g *Group) freezeStep() (bool, error) {
+func (g *Group) freezeStep(freeze bool) (bool, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.killed || !g.freezing {
 		return false, fmt.Errorf("freeze cgroup %s: thawed or killed meanwhile", g.path)
 	}
-	if err := g.freezer.set(true); err != nil {
+	if err := g.freezer.set(freeze); err != nil {
 		return false, err
 	}
 	return g.freezer.frozen()
