@@ -13,9 +13,9 @@ import (
 // errors.Join: errors.As finds the first of them, the method Unwrap() []error returns all.
 //
 // It is a struct of two fields. Option, a string, is the option's name, such as "WithMemory",
-// "CellNetwork" or "PoolQueue", or, of an argument that is no option's, that of its function, such as
-// "NewScratch". Where two options do not go together it is the one to change first. Err, an error,
-// is what is wrong with it, and what to do instead.
+// "CellNetwork" or "PoolQueue", or, of an argument that is no option's, that of its function, such
+// as "NewScratch". Where two options do not go together it is the one to change first. Err, an
+// error, is what is wrong with it, and what to do instead.
 type OptionError = fault.OptionError
 
 // What errors.Is finds in an *ExitError whose Reason is a limit, and in other
@@ -93,7 +93,8 @@ func notStarted(ctx context.Context) error {
 // SetupError is a run that could not start.
 type SetupError struct {
 	// Stage is the step that failed, such as "cgroup" or "root file system"; "exec" is the
-	// execution of the command. One that an option asks for begins with its name: "WithBind /data".
+	// execution of the command. One that an option asks for begins with its name: "WithBind
+	// /data".
 	Stage string
 	// Err is why: for a system call, its name, arguments and errno.
 	Err error

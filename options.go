@@ -104,8 +104,8 @@ func WithOutputLimit(bytes int64) Option {
 // as long as they differ only in the command, its arguments, environment, directory and streams, in
 // WithExtraFiles, WithTimeout, WithWaitDelay, WithOutputLimit and WithRlimit, in what is in the
 // files of WithFile, and in whole files that lie on a file system in memory, such as /tmp,
-// /home/sandbox and those of WithTmpfs. Others have n of their own. Files that are bound are looked up again at every start; what has
-// been replaced since is not used.
+// /home/sandbox and those of WithTmpfs. Others have n of their own. Files that are bound are looked
+// up again at every start; what has been replaced since is not used.
 //
 // Runs are prepared one after the other, for all sandboxes of the process, each after a pause as
 // long as the last one took, 5 ms at least: that takes at most half of one CPU. Only Prepare, for

@@ -78,7 +78,8 @@ func (k *compiler) declareTrees() {
 	}
 }
 
-// mapTree has the files of a tree belong to the run's user; of a read-only one where that is possible.
+// mapTree has the files of a tree belong to the run's user; of a read-only one where that is
+// possible.
 func (k *compiler) mapTree(t *tree, readOnly bool) {
 	t.writable, t.mapOwner, t.mapIfCan = !readOnly, !k.shape.hostIDs, readOnly && !k.shape.hostIDs
 }

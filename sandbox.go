@@ -85,13 +85,12 @@ func (s *Sandbox) With(opts ...Option) *Sandbox {
 
 // Run starts a run and waits for its end.
 //
-// The error is nil if the command exited with status 0; an *ExitError, with
-// the Result, if it ended otherwise or was ended by a limit; and something
-// else, with no Result, if it could not be started: the joined errors of wrong
-// options, in each of which errors.As finds an *OptionError; an error for which errors.Is(err, fs.ErrNotExist) or
-// fs.ErrPermission holds where the command is missing or not executable, or
-// a *SetupError. Cancelling ctx kills the run; then errors.Is(err, ctx.Err())
-// and errors.Is(err, context.Cause(ctx)) hold.
+// The error is nil if the command exited with status 0; an *ExitError, with the Result, if it ended
+// otherwise or was ended by a limit; and something else, with no Result, if it could not be
+// started: the joined errors of wrong options, in each of which errors.As finds an *OptionError; an
+// error for which errors.Is(err, fs.ErrNotExist) or fs.ErrPermission holds where the command is
+// missing or not executable, or a *SetupError. Cancelling ctx kills the run; then errors.Is(err,
+// ctx.Err()) and errors.Is(err, context.Cause(ctx)) hold.
 func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
 	p, err := s.Start(ctx)
 	if err != nil {

@@ -21,10 +21,11 @@ func WithCapabilities(names ...string) Option {
 	}
 }
 
-// WithSeccomp replaces the default seccomp profile by one in the form of the OCI
-// runtime specification; nil is the default one. It must not be changed afterwards, and sandboxes share what they have
-// prepared only if they have the very same one. It must allow what the run needs from execve on, and set-uid bits are
-// its own business then: see WithSetID. A profile that can't be expressed exactly is an error.
+// WithSeccomp replaces the default seccomp profile by one in the form of the OCI runtime
+// specification; nil is the default one. It must not be changed afterwards, and sandboxes share
+// what they have prepared only if they have the very same one. It must allow what the run needs
+// from execve on, and set-uid bits are its own business then: see WithSetID. A profile that can't
+// be expressed exactly is an error.
 func WithSeccomp(profile *specs.LinuxSeccomp) Option {
 	return func(c *spec.Spec) { c.Security.Seccomp, c.Security.NoSeccomp = profile, false }
 }

@@ -98,7 +98,7 @@ func TestMountsThatChangeFiles(t *testing.T) {
 
 // Neither the order of mounts nor how their places are written keeps sandboxes from sharing runs.
 func TestOrderOfMounts(t *testing.T) {
-	base := New(WithCommand("true"), WithBind("/a", "/work/in"), WithBind("/b", "/out"), WithTmpfs("/work/tmp/", 0), WithPrepared(1))
+	base := New(WithCommand("true"), WithBind("/a", "/job/in"), WithBind("/b", "/out"), WithTmpfs("/job/tmp/", 0), WithPrepared(1))
 	for _, file := range []string{"/tmp/in", "/home/sandbox/in"} {
 		s := base.With(WithFile(file, []byte("x"), 0o644))
 		require.Same(t, base.plans, s.plans, file)

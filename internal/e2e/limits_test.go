@@ -308,8 +308,8 @@ func init() {
 	})
 }
 
-// A process that may lock little memory has cells, though on cgroup v2 libcontainer lifts that limit
-// of it, and none of its runs may lock more.
+// A process that may lock little memory has cells, though on cgroup v2 libcontainer lifts that
+// limit of it, and none of its runs may lock more.
 func TestRootlessLittleLockedMemory(t *testing.T) {
 	t.Parallel()
 	cmd := testkit.HelperCommand(testkit.Deadline(t), "cell first")

@@ -78,26 +78,26 @@ func TestRootlessPreparedContent(t *testing.T) {
 			return []sandbox.Option{sandbox.WithWritableRoot(sandbox.MiB)}
 		},
 		"directory": func(t *testing.T) []sandbox.Option {
-			return []sandbox.Option{sandbox.WithRootfs(sandbox.DirRootfs(testkit.BusyboxRoot(t, "/dev", "/proc", "/sys", "/tmp", "/home/sandbox", "/work/deep", "/etc")))}
+			return []sandbox.Option{sandbox.WithRootfs(sandbox.DirRootfs(testkit.BusyboxRoot(t, "/dev", "/proc", "/sys", "/tmp", "/home/sandbox", "/job/deep", "/etc")))}
 		},
 	}
-	const look = `stat -c '%a %u:%g' /work/deep/run /work/data /tmp/m/f; /work/deep/run; cat /work/data /tmp/m/f; for i in 3 4 5 6 7; do [ -e /proc/self/fd/$i ] && echo open; done; true`
+	const look = `stat -c '%a %u:%g' /job/deep/run /job/data /tmp/m/f; /job/deep/run; cat /job/data /tmp/m/f; for i in 3 4 5 6 7; do [ -e /proc/self/fd/$i ] && echo open; done; true`
 	for name, opts := range tests {
 		t.Run(name, func(t *testing.T) {
 			if name == "directory" {
 				testkit.Need(t, "overlayfs for runs") // adds the files' places
 			}
 			place := func(content string) []sandbox.Option {
-				return []sandbox.Option{sandbox.WithFile("/work/deep/run", []byte("#!/bin/sh\npwd\n"), 0o755),
-					sandbox.WithFile("/work/../work/data", []byte(content), 0o400), sandbox.WithFile("/tmp/m/f", []byte("x"), 0o640)}
+				return []sandbox.Option{sandbox.WithFile("/job/deep/run", []byte("#!/bin/sh\npwd\n"), 0o755),
+					sandbox.WithFile("/job/../job/data", []byte(content), 0o400), sandbox.WithFile("/tmp/m/f", []byte("x"), 0o640)}
 			}
-			base := runs.Prepared(t, 1, append(opts(t), sandbox.WithTmpfs("/tmp/m/n", sandbox.MiB), sandbox.WithFile("/work/deep/run", nil, 0),
-				sandbox.WithFile("/work/data", nil, 0), sandbox.WithFile("/tmp/m/f", nil, 0))...)
+			base := runs.Prepared(t, 1, append(opts(t), sandbox.WithTmpfs("/tmp/m/n", sandbox.MiB), sandbox.WithFile("/job/deep/run", nil, 0),
+				sandbox.WithFile("/job/data", nil, 0), sandbox.WithFile("/tmp/m/f", nil, 0))...)
 			for _, content := range []string{"first\n", strings.Repeat("second", 20_000) + "\n"} {
 				s := base.With(sandbox.WithCommand("sh", "-c", look)).With(place(content)...)
 				want := "755 1000:1000\n400 1000:1000\n640 1000:1000\n/home/sandbox\n" + content + "x"
 				require.Equal(t, want, runs.Output(t, s.With(sandbox.WithPrepared(0))))
-				require.Equal(t, "/home/sandbox", runs.Output(t, s.With(sandbox.WithCommand("/work/deep/run"))), "it can be executed, at once")
+				require.Equal(t, "/home/sandbox", runs.Output(t, s.With(sandbox.WithCommand("/job/deep/run"))), "it can be executed at once")
 				require.NoError(t, base.Prepare(testkit.Deadline(t)))
 				var out strings.Builder
 				_, err := runs.StartPrepared(t, s.With(sandbox.WithStdout(&out))).Wait()

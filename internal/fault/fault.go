@@ -1,5 +1,5 @@
-// Package fault is the substance of errors: what package sandbox, the command and the packages below
-// know of them beyond their text.
+// Package fault is the substance of errors: what package sandbox, the command and the packages
+// below know of them beyond their text.
 package fault
 
 import (

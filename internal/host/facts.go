@@ -83,9 +83,9 @@ func procPaths() (paths []ProcPath) {
 	return paths
 }
 
-// lacksControllers reports whether /proc/cgroups is that of a machine with cgroup v2 alone and lacks
-// memory or cpuset, as it does for those that the kernel has not built for v1: cgroup1_subsys_absent in
-// kernel/cgroup/cgroup-v1.c.
+// lacksControllers reports whether /proc/cgroups is that of a machine with cgroup v2 alone and
+// lacks memory or cpuset, as it does for those that the kernel has not built for v1:
+// cgroup1_subsys_absent in kernel/cgroup/cgroup-v1.c.
 func lacksControllers(cgroups string) bool {
 	var names []string
 	for line := range strings.Lines(cgroups) {
@@ -110,8 +110,9 @@ func lastCapability() int {
 	return n
 }
 
-// hardAtStart is the hard limits that this process was started with. On cgroup v2 libcontainer lifts
-// RLIMIT_MEMLOCK when it makes a cell, which the runs of that cell are not to have, and may not.
+// hardAtStart is the hard limits that this process was started with. On cgroup v2 libcontainer
+// lifts RLIMIT_MEMLOCK when it makes a cell, which the runs of that cell are not to have, and may
+// not.
 var hardAtStart = hardLimits()
 
 // lowest returns the lower one of each limit.

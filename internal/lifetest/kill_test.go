@@ -64,8 +64,8 @@ func TestKilledHostPaused(t *testing.T) {
 	}
 }
 
-// adopt makes orphans children of this process, whatever namespace they are in, until end is called,
-// which reaps them.
+// adopt makes orphans children of this process, whatever namespace they are in, until end is
+// called, which reaps them.
 func adopt(t *testing.T) (end func()) {
 	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 	return func() {

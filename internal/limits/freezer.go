@@ -86,8 +86,8 @@ func (g *Group) Freeze(ctx context.Context) error {
 
 // freezeStep asks for the freeze, or for an end of it, and looks at the result. v1 can get stuck in
 // FREEZING, such as with a process that executes programs all the time. Asking again gets it out,
-// or else, as in libcontainer, a short thaw now and then. Kill thaws under the same lock: asking again after that would keep v1's
-// processes from dying.
+// or else, as in libcontainer, a short thaw now and then. Kill thaws under the same lock: asking
+// again after that would keep v1's processes from dying.
 func (g *Group) freezeStep(freeze bool) (bool, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

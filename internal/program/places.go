@@ -12,8 +12,9 @@ const (
 	CellStaging = "/cell/staging"
 	// CellEmpty is a directory in which nothing ever is, to cover others with.
 	CellEmpty = "/cell/empty"
-	// CellControllers is a file like /proc/cgroups of older kernels on a machine with cgroup v2, to
-	// cover that of newer ones with: it leaves out controllers that are not built for v1, and older
-	// JVMs take all limits to be switched off if memory or cpuset is missing (JDK-8347811).
+	// CellControllers is a file like /proc/cgroups of older kernels on a machine with cgroup
+	// v2, to cover that of newer ones with: it leaves out controllers that are not built for
+	// v1, and older JVMs take all limits to be switched off if memory or cpuset is missing
+	// (JDK-8347811).
 	CellControllers = "/cell/cgroups"
 )

@@ -124,8 +124,8 @@ type Call struct {
 // Image returns the encoded form that Load reads.
 func (p *Program) Image() []byte { return p.image }
 
-// Files returns the number of descriptors that accompany the program, those that are passed on to it
-// included.
+// Files returns the number of descriptors that accompany the program, those that are passed on to
+// it included.
 func (p *Program) Files() int { return len(p.files) }
 
 // Call describes call i.

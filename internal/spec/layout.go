@@ -11,7 +11,7 @@ import (
 type Layout struct {
 	Mounts  []Placed // parents before children
 	Files   []Placed // of WithFile that the command's program makes: the run is prepared without them
-	Filled  []Placed // those of Mounts that the run is prepared with, but for their content
+	Filled  []Placed // those of Mounts that the run is prepared with, except for their content
 	Mkdirs  []string // mount points that the root itself must have
 	Mkfiles []string // those of them that are files
 	Owned   []string // directories of the run's user that the root is to have
@@ -179,7 +179,7 @@ func (r *Root) sameWithCommand(o *Root) bool {
 type taken struct {
 	Mount
 	on     string // the tmpfs on which the command makes it
-	filled bool   // the run is prepared with it, but for its content
+	filled bool   // the run is prepared with it, except for its content
 }
 
 // split returns the root as a run is prepared with it, in an order that does not depend on that of

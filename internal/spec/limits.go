@@ -54,7 +54,8 @@ const (
 	DefaultPIDs = 512
 	// maxPIDs is PID_MAX_LIMIT of include/linux/threads.h.
 	maxPIDs = 4 << 20
-	// minMemory is less than any process can start with: a smaller number is a mistake in its unit.
+	// minMemory is less than any process can start with: a smaller number is a mistake in its
+	// unit.
 	minMemory = 64 << 10
 )
 

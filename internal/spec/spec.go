@@ -1,6 +1,6 @@
 // Package spec is what the options of a sandbox set: plain data, in groups by the stage of a run
-// that reads it, and what can be wrong with it. It looks at nothing of the machine but the number of
-// its CPUs, and belongs to all systems.
+// that reads it, and what can be wrong with it. It looks at nothing of the machine but the number
+// of its CPUs, and belongs to all systems.
 package spec
 
 import (
@@ -14,7 +14,7 @@ import (
 // Spec is what the options have set. Every field is a group, which either has a method Equal, by
 // which what was made from it is shared, or is read anew by each run.
 type Spec struct {
-	// Compiled into the programs of a run, but for its command's.
+	// Compiled into the programs of a run, except for its command's.
 	Root       Root
 	Namespaces Namespaces
 	Security   Security // into that of the command too
@@ -44,8 +44,8 @@ type Supervision struct {
 	Timeout     time.Duration // 0 for none
 	WaitDelay   time.Duration // how long writers may take at the end, 0 for as long as they do
 	OutputLimit int64         // bytes, 0 for none
-	// Start, if not nil, is called in place of the method Start, with a sandbox that lacks it. It is a
-	// func(context.Context, *sandbox.Sandbox) (*sandbox.Process, error).
+	// Start, if not nil, is called in place of the method Start, with a sandbox that lacks it.
+	// It is a func(context.Context, *sandbox.Sandbox) (*sandbox.Process, error).
 	Start any
 }
 
