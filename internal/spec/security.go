@@ -39,9 +39,6 @@ var capabilities = func() map[string]int {
 // CapabilityNumber returns the number of a capability that exists.
 func CapabilityNumber(name string) int { return capabilities[name] }
 
-// LastCapability is the largest number of a capability that has a name here.
-func LastCapability() int { return len(capabilities) - 1 }
-
 // Check returns what is wrong with it, except for what a profile says.
 func (s *Security) Check() (errs []error) {
 	for _, name := range s.Capabilities {
