@@ -24,8 +24,8 @@ func wanted(l *spec.Limits) (limits.Spec, error) {
 	if l.CPUSet != nil {
 		s.CPUSet = *l.CPUSet
 	}
-	if l.Pool != nil {
-		s.Pool = l.Pool.Budget().Name
+	if l.Pool.IsLimited() {
+		s.Pool = l.Pool.Name
 	}
 	for _, io := range l.IO {
 		limit, err := ioLimit(io)
@@ -45,44 +45,31 @@ func ioLimit(l spec.IO) (limits.IO, error) {
 	return limits.IO{Major: major, Minor: minor, ReadBytes: l.ReadBytes, WriteBytes: l.WriteBytes, ReadOps: l.ReadOps, WriteOps: l.WriteOps}, nil
 }
 
-// poolOf is the pool whose budget the limits have, nil for none.
-func poolOf(l *spec.Limits) *budget {
-	b, _ := l.Pool.(*budget)
-	return b
-}
-
 // together is what holds for all runs of a pool together.
-func (b *budget) together() limits.Spec { return limits.Spec{Memory: b.is.Memory, CPUs: b.is.CPUs} }
+func together(p *spec.Pool) limits.Spec { return limits.Spec{Memory: p.Memory, CPUs: p.CPUs} }
 
 // within returns the limits of a run with the pool's where its own are not lower. That changes
 // nothing, but a run sees its own limits and not those above it.
-func (b *budget) within(run limits.Spec) limits.Spec {
-	all := b.together()
-	if all.Memory != 0 && (run.Memory == 0 || all.Memory < run.Memory) {
-		run.Memory = all.Memory
+func within(p *spec.Pool, run limits.Spec) limits.Spec {
+	if p.Memory != 0 && (run.Memory == 0 || p.Memory < run.Memory) {
+		run.Memory = p.Memory
 	}
-	if all.CPUs != 0 && (run.CPUs == 0 || all.CPUs < run.CPUs) {
-		run.CPUs = all.CPUs
+	if p.CPUs != 0 && (run.CPUs == 0 || p.CPUs < run.CPUs) {
+		run.CPUs = p.CPUs
 	}
 	return run
 }
 
-// in makes the pool's cgroup in the cell of a run that is about to start, if it is not there yet.
-func (b *budget) in(c *cell.Cell) error {
-	b.cells.Store(c, nil)
-	return c.Limits.Pool(b.is.Name, b.together())
-}
-
-// end removes the pool's cgroups, with all that is still in them.
-func (b *budget) end() error {
-	var errs []error
-	b.cells.Range(func(c, _ any) bool {
-		if c := c.(*cell.Cell); !c.Dying() { // else they go with it
-			errs = append(errs, c.Limits.DeletePool(b.is.Name))
+// makePool makes the pool's cgroup in the cell of a run that is about to start, if it is not there
+// yet.
+func makePool(p *spec.Pool, c *cell.Cell) error {
+	p.Made(spec.Cgroups, c, func() error {
+		if c.Dying() {
+			return nil // it goes with the cell
 		}
-		return true
+		return c.Limits.DeletePool(p.Name)
 	})
-	return errors.Join(errs...)
+	return c.Limits.Pool(p.Name, together(p))
 }
 
 func delegateSubgroup(name string) error {
@@ -117,9 +104,9 @@ func blockDevice(path string) (major, minor int64, err error) {
 
 // optionsOf names those that were given and take a cgroup.
 func optionsOf(l *spec.Limits) (names []string) {
-	var pool spec.Budget
-	if l.Pool != nil {
-		pool = l.Pool.Budget()
+	pool := l.Pool
+	if pool == nil {
+		pool = &spec.Pool{}
 	}
 	for _, o := range []struct {
 		name  string

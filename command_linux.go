@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"fmt"
 	"math"
 	"strings"
 	"sync"
@@ -89,8 +88,8 @@ func (k *compiler) declareStreams() (streams []program.Slot) {
 	for _, name := range []string{"stdin", "stdout", "stderr"} {
 		streams = append(streams, k.b.File(name))
 	}
-	for i := range k.c.Streams.Extra {
-		streams = append(streams, k.b.File(fmt.Sprintf("extra file %d", i)))
+	for _, name := range k.c.Streams.ExtraNames() {
+		streams = append(streams, k.b.File(name))
 	}
 	return streams
 }

@@ -11,7 +11,6 @@ import (
 
 	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/host"
-	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/spec"
 )
@@ -57,8 +56,8 @@ type shape struct {
 	joins    int  // how many cgroups the command joins by itself; none if the host sees to that
 	savedID  bool // until it joins its cgroup, the command has this process's user id as its saved one
 
-	views limits.View // cgroup file systems that runs of the cell may see
-	view  limits.View // those that this one sees
+	views host.View // cgroup file systems that runs of the cell may see
+	view  host.View // those that this one sees
 }
 
 // plan is a compiled sandbox, but for its command.

@@ -15,7 +15,6 @@ import (
 
 	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/host"
-	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/overlay"
 	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/spec"
@@ -55,7 +54,7 @@ type goldenSandbox struct {
 	kernel  [2]int // where not goldenMachine's
 }
 
-var goldenView = limits.View{{Type: "cgroup", Name: "cpu,cpuacct", Options: "cpu,cpuacct"}, {Type: "cgroup", Name: "memory", Options: "xattr,memory"}}
+var goldenView = host.View{{Type: "cgroup", Name: "cpu,cpuacct", Options: "cpu,cpuacct"}, {Type: "cgroup", Name: "memory", Options: "xattr,memory"}}
 
 // golden is the sandboxes whose programs are kept in testdata/explain.
 var golden = []goldenSandbox{
@@ -76,7 +75,7 @@ var golden = []goldenSandbox{
 	{name: "no-seccomp", opts: []Option{WithoutSeccomp()}},
 	{name: "single-id", shape: shape{singleID: true}, opts: nil},
 	{name: "cgroup-v1", shape: shape{joins: 2, savedID: true, views: goldenView, view: goldenView}, opts: nil},
-	{name: "cgroup-v2", shape: shape{views: limits.View{{Type: "cgroup2"}}, view: limits.View{{Type: "cgroup2"}}}, opts: nil},
+	{name: "cgroup-v2", shape: shape{views: host.View{{Type: "cgroup2"}}, view: host.View{{Type: "cgroup2"}}}, opts: nil},
 	{name: "no-user-namespace", shape: shape{hostIDs: true}, opts: []Option{WithoutUserNamespace(), WithBind("/host/work", "/work"), WithFile("/tmp/a", []byte("x"), 0o600)}},
 	{name: "no-user-namespace-writable", shape: shape{hostIDs: true}, opts: []Option{WithoutUserNamespace(), WithUser(7, 8), WithWritableRoot(MiB), WithFile("/etc/app.conf", []byte("x"), 0o600)}},
 	{name: "dir", opts: []Option{WithRootfs(DirRootfs("/srv/root"))}},

@@ -1,10 +1,8 @@
 package sandbox
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/cellkit/sandbox/internal/fault"
 )
@@ -76,39 +74,10 @@ func (e *ExitError) Unwrap() error {
 	return e.cause
 }
 
-// contextError is why a context has ended: errors.Is finds in it both ctx.Err()
-// and the cause that was given to the context's cancel function.
-func contextError(ctx context.Context) error {
-	err, cause := ctx.Err(), context.Cause(ctx)
-	if errors.Is(cause, err) {
-		return cause
-	}
-	return fmt.Errorf("%w: %w", err, cause)
-}
-
-func notStarted(ctx context.Context) error {
-	return fmt.Errorf("sandbox: not started: %w", contextError(ctx))
-}
-
 // SetupError is a run that could not start.
-type SetupError struct {
-	// Stage is the step that failed, such as "cgroup" or "root file system"; "exec" is the
-	// execution of the command. One that an option asks for begins with its name: "WithBind
-	// /data".
-	Stage string
-	// Err is why: for a system call, its name, arguments and errno.
-	Err error
-	// Hint is what to do about it; it may be empty.
-	Hint string
-}
-
-func (e *SetupError) Error() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "sandbox: %s: %v", e.Stage, e.Err)
-	if e.Hint != "" {
-		b.WriteString(" (" + e.Hint + ")")
-	}
-	return b.String()
-}
-
-func (e *SetupError) Unwrap() error { return e.Err }
+//
+// It is a struct of three fields. Stage, a string, is the step that failed, such as "cgroup" or
+// "root file system"; "exec" is the execution of the command; one that an option asks for begins
+// with its name: "WithBind /data". Err, an error, is why: for a system call, its name, arguments
+// and errno. Hint, a string, is what to do about it; it may be empty.
+type SetupError = fault.SetupError

@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/wire"
 )
@@ -148,7 +149,7 @@ var ErrMessageLimit = wire.ErrTooLarge
 func (f *Func[In, Out]) Call(ctx context.Context, in In, opts ...Option) (Out, error) {
 	var zero Out
 	if ctx.Err() != nil {
-		return zero, notStarted(ctx)
+		return zero, fault.NotStarted(ctx)
 	}
 	s, err := f.sandbox(opts)
 	if err != nil {
@@ -161,7 +162,7 @@ func (f *Func[In, Out]) Call(ctx context.Context, in In, opts ...Option) (Out, e
 	return invoke(ctx, f, w, in, func(bool) { w.end() })
 }
 
-// sandbox is what calls with the options run in. Its last two extra files are filled in by start.
+// sandbox is what calls with the options run in.
 func (f *function) sandbox(opts []Option) (*Sandbox, error) {
 	f.once.Do(func() {
 		f.base = New(func(c *spec.Spec) { c.Root.Rootfs = spec.Rootfs{Parts: spec.OwnProgram} }).With(f.opts...)
@@ -183,13 +184,13 @@ func (f *function) derive(s *Sandbox) *Sandbox {
 		c.Function.Commanded = c.Command.Argv != nil
 		c.Function.Name = f.name
 		at := 3 + len(c.Streams.Extra)
+		c.Streams.Function = &spec.FunctionFiles{}
 		c.Command.Argv = []string{fmt.Sprintf("/proc/self/fd/%d", at+1), workerName, f.name, strconv.Itoa(at), strconv.FormatInt(c.Function.Message(), 10)}
-		c.Streams.Extra = append(c.Streams.Extra, nil, nil)
 		if m := c.Limits.Memory; m > 0 {
 			c.Command.Env = append([]string{fmt.Sprintf("GOMEMLIMIT=%d", m/10*9)}, c.Command.Env...)
 		}
 		c.Command.Env = append(c.Command.Env, workerEnv)
-		c.Command.Env = append(c.Command.Env, loaderPath+"="+libraryDir)
+		c.Command.Env = append(c.Command.Env, loaderPath+"="+program.LibraryDir)
 	})
 }
 

@@ -14,22 +14,11 @@ func gainedPrivileges() bool { return forkserver.Privileged() }
 
 func unsupportedHere() error { return nil }
 
-// programFile is this program's own file, to be executed in a run.
-func programFile() (*os.File, error) {
-	f, err := cell.OwnFile()
-	if err != nil {
-		return nil, &SetupError{Stage: "own program", Err: err}
-	}
-	return f, nil
-}
-
 // ownLibraries is what this program is loaded with, by where runs have it. If it can't be told, programFile says why.
 var ownLibraries = sync.OnceValue(func() map[string]string {
 	files, _ := cell.OwnLibraries()
 	return files
 })
-
-const libraryDir = cell.LibraryDir
 
 func closeOnExec(fd int) { unix.CloseOnExec(fd) }
 

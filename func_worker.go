@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/stdio"
 	"github.com/cellkit/sandbox/internal/wire"
@@ -19,6 +19,7 @@ import (
 type worker struct {
 	f       *function
 	process *Process
+	kill    func(why fault.Reason)
 	conn    *wire.Conn
 	log     *stdio.PrefixSuffix // what it wrote to its standard error, unless the caller takes that
 	timeout time.Duration       // 0 for none
@@ -41,47 +42,43 @@ func (f *function) start(ctx context.Context, s *Sandbox) (_ *worker, err error)
 			conn.Close()
 		}
 	}()
-	program, err := programFile()
-	if err != nil {
-		return nil, err
-	}
-	defer program.Close()
 	w.conn = conn
 	s = s.With(func(c *spec.Spec) {
 		c.Supervision.Timeout = 0
 		streams := &c.Streams
-		streams.Extra = append(slices.Clone(streams.Extra[:len(streams.Extra)-2]), far, program)
+		streams.Function = &spec.FunctionFiles{Conn: far}
 		if streams.Stderr == nil {
 			w.log = &stdio.PrefixSuffix{N: 32 << 10}
 			streams.Stderr = w.log
 		}
 	})
-	life, kill := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, kill)
+	life, kill := context.WithCancelCause(context.WithoutCancel(ctx))
+	w.kill = func(why fault.Reason) { kill(fault.Stop{Reason: why}) }
+	stop := context.AfterFunc(ctx, func() { kill(nil) })
 	defer func() {
 		if !stop() && err == nil {
 			w.end()
-			err = notStarted(ctx)
+			err = fault.NotStarted(ctx)
 		}
 	}()
 	if w.process, err = s.Start(life); err != nil {
-		kill()
+		kill(nil)
 		if ctx.Err() != nil {
-			err = notStarted(ctx)
+			err = fault.NotStarted(ctx)
 		}
 		return nil, err
 	}
 	far.Close() // now the end of the process is the end of the connection
 	go func() {
-		<-w.process.r.ended()
+		<-w.process.Ended()
 		conn.HangUp() // another run may have the other end
 		_, _ = w.process.Wait()
-		kill()
+		kill(nil)
 		close(w.ended)
 	}()
 	if _, err = conn.Receive(0, wire.Hello); err != nil {
 		if err = w.whyEnded(err); ctx.Err() != nil {
-			err = notStarted(ctx)
+			err = fault.NotStarted(ctx)
 		}
 		return nil, err
 	}
@@ -102,12 +99,12 @@ const lastWord = time.Second
 func (w *worker) whyEnded(received error) error {
 	if errors.Is(received, io.EOF) || errors.Is(received, io.ErrUnexpectedEOF) || isReset(received) {
 		select {
-		case <-w.process.r.ended():
+		case <-w.process.Ended():
 		case <-time.After(lastWord):
 		}
 	}
 	select {
-	case <-w.process.r.ended():
+	case <-w.process.Ended():
 		<-w.ended
 	default: // it lives, and what it says makes no sense
 		w.end()
@@ -159,7 +156,7 @@ type call struct {
 func (c *call) begin() {
 	c.stops = append(c.stops, context.AfterFunc(c.ctx, func() {
 		// First: a process that does not read can't be told either.
-		time.AfterFunc(cancelGrace, func() { c.w.process.r.kill(Canceled) })
+		time.AfterFunc(cancelGrace, func() { c.w.kill(fault.Canceled) })
 		_ = c.w.conn.Send(wire.Message{Kind: wire.Cancel})
 	}))
 	if c.w.timeout != 0 {
@@ -167,7 +164,7 @@ func (c *call) begin() {
 			c.mu.Lock()
 			c.timedOut = true
 			c.mu.Unlock()
-			c.w.process.r.kill(TimedOut)
+			c.w.kill(fault.TimedOut)
 			c.cancel()
 		}).Stop)
 	}
@@ -199,7 +196,7 @@ func (c *call) abandon() {
 	defer c.mu.Unlock()
 	if !c.over {
 		c.broken = true
-		c.w.process.r.kill(Signaled)
+		c.w.kill(fault.Signaled)
 	}
 }
 
@@ -214,7 +211,7 @@ func (c *call) feed(streams []wire.Stream) {
 				c.mu.Lock()
 				c.inErr = errors.Join(c.inErr, from.err)
 				c.mu.Unlock()
-				c.w.process.r.kill(Signaled)
+				c.w.kill(fault.Signaled)
 				return // the pipe stays open until the process has ended
 			}
 			s.To.Close()
@@ -259,7 +256,7 @@ func (f *function) tooLarge(what string, err error) error {
 }
 
 func (c *call) canceled() error {
-	return fmt.Errorf("sandbox: function %s: %w", c.w.f.name, contextError(c.ctx))
+	return fmt.Errorf("sandbox: function %s: %w", c.w.f.name, fault.Ended(c.ctx))
 }
 
 // trouble is the error that the worker reports.
@@ -380,7 +377,7 @@ func (c *call) sendPipes() error {
 // other ends.
 func (c *call) watch() {
 	select {
-	case <-c.w.process.r.ended():
+	case <-c.w.process.Ended():
 		for _, s := range c.streams {
 			s.f.End()
 		}

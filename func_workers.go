@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/stdio"
 )
@@ -105,7 +106,7 @@ func (p *workers) take(ctx context.Context) (*worker, error) {
 		return nil, p.err
 	}
 	if ctx.Err() != nil {
-		return nil, notStarted(ctx)
+		return nil, fault.NotStarted(ctx)
 	}
 	if !p.enter() {
 		return nil, fmt.Errorf("sandbox: function %s: %w", p.f.name, ErrPoolClosed)
@@ -126,7 +127,7 @@ func (p *workers) take(ctx context.Context) (*worker, error) {
 		return w, err
 	case <-ctx.Done():
 		p.busy.Done()
-		return nil, notStarted(ctx)
+		return nil, fault.NotStarted(ctx)
 	}
 }
 

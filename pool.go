@@ -60,8 +60,7 @@ type Pool struct {
 	config poolConfig
 	err    error // of the options
 	size   int
-	shared *prepared // whose it is is not the pool's
-	budget *budget   // nil without
+	shared *spec.Pool // what its runs have together
 	slots  *semaphore.Weighted
 	ended  chan struct{} // closed when Close has begun
 
@@ -81,7 +80,7 @@ var poolCount atomic.Uint64
 // NewPool makes a pool that runs what s describes, size runs at a time. It keeps as many prepared, unless s says another number: see WithPrepared. It never
 // fails: wrong options are reported by Run, each an *OptionError. The caller should call Close.
 func NewPool(s *Sandbox, size int, opts ...PoolOption) *Pool {
-	p := &Pool{config: poolConfig{queue: defaultQueue}, size: size, shared: s.prepared, ended: make(chan struct{}),
+	p := &Pool{config: poolConfig{queue: defaultQueue}, size: size, ended: make(chan struct{}),
 		slots: semaphore.NewWeighted(int64(max(size, 1))), live: map[uint64]context.CancelCauseFunc{}}
 	for _, opt := range opts {
 		if opt != nil {
@@ -89,28 +88,17 @@ func NewPool(s *Sandbox, size int, opts ...PoolOption) *Pool {
 		}
 	}
 	p.err = p.config.check(size)
-	if p.config.memory != 0 || p.config.cpus != 0 {
-		p.budget = &budget{is: spec.Budget{Name: fmt.Sprintf("pool-%d", poolCount.Add(1)), Memory: p.config.memory, CPUs: p.config.cpus}}
-	}
+	p.shared = &spec.Pool{Name: fmt.Sprintf("pool-%d", poolCount.Add(1)), Memory: p.config.memory, CPUs: p.config.cpus}
 	p.s = s.With(func(c *spec.Spec) {
-		c.Limits.Pool = nil
-		if p.budget != nil {
-			c.Limits.Pool = p.budget
+		c.Limits.Pool = p.shared
+		if c.Place.Prepared > 0 && !p.shared.IsLimited() {
+			c.Limits.Pool = nil // with what s keeps prepared
 		}
 		c.Place.Prepared = cmp.Or(c.Place.Prepared, min(max(size, 0), spec.MaxPrepared))
 	})
 	p.stats.Failed = map[Reason]uint64{}
 	return p
 }
-
-// budget is what the runs of a pool have together.
-type budget struct {
-	is    spec.Budget
-	cells sync.Map // that have had runs
-}
-
-// Budget is for package spec.
-func (b *budget) Budget() spec.Budget { return b.is }
 
 func (c *poolConfig) check(size int) error {
 	var errs []error
@@ -226,7 +214,7 @@ func (p *Pool) await(run context.Context) error {
 		if run.Err() == nil {
 			return fmt.Errorf("sandbox: not started: %w", ErrPoolClosed)
 		}
-		return notStarted(run)
+		return fault.NotStarted(run)
 	}
 	return nil
 }
@@ -297,7 +285,7 @@ func (p *Pool) Close(ctx context.Context) error {
 	select {
 	case <-done:
 	case <-ctx.Done():
-		err = fmt.Errorf("sandbox: closing the pool: %w", contextError(ctx))
+		err = fmt.Errorf("sandbox: closing the pool: %w", fault.Ended(ctx))
 		p.mu.Lock()
 		for _, cancel := range p.live {
 			cancel(ErrPoolClosed)
@@ -305,11 +293,5 @@ func (p *Pool) Close(ctx context.Context) error {
 		p.mu.Unlock()
 		<-done
 	}
-	if p.s.prepared != nil && p.s.prepared != p.shared {
-		p.s.prepared.end()
-	}
-	if p.budget != nil {
-		err = errors.Join(err, p.budget.end())
-	}
-	return err
+	return errors.Join(err, p.shared.Close())
 }

@@ -188,6 +188,9 @@ func (v *reserve) register() {
 		reserves.all = map[*reserve]struct{}{}
 	}
 	reserves.all[v] = struct{}{}
+	if p := v.config.Limits.Pool; p != nil {
+		p.Made(spec.PreparedRuns, v, func() error { v.end(); return nil })
+	}
 }
 
 // close is for when no sandbox has the reserve any more.
@@ -202,14 +205,17 @@ func (v *reserve) close() {
 	reserves.mu.Lock()
 	defer reserves.mu.Unlock()
 	delete(reserves.all, v)
+	if p := v.config.Limits.Pool; p != nil {
+		p.Gone(spec.PreparedRuns, v)
+	}
 }
 
 // end closes the reserve and waits until nothing is prepared any more. Runs that waited may still be about to end.
-func (p *prepared) end() {
-	p.close()
-	p.mu.Lock()
-	f := p.filling
-	p.mu.Unlock()
+func (v *reserve) end() {
+	v.close()
+	v.mu.Lock()
+	f := v.filling
+	v.mu.Unlock()
 	if f != nil {
 		f.hurry()
 		<-f.done
@@ -251,7 +257,7 @@ func (s *Sandbox) prepare(ctx context.Context) error {
 	f.hurry()
 	select {
 	case <-ctx.Done():
-		return fmt.Errorf("sandbox: Prepare: %w", contextError(ctx))
+		return fmt.Errorf("sandbox: Prepare: %w", fault.Ended(ctx))
 	case <-f.done:
 	}
 	if errors.Is(f.err, cell.ErrLost) {

@@ -15,6 +15,10 @@ func (p *Process) PID() int { return p.r.pid }
 // reported if there is no other. Every call returns the same.
 func (p *Process) Wait() (*Result, error) { return p.r.wait() }
 
+// Ended returns a channel that is closed when no process of the run is left. Its output may still
+// have to be written, for which Wait waits.
+func (p *Process) Ended() <-chan struct{} { return p.r.ended() }
+
 // Signal sends a signal to the command. It returns os.ErrProcessDone if that has
 // ended.
 func (p *Process) Signal(sig os.Signal) error { return p.r.signal(sig) }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/fault"
 )
 
 func TestReasonString(t *testing.T) {
@@ -75,7 +77,7 @@ func TestContextError(t *testing.T) {
 		{late, "context deadline exceeded: the client has gone"},
 		{wrapping, "job 7: context canceled"},
 	} {
-		err := contextError(test.ctx)
+		err := fault.Ended(test.ctx)
 		require.EqualError(t, err, test.text)
 		for _, err := range []error{err, &ExitError{Result: &Result{Reason: Canceled}, cause: err}} {
 			require.ErrorIs(t, err, test.ctx.Err())

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/forkserver"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
@@ -154,7 +155,7 @@ func (r *running) begin(ctx context.Context) {
 	c := r.config
 	r.ctx = ctx
 	r.streams.Start()
-	stopCancel := context.AfterFunc(ctx, func() { r.kill(Canceled) })
+	stopCancel := context.AfterFunc(ctx, func() { r.kill(Reason(fault.ReasonOf(ctx))) })
 	r.stop = append(r.stop, func() { stopCancel() })
 	if limit := c.Supervision.Timeout; limit != 0 {
 		t := time.AfterFunc(limit-time.Since(r.started), func() { r.kill(TimedOut) })
@@ -318,7 +319,7 @@ func (r *running) conclude(result *Result, exit program.Event, exited bool) {
 	if failed || result.Reason != Exited {
 		e := &ExitError{Result: result}
 		if result.Reason == Canceled {
-			e.cause = contextError(r.ctx)
+			e.cause = fault.Ended(r.ctx)
 		}
 		r.err = e
 	} else if r.copyErr != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/spec"
@@ -28,7 +29,7 @@ func (s *Sandbox) start(ctx context.Context) (*Process, error) {
 		return nil, err
 	}
 	if ctx.Err() != nil {
-		return nil, notStarted(ctx)
+		return nil, fault.NotStarted(ctx)
 	}
 	for attempt := 0; ; attempt++ {
 		r, err := s.startOnce(ctx)
@@ -81,7 +82,7 @@ var runCount atomic.Uint64
 // startIn takes a run that was prepared, or prepares one, and has it execute the command.
 func (s *Sandbox) startIn(ctx context.Context, c *cell.Cell) (_ *running, err error) {
 	if ctx.Err() != nil { // it took a boot to get here
-		return nil, notStarted(ctx)
+		return nil, fault.NotStarted(ctx)
 	}
 	command, err := s.command.program(&s.config)
 	if err != nil {
@@ -154,8 +155,8 @@ func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *running, er
 	}
 	// While the clone sets itself up, make the cgroup that it will join.
 	if c.Limits != nil {
-		if b := poolOf(&conf.Limits); b != nil {
-			if err := b.in(c); err != nil {
+		if p := conf.Limits.Pool; p.IsLimited() {
+			if err := makePool(p, c); err != nil {
 				return nil, r.startLost(ctx, &SetupError{Stage: "cgroup", Err: err})
 			}
 		}
@@ -185,10 +186,17 @@ func (r *running) execute(ctx context.Context, conf *spec.Spec, command *program
 
 func (r *running) openStreams() (err error) {
 	c, s := &r.config.Supervision, &r.config.Streams
-	r.streams, err = stdio.Open(stdio.Config{
+	conf := stdio.Config{
 		Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Extra: s.Extra,
 		Limit: c.OutputLimit, Exceeded: func() { r.kill(OutputExceeded) }, Delay: c.WaitDelay,
-	})
+	}
+	if s.Function != nil {
+		conf.Extra = append(slices.Clip(s.Extra), s.Function.Conn)
+		if conf.Last, err = cell.OwnFile(); err != nil {
+			return err
+		}
+	}
+	r.streams, err = stdio.Open(conf)
 	return err
 }
 
@@ -228,19 +236,19 @@ func enforceable(l *spec.Limits, c *cell.Cell) (limits.Spec, error) {
 	if err != nil {
 		return want, err
 	}
-	given, pool := asked(l, want), poolOf(l)
+	given, pool := asked(l, want), l.Pool
 	switch {
 	case c.Limits != nil:
 		err = c.Tree.Missing(given)
-		if pool != nil {
-			if missing := c.Tree.Missing(pool.together()); missing != nil {
+		if pool.IsLimited() {
+			if missing := c.Tree.Missing(together(pool)); missing != nil {
 				err = errors.Join(err, fmt.Errorf("the pool's %w", missing))
 			}
 		}
 		if l.CPUTime != 0 {
 			err = errors.Join(err, c.Tree.MissingCPUTime())
 		}
-	case !given.Empty() || l.CPUTime != 0 || pool != nil:
+	case !given.Empty() || l.CPUTime != 0 || pool.IsLimited():
 		err = fmt.Errorf("%s: %w", strings.Join(optionsOf(l), ", "), c.LimitsErr)
 	}
 	if err != nil {
@@ -249,8 +257,8 @@ func enforceable(l *spec.Limits, c *cell.Cell) (limits.Spec, error) {
 	if c.Limits != nil && c.Tree.Missing(want) != nil {
 		want.PIDs = 0 // a default that can't be enforced: Check says so
 	}
-	if pool != nil {
-		want = pool.within(want)
+	if pool.IsLimited() {
+		want = within(pool, want)
 	}
 	return want, nil
 }
@@ -376,7 +384,7 @@ var startGone = []error{io.EOF, unix.ECONNRESET, unix.EPIPE, unix.ESRCH, unix.EN
 // was noticed of that.
 func (r *running) startLost(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return notStarted(ctx)
+		return fault.NotStarted(ctx)
 	}
 	isGone := func(e error) bool { return errors.Is(err, e) }
 	if slices.ContainsFunc(startGone, isGone) && r.cell.DiesNow() {

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cellkit/sandbox/internal/limits"
+	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/spec"
 )
@@ -66,7 +66,7 @@ const cgroupDir = "/fs/cgroup"
 // addView mounts the run's own cgroup, read-only. The command does so when it is there, in a cgroup
 // namespace of its own, and still has its capabilities: what the mount shows begins at that cgroup.
 func (k *compiler) addView() {
-	if !k.layout.Sys || k.shape.view == (limits.View{}) {
+	if !k.layout.Sys || k.shape.view == (host.View{}) {
 		return
 	}
 	b := k.b

@@ -65,13 +65,8 @@ func (r *running) usageNow() (Usage, error) { return Usage{}, unsupported() }
 func (r *running) kill(Reason)              {}
 func (r *running) ended() <-chan struct{}   { return nil }
 
-func gainedPrivileges() bool         { return false }
-func unsupportedHere() error         { return unsupported() }
-func programFile() (*os.File, error) { return nil, unsupported() }
-func growPipe(*os.File)              {}
+func gainedPrivileges() bool { return false }
+func unsupportedHere() error { return unsupported() }
+func growPipe(*os.File)      {}
 
-const libraryDir = ""
-
-func closeOnExec(int)      {}
-func (*budget) end() error { return nil }
-func (*prepared) end()     {}
+func closeOnExec(int) {}

@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/cellkit/sandbox/internal/forkserver"
+	"github.com/cellkit/sandbox/internal/program"
 )
 
 // own is this program's own file, opened when it is first asked for, for runs to execute.
@@ -40,7 +41,7 @@ func CloseOwn() {
 }
 
 // OwnLibraries maps the path that each of this program's shared libraries must have in a run to its
-// file on the host. It is empty if the program is static. The run needs LibraryDir as its library
+// file on the host. It is empty if the program is static. The run needs program.LibraryDir as its library
 // search path.
 func OwnLibraries() (map[string]string, error) {
 	exe, err := os.Open(ownPath)
@@ -55,12 +56,9 @@ func OwnLibraries() (map[string]string, error) {
 	files := map[string]string{loader: loader}
 	libs, err := mappedLibraries()
 	for _, l := range libs {
-		if at := filepath.Join(LibraryDir, neededAs(l)); neededAs(l) != filepath.Base(loader) {
+		if at := filepath.Join(program.LibraryDir, neededAs(l)); neededAs(l) != filepath.Base(loader) {
 			files[at] = l
 		}
 	}
 	return files, err
 }
-
-// LibraryDir is a directory where no run mounts a file system of its own.
-const LibraryDir = "/lib"

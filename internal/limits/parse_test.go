@@ -11,6 +11,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/host"
 )
 
 func TestParseCPUs(t *testing.T) {
@@ -169,23 +171,23 @@ func TestView(t *testing.T) {
 		info(5, "cgroup", "/sys/fs/cgroup/pids", "/", "rw,pids"),
 		info(9, "cgroup2", "/sys/fs/cgroup/unified", "/", "rw,nsdelegate"),
 	})
-	cpu := Hierarchy{"cgroup", "cpu,cpuacct", "cpu,cpuacct"}
-	memory := Hierarchy{"cgroup", "memory", "xattr,memory"}
-	cpuset := Hierarchy{"cgroup", "cpuset", "cpuset,noprefix"}
+	cpu := host.Hierarchy{Type: "cgroup", Name: "cpu,cpuacct", Options: "cpu,cpuacct"}
+	memory := host.Hierarchy{Type: "cgroup", Name: "memory", Options: "xattr,memory"}
+	cpuset := host.Hierarchy{Type: "cgroup", Name: "cpuset", Options: "cpuset,noprefix"}
 	c := &Cell{tree: &Tree{all: all, v1: map[string]string{"memory": "/m", "cpu": "/c", "cpuacct": "/c", "pids": "/p"}}, home: map[string]bool{}}
-	assert.Equal(t, View{cpu, memory, cpuset}, c.Views())
+	assert.Equal(t, host.View{cpu, memory, cpuset}, c.Views())
 	assert.Equal(t, []string{"cpu", "cpuacct"}, cpu.Links())
 	assert.Empty(t, memory.Links())
 	assert.Zero(t, c.View(Spec{PIDs: 1}), "nothing that programs look for there")
-	assert.Equal(t, View{cpu, memory}, c.View(Spec{Memory: 1}), "cpuset can't be used")
+	assert.Equal(t, host.View{cpu, memory}, c.View(Spec{Memory: 1}), "cpuset can't be used")
 	c.tree.v1["cpuset"] = "/s"
-	assert.Equal(t, View{cpu, memory}, c.View(Spec{Memory: 1}), "it is nobody's own")
+	assert.Equal(t, host.View{cpu, memory}, c.View(Spec{Memory: 1}), "it is nobody's own")
 	c.home["cpuset"] = true
-	assert.Equal(t, View{cpu, memory, cpuset}, c.View(Spec{CPUs: 1}))
+	assert.Equal(t, host.View{cpu, memory, cpuset}, c.View(Spec{CPUs: 1}))
 
 	c = &Cell{tree: &Tree{v2: "/sys/fs/cgroup", all: all[5:]}}
-	assert.Equal(t, View{{Type: "cgroup2"}}, c.Views())
-	assert.Equal(t, View{{Type: "cgroup2"}}, c.View(Spec{PIDs: 1}))
+	assert.Equal(t, host.View{{Type: "cgroup2"}}, c.Views())
+	assert.Equal(t, host.View{{Type: "cgroup2"}}, c.View(Spec{PIDs: 1}))
 	assert.Zero(t, c.View(Spec{}))
 }
 

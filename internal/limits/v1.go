@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/host"
 )
 
 // createV1 makes a run's directory in the hierarchies that the run needs. Each costs 0.1 to 0.2 ms
@@ -56,7 +58,7 @@ func (c *Cell) controllersV1(s Spec) []string {
 	if s.CPUSet != "" {
 		controllers = append(controllers, "cpuset")
 	}
-	for _, name := range viewed {
+	for _, name := range host.Viewed {
 		if c.seen(s) && !c.home[name] && !slices.Contains(controllers, name) && c.tree.v1[name] != "" && c.fillable(name) {
 			controllers = append(controllers, name)
 		}

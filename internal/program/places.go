@@ -18,3 +18,7 @@ const (
 	// (JDK-8347811).
 	CellControllers = "/cell/cgroups"
 )
+
+// LibraryDir is where a run that executes this program itself has the libraries of that: a
+// directory where no run mounts a file system of its own.
+const LibraryDir = "/lib"

@@ -1,12 +1,14 @@
 package spec
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cellkit/sandbox/internal/fault"
@@ -22,7 +24,7 @@ type Limits struct {
 	CPUTime      time.Duration
 	IO           []IO
 	Parent       string // cgroup, as in /proc/self/cgroup; "" for the default
-	Pool         Pool   // nil for none
+	Pool         *Pool  // nil for none
 }
 
 // IO is what sandbox.IOLimit says.
@@ -32,14 +34,59 @@ type IO struct {
 	ReadOps, WriteOps     uint64
 }
 
-// Pool is the pool that the run is in, if it limits its runs together.
-type Pool interface{ Budget() Budget }
-
-// Budget is what the runs of a pool have together. 0 is no limit.
-type Budget struct {
-	Name   string // of the cgroup
+// Pool is what the runs of a pool have together. 0 is no limit.
+type Pool struct {
+	Name   string // of its cgroups, if it has limits
 	Memory int64
 	CPUs   float64
+
+	mu   sync.Mutex
+	made [2]map[any]func() error
+}
+
+// PoolPart is what has been made for a pool, in the order in which Close undoes it.
+type PoolPart int
+
+const (
+	PreparedRuns PoolPart = iota
+	Cgroups
+)
+
+// IsLimited reports whether the runs of the pool are limited together.
+func (p *Pool) IsLimited() bool { return p != nil && (p.Memory != 0 || p.CPUs != 0) }
+
+// Made has Close call undo for a part of which it does not know yet.
+func (p *Pool) Made(part PoolPart, key any, undo func() error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.made[part] == nil {
+		p.made[part] = map[any]func() error{}
+	}
+	if _, ok := p.made[part][key]; !ok {
+		p.made[part][key] = undo
+	}
+}
+
+// Gone takes back what Made was told.
+func (p *Pool) Gone(part PoolPart, key any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.made[part], key)
+}
+
+// Close undoes what was made for the pool, once no run of it is left.
+func (p *Pool) Close() error {
+	p.mu.Lock()
+	made := p.made
+	p.made = [2]map[any]func() error{}
+	p.mu.Unlock()
+	var errs []error
+	for _, part := range made {
+		for _, undo := range part {
+			errs = append(errs, undo())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Equal reports whether both make the same cgroup.
@@ -65,7 +112,7 @@ func (l *Limits) check() (errs []error) {
 	}
 	errs = append(errs, checkMemory("WithMemory", l.Memory), checkCPUs("WithCPUs", l.CPUs))
 	if l.Pool != nil {
-		errs = append(errs, l.Pool.Budget().check(l.CPUs)...)
+		errs = append(errs, l.Pool.check(l.CPUs)...)
 	}
 	if l.Swap < 0 {
 		bad("WithSwap", "%d is not a number of bytes", l.Swap)
@@ -117,10 +164,10 @@ func checkCPUs(option string, cpus float64) error {
 
 // check returns what is wrong with it, for a run with the given limit of its own: cgroup v1 refuses
 // a child more than its parent has.
-func (b Budget) check(cpus float64) []error {
-	errs := []error{checkMemory("PoolMemory", b.Memory), checkCPUs("PoolCPUs", b.CPUs)}
-	if b.CPUs != 0 && cpus != 0 && cpus > b.CPUs {
-		errs = append(errs, fault.Option("WithCPUs", "%v is more than the %v that PoolCPUs gives to all runs together", cpus, b.CPUs))
+func (p *Pool) check(cpus float64) []error {
+	errs := []error{checkMemory("PoolMemory", p.Memory), checkCPUs("PoolCPUs", p.CPUs)}
+	if p.CPUs != 0 && cpus != 0 && cpus > p.CPUs {
+		errs = append(errs, fault.Option("WithCPUs", "%v is more than the %v that PoolCPUs gives to all runs together", cpus, p.CPUs))
 	}
 	return errs
 }

@@ -75,7 +75,7 @@ func (s *Spec) SamePlans(o *Spec) bool {
 // SameCommand reports whether both execute their commands with the same program. Of the streams it
 // knows nothing but their number, and of the root the files that are made by it.
 func (s *Spec) SameCommand(o *Spec) bool {
-	return s.Root.sameWithCommand(&o.Root) && s.Command.Equal(&o.Command) && len(s.Streams.Extra) == len(o.Streams.Extra) && s.Security.Equal(&o.Security)
+	return s.Root.sameWithCommand(&o.Root) && s.Command.Equal(&o.Command) && len(s.Streams.Extra) == len(o.Streams.Extra) && (s.Streams.Function == nil) == (o.Streams.Function == nil) && s.Security.Equal(&o.Security)
 }
 
 // SamePrepared reports whether the runs prepared for one can serve the other, if they have the same

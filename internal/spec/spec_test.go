@@ -28,18 +28,14 @@ var groups = map[string]shared{
 
 // fieldsApart are those that mean something else than their group.
 var fieldsApart = map[string]shared{
-	"Streams.Extra": {command: true}, // their number
+	"Streams.Extra":    {command: true}, // their number
+	"Streams.Function": {command: true}, // whether there are any
 }
-
-type pool struct{}
-
-func (*pool) Budget() Budget { return Budget{} }
 
 // other is a value for fields that reflection can't make one for.
 var other = map[reflect.Type]any{
 	reflect.TypeFor[any]():                 7,
 	reflect.TypeFor[error]():               errors.New("x"),
-	reflect.TypeFor[Pool]():                &pool{},
 	reflect.TypeFor[[]Mount]():             []Mount{{"/x", Tmpfs{1}}},
 	reflect.TypeFor[*specs.LinuxSeccomp](): &specs.LinuxSeccomp{},
 	reflect.TypeFor[map[string]Rlimit]():   map[string]Rlimit{"core": {1, 2}},

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"io"
 	"os"
 
@@ -12,6 +13,23 @@ type Streams struct {
 	Stdin          io.Reader // nil for /dev/null, as the others
 	Stdout, Stderr io.Writer
 	Extra          []*os.File
+	Function       *FunctionFiles // nil for commands
+}
+
+// FunctionFiles is what a process that serves a function has besides, as the descriptors after
+// those of Extra: the connection over which it is called, and this program's own file, which is
+// executed.
+type FunctionFiles struct{ Conn *os.File }
+
+// ExtraNames says what the descriptors from 3 on are, for Explain.
+func (s *Streams) ExtraNames() (names []string) {
+	for i := range s.Extra {
+		names = append(names, fmt.Sprintf("extra file %d", i))
+	}
+	if s.Function != nil {
+		names = append(names, "calls of the function", "this program")
+	}
+	return names
 }
 
 // MaxExtraFiles keeps the descriptors of a run within one message.

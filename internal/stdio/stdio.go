@@ -17,6 +17,7 @@ type Config struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer  // one pipe for both if they are the same
 	Extra          []*os.File // the run's descriptors from 3 on
+	Last           *os.File   // after those, if not nil; it is closed once the run has it
 
 	Limit    int64  // of bytes of both outputs together, which are then copied even to files; 0: none
 	Exceeded func() // is called once, when the run writes more
@@ -47,11 +48,15 @@ func Open(c Config) (*Streams, error) {
 	if c.Limit != 0 {
 		s.limit = &outputLimit{left: c.Limit, exceeded: c.Exceeded}
 	}
-	if err := s.open(&c); err != nil {
+	err := s.open(&c)
+	s.child = append(s.child, c.Extra...)
+	if c.Last != nil {
+		s.give(c.Last)
+	}
+	if err != nil {
 		s.Close()
 		return nil, err
 	}
-	s.child = append(s.child, c.Extra...)
 	for _, f := range s.child {
 		letReopen(f)
 	}
