@@ -1,7 +1,6 @@
 package sandbox
 
 import (
-	"context"
 	"errors"
 
 	"github.com/cellkit/sandbox/internal/fault"
@@ -31,7 +30,7 @@ func CellWithoutUserNamespace() CellOption { return func(c *cellConfig) { c.host
 // Cell is an outer container of its own for runs that must not share one with
 // others. Most programs need none: runs share a default cell, which is booted by
 // the first of them.
-type Cell struct{ impl cellImpl }
+type Cell struct{ is *cellImpl }
 
 // NewCell boots a cell. That takes some tens of milliseconds; runs in it then
 // cost what they cost anywhere. Its error is the joined *OptionError of wrong options, or a
@@ -46,7 +45,11 @@ func NewCell(opts ...CellOption) (*Cell, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	return newCell(c)
+	is, err := newCell(c)
+	if err != nil {
+		return nil, err
+	}
+	return &Cell{is}, nil
 }
 
 // check reports all wrong options, with the words of the runs' own.
@@ -61,8 +64,8 @@ func (c *cellConfig) check() error {
 	return errors.Join(errs...)
 }
 
-// made tells whether the cell is one of NewCell's.
-func (c *Cell) made() bool { return c != nil && *c != Cell{} }
+// made reports whether the cell is one of NewCell's.
+func (c *Cell) made() bool { return c != nil && c.is != nil }
 
 // Close kills what runs in the cell, ends it and waits until nothing of it is
 // left. Runs that it ended report ErrCellLost.
@@ -70,5 +73,5 @@ func (c *Cell) Close() error {
 	if !c.made() {
 		return errors.New("sandbox: Close: the cell was not made by NewCell: look at the error of that")
 	}
-	return c.close(context.Background())
+	return closeCell(c.is)
 }

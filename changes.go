@@ -44,10 +44,10 @@ func (c Change) String() string { return fmt.Sprintf("%v %s", c.Kind, c.Path) }
 // called while a run is at work, and then tells of some moment of each file. What is in the files is to be read in a run of the sandbox.
 // The error is that of a closed scratch, or of a directory of the root that can't be opened. It needs what WithScratchRoot does.
 func (s *Sandbox) RootChanges() ([]Change, error) {
-	if s.config.Root.Upper == nil {
+	if s.is.Spec.Root.Upper == nil {
 		return nil, fault.Option("WithScratchRoot", "is missing: RootChanges tells what runs changed in its scratch")
 	}
-	changes, err := s.rootChanges()
+	changes, err := rootChanges(s.is)
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: RootChanges: %w", err)
 	}

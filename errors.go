@@ -21,15 +21,15 @@ type OptionError = fault.OptionError
 var (
 	ErrTimeout     = errors.New("timed out")
 	ErrCPUTime     = errors.New("out of CPU time")
-	ErrOutOfMemory = errors.New("out of memory") // also in a *SetupError: WithMemory is too little to execute the command
+	ErrOutOfMemory = fault.ErrOutOfMemory // also in a *SetupError: WithMemory is too little to execute the command
 	ErrOutputLimit = errors.New("too much output")
 	ErrPIDLimit    = errors.New("too many processes")
 	// ErrWaitDelay is in the error of a run whose command exited with status 0, if writing its
 	// output took longer after that than WithWaitDelay allows.
-	ErrWaitDelay = errors.New("a writer of the output took longer than WithWaitDelay")
+	ErrWaitDelay = fault.ErrWaitDelay
 	// ErrCellLost says that the cell ended under its runs, killed from
 	// outside or closed. The runs are gone; the next Run boots another.
-	ErrCellLost = errors.New("the cell is gone")
+	ErrCellLost = fault.ErrCellLost
 )
 
 // ExitError is the error of a run whose command did not exit with status 0.

@@ -172,7 +172,7 @@ func (f *function) sandbox(opts []Option) (*Sandbox, error) {
 	if len(opts) > 0 {
 		s = f.derive(f.base.With(opts...))
 	}
-	if s.config.Function.Commanded {
+	if s.is.Spec.Function.Commanded {
 		return nil, fault.Option("WithCommand", "the function %q is the command", f.name)
 	}
 	return s, nil

@@ -31,10 +31,10 @@ type worker struct {
 
 // start starts a worker and waits until it is ready. Once it is, the end of ctx means nothing to it.
 func (f *function) start(ctx context.Context, s *Sandbox) (_ *worker, err error) {
-	w := &worker{f: f, timeout: s.config.Supervision.Timeout, limit: s.config.Function.Message(), born: time.Now(), ended: make(chan struct{})}
+	w := &worker{f: f, timeout: s.is.Spec.Supervision.Timeout, limit: s.is.Spec.Function.Message(), born: time.Now(), ended: make(chan struct{})}
 	conn, far, err := wire.Pair(w.limit)
 	if err != nil {
-		return nil, errors.Join(unsupportedHere(), err)
+		return nil, errors.Join(err)
 	}
 	defer far.Close()
 	defer func() {

@@ -113,7 +113,7 @@ func (p *workers) take(ctx context.Context) (*worker, error) {
 	}
 	select {
 	case w := <-p.idle:
-		if w != nil && w.fresh(&p.s.config.Function) {
+		if w != nil && w.fresh(&p.s.is.Spec.Function) {
 			return w, nil
 		}
 		if w != nil {
@@ -134,7 +134,7 @@ func (p *workers) take(ctx context.Context) (*worker, error) {
 // give takes a worker back that has served a call.
 func (p *workers) give(w *worker, healthy bool) {
 	defer p.busy.Done()
-	if healthy && w.fresh(&p.s.config.Function) {
+	if healthy && w.fresh(&p.s.is.Spec.Function) {
 		p.idle <- w
 		return
 	}

@@ -120,7 +120,7 @@ func WithCell(cell *Cell) Option {
 	return func(c *spec.Spec) {
 		c.Place.Cell, c.Place.HasCell = nil, true
 		if cell.made() {
-			c.Place.Cell = cell
+			c.Place.Cell = cell.is
 		}
 	}
 }

@@ -153,19 +153,12 @@ var wrong = []struct {
 	{"unknown capability", []Option{WithCapabilities("CAP_KILL", "KILL")}, `WithCapabilities: "KILL" is unknown: names look like CAP_NET_BIND_SERVICE`},
 	{"no scratch for a root", []Option{WithScratchRoot(nil)}, `WithScratchRoot: the scratch was not made by NewScratch`},
 	{"no scratch of NewScratch for a root", []Option{WithScratchRoot(new(Scratch))}, `WithScratchRoot: the scratch was not made by NewScratch`},
-	{"prepared runs for a scratch", []Option{WithPrepared(1), WithScratchRoot(closedScratch())}, `WithPrepared: with WithScratchRoot`},
-	{"the host's ids in a scratch", []Option{WithoutUserNamespace(), WithScratchRoot(closedScratch())}, `WithScratchRoot: with WithoutUserNamespace`},
+	{"prepared runs for a scratch", []Option{WithPrepared(1), withAnyScratchRoot}, `WithPrepared: with WithScratchRoot`},
+	{"the host's ids in a scratch", []Option{WithoutUserNamespace(), withAnyScratchRoot}, `WithScratchRoot: with WithoutUserNamespace`},
 }
 
-// closedScratch is one that no run can have, but a program be compiled for.
-func closedScratch() *Scratch {
-	root, err := os.OpenRoot(".")
-	if err != nil {
-		panic(err)
-	}
-	root.Close()
-	return &Scratch{size: MiB, root: root}
-}
+// withAnyScratchRoot is WithScratchRoot of one that no run can have, but a program be compiled for.
+func withAnyScratchRoot(c *spec.Spec) { c.Root.SetUpper(new(scratchImpl), MiB) }
 
 func manyLayers() (dirs []string) {
 	for i := range 65 {
@@ -177,7 +170,7 @@ func manyLayers() (dirs []string) {
 func TestWrongOptions(t *testing.T) {
 	for _, test := range wrong {
 		t.Run(test.name, func(t *testing.T) {
-			errs := New(append([]Option{valid}, test.opts...)...).config.Check()
+			errs := New(append([]Option{valid}, test.opts...)...).is.Spec.Check()
 			require.Len(t, errs, 1)
 			requireOptionError(t, errs[0], "sandbox: "+test.want)
 		})
@@ -211,7 +204,7 @@ func TestAllErrorsAtOnce(t *testing.T) {
 		}
 	}
 	require.Greater(t, len(want), 20)
-	errs := New(opts...).config.Check()
+	errs := New(opts...).is.Spec.Check()
 	err := errors.Join(errs...)
 	for _, text := range want {
 		require.ErrorContains(t, err, text)
@@ -252,7 +245,7 @@ func TestWrongArguments(t *testing.T) {
 }
 
 func TestCommandIsRequired(t *testing.T) {
-	errs := New().config.Check()
+	errs := New().is.Spec.Check()
 	require.Len(t, errs, 1)
 	requireOptionError(t, errs[0], "sandbox: WithCommand: no command is set")
 }
@@ -284,7 +277,7 @@ func TestGoodOptions(t *testing.T) {
 	}
 	for name, opts := range tests {
 		t.Run(name, func(t *testing.T) {
-			require.Empty(t, New(append([]Option{valid}, opts...)...).config.Check())
+			require.Empty(t, New(append([]Option{valid}, opts...)...).is.Spec.Check())
 		})
 	}
 }
@@ -295,7 +288,7 @@ func TestZeroIsNoLimit(t *testing.T) {
 		WithIO(IOLimit{Path: "/dev/sda"}), WithWritableRoot(0), WithMessageLimit(0), WithMaxCalls(0), WithMaxAge(0)}
 	limited := New(valid, WithTimeout(1), WithOutputLimit(1), WithMemory(MiB), WithCPUs(0.5), WithCPUWeight(1), WithPIDs(1), WithCPUTime(1), WithWritableRoot(1))
 	for _, s := range []*Sandbox{New(valid).With(zeros...), limited.With(zeros...)} {
-		c := s.config
+		c := s.is.Spec
 		require.Empty(t, c.Check())
 		require.Zero(t, c.Supervision.Timeout)
 		require.Zero(t, c.Supervision.OutputLimit)
@@ -303,7 +296,7 @@ func TestZeroIsNoLimit(t *testing.T) {
 		require.Zero(t, c.Root.Writable)
 		require.Equal(t, spec.Function{}, c.Function)
 	}
-	require.Equal(t, spec.Tmpfs{Size: 256 * MiB}, New(WithTmpfs("/a", 0)).config.Root.Mounts[0].Source)
+	require.Equal(t, spec.Tmpfs{Size: 256 * MiB}, New(WithTmpfs("/a", 0)).is.Spec.Root.Mounts[0].Source)
 	var p poolConfig
 	PoolMemory(0)(&p)
 	PoolCPUs(0)(&p)
@@ -320,7 +313,7 @@ func TestLaterValueMendsEarlier(t *testing.T) {
 		WithHostname(""), WithUser(-1, -1), WithNetwork(9),
 		WithRootfs(DirRootfs("x")), WithWritableRoot(-1),
 	)
-	require.NotEmpty(t, s.config.Check())
+	require.NotEmpty(t, s.is.Spec.Check())
 	mended := s.With(
 		valid, WithDir("/x"), WithTimeout(1), WithOutputLimit(1),
 		WithMemory(MiB), WithSwap(1), WithCPUs(0.5), WithCPUWeight(1), WithCPUSet("0"), WithPIDs(1), WithCPUTime(1),
@@ -328,15 +321,15 @@ func TestLaterValueMendsEarlier(t *testing.T) {
 		WithHostname("x"), WithUser(1, 1), WithNetwork(NetworkHost),
 		WithRootfs(HostRootfs()), WithWritableRoot(1),
 	)
-	require.Empty(t, mended.config.Check())
-	require.NotEmpty(t, s.config.Check(), "the receiver")
+	require.Empty(t, mended.is.Spec.Check())
+	require.NotEmpty(t, s.is.Spec.Check(), "the receiver")
 }
 
 func TestLastValueWins(t *testing.T) {
 	profile := &specs.LinuxSeccomp{}
 	c := New(valid, WithCommand("a", "b"), WithDir("/a"), WithDir("/b"), WithMemory(MiB), WithMemory(2*MiB),
 		WithRlimit("core", 1, 1), WithRlimit("core", 2, 3), WithUser(1, 1), WithUser(2, 3),
-		WithoutSeccomp(), WithSeccomp(profile)).config
+		WithoutSeccomp(), WithSeccomp(profile)).is.Spec
 	require.Equal(t, []string{"a", "b"}, c.Command.Argv)
 	require.Equal(t, "/b", c.Command.Dir)
 	require.Equal(t, int64(2*MiB), c.Limits.Memory)
@@ -345,7 +338,7 @@ func TestLastValueWins(t *testing.T) {
 	require.Same(t, profile, c.Security.Seccomp)
 	require.False(t, c.Security.NoSeccomp)
 
-	c = New(WithSeccomp(profile), WithoutSeccomp()).config
+	c = New(WithSeccomp(profile), WithoutSeccomp()).is.Spec
 	require.Nil(t, c.Security.Seccomp)
 	require.True(t, c.Security.NoSeccomp)
 }
@@ -378,7 +371,7 @@ func names(c *spec.Spec) string {
 func TestWithLeavesReceiverUnchanged(t *testing.T) {
 	// Several calls, so that slices have room to append to in place.
 	base := New(valid).With(adding("a")...).With(adding("b")...).With(adding("c")...)
-	before := names(&base.config)
+	before := names(&base.is.Spec)
 	var all sync.WaitGroup
 	for i := range 20 {
 		all.Go(func() {
@@ -386,16 +379,16 @@ func TestWithLeavesReceiverUnchanged(t *testing.T) {
 			one := base.With(adding(name)...)
 			want := New(valid).With(adding("a")...).With(adding("b")...).With(adding("c")...).With(adding(name)...)
 			two := one.With(adding("x")...)
-			if got := names(&one.config); got != names(&want.config) {
-				t.Errorf("got %s\nwant %s", got, names(&want.config))
+			if got := names(&one.is.Spec); got != names(&want.is.Spec) {
+				t.Errorf("got %s\nwant %s", got, names(&want.is.Spec))
 			}
-			if got := names(&two.config); !strings.Contains(got, name) || !strings.Contains(got, "file-x") {
+			if got := names(&two.is.Spec); !strings.Contains(got, name) || !strings.Contains(got, "file-x") {
 				t.Errorf("got %s", got)
 			}
 		})
 	}
 	all.Wait()
-	require.Equal(t, before, names(&base.config))
+	require.Equal(t, before, names(&base.is.Spec))
 }
 
 // TestOptionsKeepNoReference changes what options were made from afterwards.
@@ -406,16 +399,16 @@ func TestOptionsKeepNoReference(t *testing.T) {
 	data[0] = 'X'
 	s := New(append(opts, WithCommand("c", args...), WithEnv(env...), WithCapabilities(caps...), WithIO(io...))...)
 	args[0], env[0], caps[0], io[0].Path = "X", "X=1", "X", "X"
-	require.Equal(t, []string{"c", "a"}, s.config.Command.Argv)
-	require.Equal(t, []string{"A=1"}, s.config.Command.Env)
-	require.Equal(t, spec.File{Data: "data"}, s.config.Root.Mounts[0].Source)
-	require.Equal(t, []string{"CAP_KILL"}, s.config.Security.Capabilities)
-	require.Equal(t, "/a", s.config.Limits.IO[0].Path)
+	require.Equal(t, []string{"c", "a"}, s.is.Spec.Command.Argv)
+	require.Equal(t, []string{"A=1"}, s.is.Spec.Command.Env)
+	require.Equal(t, spec.File{Data: "data"}, s.is.Spec.Root.Mounts[0].Source)
+	require.Equal(t, []string{"CAP_KILL"}, s.is.Spec.Security.Capabilities)
+	require.Equal(t, "/a", s.is.Spec.Limits.IO[0].Path)
 }
 
 func TestOptionsAreReusable(t *testing.T) {
 	opts := append(adding("a"), valid, WithStdout(&bytes.Buffer{}))
 	one, two := New(opts...), New(opts...)
-	require.Equal(t, names(&one.config), names(&two.config))
-	require.NotEqual(t, names(&one.config), names(&one.With(opts...).config))
+	require.Equal(t, names(&one.is.Spec), names(&two.is.Spec))
+	require.NotEqual(t, names(&one.is.Spec), names(&one.With(opts...).is.Spec))
 }

@@ -150,7 +150,7 @@ func (p *Pool) start(ctx context.Context, wait bool, opts []Option) (*Process, <
 		return nil, nil, fmt.Errorf("sandbox: %w", err)
 	}
 	s := p.s.With(opts...)
-	record := RunRecord{ID: id, Command: slices.Clone(s.config.Command.Argv)}
+	record := RunRecord{ID: id, Command: slices.Clone(s.is.Spec.Command.Argv)}
 	err = p.await(run)
 	turn := time.Now()
 	record.Waited = turn.Sub(begun)

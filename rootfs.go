@@ -131,7 +131,7 @@ func WithScratchRoot(s *Scratch) Option {
 	return func(c *spec.Spec) {
 		c.Root.SetUpper(nil, 0)
 		if s.made() {
-			c.Root.SetUpper(s, s.size)
+			c.Root.SetUpper(s.impl, s.impl.Size())
 		}
 	}
 }

@@ -34,7 +34,6 @@ package sandbox
 import (
 	"context"
 	"errors"
-	"sync"
 
 	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/spec"
@@ -43,44 +42,31 @@ import (
 
 // Sandbox describes how to run a command. It is immutable and safe for
 // concurrent use; each Run or Start makes a new run from it.
-type Sandbox struct {
-	config spec.Spec
-
-	once    sync.Once
-	invalid []error // what is wrong with the options
-
-	// Shared with others for which they would be the same.
-	plans    *plans
-	command  *commandCache
-	prepared *prepared
-}
+type Sandbox struct{ is *described }
 
 // New describes a sandbox. It never fails and does nothing else: options that
 // are wrong are reported, all of them in one error, by Run, Start and Explain:
 // OptionError.
 func New(opts ...Option) *Sandbox {
-	return (&Sandbox{config: spec.Defaults(), plans: new(plans), command: new(commandCache)}).With(opts...)
+	c := spec.Defaults()
+	apply(&c, opts)
+	return &Sandbox{describe(c)}
 }
 
 // With returns a copy of the sandbox to which the options are applied. The
 // receiver is unchanged.
 func (s *Sandbox) With(opts ...Option) *Sandbox {
-	derived := &Sandbox{config: s.config.Clone()}
+	c := s.is.Spec.Clone()
+	apply(&c, opts)
+	return &Sandbox{s.is.With(c)}
+}
+
+func apply(c *spec.Spec, opts []Option) {
 	for _, opt := range opts {
 		if opt != nil {
-			opt(&derived.config)
+			opt(c)
 		}
 	}
-	if derived.plans = s.plans; !derived.config.SamePlans(&s.config) {
-		derived.plans = new(plans)
-	}
-	if derived.command = s.command; !derived.config.SameCommand(&s.config) {
-		derived.command = new(commandCache)
-	}
-	if derived.prepared = s.prepared; derived.plans != s.plans || !derived.config.SamePrepared(&s.config) {
-		derived.prepared = newPrepared(derived)
-	}
-	return derived
 }
 
 // Run starts a run and waits for its end.
@@ -102,25 +88,29 @@ func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
 // Start starts a run and returns as soon as the command has been executed.
 // The caller must call Wait. The errors are those of Run.
 func (s *Sandbox) Start(ctx context.Context) (*Process, error) {
-	if s.config.Supervision.Start != nil {
-		return s.startAround(ctx)
+	if start, ok := s.is.Spec.Supervision.Start.(func(context.Context, *Sandbox) (*Process, error)); ok {
+		return start(ctx, s.With(func(c *spec.Spec) { c.Supervision.Start = nil }))
 	}
-	return s.start(ctx)
+	r, err := s.is.Start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &Process{r: r}, nil
 }
 
 // Prepare waits until all runs that WithPrepared asks for are prepared. It takes no command. The errors are those of Run.
-func (s *Sandbox) Prepare(ctx context.Context) error { return s.prepare(ctx) }
+func (s *Sandbox) Prepare(ctx context.Context) error { return s.is.Prepare(ctx) }
 
 // Output is Run with the standard output returned. If WithStderr is not set,
 // an *ExitError holds the beginning and the end of the standard error.
 func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
-	if s.config.Streams.Stdout != nil {
+	if s.is.Spec.Streams.Stdout != nil {
 		return nil, fault.Option("WithStdout", "is set already: leave it out for Output, which returns what it would get")
 	}
 	var stdout stdio.Buffer
 	opts := []Option{WithStdout(&stdout)}
 	var stderr *stdio.PrefixSuffix
-	if s.config.Streams.Stderr == nil {
+	if s.is.Spec.Streams.Stderr == nil {
 		stderr = &stdio.PrefixSuffix{N: 32 << 10}
 		opts = append(opts, WithStderr(stderr))
 	}
@@ -139,7 +129,7 @@ func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
 	for _, o := range []struct {
 		option string
 		isSet  bool
-	}{{"WithStdout", s.config.Streams.Stdout != nil}, {"WithStderr", s.config.Streams.Stderr != nil}} {
+	}{{"WithStdout", s.is.Spec.Streams.Stdout != nil}, {"WithStderr", s.is.Spec.Streams.Stderr != nil}} {
 		if o.isSet {
 			errs = append(errs, fault.Option(o.option, "is set already: leave it out for CombinedOutput, which returns what it would get"))
 		}
@@ -155,7 +145,7 @@ func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
 // Explain lists, one readable line per system call, what a run of this sandbox
 // does from its clone to its command, as compiled for this machine. It starts
 // nothing and needs no privilege.
-func (s *Sandbox) Explain() (string, error) { return s.explain() }
+func (s *Sandbox) Explain() (string, error) { return s.is.Explain() }
 
 // Shutdown ends the default cells with every run in them and waits until
 // nothing of them is left: no process, mount, cgroup or file. A later Run

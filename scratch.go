@@ -1,13 +1,7 @@
 package sandbox
 
 import (
-	"errors"
-	"fmt"
 	"io/fs"
-	"os"
-	"path"
-	"runtime"
-	"sync"
 
 	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/spec"
@@ -15,13 +9,7 @@ import (
 
 // Scratch is a file system of its own in memory that runs share, one after the other or at once: the way of files into a run and out
 // of it. No process has it but runs that are given it with WithScratch or WithReadOnlyScratch. It is safe for concurrent use, also while runs change it.
-type Scratch struct {
-	size  int64
-	files int64
-	root  *os.Root
-	impl  scratchImpl
-	use   scratchUse
-}
+type Scratch struct{ impl *scratchImpl }
 
 // NewScratch makes an empty file system that takes up to the given number of bytes, and one file for each 4 KiB of
 // them, plus 256. Memory is used as files are written, and counts for the limit of the run that
@@ -33,19 +21,15 @@ func NewScratch(bytes int64) (*Scratch, error) {
 	if bytes <= 0 {
 		return nil, fault.Option("NewScratch", "%d is not a positive number of bytes", bytes)
 	}
-	s := &Scratch{size: bytes, files: bytes/(4*KiB) + 256}
-	var err error
-	if s.root, err = s.impl.make(s.size, s.files); err != nil {
-		return nil, fmt.Errorf("sandbox: NewScratch: %w", err)
+	impl, err := newScratch(bytes)
+	if err != nil {
+		return nil, err
 	}
-	runtime.AddCleanup(s, func(impl scratchImpl) { _ = impl.close() }, s.impl)
-	return s, nil
+	return &Scratch{impl}, nil
 }
 
 // Close gives up the scratch. Runs that have it keep it; no other can be given it.
-func (s *Scratch) Close() error {
-	return errors.Join(s.root.Close(), s.impl.close())
-}
+func (s *Scratch) Close() error { return s.impl.Close() }
 
 // CopyIn copies all of fsys into the directory dir of the scratch, a name as fs.FS has them, "."
 // for its root. It is made if it is missing. Files belong to the runs' user and keep their
@@ -55,22 +39,10 @@ func (s *Scratch) Close() error {
 // the scratch is full (syscall.ENOSPC), CopyIn stops, and what was copied stays. What can't be
 // copied is left out, and then errors.Is(err, ErrNotCopied) holds: devices, and names that are not
 // UTF-8, unless fsys is an os.DirFS.
-func (s *Scratch) CopyIn(fsys fs.FS, dir string) error {
-	if !fs.ValidPath(dir) {
-		return fmt.Errorf("sandbox: CopyIn: %q is no name in the scratch: use %q", dir, path.Join(".", path.Clean("/" + dir)[1:]))
-	}
-	if err := s.use.as(false); err != nil {
-		return fmt.Errorf("sandbox: CopyIn: %w", err)
-	}
-	c := copier{from: fsys, to: s.root, dir: dir, exact: true, bytes: s.size, files: s.files}
-	if err := c.copy(); err != nil {
-		return fmt.Errorf("sandbox: CopyIn: %w", err)
-	}
-	return nil
-}
+func (s *Scratch) CopyIn(fsys fs.FS, dir string) error { return s.impl.CopyIn(fsys, dir) }
 
 // ErrNotCopied says that CopyIn or CopyOut left something out. All else was copied.
-var ErrNotCopied = errors.New("left out, as they can't be read or may not be followed")
+var ErrNotCopied = fault.ErrNotCopied
 
 // CopyOut copies all that is in the scratch into a directory of the host, which is made if it is
 // missing. Files belong to this process's user, with the permission bits that they have and the
@@ -82,22 +54,7 @@ var ErrNotCopied = errors.New("left out, as they can't be read or may not be fol
 // holds a lease of, are left out, and then errors.Is(err, ErrNotCopied) holds. Never is more
 // written than the scratch has room for: if files with holes would together take more, CopyOut
 // stops with an error.
-func (s *Scratch) CopyOut(dir string) error {
-	err := os.MkdirAll(dir, 0o777)
-	var to *os.Root
-	if err == nil {
-		to, err = os.OpenRoot(dir)
-	}
-	if err == nil {
-		defer to.Close()
-		c := copier{from: s.FS(), to: to, dir: ".", distrust: true, bytes: s.size, files: s.files}
-		err = c.copy()
-	}
-	if err != nil {
-		return fmt.Errorf("sandbox: CopyOut: %w", err)
-	}
-	return nil
-}
+func (s *Scratch) CopyOut(dir string) error { return s.impl.CopyOut(dir) }
 
 // FS is what the scratch has in it at the moment, by names relative to its root, wherever a run has
 // it mounted. It implements fs.ReadDirFS, fs.StatFS and fs.ReadLinkFS. Symbolic links are followed
@@ -105,7 +62,7 @@ func (s *Scratch) CopyOut(dir string) error {
 // what it had in it when it was opened; one that is larger than the scratch, which then has holes,
 // can't be opened, nor can one of which a run holds a lease (syscall.EWOULDBLOCK), which takes
 // another filter than the default one.
-func (s *Scratch) FS() fs.FS { return scratchFS{s: s} }
+func (s *Scratch) FS() fs.FS { return s.impl.FS() }
 
 // WithScratch mounts the scratch at dst, writable. Its files belong to the run's user. It replaces the default file system at
 // /tmp, /dev/shm or /home/sandbox. Several runs may have it at once, whatever their user.
@@ -130,12 +87,7 @@ func WithFS(dst string, fsys fs.FS) Option {
 	if fsys == nil {
 		return withMount(dst, spec.FS{})
 	}
-	return withMount(dst, spec.FS{From: &fsFiles{fsys: fsys}})
-}
-
-// scratchSource is where a mount gets its scratch from.
-type scratchSource interface {
-	get() (*Scratch, error)
+	return withMount(dst, spec.FS{From: newFiles(fsys)})
 }
 
 // scratchOf is nil for a scratch that NewScratch did not make, and not an interface that holds it.
@@ -143,96 +95,8 @@ func scratchOf(s *Scratch) any {
 	if !s.made() {
 		return nil
 	}
-	return s
+	return s.impl
 }
 
 // made reports whether the scratch is one of NewScratch's.
-func (s *Scratch) made() bool { return s != nil && s.root != nil }
-
-// sourceOf is where a mount that is given gets its scratch from, nil for a bind.
-func sourceOf(m spec.Source) scratchSource {
-	switch m := m.(type) {
-	case spec.Scratch:
-		return m.From.(scratchSource)
-	case spec.FS:
-		return m.From.(scratchSource)
-	}
-	return nil
-}
-
-// upperOf is the scratch that takes the changes of a root, nil for none.
-func upperOf(r *spec.Root) *Scratch {
-	s, _ := r.Upper.(*Scratch)
-	return s
-}
-
-func (s *Scratch) get() (*Scratch, error) {
-	if _, err := s.root.Lstat("."); err != nil {
-		return nil, errors.New("the scratch is closed")
-	}
-	return s, nil
-}
-
-// fsFiles is the files of a WithFS.
-type fsFiles struct {
-	fsys fs.FS
-
-	mu   sync.Mutex
-	made *Scratch
-}
-
-// get copies the files, if that has not been done.
-func (f *fsFiles) get() (*Scratch, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.made = usable(f.made); f.made != nil {
-		return f.made, nil
-	}
-	bytes, files, err := measure(anyName(f.fsys))
-	if err != nil {
-		return nil, err
-	}
-	s, err := NewScratch(max(bytes, files*4*KiB))
-	if err != nil {
-		return nil, err
-	}
-	c := copier{from: f.fsys, to: s.root, dir: ".", exact: true, forAll: true, bytes: s.size, files: s.files}
-	if err := c.copy(); err != nil {
-		return nil, errors.Join(err, s.Close())
-	}
-	f.made = s
-	return s, nil
-}
-
-// usable returns s, or nil if there is none or somebody has killed the process that has it: what
-// was made of other files is then made once more.
-func usable(s *Scratch) *Scratch {
-	if s == nil || !s.impl.gone() {
-		return s
-	}
-	_ = s.Close() // nobody can be given it
-	return nil
-}
-
-// measure is how much room a tree takes, in whole pages, at least one.
-func measure(fsys fs.FS) (bytes, files int64, err error) {
-	err = fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
-		if d != nil && !canName(fsys, name) {
-			return nil // copy tells of it
-		}
-		if err != nil {
-			return err
-		}
-		files++
-		bytes += 4 * KiB // of a link, or of what is small
-		if d.Type().IsRegular() {
-			info, err := d.Info()
-			if err != nil {
-				return err
-			}
-			bytes += (info.Size() + 4*KiB - 1) / (4 * KiB) * (4 * KiB)
-		}
-		return nil
-	})
-	return bytes, files, err
-}
+func (s *Scratch) made() bool { return s != nil && s.impl != nil }

@@ -2,21 +2,15 @@ package sandbox
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
-	"github.com/cellkit/sandbox/internal/cell"
-	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 func closedFile(t *testing.T) *os.File {
@@ -55,15 +49,21 @@ func TestCheckReportsOnce(t *testing.T) {
 	for _, o := range []Option{WithBind("relative", "/a"), WithBind("/no/such/place", "b"), WithRootfs(DirRootfs("relative")),
 		WithIO(IOLimit{Path: "relative", ReadOps: 1}), WithCPUSet("x"),
 		WithCapabilities("CAP_NONE"), WithExtraFiles(nil), WithStdout((*os.File)(nil)), WithCell(nil)} {
-		err := New(valid, o).check()
+		err := explained(New(valid, o))
 		require.Error(t, err)
 		require.Len(t, strings.Split(err.Error(), "\n"), 1)
 	}
-	require.NoError(t, New(valid, WithCPUSet("0"), WithStdin(os.Stdin), WithExtraFiles(os.Stdin)).check())
+	require.NoError(t, explained(New(valid, WithCPUSet("0"), WithStdin(os.Stdin), WithExtraFiles(os.Stdin))))
+}
+
+// explained is what Explain says is wrong.
+func explained(s *Sandbox) error {
+	_, err := s.Explain()
+	return err
 }
 
 func TestClosedFiles(t *testing.T) {
-	before := bootedCells()
+	before := testkit.ChildPIDs()
 	f := closedFile(t)
 	for name, o := range map[string]Option{"WithStdin": WithStdin(f), "WithStdout": WithStdout(f), "WithStderr": WithStderr(f),
 		"WithExtraFiles": WithExtraFiles(os.Stdin, f)} {
@@ -71,7 +71,7 @@ func TestClosedFiles(t *testing.T) {
 		require.ErrorIs(t, err, os.ErrClosed)
 		require.ErrorContains(t, err, "sandbox: "+name+": the file can't be used")
 	}
-	require.Equal(t, before, bootedCells())
+	require.Equal(t, before, testkit.ChildPIDs())
 }
 
 func TestTooLarge(t *testing.T) {
@@ -79,92 +79,6 @@ func TestTooLarge(t *testing.T) {
 	requireOptionError(t, err, "sandbox: WithCommand: arguments, environment and paths are larger than 8388608 bytes together: pass what is large in a file, with WithReadOnlyBind")
 	_, err = New(valid, WithEnv("A="+strings.Repeat("x", 9*MiB))).Explain()
 	requireOptionError(t, err, "sandbox: WithEnv: arguments, environment and paths are larger")
-}
-
-func TestSetupErrorOfExec(t *testing.T) {
-	failed := func(errno unix.Errno, opts ...Option) error {
-		call := program.Call{Number: unix.SYS_EXECVE, Purpose: program.Exec, Stage: "exec job", Text: `execve("/bin/job", ["job"], [])`}
-		return setupError(&cell.CallError{Call: call, Errno: errno}, &New(WithCommand("job")).With(opts...).config)
-	}
-	for _, test := range []struct {
-		err  error
-		is   []error
-		text string
-	}{
-		{failed(unix.ENOENT), []error{fs.ErrNotExist}, "sandbox: exec: exec job: no such file or directory"},
-		{failed(unix.EACCES, WithMemory(MiB)), []error{fs.ErrPermission}, "sandbox: exec: exec job: permission denied"},
-		{failed(unix.ENOMEM), []error{unix.ENOMEM}, "sandbox: exec: exec job: cannot allocate memory"},
-		{failed(unix.ENOMEM, WithMemory(MiB)), []error{unix.ENOMEM, ErrOutOfMemory},
-			"sandbox: exec: exec job: out of memory (cannot allocate memory) (raise WithMemory)"},
-	} {
-		require.EqualError(t, test.err, test.text)
-		for _, sentinel := range []error{fs.ErrNotExist, fs.ErrPermission, unix.ENOMEM, ErrOutOfMemory} {
-			require.Equal(t, slices.Contains(test.is, sentinel), errors.Is(test.err, sentinel), "%v: %v", test.text, sentinel)
-		}
-	}
-	require.ErrorContains(t, failed(unix.E2BIG), "WithCommand and WithEnv are too large")
-}
-
-func TestHints(t *testing.T) {
-	for _, test := range []struct {
-		purpose program.Purpose
-		call    uintptr
-		errno   unix.Errno
-		want    string
-	}{
-		{program.General, unix.SYS_OPENAT2, unix.EACCES, "must be open to others"},
-		{program.Place, unix.SYS_OPENAT2, unix.EACCES, "must be open to others"},
-		{program.Place, unix.SYS_OPENAT2, unix.ENOENT, "in a directory of the host, or in a bind"},
-		{program.General, unix.SYS_OPENAT2, unix.ENOENT, ""},
-		{program.Place, unix.SYS_MOVE_MOUNT, unix.ENOTDIR, "must both be directories, or neither"},
-		{program.Place, unix.SYS_MOVE_MOUNT, unix.EINVAL, "must both be directories, or neither"},
-		{program.Place, unix.SYS_MOVE_MOUNT, unix.EPERM, ""},
-		{program.General, unix.SYS_MOVE_MOUNT, unix.EINVAL, ""},
-		{program.OwnPlace, unix.SYS_MOVE_MOUNT, unix.ENOTDIR, "proc and dev must be directories"},
-		{program.OwnPlace, unix.SYS_OPENAT2, unix.ELOOP, "must not be symbolic links"},
-		{program.Place, unix.SYS_OPENAT, unix.EACCES, "the run's user may write to"},
-		{program.General, unix.SYS_OPENAT, unix.EACCES, ""},
-		{program.Directory, unix.SYS_CHDIR, unix.ENOENT, "must exist in the run's root"},
-		{program.Directory, unix.SYS_CHDIR, unix.EACCES, ""},
-		{program.Groups, unix.SYS_SETGROUPS, unix.EINVAL, "no other groups"},
-		{program.Clocks, unix.SYS_WRITE, unix.ERANGE, "the start of the machine"},
-		{program.Clocks, unix.SYS_UNSHARE, unix.EINVAL, "CONFIG_TIME_NS"},
-		{program.Clocks, unix.SYS_UNSHARE, unix.ENOSPC, "user.max_*_namespaces"},
-		{program.Exec, unix.SYS_EXECVE, unix.E2BIG, "too large together"},
-		{program.Exec, unix.SYS_EXECVE, unix.EPERM, "must allow execve"},
-		{program.Exec, unix.SYS_EXECVE, unix.ENOENT, ""},
-		{program.General, unix.SYS_PRLIMIT64, unix.EPERM, "a hard limit can't be raised"},
-		{program.General, unix.SYS_CLONE3, unix.EAGAIN, "too many processes"},
-	} {
-		got := hint(&cell.CallError{Call: program.Call{Number: test.call, Purpose: test.purpose}, Errno: test.errno})
-		require.Contains(t, got, test.want, "%+v", test)
-		require.Equal(t, test.want == "", got == "", "%+v", test)
-	}
-}
-
-func TestBootHints(t *testing.T) {
-	for why, want := range map[cell.Why]string{cell.ProgramUnreadable: "must be readable", cell.ChildTaken: "Wait4(-1)", cell.Other: ""} {
-		err := fmt.Errorf("booting: %w", &cell.BootError{Why: why, Err: errors.New("x")})
-		require.Contains(t, bootHint(err, false), want)
-		require.Equal(t, want == "", bootHint(err, false) == "")
-	}
-	denied := &cell.BootError{Why: cell.CapabilitiesLacking, Denied: true, Err: unix.EPERM}
-	require.Contains(t, bootHint(denied, true), "--cap-add NET_ADMIN")
-	require.Contains(t, bootHint(&cell.BootError{Denied: true, Err: unix.EPERM}, true), "container")
-	require.Contains(t, bootHint(&cell.BootError{Err: cell.ErrNested}, true), "the process that started this run")
-}
-
-func TestForgottenPlans(t *testing.T) {
-	s := New(valid)
-	before, err := s.plans.plan(s.config, shape{})
-	require.NoError(t, err)
-	same, err := s.plans.plan(s.config, shape{})
-	require.NoError(t, err)
-	require.Same(t, before, same)
-	s.With(WithMemory(MiB)).plans.forget()
-	again, err := s.plans.plan(s.config, shape{})
-	require.NoError(t, err)
-	require.NotSame(t, before, again)
 }
 
 func TestWrongCells(t *testing.T) {
@@ -187,4 +101,53 @@ func TestWrongCells(t *testing.T) {
 		_, err := New(valid, WithCell(c)).Run(context.Background())
 		require.ErrorContains(t, err, "sandbox: WithCell: the cell was not made by NewCell")
 	}
+}
+
+// TestExplain compiles for this machine, and reports wrong options.
+func TestExplain(t *testing.T) {
+	s := New(WithCommand("some-command"))
+	text, err := s.Explain()
+	require.NoError(t, err)
+	require.Contains(t, text, `execve("/usr/bin/some-command"`)
+	require.Contains(t, text, "## once per cell: assemble what runs copy")
+	again, err := s.Explain()
+	require.NoError(t, err)
+	require.Equal(t, text, again)
+
+	_, err = New().Explain()
+	require.ErrorContains(t, err, "WithCommand")
+	_, err = New(valid, WithRootfs(DirRootfs(filepath.Join(t.TempDir(), "missing")))).Explain()
+	require.ErrorIs(t, err, os.ErrNotExist)
+	require.ErrorContains(t, err, "WithRootfs")
+}
+
+// TestWrongOptionsStartNothing gives each wrong option to Start: the error is
+// that of the option, whether or not a cell can be booted, and none is.
+func TestWrongOptionsStartNothing(t *testing.T) {
+	before := testkit.ChildPIDs()
+	for _, test := range wrong {
+		p, err := New(append([]Option{valid}, test.opts...)...).Start(context.Background())
+		require.Nil(t, p, test.name)
+		require.ErrorContains(t, err, test.want, test.name)
+	}
+	require.Equal(t, before, testkit.ChildPIDs())
+}
+
+func TestMissingSourcesStartNothing(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "missing")
+	tests := map[string]Option{
+		"WithBind":         WithBind(missing, "/a"),
+		"WithReadOnlyBind": WithReadOnlyBind(missing, "/a"),
+		"WithRootfs":       WithRootfs(DirRootfs(missing)),
+	}
+	for name, opt := range tests {
+		_, err := New(valid, WithMemory(-1), opt).Start(context.Background())
+		require.ErrorContains(t, err, "sandbox: "+name)
+		require.ErrorIs(t, err, os.ErrNotExist)
+		require.ErrorContains(t, err, "WithMemory", "the wrong option beside it")
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	_, err := New(valid, WithRootfs(DirRootfs(file))).Start(context.Background())
+	require.ErrorContains(t, err, "is not a directory")
 }

@@ -12,7 +12,6 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"github.com/cellkit/sandbox"
-	"github.com/cellkit/sandbox/internal/hook"
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
@@ -229,10 +228,7 @@ const maxLines = 1 << 20
 // the image.
 func (i *Image) lines(name string, least int) func(yield func(fields []string) bool) {
 	return func(yield func([]string) bool) {
-		if hook.ReadMerged == nil {
-			return // not on Linux
-		}
-		text, err := hook.ReadMerged(i.dirs(), name, maxLines)
+		text, err := readMerged(i.dirs(), name, maxLines)
 		if err != nil {
 			return // the image may lack the file
 		}

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/overlay"
 )
 
 // treeDigest returns a digest of everything below a directory: names, types, permissions, owners,
@@ -64,4 +66,15 @@ func hashFile(to io.Writer, p string, size int64) error {
 	fmt.Fprintf(to, "%d\n", size)
 	_, err = io.Copy(to, f)
 	return err
+}
+
+// readMerged returns at most limit bytes of a regular file, as one sees it in a run that has the
+// layers for its root, the lowest first.
+func readMerged(layers []string, name string, limit int64) ([]byte, error) {
+	v, err := overlay.Open(layers)
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	return v.Read(name, limit)
 }

@@ -61,6 +61,8 @@ func find(context.Context, string, *options) (*source, error) {
 	return nil, unsupported()
 }
 
+func readMerged([]string, string, int64) ([]byte, error) { return nil, unsupported() }
+
 func (*source) close() {}
 
 func (*layer) files() string  { return "" }

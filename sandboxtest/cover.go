@@ -14,7 +14,7 @@ import (
 	"testing"
 
 	"github.com/cellkit/sandbox"
-	"github.com/cellkit/sandbox/internal/hook"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 const coverDir = "/coverage"
@@ -64,9 +64,17 @@ var ownCoverPlace = sync.OnceValues(func() (p coverPlace, err error) {
 	if p.scratch, err = sandbox.NewScratch(256 * sandbox.MiB); err != nil {
 		return p, err
 	}
-	p.dir = hook.ScratchPath(p.scratch)
+	p.dir = pathOf(p.scratch)
 	return p, flag.Set("test.gocoverdir", p.dir)
 })
+
+// pathOf returns a path by which this process finds the files of a scratch: the mount of a run that
+// has the scratch knows it.
+func pathOf(s *sandbox.Scratch) string {
+	var c spec.Spec
+	sandbox.WithScratch(coverDir, s)(&c)
+	return c.Root.Mounts[0].Source.(spec.Scratch).From.(interface{ Path() string }).Path()
+}
 
 // What an isolated test may leave: its process writes one file when it ends, and so does each
 // further process of the test binary.

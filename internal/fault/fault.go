@@ -4,6 +4,7 @@ package fault
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 )
 
@@ -51,3 +52,6 @@ func (e *imageError) Unwrap() error { return e.OptionError }
 type Needs struct{ Option string }
 
 func (n Needs) Error() string { return "means nothing without " + n.Option }
+
+// ErrNotCopied is sandbox.ErrNotCopied, which has its documentation.
+var ErrNotCopied = errors.New("left out, as they can't be read or may not be followed")

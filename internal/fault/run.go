@@ -7,6 +7,13 @@ import (
 	"strings"
 )
 
+// Errors of runs, which are sandbox's.
+var (
+	ErrOutOfMemory = errors.New("out of memory")
+	ErrWaitDelay   = errors.New("a writer of the output took longer than WithWaitDelay")
+	ErrCellLost    = errors.New("the cell is gone")
+)
+
 // SetupError is sandbox.SetupError, which has its documentation.
 type SetupError struct {
 	Stage string

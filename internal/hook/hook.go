@@ -10,11 +10,4 @@ var (
 
 	// Outputs returns where a *sandbox.Sandbox writes its outputs, and whether both are one.
 	Outputs func(s any) (stdout, stderr io.Writer, same bool)
-
-	// ScratchPath is a path by which this process finds the files of a *sandbox.Scratch.
-	ScratchPath func(scratch any) string
-
-	// ReadMerged returns at most limit bytes of a regular file, as one sees it in a run that has
-	// the layers for its root, the lowest first.
-	ReadMerged func(layers []string, name string, limit int64) ([]byte, error)
 )

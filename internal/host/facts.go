@@ -53,6 +53,9 @@ func Gather() Facts {
 	return f
 }
 
+// HasSetAttr reports whether the kernel has mount_setattr(2), which came with Linux 5.12.
+func (f *Facts) HasSetAttr() bool { return f.AtLeast(5, 12) }
+
 // AtLeast reports whether the kernel is of this version or a later one.
 func (f *Facts) AtLeast(major, minor int) bool {
 	return f.Kernel[0] > major || f.Kernel[0] == major && f.Kernel[1] >= minor

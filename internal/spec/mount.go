@@ -30,13 +30,13 @@ type Bind struct {
 
 // Scratch is the file system of a scratch.
 type Scratch struct {
-	From     any // a *sandbox.Scratch of NewScratch's, or nil
+	From     any // a *scratch.Scratch, nil if NewScratch did not make it
 	ReadOnly bool
 }
 
 // FS is files of an fs.FS, read-only.
 type FS struct {
-	From any // what package sandbox copies them to, the same for all sandboxes of one option, or nil
+	From any // a *scratch.Files, the same for all sandboxes of one option, or nil
 }
 
 // Tmpfs is an empty file system in memory.

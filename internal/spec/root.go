@@ -17,7 +17,7 @@ type Root struct {
 	Mounts   []Mount
 	Writable int64    // bytes for changes, 0 for read-only
 	IfCan    bool     // Writable is an image's: where the kernel can do it
-	Upper    any      // the *sandbox.Scratch that takes the changes, nil if they go with the run
+	Upper    any      // the *scratch.Scratch that takes the changes, nil if they go with the run
 	HasUpper bool     // one was given, if only a wrong one
 	Image    string   // the image that the root is, for errors
 	Dirs     []string // that are made for the run's user where the root lacks them
@@ -57,7 +57,7 @@ func (r *Root) SetWritable(bytes int64) {
 	r.Writable, r.IfCan, r.Upper, r.HasUpper = bytes, false, nil, false
 }
 
-// SetUpper has changes go to a *sandbox.Scratch of that size, or is wrong if that is nil.
+// SetUpper has changes go to a *scratch.Scratch of that size, or is wrong if that is nil.
 func (r *Root) SetUpper(scratch any, bytes int64) {
 	r.Writable, r.IfCan, r.Upper, r.HasUpper = bytes, false, scratch, true
 }

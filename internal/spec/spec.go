@@ -34,7 +34,7 @@ type Spec struct {
 
 // Place is where a run is prepared, and how many are ahead of their use.
 type Place struct {
-	Cell     any  // the *sandbox.Cell that was given, if it is one of NewCell's
+	Cell     any  // the *cell.Cell that was given, if it is one of NewCell's
 	HasCell  bool // one was given, if only a wrong one
 	Prepared int  // runs that are kept prepared
 }

@@ -46,6 +46,17 @@ func Processes() (pids []int) {
 // ChildPIDs returns the pids of this process's children, including zombies.
 func ChildPIDs() []int { return ChildrenOf(os.Getpid()) }
 
+// Parent returns the parent of a process.
+func Parent(t testing.TB, pid int) (parent int) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	require.NoError(t, err)
+	_, rest, _ := strings.Cut(string(b), "\nPPid:\t")
+	_, err = fmt.Sscan(rest, &parent)
+	require.NoError(t, err)
+	return parent
+}
+
 // ChildrenOf returns the pids of a process's children, including zombies.
 func ChildrenOf(pid int) (pids []int) {
 	for _, child := range children(pid) {

@@ -1,0 +1,107 @@
+//go:build linux
+
+// Package changes tells what runs have changed in a root: what overlayfs has left of that in the
+// scratch which takes the changes, compared with what is below.
+package changes
+
+import (
+	"errors"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/cellkit/sandbox/internal/compile"
+	"github.com/cellkit/sandbox/internal/overlay"
+	"github.com/cellkit/sandbox/internal/scratch"
+)
+
+// Change is sandbox.Change, and Kind its kind.
+type Change struct {
+	Path string
+	Kind Kind
+}
+
+type Kind int
+
+const (
+	Added Kind = iota
+	Changed
+	Removed
+)
+
+// List compares the parts of a root with what is in the scratch, in the order of their paths.
+func List(parts []compile.Part, in *scratch.Scratch) (list []Change, err error) {
+	for _, p := range parts {
+		changes, err := listPart(&p, in)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, changes...)
+	}
+	slices.SortFunc(list, func(a, b Change) int { return strings.Compare(a.Path, b.Path) })
+	return list, nil
+}
+
+func listPart(p *compile.Part, in *scratch.Scratch) ([]Change, error) {
+	if p.Layers == nil {
+		return changesOf(p, skeletonFiles(p.Made), in)
+	}
+	layers, err := overlay.Open(p.Layers)
+	if err != nil {
+		return nil, err
+	}
+	defer layers.Close()
+	return changesOf(p, layers, in)
+}
+
+// lowerFiles is what a part has without its changes.
+type lowerFiles interface {
+	// Lstat takes a name relative to the part.
+	Lstat(name string) (isDir bool, mode fs.FileMode, ok bool)
+}
+
+// skeletonFiles is the names of what HostRootfs makes up.
+type skeletonFiles map[string]bool
+
+func (s skeletonFiles) Lstat(name string) (isDir bool, mode fs.FileMode, ok bool) {
+	is, ok := s["/"+name]
+	return is, 0o755, ok
+}
+
+// changesOf reads what overlayfs left for the part: Documentation/filesystems/overlayfs.rst.
+func changesOf(p *compile.Part, below lowerFiles, in *scratch.Scratch) (list []Change, err error) {
+	top := p.Top()
+	err = fs.WalkDir(in.FS(), top, func(name string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // no run has got so far, or it is gone meanwhile
+		}
+		if err != nil || name == top {
+			return err
+		}
+		rel := strings.TrimPrefix(name, top+"/")
+		add := func(k Kind) { list = append(list, Change{path.Join(p.At, rel), k}) }
+		info, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		wasDir, mode, was := below.Lstat(rel)
+		switch {
+		case info.Mode()&fs.ModeCharDevice != 0: // a run can make no other device
+			if was {
+				add(Removed)
+			}
+		case !was:
+			add(Added)
+		case !info.IsDir() || !wasDir:
+			add(Changed)
+		case info.Mode().Perm() != mode.Perm() || in.IsOpaque(name):
+			add(Changed)
+		}
+		return nil
+	})
+	return list, err
+}

@@ -1,0 +1,166 @@
+//go:build linux
+
+package compile
+
+import (
+	"math"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/seccomp"
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// What differs between the runs of a service is mostly the command. It is a program of its own, which the run
+// receives when all the rest is done.
+
+// The content of all files that the set-up makes first can be passed on.
+const _ = uint(program.MaxPassed - spec.MaxFilled)
+
+// Command compiles the program that ends in the execution of the command.
+func Command(c *spec.Spec, m *Machine) (*program.Program, error) {
+	k := &compiler{c: c, m: m, b: program.NewBuilder()}
+	k.b.In(program.Command)
+	l := c.Root.Layout(spec.Found{})
+	filled := k.declareFilled(l.Filled)
+	streams := k.declareStreams()
+	k.fillFiles(l.Filled, filled) // whose descriptors may be where those of the streams belong
+	k.addStreams(streams)
+	k.addCommandFiles(l.Files)
+	k.addDir()
+	k.addRlimits()
+	if !filterFirst(&c.Security) {
+		if err := k.addSeccomp(); err != nil {
+			return nil, err
+		}
+	}
+	k.addExec()
+	return k.program(k.b)
+}
+
+// declareFilled says which open files the run's program passes on.
+func (k *compiler) declareFilled(files []spec.Placed) (open []program.Slot) {
+	for _, p := range files {
+		open = append(open, k.b.Passed("the file "+p.Dst))
+	}
+	return open
+}
+
+// fillFiles writes what belongs into files that the set-up made.
+func (k *compiler) fillFiles(files []spec.Placed, open []program.Slot) {
+	for i, p := range files {
+		k.b.Stage("WithFile " + p.Dst)
+		file := p.Source.(spec.File)
+		k.b.Fill(open[i], []byte(file.Data), file.Mode)
+	}
+}
+
+// declareStreams says in which order descriptors accompany the program.
+func (k *compiler) declareStreams() (streams []program.Slot) {
+	for _, name := range []string{"stdin", "stdout", "stderr"} {
+		streams = append(streams, k.b.File(name))
+	}
+	for _, name := range k.c.Streams.ExtraNames() {
+		streams = append(streams, k.b.File(name))
+	}
+	return streams
+}
+
+// addStreams puts the standard streams and extra files at 0, 1, 2 and so on.
+// They are moved out of the way first.
+func (k *compiler) addStreams(streams []program.Slot) {
+	b := k.b
+	b.Stage("standard streams")
+	moved := make([]program.Slot, len(streams))
+	for i, s := range streams {
+		moved[i] = b.CallTo("fcntl", unix.SYS_FCNTL, program.Use(s), dupAbove, firstFree)
+	}
+	for i, s := range moved {
+		b.Call("dup3", unix.SYS_DUP3, program.Use(s), program.Int(i), program.Int(0))
+	}
+	// All others are close-on-exec from the start. In case one is not: Linux 5.11.
+	b.CallMaybe("close_range", unix.SYS_CLOSE_RANGE, program.Int(len(moved)), program.Int(uint32(math.MaxUint32), "~0"),
+		program.Int(unix.CLOSE_RANGE_CLOEXEC, "CLOSE_RANGE_CLOEXEC"))
+}
+
+// addCommandFiles makes files of WithFile, as the run's user: nothing that it could not do itself.
+// The directories above them that are missing are the user's as well.
+func (k *compiler) addCommandFiles(files []spec.Placed) {
+	if len(files) == 0 {
+		return
+	}
+	b, made := k.b, map[string]bool{}
+	for i, p := range files {
+		b.StageFor(program.Place, "WithFile "+p.Dst)
+		if i == 0 {
+			b.Call("umask", unix.SYS_UMASK, program.Int(0))
+		}
+		for at := len(p.On.Dst) + 1; ; at++ {
+			next := strings.IndexByte(p.Dst[at:], '/')
+			if next < 0 {
+				break
+			}
+			at += next
+			if dir := p.Dst[:at]; !made[dir] {
+				b.CallMaybe("mkdirat", unix.SYS_MKDIRAT, program.AtCWD, b.Str(dir), program.Int(0o755, "0755"))
+				made[dir] = true
+			}
+		}
+		file := p.Source.(spec.File)
+		b.CreateFile(program.AtCWD, p.Dst, []byte(file.Data), file.Mode)
+	}
+	b.Call("umask", unix.SYS_UMASK, program.Int(defaultUmask, "022"))
+}
+
+// addDir goes to the working directory, as the run's user. A link in /proc/self/fd on the way, to a descriptor that leads
+// out of the root and that the command will not have (CVE-2024-21626), ends in an error or inside the root: of what can't be reached,
+// getcwd(2) says "(unreachable)/...".
+func (k *compiler) addDir() {
+	b, dir := k.b, k.c.Command.Dir
+	if dir == "" {
+		dir = spec.HomeDir
+	}
+	b.StageFor(program.Directory, "WithDir")
+	b.Call("chdir", unix.SYS_CHDIR, b.Str(dir))
+	path := make([]byte, pathMax+1)
+	path[0] = '/'
+	there := b.Bytes(path, "real path")
+	b.Call("getcwd", unix.SYS_GETCWD, b.Inside(there, 1), program.Int(pathMax))
+	b.Call("chdir", unix.SYS_CHDIR, there)
+}
+
+const pathMax = 4096 // PATH_MAX
+
+// addExec executes the command, in the first place of the list where it is.
+func (k *compiler) addExec() {
+	b := k.b
+	name, env := k.c.Command.Argv[0], k.c.Command.Environ()
+	b.StageFor(program.Exec, "exec "+name)
+	argv, envp := b.Strings(k.c.Command.Argv), b.Strings(env)
+	for _, path := range spec.LookupList(name, env) {
+		b.CallTry("execve", unix.SYS_EXECVE, b.Str(path), argv, envp)
+	}
+	b.FailTried("not found: " + name)
+}
+
+// Filter returns the compiled seccomp filter, nil without one.
+func Filter(s *spec.Security) (*seccomp.Filter, error) {
+	switch {
+	case s.NoSeccomp:
+		return nil, nil
+	case s.Seccomp != nil:
+		f, err := seccomp.CachedCompile(s.Seccomp)
+		if err != nil {
+			return nil, fault.Option("WithSeccomp", "%w", err)
+		}
+		return f, nil
+	}
+	f, err := seccomp.CachedDefault(s.Capabilities, s.SetID)
+	if err != nil {
+		return nil, &fault.SetupError{Stage: "seccomp", Err: err}
+	}
+	return f, nil
+}

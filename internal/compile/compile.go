@@ -1,0 +1,263 @@
+//go:build linux
+
+// Package compile turns a description and facts about the machine and the cell into programs: what
+// the kernel is told. It is pure, and looks at nothing but what it is given.
+package compile
+
+import (
+	"math"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/host"
+	"github.com/cellkit/sandbox/internal/overlay"
+	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// Machine is what compiling needs to know about the host.
+type Machine struct {
+	host.Facts
+	Files     *HostFiles        // what HostRootfs shows of /etc and /var, nil for nothing
+	Libraries map[string]string // of this program, by where its own root shows them
+	Resolv    string            // the host's resolv.conf
+}
+
+// with returns the machine of which roots in memory show the given parts.
+func (m *Machine) with(p spec.Parts) *Machine {
+	other := *m
+	if p != spec.Programs {
+		other.RootDirs, other.RootLinks, other.Files = nil, nil, nil
+	}
+	if p != spec.OwnProgram {
+		other.Libraries = nil
+	}
+	return &other
+}
+
+// Shape is what compiling needs to know about the cell.
+type Shape struct {
+	SingleID bool // every id in the cell is the same
+	HostIDs  bool // there is no user namespace
+	WideIDs  bool // the run has all ids from 0 to 65535, and the host may map those of files to them
+	Joins    int  // how many cgroups the command joins by itself; none if the host sees to that
+	SavedID  bool // until it joins its cgroup, the command has this process's user id as its saved one
+
+	Views host.View // cgroup file systems that runs of the cell may see
+	View  host.View // those that this one sees
+}
+
+// Found is what compiling needs to know about what the options name.
+type Found struct {
+	spec.Found
+	Missing []Point // mount points that the root's directories lack
+}
+
+// Point is a mount point that a root directory lacks. Its parents, as far as they exist, are named
+// without symbolic links.
+type Point struct {
+	Path string
+	File bool
+	Own  bool          // belongs to the run's user
+	Have []overlay.Dir // directories on the way that exist, from the top
+
+	Content string // it is a file with the run's own content: that of HostRootfs at this path
+	Over    bool   // which is mounted over one that exists
+}
+
+// isThere reports whether the root has it, and only its owner is to be another.
+func (p *Point) isThere() bool {
+	return p.Own && len(p.Have) == strings.Count(p.Path, "/")
+}
+
+// Plan is a compiled description, except for its command.
+type Plan struct {
+	Copies   *program.Program // files of the host's programs: what Template begins with, if not nil
+	copied   int              // how many
+	Template *program.Program // assembles the root that runs copy, or of a root of their own the devices
+	Key      [32]byte         // hash of Template
+	Trees    []Tree           // what accompanies Template
+	Run      *program.Program
+	Files    []Tree // what accompanies Run
+	Joins    int    // as its shape's
+	OwnUser  bool   // rootless: the run's user must be the caller
+}
+
+// Tree is a mount that accompanies a program.
+type Tree struct {
+	Path     string // of a file or directory of the host
+	From     any    // in place of Path: what gives a scratch, as the description or the machine has it
+	Writable bool
+	MapOwner bool          // its owner is the run's user
+	MapAll   bool          // all owners are mapped, rather than the one
+	MapIfCan bool          // go on without the mapping where it is not possible
+	Partial  bool          // go on without what is mounted below where that can't be had
+	Root     bool          // From takes the changes of a root
+	Of       fault.Subject // what to name in an error
+}
+
+// compiler builds the two programs of a plan, or that of a command.
+type compiler struct {
+	c       *spec.Spec
+	m       *Machine
+	shape   Shape
+	b       *program.Builder // of the run, or the command
+	plan    *Plan
+	layout  *spec.Layout
+	missing []Point              // mount points that the root's directories lack
+	bind    map[int]program.Slot // by index of c.Root.Mounts
+	lower   map[string]program.Slot
+	upper   program.Slot // the scratch that takes the root's changes, if there is one
+	files   program.Slot // the layer of the host's files, of a root of the run's own
+	tree    program.Slot // the copy of the template
+	mounts  program.Slot // the mount namespace
+	gate    program.Slot
+	later   []newFile // what the command opens for its program
+}
+
+// New compiles a description. The same one on the same machine gives the same programs.
+func New(c *spec.Spec, m *Machine, s Shape, f Found) (*Plan, error) {
+	k := newCompiler(c, m, s, f)
+	if err := k.checkOverlay(); err != nil {
+		return nil, err
+	}
+	if err := k.compileTemplate(); err != nil {
+		return nil, err
+	}
+	k.declareFiles()
+
+	k.b.In(program.Setup)
+	k.addNamespaces()
+	k.addIdentity()
+	k.addRoot()
+	k.addEnterRoot()
+
+	k.b.In(program.Command)
+	k.addGate()
+	k.openLater()
+	k.addPrivileges()
+	if filterFirst(&c.Security) {
+		if err := k.addSeccomp(); err != nil {
+			return nil, err
+		}
+	}
+	k.addCommand()
+
+	k.b.In(program.Init)
+	k.addReaper()
+	var err error
+	k.plan.Run, err = k.program(k.b)
+	return k.plan, err
+}
+
+func newCompiler(c *spec.Spec, m *Machine, s Shape, f Found) *compiler {
+	return &compiler{c: c, m: m.with(c.Root.Rootfs.Parts), shape: s, b: program.NewBuilder(), plan: &Plan{Joins: s.Joins}, layout: c.Root.Layout(f.Found), missing: f.Missing}
+}
+
+// program is what the builder has collected. Once the options have been checked, only what the
+// command is given can be too much.
+func (k *compiler) program(b *program.Builder) (*program.Program, error) {
+	p, err := b.Program()
+	if err == nil {
+		return p, nil
+	}
+	option := "WithCommand"
+	if len(strings.Join(k.c.Command.Env, "")) > len(strings.Join(k.c.Command.Argv, "")) {
+		option = "WithEnv"
+	}
+	return nil, fault.Option(option, "%w: pass what is large in a file, with WithReadOnlyBind", err)
+}
+
+// declareFiles says in which order descriptors accompany the run's program.
+func (k *compiler) declareFiles() {
+	k.declareTrees()
+	k.tree = k.b.File("copy of the template")
+	if !k.shape.HostIDs {
+		k.gate = k.b.File("gate, open once the id maps are written")
+	}
+}
+
+// addIdentity makes the clone root in its new user namespace, once the fork
+// server has written the id maps. What needs no ids comes before, meanwhile.
+func (k *compiler) addIdentity() {
+	b := k.b
+	if k.shape.HostIDs {
+		k.addHostIdentity()
+	} else {
+		b.Stage("user namespace")
+		b.Wait(k.gate)
+	}
+	if !k.shape.SingleID && !k.shape.HostIDs {
+		b.Call("setresgid", unix.SYS_SETRESGID, program.Int(0), program.Int(0), program.Int(0))
+		saved := program.Int(0)
+		if k.shape.SavedID {
+			saved = program.Int(-1)
+		}
+		b.Call("setresuid", unix.SYS_SETRESUID, program.Int(0), program.Int(0), saved)
+	}
+	// The command and PID 1 have descriptors of their own but share the slots.
+	b.CallInto(program.Report, "fcntl", unix.SYS_FCNTL, program.Use(program.Report), dupAbove, firstFree)
+	b.Call("umask", unix.SYS_UMASK, program.Int(0))
+	// All signals are blocked around the clone, and the fork server ignores two,
+	// which exec would pass on.
+	b.Call("rt_sigprocmask", unix.SYS_RT_SIGPROCMASK, program.Int(unix.SIG_SETMASK, "SIG_SETMASK"), b.Bytes(make([]byte, 8), "[]"), program.Int(0, "NULL"), program.Int(8))
+	for _, s := range []unix.Signal{unix.SIGCHLD, unix.SIGPIPE} {
+		b.Call("rt_sigaction", unix.SYS_RT_SIGACTION, program.Int(int(s), unix.SignalName(s)), b.Bytes(make([]byte, 32), "SIG_DFL"), program.Int(0, "NULL"), program.Int(8))
+	}
+	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NAME, "PR_SET_NAME"), b.Str("sandbox-init"))
+}
+
+// addEnterRoot makes the assembled root the root and forgets the cell's:
+// pivot_root(2), "pivot_root(".", ".")".
+func (k *compiler) addEnterRoot() {
+	b := k.b
+	b.Stage("entering the root")
+	b.Call("fchdir", unix.SYS_FCHDIR, program.Use(k.tree))
+	b.Call("pivot_root", unix.SYS_PIVOT_ROOT, b.Str("."), b.Str("."))
+	b.Call("umount2", unix.SYS_UMOUNT2, b.Str("."), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
+	b.Call("chdir", unix.SYS_CHDIR, b.Str("/"))
+}
+
+// Descriptors that must not be in the way of a run's own move above these.
+var (
+	dupAbove  = program.Int(unix.F_DUPFD_CLOEXEC, "F_DUPFD_CLOEXEC")
+	firstFree = program.Int(spec.MaxExtraFiles + 3)
+)
+
+// addGate tells the host that the command is ready to join its cgroup and waits until
+// it has, or may. With that it hands over the run's mount namespace, so that undoing the mounts, which takes as long as all the rest of PID 1's
+// end, is left to whoever closes that.
+func (k *compiler) addGate() {
+	b := k.b
+	b.Stage("cgroup")
+	b.Call("setsid", unix.SYS_SETSID)
+	b.SendFile(k.mounts)
+	for _, group := range b.WaitFiles(k.shape.Joins) {
+		b.Call("write", unix.SYS_WRITE, program.Use(group), b.Str("0"), program.Int(1))
+		b.Close(group)
+	}
+	b.Call("unshare", unix.SYS_UNSHARE, program.Int(unix.CLONE_NEWCGROUP, "CLONE_NEWCGROUP"))
+	k.addView()
+}
+
+// addCommand goes on with what is to be executed, as soon as that is known.
+func (k *compiler) addCommand() {
+	k.b.Stage("command")
+	k.b.Receive()
+}
+
+// addReaper leaves PID 1 with nothing but the socket to the host.
+func (k *compiler) addReaper() {
+	b := k.b
+	b.Stage("init")
+	if k.shape.HostIDs {
+		k.addNobody()
+	}
+	b.CallInto(program.Report, "dup3", unix.SYS_DUP3, program.Use(program.Report), program.Int(0), program.Int(unix.O_CLOEXEC, "O_CLOEXEC"))
+	b.Call("close_range", unix.SYS_CLOSE_RANGE, program.Int(1), program.Int(uint32(math.MaxUint32), "~0"), program.Int(0))
+	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"), program.Int(1), program.Int(0), program.Int(0), program.Int(0))
+	k.addCapset(0)
+	b.Event(program.Started)
+}

@@ -1,0 +1,48 @@
+//go:build linux
+
+package compile
+
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/host"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// HostFiles is what HostRootfs shows of the host's /etc and /var: copies of small files.
+type HostFiles struct {
+	*host.Files
+	Copy  *program.Program // makes the root of a template in memory, and in it the files
+	Layer any              // gives a scratch with them, which roots that can be changed have in place of the copies
+}
+
+// NewHostFiles compiles the copying of files.
+func NewHostFiles(found *host.Files, layer any) *HostFiles {
+	f := &HostFiles{Files: found, Layer: layer}
+	f.Copy = f.copyProgram()
+	return f
+}
+
+func (f *HostFiles) copyProgram() *program.Program {
+	b := program.NewBuilder()
+	b.Stage("files of the host's programs")
+	b.Call("umask", unix.SYS_UMASK, program.Int(0))
+	root := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", inPages(len(f.Entries), 8*mib))
+	b.AttachAt(root, program.CellStaging)
+	at := program.Use(root)
+	for _, e := range f.Entries {
+		switch p := e.Path[1:]; {
+		case e.Mode.IsDir():
+			b.Mkdir(at, p, e.Mode.Perm())
+		case e.Mode.IsRegular():
+			b.CreateFile(at, p, e.Data, e.Mode)
+		default:
+			b.Symlink(e.Link, at, p)
+		}
+	}
+	p, err := b.Program()
+	if err != nil { // package host bounds them, and so the program
+		panic(err)
+	}
+	return p
+}

@@ -1,0 +1,107 @@
+//go:build linux
+
+package compile
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// addNamespaces gives the clone the namespaces that it does not have from its
+// clone already, and sets up what needs no root.
+func (k *compiler) addNamespaces() {
+	b, n := k.b, &k.c.Namespaces
+	b.Stage("namespaces")
+	flags, text := unix.CLONE_NEWNS|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS, "CLONE_NEWNS|CLONE_NEWIPC|CLONE_NEWUTS"
+	if n.Network == spec.NetworkNone {
+		flags, text = flags|unix.CLONE_NEWNET, text+"|CLONE_NEWNET"
+	}
+	b.Call("unshare", unix.SYS_UNSHARE, program.Int(flags, text))
+	k.mounts = b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/proc/self/ns/mnt"), program.Int(unix.O_RDONLY|unix.O_CLOEXEC, "O_RDONLY|O_CLOEXEC"), program.Int(0))
+	b.Call("mount", unix.SYS_MOUNT, program.Int(0, "NULL"), b.Str("/"), program.Int(0, "NULL"),
+		program.Int(unix.MS_REC|unix.MS_PRIVATE, "MS_REC|MS_PRIVATE"), program.Int(0, "NULL"))
+	b.Call("sethostname", unix.SYS_SETHOSTNAME, b.Str(n.Hostname), program.Int(len(n.Hostname)))
+	b.Call("setdomainname", unix.SYS_SETDOMAINNAME, b.Str("(none)"), program.Int(len("(none)")))
+	if n.Network == spec.NetworkNone {
+		k.addLoopback()
+	}
+	if n.Clocks != 0 {
+		k.addClocks(n.Clocks)
+	}
+}
+
+// addClocks moves the clone's clocks: time_namespaces(7). A new namespace is for children, and not for those that share memory with their
+// parent, as the command does until it is executed; so the clone enters it too.
+func (k *compiler) addClocks(offset time.Duration) {
+	b := k.b
+	b.StageFor(program.Clocks, "WithTimeOffset")
+	flag := program.Int(unix.CLONE_NEWTIME, "CLONE_NEWTIME")
+	b.Call("unshare", unix.SYS_UNSHARE, flag)
+	seconds, nanoseconds := offset/time.Second, offset%time.Second
+	if nanoseconds < 0 {
+		seconds, nanoseconds = seconds-1, nanoseconds+time.Second
+	}
+	at := fmt.Sprintf("%d %d", seconds, int64(nanoseconds))
+	offsets := b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/proc/self/timens_offsets"), program.Int(unix.O_WRONLY|unix.O_CLOEXEC, "O_WRONLY|O_CLOEXEC"), program.Int(0))
+	text := "monotonic " + at + "\nboottime " + at + "\n"
+	b.Call("write", unix.SYS_WRITE, program.Use(offsets), b.Str(text), program.Int(len(text)))
+	b.Close(offsets)
+	ns := b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/proc/self/ns/time_for_children"), program.Int(unix.O_RDONLY|unix.O_CLOEXEC, "O_RDONLY|O_CLOEXEC"), program.Int(0))
+	b.Call("setns", unix.SYS_SETNS, program.Use(ns), flag)
+	b.Close(ns)
+}
+
+// addHostIdentity makes the best of having no user namespace: the clone, root on the host, and all that comes
+// from it lose what capabilities can be gained from.
+func (k *compiler) addHostIdentity() {
+	b := k.b
+	b.Stage("no user namespace")
+	b.Call("setgroups", unix.SYS_SETGROUPS, program.Int(0), program.Int(0, "NULL"))
+	k.addBounding(0)
+}
+
+// addFileRights is for the rest of the set-up, in which paths may lead through what the run, or another that is still alive,
+// can change. As root of the host the clone could be led to any file there. From here on it has the rights to files of the
+// run's user: setfsuid(2). The capabilities that mounting takes are not affected: capabilities(7).
+func (k *compiler) addFileRights() {
+	b, n := k.b, &k.c.Namespaces
+	b.Stage("rights to files")
+	b.Call("setfsgid", unix.SYS_SETFSGID, program.Int(n.GID))
+	b.Call("setfsuid", unix.SYS_SETFSUID, program.Int(n.UID))
+}
+
+// addNobody takes from PID 1 all that it has of root. Its id is none that a command can have, so that nothing in the run may trace it.
+func (k *compiler) addNobody() {
+	b, id := k.b, program.Int(spec.MaxID+1)
+	b.Call("setresgid", unix.SYS_SETRESGID, id, id, id)
+	b.Call("setresuid", unix.SYS_SETRESUID, id, id, id)
+	k.addUndumpable()
+}
+
+// pingGroups is the groups that may send echo requests without CAP_NET_RAW, over IPv4 and IPv6,
+// from SOCK_DGRAM sockets. In a new network namespace there are none: icmp(7). Those with no id in
+// the run are not taken.
+func (k *compiler) pingGroups() string {
+	if k.shape.WideIDs || k.shape.HostIDs {
+		return fmt.Sprintf("0 %d", spec.MaxID)
+	}
+	return fmt.Sprintf("%d %d", k.c.Namespaces.GID, k.c.Namespaces.GID)
+}
+
+// addLoopback brings up lo: netdevice(7). A struct ifreq is a name of 16 bytes
+// and a union of 24, which begins with the flags.
+func (k *compiler) addLoopback() {
+	b := k.b
+	ifreq := make([]byte, 40)
+	copy(ifreq, "lo")
+	ifreq[16] = unix.IFF_UP
+	s := b.CallTo("socket", unix.SYS_SOCKET, program.Int(unix.AF_UNIX, "AF_UNIX"),
+		program.Int(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, "SOCK_DGRAM|SOCK_CLOEXEC"), program.Int(0))
+	b.Call("ioctl", unix.SYS_IOCTL, program.Use(s), program.Int(unix.SIOCSIFFLAGS, "SIOCSIFFLAGS"), b.Bytes(ifreq, "{lo, IFF_UP}"))
+	b.Close(s)
+}

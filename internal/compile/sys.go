@@ -1,0 +1,98 @@
+//go:build linux
+
+package compile
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/host"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// What a run has of /sys: files in memory from which programs learn how many CPUs there are and how
+// large a page is, as this machine had them, and its own cgroup.
+
+// sysBelowDev is where the template of a root that is each run's own has /sys: on a mount point of
+// its /dev, which becomes free when /sys is moved to its place.
+const sysBelowDev = "shm"
+
+// inPages is the size of a tmpfs for so many small files, and so many bytes of larger ones: each
+// takes whole pages, of up to 64 kib.
+func inPages(files int, bytes int64) string {
+	return fmt.Sprintf("size=%dk", (bytes+int64(files+64)*64*kib)/kib)
+}
+
+// addSys assembles /sys and attaches it.
+func (k *compiler) addSys(b *program.Builder, root program.Slot, at string) {
+	b.Stage("/sys")
+	const attr = attrNoSUID | attrNoDev | attrNoExec
+	sys := b.FileSystem("tmpfs", attr, "mode=755", inPages(len(k.m.Sys), mib))
+	k.attachIn(b, sys, root, at)
+	s := &skeleton{b: b, at: program.Use(sys), made: map[string]bool{"/sys": true}, below: "/sys"}
+	s.mkdir("/sys" + cgroupDir)
+	for _, h := range k.shape.Views {
+		if h.Name == "" {
+			continue
+		}
+		s.mkdir(path.Join("/sys", cgroupDir, h.Name))
+		for _, link := range h.Links() {
+			s.symlink(path.Join("/sys", cgroupDir, link), h.Name)
+		}
+	}
+	first := map[string]string{} // most CPUs are like others
+	for _, f := range k.m.Sys {
+		switch same := first[f.Content]; {
+		case strings.HasSuffix(f.Path, "/"):
+			s.mkdir(path.Clean(f.Path))
+		case same != "":
+			s.link(f.Path, same)
+		default:
+			s.file(f.Path, f.Content)
+			first[f.Content] = f.Path
+		}
+	}
+	if !k.m.HasSetAttr() {
+		b.Remount(sys, attr|attrRO) // elsewhere with the whole template
+	}
+	b.Close(sys)
+}
+
+const (
+	kib = 1 << 10
+	mib = 1 << 20
+)
+
+const cgroupDir = "/fs/cgroup"
+
+// addView mounts the run's own cgroup, read-only. The command does so when it is there, in a cgroup
+// namespace of its own, and still has its capabilities: what the mount shows begins at that cgroup.
+func (k *compiler) addView() {
+	if !k.layout.Sys || k.shape.View == (host.View{}) {
+		return
+	}
+	b := k.b
+	b.Stage("the run's own cgroup")
+	for _, h := range k.shape.View {
+		if h.Type == "" {
+			continue
+		}
+		var options []string
+		if h.Options != "" {
+			options = strings.Split(h.Options, ",")
+		}
+		m := b.FileSystem(h.Type, attrRO|attrNoSUID|attrNoDev|attrNoExec, options...)
+		k.attachIn(b, m, k.tree, path.Join("sys", cgroupDir, h.Name))
+		b.Close(m)
+	}
+}
+
+// link makes one more name of a file.
+func (s *skeleton) link(p, of string) {
+	s.add(p, false, func(rel string) {
+		s.b.Call("linkat", unix.SYS_LINKAT, s.at, s.b.Str(s.rel(of)), s.at, s.b.Str(rel), program.Int(0))
+	})
+}

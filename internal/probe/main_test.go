@@ -1,0 +1,11 @@
+//go:build linux
+
+package probe
+
+import (
+	"testing"
+
+	"github.com/cellkit/sandbox/internal/testkit"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m) }

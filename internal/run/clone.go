@@ -1,0 +1,254 @@
+//go:build linux
+
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/compile"
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/forkserver"
+	"github.com/cellkit/sandbox/internal/limits"
+	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/scratch"
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// recipe is what a run is prepared from.
+type recipe struct {
+	engine  *Engine
+	cell    *cell.Cell
+	plan    *compile.Plan
+	limits  limits.Spec
+	sources sources
+}
+
+// clone is the processes of a run with all that they have in the cell and the kernel, from the clone
+// of PID 1 until release. Until its command is executed it can serve whoever needs one like it.
+type clone struct {
+	recipe
+	spec    *spec.Spec       // that it is prepared for, and then the one whose command it executes
+	command *program.Program // from when it is handed over
+
+	block  *cell.Block
+	group  *limits.Group
+	upper  *scratch.Scratch // that is the run's root
+	conn   *forkserver.Conn
+	init   *os.File // pidfd of PID 1
+	mounts *os.File // the mount namespace
+	pid    int      // of the command
+	pidfd  *os.File // of the command
+
+	stage  program.Kind   // how far the start is: Ready, Waiting or Started
+	exited *program.Event // if PID 1's last word came during the start
+	gone   chan struct{}  // closed when nothing of it lives any more
+}
+
+// prepare makes a run that lacks nothing but a command.
+func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *clone, err error) {
+	r := &clone{recipe: from, spec: conf, gone: make(chan struct{})}
+	if r.block, err = r.cell.Take(conf.Namespaces.UID, conf.Namespaces.GID, r.plan.OwnUser); errors.Is(err, cell.ErrLost) {
+		return nil, err
+	} else if err != nil {
+		return nil, &fault.SetupError{Stage: "user namespace", Err: err}
+	}
+	defer func() {
+		if err != nil {
+			r.abandon()
+		}
+	}()
+	if upper := scratch.UpperOf(&conf.Root); upper != nil {
+		if err := upper.BeginRun(); err != nil {
+			return nil, &fault.SetupError{Stage: "WithScratchRoot", Err: err, Hint: "a scratch for each, or one run after the other"}
+		}
+		r.upper = upper
+	}
+	if err := r.spawn(); err != nil {
+		return nil, err
+	}
+	// While the clone sets itself up, make the cgroup that it will join.
+	if err := r.makeGroup(); err != nil {
+		return nil, r.startLost(ctx, &fault.SetupError{Stage: "cgroup", Err: err})
+	}
+	return r, r.under(ctx, func() error { return r.follow(ctx, program.Ready) })
+}
+
+func (r *clone) makeGroup() (err error) {
+	in := r.cell.Limits
+	if in == nil {
+		return nil
+	}
+	if p := r.spec.Limits.Pool; p.IsLimited() {
+		if err := makePool(p, r.cell); err != nil {
+			return err
+		}
+	}
+	r.group, err = in.Create(fmt.Sprintf("run-%d", r.engine.runs.Add(1)), r.limits)
+	return err
+}
+
+// spawn opens what accompanies the run's program and sends both.
+func (r *clone) spawn() (err error) {
+	defer func() {
+		if err != nil && !errors.Is(err, cell.ErrLost) && r.cell.Dying() { // its ids are looked up in a process that has ended
+			err = r.cell.Lost()
+		}
+	}()
+	template, err := r.template()
+	if err != nil {
+		return err
+	}
+	defer template.Release()
+	trees, err := r.open(r.plan.Files)
+	defer closeFiles(trees)
+	if err != nil {
+		return err
+	}
+	r.conn, err = r.cell.Spawn(r.plan.Run, r.block, template, descriptors(trees))
+	if err != nil && !errors.Is(err, cell.ErrLost) {
+		err = &fault.SetupError{Stage: "clone", Err: err}
+	}
+	return err
+}
+
+func (r *clone) template() (*cell.Template, error) {
+	t, err := r.cell.Template(r.sources.template, r.plan.Copies, r.plan.Template, func() ([]*os.File, error) { return r.open(r.plan.Trees) })
+	if err != nil {
+		return nil, setupError(err, r.spec)
+	}
+	return t, nil
+}
+
+func (r *clone) open(trees []compile.Tree) ([]*os.File, error) {
+	return openTrees(r.cell, r.engine.machine(), trees, r.block)
+}
+
+// abandonWait is how long a start that failed waits until nothing of the run is left. It only takes
+// longer if the fork server does not answer.
+const abandonWait = time.Second
+
+// abandon undoes a start that failed, if need be behind the caller's back.
+func (r *clone) abandon() {
+	done := make(chan struct{})
+	go func() {
+		r.cleanUp()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-time.After(abandonWait):
+	}
+}
+
+// cleanUp ends what there is of a run whose start failed and waits until nothing of it lives.
+func (r *clone) cleanUp() {
+	if r.conn != nil {
+		_ = r.conn.HangUp() // a command that waits to go on gives up
+	}
+	if r.pidfd != nil {
+		_ = signal(r.pidfd, unix.SIGKILL)
+	}
+	for r.conn != nil && r.init == nil {
+		m, err := r.conn.Next() // there was no answer yet, or another came first
+		if err == nil {
+			err = r.adopt(m)
+		}
+		if err != nil && !errors.Is(err, forkserver.ErrLostFile) {
+			break // nobody is left who could say more
+		}
+	}
+	if r.init != nil {
+		_ = signal(r.init, unix.SIGKILL)
+		awaitEnd(r.init)
+	}
+	r.release()
+}
+
+// adopt keeps the pidfd that came with an event, if one did, which anything else could be neither
+// waited for nor killed by, or the mount namespace.
+func (r *clone) adopt(m forkserver.Message) error {
+	if m.File == nil {
+		return nil
+	}
+	if m.Kind == program.Ready {
+		r.mounts = m.File
+		return nil
+	}
+	if m.Kind != program.Cloned || errors.Is(signal(m.File, 0), unix.EBADF) {
+		m.File.Close()
+		return fmt.Errorf("a descriptor that is no pidfd came with an event %v", m.Kind)
+	}
+	r.init = m.File
+	return nil
+}
+
+// release gives back what the run had. Nothing of it lives any more.
+func (r *clone) release() {
+	close(r.gone)
+	if r.conn != nil {
+		r.conn.Close()
+	}
+	for _, f := range []*os.File{r.init, r.pidfd} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	free := func() {}
+	if r.upper != nil {
+		free = r.upper.EndRun()
+	}
+	go func() {
+		if r.mounts != nil {
+			r.mounts.Close()
+		}
+		free()
+		if r.group != nil {
+			_ = r.group.Delete() // what could not be deleted, the cell's end tries again
+		}
+		r.block.Give()
+	}()
+}
+
+// awaitEnd waits until the process has ended, and with it, as PID 1, all of its namespace. The
+// descriptor is used through the runtime's poller.
+func awaitEnd(pidfd *os.File) {
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		n, err := unix.Poll(p, 0)
+		return n > 0 || err != nil && err != unix.EINTR
+	})
+}
+
+func signal(pidfd *os.File, s unix.Signal) (err error) {
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	ctlErr := raw.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), s, nil, 0) })
+	return errors.Join(ctlErr, err)
+}
+
+func descriptors(files []*os.File) []int {
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
+	}
+	return fds
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}

@@ -1,0 +1,165 @@
+//go:build linux
+
+package run
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/limits"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// End is how a run ended.
+type End struct {
+	ExitCode int // -1 if a signal ended the command
+	Signal   syscall.Signal
+	Reason   fault.Reason
+	Usage    Usage
+	Cause    error // of a cancellation
+}
+
+// Usage is sandbox.Usage, which has its documentation.
+type Usage struct {
+	Wall        time.Duration
+	UserCPU     time.Duration
+	SystemCPU   time.Duration
+	Throttled   time.Duration
+	MemoryPeak  uint64
+	ReadBytes   uint64
+	WriteBytes  uint64
+	PIDsPeak    uint64
+	OOMKills    uint64
+	PIDsRefused uint64
+	Uncounted   []string
+}
+
+// Failed reports whether the command did not exit with status 0, or a limit was reached.
+func (e *End) Failed() bool { return e.Signal != 0 || e.ExitCode != 0 || e.Reason != fault.Exited }
+
+// finish waits for the end and puts the result together.
+func (r *Run) finish() {
+	exit, exited := r.awaitExit()
+	r.letEnd()
+	_ = signal(r.init, unix.SIGKILL) // what PID 1 has said was its last word, whether it lies or not
+	var usage Usage
+	if exit.Alone() {
+		usage = r.usageAtEnd(exit) // while PID 1 ends
+	}
+	awaitEnd(r.init)
+	r.dropLastGuard()
+	if !exit.Alone() {
+		usage = r.usageAtEnd(exit)
+	}
+	for _, stop := range r.stop {
+		stop()
+	}
+	r.engine.live.remove(r)
+	lost := !exited && !r.wasKilled() && r.cell.DiesNow()
+	r.setOver()
+	r.release()
+	inTime, copied := r.streams.Finish()
+	if !inTime {
+		copied = errors.Join(copied, fault.ErrWaitDelay)
+	}
+	if lost {
+		r.err = fmt.Errorf("sandbox: %w (%w)", fault.ErrCellLost, r.cell.Lost())
+	} else {
+		r.conclude(exit, exited, usage)
+		if copied != nil && !r.end.Failed() {
+			r.err = fmt.Errorf("sandbox: copying standard streams: %w", copied)
+		}
+	}
+	close(r.done)
+}
+
+func (r *Run) setOver() {
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	r.state.over = true
+}
+
+// awaitExit returns PID 1's last word, if it came to that.
+func (r *Run) awaitExit() (program.Event, bool) {
+	if r.exited != nil {
+		return *r.exited, true
+	}
+	m, err := r.conn.Next()
+	if m.File != nil {
+		m.File.Close()
+	}
+	if err != nil || m.Kind != program.Exited {
+		return program.Event{Status: uint32(unix.SIGKILL)}, false
+	}
+	return m.Event, true
+}
+
+// usageAtEnd takes what nothing counts for the run as a whole from what PID 1 was told at the command's end.
+func (r *Run) usageAtEnd(exit program.Event) Usage {
+	wall := time.Since(r.started)
+	own := Usage{UserCPU: exit.UserCPU, SystemCPU: exit.SystemCPU, MemoryPeak: exit.MaxRSS, Uncounted: slices.Clone(withoutCgroup)}
+	u := own
+	if r.group != nil {
+		if g, err := r.group.Usage(); err == nil {
+			u = r.counted(g)
+		}
+	}
+	for _, name := range u.Uncounted {
+		switch name {
+		case "UserCPU":
+			u.UserCPU = own.UserCPU
+		case "SystemCPU":
+			u.SystemCPU = own.SystemCPU
+		case "MemoryPeak":
+			u.MemoryPeak = max(u.MemoryPeak, own.MemoryPeak)
+		}
+	}
+	u.Wall = wall
+	return u
+}
+
+// withoutCgroup is Usage.Uncounted of a run that has none.
+var withoutCgroup = []string{"UserCPU", "SystemCPU", "Throttled", "MemoryPeak", "ReadBytes", "WriteBytes", "PIDsPeak", "PIDsRefused", "OOMKills"}
+
+func (r *Run) counted(g limits.Usage) Usage {
+	return Usage{
+		UserCPU: g.UserCPU, SystemCPU: g.SystemCPU, Throttled: g.Throttled,
+		MemoryPeak: g.MemoryPeak, ReadBytes: g.ReadBytes, WriteBytes: g.WriteBytes,
+		PIDsPeak: g.PIDsPeak, PIDsRefused: g.PIDsRefused, OOMKills: g.OOMKills,
+		Uncounted: slices.Clone(r.cell.Uncounted()),
+	}
+}
+
+// conclude decides what the run's end was.
+func (r *Run) conclude(exit program.Event, exited bool, usage Usage) {
+	end := &End{Usage: usage}
+	if status := syscall.WaitStatus(exit.Status); status.Signaled() {
+		end.ExitCode, end.Signal, end.Reason = -1, status.Signal(), fault.Signaled
+	} else {
+		end.ExitCode = status.ExitStatus()
+	}
+	r.state.mu.Lock()
+	reason, killed := r.state.reason, r.state.killed
+	r.state.mu.Unlock()
+	failed := end.Failed()
+	switch {
+	case killed && !exited:
+		end.Reason = reason
+	case killed && reason == fault.OutputExceeded:
+		end.Reason = reason // the command was quicker than the kill
+	case failed && usage.OOMKills > 0:
+		end.Reason = fault.OutOfMemory
+	case failed && usage.PIDsRefused > 0:
+		end.Reason = fault.PIDsExceeded
+	}
+	if end.Reason == fault.Canceled {
+		end.Cause = fault.Ended(r.ctx)
+	}
+	r.end = end
+}

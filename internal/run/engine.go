@@ -1,0 +1,210 @@
+//go:build linux
+
+// Package run makes runs and follows them to their end: it finds or boots their cell, prepares them,
+// hands over the command, watches the limits that no cgroup has, and decides what the end was.
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/compile"
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/hint"
+	"github.com/cellkit/sandbox/internal/host"
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// Engine owns what the runs of a process have together: cells, the runs that are alive and those
+// that wait for a command, and what was found out about the machine.
+type Engine struct {
+	machine   func() *compile.Machine // gathered once
+	files     hostFiles
+	libraries func() map[string]string // of this program, by where its own root shows them
+
+	cells    cells
+	live     set[*Run]
+	reserves set[*reserve] // that may have runs
+	runs     atomic.Uint64 // names their cgroups
+
+	preparing sync.Mutex // held while a run is prepared and during the pause before, by all reserves in turn
+}
+
+// cells are the default ones, one for each outer configuration in use.
+type cells struct {
+	mu  sync.Mutex
+	all map[cell.Config]*cell.Cell
+}
+
+// NewEngine returns an engine without a cell. The first run boots one.
+func NewEngine() *Engine {
+	return &Engine{
+		machine: sync.OnceValue(func() *compile.Machine { return &compile.Machine{Facts: host.Gather()} }),
+		libraries: sync.OnceValue(func() map[string]string {
+			files, _ := cell.OwnLibraries() // if it can't be told, cell.OwnFile says why
+			return files
+		}),
+	}
+}
+
+// Machine returns what is known of this machine.
+func (e *Engine) Machine() *compile.Machine { return e.machine() }
+
+// HostFiles returns what HostRootfs shows of the host's /etc and /var now.
+func (e *Engine) HostFiles() *compile.HostFiles { return e.files.now(e.machine()) }
+
+// now returns the machine with what may change while this process lives.
+func (e *Engine) now(c *spec.Spec) *compile.Machine {
+	m := *e.machine()
+	if c.Root.ShowsHost() {
+		m.Files = e.HostFiles()
+	}
+	if c.Root.Rootfs.Parts == spec.OwnProgram {
+		m.Libraries = e.libraries()
+	}
+	if c.Namespaces.Network == spec.NetworkHost {
+		m.Resolv = host.Resolv()
+	}
+	return &m
+}
+
+// Boot boots a cell that is no default one.
+func (e *Engine) Boot(config cell.Config) (*cell.Cell, error) {
+	if config.HostIDs && os.Geteuid() != 0 {
+		return nil, &fault.SetupError{Stage: "cell", Err: errors.New("WithoutUserNamespace needs root: others get their other namespaces from one of users"),
+			Hint: "run this program as root, or leave the option out"}
+	}
+	// libcontainer would find out too, and leave a dead child behind.
+	if remedy, sure, why := hint.NoUserNamespaces(); why != nil && sure && !config.HostIDs {
+		return nil, &fault.SetupError{Stage: "cell", Err: why, Hint: remedy}
+	}
+	c, err := cell.Boot(config)
+	if err != nil {
+		return nil, &fault.SetupError{Stage: "cell", Err: err, Hint: hint.Boot(err, config.HostIDs)}
+	}
+	return c, nil
+}
+
+// Cell returns the cell that the options ask for, which is booted if it is a default one and not
+// there.
+func (e *Engine) Cell(c *spec.Spec) (*cell.Cell, error) {
+	want := cell.Config{HostNetwork: c.Namespaces.Network == spec.NetworkHost, HostIDs: c.Namespaces.HostIDs, CgroupParent: c.Limits.Parent}
+	if given, ok := c.Place.Cell.(*cell.Cell); ok {
+		return given, checkCell(given.Config(), want)
+	}
+	e.cells.mu.Lock()
+	defer e.cells.mu.Unlock()
+	if have := e.cells.all[want]; have != nil {
+		if !have.Dying() {
+			return have, nil
+		}
+		_ = e.End(context.Background(), have) // clean up after one that was lost
+		delete(e.cells.all, want)
+	}
+	booted, err := e.Boot(want)
+	if err != nil {
+		return nil, err
+	}
+	if e.cells.all == nil {
+		e.cells.all = map[cell.Config]*cell.Cell{}
+	}
+	e.cells.all[want] = booted
+	return booted, nil
+}
+
+// checkCell refuses a cell that was given and is of another kind than the options want.
+func checkCell(have, want cell.Config) error {
+	switch {
+	case have.HostNetwork != want.HostNetwork:
+		network := map[bool]string{false: "none", true: "host"}[want.HostNetwork]
+		return fault.Option("WithCell", "the cell was made for another network than %v: use CellNetwork", network)
+	case have.HostIDs && !want.HostIDs:
+		return fault.Option("WithCell", "the cell was made with CellWithoutUserNamespace: use WithoutUserNamespace, or another cell")
+	case want.HostIDs && !have.HostIDs:
+		return fault.Option("WithCell", "the cell was made for runs with a user namespace, not for WithoutUserNamespace: use CellWithoutUserNamespace")
+	case want.CgroupParent != "" && have.CgroupParent != want.CgroupParent:
+		return fault.Option("WithCell", "the cell's cgroup parent is %q, WithCgroupParent says %q", have.CgroupParent, want.CgroupParent)
+	}
+	return nil
+}
+
+// End closes a cell. Paused runs of it are thawed, or they could not die, and runs that wait for a
+// command given up: those of now, and those that get there meanwhile.
+func (e *Engine) End(ctx context.Context, c *cell.Cell) error {
+	e.letEnd(c)
+	closed := make(chan struct{})
+	defer close(closed)
+	go func() {
+		for {
+			select {
+			case <-closed:
+				return
+			case <-time.After(10 * time.Millisecond):
+				e.letEnd(c)
+			}
+		}
+	}()
+	return c.Close(ctx)
+}
+
+func (e *Engine) letEnd(c *cell.Cell) {
+	for _, r := range e.live.list() {
+		if r.cell == c {
+			r.letEnd()
+		}
+	}
+	for _, v := range e.reserves.list() {
+		v.drop(c)
+	}
+}
+
+// Shutdown ends the default cells.
+func (e *Engine) Shutdown(ctx context.Context) error {
+	e.cells.mu.Lock()
+	defer e.cells.mu.Unlock()
+	var errs []error
+	for config, c := range e.cells.all {
+		if err := e.End(ctx, c); err != nil {
+			errs = append(errs, fmt.Errorf("sandbox: shutdown: %w", err))
+		}
+		delete(e.cells.all, config)
+	}
+	e.files.close()
+	cell.CloseOwn()
+	return errors.Join(errs...)
+}
+
+// set is things that are known as long as they are there.
+type set[T comparable] struct {
+	mu  sync.Mutex
+	all map[T]struct{}
+}
+
+func (s *set[T]) add(t T) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all == nil {
+		s.all = map[T]struct{}{}
+	}
+	s.all[t] = struct{}{}
+}
+
+func (s *set[T]) remove(t T) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.all, t)
+}
+
+func (s *set[T]) list() []T {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.all))
+}

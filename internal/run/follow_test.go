@@ -1,0 +1,91 @@
+//go:build linux
+
+package run
+
+import (
+	"context"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/compile"
+	"github.com/cellkit/sandbox/internal/forkserver"
+	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// scriptedRun is a run whose events the test sends.
+func scriptedRun(t *testing.T) (*clone, func(...program.Kind)) {
+	t.Helper()
+	client, control, err := forkserver.NewClient()
+	require.NoError(t, err)
+	conn, err := client.Send(&forkserver.Request{}, nil)
+	require.NoError(t, err)
+	var buf, oob [128]byte
+	_, n, _, _, err := unix.Recvmsg(int(control.Fd()), buf[:], oob[:], unix.MSG_CMSG_CLOEXEC)
+	require.NoError(t, err)
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	require.NoError(t, err)
+	fds, err := unix.ParseUnixRights(&messages[0])
+	require.NoError(t, err)
+	self, err := unix.PidfdOpen(os.Getpid(), 0)
+	require.NoError(t, err)
+	r := &clone{recipe: recipe{plan: &compile.Plan{Run: &program.Program{}}}, spec: described("true"), conn: conn}
+	t.Cleanup(func() {
+		require.NoError(t, unix.Close(self))
+		require.NoError(t, unix.Close(fds[0]))
+		require.NoError(t, conn.Close())
+		require.NoError(t, control.Close())
+		require.NoError(t, client.Close())
+		closeFiles(slices.DeleteFunc([]*os.File{r.init, r.pidfd}, func(f *os.File) bool { return f == nil }))
+	})
+	return r, func(kinds ...program.Kind) {
+		for _, k := range kinds {
+			var rights []byte
+			if k == program.Cloned {
+				rights = unix.UnixRights(self)
+			}
+			require.NoError(t, unix.Sendmsg(fds[0], program.Event{Kind: k}.Marshal(), rights, nil, 0))
+		}
+	}
+}
+
+// TestFollow has the fork server, which says Cloned, at every place among the words of the run: it may be late.
+func TestFollow(t *testing.T) {
+	words := []program.Kind{program.Ready, program.Waiting}
+	for at := range 3 {
+		r, say := scriptedRun(t)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		follow := func(until program.Kind) {
+			require.NoError(t, r.under(ctx, func() error { return r.follow(ctx, until) }), "place %d, %v", at, until)
+		}
+		say(slices.Insert(slices.Clone(words), at, program.Cloned)...)
+		follow(program.Ready)
+		follow(program.Waiting)
+		r.command = &program.Program{}
+		say(program.Started)
+		follow(program.Started)
+		require.NotNil(t, r.init)
+	}
+}
+
+// TestFollowLiar has words of a run that come too early. None takes it further.
+func TestFollowLiar(t *testing.T) {
+	for _, words := range [][]program.Kind{{program.Waiting}, {program.Started}, {program.Cloned, program.Started},
+		{program.Ready, program.Started}, {program.Finished}} {
+		r, say := scriptedRun(t)
+		say(words...)
+		require.ErrorContains(t, r.follow(context.Background(), program.Ready), "unexpected event", "%v", words)
+	}
+}
+
+func described(argv ...string) *spec.Spec {
+	c := spec.Defaults()
+	c.Command.Argv = argv
+	return &c
+}

@@ -1,0 +1,189 @@
+//go:build linux
+
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/stdio"
+)
+
+// Run is a run whose command was executed. Its methods are safe for concurrent use.
+type Run struct {
+	*clone
+	streams *stdio.Streams
+	started time.Time
+	ctx     context.Context
+	stop    []func() // what watches over it
+	state   state
+	pausing pausing
+
+	done chan struct{} // closed when end, err are there
+	end  *End
+	err  error
+}
+
+// state is what others do to a run while it lives.
+type state struct {
+	mu     sync.Mutex
+	killed bool
+	reason fault.Reason // why killed
+	ending bool         // may not be paused any more
+	paused bool         // is frozen, or about to be
+	over   bool         // pidfds are closed
+}
+
+// begin starts what watches over the run.
+func (r *Run) begin(ctx context.Context) {
+	c := r.spec
+	r.ctx = ctx
+	r.streams.Start()
+	stopCancel := context.AfterFunc(ctx, func() { r.kill(fault.ReasonOf(ctx)) })
+	r.stop = append(r.stop, func() { stopCancel() })
+	if limit := c.Supervision.Timeout; limit != 0 {
+		t := time.AfterFunc(limit-time.Since(r.started), func() { r.kill(fault.TimedOut) })
+		r.stop = append(r.stop, func() { t.Stop() })
+	}
+	if limit := c.Limits.CPUTime; limit > 0 {
+		stop := make(chan struct{})
+		go r.watchCPU(limit, stop)
+		r.stop = append(r.stop, func() { close(stop) })
+	}
+	r.engine.live.add(r)
+	go r.finish()
+}
+
+// watchCPU kills the run when it has used its CPU time. It looks again when
+// that could be, with all CPUs busy, at the earliest.
+func (r *Run) watchCPU(limit time.Duration, stop <-chan struct{}) {
+	cpus := time.Duration(busyCPUs(&r.spec.Limits))
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-timer.C:
+		}
+		used, err := r.group.CPU()
+		switch {
+		case err != nil: // out of descriptors, say; the limit holds all the same
+			timer.Reset(10 * time.Millisecond)
+		case used >= limit:
+			r.kill(fault.CPUTimedOut)
+			return
+		default:
+			timer.Reset(max((limit-used)/cpus, time.Millisecond))
+		}
+	}
+}
+
+// PID returns the command's process id.
+func (r *Run) PID() int { return r.pid }
+
+// Wait returns how the run ended, once all of its output has been written. The error is that of a
+// cell that was lost, with no End, or of copying its streams.
+func (r *Run) Wait() (*End, error) {
+	<-r.done
+	return r.end, r.err
+}
+
+func (r *Run) wasKilled() bool {
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	return r.state.killed
+}
+
+// Ended returns a channel that is closed when nothing of the run lives any more.
+func (r *Run) Ended() <-chan struct{} { return r.gone }
+
+func (r *Run) isOver() bool {
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	return r.state.over
+}
+
+// kill ends the run for the given reason. The first reason counts.
+func (r *Run) kill(reason fault.Reason) {
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	if r.state.killed {
+		return
+	}
+	r.state.killed, r.state.reason = true, reason
+	if r.state.over {
+		return // only the output was still to be read
+	}
+	if r.init != nil {
+		_ = signal(r.init, unix.SIGKILL)
+	}
+	if r.state.paused {
+		_ = r.group.Thaw() // on cgroup v1 a frozen process can't die
+	}
+}
+
+// Kill kills every process of the run.
+func (r *Run) Kill() error {
+	select {
+	case <-r.done:
+		return os.ErrProcessDone
+	default:
+	}
+	r.kill(fault.Signaled)
+	return nil
+}
+
+// Signal sends a signal to the command.
+func (r *Run) Signal(sig os.Signal) error {
+	s, ok := sig.(syscall.Signal)
+	if !ok {
+		return fmt.Errorf("sandbox: unsupported signal %v", sig)
+	}
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	if r.state.over {
+		return os.ErrProcessDone
+	}
+	err := signal(r.pidfd, s)
+	if errors.Is(err, unix.ESRCH) {
+		return os.ErrProcessDone
+	}
+	return err
+}
+
+// Usage returns what the run has used so far.
+func (r *Run) Usage() (Usage, error) {
+	select {
+	case <-r.done:
+		if r.end == nil {
+			return Usage{}, r.err
+		}
+		return r.end.Usage, nil
+	default:
+	}
+	wall := time.Since(r.started)
+	if r.group == nil {
+		return Usage{Wall: wall, Uncounted: slices.Clone(withoutCgroup)}, nil
+	}
+	g, err := r.group.Usage()
+	if err != nil && r.isOver() {
+		<-r.done
+		return r.Usage()
+	}
+	if err != nil {
+		return Usage{}, fmt.Errorf("sandbox: usage: %w", err)
+	}
+	u := r.counted(g)
+	u.Wall = wall
+	return u, nil
+}

@@ -1,0 +1,160 @@
+//go:build linux
+
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/compile"
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// Sandbox is what package sandbox's is: a description that nothing changes any more, and what was
+// made of it.
+type Sandbox struct {
+	Spec   spec.Spec
+	engine *Engine
+
+	once    sync.Once
+	invalid []error // what is wrong with the options
+
+	// Shared with others for which they would be the same.
+	plans    *plans
+	command  *command
+	prepared *prepared
+}
+
+// New returns a sandbox of the description.
+func (e *Engine) New(c spec.Spec) *Sandbox {
+	s := &Sandbox{Spec: c, engine: e, plans: new(plans), command: new(command)}
+	s.prepared = newPrepared(s)
+	return s
+}
+
+// With returns a sandbox of another description, which shares what would be the same for both.
+func (s *Sandbox) With(c spec.Spec) *Sandbox {
+	derived := &Sandbox{Spec: c, engine: s.engine, plans: s.plans, command: s.command, prepared: s.prepared}
+	if !c.SamePlans(&s.Spec) {
+		derived.plans = new(plans)
+	}
+	if !c.SameCommand(&s.Spec) {
+		derived.command = new(command)
+	}
+	if derived.plans != s.plans || !c.SamePrepared(&s.Spec) {
+		derived.prepared = newPrepared(derived)
+	}
+	return derived
+}
+
+// check reports all wrong options: first what is wrong whatever this machine is like, which is
+// looked for once, then what they name and is not there.
+func (s *Sandbox) check() error {
+	c := &s.Spec
+	s.once.Do(func() { s.invalid = append(c.Check(), s.command.checkFilter(&c.Security)) })
+	errs := append(slices.Clone(s.invalid), checkOnline(&c.Limits))
+	errs = append(errs, checkDevices(&c.Limits)...)
+	errs = append(errs, checkSources(&c.Root)...)
+	errs = append(errs, checkOpen(&c.Streams)...)
+	if c.Place.Cell != nil {
+		_, err := s.engine.Cell(c) // boots none
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// Explain returns the programs of a run as text.
+func (s *Sandbox) Explain() (string, error) {
+	if err := s.check(); err != nil {
+		return "", err
+	}
+	hostIDs := s.Spec.Namespaces.HostIDs
+	p, err := s.plans.plan(s.engine, s.Spec, compile.Shape{HostIDs: hostIDs, WideIDs: !hostIDs})
+	if err != nil {
+		return "", err
+	}
+	command, err := s.command.program(s.engine, &s.Spec)
+	if err != nil {
+		return "", err
+	}
+	return p.Explain(command, hostIDs), nil
+}
+
+// Start makes a run, and returns once its command was executed. If the cell turns out to have died
+// before that, another one is booted and the run started there.
+func (s *Sandbox) Start(ctx context.Context) (*Run, error) {
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, fault.NotStarted(ctx)
+	}
+	for attempt := 0; ; attempt++ {
+		r, err := s.startOnce(ctx)
+		if err == nil {
+			return r, nil
+		}
+		if !errors.Is(err, cell.ErrLost) {
+			var setup *fault.SetupError
+			if errors.As(err, &setup) {
+				s.plans.forget() // the host's files may have changed since it was compiled
+			}
+			return nil, err
+		}
+		if s.Spec.Place.Cell != nil || attempt == 2 {
+			return nil, fmt.Errorf("sandbox: %w (%w)", fault.ErrCellLost, err)
+		}
+	}
+}
+
+func (s *Sandbox) startOnce(ctx context.Context) (*Run, error) {
+	if s.Spec.Root.ShowsHost() {
+		s.engine.files.readAhead(s.engine.machine)
+	}
+	c, err := s.engine.Cell(&s.Spec)
+	if err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil { // it took a boot to get here
+		return nil, fault.NotStarted(ctx)
+	}
+	command, err := s.command.program(s.engine, &s.Spec)
+	if err != nil {
+		return nil, err
+	}
+	from, err := s.recipe(c)
+	if err != nil {
+		return nil, err
+	}
+	ready := s.prepared.take(from)
+	if ready == nil {
+		if ready, err = from.prepare(ctx, &s.Spec); err != nil {
+			return nil, err
+		}
+	}
+	return start(ctx, ready, &s.Spec, command)
+}
+
+// recipe returns what a run in the cell is prepared from.
+func (s *Sandbox) recipe(in *cell.Cell) (from recipe, err error) {
+	from.engine, from.cell = s.engine, in
+	if from.limits, err = enforceable(&s.Spec.Limits, in); err != nil {
+		return from, err
+	}
+	if from.plan, err = s.plans.plan(s.engine, s.Spec, shapeOf(&s.Spec, in, from.limits)); err != nil {
+		return from, err
+	}
+	from.sources, err = findSources(from.plan)
+	return from, err
+}
+
+// Parts returns the parts of the root that keep changes of their own.
+func (s *Sandbox) Parts() []compile.Part {
+	c := &s.Spec
+	return compile.Parts(c, s.engine.now(c), compile.Found{Found: spec.Found{Files: sourceFiles(&c.Root)}})
+}

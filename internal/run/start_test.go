@@ -1,0 +1,60 @@
+//go:build linux
+
+package run
+
+import (
+	"errors"
+	"io/fs"
+	"slices"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/compile"
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+func TestSetupErrorOfExec(t *testing.T) {
+	failed := func(errno unix.Errno, memory int64) error {
+		call := program.Call{Number: unix.SYS_EXECVE, Purpose: program.Exec, Stage: "exec job", Text: `execve("/bin/job", ["job"], [])`}
+		c := described("job")
+		c.Limits.Memory = memory
+		return setupError(&cell.CallError{Call: call, Errno: errno}, c)
+	}
+	for _, test := range []struct {
+		err  error
+		is   []error
+		text string
+	}{
+		{failed(unix.ENOENT, 0), []error{fs.ErrNotExist}, "sandbox: exec: exec job: no such file or directory"},
+		{failed(unix.EACCES, 1<<20), []error{fs.ErrPermission}, "sandbox: exec: exec job: permission denied"},
+		{failed(unix.ENOMEM, 0), []error{unix.ENOMEM}, "sandbox: exec: exec job: cannot allocate memory"},
+		{failed(unix.ENOMEM, 1<<20), []error{unix.ENOMEM, fault.ErrOutOfMemory},
+			"sandbox: exec: exec job: out of memory (cannot allocate memory) (raise WithMemory)"},
+	} {
+		require.EqualError(t, test.err, test.text)
+		for _, sentinel := range []error{fs.ErrNotExist, fs.ErrPermission, unix.ENOMEM, fault.ErrOutOfMemory} {
+			require.Equal(t, slices.Contains(test.is, sentinel), errors.Is(test.err, sentinel), "%v: %v", test.text, sentinel)
+		}
+	}
+	require.ErrorContains(t, failed(unix.E2BIG, 0), "WithCommand and WithEnv are too large")
+}
+
+func TestForgottenPlans(t *testing.T) {
+	e := NewEngine()
+	s := e.New(*described("true"))
+	before, err := s.plans.plan(e, s.Spec, compile.Shape{})
+	require.NoError(t, err)
+	same, err := s.plans.plan(e, s.Spec, compile.Shape{})
+	require.NoError(t, err)
+	require.Same(t, before, same)
+	other := s.Spec.Clone()
+	other.Limits.Memory = 1 << 20
+	s.With(other).plans.forget()
+	again, err := s.plans.plan(e, s.Spec, compile.Shape{})
+	require.NoError(t, err)
+	require.NotSame(t, before, again)
+}

@@ -1,0 +1,66 @@
+//go:build linux
+
+package scratch
+
+import (
+	"errors"
+	"io/fs"
+	"sync"
+)
+
+// Files is the files of a WithFS: a Source that copies them when they are first needed.
+type Files struct {
+	fsys fs.FS
+
+	mu   sync.Mutex
+	made *Scratch
+}
+
+// NewFiles returns the files of fsys, which is not nil.
+func NewFiles(fsys fs.FS) *Files { return &Files{fsys: fsys} }
+
+// Get copies the files, if that has not been done.
+func (f *Files) Get() (*Scratch, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.made = Usable(f.made); f.made != nil {
+		return f.made, nil
+	}
+	bytes, files, err := measure(anyName(f.fsys))
+	if err != nil {
+		return nil, err
+	}
+	s, err := New(max(bytes, files*page))
+	if err != nil {
+		return nil, err
+	}
+	c := copier{from: f.fsys, to: s.root, dir: ".", exact: true, forAll: true, bytes: s.size, files: s.files}
+	if err := c.copy(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	f.made = s
+	return s, nil
+}
+
+// measure returns how much room a tree takes, in whole pages, at least one.
+func measure(fsys fs.FS) (bytes, files int64, err error) {
+	err = fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
+		if d != nil && !canName(fsys, name) {
+			return nil // copy tells of it
+		}
+		if err != nil {
+			return err
+		}
+		files++
+		bytes += page // of a link, or of what is small
+		if d.Type().IsRegular() {
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			bytes += (info.Size() + page - 1) / page * page
+		}
+		return nil
+	})
+	return bytes, files, err
+}

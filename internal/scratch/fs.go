@@ -1,0 +1,216 @@
+//go:build linux
+
+package scratch
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/overlay"
+)
+
+// liveFS reads a scratch in which a run may be at work: os.Root follows links safely, but opens
+// whatever it finds, and opening a named pipe waits for its other end.
+type liveFS struct {
+	s       *Scratch
+	anyName bool // also those that are not UTF-8
+}
+
+var _ interface {
+	fs.ReadDirFS
+	fs.StatFS
+	fs.ReadLinkFS
+} = liveFS{}
+
+func (f liveFS) Open(name string) (fs.File, error) {
+	file, err := f.open("open", name)
+	if err != nil {
+		return nil, err
+	}
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+	case info.IsDir():
+		return &liveDir{file, name, f}, nil
+	case info.Size() > f.s.size:
+		err = &fs.PathError{Op: "open", Path: name, Err: fmt.Errorf("%d bytes, which are more than the scratch has room for: the file has holes", info.Size())}
+	default:
+		return &liveFile{io.NewSectionReader(file, 0, info.Size()), file, namedInfo{info, path.Base(name)}}, nil
+	}
+	return nil, errors.Join(err, file.Close())
+}
+
+// open opens regular files and directories, without touching anything else: openat2(2),
+// RESOLVE_IN_ROOT.
+func (f liveFS) open(op, name string) (*os.File, error) {
+	file, info, err := f.find(op, name, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	if !info.Mode().IsRegular() && !info.IsDir() {
+		return nil, &fs.PathError{Op: op, Path: name, Err: fs.ErrInvalid}
+	}
+	// Not to wait for the end of a lease, which a run can have where the filter is not the default
+	// one: EWOULDBLOCK.
+	opened, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, renamed(err, name)
+	}
+	return opened, nil
+}
+
+// renamed makes an error tell of the name that the caller knows.
+func renamed(err error, name string) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return &fs.PathError{Op: e.Op, Path: name, Err: e.Err}
+	}
+	return err
+}
+
+// find leads to what name is, links followed within the scratch; flags may be O_NOFOLLOW. It is one
+// call however long the name is, which os.Root's are not.
+func (f liveFS) find(op, name string, flags uint64) (*os.File, fs.FileInfo, error) {
+	defer runtime.KeepAlive(f.s) // what is collected is closed
+	fail := func(err error) (*os.File, fs.FileInfo, error) {
+		return nil, nil, &fs.PathError{Op: op, Path: name, Err: err}
+	}
+	if !f.anyName && !fs.ValidPath(name) {
+		return fail(fs.ErrInvalid)
+	}
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | flags, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	fd, err := openat2(f.s.mount.Dir, name, &how)
+	if err != nil {
+		return fail(err)
+	}
+	file := os.NewFile(uintptr(fd), name)
+	info, err := file.Stat()
+	if err != nil {
+		file.Close()
+		return fail(err)
+	}
+	return file, namedInfo{info, path.Base(name)}, nil
+}
+
+func (f liveFS) Stat(name string) (fs.FileInfo, error) {
+	file, info, err := f.find("stat", name, 0)
+	if err != nil {
+		return nil, err
+	}
+	return info, file.Close()
+}
+
+func (f liveFS) Lstat(name string) (fs.FileInfo, error) {
+	file, info, err := f.find("lstat", name, unix.O_NOFOLLOW)
+	if err != nil {
+		return nil, err
+	}
+	return info, file.Close()
+}
+
+func (f liveFS) ReadLink(name string) (string, error) {
+	file, _, err := f.find("readlink", name, unix.O_NOFOLLOW)
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	var target [unix.PathMax]byte
+	n, err := unix.Readlinkat(int(file.Fd()), "", target[:])
+	if err == unix.ENOENT { // of a descriptor that is no link's: readlink(2)
+		err = unix.EINVAL
+	}
+	if err != nil {
+		return "", &fs.PathError{Op: "readlink", Path: name, Err: err}
+	}
+	return string(target[:n]), nil
+}
+
+func (f liveFS) ReadDir(name string) ([]fs.DirEntry, error) {
+	file, err := f.open("open", name)
+	if err != nil {
+		return nil, err
+	}
+	dir := &liveDir{file, name, f}
+	defer dir.Close()
+	list, err := dir.ReadDir(-1)
+	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	return list, err
+}
+
+// IsOpaque reports whether all that a directory has is in the scratch, and nothing of it in the
+// layers below, for a scratch that takes the changes of a root.
+func (s *Scratch) IsOpaque(name string) bool {
+	file, _, err := liveFS{s: s}.find("open", name, unix.O_NOFOLLOW)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	return overlay.IsOpaque(int(file.Fd()))
+}
+
+// liveFile reads no further than the file went when it was opened.
+type liveFile struct {
+	*io.SectionReader
+	file *os.File
+	info fs.FileInfo
+}
+
+func (f *liveFile) Stat() (fs.FileInfo, error) { return f.info, nil }
+func (f *liveFile) Close() error               { return f.file.Close() }
+
+type liveDir struct {
+	file *os.File
+	name string
+	fsys liveFS
+}
+
+func (d *liveDir) Close() error { return d.file.Close() }
+
+func (d *liveDir) Stat() (fs.FileInfo, error) {
+	info, err := d.file.Stat()
+	if err != nil {
+		return nil, renamed(err, d.name)
+	}
+	return namedInfo{info, path.Base(d.name)}, nil
+}
+
+func (d *liveDir) Read([]byte) (int, error) {
+	return 0, &fs.PathError{Op: "read", Path: d.name, Err: unix.EISDIR}
+}
+
+func (d *liveDir) ReadDir(n int) ([]fs.DirEntry, error) {
+	list, err := d.file.ReadDir(n)
+	for i, e := range list {
+		list[i] = liveEntry{e, path.Join(d.name, e.Name()), d.fsys}
+	}
+	if err != nil && err != io.EOF {
+		err = renamed(err, d.name)
+	}
+	return list, err
+}
+
+// liveEntry looks the file up again where the run can't lead it elsewhere.
+type liveEntry struct {
+	fs.DirEntry
+	path string
+	fsys liveFS
+}
+
+func (e liveEntry) Info() (fs.FileInfo, error) { return e.fsys.Lstat(e.path) }
+
+// namedInfo has the name that was asked for.
+type namedInfo struct {
+	fs.FileInfo
+	name string
+}
+
+func (i namedInfo) Name() string { return i.name }

@@ -1,0 +1,80 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+
+	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/changes"
+	"github.com/cellkit/sandbox/internal/limits"
+	"github.com/cellkit/sandbox/internal/probe"
+	"github.com/cellkit/sandbox/internal/run"
+	"github.com/cellkit/sandbox/internal/scratch"
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// What is behind the API. On other systems platform_other.go stands in for it.
+
+type (
+	described   = run.Sandbox
+	running     = run.Run
+	cellImpl    = cell.Cell
+	scratchImpl = scratch.Scratch
+)
+
+// engine makes all runs of this process.
+var engine = run.NewEngine()
+
+func describe(c spec.Spec) *described { return engine.New(c) }
+
+func wait(r *running) (*Result, error) {
+	end, err := r.Wait()
+	if end == nil {
+		return nil, err
+	}
+	result := &Result{ExitCode: end.ExitCode, Signal: end.Signal, Reason: Reason(end.Reason), Usage: Usage(end.Usage)}
+	if end.Failed() {
+		return result, &ExitError{Result: result, cause: end.Cause}
+	}
+	return result, err
+}
+
+func usage(r *running) (Usage, error) {
+	u, err := r.Usage()
+	return Usage(u), err
+}
+
+func rootChanges(s *described) (list []Change, err error) {
+	found, err := changes.List(s.Parts(), scratch.UpperOf(&s.Spec.Root))
+	for _, c := range found {
+		list = append(list, Change{Path: c.Path, Kind: ChangeKind(c.Kind)})
+	}
+	return list, err
+}
+
+func check(ctx context.Context) (list []Feature) {
+	for _, f := range probe.All(ctx, engine) {
+		list = append(list, Feature(f))
+	}
+	return list
+}
+
+func newCell(c cellConfig) (*cellImpl, error) {
+	return engine.Boot(cell.Config{HostNetwork: c.network == NetworkHost, HostIDs: c.hostIDs, CgroupParent: c.cgroupParent})
+}
+
+func closeCell(c *cellImpl) error { return engine.End(context.Background(), c) }
+
+func shutdown(ctx context.Context) error { return engine.Shutdown(ctx) }
+
+func newScratch(bytes int64) (*scratchImpl, error) { return scratch.New(bytes) }
+
+func newFiles(fsys fs.FS) any { return scratch.NewFiles(fsys) }
+
+func delegateSubgroup(name string) error {
+	if err := limits.Subgroup(name); err != nil {
+		return fmt.Errorf("sandbox: DelegateSubgroup: %w", err)
+	}
+	return nil
+}
