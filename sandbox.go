@@ -67,9 +67,7 @@ func New(opts ...Option) *Sandbox {
 func (s *Sandbox) With(opts ...Option) *Sandbox {
 	derived := &Sandbox{config: s.config.Clone()}
 	for _, opt := range opts {
-		if opt != nil {
-			opt(&derived.config)
-		}
+		opt.Apply(&derived.config)
 	}
 	if derived.plans = s.plans; !derived.config.SamePlans(&s.config) {
 		derived.plans = new(plans)

@@ -64,9 +64,3 @@ func (r *running) resume() error            { return unsupported() }
 func (r *running) usageNow() (Usage, error) { return Usage{}, unsupported() }
 func (r *running) kill(Reason)              {}
 func (r *running) ended() <-chan struct{}   { return nil }
-
-func gainedPrivileges() bool { return false }
-func unsupportedHere() error { return unsupported() }
-func growPipe(*os.File)      {}
-
-func closeOnExec(int) {}

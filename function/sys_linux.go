@@ -1,24 +1,16 @@
-package sandbox
+package function
 
 import (
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/forkserver"
 )
 
 func gainedPrivileges() bool { return forkserver.Privileged() }
 
 func unsupportedHere() error { return nil }
-
-// ownLibraries is what this program is loaded with, by where runs have it. If it can't be told, programFile says why.
-var ownLibraries = sync.OnceValue(func() map[string]string {
-	files, _ := cell.OwnLibraries()
-	return files
-})
 
 func closeOnExec(fd int) { unix.CloseOnExec(fd) }
 
