@@ -17,9 +17,9 @@ const (
 )
 
 // Message is the limit of messages in bytes.
-func (f *Function) Message() int64 { return cmp.Or(f.MessageLimit, defaultMessage) }
+func (f Function) Message() int64 { return cmp.Or(f.MessageLimit, defaultMessage) }
 
-func (f *Function) check() (errs []error) {
+func (f Function) check() (errs []error) {
 	if f.MessageLimit < 0 || f.MessageLimit > maxMessage {
 		errs = append(errs, fault.Option("function.MessageLimit", "%d is not a number of bytes up to 1 GiB", f.MessageLimit))
 	}
