@@ -36,7 +36,7 @@ type Func[In, Out any] struct {
 type function struct {
 	name string
 	base func() *sandbox.Sandbox          // with the options
-	own  func() (*sandbox.Sandbox, error) // in which calls without further options run
+	own  func() (*sandbox.Sandbox, error) // what calls without further options run in
 }
 
 // New makes a function that can be called in isolation. It has to be called while packages are

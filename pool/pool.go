@@ -113,7 +113,8 @@ func (p *Pool) start(ctx context.Context, wait bool, opts []sandbox.Option) (*sa
 		return nil, nil, fmt.Errorf("sandbox: %w", err)
 	}
 	record := Record{ID: id}
-	s := p.s.With(opts...).With(func(c *spec.Spec) { record.Command = slices.Clone(c.Command.Argv) })
+	command := func(c *spec.Spec) { record.Command = slices.Clone(c.Command.Argv) }
+	s := p.s.With(append(slices.Clip(opts), command)...)
 	err = p.await(run)
 	turn := time.Now()
 	record.Waited = turn.Sub(begun)
