@@ -26,14 +26,14 @@ deps:
 	@echo "== packages that the tests need"
 	@internal/vmtest/install.sh gcc libc6-dev python3 php-cli busybox-static bubblewrap uidmap mmdebstrap umoci openjdk-17-jre-headless nodejs
 
-# All packages of all modules are built and their tests vetted for each system. Those that are not for Linux have the root's API in all
+# All packages of all modules are built and their tests vetted for each system. Those that are not for Linux have the API in all
 # of its calls, and none that works: TestUnsupported, which is linked too. bench uses a part of runc that takes cgo, and so a compiler for arm64.
 vet:
 	@for system in linux/amd64 linux/arm64 darwin/arm64 windows/amd64; do for m in $(MODULES); do \
 		if [ $$system/$$m = linux/arm64/bench ]; then continue; fi; echo "== vet: $$system $$m"; \
 		(cd $$m && export GOOS=$${system%/*} GOARCH=$${system#*/} && if [ $$system != "$$($(GO) env GOHOSTOS)/$$($(GO) env GOHOSTARCH)" ]; then export CGO_ENABLED=0; fi && \
 		$(GO) build ./... && $(GO) vet ./...) || exit 1; done; done
-	@for os in darwin windows; do for m in . image; do (cd $$m && GOOS=$$os $(GO) test -c -o /dev/null .) || exit 1; done; done
+	@for os in darwin windows; do for m in . pool function image; do (cd $$m && GOOS=$$os $(GO) test -c -o /dev/null .) || exit 1; done; done
 	@echo "== vet: what runs after a clone fits its stack, also as debuggers want it compiled"
 	@for arch in amd64 arm64; do CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) build -gcflags='all=-N -l' -o /dev/null ./cmd/sandbox || exit 1; done
 	@for m in $(MODULES); do echo "== staticcheck: $$m"; (cd $$m && $(GO) run $(STATICCHECK) ./...) || exit 1; done

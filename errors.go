@@ -11,7 +11,7 @@ import (
 // errors.Join: errors.As finds the first of them, the method Unwrap() []error returns all.
 //
 // It is a struct of two fields. Option, a string, is the option's name, such as "WithMemory",
-// "CellNetwork" or "PoolQueue", or, of an argument that is no option's, that of its function, such
+// "CellNetwork" or "pool.Queue", or, of an argument that is no option's, that of its function, such
 // as "NewScratch". Where two options do not go together it is the one to change first. Err, an
 // error, is what is wrong with it, and what to do instead.
 type OptionError = fault.OptionError

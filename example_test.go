@@ -11,7 +11,6 @@ import (
 	"log"
 	"os"
 	"strings"
-	"sync"
 	"testing/fstest"
 	"time"
 
@@ -74,63 +73,6 @@ func ExampleSandbox_With() {
 	// Output:
 	// ONE <nil>
 	// TWO <nil>
-}
-
-// A package-level variable: NewFunc is called while packages are initialised.
-var parse = sandbox.NewFunc("parse", func(_ context.Context, text string) (map[string]string, error) {
-	out := map[string]string{}
-	for _, field := range strings.Fields(text) {
-		key, value, ok := strings.Cut(field, "=")
-		if !ok {
-			return nil, fmt.Errorf("%q has no value", field)
-		}
-		out[key] = value
-	}
-	return out, nil
-}, sandbox.WithMemory(128*sandbox.MiB), sandbox.WithTimeout(20*time.Second))
-
-// A function of this program is called in a process of its own, where it sees and can do nothing but that.
-func ExampleNewFunc() {
-	out, err := parse.Call(context.Background(), "a=1 b=2")
-	fmt.Println(out, err)
-	_, err = parse.Call(context.Background(), "a=1 b")
-	fmt.Println(err)
-	// Output:
-	// map[a:1 b:2] <nil>
-	// "b" has no value
-}
-
-// Workers serve many calls without a new process for each.
-func ExampleFunc_Workers() {
-	workers := parse.Workers(2, sandbox.WithMaxCalls(1000))
-	defer workers.Close()
-	for _, text := range []string{"a=1", "b=2"} {
-		fmt.Println(workers.Call(context.Background(), text))
-	}
-	// Output:
-	// map[a:1] <nil>
-	// map[b:2] <nil>
-}
-
-// At most two at a time, and all of them in half a gigabyte.
-func ExampleNewPool() {
-	base := sandbox.New(sandbox.WithTimeout(20 * time.Second))
-	pool := sandbox.NewPool(base, 2, sandbox.PoolMemory(512*sandbox.MiB))
-	var all sync.WaitGroup
-	for i := range 5 {
-		all.Go(func() {
-			_, err := pool.Run(context.Background(), sandbox.WithCommand("sh", "-c", fmt.Sprintf("exit %d", i/4)))
-			if err != nil {
-				fmt.Println(err)
-			}
-		})
-	}
-	all.Wait()
-	stats := pool.Stats()
-	fmt.Println(stats.Served, stats.Failed, pool.Close(context.Background()))
-	// Output:
-	// sandbox: exit status 1
-	// 4 map[exited:1] <nil>
 }
 
 // Runs that were prepared wait for a command, and for its files in /tmp.

@@ -15,6 +15,14 @@ import (
 // limit, so that what a program was configured with can be passed on as it is.
 type Option func(*spec.Spec)
 
+// Apply is for the packages of this module, which have options of their own: a function.Option is
+// whatever has this method.
+func (o Option) Apply(c *spec.Spec) {
+	if o != nil {
+		o(c)
+	}
+}
+
 // WithCommand sets the program and its arguments. A name without a slash is
 // looked up in the PATH of the run's environment, inside the run's root; one
 // with a slash is taken relative to WithDir. Required.
@@ -85,7 +93,7 @@ func WithTimeout(d time.Duration) Option { return func(c *spec.Spec) { c.Supervi
 // what it writes to before that.
 //
 // Default: 10 s, so that a writer that is stuck, such as a connection whose other
-// end reads nothing, holds neither the caller nor a Pool's slot for ever. 0 waits
+// end reads nothing, holds neither the caller nor a slot of a pool.Pool for ever. 0 waits
 // without a limit, as os/exec does by default.
 func WithWaitDelay(d time.Duration) Option { return func(c *spec.Spec) { c.Supervision.WaitDelay = d } }
 

@@ -235,13 +235,6 @@ func TestWrongArguments(t *testing.T) {
 	requireOptionError(t, err, "sandbox: NewScratch: 0 is not a positive number of bytes")
 	_, err = New(valid).RootChanges()
 	requireOptionError(t, err, "sandbox: WithScratchRoot: is missing: RootChanges tells")
-	p := NewPool(New(valid), 0, PoolQueue(-1))
-	_, err = p.Run(t.Context())
-	both, ok = err.(interface{ Unwrap() []error })
-	require.True(t, ok)
-	require.Len(t, both.Unwrap(), 2)
-	requireOptionError(t, both.Unwrap()[0], "sandbox: NewPool: 0 is not a positive number of runs")
-	requireOptionError(t, both.Unwrap()[1], "sandbox: PoolQueue: -1 is negative")
 }
 
 func TestCommandIsRequired(t *testing.T) {
@@ -285,7 +278,7 @@ func TestGoodOptions(t *testing.T) {
 // TestZeroIsNoLimit takes limits away that were set.
 func TestZeroIsNoLimit(t *testing.T) {
 	zeros := []Option{WithTimeout(0), WithOutputLimit(0), WithMemory(0), WithSwap(0), WithCPUs(0), WithCPUWeight(0), WithPIDs(0), WithCPUTime(0),
-		WithIO(IOLimit{Path: "/dev/sda"}), WithWritableRoot(0), WithMessageLimit(0), WithMaxCalls(0), WithMaxAge(0)}
+		WithIO(IOLimit{Path: "/dev/sda"}), WithWritableRoot(0)}
 	limited := New(valid, WithTimeout(1), WithOutputLimit(1), WithMemory(MiB), WithCPUs(0.5), WithCPUWeight(1), WithPIDs(1), WithCPUTime(1), WithWritableRoot(1))
 	for _, s := range []*Sandbox{New(valid).With(zeros...), limited.With(zeros...)} {
 		c := s.is.Spec
@@ -294,13 +287,8 @@ func TestZeroIsNoLimit(t *testing.T) {
 		require.Zero(t, c.Supervision.OutputLimit)
 		require.Equal(t, spec.Limits{}, c.Limits)
 		require.Zero(t, c.Root.Writable)
-		require.Equal(t, spec.Function{}, c.Function)
 	}
 	require.Equal(t, spec.Tmpfs{Size: 256 * MiB}, New(WithTmpfs("/a", 0)).is.Spec.Root.Mounts[0].Source)
-	var p poolConfig
-	PoolMemory(0)(&p)
-	PoolCPUs(0)(&p)
-	require.Equal(t, poolConfig{}, p)
 }
 
 // TestLaterValueMendsEarlier overrides a wrong value of each option that takes

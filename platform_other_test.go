@@ -11,15 +11,10 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-var unsupportedFunc = sandbox.NewFunc("unsupported", func(context.Context, int) (int, error) { return 0, nil })
-
 // TestUnsupported makes each call that does something.
 func TestUnsupported(t *testing.T) {
 	ctx := context.Background()
 	s := sandbox.New(sandbox.WithCommand("true"), sandbox.WithPrepared(1))
-	pool := sandbox.NewPool(s, 1)
-	workers := unsupportedFunc.Workers(1)
-	defer workers.Close()
 	for name, call := range map[string]func() error{
 		"Run":              func() error { _, err := s.Run(ctx); return err },
 		"Start":            func() error { _, err := s.Start(ctx); return err },
@@ -33,11 +28,6 @@ func TestUnsupported(t *testing.T) {
 		"DelegateSubgroup": func() error { return sandbox.DelegateSubgroup("x") },
 		"NewCell":          func() error { _, err := sandbox.NewCell(); return err },
 		"NewScratch":       func() error { _, err := sandbox.NewScratch(sandbox.MiB); return err },
-		"Pool.Run":         func() error { _, err := pool.Run(ctx); return err },
-		"Pool.TryRun":      func() error { _, err := pool.TryRun(ctx); return err },
-		"Pool.Start":       func() error { _, err := pool.Start(ctx); return err },
-		"Func.Call":        func() error { _, err := unsupportedFunc.Call(ctx, 1); return err },
-		"Workers.Call":     func() error { _, err := workers.Call(ctx, 1); return err },
 	} {
 		if err := call(); !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("%s: %v", name, err)
@@ -45,8 +35,5 @@ func TestUnsupported(t *testing.T) {
 	}
 	if sandbox.Check(ctx).OK() {
 		t.Error("Check says that runs are possible")
-	}
-	if err := pool.Close(ctx); err != nil {
-		t.Error(err)
 	}
 }

@@ -63,9 +63,7 @@ func (s *Sandbox) With(opts ...Option) *Sandbox {
 
 func apply(c *spec.Spec, opts []Option) {
 	for _, opt := range opts {
-		if opt != nil {
-			opt(c)
-		}
+		opt.Apply(c)
 	}
 }
 

@@ -20,11 +20,11 @@ import (
 	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 	"golang.org/x/sys/unix"
 
-	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/bench/work"
+	"github.com/cellkit/sandbox/function"
 )
 
-var isolated = sandbox.NewFunc("work", func(_ context.Context, in []byte) ([]byte, error) { return work.Do(in), nil }, limits...)
+var isolated = function.New("work", func(_ context.Context, in []byte) ([]byte, error) { return work.Do(in), nil }, function.Options(limits...))
 
 // plain is a plugin in a child process: net/rpc over a socket, as in hashicorp/go-plugin, or one
 // call over its standard streams.
@@ -145,7 +145,7 @@ func functions(dir string, rounds int) (tables []table, err error) {
 	if err != nil {
 		return nil, err
 	}
-	workers, started := isolated.Workers(1), isolated.Workers(2, sandbox.WithMaxCalls(1))
+	workers, started := isolated.Workers(1), isolated.Workers(2, function.MaxCalls(1))
 	defer workers.Close()
 	defer started.Close()
 	for _, size := range []int{1 << 10, 1 << 20} {

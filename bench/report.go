@@ -86,7 +86,7 @@ the one before; that time is in its CPU time. At several at a time they are not 
 	b.WriteString("\nIn brackets: how many times as many sandbox does.\n\n![throughput](bench/throughput.svg)\n\n## Functions\n\n" +
 		"1 KiB is turned to upper case, of 1 MiB there is a checksum. A worker of sandbox (`Workers`) has namespaces, limits and a filter, net/rpc (which\n" +
 		"hashicorp/go-plugin uses) an ordinary process, and wazero runs the function compiled to WebAssembly in this process. \"Started ahead\" is\n" +
-		"`WithMaxCalls(1)`, given the time to start the next. CPU time is also that of what goes on in the background.\n\n")
+		"`function.MaxCalls(1)`, given the time to start the next. CPU time is also that of what goes on in the background.\n\n")
 	for _, t := range r.functions {
 		fmt.Fprintf(&b, "| %s | median | p99 | CPU time | sandbox takes |\n| --- | --- | --- | --- | --- |\n", t.title)
 		for _, f := range t.rows {

@@ -14,7 +14,8 @@ import (
 	"unsafe"
 
 	"github.com/cellkit/sandbox"
-	"github.com/cellkit/sandbox/internal/hook"
+	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // isolatedEnv names the isolated test, in the environment of its sandbox.
@@ -84,7 +85,7 @@ func isolate(t *testing.T, opts []sandbox.Option) *result {
 	ctx, cancel := withDeadline(t.Context(), t)
 	defer cancel()
 	inside := "/" + filepath.Base(exe)
-	base := sandbox.New(hermetic(), hook.OwnProgram().(sandbox.Option), sandbox.WithReadOnlyBind(exe, inside), sandbox.WithOutputLimit(maxOutput)).
+	base := sandbox.New(hermetic(), ownProgram, sandbox.WithReadOnlyBind(exe, inside), sandbox.WithOutputLimit(maxOutput)).
 		With(seeds(t)...).With(opts...).With(sandbox.WithEnv(isolatedEnv+"="+t.Name()), sandbox.WithWaitDelay(0))
 	run := func(args []string, more ...sandbox.Option) (*parser, error) {
 		events := newParser(t.Name())
@@ -93,6 +94,12 @@ func isolate(t *testing.T, opts []sandbox.Option) *result {
 	}
 	events, err := covered(t, run)
 	return events.conclude(err)
+}
+
+// ownProgram shows nothing in the root but what this program needs to be executed in it.
+func ownProgram(c *spec.Spec) {
+	c.Root.Rootfs = spec.Rootfs{Parts: spec.OwnProgram}
+	c.Command.Env = append(c.Command.Env, program.LoaderVar+"="+program.LibraryDir)
 }
 
 // seeds gives a fuzz target the files with its seeds.

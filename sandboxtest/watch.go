@@ -10,8 +10,8 @@ import (
 	"time"
 
 	"github.com/cellkit/sandbox"
-	"github.com/cellkit/sandbox/internal/hook"
 	"github.com/cellkit/sandbox/internal/spec"
+	"github.com/cellkit/sandbox/internal/stdio"
 )
 
 // watcher knows the runs of one test's sandbox.
@@ -136,12 +136,13 @@ func (l *tail) String() string {
 
 // listen returns options that send the sandbox's output to the log too.
 func (l *tail) listen(s *sandbox.Sandbox) []sandbox.Option {
-	stdout, stderr, same := hook.Outputs(s)
-	out := l.beside(stdout)
-	if same {
+	var to spec.Streams
+	s.With(func(c *spec.Spec) { to = c.Streams })
+	out := l.beside(to.Stdout)
+	if to.Stdout != nil && stdio.SameWriter(to.Stdout, to.Stderr) {
 		return []sandbox.Option{sandbox.WithStdout(out), sandbox.WithStderr(out)}
 	}
-	return []sandbox.Option{sandbox.WithStdout(out), sandbox.WithStderr(l.beside(stderr))}
+	return []sandbox.Option{sandbox.WithStdout(out), sandbox.WithStderr(l.beside(to.Stderr))}
 }
 
 func (l *tail) beside(w io.Writer) io.Writer {

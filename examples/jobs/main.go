@@ -17,12 +17,13 @@ import (
 	"time"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/pool"
 )
 
 // metrics counts ends in expvar, for /debug/vars. A Prometheus counter is as short.
 type metrics struct{ ends *expvar.Map }
 
-func (m metrics) RunEnded(r sandbox.RunRecord) {
+func (m metrics) RunEnded(r pool.Record) {
 	if r.Result == nil {
 		m.ends.Add("not started", 1)
 		return
@@ -33,9 +34,9 @@ func (m metrics) RunEnded(r sandbox.RunRecord) {
 var ends = metrics{expvar.NewMap("ends")}
 
 // drain runs the jobs until there are no more, and prints the output of each.
-func drain(ctx context.Context, jobs <-chan string, size int, out io.Writer, logger *slog.Logger) (sandbox.PoolStats, error) {
-	pool := sandbox.NewPool(sandbox.New(sandbox.WithTimeout(10*time.Second), sandbox.WithOutputLimit(sandbox.MiB)), size,
-		sandbox.PoolMemory(512*sandbox.MiB), sandbox.PoolObserver(ends), sandbox.PoolLogger(logger))
+func drain(ctx context.Context, jobs <-chan string, size int, out io.Writer, logger *slog.Logger) (pool.Stats, error) {
+	p := pool.New(sandbox.New(sandbox.WithTimeout(10*time.Second), sandbox.WithOutputLimit(sandbox.MiB)), size,
+		pool.Memory(512*sandbox.MiB), pool.Observe(ends), pool.Log(logger))
 	var printing sync.Mutex
 	var running sync.WaitGroup
 	for range size {
@@ -43,7 +44,7 @@ func drain(ctx context.Context, jobs <-chan string, size int, out io.Writer, log
 			for job := range jobs {
 				r, w := io.Pipe()
 				go func() {
-					_, err := pool.Run(ctx, sandbox.WithCommand("sh", "-c", job), sandbox.WithStdout(w), sandbox.WithStderr(w))
+					_, err := p.Run(ctx, sandbox.WithCommand("sh", "-c", job), sandbox.WithStdout(w), sandbox.WithStderr(w))
 					w.CloseWithError(err)
 				}()
 				text, err := io.ReadAll(r)
@@ -57,7 +58,7 @@ func drain(ctx context.Context, jobs <-chan string, size int, out io.Writer, log
 		})
 	}
 	running.Wait()
-	return pool.Stats(), pool.Close(ctx)
+	return p.Stats(), p.Close(ctx)
 }
 
 func main() {

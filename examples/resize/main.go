@@ -23,6 +23,7 @@ import (
 	"golang.org/x/image/draw"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/function"
 )
 
 type request struct {
@@ -30,7 +31,7 @@ type request struct {
 	Image io.Reader
 }
 
-var thumbnail = sandbox.NewFunc("thumbnail", func(_ context.Context, in request) ([]byte, error) {
+var thumbnail = function.New("thumbnail", func(_ context.Context, in request) ([]byte, error) {
 	full, _, err := image.Decode(in.Image)
 	if err != nil {
 		return nil, err
@@ -41,10 +42,10 @@ var thumbnail = sandbox.NewFunc("thumbnail", func(_ context.Context, in request)
 	var out bytes.Buffer
 	err = png.Encode(&out, small)
 	return out.Bytes(), err
-}, sandbox.WithMemory(128*sandbox.MiB), sandbox.WithTimeout(10*time.Second), sandbox.WithMessageLimit(32*sandbox.MiB))
+}, sandbox.WithMemory(128*sandbox.MiB), sandbox.WithTimeout(10*time.Second), function.MessageLimit(32*sandbox.MiB))
 
 // service answers a POST of an image with a thumbnail, 200 pixels wide or as ?width= says.
-func service(workers *sandbox.Workers[request, []byte]) http.Handler {
+func service(workers *function.Workers[request, []byte]) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		width := 200
 		if s := r.URL.Query().Get("width"); s != "" {
@@ -55,7 +56,7 @@ func service(workers *sandbox.Workers[request, []byte]) http.Handler {
 			return
 		}
 		out, err := workers.Call(r.Context(), request{width, http.MaxBytesReader(w, r.Body, 64*sandbox.MiB)})
-		var bad *sandbox.FuncError
+		var bad *function.Error
 		switch {
 		case err == nil:
 			w.Header().Set("Content-Type", "image/png")
@@ -72,7 +73,7 @@ func service(workers *sandbox.Workers[request, []byte]) http.Handler {
 func main() {
 	address := flag.String("listen", "localhost:8080", "where to listen")
 	flag.Parse()
-	workers := thumbnail.Workers(runtime.NumCPU(), sandbox.WithMaxCalls(100))
+	workers := thumbnail.Workers(runtime.NumCPU(), function.MaxCalls(100))
 	defer workers.Close()
 	fmt.Printf("curl --data-binary @image.jpg 'http://%s/?width=100' >small.png\n", *address)
 	log.Fatal(http.ListenAndServe(*address, service(workers)))

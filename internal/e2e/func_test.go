@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/function"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
@@ -45,14 +46,14 @@ var initialised = func() int { return os.Getpid() }()
 // secret identifies a process: all of them have the same pid.
 var secret = fmt.Sprint(rand.Uint64())
 
-var work = sandbox.NewFunc("work", doJob)
+var work = function.New("work", doJob)
 
 // conditional is not registered in the process that should serve it.
-var conditional = func() *sandbox.Func[string, string] {
+var conditional = func() *function.Func[string, string] {
 	if len(os.Args) > 1 && os.Args[1] == "sandbox-function" {
 		return nil
 	}
-	return sandbox.NewFunc("conditional", func(_ context.Context, in string) (string, error) { return in, nil })
+	return function.New("conditional", func(_ context.Context, in string) (string, error) { return in, nil })
 }()
 
 // TestRootlessFuncUnregistered has main begin in a process that should serve a function.
@@ -61,7 +62,7 @@ func TestRootlessFuncUnregistered(t *testing.T) {
 	var said strings.Builder
 	_, err := conditional.Call(testkit.Deadline(t), "x", sandbox.WithStderr(&said))
 	require.Equal(t, 125, runs.ExitError(t, err).ExitCode)
-	require.Contains(t, said.String(), `sandbox: function: "conditional" is not registered in its own process: call NewFunc whenever packages are initialised, and under no condition`)
+	require.Contains(t, said.String(), `sandbox: function: "conditional" is not registered in its own process: call function.New whenever packages are initialised, and under no condition`)
 	require.NotContains(t, said.String(), "PASS")
 }
 
@@ -229,7 +230,7 @@ func see(what string) (*job, error) {
 	return out, err
 }
 
-func call(t *testing.T, in job, opts ...sandbox.Option) *job {
+func call(t *testing.T, in job, opts ...function.Option) *job {
 	t.Helper()
 	out, err := work.Call(testkit.Deadline(t), in, opts...)
 	require.NoError(t, err)
@@ -249,13 +250,13 @@ func TestRootlessFuncValues(t *testing.T) {
 
 func TestRootlessFuncErrors(t *testing.T) {
 	t.Parallel()
-	var failed *sandbox.FuncError
+	var failed *function.Error
 	_, err := work.Call(testkit.Deadline(t), job{Do: "error", Text: "none"})
 	require.ErrorAs(t, err, &failed)
 	require.EqualError(t, err, "no luck: none")
 	require.Equal(t, "work", failed.Func)
 
-	var panicked *sandbox.PanicError
+	var panicked *function.PanicError
 	_, err = work.Call(testkit.Deadline(t), job{Do: "panic"})
 	require.ErrorAs(t, err, &panicked)
 	require.Equal(t, "assignment to entry in nil map", panicked.Value)
@@ -270,7 +271,7 @@ func TestRootlessFuncErrors(t *testing.T) {
 	require.Equal(t, 3, exit.ExitCode)
 	require.Equal(t, "last words\n", string(exit.Stderr))
 	_, err = work.Call(testkit.Deadline(t), job{Do: "exit"})
-	require.ErrorIs(t, err, sandbox.ErrNoAnswer)
+	require.ErrorIs(t, err, function.ErrNoAnswer)
 	_, err = work.Call(testkit.Deadline(t), job{Do: "goroutine", Text: "elsewhere"})
 	require.ErrorAs(t, err, &exit)
 	require.Equal(t, 2, exit.ExitCode)
@@ -344,11 +345,11 @@ func TestFuncLimits(t *testing.T) {
 
 func TestRootlessFuncMessageLimit(t *testing.T) {
 	t.Parallel()
-	small := sandbox.WithMessageLimit(1000)
+	small := function.MessageLimit(1000)
 	_, err := work.Call(testkit.Deadline(t), job{Do: "large", Size: 2000}, small)
-	require.ErrorIs(t, err, sandbox.ErrMessageLimit)
+	require.ErrorIs(t, err, function.ErrMessageLimit)
 	_, err = work.Call(testkit.Deadline(t), job{Do: "echo", Text: strings.Repeat("x", 2000)}, small)
-	require.ErrorIs(t, err, sandbox.ErrMessageLimit)
+	require.ErrorIs(t, err, function.ErrMessageLimit)
 	require.ErrorContains(t, err, "its argument")
 	require.Len(t, call(t, job{Do: "large", Size: 10 * sandbox.MiB}).Text, 10*sandbox.MiB)
 }
@@ -466,33 +467,33 @@ func TestRootlessFuncFiles(t *testing.T) {
 
 func TestFuncOptions(t *testing.T) {
 	t.Parallel()
-	for want, o := range map[string]sandbox.Option{
-		"WithCommand":                 sandbox.WithCommand("true"),
-		"WithMemory: -1":              sandbox.WithMemory(-1),
-		"WithMessageLimit: not":       sandbox.WithMessageLimit(-1),
-		"WithMaxCalls: not a pos":     sandbox.WithMaxCalls(-1),
-		"WithMaxAge: not a positive ": sandbox.WithMaxAge(-1),
+	for want, o := range map[string]function.Option{
+		"WithCommand":                           sandbox.WithCommand("true"),
+		"WithMemory: -1":                        sandbox.WithMemory(-1),
+		"function.MessageLimit: -1 is not":      function.MessageLimit(-1),
+		"function.MessageLimit: 1073741825 is ": function.MessageLimit(1<<30 + 1),
 	} {
 		_, err := work.Call(testkit.Deadline(t), job{Do: "echo"}, o)
 		require.ErrorContains(t, err, want)
-	}
-	for want, o := range map[string]sandbox.Option{
-		"WithMessageLimit: it is for functions": sandbox.WithMessageLimit(1),
-		"WithMaxCalls: it is for functions":     sandbox.WithMaxCalls(1),
-		"WithMaxAge: it is for functions":       sandbox.WithMaxAge(1),
-	} {
-		_, err := runs.Shell("", o).Run(testkit.Deadline(t))
-		require.ErrorContains(t, err, want)
+		workers := work.With(o).Workers(1, function.MaxCalls(-1), function.MaxAge(-1))
+		_, err = workers.Call(testkit.Deadline(t), job{Do: "echo"})
+		workers.Close()
+		for _, text := range []string{want, "function.MaxCalls: -1 is not a positive", "function.MaxAge: -1ns is not a positive"} {
+			require.ErrorContains(t, err, text)
+		}
+		all, ok := err.(interface{ Unwrap() []error })
+		require.True(t, ok)
+		require.Len(t, all.Unwrap(), 3)
 	}
 	none := func(context.Context, int) (int, error) { return 0, nil }
-	require.PanicsWithValue(t, `sandbox: NewFunc: "" is no name (`+here(1)+`)`, func() { sandbox.NewFunc("", none) })
-	require.Panics(t, func() { sandbox.NewFunc("late", none) })
+	require.PanicsWithValue(t, `function: New: "" is no name (`+here(1)+`)`, func() { function.New("", none) })
+	require.Panics(t, func() { function.New("late", none) })
 	defer func() {
 		text := fmt.Sprint(recover())
 		require.Contains(t, text, `the name "work" is used twice: at `)
 		require.Regexp(t, `func_test.go:\d+ and at `+here(3), text)
 	}()
-	sandbox.NewFunc("work", none)
+	function.New("work", none)
 }
 
 func here(lines int) string {
@@ -500,10 +501,10 @@ func here(lines int) string {
 	return fmt.Sprintf("%s:%d", file, line+lines-1)
 }
 
-// pidOf returns which process of the pool serves a call.
-func pidOf(t *testing.T, pool *sandbox.Workers[job, *job]) string {
+// pidOf returns which process of the workers serves a call.
+func pidOf(t *testing.T, workers *function.Workers[job, *job]) string {
 	t.Helper()
-	out, err := pool.Call(testkit.Deadline(t), job{Do: "count"})
+	out, err := workers.Call(testkit.Deadline(t), job{Do: "count"})
 	require.NoError(t, err)
 	return out.Text
 }
@@ -511,20 +512,20 @@ func pidOf(t *testing.T, pool *sandbox.Workers[job, *job]) string {
 // TestRootlessWorkersReplaced has a process serve calls until it can't be trusted any more.
 func TestRootlessWorkersReplaced(t *testing.T) {
 	t.Parallel()
-	pool := work.Workers(1, sandbox.WithTimeout(testkit.Patience))
-	defer pool.Close()
-	first := pidOf(t, pool)
-	require.Equal(t, first, pidOf(t, pool))
-	_, err := pool.Call(testkit.Deadline(t), job{Do: "error"})
+	workers := work.With(sandbox.WithTimeout(testkit.Patience)).Workers(1)
+	defer workers.Close()
+	first := pidOf(t, workers)
+	require.Equal(t, first, pidOf(t, workers))
+	_, err := workers.Call(testkit.Deadline(t), job{Do: "error"})
 	require.EqualError(t, err, "no luck: ")
-	require.Equal(t, first, pidOf(t, pool))
+	require.Equal(t, first, pidOf(t, workers))
 	for _, bad := range []string{"panic", "exit", "goroutine", "die", "large"} {
-		out, err := pool.Call(testkit.Deadline(t), job{Do: bad, Size: 100 * sandbox.MiB})
+		out, err := workers.Call(testkit.Deadline(t), job{Do: bad, Size: 100 * sandbox.MiB})
 		if err == nil && out.Body != nil {
 			_, err = io.ReadAll(out.Body)
 		}
 		require.Error(t, err, bad)
-		next := pidOf(t, pool)
+		next := pidOf(t, workers)
 		if bad != "large" { // that the worker refused to send
 			require.NotEqual(t, first, next, bad)
 		}
@@ -533,45 +534,45 @@ func TestRootlessWorkersReplaced(t *testing.T) {
 	require.Eventually(t, func() bool { // on a slow machine it may not come to a call
 		ctx, cancel := context.WithTimeout(testkit.Deadline(t), 200*time.Millisecond)
 		defer cancel()
-		_, err := pool.Call(ctx, job{Do: "wait"})
-		return errors.Is(err, context.DeadlineExceeded) && pidOf(t, pool) != first
+		_, err := workers.Call(ctx, job{Do: "wait"})
+		return errors.Is(err, context.DeadlineExceeded) && pidOf(t, workers) != first
 	}, testkit.Patience, time.Millisecond)
 
-	out, err := pool.Call(testkit.Deadline(t), job{Do: "generate", Size: 100_000})
+	out, err := workers.Call(testkit.Deadline(t), job{Do: "generate", Size: 100_000})
 	require.NoError(t, err)
 	n, err := io.Copy(io.Discard, out.Body)
 	require.NoError(t, err)
 	require.EqualValues(t, 100_000, n)
-	first = pidOf(t, pool)
-	out, err = pool.Call(testkit.Deadline(t), job{Do: "endless"})
+	first = pidOf(t, workers)
+	out, err = workers.Call(testkit.Deadline(t), job{Do: "endless"})
 	require.NoError(t, err)
 	require.NoError(t, out.Body.(io.Closer).Close())
-	require.NotEqual(t, first, pidOf(t, pool))
+	require.NotEqual(t, first, pidOf(t, workers))
 }
 
 func TestRootlessWorkersAge(t *testing.T) {
 	t.Parallel()
-	pool := work.Workers(1, sandbox.WithMaxCalls(2))
-	defer pool.Close()
-	first := pidOf(t, pool)
-	require.Equal(t, first, pidOf(t, pool))
-	require.NotEqual(t, first, pidOf(t, pool))
-	pool = work.Workers(1, sandbox.WithMaxAge(time.Second))
-	defer pool.Close()
-	first = pidOf(t, pool)
+	workers := work.Workers(1, function.MaxCalls(2))
+	defer workers.Close()
+	first := pidOf(t, workers)
+	require.Equal(t, first, pidOf(t, workers))
+	require.NotEqual(t, first, pidOf(t, workers))
+	workers = work.Workers(1, function.MaxAge(time.Second))
+	defer workers.Close()
+	first = pidOf(t, workers)
 	time.Sleep(time.Second)
-	require.NotEqual(t, first, pidOf(t, pool))
+	require.NotEqual(t, first, pidOf(t, workers))
 }
 
 // TestRootlessWorkersMany has more callers than workers.
 func TestRootlessWorkersMany(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
-	pool := work.Workers(3, sandbox.WithStderr(&log))
+	workers := work.With(sandbox.WithStderr(&log)).Workers(3)
 	pids := make(chan string)
 	for i := range 60 {
 		go func() {
-			out, err := pool.Call(context.Background(), job{Do: "count", Text: fmt.Sprint(i)})
+			out, err := workers.Call(context.Background(), job{Do: "count", Text: fmt.Sprint(i)})
 			if err != nil {
 				pids <- err.Error()
 				return
@@ -584,37 +585,37 @@ func TestRootlessWorkersMany(t *testing.T) {
 		served[<-pids]++
 	}
 	require.LessOrEqual(t, len(served), 3, "%v", served)
-	pool.Close()
-	pool.Close()
-	_, err := pool.Call(testkit.Deadline(t), job{Do: "count"})
-	require.ErrorIs(t, err, sandbox.ErrPoolClosed)
+	workers.Close()
+	workers.Close()
+	_, err := workers.Call(testkit.Deadline(t), job{Do: "count"})
+	require.ErrorIs(t, err, function.ErrClosed)
 	require.Equal(t, 60, strings.Count(log.String(), "counted"))
 }
 
 // TestRootlessWorkersKilled has processes die while they are idle.
 func TestRootlessWorkersKilled(t *testing.T) {
 	t.Parallel()
-	pool := work.Workers(1)
-	defer pool.Close()
+	workers := work.Workers(1)
+	defer workers.Close()
 	for range 3 {
-		first := pidOf(t, pool)
-		_, _ = pool.Call(testkit.Deadline(t), job{Do: "suicide"}) // a slow machine may not see its answer
+		first := pidOf(t, workers)
+		_, _ = workers.Call(testkit.Deadline(t), job{Do: "suicide"}) // a slow machine may not see its answer
 		require.Eventually(t, func() bool {
-			next, err := pool.Call(testkit.Deadline(t), job{Do: "count"}) // it may be serving this one when it dies
+			next, err := workers.Call(testkit.Deadline(t), job{Do: "count"}) // it may be serving this one when it dies
 			return err == nil && next.Text != first
 		}, testkit.Patience, 50*time.Millisecond)
 	}
-	_, err := work.Workers(1, sandbox.WithMemory(-1)).Call(testkit.Deadline(t), job{})
+	_, err := work.With(sandbox.WithMemory(-1)).Workers(1).Call(testkit.Deadline(t), job{})
 	require.ErrorContains(t, err, "WithMemory")
 	require.Panics(t, func() { work.Workers(0) })
 }
 
 func BenchmarkFuncWarm(b *testing.B) {
-	pool := echo.Workers(1)
-	defer pool.Close()
+	workers := echo.Workers(1)
+	defer workers.Close()
 	in := bytes.Repeat([]byte{1}, 1000)
 	for b.Loop() {
-		_, err := pool.Call(context.Background(), in)
+		_, err := workers.Call(context.Background(), in)
 		require.NoError(b, err)
 	}
 }
@@ -628,10 +629,10 @@ func BenchmarkFuncFresh(b *testing.B) {
 
 // BenchmarkFuncAhead has a fresh process for each call, started ahead; the start is not measured.
 func BenchmarkFuncAhead(b *testing.B) {
-	pool := echo.Workers(1, sandbox.WithMaxCalls(1))
-	defer pool.Close()
+	workers := echo.Workers(1, function.MaxCalls(1))
+	defer workers.Close()
 	for b.Loop() {
-		_, err := pool.Call(context.Background(), nil)
+		_, err := workers.Call(context.Background(), nil)
 		require.NoError(b, err)
 		b.StopTimer()
 		time.Sleep(30 * time.Millisecond)
@@ -644,11 +645,11 @@ func BenchmarkFuncStreamOut(b *testing.B) { benchmarkStream(b, "zeros") }
 
 func benchmarkStream(b *testing.B, do string) {
 	const size = sandbox.GiB
-	pool := work.Workers(1)
-	defer pool.Close()
+	workers := work.Workers(1)
+	defer workers.Close()
 	b.SetBytes(size)
 	for b.Loop() {
-		out, err := pool.Call(context.Background(), job{Do: do, Size: size, Body: io.LimitReader(zeros{}, size)})
+		out, err := workers.Call(context.Background(), job{Do: do, Size: size, Body: io.LimitReader(zeros{}, size)})
 		require.NoError(b, err)
 		if out.Body != nil {
 			_, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, out.Body, make([]byte, sandbox.MiB))
@@ -657,14 +658,14 @@ func benchmarkStream(b *testing.B, do string) {
 	}
 }
 
-var echo = sandbox.NewFunc("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
+var echo = function.New("echo", func(_ context.Context, b []byte) ([]byte, error) { return b, nil })
 
 // TestAttackFuncLiar has a function take over its process and answer as no function does. The host
 // believes nothing of it and keeps nothing, and the next call gets a process that can be trusted.
 func TestAttackFuncLiar(t *testing.T) {
 	t.Parallel()
-	pool := work.Workers(1)
-	defer pool.Close()
+	workers := work.Workers(1)
+	defer workers.Close()
 	for name, text := range map[string]string{
 		"no message":          "x",
 		"huge":                "\xff\xff\xff\xff\x04\x00",
@@ -678,12 +679,12 @@ func TestAttackFuncLiar(t *testing.T) {
 	} {
 		for _, times := range []int{1, 1000} {
 			ctx, cancel := context.WithTimeout(testkit.Deadline(t), testkit.Patience)
-			out, err := pool.Call(ctx, job{Do: "lie", Text: text, Size: times})
+			out, err := workers.Call(ctx, job{Do: "lie", Text: text, Size: times})
 			require.Error(t, err, name)
 			require.NoError(t, ctx.Err(), name)
 			require.Nil(t, out, name)
 			cancel()
-			out, err = pool.Call(testkit.Deadline(t), job{Do: "echo", Text: "honest"})
+			out, err = workers.Call(testkit.Deadline(t), job{Do: "echo", Text: "honest"})
 			require.NoError(t, err, name)
 			require.Equal(t, "honest", out.Text)
 		}
@@ -693,7 +694,7 @@ func TestAttackFuncLiar(t *testing.T) {
 // TestAttackFuncFloods has functions that send errors, panics and output without end.
 func TestAttackFuncFloods(t *testing.T) {
 	t.Parallel()
-	var failed *sandbox.FuncError
+	var failed *function.Error
 	_, err := work.Call(testkit.Deadline(t), job{Do: "error", Text: strings.Repeat("x", sandbox.MiB)})
 	require.ErrorAs(t, err, &failed)
 	require.Len(t, failed.Text, 64*sandbox.KiB)
@@ -708,16 +709,16 @@ func TestAttackFuncFloods(t *testing.T) {
 func TestAttackFuncDeaf(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{0, 10 * sandbox.MiB} {
-		pool := work.Workers(1, sandbox.WithTimeout(500*time.Millisecond))
+		workers := work.With(sandbox.WithTimeout(500 * time.Millisecond)).Workers(1)
 		ctx, cancel := context.WithTimeout(testkit.Deadline(t), 200*time.Millisecond)
 		defer cancel()
-		_, err := pool.Call(ctx, job{Do: "deaf"})
+		_, err := workers.Call(ctx, job{Do: "deaf"})
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		_, err = pool.Call(testkit.Deadline(t), job{Do: "deaf", Text: strings.Repeat("x", size)})
+		_, err = workers.Call(testkit.Deadline(t), job{Do: "deaf", Text: strings.Repeat("x", size)})
 		require.ErrorIs(t, err, sandbox.ErrTimeout)
-		pool.Close()
+		workers.Close()
 	}
-	for _, stop := range []sandbox.Option{sandbox.WithTimeout(500 * time.Millisecond), nil} {
+	for _, stop := range []function.Option{sandbox.WithTimeout(500 * time.Millisecond), nil} {
 		ctx, cancel := context.WithTimeout(testkit.Deadline(t), time.Second)
 		defer cancel()
 		_, err := work.Call(ctx, job{Do: "sum", Body: neverEnds{}}, stop)
@@ -742,11 +743,11 @@ func TestRootlessFuncWider(t *testing.T) {
 	if testkit.Kernel(5, 11) {
 		require.Contains(t, call(t, job{Do: "see", Text: "/"}, sandbox.WithWritableRoot(sandbox.MiB)).Text, "lib ")
 	}
-	pool := work.Workers(2, sandbox.WithPrepared(2), sandbox.WithMaxCalls(1))
-	defer pool.Close()
+	workers := work.With(sandbox.WithPrepared(2)).Workers(2, function.MaxCalls(1))
+	defer workers.Close()
 	seen := map[string]bool{}
 	for range 6 {
-		seen[pidOf(t, pool)] = true
+		seen[pidOf(t, workers)] = true
 	}
 	require.Len(t, seen, 6)
 }
@@ -755,14 +756,14 @@ func TestRootlessFuncWider(t *testing.T) {
 // directions. None stays open on either side.
 func TestRootlessWorkersDescriptors(t *testing.T) {
 	t.Parallel()
-	pool := work.Workers(1)
-	defer pool.Close()
+	workers := work.Workers(1)
+	defer workers.Close()
 	null, err := os.Open(os.DevNull)
 	require.NoError(t, err)
 	defer null.Close()
 	var sizes []int
 	for range 30 {
-		out, err := pool.Call(testkit.Deadline(t), job{Do: "fds", File: null, Body: strings.NewReader("in")})
+		out, err := workers.Call(testkit.Deadline(t), job{Do: "fds", File: null, Body: strings.NewReader("in")})
 		require.NoError(t, err)
 		require.NoError(t, out.File.Close())
 		_, err = io.ReadAll(out.Body)

@@ -22,10 +22,11 @@ import (
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
+	"github.com/cellkit/sandbox/pool"
 )
 
 // closePool closes a pool that has no runs left.
-func closePool(t *testing.T, p *sandbox.Pool) {
+func closePool(t *testing.T, p *pool.Pool) {
 	t.Helper()
 	require.NoError(t, p.Close(testkit.Deadline(t)))
 }
@@ -33,10 +34,10 @@ func closePool(t *testing.T, p *sandbox.Pool) {
 // records is an observer that keeps everything.
 type records struct {
 	mu  sync.Mutex
-	all []sandbox.RunRecord
+	all []pool.Record
 }
 
-func (r *records) RunEnded(one sandbox.RunRecord) {
+func (r *records) RunEnded(one pool.Record) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.all = append(r.all, one)
@@ -48,7 +49,7 @@ func TestRootlessPool(t *testing.T) {
 	var seen records
 	var log bytes.Buffer
 	const size = 3
-	pool := sandbox.NewPool(runs.Shell("sleep 0.1"), size, sandbox.PoolObserver(&seen), sandbox.PoolLogger(slog.New(slog.NewJSONHandler(&log, nil))))
+	jobs := pool.New(runs.Shell("sleep 0.1"), size, pool.Observe(&seen), pool.Log(slog.New(slog.NewJSONHandler(&log, nil))))
 	var group sync.WaitGroup
 	for i := range 12 {
 		group.Go(func() {
@@ -61,7 +62,7 @@ func TestRootlessPool(t *testing.T) {
 			case 2:
 				script, timeout = "sleep 1000", 5*time.Second
 			}
-			_, err := pool.Run(testkit.Deadline(t), sandbox.WithCommand("sh", "-c", script), sandbox.WithTimeout(timeout))
+			_, err := jobs.Run(testkit.Deadline(t), sandbox.WithCommand("sh", "-c", script), sandbox.WithTimeout(timeout))
 			require.Equal(t, i > 2, err == nil, "%v", err)
 		})
 	}
@@ -71,7 +72,7 @@ func TestRootlessPool(t *testing.T) {
 		close(done)
 	}()
 	for over := false; !over; {
-		s := pool.Stats()
+		s := jobs.Stats()
 		most = max(most, s.Running)
 		require.LessOrEqual(t, s.Running, size)
 		select {
@@ -81,10 +82,10 @@ func TestRootlessPool(t *testing.T) {
 		}
 	}
 	require.Equal(t, size, most)
-	_, err := pool.Run(testkit.Deadline(t), sandbox.WithCommand("/no/such/command"))
+	_, err := jobs.Run(testkit.Deadline(t), sandbox.WithCommand("/no/such/command"))
 	require.Error(t, err)
-	closePool(t, pool)
-	s := pool.Stats()
+	closePool(t, jobs)
+	s := jobs.Stats()
 	require.Equal(t, map[sandbox.Reason]uint64{sandbox.Exited: 1, sandbox.Signaled: 1, sandbox.TimedOut: 1}, s.Failed)
 	require.EqualValues(t, 9, s.Served)
 	require.EqualValues(t, 1, s.Unstarted)
@@ -106,14 +107,14 @@ func TestRootlessPool(t *testing.T) {
 	require.Contains(t, log.String(), `"reason":"timed out"`)
 	require.Contains(t, log.String(), `"msg":"run did not start"`)
 	require.NotContains(t, log.String(), "sleep", "arguments may be secrets")
-	_, err = pool.Run(testkit.Deadline(t))
-	require.ErrorIs(t, err, sandbox.ErrPoolClosed)
+	_, err = jobs.Run(testkit.Deadline(t))
+	require.ErrorIs(t, err, pool.ErrClosed)
 }
 
 // busy takes the pool's only place until free is called.
-func busy(t *testing.T, pool *sandbox.Pool) (free func()) {
+func busy(t *testing.T, jobs *pool.Pool) (free func()) {
 	t.Helper()
-	p, err := pool.Start(testkit.Deadline(t), sandbox.WithCommand("sleep", "1000"))
+	p, err := jobs.Start(testkit.Deadline(t), sandbox.WithCommand("sleep", "1000"))
 	require.NoError(t, err)
 	return func() {
 		require.NoError(t, p.Kill())
@@ -123,48 +124,48 @@ func busy(t *testing.T, pool *sandbox.Pool) (free func()) {
 }
 
 // waiting waits until n runs of the pool are queued.
-func waiting(t *testing.T, pool *sandbox.Pool, n int) {
+func waiting(t *testing.T, jobs *pool.Pool, n int) {
 	t.Helper()
-	require.Eventually(t, func() bool { return pool.Stats().Waiting == n }, testkit.Patience, time.Millisecond)
+	require.Eventually(t, func() bool { return jobs.Stats().Waiting == n }, testkit.Patience, time.Millisecond)
 }
 
 // TestRootlessPoolQueue has runs wait for their turn, no more of them than allowed and no longer
 // than they want to.
 func TestRootlessPoolQueue(t *testing.T) {
 	t.Parallel()
-	pool := sandbox.NewPool(runs.Shell("true"), 1, sandbox.PoolQueue(3))
-	free := busy(t, pool)
-	_, err := pool.TryRun(testkit.Deadline(t))
-	require.ErrorIs(t, err, sandbox.ErrPoolFull)
+	jobs := pool.New(runs.Shell("true"), 1, pool.Queue(3))
+	free := busy(t, jobs)
+	_, err := jobs.TryRun(testkit.Deadline(t))
+	require.ErrorIs(t, err, pool.ErrFull)
 	served := make(chan error)
 	for range 2 {
 		go func() {
-			_, err := pool.Run(context.Background())
+			_, err := jobs.Run(context.Background())
 			served <- err
 		}()
 	}
 	ctx, cancel := context.WithCancel(testkit.Deadline(t))
 	gaveUp := make(chan error)
 	go func() {
-		_, err := pool.Run(ctx)
+		_, err := jobs.Run(ctx)
 		gaveUp <- err
 	}()
-	waiting(t, pool, 3)
-	_, err = pool.Run(testkit.Deadline(t))
-	require.ErrorIs(t, err, sandbox.ErrPoolFull)
+	waiting(t, jobs, 3)
+	_, err = jobs.Run(testkit.Deadline(t))
+	require.ErrorIs(t, err, pool.ErrFull)
 	cancel()
 	require.ErrorIs(t, <-gaveUp, context.Canceled)
-	waiting(t, pool, 2)
+	waiting(t, jobs, 2)
 	free()
 	require.NoError(t, <-served)
 	require.NoError(t, <-served)
-	require.Eventually(t, func() bool { return pool.Stats().Running == 0 }, testkit.Patience, time.Millisecond)
-	_, err = pool.TryRun(testkit.Deadline(t))
+	require.Eventually(t, func() bool { return jobs.Stats().Running == 0 }, testkit.Patience, time.Millisecond)
+	_, err = jobs.TryRun(testkit.Deadline(t))
 	require.NoError(t, err)
-	s := pool.Stats()
+	s := jobs.Stats()
 	require.EqualValues(t, 2, s.Refused)
 	require.EqualValues(t, 3, s.Served)
-	closePool(t, pool)
+	closePool(t, jobs)
 }
 
 // TestRootlessPoolOrder requires that runs are served in the order in which they come. A run that
@@ -175,15 +176,15 @@ func TestRootlessPoolOrder(t *testing.T) {
 	want := []int{0, 1, 2, 3}
 	var got []int
 	for range 3 {
-		pool := sandbox.NewPool(runs.Shell("true"), 1)
-		free := busy(t, pool)
+		jobs := pool.New(runs.Shell("true"), 1)
+		free := busy(t, jobs)
 		order := make(chan int, len(want))
 		for i := range want {
 			go func() {
-				_, _ = pool.Run(context.Background())
+				_, _ = jobs.Run(context.Background())
 				order <- i
 			}()
-			waiting(t, pool, i+1)
+			waiting(t, jobs, i+1)
 			time.Sleep(20 * time.Millisecond)
 		}
 		free()
@@ -191,7 +192,7 @@ func TestRootlessPoolOrder(t *testing.T) {
 		for range want {
 			got = append(got, <-order)
 		}
-		closePool(t, pool)
+		closePool(t, jobs)
 		if slices.Equal(got, want) {
 			return
 		}
@@ -202,20 +203,20 @@ func TestRootlessPoolOrder(t *testing.T) {
 // TestRootlessPoolClose closes a pool while runs wait and run.
 func TestRootlessPoolClose(t *testing.T) {
 	t.Parallel()
-	pool := sandbox.NewPool(runs.Shell("sleep 1000"), 1)
-	running, err := pool.Start(testkit.Deadline(t))
+	jobs := pool.New(runs.Shell("sleep 1000"), 1)
+	running, err := jobs.Start(testkit.Deadline(t))
 	require.NoError(t, err)
 	waited := make(chan error)
 	go func() {
-		_, err := pool.Run(context.Background())
+		_, err := jobs.Run(context.Background())
 		waited <- err
 	}()
-	waiting(t, pool, 1)
+	waiting(t, jobs, 1)
 	why := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(testkit.Deadline(t))
 	closed := make(chan error)
-	go func() { closed <- pool.Close(ctx) }()
-	require.ErrorIs(t, <-waited, sandbox.ErrPoolClosed)
+	go func() { closed <- jobs.Close(ctx) }()
+	require.ErrorIs(t, <-waited, pool.ErrClosed)
 	select {
 	case err := <-closed:
 		t.Fatal("closed while a run lives:", err)
@@ -224,11 +225,11 @@ func TestRootlessPoolClose(t *testing.T) {
 	cancel(why)
 	require.ErrorIs(t, <-closed, why)
 	_, err = running.Wait()
-	require.ErrorIs(t, err, sandbox.ErrPoolClosed)
+	require.ErrorIs(t, err, pool.ErrClosed)
 	require.ErrorIs(t, err, context.Canceled)
-	closePool(t, pool)
-	_, err = pool.Start(testkit.Deadline(t))
-	require.ErrorIs(t, err, sandbox.ErrPoolClosed)
+	closePool(t, jobs)
+	_, err = jobs.Start(testkit.Deadline(t))
+	require.ErrorIs(t, err, pool.ErrClosed)
 }
 
 // TestPoolBudget has runs share what the pool gives them.
@@ -236,23 +237,23 @@ func TestPoolBudget(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "cgroup memory")
 	testkit.Need(t, "cgroup cpu")
-	pool := sandbox.NewPool(runs.Shell("true"), 2, sandbox.PoolMemory(100*sandbox.MiB), sandbox.PoolCPUs(0.5))
+	jobs := pool.New(runs.Shell("true"), 2, pool.Memory(100*sandbox.MiB), pool.CPUs(0.5))
 	hold := "head -c 60000000 /dev/zero >/dev/shm/x && echo held && sleep "
 	var out bytes.Buffer
-	first, err := pool.Start(testkit.Deadline(t), sandbox.WithCommand("sh", "-c", hold+"1000"), sandbox.WithStdout(&out))
+	first, err := jobs.Start(testkit.Deadline(t), sandbox.WithCommand("sh", "-c", hold+"1000"), sandbox.WithStdout(&out))
 	require.NoError(t, err)
 	require.Eventually(t, func() bool {
 		u, err := first.Usage()
 		return err == nil && u.MemoryPeak >= 60_000_000
 	}, testkit.Patience, 10*time.Millisecond)
-	_, err = pool.Run(testkit.Deadline(t), sandbox.WithCommand("sh", "-c", hold+"0"))
+	_, err = jobs.Run(testkit.Deadline(t), sandbox.WithCommand("sh", "-c", hold+"0"))
 	_ = first.Kill()
 	if err == nil { // the kernel chose the other one
 		_, err = first.Wait()
 	}
 	require.ErrorIs(t, err, sandbox.ErrOutOfMemory, "more than both may have")
 	_, _ = first.Wait()
-	_, err = pool.Run(testkit.Deadline(t), sandbox.WithCommand("sh", "-c", hold+"0"))
+	_, err = jobs.Run(testkit.Deadline(t), sandbox.WithCommand("sh", "-c", hold+"0"))
 	require.NoError(t, err, "alone it may")
 
 	spin := []sandbox.Option{sandbox.WithCommand("sh", "-c", "while :; do :; done"), sandbox.WithTimeout(2 * time.Second)}
@@ -260,31 +261,31 @@ func TestPoolBudget(t *testing.T) {
 	var group sync.WaitGroup
 	for i := range used {
 		group.Go(func() {
-			result, err := pool.Run(testkit.Deadline(t), spin...)
+			result, err := jobs.Run(testkit.Deadline(t), spin...)
 			require.ErrorIs(t, err, sandbox.ErrTimeout)
 			used[i] = result.Usage.UserCPU + result.Usage.SystemCPU
 		})
 	}
 	group.Wait()
 	require.Less(t, used[0]+used[1], 1500*time.Millisecond, "half a CPU for 2 s, and a machine that is late")
-	_, err = pool.Run(testkit.Deadline(t), sandbox.WithCPUs(0.75))
-	require.ErrorContains(t, err, "PoolCPUs")
-	closePool(t, pool)
-	closePool(t, pool)
+	_, err = jobs.Run(testkit.Deadline(t), sandbox.WithCPUs(0.75))
+	require.ErrorContains(t, err, "pool.CPUs")
+	closePool(t, jobs)
+	closePool(t, jobs)
 }
 
 func TestPoolOptions(t *testing.T) {
 	t.Parallel()
-	for want, pool := range map[string]*sandbox.Pool{
-		"NewPool: 0":              sandbox.NewPool(runs.Shell("true"), 0),
-		"PoolQueue: -1":           sandbox.NewPool(runs.Shell("true"), 1, sandbox.PoolQueue(-1)),
-		"PoolMemory: 5 bytes":     sandbox.NewPool(runs.Shell("true"), 1, sandbox.PoolMemory(5)),
-		"PoolCPUs: 1e+06 is not ": sandbox.NewPool(runs.Shell("true"), 1, sandbox.PoolCPUs(1e6)),
-		"WithMemory: -1 bytes":    sandbox.NewPool(runs.Shell("true", sandbox.WithMemory(-1)), 1),
+	for want, jobs := range map[string]*pool.Pool{
+		"pool.New: 0":              pool.New(runs.Shell("true"), 0),
+		"pool.Queue: -1":           pool.New(runs.Shell("true"), 1, pool.Queue(-1)),
+		"pool.Memory: 5 bytes":     pool.New(runs.Shell("true"), 1, pool.Memory(5)),
+		"pool.CPUs: 1e+06 is not ": pool.New(runs.Shell("true"), 1, pool.CPUs(1e6)),
+		"WithMemory: -1 bytes":     pool.New(runs.Shell("true", sandbox.WithMemory(-1)), 1),
 	} {
-		_, err := pool.Run(testkit.Deadline(t))
+		_, err := jobs.Run(testkit.Deadline(t))
 		require.ErrorContains(t, err, want)
-		closePool(t, pool)
+		closePool(t, jobs)
 	}
 }
 
@@ -292,12 +293,12 @@ func TestPoolOptions(t *testing.T) {
 func TestRootlessPoolBudgetWithoutCgroups(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "no cgroups at hand")
-	for name, o := range map[string]sandbox.PoolOption{"PoolMemory": sandbox.PoolMemory(100 * sandbox.MiB), "PoolCPUs": sandbox.PoolCPUs(0.5)} {
-		pool := sandbox.NewPool(runs.Shell("true"), 1, o)
-		_, err := pool.Run(testkit.Deadline(t))
+	for name, o := range map[string]pool.Option{"pool.Memory": pool.Memory(100 * sandbox.MiB), "pool.CPUs": pool.CPUs(0.5)} {
+		jobs := pool.New(runs.Shell("true"), 1, o)
+		_, err := jobs.Run(testkit.Deadline(t))
 		require.Equal(t, "cgroup", runs.SetupError(t, err).Stage)
 		require.ErrorContains(t, err, name)
-		closePool(t, pool)
+		closePool(t, jobs)
 	}
 }
 
@@ -307,21 +308,21 @@ func TestPoolLeavesNothing(t *testing.T) {
 	testkit.Need(t, "cgroup memory")
 	mark := testkit.ALongTime()
 	for i := range 5 {
-		pool := sandbox.NewPool(runs.Shell("sleep "+mark+" & exit 0"), 4, sandbox.PoolMemory(200*sandbox.MiB))
-		p, err := pool.Start(testkit.Deadline(t), sandbox.WithCommand("sleep", "1000"))
+		jobs := pool.New(runs.Shell("sleep "+mark+" & exit 0"), 4, pool.Memory(200*sandbox.MiB))
+		p, err := jobs.Start(testkit.Deadline(t), sandbox.WithCommand("sleep", "1000"))
 		require.NoError(t, err)
 		where := poolDirs(t, p.PID())
 		require.NoError(t, p.Kill())
 		var group sync.WaitGroup
 		for range 8 {
 			group.Go(func() {
-				_, err := pool.Run(testkit.Deadline(t))
+				_, err := jobs.Run(testkit.Deadline(t))
 				require.NoError(t, err)
 			})
 		}
 		group.Wait()
 		time.Sleep(time.Duration(i) * 5 * time.Millisecond)
-		closePool(t, pool)
+		closePool(t, jobs)
 		for _, dir := range where {
 			require.NoDirExists(t, dir)
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
+	"github.com/cellkit/sandbox/pool"
 )
 
 func init() {
@@ -84,11 +85,11 @@ func TestRootlessLimitsThatAreNotSeen(t *testing.T) {
 		if kv[0] != "" {
 			s = s.With(sandbox.WithMemory(32 * sandbox.MiB))
 		}
-		pool := sandbox.NewPool(s, 1, sandbox.PoolMemory(64*sandbox.MiB), sandbox.PoolCPUs(1))
+		jobs := pool.New(s, 1, pool.Memory(64*sandbox.MiB), pool.CPUs(1))
 		var out strings.Builder
-		_, err := pool.Run(testkit.Deadline(t), sandbox.WithStdout(&out))
+		_, err := jobs.Run(testkit.Deadline(t), sandbox.WithStdout(&out))
 		require.NoError(t, err)
-		require.NoError(t, pool.Close(testkit.Deadline(t)))
+		require.NoError(t, jobs.Close(testkit.Deadline(t)))
 		require.Equal(t, kv[1], strings.TrimSpace(out.String()))
 	}
 }

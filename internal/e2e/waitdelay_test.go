@@ -15,6 +15,7 @@ import (
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
+	"github.com/cellkit/sandbox/pool"
 )
 
 // TestRootlessWaitDelay has the host's readers and writers block, in runs that end in all ways.
@@ -118,13 +119,13 @@ func TestRootlessWaitDelayOutput(t *testing.T) {
 // WaitDelay.
 func TestRootlessWaitDelayPool(t *testing.T) {
 	t.Parallel()
-	pool := sandbox.NewPool(runs.Shell("echo x", sandbox.WithWaitDelay(50*time.Millisecond)), 1)
+	jobs := pool.New(runs.Shell("echo x", sandbox.WithWaitDelay(50*time.Millisecond)), 1)
 	w := testkit.NewStuck(t)
-	_, err := pool.Run(testkit.Deadline(t), sandbox.WithStdout(w))
+	_, err := jobs.Run(testkit.Deadline(t), sandbox.WithStdout(w))
 	require.ErrorIs(t, err, sandbox.ErrWaitDelay)
-	_, err = pool.Run(testkit.Deadline(t))
+	_, err = jobs.Run(testkit.Deadline(t))
 	require.NoError(t, err)
-	closePool(t, pool)
+	closePool(t, jobs)
 }
 
 // TestRootlessWaitDelayFunc has a function's log go to a stuck writer.
@@ -136,10 +137,10 @@ func TestRootlessWaitDelayFunc(t *testing.T) {
 	require.NotEmpty(t, out.Text)
 	_, err = work.Call(testkit.Deadline(t), job{Do: "wait"}, sandbox.WithStderr(testkit.NewStuck(t)), soon, sandbox.WithTimeout(200*time.Millisecond))
 	require.ErrorIs(t, err, sandbox.ErrTimeout)
-	pool := work.Workers(1, sandbox.WithStderr(testkit.NewStuck(t)), soon)
+	workers := work.With(sandbox.WithStderr(testkit.NewStuck(t)), soon).Workers(1)
 	for range 3 {
-		_, err := pool.Call(testkit.Deadline(t), job{Do: "count"})
+		_, err := workers.Call(testkit.Deadline(t), job{Do: "count"})
 		require.NoError(t, err)
 	}
-	pool.Close()
+	workers.Close()
 }

@@ -22,3 +22,6 @@ const (
 // LibraryDir is where a run that executes this program itself has the libraries of that: a
 // directory where no run mounts a file system of its own.
 const LibraryDir = "/lib"
+
+// LoaderVar is the variable by which the dynamic loader knows of such a directory: ld.so(8).
+const LoaderVar = "LD_LIBRARY_PATH"

@@ -108,7 +108,7 @@ func optionsOf(l *spec.Limits) (names []string) {
 		given bool
 	}{
 		{"WithMemory", l.Memory != 0}, {"WithSwap", l.Swap != 0}, {"WithCPUs", l.CPUs != 0}, {"WithCPUWeight", l.CPUWeight != 0},
-		{"PoolMemory", pool.Memory != 0}, {"PoolCPUs", pool.CPUs != 0},
+		{"pool.Memory", pool.Memory != 0}, {"pool.CPUs", pool.CPUs != 0},
 		{"WithCPUSet", l.CPUSet != nil}, {"WithPIDs", l.PIDs != 0}, {"WithCPUTime", l.CPUTime != 0}, {"WithIO", len(l.IO) > 0},
 	} {
 		if o.given {

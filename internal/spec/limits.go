@@ -165,9 +165,9 @@ func checkCPUs(option string, cpus float64) error {
 // check returns what is wrong with it, for a run with the given limit of its own: cgroup v1 refuses
 // a child more than its parent has.
 func (p *Pool) check(cpus float64) []error {
-	errs := []error{checkMemory("PoolMemory", p.Memory), checkCPUs("PoolCPUs", p.CPUs)}
+	errs := []error{checkMemory("pool.Memory", p.Memory), checkCPUs("pool.CPUs", p.CPUs)}
 	if p.CPUs != 0 && cpus != 0 && cpus > p.CPUs {
-		errs = append(errs, fault.Option("WithCPUs", "%v is more than the %v that PoolCPUs gives to all runs together", cpus, p.CPUs))
+		errs = append(errs, fault.Option("WithCPUs", "%v is more than the %v that pool.CPUs gives to all runs together", cpus, p.CPUs))
 	}
 	return errs
 }

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/function"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
@@ -131,7 +132,7 @@ func fill(buffer func() (int, error)) error {
 func bombHelper(args []string) error { return bombs[args[0]]() }
 
 // setOff sets off the bomb with that name in the process of a function, and returns any other word.
-var setOff = sandbox.NewFunc("set off", func(_ context.Context, name string) (string, error) {
+var setOff = function.New("set off", func(_ context.Context, name string) (string, error) {
 	if bomb := bombs[name]; bomb != nil {
 		return name, bomb()
 	}

@@ -18,8 +18,10 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/function"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
+	"github.com/cellkit/sandbox/pool"
 )
 
 // The fork server, or the process in it that serves, is killed at any moment of all kinds of runs
@@ -61,15 +63,15 @@ func neverEnding(t *testing.T) *os.File {
 // crowd holds everything that outlives a cell.
 type crowd struct {
 	prepared *sandbox.Sandbox
-	pool     *sandbox.Pool
-	workers  *sandbox.Workers[string, string]
+	pool     *pool.Pool
+	workers  *function.Workers[string, string]
 	scratch  *sandbox.Scratch // nil if the kernel has none
 }
 
 func newCrowd(t *testing.T) *crowd {
 	c := &crowd{
 		prepared: runs.Shell("exit 0", sandbox.WithPrepared(2)),
-		pool:     sandbox.NewPool(runs.Shell("exit 0"), 2),
+		pool:     pool.New(runs.Shell("exit 0"), 2),
 		workers:  setOff.Workers(2),
 	}
 	if testkit.AsRoot() && testkit.Kernel(6, 3) || !testkit.AsRoot() && testkit.Kernel(5, 12) {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/function"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/wire"
 )
@@ -35,7 +36,7 @@ type (
 	tile struct{ Px [64 << 10]byte }
 )
 
-var taken = sandbox.NewFunc("taken", func(_ context.Context, in order) (loot, error) {
+var taken = function.New("taken", func(_ context.Context, in order) (loot, error) {
 	f := takeovers[in.Do]
 	if f == nil {
 		return loot{}, fmt.Errorf("no takeover %q", in.Do)
@@ -262,18 +263,18 @@ func TestAttackFuncAnswers(t *testing.T) {
 		"files in the body":           "3 files came in the middle of a message",
 		"sockets that linger":         "may keep its reader waiting for ever",
 		"sockets that linger, unread": "unexpected message",
-		"large elements":              "raise WithMessageLimit",
-		"maps of nothing":             "raise WithMessageLimit",
+		"large elements":              "raise function.MessageLimit",
+		"maps of nothing":             "raise function.MessageLimit",
 	} {
 		t.Run(do, func(t *testing.T) {
 			t.Parallel()
-			pool := taken.Workers(1)
-			defer pool.Close()
+			workers := taken.Workers(1)
+			defer workers.Close()
 			inTime(t, "Call", func() {
-				_, err := pool.Call(testkit.Deadline(t), order{Do: do})
+				_, err := workers.Call(testkit.Deadline(t), order{Do: do})
 				require.ErrorContains(t, err, want)
 				if strings.Contains(want, "MessageLimit") {
-					require.ErrorIs(t, err, sandbox.ErrMessageLimit)
+					require.ErrorIs(t, err, function.ErrMessageLimit)
 				}
 			})
 		})
@@ -289,15 +290,15 @@ func TestAttackFuncStreams(t *testing.T) {
 			t.Run(do+", "+end, func(t *testing.T) {
 				t.Parallel()
 				socket := socketPair(t, unix.SOCK_STREAM)
-				var opts []sandbox.Option
+				var opts []function.Option
 				if end == "timeout" {
 					opts = append(opts, sandbox.WithTimeout(time.Second))
 				}
-				pool := taken.Workers(1, opts...)
-				defer func() { inTime(t, "closing the pool", pool.Close) }()
+				workers := taken.With(opts...).Workers(1)
+				defer func() { inTime(t, "closing the workers", workers.Close) }()
 				ctx, cancel := context.WithCancel(testkit.Deadline(t))
 				defer cancel()
-				out, err := pool.Call(ctx, order{Do: do, File: socket[0]})
+				out, err := workers.Call(ctx, order{Do: do, File: socket[0]})
 				if end == "timeout" && err != nil { // on a slow machine
 					return
 				}
@@ -332,7 +333,7 @@ func TestAttackFuncHandedOn(t *testing.T) {
 	socket := socketPair(t, unix.SOCK_STREAM)
 	inTime(t, "Call", func() {
 		_, err := taken.Call(testkit.Deadline(t), order{Do: "connection handed on", File: socket[0]})
-		require.ErrorIs(t, err, sandbox.ErrNoAnswer)
+		require.ErrorIs(t, err, function.ErrNoAnswer)
 	})
 }
 
@@ -371,7 +372,7 @@ var returnable = map[string]struct {
 	"a dir of /proc":   {func() (int, error) { return unix.Open("/proc/self", unix.O_RDONLY, 0) }, false},
 }
 
-var hands = sandbox.NewFunc("hands", func(_ context.Context, what string) (loot, error) {
+var hands = function.New("hands", func(_ context.Context, what string) (loot, error) {
 	fd, err := returnable[what].open()
 	if err != nil {
 		return loot{}, fmt.Errorf("%s: %w", what, err)
@@ -382,10 +383,10 @@ var hands = sandbox.NewFunc("hands", func(_ context.Context, what string) (loot,
 // TestAttackFuncDescriptors has a function return descriptors of all kinds.
 func TestAttackFuncDescriptors(t *testing.T) {
 	t.Parallel()
-	pool := hands.Workers(1)
-	defer pool.Close()
+	workers := hands.Workers(1)
+	defer workers.Close()
 	for what, kind := range returnable {
-		out, err := pool.Call(testkit.Deadline(t), what)
+		out, err := workers.Call(testkit.Deadline(t), what)
 		if !kind.ok {
 			require.Error(t, err, what)
 			require.True(t, strings.Contains(err.Error(), "may keep its reader waiting") || strings.Contains(err.Error(), what+": "), "%s: %v", what, err)
@@ -399,17 +400,17 @@ func TestAttackFuncDescriptors(t *testing.T) {
 	}
 }
 
-var heedless = sandbox.NewFunc("heedless", func(context.Context, struct{ Body io.Reader }) (string, error) { return "ignored", nil })
+var heedless = function.New("heedless", func(context.Context, struct{ Body io.Reader }) (string, error) { return "ignored", nil })
 
 // TestAttackFuncArguments has functions that do not read their streams, or keep them. Callers, and
 // the next calls, do not notice.
 func TestAttackFuncArguments(t *testing.T) {
 	t.Parallel()
-	pool := heedless.Workers(1, sandbox.WithTimeout(testkit.Patience))
-	defer pool.Close()
+	workers := heedless.With(sandbox.WithTimeout(testkit.Patience)).Workers(1)
+	defer workers.Close()
 	for _, body := range []io.Reader{endless{}, strings.NewReader(strings.Repeat("x", sandbox.MiB)), testkit.NewStuck(t)} {
 		inTime(t, "Call", func() {
-			out, err := pool.Call(testkit.Deadline(t), struct{ Body io.Reader }{body})
+			out, err := workers.Call(testkit.Deadline(t), struct{ Body io.Reader }{body})
 			require.NoError(t, err)
 			require.Equal(t, "ignored", out)
 		})

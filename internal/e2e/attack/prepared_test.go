@@ -97,18 +97,18 @@ func TestAttackBombsInFunctions(t *testing.T) {
 			if test.reason == sandbox.TimedOut {
 				timeout = limit
 			}
-			pool := setOff.Workers(1, test.limit, sandbox.WithTimeout(timeout), sandbox.WithRootfs(sandbox.HostRootfs()))
-			defer pool.Close()
-			out, err := pool.Call(testkit.Deadline(t), "warm")
+			workers := setOff.With(test.limit, sandbox.WithTimeout(timeout), sandbox.WithRootfs(sandbox.HostRootfs())).Workers(1)
+			defer workers.Close()
+			out, err := workers.Call(testkit.Deadline(t), "warm")
 			require.NoError(t, err)
 			require.Equal(t, "warm", out)
 			began := time.Now()
-			_, err = pool.Call(testkit.Deadline(t), test.name)
+			_, err = workers.Call(testkit.Deadline(t), test.name)
 			require.Equal(t, test.reason, runs.ExitError(t, err).Reason, "%v", err)
 			require.Less(t, time.Since(began), testkit.Patience/2)
 			ctx, cancel := context.WithTimeout(testkit.Deadline(t), testkit.Patience)
 			defer cancel()
-			out, err = pool.Call(ctx, "fine")
+			out, err = workers.Call(ctx, "fine")
 			require.NoError(t, err)
 			require.Equal(t, "fine", out)
 			neighbour.requireAlive(t)

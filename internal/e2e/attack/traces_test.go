@@ -22,6 +22,7 @@ import (
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
+	"github.com/cellkit/sandbox/pool"
 )
 
 func init() { testkit.AddHelper("trail", trailHelper) }
@@ -109,12 +110,12 @@ func TestAttackTraces(t *testing.T) {
 		requireTraceless(t, "traces", runs.HelperOf(s, "trail", "traces"), runs.HelperOf(s, "attack", "traces"))
 	})
 	t.Run("in a pool", func(t *testing.T) {
-		pool := sandbox.NewPool(base.With(runs.HelperOptions()...), 1)
-		defer pool.Close(testkit.Deadline(t))
-		_, err := pool.Run(testkit.Deadline(t), sandbox.WithCommand("/helper", "trail", "traces"))
+		jobs := pool.New(base.With(runs.HelperOptions()...), 1)
+		defer jobs.Close(testkit.Deadline(t))
+		_, err := jobs.Run(testkit.Deadline(t), sandbox.WithCommand("/helper", "trail", "traces"))
 		require.NoError(t, err)
 		var out bytes.Buffer
-		_, err = pool.Run(testkit.Deadline(t), sandbox.WithCommand("/helper", "attack", "traces"), sandbox.WithStdout(&out))
+		_, err = jobs.Run(testkit.Deadline(t), sandbox.WithCommand("/helper", "attack", "traces"), sandbox.WithStdout(&out))
 		require.NoError(t, err)
 		requireNoTrace(t, "traces", out.String())
 	})

@@ -8,11 +8,12 @@ import (
 	"testing"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/function"
 )
 
 var custom = flag.String("custom", "", "must be given")
 
-var half = sandbox.NewFunc("half", func(_ context.Context, n int) (int, error) { return n / 2, nil })
+var half = function.New("half", func(_ context.Context, n int) (int, error) { return n / 2, nil })
 
 func TestMain(m *testing.M) {
 	flag.Parse()

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/function"
 )
 
 var factor = func() int { return len(os.Args[:1]) + 1 }()
 
 // Double doubles a number.
-var Double = sandbox.NewFunc("double", func(_ context.Context, n int) (int, error) {
+var Double = function.New("double", func(_ context.Context, n int) (int, error) {
 	if _, err := os.Stat("/usr/bin"); err == nil {
 		return 0, fmt.Errorf("it sees the host")
 	}

@@ -1,4 +1,4 @@
-package sandbox
+package function
 
 import (
 	"context"
@@ -8,15 +8,14 @@ import (
 	"os"
 	"sync"
 
+	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/stdio"
 )
 
-// ErrPoolClosed is the error of calls, and runs, of a pool that was closed.
-var ErrPoolClosed = errors.New("the pool is closed")
-
-// Workers is a pool of processes that serve calls of a Func, each one call at a time. It is safe for concurrent use.
+// Workers is a pool of processes that serve calls of a Func, each one call at a time. It is safe
+// for concurrent use.
 type Workers[In, Out any] struct {
 	f *Func[In, Out]
 	*workers
@@ -25,7 +24,8 @@ type Workers[In, Out any] struct {
 // workers is what of Workers does not depend on the function's types.
 type workers struct {
 	f    *function
-	s    *Sandbox
+	s    *sandbox.Sandbox
+	conf workersConfig
 	err  error          // of the options
 	idle chan *worker   // as many as there are in the pool, nil for one that has to be started
 	busy sync.WaitGroup // calls and starts
@@ -34,32 +34,57 @@ type workers struct {
 	closed chan struct{}
 }
 
-// Workers starts n processes that serve calls of the function, one after the other: what a call costs is then no process, but two
-// messages. The options are added to those of NewFunc.
+// Workers starts n processes that serve calls of the function, one after the other: what a call
+// costs is then no process, but two messages. What the processes are given and may use the options
+// of the function say: With adds some for these workers only.
 //
-// A call may leave something behind for the next one in the same process, in variables or files; one that took the process over may
-// answer the next ones as it likes. WithMaxCalls(1) gives each call a process of its own all the same, started before it is needed. A process
-// that did not end its call with an answer, or an error that the function returned, is never used again: one that panicked, crashed,
-// reached a limit, or was canceled. It is replaced in the background. WithTimeout limits each call; other limits, such as WithMemory and
-// WithCPUTime, are those of a process, for all of its calls together.
+// A call may leave something behind for the next one in the same process, in variables or files;
+// one that took the process over may answer the next ones as it likes. MaxCalls(1) gives each call
+// a process of its own all the same, started before it is needed. A process that did not end its
+// call with an answer, or an error that the function returned, is never used again: one that
+// panicked, crashed, reached a limit, or was canceled. It is replaced in the background.
+// WithTimeout limits each call; other limits, such as WithMemory and WithCPUTime, are those of a
+// process, for all of its calls together.
 //
-// Nothing of this fails: wrong options and processes that can't be started are errors of Call. It panics if n is less than 1. The caller should call Close.
-func (f *Func[In, Out]) Workers(n int, opts ...Option) *Workers[In, Out] {
+// Nothing of this fails: wrong options and processes that can't be started are errors of Call. It
+// panics if n is less than 1. The caller should call Close.
+func (f *Func[In, Out]) Workers(n int, opts ...WorkersOption) *Workers[In, Out] {
 	if n < 1 {
-		panic(fmt.Sprintf("sandbox: Workers: %d is not a positive number", n))
+		panic(fmt.Sprintf("function: Workers: %d is not a positive number", n))
 	}
 	p := &workers{f: f.function, idle: make(chan *worker, n), closed: make(chan struct{})}
-	if p.s, p.err = f.sandbox(opts); p.err == nil {
-		p.s = p.s.With(func(c *spec.Spec) { c.Streams.Stdout, c.Streams.Stderr = shared(c.Streams.Stdout, c.Streams.Stderr) })
+	for _, opt := range opts {
+		if opt != nil {
+			opt(&p.conf)
+		}
 	}
+	p.s, p.err = p.sandbox()
 	for range n {
 		p.replace(nil)
 	}
 	return &Workers[In, Out]{f, p}
 }
 
-// Call waits for a worker that is idle, in the order of the calls, and calls the function in it. The errors are those of Func.Call, and
-// ErrPoolClosed. If a field of Out is an io.Reader, the worker is busy until all such fields are read to the end or closed.
+// sandbox returns what the workers run in, or all that is wrong with the options.
+func (p *workers) sandbox() (*sandbox.Sandbox, error) {
+	wrong := p.conf.check()
+	s, err := p.f.own()
+	switch {
+	case err != nil:
+		wrong = append(wrong, err)
+	case wrong != nil:
+		as := described(s)
+		wrong = append(wrong, as.Check()...)
+	}
+	if wrong != nil {
+		return nil, errors.Join(wrong...)
+	}
+	return s.With(func(c *spec.Spec) { c.Streams.Stdout, c.Streams.Stderr = shared(c.Streams.Stdout, c.Streams.Stderr) }), nil
+}
+
+// Call waits for a worker that is idle, in the order of the calls, and calls the function in it.
+// The errors are those of Func.Call, and ErrClosed. If a field of Out is an io.Reader, the worker
+// is busy until all such fields are read to the end or closed.
 func (p *Workers[In, Out]) Call(ctx context.Context, in In) (out Out, err error) {
 	w, err := p.take(ctx)
 	if err != nil {
@@ -68,7 +93,8 @@ func (p *Workers[In, Out]) Call(ctx context.Context, in In) (out Out, err error)
 	return invoke(ctx, p.f, w, in, func(healthy bool) { p.give(w, healthy) })
 }
 
-// Close waits for the calls in progress, and then ends the workers. Further calls fail with ErrPoolClosed.
+// Close waits for the calls in progress, and then ends the workers. Further calls fail with
+// ErrClosed.
 func (p *workers) Close() {
 	p.mu.Lock()
 	select {
@@ -109,11 +135,11 @@ func (p *workers) take(ctx context.Context) (*worker, error) {
 		return nil, fault.NotStarted(ctx)
 	}
 	if !p.enter() {
-		return nil, fmt.Errorf("sandbox: function %s: %w", p.f.name, ErrPoolClosed)
+		return nil, fmt.Errorf("sandbox: function %s: %w", p.f.name, ErrClosed)
 	}
 	select {
 	case w := <-p.idle:
-		if w != nil && w.fresh(&p.s.is.Spec.Function) {
+		if w != nil && w.fresh(&p.conf) {
 			return w, nil
 		}
 		if w != nil {
@@ -134,7 +160,7 @@ func (p *workers) take(ctx context.Context) (*worker, error) {
 // give takes a worker back that has served a call.
 func (p *workers) give(w *worker, healthy bool) {
 	defer p.busy.Done()
-	if healthy && w.fresh(&p.s.is.Spec.Function) {
+	if healthy && w.fresh(&p.conf) {
 		p.idle <- w
 		return
 	}
@@ -166,7 +192,8 @@ func (p *workers) isClosed() bool {
 	}
 }
 
-// shared makes writers that several processes write to at once. Files are theirs to write to, as ever.
+// shared returns the writers as ones that several processes write to at once. Files are theirs to
+// write to, as ever.
 func shared(stdout, stderr io.Writer) (io.Writer, io.Writer) {
 	if stdio.SameWriter(stdout, stderr) {
 		stdout = lock(stdout)

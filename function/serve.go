@@ -1,4 +1,4 @@
-package sandbox
+package function
 
 import (
 	"bytes"
@@ -15,16 +15,17 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/wire"
 )
 
 // What follows runs in a function's process.
 
-// A process that serves a function knows it by the first argument and the environment. Both must agree.
+// A process that serves a function knows it by the first argument and this variable of its
+// environment. Both must agree.
 const (
 	workerName = "sandbox-function"
-	workerEnv  = "_SANDBOX_FUNCTION=1"
-	loaderPath = "LD_LIBRARY_PATH"
+	workerVar  = "_SANDBOX_FUNCTION"
 )
 
 // served is the function that this process serves.
@@ -40,25 +41,26 @@ func init() {
 	}
 }
 
-// keepFromMain ends the process if the function is not registered and so the program's main begins, which is not meant to run here.
-// Nothing tells when a program's packages are initialised but the first goroutine's stack.
+// keepFromMain ends the process if the function is not registered and so the program's main begins,
+// which is not meant to run here. Nothing tells when a program's packages are initialised but the
+// first goroutine's stack.
 func (s *served) keepFromMain() {
 	stacks := make([]byte, 64<<10)
 	for ; !s.found.Load(); time.Sleep(time.Millisecond) {
 		if n := runtime.Stack(stacks, true); bytes.Contains(stacks[:n], []byte("\nmain.main()\n")) {
-			s.giveUp(fmt.Errorf("%q is not registered in its own process: call NewFunc whenever packages are initialised, and under no condition", s.name))
+			s.giveUp(fmt.Errorf("%q is not registered in its own process: call function.New whenever packages are initialised, and under no condition", s.name))
 		}
 	}
 }
 
-// asWorker tells whether this process serves a function.
+// asWorker returns the function that this process serves, if it does.
 var asWorker = func() func() (*served, bool) {
 	find := sync.OnceValue(func() *served {
-		if len(os.Args) != 5 || os.Args[1] != workerName || os.Getenv("_SANDBOX_FUNCTION") != "1" || gainedPrivileges() {
+		if len(os.Args) != 5 || os.Args[1] != workerName || os.Getenv(workerVar) != "1" || gainedPrivileges() {
 			return nil
 		}
-		os.Unsetenv("_SANDBOX_FUNCTION")
-		os.Unsetenv(loaderPath)
+		os.Unsetenv(workerVar)
+		os.Unsetenv(program.LoaderVar)
 		fd, err1 := strconv.Atoi(os.Args[3])
 		limit, err2 := strconv.ParseInt(os.Args[4], 10, 64)
 		if errors.Join(err1, err2) != nil {

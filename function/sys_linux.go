@@ -1,4 +1,4 @@
-package sandbox
+package function
 
 import (
 	"os"
@@ -9,6 +9,8 @@ import (
 )
 
 func gainedPrivileges() bool { return forkserver.Privileged() }
+
+func unsupportedHere() error { return nil }
 
 func closeOnExec(fd int) { unix.CloseOnExec(fd) }
 

@@ -1,36 +1,39 @@
-package sandbox
+package pool
 
 import (
 	"context"
 	"log/slog"
 	"slices"
 	"time"
+
+	"github.com/cellkit/sandbox"
 )
 
-// Observer is told of the runs of a pool, by several goroutines at once. What it does delays the pool.
+// Observer is told of the runs of a pool, by several goroutines at once. What it does delays the
+// pool.
 type Observer interface {
 	// RunEnded is called when a run has ended, could not be started, or was given up.
-	RunEnded(RunRecord)
+	RunEnded(Record)
 }
 
-// RunRecord is what became of a run of a pool.
-type RunRecord struct {
-	ID      uint64        // 1 for the pool's first run, and so on
-	Command []string      // with its arguments
-	Waited  time.Duration // for its turn
-	Took    time.Duration // from then to its end
-	Result  *Result       // nil if it did not start
-	Err     error         // that of Run
+// Record is what became of a run of a pool.
+type Record struct {
+	ID      uint64          // 1 for the pool's first run, and so on
+	Command []string        // with its arguments
+	Waited  time.Duration   // for its turn
+	Took    time.Duration   // from then to its end
+	Result  *sandbox.Result // nil if it did not start
+	Err     error           // that of Run
 }
 
-// PoolStats is what a pool has done.
-type PoolStats struct {
-	Running   int               // now
-	Waiting   int               // for their turn, now
-	Served    uint64            // runs whose command exited with status 0
-	Failed    map[Reason]uint64 // other runs that have ended: with Exited, those with another status
-	Refused   uint64            // ErrPoolFull
-	Unstarted uint64            // others that did not start, such as those given up while they waited
+// Stats is what a pool has done.
+type Stats struct {
+	Running   int                       // now
+	Waiting   int                       // for their turn, now
+	Served    uint64                    // runs whose command exited with status 0
+	Failed    map[sandbox.Reason]uint64 // other runs that have ended: with Exited, those with another status
+	Refused   uint64                    // ErrFull
+	Unstarted uint64                    // others that did not start, such as those given up while they waited
 
 	// Of the last 1,024 runs that started: for their turn, and from then to their end.
 	Wait, Run Latency
@@ -39,12 +42,12 @@ type PoolStats struct {
 // Latency is the quantiles of a duration; zero if there was none.
 type Latency struct{ P50, P90, P99, Max time.Duration }
 
-// report tells of a run that is over.
-func (p *Pool) report(r RunRecord) {
-	if p.config.observer != nil {
-		p.config.observer.RunEnded(r)
+// report tells the observer and the logger of a run that is over.
+func (p *Pool) report(r Record) {
+	if p.conf.observer != nil {
+		p.conf.observer.RunEnded(r)
 	}
-	if p.config.logger == nil {
+	if p.conf.logger == nil {
 		return
 	}
 	attrs := []slog.Attr{slog.Uint64("id", r.ID), slog.Duration("waited", r.Waited), slog.Duration("took", r.Took)}
@@ -62,7 +65,7 @@ func (p *Pool) report(r RunRecord) {
 	if r.Err != nil {
 		attrs = append(attrs, slog.String("error", r.Err.Error()))
 	}
-	p.config.logger.LogAttrs(context.Background(), level, text, attrs...)
+	p.conf.logger.LogAttrs(context.Background(), level, text, attrs...)
 }
 
 // window is the last durations.

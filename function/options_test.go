@@ -1,0 +1,64 @@
+package function
+
+import (
+	"context"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/spec"
+	"github.com/cellkit/sandbox/pool"
+)
+
+var same = New("same", func(_ context.Context, n int) (int, error) { return n, nil }, sandbox.WithTimeout(time.Second), MessageLimit(1000))
+
+// TestOptionsOfTheirOwn has no option go where it means nothing: that does not compile.
+func TestOptionsOfTheirOwn(t *testing.T) {
+	options := map[string]reflect.Type{"sandbox": reflect.TypeFor[sandbox.Option](), "function": reflect.TypeFor[Option](),
+		"workers": reflect.TypeFor[WorkersOption](), "pool": reflect.TypeFor[pool.Option]()}
+	for from, what := range options {
+		for to, takes := range options {
+			require.Equal(t, from == to || from == "sandbox" && to == "function", what.AssignableTo(takes), "%s to %s", from, to)
+		}
+	}
+}
+
+// set returns what calls with the options have set.
+func set(t *testing.T, f *Func[int, int], opts ...Option) spec.Spec {
+	t.Helper()
+	s, err := f.sandbox(opts)
+	require.NoError(t, err)
+	return described(s)
+}
+
+// TestOptionsAreAdded has those of a call, and of With, come after those of the function, which
+// keeps its own.
+func TestOptionsAreAdded(t *testing.T) {
+	for range 2 {
+		more := []Option{nil, sandbox.Option(nil), Options(sandbox.WithMemory(sandbox.MiB), nil), MessageLimit(7)}
+		c := set(t, same.With(more...))
+		require.Equal(t, c.Supervision, set(t, same, more...).Supervision)
+		require.Equal(t, time.Second, c.Supervision.Timeout)
+		require.EqualValues(t, sandbox.MiB, c.Limits.Memory)
+		require.EqualValues(t, 7, c.Function.Message())
+		require.Equal(t, []string{"/proc/self/fd/4", "sandbox-function", "same", "3", "7"}, c.Command.Argv)
+		own := set(t, same)
+		require.Zero(t, own.Limits.Memory)
+		require.EqualValues(t, 1000, own.Function.Message())
+		require.EqualValues(t, 16<<20, set(t, same, MessageLimit(0)).Function.Message())
+	}
+}
+
+// TestCommandIsWrong has the function's own command, and those of earlier calls, be no other.
+func TestCommandIsWrong(t *testing.T) {
+	for _, f := range []*Func[int, int]{same.With(sandbox.WithCommand("true")), same.With(Options(sandbox.WithCommand("true"))).With(MessageLimit(1))} {
+		_, err := f.sandbox(nil)
+		require.EqualError(t, err, `sandbox: WithCommand: the function "same" is the command`)
+		_, err = f.Workers(1).Call(t.Context(), 1)
+		require.ErrorContains(t, err, "WithCommand")
+	}
+	set(t, same.With(sandbox.WithMemory(sandbox.MiB)), MessageLimit(1))
+}
