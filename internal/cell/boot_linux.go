@@ -69,9 +69,9 @@ func (c *Cell) boot(w wall.Wall) error {
 // rootfs is the directory of the cell's root.
 func (c *Cell) rootfs() string { return filepath.Join(c.state.dir, "rootfs") }
 
-// start makes the container and its PID 1 on a thread of its own, because the parent death signal is
-// sent when the thread that started the process ends. The fork server cancels the signal once it is
-// up.
+// start makes the container and its PID 1 on a thread of its own, because the parent death signal
+// is sent when the thread that started the process ends. The fork server cancels the signal once it
+// is up.
 func (c *Cell) start(w wall.Wall, bin *binary, control *os.File) error {
 	fd, err := unix.MemfdCreate("stderr", unix.MFD_CLOEXEC)
 	if err != nil {

@@ -32,8 +32,8 @@ func TestInterpret(t *testing.T) {
 	}
 }
 
-// libcontainer's API changes with every minor version, so one package of the module uses it. Package
-// bench, a module of its own, measures it.
+// libcontainer's API changes with every minor version, so only one package uses it. The module in
+// bench measures it.
 func TestLibcontainerIsUsedHereOnly(t *testing.T) {
 	const root = "../.."
 	users := map[string]bool{}

@@ -20,7 +20,7 @@ type Wall interface {
 }
 
 // Process is PID 1 of a container, or the process that stands for it outside: a child of this
-// process.
+// process. Signal may be called while Wait waits.
 type Process interface {
 	Wait() (*os.ProcessState, error)
 	Signal(sig os.Signal) error
@@ -32,19 +32,19 @@ type Process interface {
 // Container describes a container. It says what differs between cells; what all of them have, every
 // Wall takes from content.go.
 //
-// All of them have pid, mount, IPC and UTS namespaces of their own and stay in their host's cgroup
-// namespace, where the fork server can clone runs into cgroups outside the container's own. Their
-// root is read-only, and all of their mounts are private.
+// All of them have pid, mount, IPC and UTS namespaces and a session keyring of their own. They stay
+// in the host's cgroup namespace, where the fork server can clone runs into cgroups outside the
+// container's own. Their root is read-only, their mounts are private, and PID 1 begins in "/".
 type Container struct {
 	ID     string // no other container on this machine has it
 	Dir    string // for files of the Wall, which makes it; the caller removes it after Destroy
-	Rootfs string // a directory of the container's root, empty, in which the Wall may make mount points
-	Binds  []Bind
+	Rootfs string // the container's root, empty; the Wall may make mount points in it
+	Binds  []Bind // the loader and libraries of PID 1
 
-	Args   []string   // PID 1's; Args[0] is its file as the container sees it, possibly one of Files
+	Args   []string   // PID 1's; Args[0] is its file in the container or /proc/self/fd/N
 	Env    []string   // PID 1 has no other variables
 	Files  []*os.File // PID 1's descriptors from 3 on; the caller closes them after Start
-	Stderr *os.File   // PID 1's standard error and output, and where a runtime may say why it failed
+	Stderr *os.File   // PID 1's standard error and output; runtimes may complain there too
 
 	HostNetwork bool     // no network namespace
 	HostIDs     bool     // no user namespace: root only
@@ -71,7 +71,7 @@ type Why int
 
 const (
 	Other               Why = iota
-	ChildTaken              // somebody else in this process waited for one of the boot's children
+	ChildTaken              // other code in this process waited for one of the boot's children
 	ProgramUnreadable       // this program's own file
 	IDsUnmapped             // the kernel refused the map of ids
 	CapabilitiesLacking     // the cell's root can't have the ones it needs
