@@ -2,6 +2,7 @@ package cell
 
 import (
 	"bufio"
+	"cmp"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/wall"
 )
 
 // binary is what a cell needs to execute this program's own file.
@@ -233,6 +236,21 @@ func executable(line string) (path string, ok bool) {
 	}
 	fields := strings.Fields(line[:at])
 	return line[at:], len(fields) == 5 && strings.Contains(fields[1], "x")
+}
+
+// binds returns the loader and the libraries under the names by which the cell's root finds them.
+func (b *binary) binds() (list []wall.Bind) {
+	if b.loader != "" {
+		if real, err := filepath.EvalSymlinks(b.loader); err == nil {
+			list = append(list, wall.Bind{Source: cmp.Or(b.copies[real], real), Destination: b.loader})
+		}
+	}
+	for _, l := range b.libs {
+		if at := filepath.Join(filepath.Dir(l), neededAs(l)); at != b.loader {
+			list = append(list, wall.Bind{Source: cmp.Or(b.copies[l], l), Destination: at})
+		}
+	}
+	return list
 }
 
 // searchPath returns the directories where the loader finds the libraries in the cell, which has no

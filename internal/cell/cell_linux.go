@@ -1,46 +1,24 @@
-// Package cell makes the outer wall: a container, made by libcontainer, whose PID 1 is the fork
-// server and in which every run of this process is cloned. It is the only package that uses
-// libcontainer.
+// Package cell makes and keeps cells: containers, made by package wall, whose PID 1 is the fork
+// server and in which every run of this process is cloned.
 package cell
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/forkserver"
 	"github.com/cellkit/sandbox/internal/limits"
-	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/wall"
 )
-
-func init() {
-	// libcontainer starts "/proc/self/exe init". A user's own program may have an init
-	// subcommand, so the argument alone is not enough.
-	if len(os.Args) > 1 && os.Args[1] == "init" && os.Getenv("_LIBCONTAINER_INITPIPE") != "" && !forkserver.Privileged() {
-		if os.Getenv("_LIBCONTAINER_LOGLEVEL") == logLevel { // not a container that the user's program makes itself
-			// libcontainer sets the parent death signal only for the first of its three
-			// processes. This is the third, which may wait forever to be told to go on.
-			// If the parent is dead already, libcontainer finds its pipe closed.
-			_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
-		}
-		libcontainer.Init()
-	}
-}
-
-// logLevel is libcontainer's default level in a different spelling, which marks the processes of a
-// cell among those of other containers that this program starts.
-const logLevel = "004"
 
 // ErrLost reports that the cell ended while it was in use.
 var ErrLost = errors.New("the fork server has ended")
@@ -57,15 +35,14 @@ type Config struct {
 
 // Cell is a booted cell.
 type Cell struct {
-	config    Config
-	state     *state
-	ids       *ids
-	client    *forkserver.Client
-	container *libcontainer.Container
-	porting   sync.Mutex
-	porter    *porter // rootless only; see livePorter
-	stderr    *os.File
-	process   *libcontainer.Process
+	config  Config
+	state   *state
+	ids     *ids
+	client  *forkserver.Client
+	porting sync.Mutex
+	porter  *porter // rootless only; see livePorter
+	stderr  *os.File
+	process wall.Process // PID 1, once it was started
 
 	// Limits is where runs get their cgroups. It is nil if cgroups can't be used; LimitsErr
 	// then says why.
@@ -74,8 +51,7 @@ type Cell struct {
 	Tree      *limits.Tree
 	uncounted []string
 
-	up   bool             // the fork server was started
-	done chan struct{}    // closed when it has ended
+	done chan struct{}    // closed when PID 1 has ended
 	end  *os.ProcessState // how it ended, once done is closed
 	once sync.Once
 
@@ -89,23 +65,21 @@ type Cell struct {
 	busy    sync.WaitGroup // runs that have not returned their resources yet
 }
 
-// bootTimeout is far more than any boot has taken, even under emulation.
-const bootTimeout = 60 * time.Second
-
 // Boot makes a cell. It first removes what dead owners of cells have left behind. Its error is a
 // *BootError.
 func Boot(config Config) (*Cell, error) {
-	c, err := bootNew(config)
+	w, err := wall.Libcontainer()
 	if err != nil {
-		return nil, newBootError(err)
+		return nil, &BootError{Err: err}
+	}
+	c, err := bootNew(config, w)
+	if err != nil {
+		return nil, newBootError(w, err)
 	}
 	return c, nil
 }
 
-func bootNew(config Config) (_ *Cell, err error) {
-	if !cgo {
-		return nil, errors.New("this program was built without cgo, which the cell needs: build with CGO_ENABLED=1 and a C compiler")
-	}
+func bootNew(config Config, w wall.Wall) (_ *Cell, err error) {
 	if inRun() {
 		return nil, ErrNested
 	}
@@ -139,7 +113,7 @@ func bootNew(config Config) (_ *Cell, err error) {
 	if err := c.makeCgroups(); err != nil {
 		return nil, err
 	}
-	if err := c.boot(); err != nil {
+	if err := c.boot(w); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -190,190 +164,6 @@ func (c *Cell) makeCgroups() error {
 
 // Uncounted names the fields of a run's usage that its cgroup does not count.
 func (c *Cell) Uncounted() []string { return c.uncounted }
-
-func (c *Cell) boot() error {
-	bin, err := ownBinary()
-	if err != nil {
-		return err
-	}
-	defer bin.close()
-	rootfs := filepath.Join(c.state.dir, "rootfs")
-	if err := os.Mkdir(rootfs, 0o755); err != nil {
-		return err
-	}
-	// Runs have other users than the cell's root and must be able to enter, whatever the umask.
-	if err := os.Chmod(rootfs, 0o755); err != nil {
-		return err
-	}
-	if !c.ids.rootless {
-		// The cell's root makes its mount points here.
-		if err := os.Chown(rootfs, int(c.ids.hostRange(c.ids.uid, 0).start), int(c.ids.hostRange(c.ids.gid, 0).start)); err != nil {
-			return err
-		}
-	}
-	cgroupPath := ""
-	if c.Limits != nil && !c.ids.rootless { // only root has the hierarchies and device rules that libcontainer wants
-		cgroupPath = c.Limits.Path()
-	}
-	if !c.ids.rootless {
-		if err := bin.reach(filepath.Join(c.state.dir, "libraries")); err != nil {
-			return err
-		}
-	}
-	conf := containerConfig(c.state, c.ids, bin, c.config.HostNetwork, cgroupPath)
-	// The id is also the name of a keyring, which without a user namespace belongs to the whole
-	// host.
-	if c.container, err = libcontainer.Create(filepath.Join(c.state.dir, "container"), c.state.id, conf); err != nil {
-		return fmt.Errorf("describing the cell: %w", err)
-	}
-	conf.RootlessEUID = true // see containerConfig: Create refuses it without a user namespace
-	client, control, err := forkserver.NewClient()
-	if err != nil {
-		return err
-	}
-	defer control.Close()
-	c.client = client
-	if err := c.start(bin, control); err != nil {
-		return err
-	}
-	if c.Limits != nil {
-		c.Limits.Settle()
-	}
-	if err := bin.seal(); err != nil {
-		return err
-	}
-	if err := c.makePlaces(); err != nil {
-		return fmt.Errorf("preparing the cell: %w", err)
-	}
-	if c.ids.rootless {
-		_, err = c.livePorter()
-	}
-	return err
-}
-
-// start runs libcontainer's part of the boot on a thread of its own, because the parent death
-// signal is sent when the thread that started the process ends. The fork server cancels the signal
-// once it is up.
-func (c *Cell) start(bin *binary, control *os.File) error {
-	fd, err := unix.MemfdCreate("stderr", unix.MFD_CLOEXEC)
-	if err != nil {
-		return os.NewSyscallError("memfd_create", err)
-	}
-	c.stderr = os.NewFile(uintptr(fd), "fork server's stderr")
-	c.process = &libcontainer.Process{
-		// The third of ExtraFiles and up begin at 3: the control socket is 3.
-		Args:       []string{fmt.Sprintf("/proc/self/fd/%d", forkserver.ControlFD+1), forkserver.Name},
-		Env:        []string{forkserver.Env, "GOTRACEBACK=single", "GODEBUG=asyncpreemptoff=1", "LD_LIBRARY_PATH=" + bin.searchPath()},
-		Cwd:        "/",
-		Stdout:     c.stderr,
-		Stderr:     c.stderr,
-		ExtraFiles: []*os.File{control, bin.exe, c.ids.claims.file},
-		LogLevel:   logLevel,
-		Init:       true,
-	}
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := c.run()
-		control.Close()
-		if err == nil {
-			c.up = true
-			go c.reap()
-			err = c.client.Hello(bootTimeout)
-		}
-		result <- err
-	}()
-	err = <-result
-	if c.up && errors.Is(err, io.EOF) {
-		if lost := c.Lost(); c.killed() {
-			err = lost // the same error as later on
-		}
-	}
-	if err != nil {
-		reapStage(interpret(err).child)
-		return fmt.Errorf("booting the cell: %w%s", err, c.complaint())
-	}
-	return nil
-}
-
-// run does what libcontainer's own Run does, except for the cgroup: a rootless cell does not get
-// that from libcontainer.
-func (c *Cell) run() error {
-	if c.Limits == nil || !c.ids.rootless {
-		return c.container.Run(c.process)
-	}
-	if err := c.container.Start(c.process); err != nil {
-		return err
-	}
-	pid, err := c.process.Pid()
-	if err == nil {
-		err = c.Limits.Adopt(pid)
-	}
-	if err == nil {
-		err = c.container.Exec()
-	}
-	if err != nil {
-		_ = c.process.Signal(unix.SIGKILL)
-		_, _ = c.process.Wait()
-	}
-	return err
-}
-
-// reapStage waits for libcontainer's second process, a child of this one (CLONE_PARENT), if that is
-// the one that failed. libcontainer has not been told its process id yet and does not wait for it.
-func reapStage(pid int) {
-	if pid == 0 {
-		return
-	}
-	for range 100 {
-		if got, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); got == pid || err != nil && err != unix.EINTR {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
-// reap waits for the fork server, a child of this process.
-func (c *Cell) reap() {
-	c.end, _ = c.process.Wait()
-	close(c.done)
-}
-
-// complaint returns the end of what the fork server wrote to its standard error.
-func (c *Cell) complaint() string {
-	if c.stderr == nil {
-		return ""
-	}
-	const most = 2048
-	b := make([]byte, most)
-	size, _ := c.stderr.Seek(0, io.SeekEnd)
-	n, _ := c.stderr.ReadAt(b, max(0, size-most))
-	if n == 0 {
-		return ""
-	}
-	return ": " + string(b[:n])
-}
-
-// controllers is what program.CellControllers holds.
-const controllers = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n" +
-	"cpuset\t0\t1\t1\ncpu\t0\t1\t1\ncpuacct\t0\t1\t1\nmemory\t0\t1\t1\npids\t0\t1\t1\n"
-
-// makePlaces makes the files and directories that programs refer to.
-func (c *Cell) makePlaces() error {
-	b := program.NewBuilder()
-	b.Call("umask", unix.SYS_UMASK, program.Int(0))
-	for _, dir := range []string{program.CellRoot, program.CellChanges, program.CellStaging, program.CellEmpty, program.CellTemplates} {
-		b.Mkdir(program.AtCWD, dir, 0o755)
-	}
-	b.CreateFile(program.AtCWD, program.CellControllers, []byte(controllers), 0o444)
-	p, err := b.Program()
-	if err != nil {
-		return err
-	}
-	_, err = c.Task(p, nil)
-	return err
-}
 
 // Alive reports whether the cell can still take runs.
 func (c *Cell) Alive() bool {
@@ -468,7 +258,7 @@ func (c *Cell) Close(ctx context.Context) error {
 
 func (c *Cell) destroy() error {
 	var errs []error
-	if c.up { // even if the boot failed later
+	if c.process != nil { // even if the boot failed later
 		_ = c.process.Signal(unix.SIGKILL)
 		<-c.done
 	}
@@ -480,8 +270,8 @@ func (c *Cell) destroy() error {
 	if c.client != nil {
 		c.client.Close()
 	}
-	if c.container != nil {
-		errs = append(errs, c.container.Destroy())
+	if c.process != nil {
+		errs = append(errs, c.process.Destroy())
 	}
 	c.maps.close()
 	c.ids.close()

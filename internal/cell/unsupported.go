@@ -1,6 +1,6 @@
 //go:build !linux
 
-// Package cell makes the outer wall, on Linux.
+// Package cell makes and keeps cells, on Linux.
 package cell
 
 // WideIDs reports whether a cell of this process has ids for all owners of a run's files.

@@ -1,6 +1,6 @@
 //go:build linux && cgo
 
-package cell
+package wall
 
 /*
 #include <stdlib.h>

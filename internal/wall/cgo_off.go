@@ -1,5 +1,5 @@
 //go:build linux && !cgo
 
-package cell
+package wall
 
 const cgo = false
