@@ -62,10 +62,10 @@ vm:
 	@internal/vmtest/guest.sh sh -c '$(subst ','\'',$(value CMD))'
 
 race:
-	$(GO) test -race -count=1 . ./internal/e2e/...
+	$(GO) test -race -count=1 . ./pool ./function ./internal/run ./internal/e2e/...
 
 bench:
-	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) . ./internal/e2e
+	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) . ./internal/run ./internal/e2e
 
 # Each target for FUZZTIME, one per CPU at a time. A worker is killed at the end, and leaves what it has in its temporary directory.
 # Before Go 1.27 the go command may fail when the time is over, with "context deadline exceeded" and no failing input (golang/go#75804).

@@ -20,13 +20,13 @@ type Configuration struct {
 	Note     string
 }
 
-// Packages that depend on the place: black-box tests, those of the API, the cgroups, the cell's own
-// directories, and overlayfs.
-var placed = []string{".", "internal/e2e", "internal/e2e/attack", "internal/cell", "internal/limits", "internal/overlay"}
+// Packages that depend on the place: black-box tests, those of the API, runs and their protections,
+// the cgroups, the cell's own directories, and overlayfs.
+var placed = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run", "internal/probe", "internal/cell", "internal/limits", "internal/overlay"}
 
-// Packages that users import or run. In these, the tests named Rootless and Attack also run for
+// Packages that users import or run, and what runs are made by. In these, the tests named Rootless and Attack also run for
 // ordinary users.
-var public = []string{".", "internal/e2e", "internal/e2e/attack", "sandboxtest", "image", "image/cmd/sandbox"}
+var public = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run", "internal/probe", "sandboxtest", "image", "image/cmd/sandbox"}
 
 // Where most is as in another configuration, it is enough to run the tests that depend most on the
 // kernel and cgroups. Examples are left out on kernels without idmapped tmpfs (6.3), and in
