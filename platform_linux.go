@@ -45,16 +45,18 @@ func usage(r *running) (Usage, error) {
 	return Usage(u), err
 }
 
+var changeKinds = map[changes.Kind]ChangeKind{changes.Added: Added, changes.Changed: Changed, changes.Removed: Removed}
+
 func rootChanges(s *described) (list []Change, err error) {
 	found, err := changes.List(s.Parts(), scratch.UpperOf(&s.Spec.Root))
 	for _, c := range found {
-		list = append(list, Change{Path: c.Path, Kind: ChangeKind(c.Kind)})
+		list = append(list, Change{Path: c.Path, Kind: changeKinds[c.Kind]})
 	}
 	return list, err
 }
 
 func check(ctx context.Context) (list []Feature) {
-	for _, f := range probe.All(ctx, engine) {
+	for _, f := range probe.All(ctx, engine, func(r *running) error { _, err := wait(r); return err }) {
 		list = append(list, Feature(f))
 	}
 	return list

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"syscall"
 	"time"
+
+	"github.com/cellkit/sandbox/internal/fault"
 )
 
 // Result is how a run ended.
@@ -22,14 +24,14 @@ type Result struct {
 type Reason int
 
 const (
-	Exited         Reason = iota // the command exited
-	Signaled                     // a signal that no limit sent ended it
-	TimedOut                     // WithTimeout
-	CPUTimedOut                  // WithCPUTime
-	OutOfMemory                  // WithMemory or WithSwap: the kernel killed a process of the run, and the command failed
-	OutputExceeded               // WithOutputLimit
-	Canceled                     // the context ended
-	PIDsExceeded                 // WithPIDs, or its default: the kernel refused a process or thread, and the command failed
+	Exited         = Reason(fault.Exited)         // the command exited
+	Signaled       = Reason(fault.Signaled)       // a signal that no limit sent ended it
+	TimedOut       = Reason(fault.TimedOut)       // WithTimeout
+	CPUTimedOut    = Reason(fault.CPUTimedOut)    // WithCPUTime
+	OutOfMemory    = Reason(fault.OutOfMemory)    // WithMemory or WithSwap: the kernel killed a process of the run, and the command failed
+	OutputExceeded = Reason(fault.OutputExceeded) // WithOutputLimit
+	Canceled       = Reason(fault.Canceled)       // the context ended
+	PIDsExceeded   = Reason(fault.PIDsExceeded)   // WithPIDs, or its default: the kernel refused a process or thread, and the command failed
 )
 
 func (r Reason) String() string {

@@ -1,6 +1,7 @@
 package function
 
 import (
+	"slices"
 	"time"
 
 	"github.com/cellkit/sandbox"
@@ -17,6 +18,7 @@ type Option interface {
 
 // Options is several options of a sandbox as one of a function, for those that are in a slice.
 func Options(opts ...sandbox.Option) Option {
+	opts = slices.Clone(opts)
 	return option(func(c *spec.Spec) {
 		for _, o := range opts {
 			o.Apply(c)

@@ -2,7 +2,10 @@ package function
 
 import (
 	"context"
+	"os"
 	"reflect"
+	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -61,4 +64,24 @@ func TestCommandIsWrong(t *testing.T) {
 		require.ErrorContains(t, err, "WithCommand")
 	}
 	set(t, same.With(sandbox.WithMemory(sandbox.MiB)), MessageLimit(1))
+}
+
+// TestMostExtraFiles has as many as leave room for what a function's process has of its own.
+func TestMostExtraFiles(t *testing.T) {
+	f := same.With(sandbox.WithExtraFiles(slices.Repeat([]*os.File{os.Stdin}, 98)...), sandbox.WithDir("/no/such/dir"))
+	var setup *sandbox.SetupError
+	if _, err := f.Call(t.Context(), 1); runtime.GOOS == "linux" {
+		require.ErrorAs(t, err, &setup)
+		require.Equal(t, "WithDir", setup.Stage, "what fails last is still told")
+		_, err = f.Call(t.Context(), 1, sandbox.WithExtraFiles(os.Stdin))
+		require.ErrorContains(t, err, "sandbox: WithExtraFiles: 99 files, at most 98 are possible")
+	}
+}
+
+// TestOptionsKeepNoReference changes the options that Options was given.
+func TestOptionsKeepNoReference(t *testing.T) {
+	opts := []sandbox.Option{sandbox.WithMemory(sandbox.MiB)}
+	f := same.With(Options(opts...))
+	opts[0] = sandbox.WithMemory(2 * sandbox.MiB)
+	require.EqualValues(t, sandbox.MiB, set(t, f).Limits.Memory)
 }

@@ -21,7 +21,7 @@ import (
 const sysBelowDev = "shm"
 
 // inPages is the size of a tmpfs for so many small files, and so many bytes of larger ones: each
-// takes whole pages, of up to 64 kib.
+// takes whole pages, of up to 64 KiB.
 func inPages(files int, bytes int64) string {
 	return fmt.Sprintf("size=%dk", (bytes+int64(files+64)*64*kib)/kib)
 }

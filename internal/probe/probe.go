@@ -37,11 +37,13 @@ type Feature struct {
 type prober struct {
 	ctx    context.Context
 	engine *run.Engine
+	wait   func(*run.Run) error
 }
 
-// All returns the features in the order in which a reader wants them.
-func All(ctx context.Context, e *run.Engine) (list []Feature) {
-	p := &prober{ctx, e}
+// All returns the features in the order in which a reader wants them. wait returns the error of a
+// run, once it has ended.
+func All(ctx context.Context, e *run.Engine, wait func(*run.Run) error) (list []Feature) {
+	p := &prober{ctx, e, wait}
 	list = append(list, kernelFeature(e.Machine()))
 	options := spec.Defaults()
 	c, err := e.Cell(&options)
@@ -90,11 +92,7 @@ func (p *prober) try(set func(*spec.Spec)) error {
 	if err != nil {
 		return err
 	}
-	end, err := r.Wait()
-	if err == nil && end.Failed() {
-		err = fmt.Errorf("true has ended with exit code %d, signal %d", end.ExitCode, end.Signal)
-	}
-	return err
+	return p.wait(r)
 }
 
 func (p *prober) scratch() Feature {

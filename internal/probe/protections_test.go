@@ -18,7 +18,7 @@ import (
 // Each probe passes for a run, and tells where the protection is missing.
 func TestRootlessProtections(t *testing.T) {
 	ctx := context.Background()
-	p := &prober{ctx, run.NewEngine()}
+	p := &prober{ctx: ctx, engine: run.NewEngine()}
 	t.Cleanup(func() { require.NoError(t, p.engine.Shutdown(context.Background())) })
 	features := p.protections()
 	require.Len(t, features, 5)

@@ -42,7 +42,7 @@ func start(ctx context.Context, ready *clone, conf *spec.Spec, command *program.
 func (r *Run) execute(ctx context.Context, conf *spec.Spec, command *program.Program) (err error) {
 	r.spec, r.command = conf, command
 	if err := r.openStreams(); err != nil {
-		return &fault.SetupError{Stage: "standard streams", Err: err}
+		return err
 	}
 	r.started = time.Now()
 	return r.under(ctx, func() error {
@@ -64,11 +64,13 @@ func (r *Run) openStreams() (err error) {
 	if s.Function != nil {
 		conf.Extra = append(slices.Clip(s.Extra), s.Function.Conn)
 		if conf.Last, err = cell.OwnFile(); err != nil {
-			return err
+			return &fault.SetupError{Stage: "own program", Err: err}
 		}
 	}
-	r.streams, err = stdio.Open(conf)
-	return err
+	if r.streams, err = stdio.Open(conf); err != nil {
+		return &fault.SetupError{Stage: "standard streams", Err: err}
+	}
+	return nil
 }
 
 // under does what waits for the run until ctx ends.

@@ -3,6 +3,7 @@ package spec
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"runtime"
 	"slices"
@@ -40,8 +41,9 @@ type Pool struct {
 	Memory int64
 	CPUs   float64
 
-	mu   sync.Mutex
-	made [2]map[any]func() error
+	closing sync.Mutex // held by Close
+	mu      sync.Mutex
+	made    [2]map[any]func() error
 }
 
 // PoolPart is what has been made for a pool, in the order in which Close undoes it.
@@ -74,19 +76,28 @@ func (p *Pool) Gone(part PoolPart, key any) {
 	delete(p.made[part], key)
 }
 
-// Close undoes what was made for the pool, once no run of it is left.
+// Close undoes what was made for the pool, once no run of it is left. What can't be undone is left
+// for another Close.
 func (p *Pool) Close() error {
-	p.mu.Lock()
-	made := p.made
-	p.made = [2]map[any]func() error{}
-	p.mu.Unlock()
+	p.closing.Lock()
+	defer p.closing.Unlock()
 	var errs []error
-	for _, part := range made {
-		for _, undo := range part {
-			errs = append(errs, undo())
+	for part := range p.made {
+		for key, undo := range p.part(PoolPart(part)) {
+			if err := undo(); err != nil {
+				errs = append(errs, err)
+				continue
+			}
+			p.Gone(PoolPart(part), key)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (p *Pool) part(part PoolPart) map[any]func() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.made[part])
 }
 
 // Equal reports whether both make the same cgroup.

@@ -21,13 +21,15 @@ type Streams struct {
 // executed.
 type FunctionFiles struct{ Conn *os.File }
 
+var functionNames = []string{"calls of the function", "this program"}
+
 // ExtraNames says what the descriptors from 3 on are, for Explain.
 func (s *Streams) ExtraNames() (names []string) {
 	for i := range s.Extra {
 		names = append(names, fmt.Sprintf("extra file %d", i))
 	}
 	if s.Function != nil {
-		names = append(names, "calls of the function", "this program")
+		names = append(names, functionNames...)
 	}
 	return names
 }
@@ -36,8 +38,12 @@ func (s *Streams) ExtraNames() (names []string) {
 const MaxExtraFiles = 100
 
 func (s *Streams) check() (errs []error) {
-	if len(s.Extra) > MaxExtraFiles {
-		errs = append(errs, fault.Option("WithExtraFiles", "%d files, at most %d are possible", len(s.Extra), MaxExtraFiles))
+	most := MaxExtraFiles
+	if s.Function != nil {
+		most -= len(functionNames)
+	}
+	if len(s.Extra) > most {
+		errs = append(errs, fault.Option("WithExtraFiles", "%d files, at most %d are possible", len(s.Extra), most))
 	}
 	for i, f := range s.Extra {
 		if f == nil {
