@@ -3,6 +3,7 @@ package spec
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -54,7 +55,7 @@ func TestPoolCloseWaits(t *testing.T) {
 	select {
 	case <-second:
 		t.Error("it did not wait")
-	default:
+	case <-time.After(50 * time.Millisecond):
 	}
 	close(goOn)
 	<-second
