@@ -16,8 +16,8 @@ type cellConfig struct {
 	hostIDs      bool
 }
 
-// CellNetwork sets which network runs of the cell can have: with NetworkHost
-// all of its runs must use WithNetwork(NetworkHost). Default: NetworkNone.
+// CellNetwork sets which network runs of the cell can have: with NetworkHost all of its runs must
+// use WithNetwork(NetworkHost). Default: NetworkNone.
 func CellNetwork(n Network) CellOption { return func(c *cellConfig) { c.network = n } }
 
 // CellCgroupParent is WithCgroupParent for all runs of the cell.
@@ -27,14 +27,12 @@ func CellCgroupParent(path string) CellOption { return func(c *cellConfig) { c.c
 // missing then; all of its runs must use that option. It needs root.
 func CellWithoutUserNamespace() CellOption { return func(c *cellConfig) { c.hostIDs = true } }
 
-// Cell is an outer container of its own for runs that must not share one with
-// others. Most programs need none: runs share a default cell, which is booted by
-// the first of them.
+// Cell is an outer container of its own for runs that must not share one with others. Most programs
+// need none: runs share a default cell, which is booted by the first of them.
 type Cell struct{ is *cellImpl }
 
-// NewCell boots a cell. That takes some tens of milliseconds; runs in it then
-// cost what they cost anywhere. Its error is the joined *OptionError of wrong options, or a
-// *SetupError.
+// NewCell boots a cell. That takes some tens of milliseconds; runs in it then cost what they cost
+// anywhere. Its error is the joined *OptionError of wrong options, or a *SetupError.
 func NewCell(opts ...CellOption) (*Cell, error) {
 	var c cellConfig
 	for _, opt := range opts {
@@ -67,8 +65,8 @@ func (c *cellConfig) check() error {
 // made reports whether the cell is one of NewCell's.
 func (c *Cell) made() bool { return c != nil && c.is != nil }
 
-// Close kills what runs in the cell, ends it and waits until nothing of it is
-// left. Runs that it ended report ErrCellLost.
+// Close kills what runs in the cell, ends it and waits until nothing of it is left. Runs that it
+// ended report ErrCellLost.
 func (c *Cell) Close() error {
 	if !c.made() {
 		return errors.New("sandbox: Close: the cell was not made by NewCell: look at the error of that")

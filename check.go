@@ -58,7 +58,6 @@ func (r *Report) String() string {
 	return b.String()
 }
 
-// Check tries every feature and tells, for each that does not work, why and what to do
-// about it. It boots a cell and makes a run, and leaves the default cell
-// as it is.
+// Check tries every feature and tells, for each that does not work, why and what to do about it. It
+// boots a cell and makes a run, and leaves the default cell as it is.
 func Check(ctx context.Context) *Report { return &Report{check(ctx)} }

@@ -16,8 +16,8 @@ import (
 // error, is what is wrong with it, and what to do instead.
 type OptionError = fault.OptionError
 
-// What errors.Is finds in an *ExitError whose Reason is a limit, and in other
-// errors where a comment says so.
+// What errors.Is finds in an *ExitError whose Reason is a limit, and in other errors where a
+// comment says so.
 var (
 	ErrTimeout     = errors.New("timed out")
 	ErrCPUTime     = errors.New("out of CPU time")
@@ -27,16 +27,16 @@ var (
 	// ErrWaitDelay is in the error of a run whose command exited with status 0, if writing its
 	// output took longer after that than WithWaitDelay allows.
 	ErrWaitDelay = fault.ErrWaitDelay
-	// ErrCellLost says that the cell ended under its runs, killed from
-	// outside or closed. The runs are gone; the next Run boots another.
+	// ErrCellLost says that the cell ended under its runs, killed from outside or closed. The
+	// runs are gone; the next Run boots another.
 	ErrCellLost = fault.ErrCellLost
 )
 
 // ExitError is the error of a run whose command did not exit with status 0.
 type ExitError struct {
 	*Result
-	// Stderr is, from Output, what the command wrote to its standard error,
-	// shortened in the middle where it is long.
+	// Stderr is, from Output, what the command wrote to its standard error, shortened in the
+	// middle where it is long.
 	Stderr []byte
 
 	cause error // of a cancellation
@@ -56,8 +56,7 @@ func (e *ExitError) Error() string {
 	return "sandbox: " + how
 }
 
-// Unwrap returns the sentinel of the limit that ended the run, or the cause of
-// the context's end.
+// Unwrap returns the sentinel of the limit that ended the run, or the cause of the context's end.
 func (e *ExitError) Unwrap() error {
 	switch e.Reason {
 	case TimedOut:

@@ -174,8 +174,8 @@ func ExampleWithFS() {
 }
 
 func ExampleDirRootfs() {
-	// A directory that holds a whole system works the same: a container image
-	// that was unpacked, or what debootstrap makes.
+	// A directory that holds a whole system works the same: a container image that was
+	// unpacked, or what debootstrap makes.
 	root, err := os.MkdirTemp("", "root")
 	if err != nil {
 		log.Fatal(err)

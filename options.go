@@ -8,11 +8,11 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// Option changes one thing of a sandbox. Where an option takes a single value
-// the last one given counts; With says of each whether it adds instead.
+// Option changes one thing of a sandbox. Where an option takes a single value the last one given
+// counts; With says of each whether it adds instead.
 //
-// A limit of 0 is as if its option were not given, also where an earlier one set a
-// limit, so that what a program was configured with can be passed on as it is.
+// A limit of 0 is as if its option were not given, also where an earlier one set a limit, so that
+// what a program was configured with can be passed on as it is.
 type Option func(*spec.Spec)
 
 // Apply is for the packages of this module, which have options of their own: a function.Option is
@@ -23,83 +23,78 @@ func (o Option) Apply(c *spec.Spec) {
 	}
 }
 
-// WithCommand sets the program and its arguments. A name without a slash is
-// looked up in the PATH of the run's environment, inside the run's root; one
-// with a slash is taken relative to WithDir. Required.
+// WithCommand sets the program and its arguments. A name without a slash is looked up in the PATH
+// of the run's environment, inside the run's root; one with a slash is taken relative to WithDir.
+// Required.
 func WithCommand(name string, args ...string) Option {
 	return func(c *spec.Spec) { c.Command.Argv, c.Command.Missing = append([]string{name}, args...), nil }
 }
 
-// WithEnv adds variables in the form "KEY=value" to the environment; a later
-// value of a key replaces an earlier one. Nothing of this process's own
-// environment is passed on. Default: PATH, HOME=/home/sandbox, USER=sandbox,
-// LANG=C.UTF-8.
+// WithEnv adds variables in the form "KEY=value" to the environment; a later value of a key
+// replaces an earlier one. Nothing of this process's own environment is passed on. Default: PATH,
+// HOME=/home/sandbox, USER=sandbox, LANG=C.UTF-8.
 func WithEnv(kv ...string) Option {
 	return func(c *spec.Spec) { c.Command.Env = append(c.Command.Env, kv...) }
 }
 
-// WithDir sets the working directory, an absolute path inside the run's root.
-// Default: the user's home directory, /home/sandbox.
+// WithDir sets the working directory, an absolute path inside the run's root. Default: the user's
+// home directory, /home/sandbox.
 func WithDir(dir string) Option {
 	return func(c *spec.Spec) { c.Command.Dir, c.Command.DirOf = dir, "" }
 }
 
-// WithStdin sets the standard input. An *os.File is handed to the run as it
-// is; anything else is copied through a pipe, until it or the run ends. Wait
-// does not wait for a Read that blocks after the run has ended. The run may open
-// it again, as /dev/stdin, as far as WithStdout says. Default: /dev/null.
+// WithStdin sets the standard input. An *os.File is handed to the run as it is; anything else is
+// copied through a pipe, until it or the run ends. Wait does not wait for a Read that blocks after
+// the run has ended. The run may open it again, as /dev/stdin, as far as WithStdout says. Default:
+// /dev/null.
 func WithStdin(r io.Reader) Option { return func(c *spec.Spec) { c.Streams.Stdin = r } }
 
-// WithStdout sets the standard output. An *os.File is handed to the run as it
-// is, unless WithOutputLimit needs to count; to anything else what the run
-// writes is copied through a pipe. Where stdout and stderr are the same
-// comparable value, both write to the same pipe. WithWaitDelay limits how long a
-// Write may block after the run has ended. Default: /dev/null.
+// WithStdout sets the standard output. An *os.File is handed to the run as it is, unless
+// WithOutputLimit needs to count; to anything else what the run writes is copied through a pipe.
+// Where stdout and stderr are the same comparable value, both write to the same pipe. WithWaitDelay
+// limits how long a Write may block after the run has ended. Default: /dev/null.
 //
-// The run may open a pipe again, as /dev/stdout, for writing only; so also one
-// of os.Pipe that this process's user owns, whose permissions are widened for
-// that. It may open a file or terminal again if others than the owner may, since
-// its user is another one, and no socket. Where it must, and the file is
-// private, hand over a writer that is no *os.File: struct{ io.Writer }{f}.
+// The run may open a pipe again, as /dev/stdout, for writing only; so also one of os.Pipe that this
+// process's user owns, whose permissions are widened for that. It may open a file or terminal again
+// if others than the owner may, since its user is another one, and no socket. Where it must, and
+// the file is private, hand over a writer that is no *os.File: struct{ io.Writer }{f}.
 func WithStdout(w io.Writer) Option { return func(c *spec.Spec) { c.Streams.Stdout = w } }
 
 // WithStderr sets the standard error, in the same way as WithStdout.
 func WithStderr(w io.Writer) Option { return func(c *spec.Spec) { c.Streams.Stderr = w } }
 
-// WithExtraFiles adds open files that the run gets as descriptors 3, 4 and so
-// on. What they give access to, the run has access to: a directory is a way to all of the file system that it is in. Through /proc/self/fd it may open them
-// again, as the standard streams: where all runs have the caller's id (an ordinary user without
-// subordinate ids) also for writing what was opened for reading.
+// WithExtraFiles adds open files that the run gets as descriptors 3, 4 and so on. What they give
+// access to, the run has access to: a directory is a way to all of the file system that it is in.
+// Through /proc/self/fd it may open them again, as the standard streams: where all runs have the
+// caller's id (an ordinary user without subordinate ids) also for writing what was opened for
+// reading.
 func WithExtraFiles(files ...*os.File) Option {
 	return func(c *spec.Spec) { c.Streams.Extra = append(c.Streams.Extra, files...) }
 }
 
-// WithTimeout limits the run's duration, counted from the execution of the
-// command. A run that takes longer is killed: ErrTimeout. It does not limit how
-// long a writer of this process takes for the output that is left then:
-// WithWaitDelay does. Default, and 0: none.
+// WithTimeout limits the run's duration, counted from the execution of the command. A run that
+// takes longer is killed: ErrTimeout. It does not limit how long a writer of this process takes for
+// the output that is left then: WithWaitDelay does. Default, and 0: none.
 func WithTimeout(d time.Duration) Option { return func(c *spec.Spec) { c.Supervision.Timeout = d } }
 
-// WithWaitDelay limits how long Wait waits, once nothing of the run lives any
-// more, for the writers of WithStdout and WithStderr to take what is left of
-// its output, which is no more than a pipe holds. It applies however the run
-// ended: by itself, by a limit, or with its context. When the time is over, the
-// pipes are closed, the rest of the output is lost, and Wait returns the run's
-// *ExitError, or, if it exited with status 0, an error for which
-// errors.Is(err, ErrWaitDelay) holds.
+// WithWaitDelay limits how long Wait waits, once nothing of the run lives any more, for the writers
+// of WithStdout and WithStderr to take what is left of its output, which is no more than a pipe
+// holds. It applies however the run ended: by itself, by a limit, or with its context. When the
+// time is over, the pipes are closed, the rest of the output is lost, and Wait returns the run's
+// *ExitError, or, if it exited with status 0, an error for which errors.Is(err, ErrWaitDelay)
+// holds.
 //
-// A Write that has begun can't be interrupted: it goes on in a goroutine of its
-// own until it returns, and no other one follows it. The caller must not use
-// what it writes to before that.
+// A Write that has begun can't be interrupted: it goes on in a goroutine of its own until it
+// returns, and no other one follows it. The caller must not use what it writes to before that.
 //
-// Default: 10 s, so that a writer that is stuck, such as a connection whose other
-// end reads nothing, holds neither the caller nor a slot of a pool.Pool for ever. 0 waits
-// without a limit, as os/exec does by default.
+// Default: 10 s, so that a writer that is stuck, such as a connection whose other end reads
+// nothing, holds neither the caller nor a slot of a pool.Pool for ever. 0 waits without a limit, as
+// os/exec does by default.
 func WithWaitDelay(d time.Duration) Option { return func(c *spec.Spec) { c.Supervision.WaitDelay = d } }
 
-// WithOutputLimit limits what the run may write to its standard output and
-// standard error together, in bytes. A run that writes more is killed:
-// ErrOutputLimit; the first bytes up to the limit are delivered. Default, and 0: none.
+// WithOutputLimit limits what the run may write to its standard output and standard error together,
+// in bytes. A run that writes more is killed: ErrOutputLimit; the first bytes up to the limit are
+// delivered. Default, and 0: none.
 func WithOutputLimit(bytes int64) Option {
 	return func(c *spec.Spec) { c.Supervision.OutputLimit = bytes }
 }

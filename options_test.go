@@ -291,8 +291,7 @@ func TestZeroIsNoLimit(t *testing.T) {
 	require.Equal(t, spec.Tmpfs{Size: 256 * MiB}, New(WithTmpfs("/a", 0)).is.Spec.Root.Mounts[0].Source)
 }
 
-// TestLaterValueMendsEarlier overrides a wrong value of each option that takes
-// a single one.
+// TestLaterValueMendsEarlier overrides a wrong value of each option that takes a single one.
 func TestLaterValueMendsEarlier(t *testing.T) {
 	s := New(
 		WithCommand(""), WithDir("x"), WithTimeout(-1), WithOutputLimit(-1),

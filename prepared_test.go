@@ -48,7 +48,8 @@ func gone(t testing.TB, pids []int) {
 	})
 }
 
-// A run that was prepared is what a fresh one is, with the command, streams and files of whoever takes it.
+// A run that was prepared is what a fresh one is, with the command, streams and files of whoever
+// takes it.
 func TestRootlessPrepared(t *testing.T) {
 	t.Parallel()
 	base := prepared(t, 2)

@@ -53,12 +53,13 @@ type Usage struct {
 	OOMKills   uint64 // processes that the kernel killed for memory
 
 	// PIDsRefused is how many times the kernel refused a process or thread for WithPIDs or its
-	// default. On cgroup v1, and before Linux 6.11, a limit of a cgroup above the run's counts too.
+	// default. On cgroup v1, and before Linux 6.11, a limit of a cgroup above the run's counts
+	// too.
 	PIDsRefused uint64
 
 	// Uncounted names the fields above for which this machine has no counter, such as
-	// "PIDsPeak" before kernel 6.1, "MemoryPeak" on cgroup v2 before 5.19, or, without
-	// cgroups, all but Wall. They are 0, but for UserCPU, SystemCPU and MemoryPeak: of a run that has
+	// "PIDsPeak" before kernel 6.1, "MemoryPeak" on cgroup v2 before 5.19, or, without cgroups,
+	// all but Wall. They are 0, but for UserCPU, SystemCPU and MemoryPeak: of a run that has
 	// ended, those then cover the command and the children that it waited for, MemoryPeak the
 	// largest one of them: getrusage(2). It is nil where all is counted.
 	Uncounted []string

@@ -7,16 +7,18 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// Scratch is a file system of its own in memory that runs share, one after the other or at once: the way of files into a run and out
-// of it. No process has it but runs that are given it with WithScratch or WithReadOnlyScratch. It is safe for concurrent use, also while runs change it.
+// Scratch is a file system of its own in memory that runs share, one after the other or at once:
+// the way of files into a run and out of it. No process has it but runs that are given it with
+// WithScratch or WithReadOnlyScratch. It is safe for concurrent use, also while runs change it.
 type Scratch struct{ impl *scratchImpl }
 
-// NewScratch makes an empty file system that takes up to the given number of bytes, and one file for each 4 KiB of
-// them, plus 256. Memory is used as files are written, and counts for the limit of the run that
-// writes them, also after its end. It is given back once the scratch is closed, or garbage collected, and the runs that have it are over.
+// NewScratch makes an empty file system that takes up to the given number of bytes, and one file
+// for each 4 KiB of them, plus 256. Memory is used as files are written, and counts for the limit
+// of the run that writes them, also after its end. It is given back once the scratch is closed, or
+// garbage collected, and the runs that have it are over.
 //
-// It needs Linux 5.12, and root or a machine that lets ordinary users make user namespaces. An ordinary user has a small
-// process more for each scratch.
+// It needs Linux 5.12, and root or a machine that lets ordinary users make user namespaces. An
+// ordinary user has a small process more for each scratch.
 func NewScratch(bytes int64) (*Scratch, error) {
 	if bytes <= 0 {
 		return nil, fault.Option("NewScratch", "%d is not a positive number of bytes", bytes)
@@ -64,16 +66,18 @@ func (s *Scratch) CopyOut(dir string) error { return s.impl.CopyOut(dir) }
 // another filter than the default one.
 func (s *Scratch) FS() fs.FS { return s.impl.FS() }
 
-// WithScratch mounts the scratch at dst, writable. Its files belong to the run's user. It replaces the default file system at
-// /tmp, /dev/shm or /home/sandbox. Several runs may have it at once, whatever their user.
+// WithScratch mounts the scratch at dst, writable. Its files belong to the run's user. It replaces
+// the default file system at /tmp, /dev/shm or /home/sandbox. Several runs may have it at once,
+// whatever their user.
 //
-// As root it needs Linux 6.3 (idmapped tmpfs; before, a run fails with a *SetupError), and is not to be had with WithoutUserNamespace.
+// As root it needs Linux 6.3 (idmapped tmpfs; before, a run fails with a *SetupError), and is not
+// to be had with WithoutUserNamespace.
 func WithScratch(dst string, s *Scratch) Option {
 	return withMount(dst, spec.Scratch{From: scratchOf(s)})
 }
 
-// WithReadOnlyScratch mounts the scratch at dst, read-only. Before Linux 6.3 its files belong to nobody where this
-// process is root, and the run may read what others may read.
+// WithReadOnlyScratch mounts the scratch at dst, read-only. Before Linux 6.3 its files belong to
+// nobody where this process is root, and the run may read what others may read.
 func WithReadOnlyScratch(dst string, s *Scratch) Option {
 	return withMount(dst, spec.Scratch{From: scratchOf(s), ReadOnly: true})
 }

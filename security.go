@@ -8,13 +8,12 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// WithCapabilities lets the command keep the named capabilities, such as
-// "CAP_NET_BIND_SERVICE", in its own user namespace. They are permitted,
-// effective, inheritable, ambient and bounding, and the default seccomp profile
-// allows the calls that go with them. They give no power over anything outside
-// the run. CAP_SYS_ADMIN, which would let it change its mounts, and CAP_SETFCAP, which would let it give programs
-// in binds capabilities of the host, are refused. Several calls
-// add up. Default: none.
+// WithCapabilities lets the command keep the named capabilities, such as "CAP_NET_BIND_SERVICE", in
+// its own user namespace. They are permitted, effective, inheritable, ambient and bounding, and the
+// default seccomp profile allows the calls that go with them. They give no power over anything
+// outside the run. CAP_SYS_ADMIN, which would let it change its mounts, and CAP_SETFCAP, which
+// would let it give programs in binds capabilities of the host, are refused. Several calls add up.
+// Default: none.
 func WithCapabilities(names ...string) Option {
 	return func(c *spec.Spec) {
 		c.Security.Capabilities = append(slices.Clip(c.Security.Capabilities), names...)
@@ -41,9 +40,9 @@ func WithSetID() Option {
 	return func(c *spec.Spec) { c.Security.SetID = true }
 }
 
-// WithoutSeccomp runs without a seccomp filter. The kernel's whole interface is
-// then open to the run, except for what namespaces and the lack of
-// capabilities take away, and so are set-uid bits: see WithSetID.
+// WithoutSeccomp runs without a seccomp filter. The kernel's whole interface is then open to the
+// run, except for what namespaces and the lack of capabilities take away, and so are set-uid bits:
+// see WithSetID.
 func WithoutSeccomp() Option {
 	return func(c *spec.Spec) { c.Security.Seccomp, c.Security.NoSeccomp = nil, true }
 }

@@ -21,8 +21,8 @@ func closedFile(t *testing.T) *os.File {
 	return f
 }
 
-// TestCheckReportsAll has options that are wrong in themselves beside such as name what is not there:
-// they are one error, of Explain too, and of a start that is not wanted any more.
+// TestCheckReportsAll has options that are wrong in themselves beside such as name what is not
+// there: they are one error, of Explain too, and of a start that is not wanted any more.
 func TestCheckReportsAll(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "missing")
 	s := New(WithMemory(-1), WithReadOnlyBind(missing, "/a"), WithRootfs(DirRootfs(missing)), WithCPUSet("0,9999"),
@@ -121,8 +121,8 @@ func TestExplain(t *testing.T) {
 	require.ErrorContains(t, err, "WithRootfs")
 }
 
-// TestWrongOptionsStartNothing gives each wrong option to Start: the error is
-// that of the option, whether or not a cell can be booted, and none is.
+// TestWrongOptionsStartNothing gives each wrong option to Start: the error is that of the option,
+// whether or not a cell can be booted, and none is.
 func TestWrongOptionsStartNothing(t *testing.T) {
 	before := testkit.ChildPIDs()
 	for _, test := range wrong {

@@ -14,8 +14,8 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// What differs between the runs of a service is mostly the command. It is a program of its own, which the run
-// receives when all the rest is done.
+// What differs between the runs of a service is mostly the command. It is a program of its own,
+// which the run receives when all the rest is done.
 
 // The content of all files that the set-up makes first can be passed on.
 const _ = uint(program.MaxPassed - spec.MaxFilled)
@@ -69,8 +69,8 @@ func (k *compiler) declareStreams() (streams []program.Slot) {
 	return streams
 }
 
-// addStreams puts the standard streams and extra files at 0, 1, 2 and so on.
-// They are moved out of the way first.
+// addStreams puts the standard streams and extra files at 0, 1, 2 and so on. They are moved out of
+// the way first.
 func (k *compiler) addStreams(streams []program.Slot) {
 	b := k.b
 	b.Stage("standard streams")
@@ -115,9 +115,9 @@ func (k *compiler) addCommandFiles(files []spec.Placed) {
 	b.Call("umask", unix.SYS_UMASK, program.Int(defaultUmask, "022"))
 }
 
-// addDir goes to the working directory, as the run's user. A link in /proc/self/fd on the way, to a descriptor that leads
-// out of the root and that the command will not have (CVE-2024-21626), ends in an error or inside the root: of what can't be reached,
-// getcwd(2) says "(unreachable)/...".
+// addDir goes to the working directory, as the run's user. A link in /proc/self/fd on the way, to a
+// descriptor that leads out of the root and that the command will not have (CVE-2024-21626), ends
+// in an error or inside the root: of what can't be reached, getcwd(2) says "(unreachable)/...".
 func (k *compiler) addDir() {
 	b, dir := k.b, k.c.Command.Dir
 	if dir == "" {

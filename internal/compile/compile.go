@@ -179,8 +179,8 @@ func (k *compiler) declareFiles() {
 	}
 }
 
-// addIdentity makes the clone root in its new user namespace, once the fork
-// server has written the id maps. What needs no ids comes before, meanwhile.
+// addIdentity makes the clone root in its new user namespace, once the fork server has written the
+// id maps. What needs no ids comes before, meanwhile.
 func (k *compiler) addIdentity() {
 	b := k.b
 	if k.shape.HostIDs {
@@ -200,8 +200,8 @@ func (k *compiler) addIdentity() {
 	// The command and PID 1 have descriptors of their own but share the slots.
 	b.CallInto(program.Report, "fcntl", unix.SYS_FCNTL, program.Use(program.Report), dupAbove, firstFree)
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
-	// All signals are blocked around the clone, and the fork server ignores two,
-	// which exec would pass on.
+	// All signals are blocked around the clone, and the fork server ignores two, which exec
+	// would pass on.
 	b.Call("rt_sigprocmask", unix.SYS_RT_SIGPROCMASK, program.Int(unix.SIG_SETMASK, "SIG_SETMASK"), b.Bytes(make([]byte, 8), "[]"), program.Int(0, "NULL"), program.Int(8))
 	for _, s := range []unix.Signal{unix.SIGCHLD, unix.SIGPIPE} {
 		b.Call("rt_sigaction", unix.SYS_RT_SIGACTION, program.Int(int(s), unix.SignalName(s)), b.Bytes(make([]byte, 32), "SIG_DFL"), program.Int(0, "NULL"), program.Int(8))
@@ -209,8 +209,8 @@ func (k *compiler) addIdentity() {
 	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NAME, "PR_SET_NAME"), b.Str("sandbox-init"))
 }
 
-// addEnterRoot makes the assembled root the root and forgets the cell's:
-// pivot_root(2), "pivot_root(".", ".")".
+// addEnterRoot makes the assembled root the root and forgets the cell's: pivot_root(2),
+// "pivot_root(".", ".")".
 func (k *compiler) addEnterRoot() {
 	b := k.b
 	b.Stage("entering the root")
@@ -226,9 +226,9 @@ var (
 	firstFree = program.Int(spec.MaxExtraFiles + 3)
 )
 
-// addGate tells the host that the command is ready to join its cgroup and waits until
-// it has, or may. With that it hands over the run's mount namespace, so that undoing the mounts, which takes as long as all the rest of PID 1's
-// end, is left to whoever closes that.
+// addGate tells the host that the command is ready to join its cgroup and waits until it has, or
+// may. With that it hands over the run's mount namespace, so that undoing the mounts, which takes
+// as long as all the rest of PID 1's end, is left to whoever closes that.
 func (k *compiler) addGate() {
 	b := k.b
 	b.Stage("cgroup")

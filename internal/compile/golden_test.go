@@ -258,8 +258,7 @@ func TestEtc(t *testing.T) {
 	}
 }
 
-// TestOldKernelMapsNoLayer leaves owners alone where overlayfs can't take
-// idmapped layers.
+// TestOldKernelMapsNoLayer leaves owners alone where overlayfs can't take idmapped layers.
 func TestOldKernelMapsNoLayer(t *testing.T) {
 	for kernel, want := range map[[2]int]bool{{5, 11}: false, {5, 18}: false, {5, 19}: true, {6, 0}: true} {
 		m := goldenMachine()

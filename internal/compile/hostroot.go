@@ -14,8 +14,8 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// What HostRootfs has besides directories of the host: the places for them, a
-// made-up /etc, mount points.
+// What HostRootfs has besides directories of the host: the places for them, a made-up /etc, mount
+// points.
 
 // addHostSkeleton makes, below a directory, what HostRootfs has besides directories of the host and
 // copies of its files. With own, all of it belongs to the run's user, and the copies are elsewhere.
@@ -96,8 +96,7 @@ func (k *compiler) isHosts(p string) bool {
 	return false
 }
 
-// skeleton makes directories and files in a file system that nothing else
-// touches yet.
+// skeleton makes directories and files in a file system that nothing else touches yet.
 type skeleton struct {
 	b        *program.Builder
 	at       program.Arg

@@ -17,11 +17,11 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// Roots with layers, which overlayfs makes one of: the host's directories, and on top of them the mount points that they lack, or
-// what a run changes.
+// Roots with layers, which overlayfs makes one of: the host's directories, and on top of them the
+// mount points that they lack, or what a run changes.
 
-// addLayers makes a root of directories of the host, the lowest first, read-only. Mount points that they lack come from a layer
-// in memory.
+// addLayers makes a root of directories of the host, the lowest first, read-only. Mount points that
+// they lack come from a layer in memory.
 func (k *compiler) addLayers(b *program.Builder, dirs []program.Slot) program.Slot {
 	if len(dirs) == 1 && !slices.ContainsFunc(k.missing, func(p Point) bool { return !p.Over }) {
 		return dirs[0]
@@ -34,8 +34,10 @@ func (k *compiler) addLayers(b *program.Builder, dirs []program.Slot) program.Sl
 	return root
 }
 
-// addOverlay makes an overlay of the layers, the lowest first, and of one in a directory of the store, or of the scratch that is given for it, which takes the
-// changes of a root that is writable. It is mounted with names relative to that directory: a mount option has up to 255 bytes.
+// addOverlay makes an overlay of the layers, the lowest first, and of one in a directory of the
+// store, or of the scratch that is given for it, which takes the changes of a root that is
+// writable. It is mounted with names relative to that directory: a mount option has up to 255
+// bytes.
 func (k *compiler) addOverlay(b *program.Builder, store program.Slot, dir string, layers []program.Slot) program.Slot {
 	at, writable := program.Use(store), k.c.Root.Writable != 0
 	b.Mkdir(at, dir, 0o755)
@@ -76,11 +78,13 @@ func (k *compiler) addOverlay(b *program.Builder, store program.Slot, dir string
 // upperName is where the scratch that takes changes is mounted, in the store.
 const upperName = "upper"
 
-// rootDir is the directory in which the changes are of what is not in one of HostRootfs's directories.
+// rootDir is the directory in which the changes are of what is not in one of HostRootfs's
+// directories.
 const rootDir = "root"
 
-// addPoints makes the missing mount points below a directory. Directories that they are in and that the layers below have
-// get the same permissions, and where files keep their owners, the same owner.
+// addPoints makes the missing mount points below a directory. Directories that they are in and that
+// the layers below have get the same permissions, and where files keep their owners, the same
+// owner.
 func (k *compiler) addPoints(b *program.Builder, at program.Arg, under string) {
 	made := map[string]bool{}
 	for _, p := range k.missing {
@@ -142,7 +146,8 @@ func (k *compiler) addOver(b *program.Builder, root program.Slot) {
 	b.Close(store)
 }
 
-// addOwnRoot makes a root for one run: its changes go to a file system in memory, or its files belong to the run's ids.
+// addOwnRoot makes a root for one run: its changes go to a file system in memory, or its files
+// belong to the run's ids.
 func (k *compiler) addOwnRoot() {
 	b := k.b
 	devices := k.tree
@@ -171,7 +176,8 @@ func (k *compiler) layers() (slots []program.Slot) {
 	return slots
 }
 
-// addWritableRoot makes and attaches a root whose changes go to a file system in memory, the run's own or a scratch.
+// addWritableRoot makes and attaches a root whose changes go to a file system in memory, the run's
+// own or a scratch.
 func (k *compiler) addWritableRoot() program.Slot {
 	b, n := k.b, &k.c.Namespaces
 	owner := []string{fmt.Sprintf("uid=%d", n.UID), fmt.Sprintf("gid=%d", n.GID)}

@@ -13,7 +13,8 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// addRoot makes the run's root, a copy of the template or one of its own, and what no two runs share on top of it.
+// addRoot makes the run's root, a copy of the template or one of its own, and what no two runs
+// share on top of it.
 func (k *compiler) addRoot() {
 	b := k.b
 	b.Stage("root file system")
@@ -39,16 +40,17 @@ func (k *compiler) addRoot() {
 	k.addFiles()
 }
 
-// addProc mounts the run's own /proc, read-only as a whole, and covers what
-// tells about the host. It must be done while the cell's full /proc is still in sight.
+// addProc mounts the run's own /proc, read-only as a whole, and covers what tells about the host.
+// It must be done while the cell's full /proc is still in sight.
 func (k *compiler) addProc() {
 	b := k.b
 	b.Stage("/proc")
 	const attr = attrNoSUID | attrNoDev | attrNoExec
 	proc := b.FileSystem("proc", attr)
 	if !k.shape.HostIDs { // the limit would be the host's own
-		// The host counts them for all runs together, and has 128 instances and, with little memory, 8192 watches. In the cell's
-		// /proc the kernel would look through the entries of all live runs for this one's.
+		// The host counts them for all runs together, and has 128 instances and, with
+		// little memory, 8192 watches. In the cell's /proc the kernel would look through
+		// the entries of all live runs for this one's.
 		b.WriteFile(program.Use(proc), "sys/user/max_inotify_instances", "16")
 		b.WriteFile(program.Use(proc), "sys/user/max_inotify_watches", "4096")
 	}

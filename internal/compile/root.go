@@ -86,7 +86,8 @@ func (k *compiler) mapTree(t *Tree, readOnly bool) {
 	t.Writable, t.MapOwner, t.MapIfCan = !readOnly, !k.shape.HostIDs, readOnly && !k.shape.HostIDs
 }
 
-// mapsLayers tells whether overlayfs takes layers with mapped ids: Documentation/filesystems/overlayfs.rst, from Linux 5.19 on.
+// mapsLayers tells whether overlayfs takes layers with mapped ids:
+// Documentation/filesystems/overlayfs.rst, from Linux 5.19 on.
 func (k *compiler) mapsLayers() bool { return k.m.AtLeast(5, 19) }
 
 // keepsIDs tells whether files of the root have the same owners in the run as on the host.
@@ -94,15 +95,16 @@ func (k *compiler) keepsIDs() bool {
 	return k.c.Root.Rootfs.KeepsIDs && k.shape.WideIDs && k.mapsLayers()
 }
 
-// ownRoot tells whether each run assembles a root of its own: it may change it, or its files belong to the run's own ids.
+// ownRoot tells whether each run assembles a root of its own: it may change it, or its files belong
+// to the run's own ids.
 func (k *compiler) ownRoot() bool { return k.c.Root.Writable != 0 || k.keepsIDs() }
 
-// partial tells whether what is mounted below HostRootfs's directories is left out, as it
-// can't be made read-only in one call.
+// partial tells whether what is mounted below HostRootfs's directories is left out, as it can't be
+// made read-only in one call.
 func (k *compiler) partial() bool { return k.c.Root.Rootfs.Layers == nil && !k.m.HasSetAttr() }
 
-// attachSet attaches a mount with attributes added to those that it has. Before Linux 5.12 they
-// are set once it is attached, all of them: mount(2), MS_REMOUNT|MS_BIND.
+// attachSet attaches a mount with attributes added to those that it has. Before Linux 5.12 they are
+// set once it is attached, all of them: mount(2), MS_REMOUNT|MS_BIND.
 func (k *compiler) attachSet(b *program.Builder, mount, root program.Slot, at string, has, add int) {
 	if k.m.HasSetAttr() {
 		b.SetAttr(mount, uint64(add), false)
@@ -113,8 +115,8 @@ func (k *compiler) attachSet(b *program.Builder, mount, root program.Slot, at st
 	}
 }
 
-// rootTrees is where the host directories and files are that the root is made of: for all but libraries the same
-// place as the host's.
+// rootTrees is where the host directories and files are that the root is made of: for all but
+// libraries the same place as the host's.
 func (k *compiler) rootTrees() []string {
 	if layers := k.c.Root.Rootfs.Layers; layers != nil {
 		return layers
@@ -133,8 +135,8 @@ func (k *compiler) hostDirs() []string {
 // source is the host's path of one of rootTrees.
 func (k *compiler) source(p string) string { return cmp.Or(k.m.Libraries[p], p) }
 
-// compileTemplate builds the program that assembles, once per cell, what is not each run's own: the root, or of one that is,
-// the devices.
+// compileTemplate builds the program that assembles, once per cell, what is not each run's own: the
+// root, or of one that is, the devices.
 func (k *compiler) compileTemplate() error {
 	b := program.NewBuilder()
 	if k.ownRoot() {
@@ -206,8 +208,9 @@ func (k *compiler) attachIn(b *program.Builder, mount, root program.Slot, at str
 	b.Close(target)
 }
 
-// attachOwn attaches /proc or /dev. What belongs on top of them, such as the masks, is attached relative to the mount
-// itself: by its path it could go elsewhere in a root in which somebody swaps links (CVE-2025-31133, CVE-2025-52881).
+// attachOwn attaches /proc or /dev. What belongs on top of them, such as the masks, is attached
+// relative to the mount itself: by its path it could go elsewhere in a root in which somebody swaps
+// links (CVE-2025-31133, CVE-2025-52881).
 func (k *compiler) attachOwn(b *program.Builder, mount, root program.Slot, at string) {
 	b.For(program.OwnPlace, func() {
 		target := b.OpenNoLink(root, at)

@@ -12,8 +12,8 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// addPrivileges makes the command the run's user, with no capability but those
-// asked for: capabilities(7).
+// addPrivileges makes the command the run's user, with no capability but those asked for:
+// capabilities(7).
 func (k *compiler) addPrivileges() {
 	b, n := k.b, &k.c.Namespaces
 	b.Stage("privileges")
@@ -23,7 +23,8 @@ func (k *compiler) addPrivileges() {
 	}
 	zero := program.Int(0)
 	if k.shape.HostIDs {
-		// Before the run is its user: otherwise the host's user of that id would pay for the keyring, of 200 that it may have.
+		// Before the run is its user: otherwise the host's user of that id would pay for
+		// the keyring, of 200 that it may have.
 		k.addKeyring()
 	} else {
 		k.addBounding(keep)
@@ -81,8 +82,8 @@ func (k *compiler) addGroups() {
 	b.Stage("privileges")
 }
 
-// addUndumpable keeps a process's memory from those of its own id. A change of ids sets that to the sysctl
-// fs.suid_dumpable: proc(5), kernel/cred.c, commit_creds.
+// addUndumpable keeps a process's memory from those of its own id. A change of ids sets that to the
+// sysctl fs.suid_dumpable: proc(5), kernel/cred.c, commit_creds.
 func (k *compiler) addUndumpable() {
 	zero := program.Int(0)
 	k.b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_DUMPABLE, "PR_SET_DUMPABLE"), zero, zero, zero, zero)
@@ -98,8 +99,8 @@ func (k *compiler) addBounding(keep uint64) {
 	}
 }
 
-// addKeyring gives the run a session keyring of its own in place of the cell's:
-// keyctl(2). Where all runs have the same id they share its quota of 200 keys.
+// addKeyring gives the run a session keyring of its own in place of the cell's: keyctl(2). Where
+// all runs have the same id they share its quota of 200 keys.
 func (k *compiler) addKeyring() {
 	add := k.b.Call
 	if k.shape.SingleID {
@@ -108,8 +109,8 @@ func (k *compiler) addKeyring() {
 	add("keyctl", unix.SYS_KEYCTL, program.Int(unix.KEYCTL_JOIN_SESSION_KEYRING, "KEYCTL_JOIN_SESSION_KEYRING"), program.Int(0, "NULL"))
 }
 
-// addCapset makes the calling process's effective, permitted and inheritable
-// capabilities those in keep: capset(2), version 3, two structs of 32 bits each.
+// addCapset makes the calling process's effective, permitted and inheritable capabilities those in
+// keep: capset(2), version 3, two structs of 32 bits each.
 func (k *compiler) addCapset(keep uint64) {
 	b := k.b
 	var head, sets []byte
@@ -120,8 +121,9 @@ func (k *compiler) addCapset(keep uint64) {
 	b.Call("capset", unix.SYS_CAPSET, b.Bytes(head, "{_LINUX_CAPABILITY_VERSION_3, 0}"), b.Bytes(sets, fmt.Sprintf("%#x", keep)))
 }
 
-// filterFirst tells whether the filter is loaded before the command is received. That takes 0.1 ms off the start of a run that was
-// prepared, but a filter that is not ours may refuse what comes in between.
+// filterFirst tells whether the filter is loaded before the command is received. That takes 0.1 ms
+// off the start of a run that was prepared, but a filter that is not ours may refuse what comes in
+// between.
 func filterFirst(s *spec.Security) bool { return s.Seccomp == nil && !s.NoSeccomp }
 
 // addSeccomp sets no_new_privs and loads the filter, if there is to be one: seccomp(2).

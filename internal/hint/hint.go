@@ -1,6 +1,7 @@
 //go:build linux
 
-// Package hint says what to do about a run that could not start, or a cell that could not be booted.
+// Package hint says what to do about a run that could not start, or a cell that could not be
+// booted.
 package hint
 
 import (
@@ -105,7 +106,8 @@ func NoUserNamespaces() (remedy string, sure bool, why error) {
 	return noUserNamespaces("/proc/sys", os.Geteuid() == 0)
 }
 
-// noUserNamespaces is NoUserNamespaces for root or another user, with sysctls in place of /proc/sys.
+// noUserNamespaces is NoUserNamespaces for root or another user, with sysctls in place of
+// /proc/sys.
 func noUserNamespaces(sysctls string, root bool) (remedy string, sure bool, why error) {
 	value := func(name string) string {
 		b, _ := os.ReadFile(filepath.Join(sysctls, name))
@@ -133,7 +135,8 @@ func noUserNamespaces(sysctls string, root bool) (remedy string, sure bool, why 
 	return remedy, sure, why
 }
 
-// An obstacle is something that a container engine puts in the way of a cell, and what to say to it instead.
+// An obstacle is something that a container engine puts in the way of a cell, and what to say to it
+// instead.
 type obstacle struct {
 	name, docker, kubernetes string
 }
@@ -144,8 +147,8 @@ var (
 	maskedProc      = obstacle{"a /proc of which parts are covered", "--security-opt systempaths=unconfined", "procMount: Unmasked"}
 )
 
-// containerHint names the flags that this process's container lacks, of those that matter where the boot failed and later:
-// namespaces come first, then mounts, then /proc.
+// containerHint names the flags that this process's container lacks, of those that matter where the
+// boot failed and later: namespaces come first, then mounts, then /proc.
 func containerHint(inProc bool) string {
 	return obstacleHint(
 		!inProc && ownStatus("Seccomp") == "2",
@@ -185,8 +188,8 @@ func StatusField(status, name string) string {
 	return strings.TrimSpace(value)
 }
 
-// confined reports whether an AppArmor profile holds for this process: apparmor(7). Without AppArmor, the files
-// are not there, or are another module's.
+// confined reports whether an AppArmor profile holds for this process: apparmor(7). Without
+// AppArmor, the files are not there, or are another module's.
 func confined() bool {
 	if _, err := os.Stat("/sys/module/apparmor"); err != nil {
 		return false
@@ -200,7 +203,8 @@ func confined() bool {
 	return false
 }
 
-// covered reports whether something is mounted below /proc, other than where the kernel has a place for it.
+// covered reports whether something is mounted below /proc, other than where the kernel has a place
+// for it.
 func covered(mountinfo string) bool {
 	b, _ := os.ReadFile(mountinfo)
 	for line := range strings.Lines(string(b)) {

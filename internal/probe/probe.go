@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package probe tries what this machine can do. Each probe that comes after the cell tries the thing
-// itself, in a run if that takes one.
+// Package probe tries what this machine can do. Each probe that comes after the cell tries the
+// thing itself, in a run if that takes one.
 package probe
 
 import (

@@ -14,8 +14,9 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// protections looks at a live run from outside, and says of each wall whether it stands. What keeps a wall
-// from being put up is an error of the start, with its remedy; so what is found missing here has none but to report it.
+// protections looks at a live run from outside, and says of each wall whether it stands. What keeps
+// a wall from being put up is an error of the start, with its remedy; so what is found missing here
+// has none but to report it.
 func (p *prober) protections() []Feature {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -83,7 +84,8 @@ func sharedNamespaces(proc, other string) error {
 	return nil
 }
 
-// openMounts names a mount that could be written to or has set-uid programs or devices, other than a run's own: proc_pid_mountinfo(5).
+// openMounts names a mount that could be written to or has set-uid programs or devices, other than
+// a run's own: proc_pid_mountinfo(5).
 func openMounts(mountinfo string) error {
 	writable := []string{"/tmp", "/dev/shm", spec.HomeDir, "/dev/pts"}
 	for line := range strings.Lines(mountinfo) {

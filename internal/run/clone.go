@@ -30,8 +30,9 @@ type recipe struct {
 	sources sources
 }
 
-// clone is the processes of a run with all that they have in the cell and the kernel, from the clone
-// of PID 1 until release. Until its command is executed it can serve whoever needs one like it.
+// clone is the processes of a run with all that they have in the cell and the kernel, from the
+// clone of PID 1 until release. Until its command is executed it can serve whoever needs one like
+// it.
 type clone struct {
 	recipe
 	spec    *spec.Spec       // that it is prepared for, and then the one whose command it executes

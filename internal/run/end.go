@@ -100,7 +100,8 @@ func (r *Run) awaitExit() (program.Event, bool) {
 	return m.Event, true
 }
 
-// usageAtEnd takes what nothing counts for the run as a whole from what PID 1 was told at the command's end.
+// usageAtEnd takes what nothing counts for the run as a whole from what PID 1 was told at the
+// command's end.
 func (r *Run) usageAtEnd(exit program.Event) Usage {
 	wall := time.Since(r.started)
 	own := Usage{UserCPU: exit.UserCPU, SystemCPU: exit.SystemCPU, MemoryPeak: exit.MaxRSS, Uncounted: slices.Clone(withoutCgroup)}

@@ -1,7 +1,8 @@
 //go:build linux
 
-// Package run makes runs and follows them to their end: it finds or boots their cell, prepares them,
-// hands over the command, watches the limits that no cgroup has, and decides what the end was.
+// Package run makes runs and follows them to their end: it finds or boots their cell, prepares
+// them, hands over the command, watches the limits that no cgroup has, and decides what the end
+// was.
 package run
 
 import (

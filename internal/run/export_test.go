@@ -31,7 +31,8 @@ func (s *Sandbox) Plan(c *cell.Cell) (*compile.Plan, compile.Shape, error) {
 	return from.plan, shapeOf(&s.Spec, c, from.limits), err
 }
 
-// WithPlan returns a sandbox whose runs have the plan, and the command's program if that is not nil.
+// WithPlan returns a sandbox whose runs have the plan, and the command's program if that is not
+// nil.
 func (s *Sandbox) WithPlan(sh compile.Shape, p *compile.Plan, c *program.Program) *Sandbox {
 	other := s.With(s.Spec)
 	other.plans = &plans{all: map[compile.Shape]*compile.Plan{sh: p}, files: s.plans.files, resolv: s.plans.resolv}

@@ -162,7 +162,8 @@ func testFaults(t *testing.T, base *run.Sandbox, c *cell.Cell) {
 	require.Eventually(t, func() bool { return descendants(t) <= processes }, 10*time.Second, 10*time.Millisecond, "processes stay")
 }
 
-// mountsOf is what is mounted where this process sees it, and in the sandbox's cell: templates, and what fails before it is one.
+// mountsOf is what is mounted where this process sees it, and in the sandbox's cell: templates, and
+// what fails before it is one.
 func mountsOf(t *testing.T, s *run.Sandbox) (list []string) {
 	p, err := derive(s, sandbox.WithCommand("sleep", "1000")).Start(t.Context())
 	require.NoError(t, err)
@@ -196,7 +197,8 @@ func requireFault(t *testing.T, err error, errno unix.Errno, call program.Call, 
 	}
 }
 
-// openDescriptors is their number, but for the namespaces that a cell keeps for its next runs' binds.
+// openDescriptors is their number, but for the namespaces that a cell keeps for its next runs'
+// binds.
 func openDescriptors(t *testing.T) (n int) {
 	entries, err := os.ReadDir("/proc/self/fd")
 	require.NoError(t, err)

@@ -54,7 +54,8 @@ func scriptedRun(t *testing.T) (*clone, func(...program.Kind)) {
 	}
 }
 
-// TestFollow has the fork server, which says Cloned, at every place among the words of the run: it may be late.
+// TestFollow has the fork server, which says Cloned, at every place among the words of the run: it
+// may be late.
 func TestFollow(t *testing.T) {
 	words := []program.Kind{program.Ready, program.Waiting}
 	for at := range 3 {

@@ -74,8 +74,8 @@ func makePool(p *spec.Pool, c *cell.Cell) error {
 	return c.Limits.Pool(p.Name, together(p))
 }
 
-// blockDevice finds the whole device that a path lies on, or is: the kernel
-// does not limit partitions of their own (block/blk-cgroup.c, blkg_conf_open_bdev).
+// blockDevice finds the whole device that a path lies on, or is: the kernel does not limit
+// partitions of their own (block/blk-cgroup.c, blkg_conf_open_bdev).
 func blockDevice(path string) (major, minor int64, err error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -118,8 +118,8 @@ func optionsOf(l *spec.Limits) (names []string) {
 	return names
 }
 
-// enforceable is the limits of a run in the cell, or what stands in the way of
-// those that were asked for.
+// enforceable is the limits of a run in the cell, or what stands in the way of those that were
+// asked for.
 func enforceable(l *spec.Limits, c *cell.Cell) (limits.Spec, error) {
 	want, err := wanted(l)
 	if err != nil {

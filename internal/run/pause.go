@@ -15,8 +15,8 @@ import (
 )
 
 // Pausing can take long, and a run may be killed, time out or end meanwhile. So Pause and Resume
-// exclude each other by a lock of their own, and whoever ends a run only thaws it,
-// which makes a freeze that is under way give up.
+// exclude each other by a lock of their own, and whoever ends a run only thaws it, which makes a
+// freeze that is under way give up.
 
 // pausing is what Pause and Resume work on.
 type pausing struct {
@@ -24,8 +24,8 @@ type pausing struct {
 	unguard func() // of a paused run; see guard
 }
 
-// freezeTimeout is for processes that the kernel can't stop at once, because
-// they wait for a device.
+// freezeTimeout is for processes that the kernel can't stop at once, because they wait for a
+// device.
 const freezeTimeout = 10 * time.Second
 
 // Pause freezes the run until Resume.
@@ -79,8 +79,8 @@ func (r *Run) freeze() error {
 	return nil
 }
 
-// guard sees to it that the run can die if this process does while it is paused:
-// on cgroup v1 somebody must thaw it first.
+// guard sees to it that the run can die if this process does while it is paused: on cgroup v1
+// somebody must thaw it first.
 func (r *Run) guard() error {
 	if r.pausing.unguard != nil {
 		return nil
@@ -118,8 +118,8 @@ func (r *Run) isPaused() bool {
 	return r.state.paused
 }
 
-// letEnd lets a paused run die, for its command has ended or its cell ends, and keeps it from
-// being paused again.
+// letEnd lets a paused run die, for its command has ended or its cell ends, and keeps it from being
+// paused again.
 func (r *Run) letEnd() {
 	r.state.mu.Lock()
 	defer r.state.mu.Unlock()

@@ -17,10 +17,12 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// prepared is what sandboxes hold of the runs that they share. When none of them is left, the collector ends those.
+// prepared is what sandboxes hold of the runs that they share. When none of them is left, the
+// collector ends those.
 type prepared struct{ *reserve }
 
-// reserve is runs that wait for a command. Nothing that it refers to may refer to a prepared, or to a Sandbox.
+// reserve is runs that wait for a command. Nothing that it refers to may refer to a prepared, or to
+// a Sandbox.
 type reserve struct {
 	engine *Engine
 	config spec.Spec
@@ -49,7 +51,8 @@ func (f *filling) hurry() { f.once.Do(func() { close(f.now) }) }
 // preparedIdle is how long an unused reserve is kept.
 const preparedIdle = time.Minute
 
-// preparePause is the shortest: a run that was just started has ended by then, or is well on its way.
+// preparePause is the shortest: a run that was just started has ended by then, or is well on its
+// way.
 const preparePause = 5 * time.Millisecond
 
 // newPrepared returns nil where nothing is to be prepared.
@@ -64,8 +67,9 @@ func newPrepared(s *Sandbox) *prepared {
 	return p
 }
 
-// take returns a run that is as one would be that is prepared now, or nil. From the second time on it has what is missing
-// prepared: a sandbox that is derived for a single run would prepare for nobody.
+// take returns a run that is as one would be that is prepared now, or nil. From the second time on
+// it has what is missing prepared: a sandbox that is derived for a single run would prepare for
+// nobody.
 func (p *prepared) take(from recipe) (found *clone) {
 	if p == nil {
 		return nil
@@ -195,7 +199,8 @@ func (v *reserve) close() {
 	}
 }
 
-// end closes the reserve and waits until nothing is prepared any more. Runs that waited may still be about to end.
+// end closes the reserve and waits until nothing is prepared any more. Runs that waited may still
+// be about to end.
 func (v *reserve) end() {
 	v.close()
 	v.mu.Lock()

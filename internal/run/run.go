@@ -63,8 +63,8 @@ func (r *Run) begin(ctx context.Context) {
 	go r.finish()
 }
 
-// watchCPU kills the run when it has used its CPU time. It looks again when
-// that could be, with all CPUs busy, at the earliest.
+// watchCPU kills the run when it has used its CPU time. It looks again when that could be, with all
+// CPUs busy, at the earliest.
 func (r *Run) watchCPU(limit time.Duration, stop <-chan struct{}) {
 	cpus := time.Duration(busyCPUs(&r.spec.Limits))
 	timer := time.NewTimer(0)

@@ -14,8 +14,8 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// What is not compiled can change without a new compilation: a service derives
-// a sandbox for each request. And a run that is prepared serves whatever the command is.
+// What is not compiled can change without a new compilation: a service derives a sandbox for each
+// request. And a run that is prepared serves whatever the command is.
 func TestDerivedSandboxesShareTheirPrograms(t *testing.T) {
 	base := made(sandbox.WithCommand("true"), sandbox.WithEnv("A=1"), sandbox.WithFile("/f", []byte("x"), 0o600), sandbox.WithWritableRoot(sandbox.MiB), sandbox.WithRlimit("nofile", 9, 9), sandbox.WithPrepared(1))
 	const plans, command, prepared = 1, 2, 4

@@ -100,8 +100,9 @@ func shapeOf(c *spec.Spec, in *cell.Cell, limit limits.Spec) compile.Shape {
 	return s
 }
 
-// follow takes the run's events until it is Ready, and has then joined its cgroup, is Waiting for its command, or has Started it, and
-// its pidfd is there: that comes from another process, the fork server, which may be later than all of them.
+// follow takes the run's events until it is Ready, and has then joined its cgroup, is Waiting for
+// its command, or has Started it, and its pidfd is there: that comes from another process, the fork
+// server, which may be later than all of them.
 func (r *clone) follow(ctx context.Context, until program.Kind) error {
 	var unjoined error
 	for r.stage < until || r.init == nil {
@@ -146,7 +147,8 @@ func hasEnded(err error) bool {
 	return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)
 }
 
-// failure is what a Failed or Refused event says. The calls of the command's program count on from those before it.
+// failure is what a Failed or Refused event says. The calls of the command's program count on from
+// those before it.
 func (r *clone) failure(e program.Event) error {
 	n := uint32(r.plan.Run.Len())
 	if e.Kind == program.Failed && r.command != nil && e.Index >= n {
@@ -156,12 +158,11 @@ func (r *clone) failure(e program.Event) error {
 	return cell.Failure(r.plan.Run, e)
 }
 
-// startGone is how a start notices that the cell has ended: by its sockets and processes, or its cgroup, which systemd
-// removes when all that was in it has ended.
+// startGone is how a start notices that the cell has ended: by its sockets and processes, or its
+// cgroup, which systemd removes when all that was in it has ended.
 var startGone = []error{io.EOF, unix.ECONNRESET, unix.EPIPE, unix.ESRCH, unix.ENOENT, unix.ENODEV}
 
-// startLost says why a run ended before its command was executed. err is what
-// was noticed of that.
+// startLost says why a run ended before its command was executed. err is what was noticed of that.
 func (r *clone) startLost(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fault.NotStarted(ctx)

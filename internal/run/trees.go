@@ -102,8 +102,8 @@ func NoIDMapHint(t compile.Tree, m *compile.Machine) string {
 	return "bind a directory on ext4, xfs, btrfs or (from Linux 6.3) tmpfs"
 }
 
-// ownFile refuses what an ordinary user can't bind: without an idmapped mount only
-// its own files change hands with the run.
+// ownFile refuses what an ordinary user can't bind: without an idmapped mount only its own files
+// change hands with the run.
 func ownFile(path string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {

@@ -60,8 +60,8 @@ func (f liveFS) open(op, name string) (*os.File, error) {
 	if !info.Mode().IsRegular() && !info.IsDir() {
 		return nil, &fs.PathError{Op: op, Path: name, Err: fs.ErrInvalid}
 	}
-	// Not to wait for the end of a lease, which a run can have where the filter is not the default
-	// one: EWOULDBLOCK.
+	// Not to wait for the end of a lease, which a run can have where the filter is not the
+	// default one: EWOULDBLOCK.
 	opened, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, renamed(err, name)
