@@ -36,7 +36,7 @@ type subject struct {
 	run  func() error
 }
 
-// benchRoot makes a root directory with nothing but the static program.
+// benchRoot returns a root directory with nothing but the static program.
 func benchRoot(b *testing.B) string {
 	b.Helper()
 	testkit.Need(b, "root")
@@ -76,7 +76,7 @@ func bubblewrapSubject(root string) (subject, bool) {
 	}}, err == nil
 }
 
-// runcSubject uses the bundle that "runc spec" makes, with the same limits.
+// runcSubject returns a subject that uses the bundle that "runc spec" makes, with the same limits.
 func runcSubject(b *testing.B, root string) (subject, bool) {
 	path, err := exec.LookPath("runc")
 	if err != nil {
@@ -109,8 +109,8 @@ func runcSubject(b *testing.B, root string) (subject, bool) {
 	}}, true
 }
 
-// subjects are all that can be had here. A peer that is installed but does not work on this machine
-// is left out, and that is said.
+// subjects returns all subjects that work on this machine. A peer that is installed but does not
+// work is left out, with a message.
 func subjects(b *testing.B) []subject {
 	root := benchRoot(b)
 	list := []subject{execSubject(root), sandboxSubject(b, root)}
@@ -130,7 +130,7 @@ func subjects(b *testing.B) []subject {
 }
 
 // BenchmarkCompare takes turns between the subjects. Its figures are medians in milliseconds and,
-// as x-NAME, how many times NAME's median the sandbox's is.
+// as x-NAME, the ratio of the sandbox's median to NAME's.
 func BenchmarkCompare(b *testing.B) {
 	list := subjects(b)
 	times := map[string][]time.Duration{}
@@ -149,7 +149,7 @@ func BenchmarkCompare(b *testing.B) {
 			b.ReportMetric(float64(own)/float64(m), "x-"+s.name)
 		}
 	}
-	b.ReportMetric(0, "ns/op") // the sum of all says nothing
+	b.ReportMetric(0, "ns/op") // the sum of all subjects means nothing
 }
 
 func median(d []time.Duration) time.Duration {

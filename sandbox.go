@@ -25,8 +25,8 @@
 // # What it needs
 //
 // Linux 5.10 or later, cgo, and root or a machine that lets ordinary users make user namespaces.
-// Check tells what this machine can do. On other systems every call fails with an error that wraps
-// errors.ErrUnsupported.
+// Check reports what this machine can do. On other systems every call fails with an error that
+// wraps errors.ErrUnsupported.
 package sandbox
 
 import (
@@ -42,8 +42,8 @@ import (
 // Start makes a new run from it.
 type Sandbox struct{ is *described }
 
-// New describes a sandbox. It never fails and does nothing else: options that are wrong are
-// reported, all of them in one error, by Run, Start and Explain: OptionError.
+// New describes a sandbox. It never fails and does nothing else: Run, Start and Explain report
+// wrong options, all of them in one error, as OptionError describes.
 func New(opts ...Option) *Sandbox {
 	c := spec.Defaults()
 	apply(&c, opts)
@@ -68,8 +68,8 @@ func apply(c *spec.Spec, opts []Option) {
 // The error is nil if the command exited with status 0; an *ExitError, with the Result, if it ended
 // otherwise or was ended by a limit; and something else, with no Result, if it could not be
 // started: the joined errors of wrong options, in each of which errors.As finds an *OptionError; an
-// error for which errors.Is(err, fs.ErrNotExist) or fs.ErrPermission holds where the command is
-// missing or not executable, or a *SetupError. Cancelling ctx kills the run; then errors.Is(err,
+// error for which errors.Is(err, fs.ErrNotExist) or fs.ErrPermission holds, if the command is
+// missing or not executable; or a *SetupError. Cancelling ctx kills the run; then errors.Is(err,
 // ctx.Err()) and errors.Is(err, context.Cause(ctx)) hold.
 func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
 	p, err := s.Start(ctx)
@@ -92,12 +92,12 @@ func (s *Sandbox) Start(ctx context.Context) (*Process, error) {
 	return &Process{r: r}, nil
 }
 
-// Prepare waits until all runs that WithPrepared asks for are prepared. It takes no command. The
-// errors are those of Run.
+// Prepare waits until all runs that WithPrepared asks for are prepared. The sandbox needs no
+// command for this. The errors are those of Run.
 func (s *Sandbox) Prepare(ctx context.Context) error { return s.is.Prepare(ctx) }
 
-// Output is Run with the standard output returned. If WithStderr is not set, an *ExitError holds
-// the beginning and the end of the standard error.
+// Output does what Run does and returns the command's standard output. If WithStderr is not set, an
+// *ExitError holds the beginning and the end of the standard error.
 func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
 	if s.is.Spec.Streams.Stdout != nil {
 		return nil, fault.Option("WithStdout", "is set already: leave it out for Output, which returns what it would get")
@@ -117,8 +117,8 @@ func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
 	return stdout.Bytes(), err
 }
 
-// CombinedOutput is Run with the standard output and standard error returned as one, in the order
-// in which they were written.
+// CombinedOutput does what Run does and returns the command's standard output and standard error as
+// one, in the order in which they were written.
 func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
 	var errs []error
 	for _, o := range []struct {
@@ -137,8 +137,8 @@ func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
 	return both.Bytes(), err
 }
 
-// Explain lists, one readable line per system call, what a run of this sandbox does from its clone
-// to its command, as compiled for this machine. It starts nothing and needs no privilege.
+// Explain returns what a run of this sandbox does from its clone to its command, as compiled for
+// this machine, in one readable line per system call. It starts nothing and needs no privilege.
 func (s *Sandbox) Explain() (string, error) { return s.is.Explain() }
 
 // Shutdown ends the default cells with every run in them and waits until nothing of them is left:
