@@ -20,7 +20,7 @@ type Observer interface {
 type Record struct {
 	ID      uint64          // 1 for the pool's first run, and so on
 	Command []string        // the program and its arguments
-	Waited  time.Duration   // how long it waited for its turn
+	Waited  time.Duration   // how long the run waited for its turn
 	Took    time.Duration   // from its turn to its end
 	Result  *sandbox.Result // nil if it did not start
 	Err     error           // the error of Run

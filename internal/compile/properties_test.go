@@ -24,7 +24,7 @@ import (
 )
 
 // loader is a machine into which the tests load programs. Its memory is never given back, so there
-// is one.
+// is only one.
 var loader = sync.OnceValues(program.NewMachine)
 
 func requireLoads(t testing.TB, p *program.Program) {
@@ -48,7 +48,7 @@ func calls(p *program.Program) map[string][]string {
 	return parts
 }
 
-// checkPlan requires of the programs, that of the command among them, what must hold whatever the
+// checkPlan requires what must hold for the programs, the command's among them, whatever the
 // options are.
 func checkPlan(t testing.TB, c *spec.Spec, p *compile.Plan) {
 	t.Helper()
@@ -126,7 +126,7 @@ func checkSlots(t testing.TB, files int, calls []string) {
 	}
 }
 
-// checkAfterPivot requires that the cell is out of sight of what comes after.
+// checkAfterPivot requires that what comes after can't see the cell.
 func checkAfterPivot(t testing.TB, parts map[string][]string) {
 	t.Helper()
 	at := slices.Index(parts["setup"], `pivot_root(".", ".")`)
@@ -290,7 +290,7 @@ func FuzzOptions(f *testing.F) {
 	})
 }
 
-// emptyRoot is what is missing where a DirRootfs is an empty directory.
+// emptyRoot returns what is missing if a DirRootfs is an empty directory.
 func emptyRoot(c *spec.Spec) (missing []compile.Point) {
 	if len(c.Root.Rootfs.Layers) == 0 {
 		return nil
@@ -309,7 +309,7 @@ func emptyRoot(c *spec.Spec) (missing []compile.Point) {
 	return missing
 }
 
-// generator makes up options: good ones if it is tame, else any.
+// generator makes up options: correct ones if it is tame, else any.
 type generator struct {
 	next func(n int) int // a choice of n
 	rest *[]byte         // where wild strings come from
@@ -325,7 +325,7 @@ func (g *generator) options() (opts []sandbox.Option) {
 
 func (g *generator) pick(from ...string) string { return from[g.next(len(from))] }
 
-// text is one of the given strings, or, half of the time, anything if wild.
+// text returns one of the given strings, or, half of the time if wild, anything.
 func (g *generator) text(from ...string) string {
 	if g.tame || g.next(2) == 0 {
 		return g.pick(from...)
