@@ -27,7 +27,7 @@ func Command(c *spec.Spec, m *Machine) (*program.Program, error) {
 	l := c.Root.Layout(spec.Found{})
 	filled := k.declareFilled(l.Filled)
 	streams := k.declareStreams()
-	k.fillFiles(l.Filled, filled) // first: their descriptors may have the numbers of the streams
+	k.fillFiles(l.Filled, filled) // first: their descriptors may have the streams' numbers
 	k.addStreams(streams)
 	k.addCommandFiles(l.Files)
 	k.addDir()

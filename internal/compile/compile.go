@@ -25,8 +25,7 @@ type Machine struct {
 	Resolv    string            // the host's resolv.conf
 }
 
-// with returns the machine without what roots in memory do not show of it, given the parts that
-// they show.
+// with returns the machine with only what a root in memory shows of it that has the given parts.
 func (m *Machine) with(p spec.Parts) *Machine {
 	other := *m
 	if p != spec.Programs {

@@ -188,7 +188,8 @@ func (k *compiler) addWritableRoot() program.Slot {
 		b.AttachAt(k.upper, program.CellChanges+"/"+upperName)
 	}
 	if dirs := k.layers(); dirs != nil {
-		if k.c.Root.Upper != nil && len(k.missing) > 0 { // mount points are no changes of the run's
+		// Mount points are no changes of the run's.
+		if k.c.Root.Upper != nil && len(k.missing) > 0 {
 			points := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
 			k.addPoints(b, program.Use(points), ".")
 			dirs = append(dirs, points)

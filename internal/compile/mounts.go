@@ -69,7 +69,7 @@ func (k *compiler) addProc() {
 	for _, p := range k.m.Proc {
 		with, has := "/dev/null", 0
 		if p.Dir {
-			with, has = program.CellEmpty, attrNoDev // it may have nodev, and then must keep it
+			with, has = program.CellEmpty, attrNoDev // a nodev mount must keep that
 		} else if p.Controllers {
 			with, has = program.CellControllers, attrNoDev
 		}

@@ -21,8 +21,8 @@ func (k *compiler) addRlimits() {
 	b := k.b
 	b.Stage("resource limits")
 	// With a core limit of 0 a dump still goes to a program of the host, if the sysctl
-	// kernel.core_pattern names one. With 1 it goes nowhere: core(5), fs/coredump.c.
-	// Priorities that this process may take are not for the run.
+	// kernel.core_pattern names one. With 1 it goes nowhere: core(5), fs/coredump.c. Priorities
+	// that this process may take are not for the run.
 	all := map[string]spec.Rlimit{"core": {Soft: 1, Hard: 1}, "nice": {}, "rtprio": {}}
 	// What queued signals and messages take, and locked shared memory, is also counted together
 	// for all runs: getrlimit(2). On cgroup v2 libcontainer lifts this process's own limit of

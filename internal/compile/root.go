@@ -236,7 +236,7 @@ func (k *compiler) addDevices(b *program.Builder, attach func(dev program.Slot))
 		node := b.CloneTree("/dev/" + name)
 		attr := attrNoSUID | attrNoExec
 		if !k.m.HasSetAttr() {
-			attr |= attrRO // otherwise the whole template becomes read-only at once
+			attr |= attrRO // otherwise with the whole template
 		}
 		k.attachSet(b, node, dev, name, 0, attr)
 		b.Close(node)

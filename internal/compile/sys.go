@@ -56,7 +56,7 @@ func (k *compiler) addSys(b *program.Builder, root program.Slot, at string) {
 		}
 	}
 	if !k.m.HasSetAttr() {
-		b.Remount(sys, attr|attrRO) // otherwise the whole template becomes read-only at once
+		b.Remount(sys, attr|attrRO) // otherwise with the whole template
 	}
 	b.Close(sys)
 }

@@ -16,7 +16,7 @@ func (s *Sandbox) Shares(o *Sandbox) (plans, command, prepared bool) {
 // Prepares reports whether runs are prepared.
 func (s *Sandbox) Prepares() bool { return s.prepared != nil }
 
-// BeIdle has the time of those that wait run out.
+// BeIdle makes the time of prepared runs run out.
 func (s *Sandbox) BeIdle() { s.prepared.idle.Reset(0) }
 
 // Check returns all that is wrong with the options.
