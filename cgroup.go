@@ -87,9 +87,9 @@ func WithRlimit(resource string, soft, hard uint64) Option {
 const RlimitInfinity = math.MaxUint64
 
 // WithCgroupParent places the runs' cgroups below the given one, a path as in /proc/self/cgroup,
-// which this process must be able to write to and, on cgroup v2, hold no process itself. If it does
-// not exist it is made, and removed with the last cell; if this process is killed it stays, empty.
-// Default, on v2: a cgroup above this process's own that was delegated to it, if it holds no
+// which must be writable for this process and, on cgroup v2, must hold no process itself. If it
+// does not exist it is made, and removed with the last cell; if this process is killed it stays,
+// empty. Default, on v2: a cgroup above this process's own that was delegated to it, if it holds no
 // process; else a transient scope that systemd makes, the system's for root and the user's own for
 // others; else, as root, a cgroup "sandbox" at the top, as always on v1. docs/CGROUPS.md has the
 // whole table, and Check reports what was chosen. Sandboxes with different parents use different

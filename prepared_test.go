@@ -48,8 +48,8 @@ func gone(t testing.TB, pids []int) {
 	})
 }
 
-// A prepared run does what a fresh one does, with the command, streams and files of whoever takes
-// it.
+// A prepared run does what a fresh one does, with the command, streams and files of the start that
+// takes it.
 func TestRootlessPrepared(t *testing.T) {
 	t.Parallel()
 	base := prepared(t, 2)

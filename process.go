@@ -37,8 +37,8 @@ func (p *Process) Signal(sig os.Signal) error { return p.r.Signal(sig) }
 // Kill kills every process of the run.
 func (p *Process) Kill() error { return p.r.Kill() }
 
-// Pause stops every process of the run until Resume, which do not notice it. Time goes on: a
-// timeout still ends the run. It needs the freezer (cgroup v1) or cgroup v2.
+// Pause stops every process of the run until Resume. The processes do not notice it. Time goes on:
+// a timeout still ends the run. It needs the freezer (cgroup v1) or cgroup v2.
 func (p *Process) Pause() error { return p.r.Pause() }
 
 // Resume lets a paused run go on.

@@ -36,8 +36,8 @@ type Func[In, Out any] struct {
 // function is the part of a Func that does not depend on its types.
 type function struct {
 	name string
-	base func() *sandbox.Sandbox          // with the options
-	own  func() (*sandbox.Sandbox, error) // the sandbox of calls without further options
+	base func() *sandbox.Sandbox          // returns the sandbox with the options
+	own  func() (*sandbox.Sandbox, error) // returns the sandbox of calls without further options
 }
 
 // New makes a function that can be called in isolation. It must be called while packages are

@@ -25,7 +25,7 @@ type Machine struct {
 	Resolv    string            // the host's resolv.conf
 }
 
-// with returns the machine with only what a root in memory shows of it that has the given parts.
+// with returns the machine reduced to what a root in memory with the given parts shows of it.
 func (m *Machine) with(p spec.Parts) *Machine {
 	other := *m
 	if p != spec.Programs {
@@ -78,9 +78,9 @@ func (p *Point) isThere() bool {
 
 // Plan is a compiled description, except for its command.
 type Plan struct {
-	// Copies copies files of the host's programs. If it is not nil, Template begins with it.
+	// Copies, if not nil, is what Template begins with: it copies files of the host's programs.
 	Copies *program.Program
-	copied int // how many
+	copied int // how many files
 	// Template assembles the root that runs copy, or, if each has its own root, the devices of
 	// that.
 	Template *program.Program
@@ -100,7 +100,7 @@ type Tree struct {
 	Writable bool
 	MapOwner bool          // its owner is the run's user
 	MapAll   bool          // all owners are mapped, rather than the one
-	MapIfCan bool          // go on without the mapping where it is not possible
+	MapIfCan bool          // go on without the mapping if it is not possible
 	Partial  bool          // go on without the mounts below it if they can't be had
 	Root     bool          // From takes the changes of a root
 	Of       fault.Subject // what to name in an error

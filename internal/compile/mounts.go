@@ -25,7 +25,7 @@ func (k *compiler) addRoot() {
 	}
 	k.addProc()
 	b.Stage("/dev/pts")
-	// The whole machine has 4096.
+	// The whole machine has 4096 pseudo-terminals.
 	pts := b.FileSystem("devpts", attrNoSUID|attrNoExec, "newinstance", "ptmxmode=0666", "mode=0620", "max=64")
 	k.attachIn(b, pts, k.tree, "dev/pts")
 	b.Close(pts)

@@ -51,7 +51,7 @@ func (k *compiler) declareTrees() {
 		case spec.Scratch:
 			t.From = source.From
 			k.mapTree(&t, source.ReadOnly)
-			k.plan.OwnUser = true // the user, who owns the scratch's files
+			k.plan.OwnUser = true // because the user owns the scratch's files
 		case spec.FS:
 			t.From = source.From
 		default:
@@ -236,7 +236,7 @@ func (k *compiler) addDevices(b *program.Builder, attach func(dev program.Slot))
 		node := b.CloneTree("/dev/" + name)
 		attr := attrNoSUID | attrNoExec
 		if !k.m.HasSetAttr() {
-			attr |= attrRO // otherwise with the whole template
+			attr |= attrRO // else it is made so with the whole template
 		}
 		k.attachSet(b, node, dev, name, 0, attr)
 		b.Close(node)

@@ -56,7 +56,7 @@ func (k *compiler) addSys(b *program.Builder, root program.Slot, at string) {
 		}
 	}
 	if !k.m.HasSetAttr() {
-		b.Remount(sys, attr|attrRO) // otherwise with the whole template
+		b.Remount(sys, attr|attrRO) // else it is made so with the whole template
 	}
 	b.Close(sys)
 }

@@ -146,8 +146,8 @@ func programsFeature(files *compile.HostFiles) Feature {
 	return f
 }
 
-// userNamespaceFeature looks at the switches for user namespaces; whether these work, the cell
-// shows.
+// userNamespaceFeature looks at the switches for user namespaces; the cell shows whether these
+// work.
 func userNamespaceFeature(cellErr error) Feature {
 	f := Feature{Name: "user namespaces", Detail: "every run has one of its own"}
 	if f.Remedy, _, f.Err = hint.NoUserNamespaces(); cellErr == nil {

@@ -79,7 +79,7 @@ func (e *Engine) now(c *spec.Spec) *compile.Machine {
 	return &m
 }
 
-// Boot boots a cell that is no default one.
+// Boot boots a cell that is not a default one.
 func (e *Engine) Boot(config cell.Config) (*cell.Cell, error) {
 	if config.HostIDs && os.Geteuid() != 0 {
 		return nil, &fault.SetupError{Stage: "cell", Err: errors.New("WithoutUserNamespace needs root: others get their other namespaces from one of users"),

@@ -134,7 +134,7 @@ func testFaults(t *testing.T, base *run.Sandbox, c *cell.Cell) {
 	}
 	inject(1, good.Run, func(bad *compile.Plan, p *program.Program) *program.Program { bad.Run = p; return nil })
 	inject(1, command, func(_ *compile.Plan, p *program.Program) *program.Program { return p })
-	// No template that was assembled may be used.
+	// Another key keeps a run from using a template that was assembled before.
 	anew := func(bad *compile.Plan) {
 		bad.Key[0]++
 		bad.Key[1] = byte(tried)

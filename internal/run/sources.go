@@ -16,7 +16,8 @@ import (
 // What options name must exist on this machine. It is looked for before each start, while package
 // spec checks what is wrong on every machine. What spec has refused is left out here.
 
-// checkOpen returns errors for files that the run is to have and that are not open any more.
+// checkOpen returns errors for files that the run is to have and that can't be used, such as closed
+// ones.
 func checkOpen(s *spec.Streams) (errs []error) {
 	for option, f := range s.Files {
 		if f == nil {
@@ -29,8 +30,8 @@ func checkOpen(s *spec.Streams) (errs []error) {
 	return errs
 }
 
-// checkSources returns errors for what is to be mounted, and for directories of the root, that do
-// not exist.
+// checkSources returns what is wrong on this machine with the sources of mounts and with the root's
+// directories.
 func checkSources(r *spec.Root) (errs []error) {
 	for _, m := range r.Mounts {
 		if !m.IsGiven() || m.Check() != nil {
@@ -90,7 +91,7 @@ func checkOnline(l *spec.Limits) error {
 	return nil
 }
 
-// checkDevices returns errors for block devices of WithIO that do not exist.
+// checkDevices returns errors for paths of WithIO whose block devices can't be found.
 func checkDevices(l *spec.Limits) (errs []error) {
 	for _, io := range l.IO {
 		if spec.CheckPath(io.Path) == nil {
