@@ -88,6 +88,6 @@ func WithTimeOffset(d time.Duration) Option { return func(c *spec.Spec) { c.Name
 //
 // In binds and writable roots files keep their owners: a run with id 1000 can write what the host's
 // user 1000 may write there, and nothing else. It can't be combined with WithUser of uid or gid 0,
-// WithCapabilities, WithScratch, WithScratchRoot, WithTimeOffset and WithoutSeccomp. Such runs
-// share a cell of their own; see CellWithoutUserNamespace.
+// WithCapabilities, WithScratch, WithScratchRoot, WithTimeOffset or WithoutSeccomp. Such runs share
+// a cell of their own; see CellWithoutUserNamespace.
 func WithoutUserNamespace() Option { return func(c *spec.Spec) { c.Namespaces.HostIDs = true } }

@@ -37,7 +37,7 @@ type Func[In, Out any] struct {
 type function struct {
 	name string
 	base func() *sandbox.Sandbox          // returns the sandbox with the options
-	own  func() (*sandbox.Sandbox, error) // returns the sandbox of calls without further options
+	own  func() (*sandbox.Sandbox, error) // returns the sandbox of calls without more options
 }
 
 // New makes a function that can be called in isolation. It must be called while packages are
