@@ -23,13 +23,12 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// The benchmarks run one and the same static program that does nothing, as a
-// plain child process, in a sandbox with memory, CPU and process limits and
-// the default seccomp filter, and in the same root under bubblewrap and runc
-// where those are installed. They need root and a C compiler.
+// The benchmarks run one and the same static program that does nothing, as a plain child process,
+// in a sandbox with memory, CPU and process limits and the default seccomp filter, and in the same
+// root under bubblewrap and runc where those are installed. They need root and a C compiler.
 //
-// Machines are noisy, so what counts is ratios within one run: BenchmarkCompare
-// takes turns between the subjects and reports medians.
+// Machines are noisy, so what counts is ratios within one run: BenchmarkCompare takes turns between
+// the subjects and reports medians.
 
 // subject is one way to run the program.
 type subject struct {
@@ -37,7 +36,7 @@ type subject struct {
 	run  func() error
 }
 
-// benchRoot makes a root directory with nothing but the static program.
+// benchRoot returns a root directory with nothing but the static program.
 func benchRoot(b *testing.B) string {
 	b.Helper()
 	testkit.Need(b, "root")
@@ -77,7 +76,7 @@ func bubblewrapSubject(root string) (subject, bool) {
 	}}, err == nil
 }
 
-// runcSubject uses the bundle that "runc spec" makes, with the same limits.
+// runcSubject returns a subject that uses the bundle that "runc spec" makes, with the same limits.
 func runcSubject(b *testing.B, root string) (subject, bool) {
 	path, err := exec.LookPath("runc")
 	if err != nil {
@@ -110,8 +109,8 @@ func runcSubject(b *testing.B, root string) (subject, bool) {
 	}}, true
 }
 
-// subjects are all that can be had here. A peer that is installed but does not
-// work on this machine is left out, and that is said.
+// subjects returns all subjects that work on this machine. A peer that is installed but does not
+// work is left out, with a message.
 func subjects(b *testing.B) []subject {
 	root := benchRoot(b)
 	list := []subject{execSubject(root), sandboxSubject(b, root)}
@@ -130,8 +129,8 @@ func subjects(b *testing.B) []subject {
 	})
 }
 
-// BenchmarkCompare takes turns between the subjects. Its figures are medians in
-// milliseconds and, as x-NAME, how many times NAME's median the sandbox's is.
+// BenchmarkCompare takes turns between the subjects. Its figures are medians in milliseconds and,
+// as x-NAME, the ratio of the sandbox's median to NAME's.
 func BenchmarkCompare(b *testing.B) {
 	list := subjects(b)
 	times := map[string][]time.Duration{}
@@ -150,7 +149,7 @@ func BenchmarkCompare(b *testing.B) {
 			b.ReportMetric(float64(own)/float64(m), "x-"+s.name)
 		}
 	}
-	b.ReportMetric(0, "ns/op") // the sum of all says nothing
+	b.ReportMetric(0, "ns/op") // the sum of all subjects means nothing
 }
 
 func median(d []time.Duration) time.Duration {
@@ -158,8 +157,8 @@ func median(d []time.Duration) time.Duration {
 	return d[len(d)/2]
 }
 
-// BenchmarkHeap takes turns between a host with a small heap and the same host
-// with 2 GiB: the time of a run must not depend on it.
+// BenchmarkHeap takes turns between a host with a small heap and the same host with 2 GiB: the time
+// of a run must not depend on it.
 func BenchmarkHeap(b *testing.B) {
 	root := benchRoot(b)
 	list := []subject{sandboxSubject(b, root), execSubject(root)}
@@ -195,8 +194,8 @@ func touched(size int) []byte {
 	return heap
 }
 
-// BenchmarkThroughput measures each subject four at a time, in turns of a
-// hundred runs. Its figures are runs per second and their ratios.
+// BenchmarkThroughput measures each subject four at a time, in turns of a hundred runs. Its figures
+// are runs per second and their ratios.
 func BenchmarkThroughput(b *testing.B) {
 	list := subjects(b)
 	const atOnce, runs = 4, 100

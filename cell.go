@@ -16,25 +16,23 @@ type cellConfig struct {
 	hostIDs      bool
 }
 
-// CellNetwork sets which network runs of the cell can have: with NetworkHost
-// all of its runs must use WithNetwork(NetworkHost). Default: NetworkNone.
+// CellNetwork sets which network runs of the cell can have: with NetworkHost all of its runs must
+// use WithNetwork(NetworkHost). Default: NetworkNone.
 func CellNetwork(n Network) CellOption { return func(c *cellConfig) { c.network = n } }
 
-// CellCgroupParent is WithCgroupParent for all runs of the cell.
+// CellCgroupParent does for all runs of the cell what WithCgroupParent does for a sandbox's.
 func CellCgroupParent(path string) CellOption { return func(c *cellConfig) { c.cgroupParent = path } }
 
-// CellWithoutUserNamespace makes a cell for runs with WithoutUserNamespace, which says what is
-// missing then; all of its runs must use that option. It needs root.
+// CellWithoutUserNamespace makes a cell for runs with WithoutUserNamespace: see there for what such
+// runs lack. All runs of the cell must use that option. It needs root.
 func CellWithoutUserNamespace() CellOption { return func(c *cellConfig) { c.hostIDs = true } }
 
-// Cell is an outer container of its own for runs that must not share one with
-// others. Most programs need none: runs share a default cell, which is booted by
-// the first of them.
+// Cell is an outer container of its own for runs that must not share one with others. Most programs
+// need none: runs share a default cell, which the first of them boots.
 type Cell struct{ is *cellImpl }
 
-// NewCell boots a cell. That takes some tens of milliseconds; runs in it then
-// cost what they cost anywhere. Its error is the joined *OptionError of wrong options, or a
-// *SetupError.
+// NewCell boots a cell. That takes some tens of milliseconds; runs in it then cost what they cost
+// in any cell. The error is a *SetupError, or the *OptionErrors of wrong options, joined.
 func NewCell(opts ...CellOption) (*Cell, error) {
 	var c cellConfig
 	for _, opt := range opts {
@@ -52,7 +50,7 @@ func NewCell(opts ...CellOption) (*Cell, error) {
 	return &Cell{is}, nil
 }
 
-// check reports all wrong options, with the words of the runs' own.
+// check returns all wrong options as one error, in the words of the runs' own options.
 func (c *cellConfig) check() error {
 	var errs []error
 	if err := spec.Network(c.network).Check(); err != nil {
@@ -64,11 +62,11 @@ func (c *cellConfig) check() error {
 	return errors.Join(errs...)
 }
 
-// made reports whether the cell is one of NewCell's.
+// made reports whether NewCell made the cell.
 func (c *Cell) made() bool { return c != nil && c.is != nil }
 
-// Close kills what runs in the cell, ends it and waits until nothing of it is
-// left. Runs that it ended report ErrCellLost.
+// Close kills every run in the cell, ends the cell and waits until nothing of it is left. Runs that
+// it killed report ErrCellLost.
 func (c *Cell) Close() error {
 	if !c.made() {
 		return errors.New("sandbox: Close: the cell was not made by NewCell: look at the error of that")

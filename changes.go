@@ -12,14 +12,14 @@ type Change struct {
 	Kind ChangeKind
 }
 
-// ChangeKind says what was done.
+// ChangeKind is what was done to a file.
 type ChangeKind int
 
 const (
 	// Added is a file that the root did not have.
 	Added ChangeKind = iota
-	// Changed is a file that the root had, and of which the content, the kind, or what else is known of it may be another now. Of a directory it is the
-	// permissions, or all that was in it is gone.
+	// Changed is a file that the root had, and whose content, kind or metadata may differ now.
+	// Of a directory the permissions differ, or all that was in it is gone.
 	Changed
 	// Removed is a file that is gone.
 	Removed
@@ -39,10 +39,13 @@ func (k ChangeKind) String() string {
 
 func (c Change) String() string { return fmt.Sprintf("%v %s", c.Kind, c.Path) }
 
-// RootChanges lists, in the order of their paths, what runs of this sandbox, and of others with the same root, have changed in it: in the scratch of
-// WithScratchRoot, without which it is an error. What a removed directory had in it is not listed, nor are file systems of their own, such as /tmp and the home directory. It may be
-// called while a run is at work, and then tells of some moment of each file. What is in the files is to be read in a run of the sandbox.
-// The error is that of a closed scratch, or of a directory of the root that can't be opened. It needs what WithScratchRoot does.
+// RootChanges returns what runs of this sandbox, and of others with the same root, have changed in
+// the root, in the order of the paths. It reads the scratch of WithScratchRoot, and fails if that
+// option is not set. What was in a removed directory is not listed, nor is what is in separate file
+// systems, such as /tmp and the home directory. It may be called while a run is at work, and then
+// shows each file as it was at some moment. To read the files themselves, start a run of the
+// sandbox. It also fails if the scratch is closed, or if a directory of the root can't be opened.
+// It needs what WithScratchRoot needs.
 func (s *Sandbox) RootChanges() ([]Change, error) {
 	if s.is.Spec.Root.Upper == nil {
 		return nil, fault.Option("WithScratchRoot", "is missing: RootChanges tells what runs changed in its scratch")

@@ -7,24 +7,24 @@ import (
 	"text/tabwriter"
 )
 
-// Feature is one thing that this package uses where it is there.
+// Feature is one thing that this package uses if it is available.
 type Feature struct {
-	// Name says what it is for the user of a sandbox, such as "memory limit".
+	// Name says what the feature is to the user of a sandbox, such as "memory limit".
 	Name string
-	// Required says that nothing runs without it.
+	// Required means that nothing runs without it.
 	Required bool
-	// Err is nil if the feature works here, else why it does not.
+	// Err is nil if the feature works here; otherwise it says why not.
 	Err error
-	// Detail tells more about a feature that works.
+	// Detail says more about a feature that works.
 	Detail string
-	// Remedy is what to do about one that does not.
+	// Remedy says what to do about one that does not.
 	Remedy string
 }
 
-// Report is what this machine can do for this process.
+// Report says what this machine can do for this process.
 type Report struct{ Features []Feature }
 
-// OK tells whether runs are possible.
+// OK reports whether runs are possible.
 func (r *Report) OK() bool {
 	for _, f := range r.Features {
 		if f.Required && f.Err != nil {
@@ -34,7 +34,7 @@ func (r *Report) OK() bool {
 	return true
 }
 
-// String is a table of the features, one a line.
+// String returns a table of the features, one per line.
 func (r *Report) String() string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -58,7 +58,6 @@ func (r *Report) String() string {
 	return b.String()
 }
 
-// Check tries every feature and tells, for each that does not work, why and what to do
-// about it. It boots a cell and makes a run, and leaves the default cell
-// as it is.
+// Check tries every feature and reports, for each that does not work, why and what to do about it.
+// It boots a cell and makes a run, and leaves the default cell as it is.
 func Check(ctx context.Context) *Report { return &Report{check(ctx)} }

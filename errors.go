@@ -7,36 +7,38 @@ import (
 	"github.com/cellkit/sandbox/internal/fault"
 )
 
-// OptionError is one wrong option. All that are wrong are reported at once, joined as by
-// errors.Join: errors.As finds the first of them, the method Unwrap() []error returns all.
+// OptionError is the error of one wrong option. All wrong options are reported at once, joined as
+// by errors.Join: errors.As finds the first of them, and the method Unwrap() []error returns all.
 //
 // It is a struct of two fields. Option, a string, is the option's name, such as "WithMemory",
-// "CellNetwork" or "pool.Queue", or, of an argument that is no option's, that of its function, such
-// as "NewScratch". Where two options do not go together it is the one to change first. Err, an
-// error, is what is wrong with it, and what to do instead.
+// "CellNetwork" or "pool.Queue", or, for a wrong argument of a function that is not an option, the
+// function's name, such as "NewScratch". If two options can't be combined, it is the one to change
+// first. Err, an error, says what is wrong with it, and what to do instead.
 type OptionError = fault.OptionError
 
-// What errors.Is finds in an *ExitError whose Reason is a limit, and in other
-// errors where a comment says so.
+// These are found by errors.Is in an *ExitError whose Reason is a limit, and in other errors where
+// a comment says so.
 var (
-	ErrTimeout     = errors.New("timed out")
-	ErrCPUTime     = errors.New("out of CPU time")
-	ErrOutOfMemory = fault.ErrOutOfMemory // also in a *SetupError: WithMemory is too little to execute the command
+	ErrTimeout = errors.New("timed out")
+	ErrCPUTime = errors.New("out of CPU time")
+	// ErrOutOfMemory is also in a *SetupError, if WithMemory is too little to execute the
+	// command.
+	ErrOutOfMemory = fault.ErrOutOfMemory
 	ErrOutputLimit = errors.New("too much output")
 	ErrPIDLimit    = errors.New("too many processes")
 	// ErrWaitDelay is in the error of a run whose command exited with status 0, if writing its
 	// output took longer after that than WithWaitDelay allows.
 	ErrWaitDelay = fault.ErrWaitDelay
-	// ErrCellLost says that the cell ended under its runs, killed from
-	// outside or closed. The runs are gone; the next Run boots another.
+	// ErrCellLost means that the cell ended before its runs did: it was killed from outside, or
+	// closed. The runs are gone; the next Run boots another cell.
 	ErrCellLost = fault.ErrCellLost
 )
 
 // ExitError is the error of a run whose command did not exit with status 0.
 type ExitError struct {
 	*Result
-	// Stderr is, from Output, what the command wrote to its standard error,
-	// shortened in the middle where it is long.
+	// Stderr is what the command wrote to its standard error, shortened in the middle if it is
+	// long. It is set by Output, and by calls of package function.
 	Stderr []byte
 
 	cause error // of a cancellation
@@ -56,8 +58,7 @@ func (e *ExitError) Error() string {
 	return "sandbox: " + how
 }
 
-// Unwrap returns the sentinel of the limit that ended the run, or the cause of
-// the context's end.
+// Unwrap returns the sentinel of the limit that ended the run, or the cause of the context's end.
 func (e *ExitError) Unwrap() error {
 	switch e.Reason {
 	case TimedOut:
@@ -74,10 +75,10 @@ func (e *ExitError) Unwrap() error {
 	return e.cause
 }
 
-// SetupError is a run that could not start.
+// SetupError is the error of a run that could not start.
 //
 // It is a struct of three fields. Stage, a string, is the step that failed, such as "cgroup" or
-// "root file system"; "exec" is the execution of the command; one that an option asks for begins
-// with its name: "WithBind /data". Err, an error, is why: for a system call, its name, arguments
-// and errno. Hint, a string, is what to do about it; it may be empty.
+// "root file system"; "exec" is the execution of the command; a step that an option asks for begins
+// with the option's name: "WithBind /data". Err, an error, says why: for a system call, it has its
+// name, arguments and errno. Hint, a string, says what to do about it; it may be empty.
 type SetupError = fault.SetupError

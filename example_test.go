@@ -31,7 +31,7 @@ func ExampleNew() {
 	// Output: 42
 }
 
-// A limit that ends a run is told apart from every other end.
+// The error of a run that a limit ended differs from that of every other end.
 func ExampleExitError() {
 	_, err := sandbox.New(
 		sandbox.WithCommand("sh", "-c", "while :; do :; done"),
@@ -44,7 +44,7 @@ func ExampleExitError() {
 	// Output: out of CPU time true true
 }
 
-// All that is wrong with a sandbox is said at once, and of which option.
+// All wrong options of a sandbox are reported at once, each by its name.
 func ExampleOptionError() {
 	_, err := sandbox.New(sandbox.WithCommand("true"), sandbox.WithDir("work"), sandbox.WithPIDs(-1)).Run(context.Background())
 	if all, ok := err.(interface{ Unwrap() []error }); ok {
@@ -129,7 +129,7 @@ func ExampleWithBind() {
 	// <nil>
 }
 
-// One run writes what the next executes, and this process reads what that left.
+// One run writes what the next executes, and this process reads what the second run left.
 func ExampleNewScratch() {
 	scratch, err := sandbox.NewScratch(16 * sandbox.MiB)
 	if err != nil {
@@ -164,7 +164,7 @@ func ExampleNewScratch() {
 //go:embed example_test.go
 var embedded embed.FS
 
-// Files that are compiled into this program are there for every run.
+// Files that are compiled into this program are in every run.
 func ExampleWithFS() {
 	out, err := sandbox.New(sandbox.WithFS("/opt/app", embedded), sandbox.WithCommand("ls", "/opt/app")).Output(context.Background())
 	fmt.Printf("%s%v\n", out, err)
@@ -174,8 +174,8 @@ func ExampleWithFS() {
 }
 
 func ExampleDirRootfs() {
-	// A directory that holds a whole system works the same: a container image
-	// that was unpacked, or what debootstrap makes.
+	// A directory that holds a whole system works the same: a container image that was
+	// unpacked, or what debootstrap makes.
 	root, err := os.MkdirTemp("", "root")
 	if err != nil {
 		log.Fatal(err)

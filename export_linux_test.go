@@ -1,4 +1,4 @@
 package sandbox
 
-// Waiting is the commands of the runs that wait for theirs, by pid.
+// Waiting returns the pids of the prepared runs that wait for a command.
 func (s *Sandbox) Waiting() []int { return s.is.Waiting() }

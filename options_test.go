@@ -37,7 +37,7 @@ func nulls(n int) (files []*os.File) {
 	return files
 }
 
-// wrong is every way in which options can be wrong, with what the error says.
+// wrong lists every way in which options can be wrong, with what the error says.
 var wrong = []struct {
 	name string
 	opts []Option
@@ -157,7 +157,8 @@ var wrong = []struct {
 	{"the host's ids in a scratch", []Option{WithoutUserNamespace(), withAnyScratchRoot}, `WithScratchRoot: with WithoutUserNamespace`},
 }
 
-// withAnyScratchRoot is WithScratchRoot of one that no run can have, but a program be compiled for.
+// withAnyScratchRoot sets a root's scratch that no run can have, but for which programs can be
+// compiled.
 func withAnyScratchRoot(c *spec.Spec) { c.Root.SetUpper(new(scratchImpl), MiB) }
 
 func manyLayers() (dirs []string) {
@@ -177,7 +178,7 @@ func TestWrongOptions(t *testing.T) {
 	}
 }
 
-// requireOptionError is an *OptionError, of the option that the text begins with.
+// requireOptionError requires that err is an *OptionError of the option that text begins with.
 func requireOptionError(t *testing.T, err error, text string) {
 	t.Helper()
 	wrong := &OptionError{}
@@ -195,7 +196,7 @@ func TestAllErrorsAtOnce(t *testing.T) {
 	for _, test := range wrong {
 		option, _, _ := strings.Cut(test.want, ":")
 		if option == "WithScratchRoot" {
-			continue // of it and WithWritableRoot the last one counts
+			continue // if WithWritableRoot is given too, the last one counts
 		}
 		if strings.HasPrefix(option, "With") && !once[option] {
 			once[option] = true
@@ -220,7 +221,7 @@ func TestAllErrorsAtOnce(t *testing.T) {
 	}
 }
 
-// TestWrongArguments has what is wrong with a call, and not with the sandbox.
+// TestWrongArguments makes calls that are wrong themselves, for a sandbox that is not.
 func TestWrongArguments(t *testing.T) {
 	set := New(valid, WithStdout(&bytes.Buffer{}), WithStderr(&bytes.Buffer{}))
 	_, err := set.Output(t.Context())
@@ -291,8 +292,7 @@ func TestZeroIsNoLimit(t *testing.T) {
 	require.Equal(t, spec.Tmpfs{Size: 256 * MiB}, New(WithTmpfs("/a", 0)).is.Spec.Root.Mounts[0].Source)
 }
 
-// TestLaterValueMendsEarlier overrides a wrong value of each option that takes
-// a single one.
+// TestLaterValueMendsEarlier overrides a wrong value of each option that takes a single one.
 func TestLaterValueMendsEarlier(t *testing.T) {
 	s := New(
 		WithCommand(""), WithDir("x"), WithTimeout(-1), WithOutputLimit(-1),
@@ -331,7 +331,7 @@ func TestLastValueWins(t *testing.T) {
 	require.True(t, c.Security.NoSeccomp)
 }
 
-// adding is a change through every option that adds to what there is.
+// adding returns a change by every option that adds to what there is.
 func adding(name string) []Option {
 	return []Option{
 		WithEnv("WHO="+name, name+"=1"), WithExtraFiles(os.NewFile(1<<20, name)), WithBind("/"+name, "/bind-"+name),
@@ -340,7 +340,7 @@ func adding(name string) []Option {
 	}
 }
 
-// names is what adding left in a config.
+// names returns what adding left in a description.
 func names(c *spec.Spec) string {
 	all := slices.Clone(c.Command.Env)
 	for _, f := range c.Streams.Extra {

@@ -13,7 +13,7 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// Elsewhere than on Linux everything compiles, and nothing runs.
+// On systems other than Linux everything compiles, and nothing runs.
 
 func unsupported() error {
 	return fmt.Errorf("sandbox: %s: %w", runtime.GOOS, errors.ErrUnsupported)

@@ -20,7 +20,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-// prepared is a sandbox with n runs prepared.
+// prepared returns a sandbox with n runs prepared.
 func prepared(t testing.TB, n int, opts ...sandbox.Option) *sandbox.Sandbox {
 	t.Helper()
 	s := runs.Prepared(t, n, opts...)
@@ -34,7 +34,7 @@ func (s script) of(base *sandbox.Sandbox, opts ...sandbox.Option) *sandbox.Sandb
 
 type script string
 
-// gone waits until none of the processes is there.
+// gone waits until none of the processes exists any more.
 func gone(t testing.TB, pids []int) {
 	t.Helper()
 	require.NotEmpty(t, pids)
@@ -48,7 +48,8 @@ func gone(t testing.TB, pids []int) {
 	})
 }
 
-// A run that was prepared is what a fresh one is, with the command, streams and files of whoever takes it.
+// A prepared run does what a fresh one does, with the command, streams and files of the start that
+// takes it.
 func TestRootlessPrepared(t *testing.T) {
 	t.Parallel()
 	base := prepared(t, 2)
@@ -184,7 +185,8 @@ func TestPreparedLimits(t *testing.T) {
 	require.Less(t, result.Usage.UserCPU+result.Usage.SystemCPU, time.Second)
 }
 
-// Cancelling, timeouts and what can't be executed are as ever.
+// Cancelling, timeouts and commands that can't be executed give the same errors as without
+// WithPrepared.
 func TestRootlessPreparedErrors(t *testing.T) {
 	t.Parallel()
 	base := prepared(t, 3)
@@ -203,7 +205,7 @@ func TestRootlessPreparedErrors(t *testing.T) {
 	testkit.RequireGone(t, mark)
 }
 
-// Runs wait no longer than anybody could want them.
+// Prepared runs end when nobody can use them any more.
 func TestRootlessPreparedEnd(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(c *sandbox.Cell){

@@ -12,7 +12,7 @@ import (
 type Result struct {
 	// ExitCode is the command's exit status, or -1 if a signal ended it.
 	ExitCode int
-	// Signal is what ended the command, or 0 if it exited.
+	// Signal is the signal that ended the command, or 0 if it exited.
 	Signal syscall.Signal
 	// Reason says whether the command ended by itself or what ended it.
 	Reason Reason
@@ -24,14 +24,16 @@ type Result struct {
 type Reason int
 
 const (
-	Exited         = Reason(fault.Exited)         // the command exited
-	Signaled       = Reason(fault.Signaled)       // a signal that no limit sent ended it
-	TimedOut       = Reason(fault.TimedOut)       // WithTimeout
-	CPUTimedOut    = Reason(fault.CPUTimedOut)    // WithCPUTime
-	OutOfMemory    = Reason(fault.OutOfMemory)    // WithMemory or WithSwap: the kernel killed a process of the run, and the command failed
+	Exited      = Reason(fault.Exited)      // the command exited
+	Signaled    = Reason(fault.Signaled)    // a signal ended it that no limit sent
+	TimedOut    = Reason(fault.TimedOut)    // WithTimeout
+	CPUTimedOut = Reason(fault.CPUTimedOut) // WithCPUTime
+	// WithMemory or WithSwap: the kernel killed a process of the run, and the command failed.
+	OutOfMemory    = Reason(fault.OutOfMemory)
 	OutputExceeded = Reason(fault.OutputExceeded) // WithOutputLimit
 	Canceled       = Reason(fault.Canceled)       // the context ended
-	PIDsExceeded   = Reason(fault.PIDsExceeded)   // WithPIDs, or its default: the kernel refused a process or thread, and the command failed
+	// WithPIDs, or its default: the kernel refused a process or thread, and the command failed.
+	PIDsExceeded = Reason(fault.PIDsExceeded)
 )
 
 func (r Reason) String() string {
@@ -47,21 +49,22 @@ type Usage struct {
 	Wall       time.Duration // from the execution of the command to its end
 	UserCPU    time.Duration
 	SystemCPU  time.Duration
-	Throttled  time.Duration // time that WithCPUs held the run back
+	Throttled  time.Duration // how long WithCPUs held the run back
 	MemoryPeak uint64        // bytes, page cache and tmpfs included
 	ReadBytes  uint64        // from block devices
 	WriteBytes uint64
 	PIDsPeak   uint64 // processes and threads at one time
 	OOMKills   uint64 // processes that the kernel killed for memory
 
-	// PIDsRefused is how many times the kernel refused a process or thread for WithPIDs or its
-	// default. On cgroup v1, and before Linux 6.11, a limit of a cgroup above the run's counts too.
+	// PIDsRefused is how many times the kernel refused a process or thread because of WithPIDs
+	// or its default. On cgroup v1, and before Linux 6.11, a limit of a cgroup above the run's
+	// counts too.
 	PIDsRefused uint64
 
 	// Uncounted names the fields above for which this machine has no counter, such as
-	// "PIDsPeak" before kernel 6.1, "MemoryPeak" on cgroup v2 before 5.19, or, without
-	// cgroups, all but Wall. They are 0, but for UserCPU, SystemCPU and MemoryPeak: of a run that has
-	// ended, those then cover the command and the children that it waited for, MemoryPeak the
-	// largest one of them: getrusage(2). It is nil where all is counted.
+	// "PIDsPeak" before kernel 6.1, "MemoryPeak" on cgroup v2 before 5.19, or, without cgroups,
+	// all but Wall. They are 0, except for UserCPU, SystemCPU and MemoryPeak: for a run that
+	// has ended, those then cover the command and the children that it waited for, MemoryPeak
+	// the largest one of them: getrusage(2). Uncounted is nil if everything is counted.
 	Uncounted []string
 }

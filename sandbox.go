@@ -1,6 +1,6 @@
-// Package sandbox runs a command as an isolated worker process: in Linux
-// namespaces of its own, under cgroup limits, on a root file system of its
-// own. Nothing has to be installed, configured or called in main.
+// Package sandbox runs a command as an isolated worker process: in Linux namespaces of its own,
+// under cgroup limits, on a root file system of its own. Nothing has to be installed, configured or
+// called in main.
 //
 //	out, err := sandbox.New(
 //		sandbox.WithCommand("python3", "-c", "print(6*7)"),
@@ -10,25 +10,23 @@
 //
 // # What a run may do
 //
-// By default a run has no network but its own loopback, no capability, no way
-// to gain any, Docker's seccomp filter, at most 512 processes, the user
-// sandbox (1000:1000), a read-only root that shows the host's programs and
-// libraries and nothing else of it, and small writable file systems at /tmp,
-// /dev/shm and its home directory. Options widen or narrow that.
+// By default a run has no network but its own loopback, no capability, no way to gain any, Docker's
+// seccomp filter, at most 512 processes, the user sandbox (1000:1000), a read-only root that shows
+// the host's programs and libraries and nothing else of it, and small writable file systems at
+// /tmp, /dev/shm and its home directory. Options widen or narrow that.
 //
 // # How it works
 //
-// The first run of a process boots a cell: a container, made by libcontainer,
-// that holds nothing but a small copy of this program, the fork server. Every
-// run is a clone of the fork server, in fresh namespaces nested in the cell's.
-// A run costs the same however large this process is, and whatever happens to
-// this process, nothing of a run outlives it.
+// The first run of a process boots a cell: a container, made by libcontainer, that holds nothing
+// but a small copy of this program, the fork server. Every run is a clone of the fork server, in
+// fresh namespaces nested in the cell's. A run costs the same however large this process is, and
+// whatever happens to this process, nothing of a run outlives it.
 //
 // # What it needs
 //
-// Linux 5.10 or later, cgo, and root or a machine that lets ordinary users
-// make user namespaces. Check tells what this machine can do. On other systems
-// every call fails with an error that wraps errors.ErrUnsupported.
+// Linux 5.10 or later, cgo, and root or a machine that lets ordinary users make user namespaces.
+// Check reports what this machine can do. On other systems every call fails with an error that
+// wraps errors.ErrUnsupported.
 package sandbox
 
 import (
@@ -40,21 +38,19 @@ import (
 	"github.com/cellkit/sandbox/internal/stdio"
 )
 
-// Sandbox describes how to run a command. It is immutable and safe for
-// concurrent use; each Run or Start makes a new run from it.
+// Sandbox describes how to run a command. It is immutable and safe for concurrent use; each Run or
+// Start makes a new run from it.
 type Sandbox struct{ is *described }
 
-// New describes a sandbox. It never fails and does nothing else: options that
-// are wrong are reported, all of them in one error, by Run, Start and Explain:
-// OptionError.
+// New describes a sandbox. It never fails and does nothing else: Run, Start and Explain report
+// wrong options, all of them in one error, as OptionError describes.
 func New(opts ...Option) *Sandbox {
 	c := spec.Defaults()
 	apply(&c, opts)
 	return &Sandbox{describe(c)}
 }
 
-// With returns a copy of the sandbox to which the options are applied. The
-// receiver is unchanged.
+// With returns a copy of the sandbox to which the options are applied. The receiver is unchanged.
 func (s *Sandbox) With(opts ...Option) *Sandbox {
 	c := s.is.Spec.Clone()
 	apply(&c, opts)
@@ -72,8 +68,8 @@ func apply(c *spec.Spec, opts []Option) {
 // The error is nil if the command exited with status 0; an *ExitError, with the Result, if it ended
 // otherwise or was ended by a limit; and something else, with no Result, if it could not be
 // started: the joined errors of wrong options, in each of which errors.As finds an *OptionError; an
-// error for which errors.Is(err, fs.ErrNotExist) or fs.ErrPermission holds where the command is
-// missing or not executable, or a *SetupError. Cancelling ctx kills the run; then errors.Is(err,
+// error for which errors.Is(err, fs.ErrNotExist) or fs.ErrPermission holds, if the command is
+// missing or not executable; or a *SetupError. Cancelling ctx kills the run; then errors.Is(err,
 // ctx.Err()) and errors.Is(err, context.Cause(ctx)) hold.
 func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
 	p, err := s.Start(ctx)
@@ -83,8 +79,8 @@ func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
 	return p.Wait()
 }
 
-// Start starts a run and returns as soon as the command has been executed.
-// The caller must call Wait. The errors are those of Run.
+// Start starts a run and returns as soon as the command has been executed. The caller must call
+// Wait. The errors are those of Run.
 func (s *Sandbox) Start(ctx context.Context) (*Process, error) {
 	if start, ok := s.is.Spec.Supervision.Start.(func(context.Context, *Sandbox) (*Process, error)); ok {
 		return start(ctx, s.With(func(c *spec.Spec) { c.Supervision.Start = nil }))
@@ -96,11 +92,12 @@ func (s *Sandbox) Start(ctx context.Context) (*Process, error) {
 	return &Process{r: r}, nil
 }
 
-// Prepare waits until all runs that WithPrepared asks for are prepared. It takes no command. The errors are those of Run.
+// Prepare waits until all runs that WithPrepared asks for are prepared. The sandbox needs no
+// command for this. The errors are those of Run.
 func (s *Sandbox) Prepare(ctx context.Context) error { return s.is.Prepare(ctx) }
 
-// Output is Run with the standard output returned. If WithStderr is not set,
-// an *ExitError holds the beginning and the end of the standard error.
+// Output does what Run does and returns the command's standard output. If WithStderr is not set, an
+// *ExitError holds the beginning and the end of the standard error.
 func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
 	if s.is.Spec.Streams.Stdout != nil {
 		return nil, fault.Option("WithStdout", "is set already: leave it out for Output, which returns what it would get")
@@ -120,8 +117,8 @@ func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
 	return stdout.Bytes(), err
 }
 
-// CombinedOutput is Run with the standard output and standard error returned
-// as one, in the order in which they were written.
+// CombinedOutput does what Run does and returns the command's standard output and standard error as
+// one, in the order in which they were written.
 func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
 	var errs []error
 	for _, o := range []struct {
@@ -140,16 +137,15 @@ func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
 	return both.Bytes(), err
 }
 
-// Explain lists, one readable line per system call, what a run of this sandbox
-// does from its clone to its command, as compiled for this machine. It starts
-// nothing and needs no privilege.
+// Explain returns what a run of this sandbox does from its clone to its command, as compiled for
+// this machine, in one readable line per system call. It starts nothing and needs no privilege.
 func (s *Sandbox) Explain() (string, error) { return s.is.Explain() }
 
-// Shutdown ends the default cells with every run in them and waits until
-// nothing of them is left: no process, mount, cgroup or file. A later Run
-// boots a new one. If ctx ends first, what is left is killed at once.
+// Shutdown ends the default cells with every run in them and waits until nothing of them is left:
+// no process, mount, cgroup or file. A later Run boots a new one. If ctx ends first, what is left
+// is killed at once.
 //
-// Not calling it leaves nothing running either: the end of this process, of
-// whatever kind, ends its cells. What then remains are empty directories
-// (cgroups, state), which the next process to use this package removes.
+// Not calling it leaves nothing running either: the end of this process, of whatever kind, ends its
+// cells. What then remains are empty directories (cgroups, state), which the next process to use
+// this package removes.
 func Shutdown(ctx context.Context) error { return shutdown(ctx) }

@@ -7,16 +7,19 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// Scratch is a file system of its own in memory that runs share, one after the other or at once: the way of files into a run and out
-// of it. No process has it but runs that are given it with WithScratch or WithReadOnlyScratch. It is safe for concurrent use, also while runs change it.
+// Scratch is a file system of its own in memory that runs share, one after the other or at once:
+// the way to get files into a run and out of it. Only this process has it, and the runs that are
+// given it, with WithScratch, WithReadOnlyScratch or WithScratchRoot. It is safe for concurrent
+// use, even while runs change it.
 type Scratch struct{ impl *scratchImpl }
 
-// NewScratch makes an empty file system that takes up to the given number of bytes, and one file for each 4 KiB of
-// them, plus 256. Memory is used as files are written, and counts for the limit of the run that
-// writes them, also after its end. It is given back once the scratch is closed, or garbage collected, and the runs that have it are over.
+// NewScratch makes an empty file system that takes up to the given number of bytes, and one file
+// for each 4 KiB of them, plus 256. Memory is used as files are written, and counts towards the
+// limit of the run that writes them, even after its end. It is given back once the scratch is
+// closed, or garbage collected, and the runs that have it are over.
 //
-// It needs Linux 5.12, and root or a machine that lets ordinary users make user namespaces. An ordinary user has a small
-// process more for each scratch.
+// It needs Linux 5.12, and root or a machine that lets ordinary users make user namespaces. For an
+// ordinary user each scratch takes a small process.
 func NewScratch(bytes int64) (*Scratch, error) {
 	if bytes <= 0 {
 		return nil, fault.Option("NewScratch", "%d is not a positive number of bytes", bytes)
@@ -28,61 +31,63 @@ func NewScratch(bytes int64) (*Scratch, error) {
 	return &Scratch{impl}, nil
 }
 
-// Close gives up the scratch. Runs that have it keep it; no other can be given it.
+// Close gives up the scratch. Runs that have it keep it; no other run can be given it.
 func (s *Scratch) Close() error { return s.impl.Close() }
 
-// CopyIn copies all of fsys into the directory dir of the scratch, a name as fs.FS has them, "."
-// for its root. It is made if it is missing. Files belong to the runs' user and keep their
+// CopyIn copies all of fsys into the directory dir of the scratch, a name as in fs.FS, "." for its
+// root. The directory is made if it is missing. Files belong to the runs' user and keep their
 // permission bits; their owner may always read and write them. Symbolic links are copied as they
 // are, named pipes and sockets become new ones, and regular files and directories keep their
-// modification times. A file that is there already is never replaced: then (fs.ErrExist), and when
-// the scratch is full (syscall.ENOSPC), CopyIn stops, and what was copied stays. What can't be
-// copied is left out, and then errors.Is(err, ErrNotCopied) holds: devices, and names that are not
-// UTF-8, unless fsys is an os.DirFS.
+// modification times. A file that is there already is never replaced: CopyIn stops there
+// (fs.ErrExist), and when the scratch is full (syscall.ENOSPC), and what was copied stays. What
+// can't be copied is left out, and then errors.Is(err, ErrNotCopied) holds: devices, and names that
+// are not UTF-8, unless fsys is an os.DirFS.
 func (s *Scratch) CopyIn(fsys fs.FS, dir string) error { return s.impl.CopyIn(fsys, dir) }
 
-// ErrNotCopied says that CopyIn or CopyOut left something out. All else was copied.
+// ErrNotCopied means that CopyIn or CopyOut left something out. Everything else was copied.
 var ErrNotCopied = fault.ErrNotCopied
 
 // CopyOut copies all that is in the scratch into a directory of the host, which is made if it is
 // missing. Files belong to this process's user, with the permission bits that they have and the
 // umask leaves, and the modification times. A file that is there already is never replaced.
 //
-// What a run left is nothing to trust. Of symbolic links those are copied that can't lead out of
-// the directory. Other links, sockets and named pipes, files with holes that seem larger than the
+// What a run left can't be trusted. Symbolic links are copied only if they can't lead out of the
+// directory. Other links, sockets and named pipes, files with holes that seem larger than the
 // scratch, names that are longer than a path may be, what this process may not read, and what a run
-// holds a lease of, are left out, and then errors.Is(err, ErrNotCopied) holds. Never is more
-// written than the scratch has room for: if files with holes would together take more, CopyOut
-// stops with an error.
+// holds a lease of, are left out, and then errors.Is(err, ErrNotCopied) holds. CopyOut never writes
+// more than the scratch has room for: if files with holes would together take more, it stops with
+// an error.
 func (s *Scratch) CopyOut(dir string) error { return s.impl.CopyOut(dir) }
 
-// FS is what the scratch has in it at the moment, by names relative to its root, wherever a run has
-// it mounted. It implements fs.ReadDirFS, fs.StatFS and fs.ReadLinkFS. Symbolic links are followed
-// within the scratch only, and nothing is opened but regular files and directories. A file shows
-// what it had in it when it was opened; one that is larger than the scratch, which then has holes,
-// can't be opened, nor can one of which a run holds a lease (syscall.EWOULDBLOCK), which takes
-// another filter than the default one.
+// FS returns a file system that shows what is in the scratch at the moment, by names relative to
+// its root, wherever a run has it mounted. It implements fs.ReadDirFS, fs.StatFS and fs.ReadLinkFS.
+// Symbolic links are followed within the scratch only, and nothing is opened but regular files and
+// directories. A file shows what it had in it when it was opened; one that is larger than the
+// scratch, which then has holes, can't be opened, nor can one of which a run holds a lease
+// (syscall.EWOULDBLOCK), for which it needs another seccomp filter than the default one.
 func (s *Scratch) FS() fs.FS { return s.impl.FS() }
 
-// WithScratch mounts the scratch at dst, writable. Its files belong to the run's user. It replaces the default file system at
-// /tmp, /dev/shm or /home/sandbox. Several runs may have it at once, whatever their user.
+// WithScratch mounts the scratch at dst, writable. Its files belong to the run's user. It replaces
+// the default file system at /tmp, /dev/shm or /home/sandbox. Several runs may have it at once,
+// whatever their user.
 //
-// As root it needs Linux 6.3 (idmapped tmpfs; before, a run fails with a *SetupError), and is not to be had with WithoutUserNamespace.
+// As root it needs Linux 6.3 (idmapped tmpfs; before that, a run fails with a *SetupError), and
+// can't be combined with WithoutUserNamespace.
 func WithScratch(dst string, s *Scratch) Option {
 	return withMount(dst, spec.Scratch{From: scratchOf(s)})
 }
 
-// WithReadOnlyScratch mounts the scratch at dst, read-only. Before Linux 6.3 its files belong to nobody where this
-// process is root, and the run may read what others may read.
+// WithReadOnlyScratch mounts the scratch at dst, read-only. Before Linux 6.3 its files belong to
+// nobody if this process is root, and the run may read what others may read.
 func WithReadOnlyScratch(dst string, s *Scratch) Option {
 	return withMount(dst, spec.Scratch{From: scratchOf(s), ReadOnly: true})
 }
 
-// WithFS shows the files of fsys at dst, read-only, for all to read; what somebody may execute
-// there, all may. They keep their modification times, and are copied to a Scratch of their size
-// when the first run needs them, and kept there for all runs of sandboxes that have this option: a
-// later change of fsys shows nowhere. An embed.FS, an fs.Sub of it or an os.DirFS will do. What
-// can't be read is an error of Run. It needs Linux 5.12.
+// WithFS shows the files of fsys at dst, read-only, for all to read; what anybody may execute
+// there, all may. The files keep their modification times, and are copied to a Scratch of their
+// size when the first run needs them, and kept there for all runs of sandboxes that have this
+// option: later changes of fsys have no effect. An embed.FS, an fs.Sub of it or an os.DirFS will
+// do. Run fails if a file can't be read. It needs Linux 5.12.
 func WithFS(dst string, fsys fs.FS) Option {
 	if fsys == nil {
 		return withMount(dst, spec.FS{})
@@ -90,7 +95,7 @@ func WithFS(dst string, fsys fs.FS) Option {
 	return withMount(dst, spec.FS{From: newFiles(fsys)})
 }
 
-// scratchOf is nil for a scratch that NewScratch did not make, and not an interface that holds it.
+// scratchOf returns what is behind the scratch, or a nil interface if NewScratch did not make it.
 func scratchOf(s *Scratch) any {
 	if !s.made() {
 		return nil
@@ -98,5 +103,5 @@ func scratchOf(s *Scratch) any {
 	return s.impl
 }
 
-// made reports whether the scratch is one of NewScratch's.
+// made reports whether NewScratch made the scratch.
 func (s *Scratch) made() bool { return s != nil && s.impl != nil }

@@ -21,8 +21,9 @@ func closedFile(t *testing.T) *os.File {
 	return f
 }
 
-// TestCheckReportsAll has options that are wrong in themselves beside such as name what is not there:
-// they are one error, of Explain too, and of a start that is not wanted any more.
+// TestCheckReportsAll combines options that are wrong in themselves with options that name what
+// does not exist: all are reported in one error, by Explain too, and by a start whose context has
+// ended.
 func TestCheckReportsAll(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "missing")
 	s := New(WithMemory(-1), WithReadOnlyBind(missing, "/a"), WithRootfs(DirRootfs(missing)), WithCPUSet("0,9999"),
@@ -44,7 +45,8 @@ func TestCheckReportsAll(t *testing.T) {
 	require.EqualError(t, err, "sandbox: not started: context canceled")
 }
 
-// TestCheckReportsOnce has paths that are wrong in themselves, and therefore not there.
+// TestCheckReportsOnce has paths that are wrong in themselves and so do not exist: each is reported
+// once.
 func TestCheckReportsOnce(t *testing.T) {
 	for _, o := range []Option{WithBind("relative", "/a"), WithBind("/no/such/place", "b"), WithRootfs(DirRootfs("relative")),
 		WithIO(IOLimit{Path: "relative", ReadOps: 1}), WithCPUSet("x"),
@@ -56,7 +58,7 @@ func TestCheckReportsOnce(t *testing.T) {
 	require.NoError(t, explained(New(valid, WithCPUSet("0"), WithStdin(os.Stdin), WithExtraFiles(os.Stdin))))
 }
 
-// explained is what Explain says is wrong.
+// explained returns the error of Explain.
 func explained(s *Sandbox) error {
 	_, err := s.Explain()
 	return err
@@ -121,8 +123,8 @@ func TestExplain(t *testing.T) {
 	require.ErrorContains(t, err, "WithRootfs")
 }
 
-// TestWrongOptionsStartNothing gives each wrong option to Start: the error is
-// that of the option, whether or not a cell can be booted, and none is.
+// TestWrongOptionsStartNothing gives each wrong option to Start: the error is that of the option,
+// whether or not a cell can be booted, and no cell is booted.
 func TestWrongOptionsStartNothing(t *testing.T) {
 	before := testkit.ChildPIDs()
 	for _, test := range wrong {

@@ -17,22 +17,22 @@ import (
 // cancelGrace is how long a function may take to return once its context has ended.
 const cancelGrace = 100 * time.Millisecond
 
-// call is a call that a worker serves, in this process.
+// call is this process's side of a call that a worker serves.
 type call struct {
 	w      *worker
 	ctx    context.Context
-	left   []io.Closer     // of streams
+	left   []io.Closer     // ends of streams, to be closed with the call
 	far    []*os.File      // the worker's ends of the answer's streams
-	alive  context.Context // until ctx ends, the time is over, or the call is
+	alive  context.Context // until ctx, the timeout or the call ends
 	cancel context.CancelFunc
 	stops  []func() bool
 	done   func(healthy bool)
 	once   sync.Once
 
 	mu       sync.Mutex
-	inErr    error           // of a stream that the caller gave
-	streams  []*answerStream // of the answer, from when it is there
-	open     int             // those that are not read to the end
+	inErr    error           // of reading a stream that the caller passed
+	streams  []*answerStream // of the answer, once it has arrived
+	open     int             // how many of streams are not read to the end
 	broken   bool
 	timedOut bool
 	over     bool
@@ -42,7 +42,7 @@ type call struct {
 // begin watches over the call: its context and its timeout.
 func (c *call) begin() {
 	c.stops = append(c.stops, context.AfterFunc(c.ctx, func() {
-		// First: a process that does not read can't be told either.
+		// Before Send, which blocks if the process does not read.
 		time.AfterFunc(cancelGrace, func() { c.w.kill(fault.Canceled) })
 		_ = c.w.conn.Send(wire.Message{Kind: wire.Cancel})
 	}))
@@ -58,8 +58,8 @@ func (c *call) begin() {
 	c.w.calls++
 }
 
-// finish gives the worker back. It is not used again unless healthy, and nothing has begun to end
-// the call.
+// finish gives the worker back. The worker is used again only if healthy is true and nothing has
+// begun to end the call.
 func (c *call) finish(healthy bool) {
 	c.once.Do(func() {
 		c.mu.Lock()
@@ -78,7 +78,7 @@ func (c *call) finish(healthy bool) {
 	})
 }
 
-// abandon ends the worker, unless it serves somebody else already.
+// abandon ends the worker, unless it serves another call already.
 func (c *call) abandon() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -89,7 +89,7 @@ func (c *call) abandon() {
 }
 
 // feed copies the streams of the argument to the worker. If one can't be read, the call fails: the
-// function must not take what it has got for all.
+// function must not take what it has received for the whole stream.
 func (c *call) feed(streams []wire.Stream) {
 	for _, s := range streams {
 		go func() {
@@ -107,7 +107,7 @@ func (c *call) feed(streams []wire.Stream) {
 	}
 }
 
-// source keeps the error of a reader, which is not that of who writes.
+// source keeps the error of its reader, which copyStream does not tell from an error of writing.
 type source struct {
 	io.Reader
 	err error
@@ -121,7 +121,7 @@ func (s *source) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// fail is why a call has no answer, given what Receive says.
+// fail returns why a call has no answer, given the error of Receive.
 func (c *call) fail(received error) error {
 	err := c.w.whyEnded(received)
 	c.mu.Lock()
@@ -131,7 +131,8 @@ func (c *call) fail(received error) error {
 		return c.canceled()
 	case c.inErr != nil:
 		return fmt.Errorf("sandbox: function %s: reading a stream of its argument: %w", c.w.f.name, c.inErr)
-	case c.timedOut && !errors.Is(err, sandbox.ErrTimeout): // it had ended before, with an answer that took too long to decode
+	// The process had ended before the timeout, with an answer that took too long to decode.
+	case c.timedOut && !errors.Is(err, sandbox.ErrTimeout):
 		return fmt.Errorf("sandbox: function %s: %w", c.w.f.name, sandbox.ErrTimeout)
 	case errors.Is(received, wire.ErrTooLarge):
 		return c.w.f.tooLarge("result", received)
@@ -147,14 +148,14 @@ func (c *call) canceled() error {
 	return fmt.Errorf("sandbox: function %s: %w", c.w.f.name, fault.Ended(c.ctx))
 }
 
-// trouble is the error that the worker reports.
+// trouble returns the error that the worker reports.
 func (c *call) trouble(m wire.Message) error {
 	var t wire.Trouble
 	if err := wire.Unmarshal(m.Body, &t); err != nil {
 		return fmt.Errorf("sandbox: function %s: decoding its error: %w", c.w.f.name, err)
 	}
 	if deadline, ok := c.ctx.Deadline(); ok && t.Late && time.Until(deadline) < cancelGrace {
-		<-c.ctx.Done() // the other process's clock was first
+		<-c.ctx.Done() // the deadline has passed in the other process already
 	}
 	t.Text, t.Stack = t.Text[:min(len(t.Text), wire.MaxText)], t.Stack[:min(len(t.Stack), wire.MaxText)]
 	switch {
@@ -168,7 +169,7 @@ func (c *call) trouble(m wire.Message) error {
 	return &Error{Func: c.w.f.name, Text: t.Text}
 }
 
-// invoke has a worker serve a call. done is called, once, when the worker is not needed any more.
+// invoke makes a worker serve a call. It calls done once, when the worker is not needed any more.
 func invoke[In, Out any](ctx context.Context, f *Func[In, Out], w *worker, in In, done func(healthy bool)) (out Out, err error) {
 	c := &call{w: w, ctx: ctx, done: done, finished: make(chan struct{})}
 	c.alive, c.cancel = context.WithCancel(ctx)
@@ -190,7 +191,7 @@ func invoke[In, Out any](ctx context.Context, f *Func[In, Out], w *worker, in In
 	if errors.Is(err, wire.ErrTooLarge) {
 		err = f.tooLarge("argument", err)
 	}
-	if err != nil && !isReset(err) { // if so, why comes next
+	if err != nil && !isReset(err) { // after a reset, Receive tells why
 		c.finish(true)
 		return out, err
 	}
@@ -223,7 +224,7 @@ func invoke[In, Out any](ctx context.Context, f *Func[In, Out], w *worker, in In
 	return out, err
 }
 
-// undecoded is why an answer is none, given what Unpack says.
+// undecoded returns why an answer can't be used, given the error of Unpack.
 func (c *call) undecoded(err error) error {
 	switch {
 	case c.alive.Err() != nil:

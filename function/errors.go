@@ -6,16 +6,15 @@ import (
 	"github.com/cellkit/sandbox/internal/wire"
 )
 
-// Error is an error that the function returned. Of the error itself nothing but the text crosses
-// the boundary.
+// Error is an error that the function returned. Only the error's text crosses the boundary.
 type Error struct {
-	Func string // its name
+	Func string // the function's name
 	Text string // the first 64 KiB
 }
 
 func (e *Error) Error() string { return e.Text }
 
-// PanicError is a panic of the function, or its runtime.Goexit.
+// PanicError is the error of a function that panicked or called runtime.Goexit.
 type PanicError struct {
 	Func  string
 	Value string // as fmt prints it, the first 64 KiB
@@ -24,11 +23,11 @@ type PanicError struct {
 
 func (e *PanicError) Error() string { return "sandbox: function " + e.Func + ": panic: " + e.Value }
 
-// ErrNoAnswer says that the function's process ended without an answer, and with status 0, as by
+// ErrNoAnswer means that the function's process ended without an answer, and with status 0, as by
 // os.Exit(0).
 var ErrNoAnswer = errors.New("the function's process ended without an answer")
 
-// ErrMessageLimit says that what a call takes or returns is larger than MessageLimit allows,
+// ErrMessageLimit means that what a call takes or returns is larger than MessageLimit allows,
 // encoded or decoded.
 var ErrMessageLimit = wire.ErrTooLarge
 

@@ -26,8 +26,8 @@ var parse = function.New("parse", func(_ context.Context, text string) (map[stri
 	return out, nil
 }, sandbox.WithMemory(128*sandbox.MiB), sandbox.WithTimeout(20*time.Second))
 
-// A function of this program is called in a process of its own, where it sees and can do nothing
-// but that.
+// A function of this program is called in a process of its own, where it can do nothing but compute
+// its result.
 func ExampleNew() {
 	out, err := parse.Call(context.Background(), "a=1 b=2")
 	fmt.Println(out, err)

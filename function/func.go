@@ -1,9 +1,10 @@
 // Package function calls Go functions of this program in processes of their own, each isolated as a
 // run of package sandbox is.
 //
-//	var thumbnail = function.New("thumbnail", func(ctx context.Context, in Request) (Response, error) {
-//		...
-//	})
+//	var thumbnail = function.New("thumbnail",
+//		func(ctx context.Context, in Request) (Response, error) {
+//			...
+//		})
 //
 //	out, err := thumbnail.Call(ctx, in)
 package function
@@ -32,43 +33,45 @@ type Func[In, Out any] struct {
 	in, out wire.Shape
 }
 
-// function is what of a Func does not depend on its types.
+// function is the part of a Func that does not depend on its types.
 type function struct {
 	name string
-	base func() *sandbox.Sandbox          // with the options
-	own  func() (*sandbox.Sandbox, error) // what calls without further options run in
+	base func() *sandbox.Sandbox          // returns the sandbox with the options
+	own  func() (*sandbox.Sandbox, error) // returns the sandbox of calls without more options
 }
 
-// New makes a function that can be called in isolation. It has to be called while packages are
+// New makes a function that can be called in isolation. It must be called while packages are
 // initialised, for a package-level variable:
 //
-//	var thumbnail = function.New("thumbnail", func(ctx context.Context, in Request) (Response, error) {
-//		...
-//	})
+//	var thumbnail = function.New("thumbnail",
+//		func(ctx context.Context, in Request) (Response, error) {
+//			...
+//		})
 //
 // A call executes this program once more, in a run, and there New serves the function instead of
-// returning: nothing of the package after it is initialised there, no init function of the package
-// that calls it runs, nor does main, TestMain or a test. Imported packages are initialised first,
-// as ever. New must be called under no condition that does not hold there: a process whose function
-// is not registered ends as soon as main begins. Names are unique in a program: New panics, naming
-// both places, if one is taken, and if it is called when main has begun.
+// returning: nothing of the package that comes after it is initialised there, and no init function
+// of the package that calls it runs, nor does main, TestMain or a test. Imported packages are
+// initialised first, as always. New must not depend on a condition that does not hold there: a
+// process whose function is not registered ends as soon as main begins. Names are unique in a
+// program: New panics if a name is taken, naming both places, and if it is called after main has
+// begun.
 //
-// The function sees none of the host's files but the libraries that this program is linked with,
-// /dev, /proc, the made-up part of HostRootfs's /etc and empty directories to write to; no network;
-// no variable of this process's environment. What else it needs, and what it may use, the options
-// say: they are those of a sandbox, but for WithCommand, and MessageLimit. Where WithMemory is set,
-// Go's own limit (GOMEMLIMIT) is nine tenths of it. A panic, os.Exit or a crash ends the function's
-// process, not this one.
+// The function sees none of the host's files except for the libraries that this program is linked
+// with, /dev, /proc, the made-up part of HostRootfs's /etc and empty directories to write to; no
+// network; no variable of this process's environment. The options say what else it needs, and what
+// it may use: they are those of a sandbox, except for WithCommand, and MessageLimit. If WithMemory
+// is set, Go's own limit (GOMEMLIMIT) is nine tenths of it. A panic, os.Exit or a crash ends the
+// function's process, not this one.
 //
 // Values are copied, as CBOR (RFC 8949): exported fields, to 32 levels, with 131,072 elements in an
 // array or map. The fields of In and Out, or of the structs they point to, that are an *os.File are
 // passed as descriptors; in the function's process they are closed when it has returned. Those that
 // are an io.Reader are streams: they are copied while the function, or the caller, reads; see Call.
-// Deeper ones do not travel. An answer is whatever who took over the process makes it: a value of
-// its type, a stream without end, a file. A file of an answer is a regular one, a directory, or a
-// device such as /dev/null: what else comes (pipes, sockets, terminals, files of /proc) may keep
-// its reader waiting for ever and is an error. It can be of any size, with holes, and change while
-// it is read: read it with a bound, and do not map it.
+// Deeper fields are not passed. If an attacker takes over the process, an answer is whatever the
+// attacker makes it: a value of its type, a stream without end, a file. A file of an answer is a
+// regular one, a directory, or a device such as /dev/null: anything else (pipes, sockets,
+// terminals, files of /proc) may keep its reader waiting for ever and is an error. It can be of any
+// size, with holes, and change while it is read: read it with a bound, and do not map it.
 func New[In, Out any](name string, fn func(context.Context, In) (Out, error), opts ...Option) *Func[In, Out] {
 	alone := sync.OnceValue(func() *sandbox.Sandbox {
 		return sandbox.New(func(c *spec.Spec) { c.Root.Rootfs = spec.Rootfs{Parts: spec.OwnProgram} })
@@ -86,8 +89,8 @@ func (f *Func[In, Out]) With(opts ...Option) *Func[In, Out] {
 	return &Func[In, Out]{with(f.name, f.base, opts), f.in, f.out}
 }
 
-// with returns the function with options added to those of base. Nothing is done with them before a
-// call: programs have functions that they never call.
+// with returns the function with options added to those of base. Nothing is done with the options
+// before a call: programs have functions that they never call.
 func with(name string, base func() *sandbox.Sandbox, opts []Option) *function {
 	opts = slices.Clone(opts)
 	f := &function{name: name}
@@ -111,9 +114,10 @@ func apply(opts []Option) sandbox.Option {
 // to those of the function.
 //
 // The error is an *Error if the function returned one, and a *PanicError if it panicked. Otherwise
-// it is that of a run: an *sandbox.ExitError, with the end of the standard error in it, where the
-// process ended by itself or reached a limit (errors.Is tells sandbox.ErrTimeout, ErrOutOfMemory
-// and so on), or ErrNoAnswer; a *sandbox.SetupError or another one if it could not be started.
+// the error is that of a run: an *sandbox.ExitError, with the end of the standard error in it, if
+// the process ended by itself or reached a limit (errors.Is finds sandbox.ErrTimeout,
+// ErrOutOfMemory and so on), or ErrNoAnswer; a *sandbox.SetupError or another one if it could not
+// be started.
 //
 // The function's context has the deadline of ctx, and ends with it. A function that has not
 // returned 100 ms later is killed. In both cases errors.Is(err, ctx.Err()) holds. WithTimeout
@@ -123,8 +127,9 @@ func apply(opts []Option) sandbox.Option {
 // lives on until all such fields have been read to the end or closed (they are io.Closers), or ctx
 // ends. Close ends a Read that waits. A Read returns what went wrong, in the function's stream or
 // its process. A reader in In is read by this process until the function has returned and its
-// streams are copied. If it fails the call fails with its error. A Read that blocks then is not
-// waited for; a writer of WithStdout or WithStderr that blocks is, as long as WithWaitDelay says.
+// streams are copied. If it fails the call fails with its error. Call does not wait for a Read that
+// blocks then; it waits for a writer of WithStdout or WithStderr that blocks, for as long as
+// WithWaitDelay says.
 func (f *Func[In, Out]) Call(ctx context.Context, in In, opts ...Option) (Out, error) {
 	var zero Out
 	if ctx.Err() != nil {
@@ -141,7 +146,7 @@ func (f *Func[In, Out]) Call(ctx context.Context, in In, opts ...Option) (Out, e
 	return invoke(ctx, f, w, in, func(bool) { w.end() })
 }
 
-// sandbox returns what calls with the options run in.
+// sandbox returns the sandbox of calls with the options.
 func (f *function) sandbox(opts []Option) (*sandbox.Sandbox, error) {
 	if len(opts) == 0 {
 		return f.own()
@@ -174,7 +179,7 @@ func described(s *sandbox.Sandbox) (c spec.Spec) {
 	return c
 }
 
-// answer is one call, in the function's process.
+// answer serves one call, in the function's process.
 func answer[In, Out any](c *servedCall, f *Func[In, Out], fn func(context.Context, In) (Out, error)) (wire.Message, error) {
 	in, e, err := wire.Unpack[In](f.in, c.request, func(r *os.File) io.Reader { return r })
 	if err != nil {

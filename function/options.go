@@ -16,7 +16,8 @@ type Option interface {
 	Apply(*spec.Spec)
 }
 
-// Options is several options of a sandbox as one of a function, for those that are in a slice.
+// Options combines several options of a sandbox into one of a function, for options that are in a
+// slice.
 func Options(opts ...sandbox.Option) Option {
 	opts = slices.Clone(opts)
 	return option(func(c *spec.Spec) {
@@ -32,11 +33,12 @@ type option func(*spec.Spec)
 func (o option) Apply(c *spec.Spec) { o(c) }
 
 // MessageLimit limits the encoded argument and result of a call of a function, each, to a number of
-// bytes, up to 1 GiB: ErrMessageLimit. Streams and files do not count. The result is the inside's
-// to make as large as that. Decoded, it may take at most eight times the limit, and 1 MiB, of
-// memory: a result that would take more is not decoded, and is ErrMessageLimit too. Decoding ends
-// when the call's context or timeout does. Types that decode themselves (UnmarshalCBOR,
-// UnmarshalText, UnmarshalBinary) may take more, if they are made that way. Default, and 0: 16 MiB.
+// bytes, up to 1 GiB: ErrMessageLimit. Streams and files do not count. Code in the function's
+// process can make the result as large as that. Decoded, it may take at most eight times the limit,
+// and 1 MiB, of memory: a result that would take more is not decoded, and the error is
+// ErrMessageLimit too. Decoding ends when the call's context or timeout does. Types that decode
+// themselves (UnmarshalCBOR, UnmarshalText, UnmarshalBinary) may take more, if they are written
+// that way. Default, and 0: 16 MiB.
 func MessageLimit(bytes int64) Option {
 	return option(func(c *spec.Spec) { c.Function.MessageLimit = bytes })
 }
@@ -44,18 +46,18 @@ func MessageLimit(bytes int64) Option {
 // WorkersOption changes one thing of Workers.
 type WorkersOption func(*workersConfig)
 
-// workersConfig is what options of Workers set. 0 is no limit.
+// workersConfig is what options of Workers set. 0 means no limit.
 type workersConfig struct {
 	maxCalls int
 	maxAge   time.Duration
 }
 
-// MaxCalls has each worker replaced when it has served n calls. With 1 each call has a fresh
-// process, which was started ahead. Default, and 0: no limit.
+// MaxCalls replaces each worker when it has served n calls. With 1 each call has a fresh process,
+// which was started ahead. Default, and 0: no limit.
 func MaxCalls(n int) WorkersOption { return func(c *workersConfig) { c.maxCalls = n } }
 
-// MaxAge has each worker replaced before it serves a call at a greater age. Default, and 0: no
-// limit.
+// MaxAge replaces each worker that has reached the age before it serves another call. Default, and
+// 0: no limit.
 func MaxAge(d time.Duration) WorkersOption { return func(c *workersConfig) { c.maxAge = d } }
 
 func (c *workersConfig) check() (errs []error) {

@@ -18,7 +18,8 @@ import (
 
 var same = New("same", func(_ context.Context, n int) (int, error) { return n, nil }, sandbox.WithTimeout(time.Second), MessageLimit(1000))
 
-// TestOptionsOfTheirOwn has no option go where it means nothing: that does not compile.
+// TestOptionsOfTheirOwn checks that no option can be given where it means nothing: that does not
+// compile.
 func TestOptionsOfTheirOwn(t *testing.T) {
 	options := map[string]reflect.Type{"sandbox": reflect.TypeFor[sandbox.Option](), "function": reflect.TypeFor[Option](),
 		"workers": reflect.TypeFor[WorkersOption](), "pool": reflect.TypeFor[pool.Option]()}
@@ -37,8 +38,8 @@ func set(t *testing.T, f *Func[int, int], opts ...Option) spec.Spec {
 	return described(s)
 }
 
-// TestOptionsAreAdded has those of a call, and of With, come after those of the function, which
-// keeps its own.
+// TestOptionsAreAdded checks that the options of a call, and of With, come after those of the
+// function, which keeps its own.
 func TestOptionsAreAdded(t *testing.T) {
 	for range 2 {
 		more := []Option{nil, sandbox.Option(nil), Options(sandbox.WithMemory(sandbox.MiB), nil), MessageLimit(7)}
@@ -55,7 +56,8 @@ func TestOptionsAreAdded(t *testing.T) {
 	}
 }
 
-// TestCommandIsWrong has the function's own command, and those of earlier calls, be no other.
+// TestCommandIsWrong refuses WithCommand, but not the function's own command, nor that of an
+// earlier call.
 func TestCommandIsWrong(t *testing.T) {
 	for _, f := range []*Func[int, int]{same.With(sandbox.WithCommand("true")), same.With(Options(sandbox.WithCommand("true"))).With(MessageLimit(1))} {
 		_, err := f.sandbox(nil)

@@ -7,14 +7,14 @@ import (
 	"sync"
 )
 
-// functions is where each function was made.
+// functions has the place where each function was made, by name.
 var functions = struct {
 	sync.Mutex
 	at map[string]string
 }{at: map[string]string{}}
 
-// register records the name of a function that the caller of New makes. It panics where that can't
-// be called by its name.
+// register records the name of a function that the caller of New makes. It panics if the function
+// could not be called by that name.
 func register(name string) {
 	pcs := make([]uintptr, 64)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])

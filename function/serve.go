@@ -21,8 +21,8 @@ import (
 
 // What follows runs in a function's process.
 
-// A process that serves a function knows it by the first argument and this variable of its
-// environment. Both must agree.
+// A process serves a function if its first argument and this variable of its environment say so,
+// both.
 const (
 	workerName = "sandbox-function"
 	workerVar  = "_SANDBOX_FUNCTION"
@@ -42,8 +42,8 @@ func init() {
 }
 
 // keepFromMain ends the process if the function is not registered and so the program's main begins,
-// which is not meant to run here. Nothing tells when a program's packages are initialised but the
-// first goroutine's stack.
+// which is not meant to run here. Only the first goroutine's stack shows when a program's packages
+// have been initialised.
 func (s *served) keepFromMain() {
 	stacks := make([]byte, 64<<10)
 	for ; !s.found.Load(); time.Sleep(time.Millisecond) {
@@ -53,7 +53,7 @@ func (s *served) keepFromMain() {
 	}
 }
 
-// asWorker returns the function that this process serves, if it does.
+// asWorker returns the function that this process serves, and whether it serves one.
 var asWorker = func() func() (*served, bool) {
 	find := sync.OnceValue(func() *served {
 		if len(os.Args) != 5 || os.Args[1] != workerName || os.Getenv(workerVar) != "1" || gainedPrivileges() {
@@ -76,12 +76,12 @@ var asWorker = func() func() (*served, bool) {
 // servedCall is one call.
 type servedCall struct {
 	request wire.Message
-	ended   context.Context // when the caller does not want the answer any more
+	ended   context.Context // done when the caller does not want the answer any more
 	streams []io.Reader     // of the answer
 	pipes   chan []*os.File // for those, from the host
 }
 
-// context is the function's.
+// context returns the function's context. until is its deadline in Unix nanoseconds, 0 for none.
 func (c *servedCall) context(until int64) (context.Context, context.CancelFunc) {
 	if until > 0 {
 		return context.WithDeadline(c.ended, time.Unix(0, until))
@@ -103,7 +103,7 @@ func (s *served) serve(maxFiles int, f func(*servedCall) (wire.Message, error)) 
 		case err != nil:
 			s.giveUp(err)
 		case m.Kind == wire.Cancel:
-			cancel() // of a call that is over already, if it comes late
+			cancel() // for a call that is over already, if it comes late
 		case m.Kind == wire.Pipes:
 			c.pipes <- m.Files
 		default:
@@ -126,7 +126,7 @@ func (s *served) send(m wire.Message) {
 	}
 }
 
-// one serves a call.
+// one serves a call and sends the answer, or the error.
 func (s *served) one(c *servedCall, f func(*servedCall) (wire.Message, error)) {
 	returned := false
 	defer func() {
@@ -199,14 +199,14 @@ func (c *servedCall) copyStreams() error {
 	return errors.Join(errs...)
 }
 
-// copyStream copies in pieces that are worth a switch to the other process.
+// copyStream copies in pieces that are large enough to be worth a switch to the other process.
 func copyStream(to *os.File, from io.Reader) error {
 	growPipe(to)
 	_, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, pipeSize))
 	return err
 }
 
-// pipeSize is the most that an ordinary user may ask for: /proc/sys/fs/pipe-max-size.
+// pipeSize is the largest pipe that an ordinary user may ask for: /proc/sys/fs/pipe-max-size.
 const pipeSize = 1 << 20
 
 func isReset(err error) bool {

@@ -10,9 +10,9 @@ import (
 	"github.com/cellkit/sandbox/internal/wire"
 )
 
-// stream is a field of the answer that is read by this process, through a pipe of its own making:
-// of one that the worker made it would have an open file in common with it, and O_NONBLOCK, without
-// which Read waits where Close does not reach it, is the open file's.
+// stream returns the reader for a field of the answer. It reads from a pipe that this process
+// makes: a pipe made by the worker would share its open file with the worker, and with it
+// O_NONBLOCK, without which Close can't end a Read that waits.
 func (c *call) stream() (io.Reader, error) {
 	near, far, err := os.Pipe()
 	if err != nil {
@@ -30,7 +30,7 @@ func (c *call) sendPipes() error {
 	for _, f := range c.far {
 		f.Close()
 	}
-	if err != nil && !isReset(err) { // if so, reading the streams tells why
+	if err != nil && !isReset(err) { // after a reset, reading the streams tells why
 		return fmt.Errorf("sandbox: function %s: sending pipes for the streams of its result: %w", c.w.f.name, err)
 	}
 	go c.watch()
@@ -38,7 +38,7 @@ func (c *call) sendPipes() error {
 }
 
 // watch ends the streams when nothing of the worker lives any more: another run may have their
-// other ends.
+// other ends open.
 func (c *call) watch() {
 	select {
 	case <-c.w.process.Ended():
@@ -76,7 +76,7 @@ func (s *answerStream) Read(b []byte) (int, error) {
 func (s *answerStream) Close() error {
 	s.f.Close() // a Read that waits for the stream returns
 	if !s.mu.TryLock() {
-		s.c.abandon() // as does one that waits for the worker's last word
+		s.c.abandon() // so does one that waits for the worker's Streamed message
 		s.mu.Lock()
 	}
 	defer s.mu.Unlock()
@@ -87,9 +87,9 @@ func (s *answerStream) Close() error {
 	return nil
 }
 
-// read is told how a stream of the answer ended. When all have, the worker says whether they are
-// whole. The end of one is only as good as the word of the worker that comes after all of them, so
-// that with several each but the last ends without.
+// read takes the error that ended a stream of the answer and returns the one for the caller. When
+// all streams have ended, the worker says whether they are whole. So of several streams only the
+// end of the last one is confirmed.
 func (c *call) read(err error) error {
 	c.mu.Lock()
 	c.open--

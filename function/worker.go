@@ -20,15 +20,15 @@ type worker struct {
 	process *sandbox.Process
 	kill    func(why fault.Reason)
 	conn    *wire.Conn
-	log     *stdio.PrefixSuffix // what it wrote to its standard error, unless the caller takes that
+	log     *stdio.PrefixSuffix // its standard error, unless the caller takes that
 	timeout time.Duration       // 0 for none
-	limit   int64               // of messages
+	limit   int64               // of messages, in bytes
 	born    time.Time
 	calls   int
 	ended   chan struct{}
 }
 
-// start starts a worker and waits until it is ready. Once it is, the end of ctx means nothing to
+// start starts a worker and waits until it is ready. After that, the end of ctx has no effect on
 // it.
 func (f *function) start(ctx context.Context, s *sandbox.Sandbox) (_ *worker, err error) {
 	as := described(s)
@@ -94,7 +94,7 @@ func (w *worker) end() {
 }
 
 // lastWord is how long a process whose connection has ended may take to end too, before it is
-// killed: its status tells why.
+// killed: its exit status says why.
 const lastWord = time.Second
 
 // whyEnded ends the worker, and returns why nothing, or nothing sensible, was received from it.

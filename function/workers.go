@@ -21,33 +21,33 @@ type Workers[In, Out any] struct {
 	*workers
 }
 
-// workers is what of Workers does not depend on the function's types.
+// workers is the part of Workers that does not depend on the function's types.
 type workers struct {
 	f    *function
 	s    *sandbox.Sandbox
 	conf workersConfig
 	err  error          // of the options
-	idle chan *worker   // as many as there are in the pool, nil for one that has to be started
+	idle chan *worker   // one for each worker, nil if it must be started
 	busy sync.WaitGroup // calls and starts
 
 	mu     sync.Mutex
 	closed chan struct{}
 }
 
-// Workers starts n processes that serve calls of the function, one after the other: what a call
-// costs is then no process, but two messages. What the processes are given and may use the options
-// of the function say: With adds some for these workers only.
+// Workers starts n processes that serve calls of the function, one after the other: a call then
+// costs two messages instead of a process. The options of the function say what the processes are
+// given and may use: With adds some for these workers only.
 //
 // A call may leave something behind for the next one in the same process, in variables or files;
-// one that took the process over may answer the next ones as it likes. MaxCalls(1) gives each call
-// a process of its own all the same, started before it is needed. A process that did not end its
+// one that took over the process may answer the next ones as it likes. MaxCalls(1) gives each call
+// a process of its own nevertheless, started before it is needed. A process that did not end its
 // call with an answer, or an error that the function returned, is never used again: one that
 // panicked, crashed, reached a limit, or was canceled. It is replaced in the background.
 // WithTimeout limits each call; other limits, such as WithMemory and WithCPUTime, are those of a
 // process, for all of its calls together.
 //
-// Nothing of this fails: wrong options and processes that can't be started are errors of Call. It
-// panics if n is less than 1. The caller should call Close.
+// Workers never fails: Call reports wrong options, and processes that can't be started. It panics
+// if n is less than 1. The caller should call Close.
 func (f *Func[In, Out]) Workers(n int, opts ...WorkersOption) *Workers[In, Out] {
 	if n < 1 {
 		panic(fmt.Sprintf("function: Workers: %d is not a positive number", n))
@@ -65,7 +65,7 @@ func (f *Func[In, Out]) Workers(n int, opts ...WorkersOption) *Workers[In, Out] 
 	return &Workers[In, Out]{f, p}
 }
 
-// sandbox returns what the workers run in, or all that is wrong with the options.
+// sandbox returns the sandbox of the workers, or all that is wrong with the options.
 func (p *workers) sandbox() (*sandbox.Sandbox, error) {
 	wrong := p.conf.check()
 	s, err := p.f.own()
@@ -113,7 +113,7 @@ func (p *workers) Close() {
 	}
 }
 
-// enter begins what Close waits for.
+// enter begins a call, for which Close waits. It returns false if the workers are closed.
 func (p *workers) enter() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -169,7 +169,9 @@ func (p *workers) give(w *worker, healthy bool) {
 
 // replace starts a worker in the background, in the place of one that is no use any more.
 func (p *workers) replace(old *worker) {
-	p.busy.Add(1) // by somebody whom Close waits for, or who has not told anybody of the pool yet
+	// Close can't be waiting for busy to become 0: it waits for the caller, or nobody else has
+	// the pool yet.
+	p.busy.Add(1)
 	go func() {
 		defer p.busy.Done()
 		if old != nil {
@@ -177,7 +179,8 @@ func (p *workers) replace(old *worker) {
 		}
 		var w *worker
 		if p.err == nil && !p.isClosed() {
-			w, _ = p.f.start(context.Background(), p.s) // who finds none starts one, and learns why it can't be
+			// A call that finds no worker starts one, and reports why it can't.
+			w, _ = p.f.start(context.Background(), p.s)
 		}
 		p.idle <- w
 	}()
@@ -192,8 +195,8 @@ func (p *workers) isClosed() bool {
 	}
 }
 
-// shared returns the writers as ones that several processes write to at once. Files are theirs to
-// write to, as ever.
+// shared returns the writers with a lock each, as several processes write to them at once. A file
+// needs none: the processes write to it themselves.
 func shared(stdout, stderr io.Writer) (io.Writer, io.Writer) {
 	if stdio.SameWriter(stdout, stderr) {
 		stdout = lock(stdout)

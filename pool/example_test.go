@@ -44,7 +44,7 @@ func (failures) RunEnded(r pool.Record) {
 	}
 }
 
-// Each run is told to an observer, and logged, when it has ended.
+// When a run has ended, an observer is called, and the run is logged.
 func ExampleObserve() {
 	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	p := pool.New(sandbox.New(sandbox.WithTimeout(20*time.Second)), 1, pool.Observe(failures{}), pool.Log(logger))

@@ -24,10 +24,10 @@ const defaultQueue = 1024
 // 1024.
 func Queue(n int) Option { return func(c *config) { c.queue = n } }
 
-// Memory limits the memory of all runs of the pool together, in bytes. Each may have a limit of its
-// own besides. If the pool reaches its own, the kernel chooses which of its processes ends:
-// sandbox.ErrOutOfMemory. A run sees it as its own, unless that is lower. It needs the memory
-// controller. Default, and 0: none.
+// Memory limits the memory of all runs of the pool together, in bytes. Each run may have a limit of
+// its own besides. If the pool reaches its limit, the kernel chooses which of the pool's processes
+// to kill: sandbox.ErrOutOfMemory. A run sees the pool's limit as its own, unless its own is lower.
+// It needs the memory controller. Default, and 0: none.
 func Memory(bytes int64) Option { return func(c *config) { c.memory = bytes } }
 
 // CPUs limits the CPU time of all runs of the pool together, to that of n CPUs. sandbox.WithCPUs of
@@ -38,7 +38,7 @@ func CPUs(n float64) Option { return func(c *config) { c.cpus = n } }
 func Observe(o Observer) Option { return func(c *config) { c.observer = o } }
 
 // Log logs every run that has ended: its id, the command without its arguments, how it ended, and
-// what it used; at level Info, or Warn where it did not start. Default: none.
+// what it used; at level Info, or Warn if it did not start. Default: none.
 func Log(l *slog.Logger) Option { return func(c *config) { c.logger = l } }
 
 func (c *config) check(size int) error {

@@ -9,7 +9,7 @@ import (
 	"github.com/cellkit/sandbox/internal/fault"
 )
 
-// TestWrongOptions has everything that is wrong with a pool told at once.
+// TestWrongOptions checks that everything that is wrong with a pool is reported at once.
 func TestWrongOptions(t *testing.T) {
 	p := New(sandbox.New(sandbox.WithCommand("true")), 0, Queue(-1))
 	_, err := p.Run(t.Context())

@@ -1,4 +1,4 @@
-// Package pool runs commands of a sandbox, so many at a time, and queues the others.
+// Package pool runs commands of a sandbox, at most a given number at a time, and queues the rest.
 package pool
 
 import (
@@ -19,26 +19,27 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// ErrFull is the error of a run that found the pool's queue, or for TryRun the pool itself, full.
+// ErrFull is the error of a run that found the pool's queue full, or, with TryRun, the pool itself.
 var ErrFull = errors.New("the pool is full")
 
 // ErrClosed is the error of runs of a pool that was closed.
 var ErrClosed = errors.New("the pool is closed")
 
-// Pool runs at most so many commands at a time and queues the rest. It is safe for concurrent use.
+// Pool runs at most a given number of commands at a time and queues the rest. It is safe for
+// concurrent use.
 type Pool struct {
 	s      *sandbox.Sandbox
 	conf   config
 	err    error // of the options
 	size   int
-	shared *spec.Pool // what its runs have together
+	shared *spec.Pool // the limits that its runs share
 	slots  *semaphore.Weighted
 	ended  chan struct{} // closed when Close has begun
 
 	mu     sync.Mutex
-	active sync.WaitGroup // runs, from when they were asked for
-	inside int            // the number of those
-	last   uint64         // run's id
+	active sync.WaitGroup // runs, waiting ones too
+	inside int            // the number of runs in active
+	last   uint64         // the id of the last run
 	closed bool
 	live   map[uint64]context.CancelCauseFunc
 	stats  Stats
@@ -49,8 +50,8 @@ type Pool struct {
 var poolCount atomic.Uint64
 
 // New makes a pool that runs what s describes, size runs at a time. It keeps as many prepared,
-// unless s says another number: see sandbox.WithPrepared. It never fails: wrong options are
-// reported by Run, each an *sandbox.OptionError. The caller should call Close.
+// unless s asks for another number: see sandbox.WithPrepared. It never fails: Run reports wrong
+// options, each as an *sandbox.OptionError. The caller should call Close.
 func New(s *sandbox.Sandbox, size int, opts ...Option) *Pool {
 	p := &Pool{conf: config{queue: defaultQueue}, size: size, ended: make(chan struct{}),
 		slots: semaphore.NewWeighted(int64(max(size, 1))), live: map[uint64]context.CancelCauseFunc{}}
@@ -64,7 +65,7 @@ func New(s *sandbox.Sandbox, size int, opts ...Option) *Pool {
 	p.s = s.With(func(c *spec.Spec) {
 		c.Limits.Pool = p.shared
 		if c.Place.Prepared > 0 && !p.shared.IsLimited() {
-			c.Limits.Pool = nil // with what s keeps prepared
+			c.Limits.Pool = nil // to use the runs that s keeps prepared
 		}
 		c.Place.Prepared = cmp.Or(c.Place.Prepared, min(max(size, 0), spec.MaxPrepared))
 	})
@@ -79,7 +80,7 @@ func (p *Pool) Run(ctx context.Context, opts ...sandbox.Option) (*sandbox.Result
 	return p.run(ctx, true, opts)
 }
 
-// TryRun is Run, but fails with ErrFull where Run would have to wait for its turn.
+// TryRun does what Run does, but fails with ErrFull if Run would have to wait for its turn.
 func (p *Pool) TryRun(ctx context.Context, opts ...sandbox.Option) (*sandbox.Result, error) {
 	return p.run(ctx, false, opts)
 }
@@ -93,14 +94,14 @@ func (p *Pool) run(ctx context.Context, wait bool, opts []sandbox.Option) (*sand
 	return process.Wait()
 }
 
-// Start waits for its turn and starts a run. The next run's turn comes when it has ended, waited
-// for or not.
+// Start waits for its turn and starts a run. The next run's turn comes when this one has ended,
+// whether or not Wait was called.
 func (p *Pool) Start(ctx context.Context, opts ...sandbox.Option) (*sandbox.Process, error) {
 	process, _, err := p.start(ctx, true, opts)
 	return process, err
 }
 
-// start also returns when the run's place is another's.
+// start also returns a channel that is closed when the run has left its place to another.
 func (p *Pool) start(ctx context.Context, wait bool, opts []sandbox.Option) (*sandbox.Process, <-chan struct{}, error) {
 	if p.err != nil {
 		return nil, nil, p.err
@@ -140,7 +141,7 @@ func (p *Pool) start(ctx context.Context, wait bool, opts []sandbox.Option) (*sa
 	return process, left, nil
 }
 
-// enter counts a run in.
+// enter counts a run in and returns its id.
 func (p *Pool) enter(wait bool, cancel context.CancelCauseFunc) (uint64, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -167,7 +168,7 @@ func (p *Pool) enter(wait bool, cancel context.CancelCauseFunc) (uint64, error) 
 func (p *Pool) await(run context.Context) error {
 	turn, stop := context.WithCancelCause(run)
 	defer stop(nil)
-	go func() { // Close ends the wait, but not what runs
+	go func() { // Close ends the wait, but no run
 		select {
 		case <-p.ended:
 			stop(ErrClosed)
@@ -190,7 +191,7 @@ func (p *Pool) began() {
 	p.stats.Running++
 }
 
-// leave counts a run out, which had its turn or not.
+// leave counts a run out. turn is false if it never had its turn.
 func (p *Pool) leave(r Record, turn bool) {
 	p.mu.Lock()
 	p.inside--
@@ -221,7 +222,7 @@ func (p *Pool) leave(r Record, turn bool) {
 	p.active.Done()
 }
 
-// Stats is what the pool has done so far.
+// Stats returns what the pool has done so far.
 func (p *Pool) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -232,9 +233,9 @@ func (p *Pool) Stats() Stats {
 }
 
 // Close lets no further run in, gives up those that wait for their turn (ErrClosed), and waits for
-// those that run. If ctx ends first it kills them: errors.Is(err, ErrClosed) then holds for their
-// errors, and Close returns that of ctx. When it returns nothing of the pool is left. It may be
-// called again.
+// those that were started. If ctx ends first, it kills them: errors.Is(err, ErrClosed) then holds
+// for their errors, and Close returns that of ctx. When Close returns, nothing of the pool is left.
+// It may be called again.
 func (p *Pool) Close(ctx context.Context) error {
 	p.mu.Lock()
 	if !p.closed {

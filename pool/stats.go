@@ -9,8 +9,8 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-// Observer is told of the runs of a pool, by several goroutines at once. What it does delays the
-// pool.
+// Observer is called for every run of a pool, from several goroutines at once. The time that it
+// takes delays the pool.
 type Observer interface {
 	// RunEnded is called when a run has ended, could not be started, or was given up.
 	RunEnded(Record)
@@ -19,30 +19,34 @@ type Observer interface {
 // Record is what became of a run of a pool.
 type Record struct {
 	ID      uint64          // 1 for the pool's first run, and so on
-	Command []string        // with its arguments
-	Waited  time.Duration   // for its turn
-	Took    time.Duration   // from then to its end
+	Command []string        // the program and its arguments
+	Waited  time.Duration   // how long the run waited for its turn
+	Took    time.Duration   // from its turn to its end
 	Result  *sandbox.Result // nil if it did not start
-	Err     error           // that of Run
+	Err     error           // the error of Run
 }
 
 // Stats is what a pool has done.
 type Stats struct {
-	Running   int                       // now
-	Waiting   int                       // for their turn, now
-	Served    uint64                    // runs whose command exited with status 0
-	Failed    map[sandbox.Reason]uint64 // other runs that have ended: with Exited, those with another status
-	Refused   uint64                    // ErrFull
-	Unstarted uint64                    // others that did not start, such as those given up while they waited
+	Running int    // runs now
+	Waiting int    // runs that wait for their turn now
+	Served  uint64 // runs whose command exited with status 0
+	// Failed counts the other runs that have ended, by reason: Exited means another status than
+	// 0.
+	Failed  map[sandbox.Reason]uint64
+	Refused uint64 // runs that failed with ErrFull
+	// Unstarted counts other runs that did not start, such as those given up while they waited.
+	Unstarted uint64
 
-	// Of the last 1,024 runs that started: for their turn, and from then to their end.
+	// Wait is how long the last 1,024 runs that started waited for their turn, and Run how long
+	// they took from then to their end.
 	Wait, Run Latency
 }
 
-// Latency is the quantiles of a duration; zero if there was none.
+// Latency has the quantiles of a duration. It is zero if nothing was measured.
 type Latency struct{ P50, P90, P99, Max time.Duration }
 
-// report tells the observer and the logger of a run that is over.
+// report passes a run that is over to the observer and the logger.
 func (p *Pool) report(r Record) {
 	if p.conf.observer != nil {
 		p.conf.observer.RunEnded(r)
@@ -68,7 +72,7 @@ func (p *Pool) report(r Record) {
 	p.conf.logger.LogAttrs(context.Background(), level, text, attrs...)
 }
 
-// window is the last durations.
+// window has the last durations.
 type window struct {
 	last [1024]time.Duration
 	n    int // ever

@@ -125,7 +125,7 @@ func (c *Cell) describe(bin *binary, control *os.File) *wall.Container {
 	}
 	switch {
 	case c.Limits == nil:
-	case c.ids.rootless: // only root has the hierarchies and device rules that libcontainer wants
+	case c.ids.rootless: // only root has the hierarchies and device rules libcontainer wants
 		w.Adopt = c.Limits.Adopt
 	default:
 		w.Cgroup = filepath.Join(c.Limits.Path(), "cell")

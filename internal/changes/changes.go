@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package changes tells what runs have changed in a root: what overlayfs has left of that in the
-// scratch which takes the changes, compared with what is below.
+// Package changes lists what runs have changed in a root: it compares what overlayfs left in the
+// scratch that takes the changes with the layers below.
 package changes
 
 import (
@@ -30,7 +30,8 @@ const (
 	Removed
 )
 
-// List compares the parts of a root with what is in the scratch, in the order of their paths.
+// List returns the changes that the scratch has of the parts of a root, in the order of their
+// paths.
 func List(parts []compile.Part, in *scratch.Scratch) (list []Change, err error) {
 	for _, p := range parts {
 		changes, err := listPart(&p, in)
@@ -55,13 +56,13 @@ func listPart(p *compile.Part, in *scratch.Scratch) ([]Change, error) {
 	return changesOf(p, layers, in)
 }
 
-// lowerFiles is what a part has without its changes.
+// lowerFiles is what a part of a root has without its changes.
 type lowerFiles interface {
 	// Lstat takes a name relative to the part.
 	Lstat(name string) (isDir bool, mode fs.FileMode, ok bool)
 }
 
-// skeletonFiles is the names of what HostRootfs makes up.
+// skeletonFiles has the names of what HostRootfs makes up, and whether each is a directory.
 type skeletonFiles map[string]bool
 
 func (s skeletonFiles) Lstat(name string) (isDir bool, mode fs.FileMode, ok bool) {
@@ -69,12 +70,13 @@ func (s skeletonFiles) Lstat(name string) (isDir bool, mode fs.FileMode, ok bool
 	return is, 0o755, ok
 }
 
-// changesOf reads what overlayfs left for the part: Documentation/filesystems/overlayfs.rst.
+// changesOf returns the changes that overlayfs left for the part:
+// Documentation/filesystems/overlayfs.rst.
 func changesOf(p *compile.Part, below lowerFiles, in *scratch.Scratch) (list []Change, err error) {
 	top := p.Top()
 	err = fs.WalkDir(in.FS(), top, func(name string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // no run has got so far, or it is gone meanwhile
+			return nil // no run has made it yet, or it has been removed meanwhile
 		}
 		if err != nil || name == top {
 			return err

@@ -14,10 +14,10 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// What differs between the runs of a service is mostly the command. It is a program of its own, which the run
-// receives when all the rest is done.
+// The runs of a service differ mostly in the command. So the command has a program of its own,
+// which a run receives when all the rest of the set-up is done.
 
-// The content of all files that the set-up makes first can be passed on.
+// Checked at compile time: all files that the set-up makes and the command fills can be passed on.
 const _ = uint(program.MaxPassed - spec.MaxFilled)
 
 // Command compiles the program that ends in the execution of the command.
@@ -27,7 +27,7 @@ func Command(c *spec.Spec, m *Machine) (*program.Program, error) {
 	l := c.Root.Layout(spec.Found{})
 	filled := k.declareFilled(l.Filled)
 	streams := k.declareStreams()
-	k.fillFiles(l.Filled, filled) // whose descriptors may be where those of the streams belong
+	k.fillFiles(l.Filled, filled) // first: their descriptors may have the streams' numbers
 	k.addStreams(streams)
 	k.addCommandFiles(l.Files)
 	k.addDir()
@@ -41,7 +41,7 @@ func Command(c *spec.Spec, m *Machine) (*program.Program, error) {
 	return k.program(k.b)
 }
 
-// declareFilled says which open files the run's program passes on.
+// declareFilled declares the open files that the run's program passes on.
 func (k *compiler) declareFilled(files []spec.Placed) (open []program.Slot) {
 	for _, p := range files {
 		open = append(open, k.b.Passed("the file "+p.Dst))
@@ -49,7 +49,7 @@ func (k *compiler) declareFilled(files []spec.Placed) (open []program.Slot) {
 	return open
 }
 
-// fillFiles writes what belongs into files that the set-up made.
+// fillFiles writes the content of files that the set-up made.
 func (k *compiler) fillFiles(files []spec.Placed, open []program.Slot) {
 	for i, p := range files {
 		k.b.Stage("WithFile " + p.Dst)
@@ -58,7 +58,7 @@ func (k *compiler) fillFiles(files []spec.Placed, open []program.Slot) {
 	}
 }
 
-// declareStreams says in which order descriptors accompany the program.
+// declareStreams declares the descriptors that accompany the program, in their order.
 func (k *compiler) declareStreams() (streams []program.Slot) {
 	for _, name := range []string{"stdin", "stdout", "stderr"} {
 		streams = append(streams, k.b.File(name))
@@ -69,8 +69,8 @@ func (k *compiler) declareStreams() (streams []program.Slot) {
 	return streams
 }
 
-// addStreams puts the standard streams and extra files at 0, 1, 2 and so on.
-// They are moved out of the way first.
+// addStreams puts the standard streams and extra files at 0, 1, 2 and so on. They are moved out of
+// the way first.
 func (k *compiler) addStreams(streams []program.Slot) {
 	b := k.b
 	b.Stage("standard streams")
@@ -81,13 +81,14 @@ func (k *compiler) addStreams(streams []program.Slot) {
 	for i, s := range moved {
 		b.Call("dup3", unix.SYS_DUP3, program.Use(s), program.Int(i), program.Int(0))
 	}
-	// All others are close-on-exec from the start. In case one is not: Linux 5.11.
+	// All others are close-on-exec from the start; this is in case one is not. It takes Linux
+	// 5.11.
 	b.CallMaybe("close_range", unix.SYS_CLOSE_RANGE, program.Int(len(moved)), program.Int(uint32(math.MaxUint32), "~0"),
 		program.Int(unix.CLOSE_RANGE_CLOEXEC, "CLOSE_RANGE_CLOEXEC"))
 }
 
-// addCommandFiles makes files of WithFile, as the run's user: nothing that it could not do itself.
-// The directories above them that are missing are the user's as well.
+// addCommandFiles makes files of WithFile as the run's user, and so nothing that the user could not
+// make. Missing directories above them belong to the user as well.
 func (k *compiler) addCommandFiles(files []spec.Placed) {
 	if len(files) == 0 {
 		return
@@ -115,9 +116,10 @@ func (k *compiler) addCommandFiles(files []spec.Placed) {
 	b.Call("umask", unix.SYS_UMASK, program.Int(defaultUmask, "022"))
 }
 
-// addDir goes to the working directory, as the run's user. A link in /proc/self/fd on the way, to a descriptor that leads
-// out of the root and that the command will not have (CVE-2024-21626), ends in an error or inside the root: of what can't be reached,
-// getcwd(2) says "(unreachable)/...".
+// addDir goes to the working directory, as the run's user. A link in /proc/self/fd on the way, to a
+// descriptor that leads out of the root and that the command will not have (CVE-2024-21626), ends
+// in an error or inside the root: for a directory that can't be reached, getcwd(2) returns
+// "(unreachable)/...".
 func (k *compiler) addDir() {
 	b, dir := k.b, k.c.Command.Dir
 	if dir == "" {
@@ -134,7 +136,7 @@ func (k *compiler) addDir() {
 
 const pathMax = 4096 // PATH_MAX
 
-// addExec executes the command, in the first place of the list where it is.
+// addExec executes the command, at the first place of the list that has it.
 func (k *compiler) addExec() {
 	b := k.b
 	name, env := k.c.Command.Argv[0], k.c.Command.Environ()
@@ -146,7 +148,7 @@ func (k *compiler) addExec() {
 	b.FailTried("not found: " + name)
 }
 
-// Filter returns the compiled seccomp filter, nil without one.
+// Filter returns the compiled seccomp filter, or nil if there is to be none.
 func Filter(s *spec.Security) (*seccomp.Filter, error) {
 	switch {
 	case s.NoSeccomp:

@@ -1,7 +1,7 @@
 //go:build linux
 
 // Package compile turns a description and facts about the machine and the cell into programs: what
-// the kernel is told. It is pure, and looks at nothing but what it is given.
+// the kernel is told. It is pure: it looks only at what it is given.
 package compile
 
 import (
@@ -21,11 +21,11 @@ import (
 type Machine struct {
 	host.Facts
 	Files     *HostFiles        // what HostRootfs shows of /etc and /var, nil for nothing
-	Libraries map[string]string // of this program, by where its own root shows them
+	Libraries map[string]string // of this program, by their place in a root
 	Resolv    string            // the host's resolv.conf
 }
 
-// with returns the machine of which roots in memory show the given parts.
+// with returns the machine reduced to what a root in memory with the given parts shows of it.
 func (m *Machine) with(p spec.Parts) *Machine {
 	other := *m
 	if p != spec.Programs {
@@ -41,12 +41,16 @@ func (m *Machine) with(p spec.Parts) *Machine {
 type Shape struct {
 	SingleID bool // every id in the cell is the same
 	HostIDs  bool // there is no user namespace
-	WideIDs  bool // the run has all ids from 0 to 65535, and the host may map those of files to them
-	Joins    int  // how many cgroups the command joins by itself; none if the host sees to that
-	SavedID  bool // until it joins its cgroup, the command has this process's user id as its saved one
+	// WideIDs means that the run has all ids from 0 to 65535, and that the host may map the ids
+	// of files to them.
+	WideIDs bool
+	Joins   int // how many cgroups the command joins by itself; 0 if the host does it
+	// SavedID means that until it joins its cgroup, the command has this process's user id as
+	// its saved one.
+	SavedID bool
 
 	Views host.View // cgroup file systems that runs of the cell may see
-	View  host.View // those that this one sees
+	View  host.View // those that this run sees
 }
 
 // Found is what compiling needs to know about what the options name.
@@ -60,40 +64,44 @@ type Found struct {
 type Point struct {
 	Path string
 	File bool
-	Own  bool          // belongs to the run's user
+	Own  bool          // it belongs to the run's user
 	Have []overlay.Dir // directories on the way that exist, from the top
 
 	Content string // it is a file with the run's own content: that of HostRootfs at this path
-	Over    bool   // which is mounted over one that exists
+	Over    bool   // that file is mounted over one that exists
 }
 
-// isThere reports whether the root has it, and only its owner is to be another.
+// isThere reports whether the root has the directory, and only its owner must differ.
 func (p *Point) isThere() bool {
 	return p.Own && len(p.Have) == strings.Count(p.Path, "/")
 }
 
 // Plan is a compiled description, except for its command.
 type Plan struct {
-	Copies   *program.Program // files of the host's programs: what Template begins with, if not nil
-	copied   int              // how many
-	Template *program.Program // assembles the root that runs copy, or of a root of their own the devices
-	Key      [32]byte         // hash of Template
-	Trees    []Tree           // what accompanies Template
+	// Copies, if not nil, is what Template begins with: it copies files of the host's programs.
+	Copies *program.Program
+	copied int // how many files
+	// Template assembles the root that runs copy, or, if each has its own root, the devices of
+	// that.
+	Template *program.Program
+	Key      [32]byte // hash of Template
+	Trees    []Tree   // what accompanies Template
 	Run      *program.Program
 	Files    []Tree // what accompanies Run
-	Joins    int    // as its shape's
+	Joins    int    // as in its shape
 	OwnUser  bool   // rootless: the run's user must be the caller
 }
 
 // Tree is a mount that accompanies a program.
 type Tree struct {
-	Path     string // of a file or directory of the host
-	From     any    // in place of Path: what gives a scratch, as the description or the machine has it
+	Path string // of a file or directory of the host
+	// From, in place of Path, gives a scratch. It comes from the description or the machine.
+	From     any
 	Writable bool
 	MapOwner bool          // its owner is the run's user
 	MapAll   bool          // all owners are mapped, rather than the one
-	MapIfCan bool          // go on without the mapping where it is not possible
-	Partial  bool          // go on without what is mounted below where that can't be had
+	MapIfCan bool          // go on without the mapping if it is not possible
+	Partial  bool          // go on without the mounts below it if they can't be had
 	Root     bool          // From takes the changes of a root
 	Of       fault.Subject // what to name in an error
 }
@@ -109,15 +117,15 @@ type compiler struct {
 	missing []Point              // mount points that the root's directories lack
 	bind    map[int]program.Slot // by index of c.Root.Mounts
 	lower   map[string]program.Slot
-	upper   program.Slot // the scratch that takes the root's changes, if there is one
-	files   program.Slot // the layer of the host's files, of a root of the run's own
+	upper   program.Slot // the scratch that takes the root's changes, if any
+	files   program.Slot // the layer of the host's files, if the run has its own root
 	tree    program.Slot // the copy of the template
 	mounts  program.Slot // the mount namespace
 	gate    program.Slot
-	later   []newFile // what the command opens for its program
+	later   []newFile // files that are opened for the command's program
 }
 
-// New compiles a description. The same one on the same machine gives the same programs.
+// New compiles a description. The same description and facts give the same programs.
 func New(c *spec.Spec, m *Machine, s Shape, f Found) (*Plan, error) {
 	k := newCompiler(c, m, s, f)
 	if err := k.checkOverlay(); err != nil {
@@ -156,8 +164,8 @@ func newCompiler(c *spec.Spec, m *Machine, s Shape, f Found) *compiler {
 	return &compiler{c: c, m: m.with(c.Root.Rootfs.Parts), shape: s, b: program.NewBuilder(), plan: &Plan{Joins: s.Joins}, layout: c.Root.Layout(f.Found), missing: f.Missing}
 }
 
-// program is what the builder has collected. Once the options have been checked, only what the
-// command is given can be too much.
+// program returns what the builder has collected. Once the options have been checked, it only fails
+// if the command is given too much.
 func (k *compiler) program(b *program.Builder) (*program.Program, error) {
 	p, err := b.Program()
 	if err == nil {
@@ -170,7 +178,7 @@ func (k *compiler) program(b *program.Builder) (*program.Program, error) {
 	return nil, fault.Option(option, "%w: pass what is large in a file, with WithReadOnlyBind", err)
 }
 
-// declareFiles says in which order descriptors accompany the run's program.
+// declareFiles declares the descriptors that accompany the run's program, in their order.
 func (k *compiler) declareFiles() {
 	k.declareTrees()
 	k.tree = k.b.File("copy of the template")
@@ -179,8 +187,8 @@ func (k *compiler) declareFiles() {
 	}
 }
 
-// addIdentity makes the clone root in its new user namespace, once the fork
-// server has written the id maps. What needs no ids comes before, meanwhile.
+// addIdentity makes the clone root in its new user namespace, once the fork server has written the
+// id maps. Until then it does what needs no ids.
 func (k *compiler) addIdentity() {
 	b := k.b
 	if k.shape.HostIDs {
@@ -200,8 +208,8 @@ func (k *compiler) addIdentity() {
 	// The command and PID 1 have descriptors of their own but share the slots.
 	b.CallInto(program.Report, "fcntl", unix.SYS_FCNTL, program.Use(program.Report), dupAbove, firstFree)
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
-	// All signals are blocked around the clone, and the fork server ignores two,
-	// which exec would pass on.
+	// All signals are blocked around the clone, and the fork server ignores two, which exec
+	// would pass on.
 	b.Call("rt_sigprocmask", unix.SYS_RT_SIGPROCMASK, program.Int(unix.SIG_SETMASK, "SIG_SETMASK"), b.Bytes(make([]byte, 8), "[]"), program.Int(0, "NULL"), program.Int(8))
 	for _, s := range []unix.Signal{unix.SIGCHLD, unix.SIGPIPE} {
 		b.Call("rt_sigaction", unix.SYS_RT_SIGACTION, program.Int(int(s), unix.SignalName(s)), b.Bytes(make([]byte, 32), "SIG_DFL"), program.Int(0, "NULL"), program.Int(8))
@@ -209,8 +217,8 @@ func (k *compiler) addIdentity() {
 	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NAME, "PR_SET_NAME"), b.Str("sandbox-init"))
 }
 
-// addEnterRoot makes the assembled root the root and forgets the cell's:
-// pivot_root(2), "pivot_root(".", ".")".
+// addEnterRoot makes the assembled root the root and forgets the cell's: pivot_root(2),
+// "pivot_root(".", ".")".
 func (k *compiler) addEnterRoot() {
 	b := k.b
 	b.Stage("entering the root")
@@ -220,15 +228,15 @@ func (k *compiler) addEnterRoot() {
 	b.Call("chdir", unix.SYS_CHDIR, b.Str("/"))
 }
 
-// Descriptors that must not be in the way of a run's own move above these.
+// Descriptors are moved above these to be out of the way of a run's own.
 var (
 	dupAbove  = program.Int(unix.F_DUPFD_CLOEXEC, "F_DUPFD_CLOEXEC")
 	firstFree = program.Int(spec.MaxExtraFiles + 3)
 )
 
-// addGate tells the host that the command is ready to join its cgroup and waits until
-// it has, or may. With that it hands over the run's mount namespace, so that undoing the mounts, which takes as long as all the rest of PID 1's
-// end, is left to whoever closes that.
+// addGate tells the host that the command is ready to join its cgroup and waits until it has, or
+// may. It also passes the run's mount namespace to the host. Undoing the mounts takes as long as
+// all the rest of PID 1's end; so it happens when the host closes that descriptor.
 func (k *compiler) addGate() {
 	b := k.b
 	b.Stage("cgroup")
@@ -242,7 +250,7 @@ func (k *compiler) addGate() {
 	k.addView()
 }
 
-// addCommand goes on with what is to be executed, as soon as that is known.
+// addCommand goes on with the command's program, as soon as that arrives.
 func (k *compiler) addCommand() {
 	k.b.Stage("command")
 	k.b.Receive()

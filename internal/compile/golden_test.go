@@ -33,7 +33,7 @@ var goldenFiles = compile.NewHostFiles(host.NewFiles([]host.Entry{
 	{Path: "/etc/ssl/openssl.cnf", Mode: 0o644, Data: []byte("# none\n")},
 }, []string{"/var/lib/texmf"}), new(int))
 
-// goldenMachine is what the programs of golden files are compiled for.
+// goldenMachine returns the machine that the programs of golden files are compiled for.
 func goldenMachine() *compile.Machine {
 	return &compile.Machine{
 		Facts: host.Facts{
@@ -51,7 +51,7 @@ func goldenMachine() *compile.Machine {
 
 var valid = sandbox.WithCommand("true")
 
-// describe returns what the options say.
+// describe returns the description that the options make.
 func describe(opts ...sandbox.Option) (c *spec.Spec) {
 	sandbox.New(opts...).With(func(got *spec.Spec) {
 		described := *got
@@ -65,12 +65,12 @@ type goldenSandbox struct {
 	shape   compile.Shape
 	missing []compile.Point
 	opts    []sandbox.Option
-	kernel  [2]int // where not goldenMachine's
+	kernel  [2]int // if not goldenMachine's
 }
 
 var goldenView = host.View{{Type: "cgroup", Name: "cpu,cpuacct", Options: "cpu,cpuacct"}, {Type: "cgroup", Name: "memory", Options: "xattr,memory"}}
 
-// golden is the sandboxes whose programs are kept in testdata/explain.
+// golden lists the sandboxes whose programs are kept in testdata/explain.
 var golden = []goldenSandbox{
 	{name: "host", opts: nil},
 	{name: "host-everything", opts: []sandbox.Option{
@@ -106,7 +106,7 @@ var golden = []goldenSandbox{
 		opts: []sandbox.Option{sandbox.WithRootfs(sandbox.DirRootfs("/srv/root")), sandbox.WithWritableRoot(sandbox.MiB), sandbox.WithFile("/opt/file", []byte("x"), 0o644)}},
 }
 
-// imageOption is what an image says whose user is nobody, and whose working directory is on a
+// imageOption sets what an image sets whose user is nobody, and whose working directory is on a
 // tmpfs.
 func imageOption(c *spec.Spec) {
 	c.SetImage(spec.Image{
@@ -184,7 +184,7 @@ func TestCompileIsDeterministic(t *testing.T) {
 	}
 }
 
-// TestPlan has what accompanies the programs.
+// TestPlan checks what accompanies the programs.
 func TestPlan(t *testing.T) {
 	find := func(name string) *compile.Plan {
 		for _, g := range golden {
@@ -227,7 +227,7 @@ func TestPlan(t *testing.T) {
 	require.Empty(t, p.Files)
 }
 
-// TestEtc has the files that programs look up users and hosts in.
+// TestEtc checks the files in which programs look up users and hosts.
 func TestEtc(t *testing.T) {
 	const root, nobody = "root:x:0:0:root:/:/bin/sh\n", "nobody:x:65534:65534:nobody:/:/bin/false\n"
 	tests := []struct {
@@ -258,8 +258,8 @@ func TestEtc(t *testing.T) {
 	}
 }
 
-// TestOldKernelMapsNoLayer leaves owners alone where overlayfs can't take
-// idmapped layers.
+// TestOldKernelMapsNoLayer checks that owners are not mapped if overlayfs can't take idmapped
+// layers.
 func TestOldKernelMapsNoLayer(t *testing.T) {
 	for kernel, want := range map[[2]int]bool{{5, 11}: false, {5, 18}: false, {5, 19}: true, {6, 0}: true} {
 		m := goldenMachine()
@@ -270,7 +270,7 @@ func TestOldKernelMapsNoLayer(t *testing.T) {
 	}
 }
 
-// TestTooLargeToCompile has what only the program's size shows.
+// TestTooLargeToCompile checks the errors that only the program's size shows.
 func TestTooLargeToCompile(t *testing.T) {
 	c := describe(sandbox.WithCommand("true", strings.Repeat("x", 9*sandbox.MiB)))
 	require.Empty(t, c.Check())
@@ -278,5 +278,5 @@ func TestTooLargeToCompile(t *testing.T) {
 	require.ErrorContains(t, err, "arguments, environment and paths are larger than 8388608 bytes together")
 }
 
-// withScratchRoot is WithScratchRoot of a scratch that nothing is made for.
+// withScratchRoot does what WithScratchRoot does, with a placeholder for the scratch.
 func withScratchRoot(c *spec.Spec) { c.Root.SetUpper(new(int), sandbox.MiB) }

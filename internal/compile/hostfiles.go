@@ -12,8 +12,9 @@ import (
 // HostFiles is what HostRootfs shows of the host's /etc and /var: copies of small files.
 type HostFiles struct {
 	*host.Files
-	Copy  *program.Program // makes the root of a template in memory, and in it the files
-	Layer any              // gives a scratch with them, which roots that can be changed have in place of the copies
+	Copy *program.Program // makes the root of a template in memory, and the files in it
+	// Layer gives a scratch with the files, which writable roots have in place of the copies.
+	Layer any
 }
 
 // NewHostFiles compiles the copying of files.
@@ -41,7 +42,7 @@ func (f *HostFiles) copyProgram() *program.Program {
 		}
 	}
 	p, err := b.Program()
-	if err != nil { // package host bounds them, and so the program
+	if err != nil { // package host bounds the files, and so the program
 		panic(err)
 	}
 	return p

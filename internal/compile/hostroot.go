@@ -14,12 +14,12 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// What HostRootfs has besides directories of the host: the places for them, a
-// made-up /etc, mount points.
+// What HostRootfs has besides directories of the host: the places for them, a made-up /etc, mount
+// points.
 
 // addHostSkeleton makes, below a directory, what HostRootfs has besides directories of the host and
 // copies of its files. With own, all of it belongs to the run's user, and the copies are elsewhere.
-// It returns what it makes, and whether that is a directory.
+// It returns the paths that it makes; the value is true for a directory.
 func (k *compiler) addHostSkeleton(b *program.Builder, at program.Arg, under string, own bool) (made map[string]bool) {
 	s := &skeleton{b: b, at: at, under: under, made: map[string]bool{"/": true}}
 	if own {
@@ -53,7 +53,7 @@ func (k *compiler) addHostSkeleton(b *program.Builder, at program.Arg, under str
 	return s.made
 }
 
-// addMountPoints makes what mounts need, but in what is the host's.
+// addMountPoints makes the mount points that mounts need, except in directories of the host.
 func (k *compiler) addMountPoints(s *skeleton) {
 	for _, p := range k.layout.Mkdirs {
 		if !k.isHosts(p) {
@@ -96,15 +96,14 @@ func (k *compiler) isHosts(p string) bool {
 	return false
 }
 
-// skeleton makes directories and files in a file system that nothing else
-// touches yet.
+// skeleton makes directories and files in a file system that nothing else touches yet.
 type skeleton struct {
 	b        *program.Builder
 	at       program.Arg
 	under    string          // the directory in it
-	copied   *host.Files     // what is there already
-	made     map[string]bool // whether it is a directory
-	below    string          // where it will be mounted, if not at /
+	copied   *host.Files     // the files that are there already
+	made     map[string]bool // the paths that were made; true for a directory
+	below    string          // where the file system will be mounted, if not at /
 	own      bool
 	uid, gid int
 }
@@ -140,8 +139,8 @@ func (s *skeleton) file(p, content string) {
 	s.add(p, false, func(rel string) { s.b.CreateFile(s.at, rel, []byte(content), 0o644) })
 }
 
-// fewNames is what programs look up by name, where the host's package of these (netbase, say) is
-// not installed.
+// fewNames has the names that programs look up, for a host that lacks the package with all of them
+// (such as netbase).
 var fewNames = [][2]string{
 	{"/etc/services", "ftp 21/tcp\nssh 22/tcp\ntelnet 23/tcp\nsmtp 25/tcp mail\ndomain 53/tcp\ndomain 53/udp\nhttp 80/tcp www\npop3 110/tcp pop-3\nntp 123/udp\n" +
 		"imap2 143/tcp imap\nldap 389/tcp\nhttps 443/tcp\nhttps 443/udp\nsubmission 587/tcp\nldaps 636/tcp\nimaps 993/tcp\npop3s 995/tcp\nmysql 3306/tcp\npostgresql 5432/tcp postgres\nhttp-alt 8080/tcp webcache\n"},
@@ -151,7 +150,7 @@ var fewNames = [][2]string{
 	{"/etc/shells", "/bin/sh\n"},
 }
 
-// etcFiles is the part of /etc that is the run's own.
+// etcFiles returns the part of /etc that is the run's own.
 func (k *compiler) etcFiles() [][2]string {
 	n := &k.c.Namespaces
 	passwd, group := "root:x:0:0:root:/:/bin/sh\n", "root:x:0:\n"

@@ -17,11 +17,11 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// Roots with layers, which overlayfs makes one of: the host's directories, and on top of them the mount points that they lack, or
-// what a run changes.
+// Roots of several layers, which overlayfs merges: the host's directories, and on top of them the
+// mount points that they lack, or what a run changes.
 
-// addLayers makes a root of directories of the host, the lowest first, read-only. Mount points that they lack come from a layer
-// in memory.
+// addLayers makes a root of directories of the host, the lowest first, read-only. Mount points that
+// they lack come from a layer in memory.
 func (k *compiler) addLayers(b *program.Builder, dirs []program.Slot) program.Slot {
 	if len(dirs) == 1 && !slices.ContainsFunc(k.missing, func(p Point) bool { return !p.Over }) {
 		return dirs[0]
@@ -29,13 +29,15 @@ func (k *compiler) addLayers(b *program.Builder, dirs []program.Slot) program.Sl
 	store := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
 	b.AttachAt(store, program.CellChanges)
 	root := k.addOverlay(b, store, rootDir, dirs)
-	// The overlay has its own hold of its layers.
+	// The overlay keeps its layers without these mounts.
 	b.Call("umount2", unix.SYS_UMOUNT2, b.Str(program.CellChanges), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
 	return root
 }
 
-// addOverlay makes an overlay of the layers, the lowest first, and of one in a directory of the store, or of the scratch that is given for it, which takes the
-// changes of a root that is writable. It is mounted with names relative to that directory: a mount option has up to 255 bytes.
+// addOverlay makes an overlay of the layers, the lowest first, and of one more on top of them, in a
+// directory of the store or of the scratch for the root's changes. That one takes the changes of a
+// writable root. Layers are named relative to the directory in the store: a mount option has at
+// most 255 bytes.
 func (k *compiler) addOverlay(b *program.Builder, store program.Slot, dir string, layers []program.Slot) program.Slot {
 	at, writable := program.Use(store), k.c.Root.Writable != 0
 	b.Mkdir(at, dir, 0o755)
@@ -59,7 +61,8 @@ func (k *compiler) addOverlay(b *program.Builder, store program.Slot, dir string
 		at = program.Use(k.upper)
 	}
 	for _, name := range []string{dir, dir + "/top", dir + "/work"} {
-		b.CallMaybe("mkdirat", unix.SYS_MKDIRAT, at, b.Str(name), program.Int(0o755, "0755")) // a run before may have made them
+		// An earlier run may have made them.
+		b.CallMaybe("mkdirat", unix.SYS_MKDIRAT, at, b.Str(name), program.Int(0o755, "0755"))
 	}
 	if !k.keepsIDs() {
 		b.Chown(at, dir+"/top", k.c.Namespaces.UID, k.c.Namespaces.GID)
@@ -73,14 +76,15 @@ func (k *compiler) addOverlay(b *program.Builder, store program.Slot, dir string
 	return b.FileSystem("overlay", attrNoSUID|attrNoDev, "lowerdir="+strings.Join(lower, ":"), "upperdir="+changes+"top", "workdir="+changes+"work", "userxattr")
 }
 
-// upperName is where the scratch that takes changes is mounted, in the store.
+// upperName is the name in the store at which the scratch that takes changes is mounted.
 const upperName = "upper"
 
-// rootDir is the directory in which the changes are of what is not in one of HostRootfs's directories.
+// rootDir is the directory with the changes of the root itself, and not of one of HostRootfs's
+// directories.
 const rootDir = "root"
 
-// addPoints makes the missing mount points below a directory. Directories that they are in and that the layers below have
-// get the same permissions, and where files keep their owners, the same owner.
+// addPoints makes the missing mount points below a directory. A directory above them that the
+// layers below have gets the same permissions, and, if files keep their owners, the same owner.
 func (k *compiler) addPoints(b *program.Builder, at program.Arg, under string) {
 	made := map[string]bool{}
 	for _, p := range k.missing {
@@ -114,7 +118,7 @@ func (k *compiler) addPoints(b *program.Builder, at program.Arg, under string) {
 	}
 }
 
-// ownFile is the content of one of namesOfRun.
+// ownFile returns the content of a file of the run's own in /etc.
 func (k *compiler) ownFile(name string) []byte {
 	for _, f := range k.etcFiles() {
 		if f[0] == name {
@@ -142,7 +146,8 @@ func (k *compiler) addOver(b *program.Builder, root program.Slot) {
 	b.Close(store)
 }
 
-// addOwnRoot makes a root for one run: its changes go to a file system in memory, or its files belong to the run's ids.
+// addOwnRoot makes a root for one run, whose changes go to a file system in memory, or whose files
+// belong to the run's ids.
 func (k *compiler) addOwnRoot() {
 	b := k.b
 	devices := k.tree
@@ -163,7 +168,7 @@ func (k *compiler) addOwnRoot() {
 	b.Close(devices)
 }
 
-// layers is the directories that accompany the run's program for its root, the lowest first.
+// layers returns the directories that accompany the run's program for its root, the lowest first.
 func (k *compiler) layers() (slots []program.Slot) {
 	for _, dir := range k.c.Root.Rootfs.Layers {
 		slots = append(slots, k.lower[dir])
@@ -171,7 +176,8 @@ func (k *compiler) layers() (slots []program.Slot) {
 	return slots
 }
 
-// addWritableRoot makes and attaches a root whose changes go to a file system in memory, the run's own or a scratch.
+// addWritableRoot makes and attaches a root whose changes go to a file system in memory, the run's
+// own or a scratch.
 func (k *compiler) addWritableRoot() program.Slot {
 	b, n := k.b, &k.c.Namespaces
 	owner := []string{fmt.Sprintf("uid=%d", n.UID), fmt.Sprintf("gid=%d", n.GID)}
@@ -182,7 +188,8 @@ func (k *compiler) addWritableRoot() program.Slot {
 		b.AttachAt(k.upper, program.CellChanges+"/"+upperName)
 	}
 	if dirs := k.layers(); dirs != nil {
-		if k.c.Root.Upper != nil && len(k.missing) > 0 { // they are no changes
+		// Mount points are no changes of the run's.
+		if k.c.Root.Upper != nil && len(k.missing) > 0 {
 			points := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=1m")
 			k.addPoints(b, program.Use(points), ".")
 			dirs = append(dirs, points)
@@ -206,7 +213,7 @@ func (k *compiler) addWritableRoot() program.Slot {
 }
 
 // addHostRoot makes what HostRootfs has besides the host's directories, on top of the host's files.
-// With a scratch that takes changes what is made up is a layer as well: it is no change.
+// If a scratch takes the changes, what is made up is a layer as well: it is no change of the run's.
 func (k *compiler) addHostRoot(store program.Slot) (root program.Slot) {
 	b, n := k.b, &k.c.Namespaces
 	var layers []program.Slot
@@ -227,13 +234,14 @@ func (k *compiler) addHostRoot(store program.Slot) (root program.Slot) {
 	return b.CloneTree(program.CellChanges + "/" + rootDir)
 }
 
-// filesLayer reports whether a root of the run's own has the host's files. Such a layer takes Linux
-// 5.12.
+// filesLayer reports whether a root of the run's own has a layer with the host's files, which takes
+// Linux 5.12.
 func (k *compiler) filesLayer() bool {
 	return k.ownRoot() && k.c.Root.ShowsHost() && k.m.Files != nil && k.m.HasSetAttr()
 }
 
-// checkOverlay refuses what takes overlayfs in a user namespace: Linux 5.11.
+// checkOverlay returns an error if the root needs overlayfs in a user namespace, which takes Linux
+// 5.11, and the kernel is older.
 func (k *compiler) checkOverlay() error {
 	m, r, missing := k.m, &k.c.Root, k.missing
 	old := fmt.Errorf("overlayfs in a user namespace takes Linux 5.11, and this is %d.%d", m.Kernel[0], m.Kernel[1])

@@ -13,7 +13,8 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// addRoot makes the run's root, a copy of the template or one of its own, and what no two runs share on top of it.
+// addRoot makes the run's root, a copy of the template or one of its own, and what no two runs
+// share on top of it.
 func (k *compiler) addRoot() {
 	b := k.b
 	b.Stage("root file system")
@@ -24,7 +25,8 @@ func (k *compiler) addRoot() {
 	}
 	k.addProc()
 	b.Stage("/dev/pts")
-	pts := b.FileSystem("devpts", attrNoSUID|attrNoExec, "newinstance", "ptmxmode=0666", "mode=0620", "max=64") // the machine has 4096
+	// The whole machine has 4096 pseudo-terminals.
+	pts := b.FileSystem("devpts", attrNoSUID|attrNoExec, "newinstance", "ptmxmode=0666", "mode=0620", "max=64")
 	k.attachIn(b, pts, k.tree, "dev/pts")
 	b.Close(pts)
 	if k.shape.HostIDs {
@@ -39,16 +41,18 @@ func (k *compiler) addRoot() {
 	k.addFiles()
 }
 
-// addProc mounts the run's own /proc, read-only as a whole, and covers what
-// tells about the host. It must be done while the cell's full /proc is still in sight.
+// addProc mounts the run's own /proc, read-only as a whole, and covers what shows facts of the
+// host. It must be done while the cell's full /proc is still visible.
 func (k *compiler) addProc() {
 	b := k.b
 	b.Stage("/proc")
 	const attr = attrNoSUID | attrNoDev | attrNoExec
 	proc := b.FileSystem("proc", attr)
 	if !k.shape.HostIDs { // the limit would be the host's own
-		// The host counts them for all runs together, and has 128 instances and, with little memory, 8192 watches. In the cell's
-		// /proc the kernel would look through the entries of all live runs for this one's.
+		// The host counts inotify instances and watches for all runs together, and allows
+		// 128 instances and, with little memory, 8192 watches. They are not set in the
+		// cell's /proc, where the kernel would look through the entries of all live runs
+		// for this one's.
 		b.WriteFile(program.Use(proc), "sys/user/max_inotify_instances", "16")
 		b.WriteFile(program.Use(proc), "sys/user/max_inotify_watches", "4096")
 	}
@@ -65,7 +69,7 @@ func (k *compiler) addProc() {
 	for _, p := range k.m.Proc {
 		with, has := "/dev/null", 0
 		if p.Dir {
-			with, has = program.CellEmpty, attrNoDev // it may have, and then must keep it
+			with, has = program.CellEmpty, attrNoDev // a nodev mount must keep that
 		} else if p.Controllers {
 			with, has = program.CellControllers, attrNoDev
 		}
@@ -105,8 +109,8 @@ func (k *compiler) addDirs() {
 	}
 }
 
-// tmpfsSize bounds a file system in memory. Files that are empty take none of its size but a
-// kilobyte of the kernel's: tmpfs(5).
+// tmpfsSize returns the options that bound a file system in memory. Empty files take none of its
+// size but a kilobyte of the kernel's memory, so their number is bounded too: tmpfs(5).
 func tmpfsSize(bytes int64) []string {
 	return []string{fmt.Sprintf("size=%d", bytes), fmt.Sprintf("nr_inodes=%d", bytes/(4*kib)+256)}
 }
@@ -123,9 +127,9 @@ func (k *compiler) addPoint(p *spec.Placed) {
 	k.b.Close(dir)
 }
 
-// addFiles prepares the files of WithFile that the command's program does not make, all but their
-// content: in place where that is the run's own memory, else on a file system of their own from
-// where each is mounted, read-only.
+// addFiles prepares the files of WithFile that the command's program does not make, all except
+// their content. It makes them in place if that is the run's own memory, else on a file system of
+// their own, from which each is mounted, read-only.
 func (k *compiler) addFiles() {
 	store := program.NoSlot
 	dirs := map[string]program.Slot{}
@@ -192,9 +196,9 @@ func (k *compiler) addFile(f newFile, p *spec.Placed) {
 }
 
 // openLater passes files on to the command's program, open for writing. PID 1 must not have them
-// open so: they could not be executed (ETXTBSY, execve(2)). One that lies where others may write,
-// as in a bind to which a link of the root leads, is made only now: it is not opened by a name
-// behind which they could have put something else.
+// open for writing: they could not be executed (ETXTBSY, execve(2)). A file in a place where others
+// may write, such as a bind to which a link of the root leads, is made only now, so that it is
+// never opened by a name behind which they could have put something else.
 func (k *compiler) openLater() {
 	b, n := k.b, &k.c.Namespaces
 	for _, f := range k.later {

@@ -12,8 +12,8 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// addNamespaces gives the clone the namespaces that it does not have from its
-// clone already, and sets up what needs no root.
+// addNamespaces gives the clone the namespaces that clone3 did not give it, and sets up what needs
+// no root.
 func (k *compiler) addNamespaces() {
 	b, n := k.b, &k.c.Namespaces
 	b.Stage("namespaces")
@@ -35,8 +35,9 @@ func (k *compiler) addNamespaces() {
 	}
 }
 
-// addClocks moves the clone's clocks: time_namespaces(7). A new namespace is for children, and not for those that share memory with their
-// parent, as the command does until it is executed; so the clone enters it too.
+// addClocks moves the clone's clocks: time_namespaces(7). A new time namespace is for children,
+// except for those that share memory with their parent, as the command does until it is executed;
+// so the clone enters it too.
 func (k *compiler) addClocks(offset time.Duration) {
 	b := k.b
 	b.StageFor(program.Clocks, "WithTimeOffset")
@@ -56,8 +57,8 @@ func (k *compiler) addClocks(offset time.Duration) {
 	b.Close(ns)
 }
 
-// addHostIdentity makes the best of having no user namespace: the clone, root on the host, and all that comes
-// from it lose what capabilities can be gained from.
+// addHostIdentity is for a run without a user namespace: the clone, which is root on the host, and
+// all its children lose everything by which they could gain capabilities.
 func (k *compiler) addHostIdentity() {
 	b := k.b
 	b.Stage("no user namespace")
@@ -65,9 +66,10 @@ func (k *compiler) addHostIdentity() {
 	k.addBounding(0)
 }
 
-// addFileRights is for the rest of the set-up, in which paths may lead through what the run, or another that is still alive,
-// can change. As root of the host the clone could be led to any file there. From here on it has the rights to files of the
-// run's user: setfsuid(2). The capabilities that mounting takes are not affected: capabilities(7).
+// addFileRights gives the clone the rights to files of the run's user: setfsuid(2). In the rest of
+// the set-up paths may lead through what the run, or another that is still alive, can change, and
+// as root of the host the clone could be led to any file there. The capabilities that mounting
+// takes are not affected: capabilities(7).
 func (k *compiler) addFileRights() {
 	b, n := k.b, &k.c.Namespaces
 	b.Stage("rights to files")
@@ -75,7 +77,8 @@ func (k *compiler) addFileRights() {
 	b.Call("setfsuid", unix.SYS_SETFSUID, program.Int(n.UID))
 }
 
-// addNobody takes from PID 1 all that it has of root. Its id is none that a command can have, so that nothing in the run may trace it.
+// addNobody takes all of root's rights from PID 1. Its new id is one that no command can have, so
+// that nothing in the run may trace it.
 func (k *compiler) addNobody() {
 	b, id := k.b, program.Int(spec.MaxID+1)
 	b.Call("setresgid", unix.SYS_SETRESGID, id, id, id)
@@ -83,9 +86,9 @@ func (k *compiler) addNobody() {
 	k.addUndumpable()
 }
 
-// pingGroups is the groups that may send echo requests without CAP_NET_RAW, over IPv4 and IPv6,
-// from SOCK_DGRAM sockets. In a new network namespace there are none: icmp(7). Those with no id in
-// the run are not taken.
+// pingGroups returns the range of groups that may send echo requests without CAP_NET_RAW, over IPv4
+// and IPv6, from SOCK_DGRAM sockets. In a new network namespace there are none: icmp(7). The kernel
+// refuses groups that have no id in the run.
 func (k *compiler) pingGroups() string {
 	if k.shape.WideIDs || k.shape.HostIDs {
 		return fmt.Sprintf("0 %d", spec.MaxID)
@@ -93,8 +96,8 @@ func (k *compiler) pingGroups() string {
 	return fmt.Sprintf("%d %d", k.c.Namespaces.GID, k.c.Namespaces.GID)
 }
 
-// addLoopback brings up lo: netdevice(7). A struct ifreq is a name of 16 bytes
-// and a union of 24, which begins with the flags.
+// addLoopback brings up lo: netdevice(7). A struct ifreq is a name of 16 bytes and a union of 24,
+// which begins with the flags.
 func (k *compiler) addLoopback() {
 	b := k.b
 	ifreq := make([]byte, 40)

@@ -13,9 +13,9 @@ import (
 // Part is a part of a root that keeps changes of its own.
 type Part struct {
 	At     string          // in the root
-	Dir    string          // in what takes the changes: they are in Top
+	Dir    string          // in what takes the changes, which are in Top
 	Layers []string        // directories of the host that are below them, the lowest first
-	Made   map[string]bool // in place of Layers: what is made up, and whether it is a directory
+	Made   map[string]bool // in place of Layers: what is made up; true for a directory
 }
 
 // Top returns the directory in which overlayfs has the changes.

@@ -23,8 +23,8 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// loader is a machine into which the tests load programs. Its memory is never
-// given back, so there is one.
+// loader is a machine into which the tests load programs. Its memory is never given back, so there
+// is only one.
 var loader = sync.OnceValues(program.NewMachine)
 
 func requireLoads(t testing.TB, p *program.Program) {
@@ -48,7 +48,8 @@ func calls(p *program.Program) map[string][]string {
 	return parts
 }
 
-// checkPlan requires of the programs, that of the command among them, what must hold whatever the options are.
+// checkPlan requires what must hold for the programs, the command's among them, whatever the
+// options are.
 func checkPlan(t testing.TB, c *spec.Spec, p *compile.Plan) {
 	t.Helper()
 	requireLoads(t, p.Run)
@@ -99,8 +100,8 @@ func slotUses(call string) []string {
 	return slotName.FindAllString(quoted.ReplaceAllString(call, ""), -1)
 }
 
-// checkSlots follows the descriptors: none is used that is not open, and none
-// is forgotten by putting another into its slot.
+// checkSlots follows the descriptors: none is used that is not open, and none is forgotten by
+// putting another into its slot.
 func checkSlots(t testing.TB, files int, calls []string) {
 	t.Helper()
 	open := map[string]bool{}
@@ -125,7 +126,7 @@ func checkSlots(t testing.TB, files int, calls []string) {
 	}
 }
 
-// checkAfterPivot requires that the cell is out of sight of what comes after.
+// checkAfterPivot requires that what comes after can't see the cell.
 func checkAfterPivot(t testing.TB, parts map[string][]string) {
 	t.Helper()
 	at := slices.Index(parts["setup"], `pivot_root(".", ".")`)
@@ -145,7 +146,8 @@ func requireFilterLast(t testing.TB, calls []string) {
 	require.Equal(t, "prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)", calls[last-1])
 }
 
-// checkCommand requires that the command's program executes the command, having loaded a filter of the user's own last.
+// checkCommand requires that the command's program executes the command, having loaded a filter of
+// the user's own last.
 func checkCommand(t testing.TB, c *spec.Spec) {
 	t.Helper()
 	p, err := compile.Command(c, goldenMachine())
@@ -198,8 +200,9 @@ func checkPrivileges(t testing.TB, c *spec.Spec, command, setup []string) {
 	require.Equal(t, goldenMachine().LastCap+1-len(kept), dropped)
 }
 
-// checkHostIDs requires that root's rights to files end before anything is put where options say, and PID 1's
-// ids before it says that the command was started. It returns the rest of what PID 1 does.
+// checkHostIDs requires that root's rights to files end before anything is put where options say,
+// and PID 1's ids before it says that the command was started. It returns the rest of what PID 1
+// does.
 func checkHostIDs(t testing.TB, c *spec.Spec, parts map[string][]string) []string {
 	t.Helper()
 	at := slices.Index(parts["setup"], fmt.Sprintf("setfsuid(%d)", c.Namespaces.UID))
@@ -287,7 +290,7 @@ func FuzzOptions(f *testing.F) {
 	})
 }
 
-// emptyRoot is what is missing where a DirRootfs is an empty directory.
+// emptyRoot returns what is missing if a DirRootfs is an empty directory.
 func emptyRoot(c *spec.Spec) (missing []compile.Point) {
 	if len(c.Root.Rootfs.Layers) == 0 {
 		return nil
@@ -306,7 +309,7 @@ func emptyRoot(c *spec.Spec) (missing []compile.Point) {
 	return missing
 }
 
-// generator makes up options: good ones if it is tame, else any.
+// generator makes up options: correct ones if it is tame, else any.
 type generator struct {
 	next func(n int) int // a choice of n
 	rest *[]byte         // where wild strings come from
@@ -322,7 +325,7 @@ func (g *generator) options() (opts []sandbox.Option) {
 
 func (g *generator) pick(from ...string) string { return from[g.next(len(from))] }
 
-// text is one of the given strings, or, half of the time, anything if wild.
+// text returns one of the given strings, or, half of the time if wild, anything.
 func (g *generator) text(from ...string) string {
 	if g.tame || g.next(2) == 0 {
 		return g.pick(from...)

@@ -15,17 +15,18 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// addRlimits sets the resource limits of the command, once it needs no more
-// descriptors itself: prlimit(2).
+// addRlimits sets the resource limits of the command, once it needs no more descriptors itself:
+// prlimit(2).
 func (k *compiler) addRlimits() {
 	b := k.b
 	b.Stage("resource limits")
-	// With a limit of 0 a core dump still goes to a program of the host, if the sysctl kernel.core_pattern names one. With 1
-	// it goes nowhere: core(5), fs/coredump.c.
-	all := map[string]spec.Rlimit{"core": {Soft: 1, Hard: 1}, "nice": {}, "rtprio": {}} // priorities that this process may take are its own
-	// What queued signals and messages take, and locked shared memory, is also counted together for
-	// all runs: getrlimit(2). On cgroup v2 libcontainer lifts this process's own limit of locked
-	// memory, and so the next cell's.
+	// With a core limit of 0 a dump still goes to a program of the host, if the sysctl
+	// kernel.core_pattern names one. With 1 it goes nowhere: core(5), fs/coredump.c. Priorities
+	// that this process may take are not for the run.
+	all := map[string]spec.Rlimit{"core": {Soft: 1, Hard: 1}, "nice": {}, "rtprio": {}}
+	// What queued signals and messages take, and locked shared memory, is also counted together
+	// for all runs: getrlimit(2). On cgroup v2 libcontainer lifts this process's own limit of
+	// locked memory, and so the next cell's.
 	for name, most := range map[string]uint64{"sigpending": 1024, "msgqueue": 128 * kib, "memlock": 8 * mib} {
 		n := min(most, k.m.HardLimits[name])
 		all[name] = spec.Rlimit{Soft: n, Hard: n}

@@ -23,10 +23,10 @@ const (
 	attrNoExec = unix.MOUNT_ATTR_NOEXEC
 )
 
-// devices are all that a run has: the cell's, which are the host's.
+// devices are all the devices that a run has. They are the cell's, and the same as the host's.
 var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
 
-// declareTrees says which host directories and files accompany the run.
+// declareTrees declares the host directories and files that accompany the run.
 func (k *compiler) declareTrees() {
 	k.bind, k.lower = map[int]program.Slot{}, map[string]program.Slot{}
 	add := func(t Tree) program.Slot {
@@ -51,7 +51,7 @@ func (k *compiler) declareTrees() {
 		case spec.Scratch:
 			t.From = source.From
 			k.mapTree(&t, source.ReadOnly)
-			k.plan.OwnUser = true // who owns its files
+			k.plan.OwnUser = true // because the user owns the scratch's files
 		case spec.FS:
 			t.From = source.From
 		default:
@@ -80,29 +80,31 @@ func (k *compiler) declareTrees() {
 	}
 }
 
-// mapTree has the files of a tree belong to the run's user; of a read-only one where that is
-// possible.
+// mapTree makes the files of a tree belong to the run's user; those of a read-only one only if that
+// is possible.
 func (k *compiler) mapTree(t *Tree, readOnly bool) {
 	t.Writable, t.MapOwner, t.MapIfCan = !readOnly, !k.shape.HostIDs, readOnly && !k.shape.HostIDs
 }
 
-// mapsLayers tells whether overlayfs takes layers with mapped ids: Documentation/filesystems/overlayfs.rst, from Linux 5.19 on.
+// mapsLayers reports whether overlayfs takes layers with mapped ids:
+// Documentation/filesystems/overlayfs.rst, from Linux 5.19 on.
 func (k *compiler) mapsLayers() bool { return k.m.AtLeast(5, 19) }
 
-// keepsIDs tells whether files of the root have the same owners in the run as on the host.
+// keepsIDs reports whether files of the root have the same owners in the run as on the host.
 func (k *compiler) keepsIDs() bool {
 	return k.c.Root.Rootfs.KeepsIDs && k.shape.WideIDs && k.mapsLayers()
 }
 
-// ownRoot tells whether each run assembles a root of its own: it may change it, or its files belong to the run's own ids.
+// ownRoot reports whether each run assembles a root of its own, as it may change it, or as its
+// files belong to the run's own ids.
 func (k *compiler) ownRoot() bool { return k.c.Root.Writable != 0 || k.keepsIDs() }
 
-// partial tells whether what is mounted below HostRootfs's directories is left out, as it
-// can't be made read-only in one call.
+// partial reports whether what is mounted below HostRootfs's directories is left out, as it can't
+// be made read-only in one call.
 func (k *compiler) partial() bool { return k.c.Root.Rootfs.Layers == nil && !k.m.HasSetAttr() }
 
-// attachSet attaches a mount with attributes added to those that it has. Before Linux 5.12 they
-// are set once it is attached, all of them: mount(2), MS_REMOUNT|MS_BIND.
+// attachSet attaches a mount with attributes added to those that it has. Before Linux 5.12 they are
+// set once it is attached, all of them: mount(2), MS_REMOUNT|MS_BIND.
 func (k *compiler) attachSet(b *program.Builder, mount, root program.Slot, at string, has, add int) {
 	if k.m.HasSetAttr() {
 		b.SetAttr(mount, uint64(add), false)
@@ -113,8 +115,8 @@ func (k *compiler) attachSet(b *program.Builder, mount, root program.Slot, at st
 	}
 }
 
-// rootTrees is where the host directories and files are that the root is made of: for all but libraries the same
-// place as the host's.
+// rootTrees returns where the host directories and files are in the root that is made of them: at
+// the same place as on the host, except for libraries.
 func (k *compiler) rootTrees() []string {
 	if layers := k.c.Root.Rootfs.Layers; layers != nil {
 		return layers
@@ -122,7 +124,7 @@ func (k *compiler) rootTrees() []string {
 	return slices.Concat(k.m.RootDirs, k.hostDirs(), slices.Sorted(maps.Keys(k.m.Libraries)))
 }
 
-// hostDirs is the directories of the host's /var that are mounted.
+// hostDirs returns the directories of the host's /var that are mounted.
 func (k *compiler) hostDirs() []string {
 	if k.m.Files == nil {
 		return nil
@@ -130,11 +132,11 @@ func (k *compiler) hostDirs() []string {
 	return k.m.Files.Dirs
 }
 
-// source is the host's path of one of rootTrees.
+// source returns the host's path of one of rootTrees.
 func (k *compiler) source(p string) string { return cmp.Or(k.m.Libraries[p], p) }
 
-// compileTemplate builds the program that assembles, once per cell, what is not each run's own: the root, or of one that is,
-// the devices.
+// compileTemplate builds the program that assembles, once per cell, what runs have in common: the
+// root, or, if each has its own root, the devices.
 func (k *compiler) compileTemplate() error {
 	b := program.NewBuilder()
 	if k.ownRoot() {
@@ -206,8 +208,9 @@ func (k *compiler) attachIn(b *program.Builder, mount, root program.Slot, at str
 	b.Close(target)
 }
 
-// attachOwn attaches /proc or /dev. What belongs on top of them, such as the masks, is attached relative to the mount
-// itself: by its path it could go elsewhere in a root in which somebody swaps links (CVE-2025-31133, CVE-2025-52881).
+// attachOwn attaches /proc or /dev. What belongs on top of them, such as the masks, is attached
+// relative to the mount itself: by its path it could go elsewhere in a root in which links are
+// swapped (CVE-2025-31133, CVE-2025-52881).
 func (k *compiler) attachOwn(b *program.Builder, mount, root program.Slot, at string) {
 	b.For(program.OwnPlace, func() {
 		target := b.OpenNoLink(root, at)
@@ -216,7 +219,7 @@ func (k *compiler) attachOwn(b *program.Builder, mount, root program.Slot, at st
 	})
 }
 
-// addDevices assembles /dev, once it is attached, but for what is each run's own, pts and shm.
+// addDevices assembles /dev, once it is attached, except for what is each run's own, pts and shm.
 func (k *compiler) addDevices(b *program.Builder, attach func(dev program.Slot)) program.Slot {
 	b.Stage("devices")
 	dev := b.FileSystem("tmpfs", attrNoSUID|attrNoDev|attrNoExec, "mode=755", "size=64k")
@@ -233,7 +236,7 @@ func (k *compiler) addDevices(b *program.Builder, attach func(dev program.Slot))
 		node := b.CloneTree("/dev/" + name)
 		attr := attrNoSUID | attrNoExec
 		if !k.m.HasSetAttr() {
-			attr |= attrRO // elsewhere with the whole template
+			attr |= attrRO // else it is made so with the whole template
 		}
 		k.attachSet(b, node, dev, name, 0, attr)
 		b.Close(node)

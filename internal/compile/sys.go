@@ -16,12 +16,12 @@ import (
 // What a run has of /sys: files in memory from which programs learn how many CPUs there are and how
 // large a page is, as this machine had them, and its own cgroup.
 
-// sysBelowDev is where the template of a root that is each run's own has /sys: on a mount point of
-// its /dev, which becomes free when /sys is moved to its place.
+// sysBelowDev is where the template has /sys if each run has its own root: on a mount point of
+// /dev, which becomes free when /sys is moved to its place.
 const sysBelowDev = "shm"
 
-// inPages is the size of a tmpfs for so many small files, and so many bytes of larger ones: each
-// takes whole pages, of up to 64 KiB.
+// inPages returns the size of a tmpfs for the given number of small files, and of bytes in larger
+// ones: each file takes whole pages, of up to 64 KiB.
 func inPages(files int, bytes int64) string {
 	return fmt.Sprintf("size=%dk", (bytes+int64(files+64)*64*kib)/kib)
 }
@@ -43,7 +43,7 @@ func (k *compiler) addSys(b *program.Builder, root program.Slot, at string) {
 			s.symlink(path.Join("/sys", cgroupDir, link), h.Name)
 		}
 	}
-	first := map[string]string{} // most CPUs are like others
+	first := map[string]string{} // most CPUs have the same files as others
 	for _, f := range k.m.Sys {
 		switch same := first[f.Content]; {
 		case strings.HasSuffix(f.Path, "/"):
@@ -56,7 +56,7 @@ func (k *compiler) addSys(b *program.Builder, root program.Slot, at string) {
 		}
 	}
 	if !k.m.HasSetAttr() {
-		b.Remount(sys, attr|attrRO) // elsewhere with the whole template
+		b.Remount(sys, attr|attrRO) // else it is made so with the whole template
 	}
 	b.Close(sys)
 }
@@ -68,8 +68,9 @@ const (
 
 const cgroupDir = "/fs/cgroup"
 
-// addView mounts the run's own cgroup, read-only. The command does so when it is there, in a cgroup
-// namespace of its own, and still has its capabilities: what the mount shows begins at that cgroup.
+// addView mounts the run's own cgroup, read-only. The command does so when it has joined that
+// cgroup, is in a cgroup namespace of its own, and still has its capabilities: what the mount shows
+// begins at that cgroup.
 func (k *compiler) addView() {
 	if !k.layout.Sys || k.shape.View == (host.View{}) {
 		return
@@ -90,7 +91,7 @@ func (k *compiler) addView() {
 	}
 }
 
-// link makes one more name of a file.
+// link makes p another name of the file of.
 func (s *skeleton) link(p, of string) {
 	s.add(p, false, func(rel string) {
 		s.b.Call("linkat", unix.SYS_LINKAT, s.at, s.b.Str(s.rel(of)), s.at, s.b.Str(rel), program.Int(0))

@@ -14,7 +14,7 @@ import (
 	"github.com/cellkit/sandbox/internal/host"
 )
 
-// The template of a root stays small if /sys has all that package host reads of one.
+// The template of a root stays small even if /sys has all that package host reads.
 func TestSysOfALargeMachine(t *testing.T) {
 	m := goldenMachine()
 	for i := range 1024 {

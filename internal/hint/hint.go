@@ -1,6 +1,7 @@
 //go:build linux
 
-// Package hint says what to do about a run that could not start, or a cell that could not be booted.
+// Package hint says what to do about a run that could not start, or a cell that could not be
+// booted.
 package hint
 
 import (
@@ -16,7 +17,7 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// Call returns what to do about a call that failed, "" if that is not known.
+// Call returns what to do about a call that failed, or "" if that is not known.
 func Call(e *cell.CallError) string {
 	if text := ofPurpose(e); text != "" {
 		return text
@@ -100,12 +101,13 @@ func ofCall(e *cell.CallError) string {
 }
 
 // NoUserNamespaces returns what keeps this user from making user namespaces, and what to do about
-// it. It is nil if nothing known does; unless it is sure, this program may be an exception.
+// it. why is nil if nothing known does. If sure is false, this program may be an exception.
 func NoUserNamespaces() (remedy string, sure bool, why error) {
 	return noUserNamespaces("/proc/sys", os.Geteuid() == 0)
 }
 
-// noUserNamespaces is NoUserNamespaces for root or another user, with sysctls in place of /proc/sys.
+// noUserNamespaces does what NoUserNamespaces does, for root or another user, with sysctls in place
+// of /proc/sys.
 func noUserNamespaces(sysctls string, root bool) (remedy string, sure bool, why error) {
 	value := func(name string) string {
 		b, _ := os.ReadFile(filepath.Join(sysctls, name))
@@ -133,7 +135,8 @@ func noUserNamespaces(sysctls string, root bool) (remedy string, sure bool, why 
 	return remedy, sure, why
 }
 
-// An obstacle is something that a container engine puts in the way of a cell, and what to say to it instead.
+// obstacle is something that a container engine puts in the way of a cell, and what to tell the
+// engine instead.
 type obstacle struct {
 	name, docker, kubernetes string
 }
@@ -144,8 +147,8 @@ var (
 	maskedProc      = obstacle{"a /proc of which parts are covered", "--security-opt systempaths=unconfined", "procMount: Unmasked"}
 )
 
-// containerHint names the flags that this process's container lacks, of those that matter where the boot failed and later:
-// namespaces come first, then mounts, then /proc.
+// containerHint names the flags that this process's container lacks, of those that matter from the
+// failed step of the boot on: namespaces come first, then mounts, then /proc.
 func containerHint(inProc bool) string {
 	return obstacleHint(
 		!inProc && ownStatus("Seccomp") == "2",
@@ -172,21 +175,21 @@ func obstacleHint(seccomp, apparmor, masked bool) string {
 		strings.Join(names, ", "), strings.Join(docker, " "), strings.Join(kubernetes, ", "))
 }
 
-// ownStatus returns a line of /proc/self/status.
+// ownStatus returns the value of a line of /proc/self/status.
 func ownStatus(name string) string {
 	b, _ := os.ReadFile("/proc/self/status")
 	return StatusField(string(b), name)
 }
 
-// StatusField returns a line of a text like /proc/self/status.
+// StatusField returns the value of a line of a text like /proc/self/status.
 func StatusField(status, name string) string {
 	_, rest, _ := strings.Cut(status, "\n"+name+":")
 	value, _, _ := strings.Cut(rest, "\n")
 	return strings.TrimSpace(value)
 }
 
-// confined reports whether an AppArmor profile holds for this process: apparmor(7). Without AppArmor, the files
-// are not there, or are another module's.
+// confined reports whether an AppArmor profile holds for this process: apparmor(7). Without
+// AppArmor, the files are not there, or are another module's.
 func confined() bool {
 	if _, err := os.Stat("/sys/module/apparmor"); err != nil {
 		return false
@@ -200,7 +203,8 @@ func confined() bool {
 	return false
 }
 
-// covered reports whether something is mounted below /proc, other than where the kernel has a place for it.
+// covered reports whether something is mounted below /proc, except where the kernel has a mount
+// point for it.
 func covered(mountinfo string) bool {
 	b, _ := os.ReadFile(mountinfo)
 	for line := range strings.Lines(string(b)) {
@@ -211,7 +215,7 @@ func covered(mountinfo string) bool {
 	return false
 }
 
-// Boot returns what to do about a cell that could not be booted, "" if that is not known.
+// Boot returns what to do about a cell that could not be booted, or "" if that is not known.
 func Boot(err error, hostIDs bool) string {
 	if remedy, _, why := NoUserNamespaces(); why != nil && !hostIDs {
 		return fmt.Sprintf("%v: %s", why, remedy)

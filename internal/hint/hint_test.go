@@ -16,7 +16,7 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// TestNoUserNamespacesDetected has what distributions switch user namespaces off with.
+// TestNoUserNamespacesDetected has the ways in which distributions switch user namespaces off.
 func TestNoUserNamespacesDetected(t *testing.T) {
 	const most, apparmor, clone = "user/max_user_namespaces", "kernel/apparmor_restrict_unprivileged_userns", "kernel/unprivileged_userns_clone"
 	tests := []struct {

@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package probe tries what this machine can do. Each probe that comes after the cell tries the thing
-// itself, in a run if that takes one.
+// Package probe tries what this machine can do. Each probe that comes after the cell tries the
+// feature itself, in a run if it takes one.
 package probe
 
 import (
@@ -33,7 +33,7 @@ type Feature struct {
 	Remedy   string
 }
 
-// prober tries things with an engine.
+// prober tries features with an engine.
 type prober struct {
 	ctx    context.Context
 	engine *run.Engine
@@ -71,7 +71,7 @@ const (
 	gib = 1 << 30
 )
 
-// start starts a command with changed options.
+// start starts the command called name, with the options as set changes them.
 func (p *prober) start(name string, set func(*spec.Spec)) (*run.Run, error) {
 	c := spec.Defaults()
 	c.Command.Argv = []string{name}
@@ -81,7 +81,7 @@ func (p *prober) start(name string, set func(*spec.Spec)) (*run.Run, error) {
 	return p.engine.New(c).Start(p.ctx)
 }
 
-// run is a feature that works if a run with changed options does.
+// run returns a feature that works if a run with changed options does.
 func (p *prober) run(name, detail string, set func(*spec.Spec)) Feature {
 	err := p.try(set)
 	return Feature{Name: name, Err: err, Detail: detail, Remedy: hintOf(err)}
@@ -127,7 +127,7 @@ func kernelFeature(m *compile.Machine) Feature {
 	return f
 }
 
-// programsFeature says what HostRootfs shows of /etc and /var.
+// programsFeature returns a feature that says what HostRootfs shows of /etc and /var.
 func programsFeature(files *compile.HostFiles) Feature {
 	whose := files.Manager + "'s packages"
 	if files.Manager == "" {
@@ -144,7 +144,8 @@ func programsFeature(files *compile.HostFiles) Feature {
 	return f
 }
 
-// userNamespaceFeature knows of the switches; the cell shows whether it works.
+// userNamespaceFeature looks at the switches for user namespaces; the cell shows whether these
+// work.
 func userNamespaceFeature(cellErr error) Feature {
 	f := Feature{Name: "user namespaces", Detail: "every run has one of its own"}
 	if f.Remedy, _, f.Err = hint.NoUserNamespaces(); cellErr == nil {
@@ -182,7 +183,7 @@ func idsFeature(c *cell.Cell) Feature {
 	return f
 }
 
-// cgroupFeatures asks for each limit separately.
+// cgroupFeatures returns a feature for each limit.
 func cgroupFeatures(c *cell.Cell) []Feature {
 	t := c.Tree
 	list := []Feature{{Name: "cgroups", Err: c.LimitsErr}}
@@ -218,7 +219,7 @@ func cgroupFeatures(c *cell.Cell) []Feature {
 	return list
 }
 
-// writableDetail says whether a run may change the host's own files in its copy.
+// writableDetail returns a text about whether a run may change the host's own files in its copy.
 func writableDetail(c *cell.Cell, m *compile.Machine) string {
 	if c.Rootless() || !m.AtLeast(5, 19) || tryIDMap(c, "/usr") != nil {
 		return "new files only: what belongs to the host's root stays read-only"

@@ -14,8 +14,9 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// protections looks at a live run from outside, and says of each wall whether it stands. What keeps a wall
-// from being put up is an error of the start, with its remedy; so what is found missing here has none but to report it.
+// protections looks at a live run from outside, and reports for each protection whether it is in
+// place. What keeps one from being set up is an error of the start, with its remedy; so for one
+// that is missing here the only remedy is to report that.
 func (p *prober) protections() []Feature {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -25,7 +26,7 @@ func (p *prober) protections() []Feature {
 	defer r.Close()
 	live, err := p.start("cat", func(c *spec.Spec) { c.Streams.Stdin = r })
 	if err != nil {
-		return nil // "runs" has said why
+		return nil // the feature "runs" says why
 	}
 	defer func() { _ = live.Kill(); _, _ = live.Wait() }()
 	proc := fmt.Sprintf("/proc/%d", live.PID())
@@ -43,7 +44,8 @@ func (p *prober) protections() []Feature {
 	}
 }
 
-// privileged says what privileges a process has or can get: proc_pid_status(5).
+// privileged returns an error that says what privileges a process has or can get:
+// proc_pid_status(5).
 func privileged(status string) error {
 	for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
 		if v := hint.StatusField(status, set); strings.Trim(v, "0") != "" || v == "" {
@@ -63,7 +65,7 @@ func unfiltered(status string) error {
 	return nil
 }
 
-// sharedNamespaces names the namespaces that two processes have in common.
+// sharedNamespaces returns an error that names the namespaces that two processes have in common.
 func sharedNamespaces(proc, other string) error {
 	var shared []string
 	for _, name := range []string{"mnt", "pid", "ipc", "uts", "user", "cgroup", "net"} {
@@ -83,7 +85,8 @@ func sharedNamespaces(proc, other string) error {
 	return nil
 }
 
-// openMounts names a mount that could be written to or has set-uid programs or devices, other than a run's own: proc_pid_mountinfo(5).
+// openMounts returns an error that names a mount that could be written to or has set-uid programs
+// or devices, other than a run's own: proc_pid_mountinfo(5).
 func openMounts(mountinfo string) error {
 	writable := []string{"/tmp", "/dev/shm", spec.HomeDir, "/dev/pts"}
 	for line := range strings.Lines(mountinfo) {
@@ -92,7 +95,8 @@ func openMounts(mountinfo string) error {
 			return fmt.Errorf("mountinfo: %q", line)
 		}
 		point, flags := f[4], strings.Split(f[5], ",")
-		node := strings.HasPrefix(point, "/dev/") && point != "/dev/shm" || strings.HasPrefix(point, "/proc/") // of the devices that runs have, over a file
+		// One of the devices that runs have, mounted over a file.
+		node := strings.HasPrefix(point, "/dev/") && point != "/dev/shm" || strings.HasPrefix(point, "/proc/")
 		switch {
 		case !slices.Contains(flags, "nosuid"):
 			return fmt.Errorf("%s is not nosuid", point)
@@ -105,7 +109,7 @@ func openMounts(mountinfo string) error {
 	return nil
 }
 
-// uncovered names what of /proc nothing is mounted over.
+// uncovered returns an error that names a path that nothing is mounted over.
 func uncovered(mountinfo string, paths []host.ProcPath) error {
 	points := map[string]bool{}
 	for line := range strings.Lines(mountinfo) {

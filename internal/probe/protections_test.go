@@ -15,7 +15,7 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// Each probe passes for a run, and tells where the protection is missing.
+// Each probe passes for a run, and fails if the protection is missing.
 func TestRootlessProtections(t *testing.T) {
 	ctx := context.Background()
 	p := &prober{ctx: ctx, engine: run.NewEngine()}

@@ -30,16 +30,18 @@ type recipe struct {
 	sources sources
 }
 
-// clone is the processes of a run with all that they have in the cell and the kernel, from the clone
-// of PID 1 until release. Until its command is executed it can serve whoever needs one like it.
+// clone is the processes of a run with all that they have in the cell and the kernel, from the
+// clone of PID 1 until release. Until its command is executed, any start that needs a run like it
+// can use it.
 type clone struct {
 	recipe
-	spec    *spec.Spec       // that it is prepared for, and then the one whose command it executes
-	command *program.Program // from when it is handed over
+	// spec is what the run is prepared for, and later the one whose command it executes.
+	spec    *spec.Spec
+	command *program.Program // set when it is handed over
 
 	block  *cell.Block
 	group  *limits.Group
-	upper  *scratch.Scratch // that is the run's root
+	upper  *scratch.Scratch // for the changes of the run's root
 	conn   *forkserver.Conn
 	init   *os.File // pidfd of PID 1
 	mounts *os.File // the mount namespace
@@ -47,7 +49,7 @@ type clone struct {
 	pidfd  *os.File // of the command
 
 	stage  program.Kind   // how far the start is: Ready, Waiting or Started
-	exited *program.Event // if PID 1's last word came during the start
+	exited *program.Event // PID 1's last event, if it came during the start
 	gone   chan struct{}  // closed when nothing of it lives any more
 }
 
@@ -73,7 +75,7 @@ func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *clone, err 
 	if err := r.spawn(); err != nil {
 		return nil, err
 	}
-	// While the clone sets itself up, make the cgroup that it will join.
+	// Make the cgroup that the clone will join while the clone sets itself up.
 	if err := r.makeGroup(); err != nil {
 		return nil, r.startLost(ctx, &fault.SetupError{Stage: "cgroup", Err: err})
 	}
@@ -97,7 +99,9 @@ func (r *clone) makeGroup() (err error) {
 // spawn opens what accompanies the run's program and sends both.
 func (r *clone) spawn() (err error) {
 	defer func() {
-		if err != nil && !errors.Is(err, cell.ErrLost) && r.cell.Dying() { // its ids are looked up in a process that has ended
+		// If the cell is dying, ids are looked up in a process that has ended, and the
+		// error does not say why.
+		if err != nil && !errors.Is(err, cell.ErrLost) && r.cell.Dying() {
 			err = r.cell.Lost()
 		}
 	}()
@@ -134,7 +138,7 @@ func (r *clone) open(trees []compile.Tree) ([]*os.File, error) {
 // longer if the fork server does not answer.
 const abandonWait = time.Second
 
-// abandon undoes a start that failed, if need be behind the caller's back.
+// abandon undoes a start that failed, in the background if that takes longer than abandonWait.
 func (r *clone) abandon() {
 	done := make(chan struct{})
 	go func() {
@@ -150,7 +154,7 @@ func (r *clone) abandon() {
 // cleanUp ends what there is of a run whose start failed and waits until nothing of it lives.
 func (r *clone) cleanUp() {
 	if r.conn != nil {
-		_ = r.conn.HangUp() // a command that waits to go on gives up
+		_ = r.conn.HangUp() // a command that waits to go on then gives up
 	}
 	if r.pidfd != nil {
 		_ = signal(r.pidfd, unix.SIGKILL)
@@ -161,7 +165,7 @@ func (r *clone) cleanUp() {
 			err = r.adopt(m)
 		}
 		if err != nil && !errors.Is(err, forkserver.ErrLostFile) {
-			break // nobody is left who could say more
+			break // no process is left that could say more
 		}
 	}
 	if r.init != nil {
@@ -171,8 +175,9 @@ func (r *clone) cleanUp() {
 	r.release()
 }
 
-// adopt keeps the pidfd that came with an event, if one did, which anything else could be neither
-// waited for nor killed by, or the mount namespace.
+// adopt keeps the descriptor that came with an event, if one did: the mount namespace, or PID 1's
+// pidfd. It refuses anything but a pidfd for the latter, as that could be used neither to wait nor
+// to kill.
 func (r *clone) adopt(m forkserver.Message) error {
 	if m.File == nil {
 		return nil
@@ -189,7 +194,7 @@ func (r *clone) adopt(m forkserver.Message) error {
 	return nil
 }
 
-// release gives back what the run had. Nothing of it lives any more.
+// release gives back what the run had. It must be called when nothing of the run lives any more.
 func (r *clone) release() {
 	close(r.gone)
 	if r.conn != nil {
@@ -210,7 +215,7 @@ func (r *clone) release() {
 		}
 		free()
 		if r.group != nil {
-			_ = r.group.Delete() // what could not be deleted, the cell's end tries again
+			_ = r.group.Delete() // what is left, the cell's end deletes
 		}
 		r.block.Give()
 	}()

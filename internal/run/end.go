@@ -47,10 +47,11 @@ func (e *End) Failed() bool { return e.Signal != 0 || e.ExitCode != 0 || e.Reaso
 func (r *Run) finish() {
 	exit, exited := r.awaitExit()
 	r.letEnd()
-	_ = signal(r.init, unix.SIGKILL) // what PID 1 has said was its last word, whether it lies or not
+	// PID 1's exit event is its last one, whether it is true or not.
+	_ = signal(r.init, unix.SIGKILL)
 	var usage Usage
 	if exit.Alone() {
-		usage = r.usageAtEnd(exit) // while PID 1 ends
+		usage = r.usageAtEnd(exit) // read while PID 1 ends
 	}
 	awaitEnd(r.init)
 	r.dropLastGuard()
@@ -85,7 +86,7 @@ func (r *Run) setOver() {
 	r.state.over = true
 }
 
-// awaitExit returns PID 1's last word, if it came to that.
+// awaitExit returns PID 1's exit event, and whether there was one.
 func (r *Run) awaitExit() (program.Event, bool) {
 	if r.exited != nil {
 		return *r.exited, true
@@ -100,7 +101,8 @@ func (r *Run) awaitExit() (program.Event, bool) {
 	return m.Event, true
 }
 
-// usageAtEnd takes what nothing counts for the run as a whole from what PID 1 was told at the command's end.
+// usageAtEnd returns what the run has used. What has no counter for the run as a whole comes from
+// what the kernel told PID 1 at the command's end.
 func (r *Run) usageAtEnd(exit program.Event) Usage {
 	wall := time.Since(r.started)
 	own := Usage{UserCPU: exit.UserCPU, SystemCPU: exit.SystemCPU, MemoryPeak: exit.MaxRSS, Uncounted: slices.Clone(withoutCgroup)}
@@ -136,7 +138,7 @@ func (r *Run) counted(g limits.Usage) Usage {
 	}
 }
 
-// conclude decides what the run's end was.
+// conclude decides how the run ended.
 func (r *Run) conclude(exit program.Event, exited bool, usage Usage) {
 	end := &End{Usage: usage}
 	if status := syscall.WaitStatus(exit.Status); status.Signaled() {

@@ -1,7 +1,8 @@
 //go:build linux
 
-// Package run makes runs and follows them to their end: it finds or boots their cell, prepares them,
-// hands over the command, watches the limits that no cgroup has, and decides what the end was.
+// Package run makes runs and follows them to their end: it finds or boots their cell, prepares
+// them, hands over the command, watches the limits that no cgroup has, and decides what the end
+// was.
 package run
 
 import (
@@ -28,14 +29,16 @@ import (
 type Engine struct {
 	machine   func() *compile.Machine // gathered once
 	files     hostFiles
-	libraries func() map[string]string // of this program, by where its own root shows them
+	libraries func() map[string]string // of this program, by their place in a root
 
 	cells    cells
 	live     set[*Run]
-	reserves set[*reserve] // that may have runs
+	reserves set[*reserve] // those that may have runs
 	runs     atomic.Uint64 // names their cgroups
 
-	preparing sync.Mutex // held while a run is prepared and during the pause before, by all reserves in turn
+	// preparing is held by one reserve at a time, while it prepares a run and during the pause
+	// before.
+	preparing sync.Mutex
 }
 
 // cells are the default ones, one for each outer configuration in use.
@@ -49,7 +52,7 @@ func NewEngine() *Engine {
 	return &Engine{
 		machine: sync.OnceValue(func() *compile.Machine { return &compile.Machine{Facts: host.Gather()} }),
 		libraries: sync.OnceValue(func() map[string]string {
-			files, _ := cell.OwnLibraries() // if it can't be told, cell.OwnFile says why
+			files, _ := cell.OwnLibraries() // if it fails, cell.OwnFile says why
 			return files
 		}),
 	}
@@ -76,13 +79,13 @@ func (e *Engine) now(c *spec.Spec) *compile.Machine {
 	return &m
 }
 
-// Boot boots a cell that is no default one.
+// Boot boots a cell that is not a default one.
 func (e *Engine) Boot(config cell.Config) (*cell.Cell, error) {
 	if config.HostIDs && os.Geteuid() != 0 {
 		return nil, &fault.SetupError{Stage: "cell", Err: errors.New("WithoutUserNamespace needs root: others get their other namespaces from one of users"),
 			Hint: "run this program as root, or leave the option out"}
 	}
-	// libcontainer would find out too, and leave a dead child behind.
+	// libcontainer would find out too, but leave a dead child behind.
 	if remedy, sure, why := hint.NoUserNamespaces(); why != nil && sure && !config.HostIDs {
 		return nil, &fault.SetupError{Stage: "cell", Err: why, Hint: remedy}
 	}
@@ -93,8 +96,7 @@ func (e *Engine) Boot(config cell.Config) (*cell.Cell, error) {
 	return c, nil
 }
 
-// Cell returns the cell that the options ask for, which is booted if it is a default one and not
-// there.
+// Cell returns the cell that the options ask for. It boots a default cell that is not there.
 func (e *Engine) Cell(c *spec.Spec) (*cell.Cell, error) {
 	want := cell.Config{HostNetwork: c.Namespaces.Network == spec.NetworkHost, HostIDs: c.Namespaces.HostIDs, CgroupParent: c.Limits.Parent}
 	if given, ok := c.Place.Cell.(*cell.Cell); ok {
@@ -120,7 +122,7 @@ func (e *Engine) Cell(c *spec.Spec) (*cell.Cell, error) {
 	return booted, nil
 }
 
-// checkCell refuses a cell that was given and is of another kind than the options want.
+// checkCell returns an error if a cell that was given is of another kind than the options want.
 func checkCell(have, want cell.Config) error {
 	switch {
 	case have.HostNetwork != want.HostNetwork:
@@ -136,8 +138,8 @@ func checkCell(have, want cell.Config) error {
 	return nil
 }
 
-// End closes a cell. Paused runs of it are thawed, or they could not die, and runs that wait for a
-// command given up: those of now, and those that get there meanwhile.
+// End closes a cell. It thaws paused runs, which could not die otherwise, and gives up runs that
+// wait for a command: those of now, and those that come to wait meanwhile.
 func (e *Engine) End(ctx context.Context, c *cell.Cell) error {
 	e.letEnd(c)
 	closed := make(chan struct{})
@@ -182,7 +184,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// set is things that are known as long as they are there.
+// set holds things from when they are added until they are removed. It is safe for concurrent use.
 type set[T comparable] struct {
 	mu  sync.Mutex
 	all map[T]struct{}

@@ -16,7 +16,7 @@ func (s *Sandbox) Shares(o *Sandbox) (plans, command, prepared bool) {
 // Prepares reports whether runs are prepared.
 func (s *Sandbox) Prepares() bool { return s.prepared != nil }
 
-// BeIdle has the time of those that wait run out.
+// BeIdle makes the time of prepared runs run out.
 func (s *Sandbox) BeIdle() { s.prepared.idle.Reset(0) }
 
 // Check returns all that is wrong with the options.
@@ -31,7 +31,8 @@ func (s *Sandbox) Plan(c *cell.Cell) (*compile.Plan, compile.Shape, error) {
 	return from.plan, shapeOf(&s.Spec, c, from.limits), err
 }
 
-// WithPlan returns a sandbox whose runs have the plan, and the command's program if that is not nil.
+// WithPlan returns a sandbox whose runs have the plan, and the command's program if that is not
+// nil.
 func (s *Sandbox) WithPlan(sh compile.Shape, p *compile.Plan, c *program.Program) *Sandbox {
 	other := s.With(s.Spec)
 	other.plans = &plans{all: map[compile.Shape]*compile.Plan{sh: p}, files: s.plans.files, resolv: s.plans.resolv}

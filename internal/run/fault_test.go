@@ -23,7 +23,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// Every call of the two programs fails once. Each time the error says which, and nothing stays.
+// Every call of the two programs fails once. Each time the error names the call, and nothing of the
+// run stays.
 func TestRootlessFaults(t *testing.T) {
 	dir := t.TempDir()
 	require.NoError(t, os.Chmod(filepath.Dir(dir), 0o755))
@@ -62,14 +63,15 @@ func TestRootlessFaults(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			c, err := sandbox.NewCell(test.cell...)
 			require.NoError(t, err)
-			defer func() { require.NoError(t, c.Close()) }() // it waits for all ids that were taken
+			// Close waits until all ids that were taken are given back.
+			defer func() { require.NoError(t, c.Close()) }()
 			base := made(append([]sandbox.Option{sandbox.WithCommand("true"), sandbox.WithCell(c)}, test.opts...)...)
 			testFaults(t, base, cellOf(base))
 		})
 	}
 }
 
-// emptyDirRoot is a root with nothing but a static busybox, "" where there is none.
+// emptyDirRoot returns a root with nothing but a static busybox, or "" if there is none.
 func emptyDirRoot(t *testing.T) string {
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
@@ -115,7 +117,7 @@ func testFaults(t *testing.T, base *run.Sandbox, c *cell.Cell) {
 	command, err := base.Command()
 	require.NoError(t, err)
 	descriptors, processes, mounts, tried := openDescriptors(t), descendants(t), mountsOf(t, base), 0
-	// inject has each step-th call of p fail. replace puts the failing one in its place.
+	// inject makes each step-th call of p fail. replace puts the failing one in its place.
 	inject := func(step int, p *program.Program, replace func(bad *compile.Plan, p *program.Program) (command *program.Program)) {
 		if os.Getenv("VM_GUEST") == "1" {
 			step *= 9
@@ -125,13 +127,15 @@ func testFaults(t *testing.T, base *run.Sandbox, c *cell.Cell) {
 			bad := *good
 			command := replace(&bad, p.Failing(i, errno))
 			call := p.Call(i)
-			requireFault(t, runOnce(ctx, base.WithPlan(sh, &bad, command)), errno, call, p.MayFail(i) || strings.HasPrefix(call.Text, "not found")) // which no run gets to
+			// No run gets to a call that says "not found".
+			requireFault(t, runOnce(ctx, base.WithPlan(sh, &bad, command)), errno, call, p.MayFail(i) || strings.HasPrefix(call.Text, "not found"))
 			tried++
 		}
 	}
 	inject(1, good.Run, func(bad *compile.Plan, p *program.Program) *program.Program { bad.Run = p; return nil })
 	inject(1, command, func(_ *compile.Plan, p *program.Program) *program.Program { return p })
-	anew := func(bad *compile.Plan) { // no other's template, and not one that was assembled
+	// Another key keeps a run from using a template that was assembled before.
+	anew := func(bad *compile.Plan) {
 		bad.Key[0]++
 		bad.Key[1] = byte(tried)
 		bad.Key[2] = byte(tried >> 8)
@@ -162,7 +166,8 @@ func testFaults(t *testing.T, base *run.Sandbox, c *cell.Cell) {
 	require.Eventually(t, func() bool { return descendants(t) <= processes }, 10*time.Second, 10*time.Millisecond, "processes stay")
 }
 
-// mountsOf is what is mounted where this process sees it, and in the sandbox's cell: templates, and what fails before it is one.
+// mountsOf returns what is mounted where this process sees it, and in the sandbox's cell:
+// templates, and what is left of one that failed.
 func mountsOf(t *testing.T, s *run.Sandbox) (list []string) {
 	p, err := derive(s, sandbox.WithCommand("sleep", "1000")).Start(t.Context())
 	require.NoError(t, err)
@@ -186,17 +191,18 @@ func requireFault(t *testing.T, err error, errno unix.Errno, call program.Call, 
 	}
 	var setup *sandbox.SetupError
 	require.ErrorAs(t, err, &setup, "%s: %s", call.Stage, call.Text)
-	if optional { // then it is what misses it that says so
+	if optional { // then a later call that misses its result may fail
 		return
 	}
 	require.ErrorIs(t, err, errno, "%s: %s", call.Stage, call.Text)
-	if call.Purpose != program.Exec { // that is named after the command
+	if call.Purpose != program.Exec { // Exec's stage is named after the command
 		require.Equal(t, call.Stage, setup.Stage)
 		require.ErrorContains(t, err, call.Text)
 	}
 }
 
-// openDescriptors is their number, but for the namespaces that a cell keeps for its next runs' binds.
+// openDescriptors returns the number of open descriptors, except for the namespaces that a cell
+// keeps for the binds of its next runs.
 func openDescriptors(t *testing.T) (n int) {
 	entries, err := os.ReadDir("/proc/self/fd")
 	require.NoError(t, err)
@@ -208,7 +214,7 @@ func openDescriptors(t *testing.T) (n int) {
 	return n
 }
 
-// descendants is the number of processes below this one.
+// descendants returns the number of processes below this one.
 func descendants(t *testing.T) (n int) {
 	files, err := filepath.Glob("/proc/[0-9]*/stat")
 	require.NoError(t, err)

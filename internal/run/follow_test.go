@@ -18,7 +18,7 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// scriptedRun is a run whose events the test sends.
+// scriptedRun returns a run whose events the test sends.
 func scriptedRun(t *testing.T) (*clone, func(...program.Kind)) {
 	t.Helper()
 	client, control, err := forkserver.NewClient()
@@ -54,7 +54,8 @@ func scriptedRun(t *testing.T) (*clone, func(...program.Kind)) {
 	}
 }
 
-// TestFollow has the fork server, which says Cloned, at every place among the words of the run: it may be late.
+// TestFollow puts Cloned, the event of the fork server, at every place among the events of the run:
+// it may be late.
 func TestFollow(t *testing.T) {
 	words := []program.Kind{program.Ready, program.Waiting}
 	for at := range 3 {
@@ -74,7 +75,7 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// TestFollowLiar has words of a run that come too early. None takes it further.
+// TestFollowLiar sends events of a run too early. None takes its start further.
 func TestFollowLiar(t *testing.T) {
 	for _, words := range [][]program.Kind{{program.Waiting}, {program.Started}, {program.Cloned, program.Started},
 		{program.Ready, program.Started}, {program.Finished}} {

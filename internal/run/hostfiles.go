@@ -25,7 +25,7 @@ type hostFiles struct {
 	last *compile.HostFiles
 }
 
-// now returns the same as before unless packages have changed.
+// now returns the files, the same as before unless packages have changed.
 func (h *hostFiles) now(m *compile.Machine) *compile.HostFiles {
 	found := h.Get(m.Shown)
 	h.mu.Lock()
@@ -36,12 +36,12 @@ func (h *hostFiles) now(m *compile.Machine) *compile.HostFiles {
 	return h.last
 }
 
-// readAhead has the files read while the first run's cell boots.
+// readAhead reads the files in the background while the first run's cell boots.
 func (h *hostFiles) readAhead(m func() *compile.Machine) {
 	h.ahead.Do(func() { go h.now(m()) })
 }
 
-// close gives up what was made of them. A run that comes after makes it anew.
+// close gives up what was made of them. A later run makes it anew.
 func (h *hostFiles) close() {
 	h.mu.Lock()
 	last := h.last
@@ -52,7 +52,7 @@ func (h *hostFiles) close() {
 	}
 }
 
-// filesLayer is the files as a directory: a lower layer of roots that can be changed. It is made
+// filesLayer has the files in a directory: a lower layer of roots that can be changed. It is made
 // when the first such run needs it.
 type filesLayer struct {
 	files *host.Files

@@ -20,7 +20,7 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// wanted is what the run's cgroup is to enforce. It looks up devices.
+// wanted returns what the run's cgroup is to enforce. It looks up devices.
 func wanted(l *spec.Limits) (limits.Spec, error) {
 	s := limits.Spec{Memory: l.Memory, Swap: l.Swap, PIDs: cmp.Or(l.PIDs, spec.DefaultPIDs), CPUs: l.CPUs, CPUWeight: l.CPUWeight}
 	if l.CPUSet != nil {
@@ -47,11 +47,11 @@ func ioLimit(l spec.IO) (limits.IO, error) {
 	return limits.IO{Major: major, Minor: minor, ReadBytes: l.ReadBytes, WriteBytes: l.WriteBytes, ReadOps: l.ReadOps, WriteOps: l.WriteOps}, nil
 }
 
-// together is what holds for all runs of a pool together.
+// together returns the limits of all runs of a pool together.
 func together(p *spec.Pool) limits.Spec { return limits.Spec{Memory: p.Memory, CPUs: p.CPUs} }
 
-// within returns the limits of a run with the pool's where its own are not lower. That changes
-// nothing, but a run sees its own limits and not those above it.
+// within returns the limits of a run, with the pool's where the run's own are not lower. That
+// changes nothing except what the run sees: its own limits, and not those above it.
 func within(p *spec.Pool, run limits.Spec) limits.Spec {
 	if p.Memory != 0 && (run.Memory == 0 || p.Memory < run.Memory) {
 		run.Memory = p.Memory
@@ -67,15 +67,15 @@ func within(p *spec.Pool, run limits.Spec) limits.Spec {
 func makePool(p *spec.Pool, c *cell.Cell) error {
 	p.Made(spec.Cgroups, c, func() error {
 		if c.Dying() {
-			return nil // it goes with the cell
+			return nil // the cell's end removes it
 		}
 		return c.Limits.DeletePool(p.Name)
 	})
 	return c.Limits.Pool(p.Name, together(p))
 }
 
-// blockDevice finds the whole device that a path lies on, or is: the kernel
-// does not limit partitions of their own (block/blk-cgroup.c, blkg_conf_open_bdev).
+// blockDevice finds the whole device that a path lies on, or is: the kernel does not limit
+// partitions of their own (block/blk-cgroup.c, blkg_conf_open_bdev).
 func blockDevice(path string) (major, minor int64, err error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -97,7 +97,7 @@ func blockDevice(path string) (major, minor int64, err error) {
 	return major, minor, err
 }
 
-// optionsOf names those that were given and take a cgroup.
+// optionsOf returns the names of the options that were given and need a cgroup.
 func optionsOf(l *spec.Limits) (names []string) {
 	pool := l.Pool
 	if pool == nil {
@@ -118,8 +118,8 @@ func optionsOf(l *spec.Limits) (names []string) {
 	return names
 }
 
-// enforceable is the limits of a run in the cell, or what stands in the way of
-// those that were asked for.
+// enforceable returns the limits of a run in the cell, or an error if one that was asked for can't
+// be enforced.
 func enforceable(l *spec.Limits, c *cell.Cell) (limits.Spec, error) {
 	want, err := wanted(l)
 	if err != nil {
@@ -152,7 +152,7 @@ func enforceable(l *spec.Limits, c *cell.Cell) (limits.Spec, error) {
 	return want, nil
 }
 
-// asked is the part of what is wanted that is no default.
+// asked returns the wanted limits without those that are defaults.
 func asked(l *spec.Limits, want limits.Spec) limits.Spec {
 	if l.PIDs == 0 {
 		want.PIDs = 0
@@ -160,7 +160,7 @@ func asked(l *spec.Limits, want limits.Spec) limits.Spec {
 	return want
 }
 
-// busyCPUs is how many CPUs a run can use at a time.
+// busyCPUs returns how many CPUs a run can use at a time.
 func busyCPUs(l *spec.Limits) int {
 	n := runtime.NumCPU()
 	if l.CPUs != 0 {

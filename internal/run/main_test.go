@@ -20,7 +20,7 @@ func TestMain(m *testing.M) {
 	testkit.Main(m, func(ctx context.Context) error { return errors.Join(engine.Shutdown(ctx), sandbox.Shutdown(ctx)) })
 }
 
-// describe returns what the options say.
+// describe returns the description that the options make.
 func describe(opts ...sandbox.Option) (c spec.Spec) {
 	sandbox.New(opts...).With(func(got *spec.Spec) { c = *got })
 	return c

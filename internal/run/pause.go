@@ -15,8 +15,8 @@ import (
 )
 
 // Pausing can take long, and a run may be killed, time out or end meanwhile. So Pause and Resume
-// exclude each other by a lock of their own, and whoever ends a run only thaws it,
-// which makes a freeze that is under way give up.
+// exclude each other by a lock of their own, and what ends a run only thaws it, which makes a
+// freeze that is under way give up.
 
 // pausing is what Pause and Resume work on.
 type pausing struct {
@@ -24,8 +24,8 @@ type pausing struct {
 	unguard func() // of a paused run; see guard
 }
 
-// freezeTimeout is for processes that the kernel can't stop at once, because
-// they wait for a device.
+// freezeTimeout is for processes that the kernel can't stop at once, because they wait for a
+// device.
 const freezeTimeout = 10 * time.Second
 
 // Pause freezes the run until Resume.
@@ -52,13 +52,13 @@ func (r *Run) Pause() error {
 	}
 	thawErr := r.group.Thaw()
 	r.dropGuard()
-	if !alive { // it was killed or has ended meanwhile, maybe before there was anything to thaw
+	if !alive { // it was killed or ended meanwhile, maybe before there was anything to thaw
 		return os.ErrProcessDone
 	}
 	return errors.Join(err, thawErr)
 }
 
-// setPaused records whether the run is paused, and reports whether it is not ending.
+// setPaused records paused and reports whether the run is still alive.
 func (r *Run) setPaused(paused bool) bool {
 	r.state.mu.Lock()
 	defer r.state.mu.Unlock()
@@ -79,8 +79,8 @@ func (r *Run) freeze() error {
 	return nil
 }
 
-// guard sees to it that the run can die if this process does while it is paused:
-// on cgroup v1 somebody must thaw it first.
+// guard makes sure that the run can die if this process does while the run is paused: on cgroup v1
+// another process must thaw it first.
 func (r *Run) guard() error {
 	if r.pausing.unguard != nil {
 		return nil
@@ -118,7 +118,7 @@ func (r *Run) isPaused() bool {
 	return r.state.paused
 }
 
-// letEnd lets a paused run die, for its command has ended or its cell ends, and keeps it from
+// letEnd lets a paused run die, because its command has ended or its cell ends, and keeps it from
 // being paused again.
 func (r *Run) letEnd() {
 	r.state.mu.Lock()

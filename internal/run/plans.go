@@ -20,7 +20,7 @@ type plans struct {
 	resolv string
 }
 
-// plan compiles once per shape.
+// plan returns the plan for a shape, which it compiles once.
 func (p *plans) plan(e *Engine, c spec.Spec, sh compile.Shape) (*compile.Plan, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -66,8 +66,8 @@ type command struct {
 	filterErr  error
 }
 
-// checkFilter reports, compiled once, a seccomp profile that can't be. Wrong capabilities are
-// refused elsewhere.
+// checkFilter returns an error if the seccomp profile can't be compiled, which it tries once. Wrong
+// capabilities are refused elsewhere.
 func (m *command) checkFilter(s *spec.Security) error {
 	m.filterOnce.Do(func() {
 		if len(s.Check()) == 0 {

@@ -16,7 +16,7 @@ import (
 )
 
 // sourceFiles returns, by their index, which binds are not of directories: their mount points must
-// not be directories either. A source that is not there is refused elsewhere.
+// not be directories either. A source that does not exist is refused elsewhere.
 func sourceFiles(r *spec.Root) map[int]bool {
 	files := map[int]bool{}
 	for i, m := range r.Mounts {
@@ -28,9 +28,9 @@ func sourceFiles(r *spec.Root) map[int]bool {
 	return files
 }
 
-// lookFor finds what compiling needs to know. Of the mount points that the root's directories lack
-// it is only used to add empty directories on a layer above: where things are mounted is resolved
-// again, inside the root, by each run.
+// lookFor finds what compiling needs to know. The missing mount points that it finds are only used
+// to add empty directories on a layer above: where things are mounted is resolved again, inside the
+// root, by each run.
 func lookFor(r *spec.Root, layers bool) (compile.Found, error) {
 	f := compile.Found{Found: spec.Found{Files: sourceFiles(r)}}
 	if r.Rootfs.Layers == nil {
@@ -51,7 +51,7 @@ func lookFor(r *spec.Root, layers bool) (compile.Found, error) {
 	return f, nil
 }
 
-// missingPlaces looks which mount points the root's directories lack.
+// missingPlaces returns the mount points that the root's directories lack.
 func missingPlaces(r *spec.Root, m *overlay.View, l *spec.Layout) (missing []compile.Point) {
 	look := func(p string, file bool) {
 		if gap, ok := m.Missing(p); ok {
@@ -68,7 +68,7 @@ func missingPlaces(r *spec.Root, m *overlay.View, l *spec.Layout) (missing []com
 		switch {
 		case !m.IsFile() || m.On != nil:
 		case r.Writable != 0:
-			look(path.Dir(m.Dst), false) // where the file itself is made
+			look(path.Dir(m.Dst), false) // the file itself is made there
 		default:
 			look(m.Dst, true)
 		}
@@ -76,7 +76,8 @@ func missingPlaces(r *spec.Root, m *overlay.View, l *spec.Layout) (missing []com
 	return missing
 }
 
-// missingOwned looks which directories of the run's user the root lacks, or has for another.
+// missingOwned returns the directories of the run's user that the root lacks, or that belong to
+// another user there.
 func missingOwned(r *spec.Root, m *overlay.View, l *spec.Layout) (missing []compile.Point) {
 	if r.IfCan && r.Writable == 0 {
 		return nil // before Linux 5.11: there is no layer on which they could be made
@@ -90,12 +91,13 @@ func missingOwned(r *spec.Root, m *overlay.View, l *spec.Layout) (missing []comp
 	return missing
 }
 
-// namesOfRun is the files that tell a run its own name and where other names are looked up, which
-// it has in every root, as containers have them. What an option puts there wins.
+// namesOfRun lists the files with a run's own name, and with where other names are looked up. A run
+// has its own in every root, as containers do. What an option puts there wins.
 var namesOfRun = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
 
-// ownFiles returns where namesOfRun are put into directories: on the layer above, if there is one
-// or one of them is missing, else they are mounted over those that the directory has.
+// ownFiles returns where namesOfRun are put in a root of directories: on the layer above, if there
+// is one or if one of the files is missing; else they are mounted over those that the directory
+// has.
 func ownFiles(r *spec.Root, m *overlay.View, layers, layered bool) (files []compile.Point) {
 	for _, name := range namesOfRun {
 		if slices.ContainsFunc(r.Mounts, func(o spec.Mount) bool { return isBelow(name, path.Clean(o.Dst)) }) {
@@ -103,7 +105,7 @@ func ownFiles(r *spec.Root, m *overlay.View, layers, layered bool) (files []comp
 		}
 		at, exists, ok := m.FileAt(name)
 		if !ok {
-			continue // /etc is no directory
+			continue // /etc is not a directory
 		}
 		layered = layered || layers && !exists
 		files = append(files, compile.Point{Path: at.Path, Have: at.Have, File: true, Content: name, Over: exists})
@@ -120,9 +122,8 @@ func ownFiles(r *spec.Root, m *overlay.View, layers, layered bool) (files []comp
 // isBelow reports whether p is dir or lies in it.
 func isBelow(p, dir string) bool { return p == dir || strings.HasPrefix(p, dir+"/") }
 
-// withoutSys leaves /sys out of a directory that needs no layer on top for anything else, and of
-// what is missing: a layer keeps runs from seeing later changes of the directory, and takes Linux
-// 5.11.
+// withoutSys leaves out /sys if the directory lacks it and needs no layer on top for anything else:
+// a layer keeps runs from seeing later changes of the directory, and takes Linux 5.11.
 func withoutSys(r *spec.Root, f compile.Found) compile.Found {
 	if len(r.Rootfs.Layers) > 1 || r.Writable != 0 || slices.ContainsFunc(f.Missing, needsLayer) {
 		return f
@@ -135,6 +136,6 @@ func withoutSys(r *spec.Root, f compile.Found) compile.Found {
 	return f
 }
 
-// needsLayer reports whether what is missing has to be put on a layer, for which /sys alone is no
+// needsLayer reports whether what is missing must be put on a layer, for which /sys alone is no
 // reason.
 func needsLayer(p compile.Point) bool { return !p.Over && p.Path != "/sys" }

@@ -17,10 +17,12 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// prepared is what sandboxes hold of the runs that they share. When none of them is left, the collector ends those.
+// prepared is the handle on a reserve that sandboxes share. When none of them is left, it is
+// garbage collected, and the runs end.
 type prepared struct{ *reserve }
 
-// reserve is runs that wait for a command. Nothing that it refers to may refer to a prepared, or to a Sandbox.
+// reserve has the runs that wait for a command. Nothing that it refers to may refer to a prepared
+// or a Sandbox: that would never be collected.
 type reserve struct {
 	engine *Engine
 	config spec.Spec
@@ -29,30 +31,31 @@ type reserve struct {
 	starts  int
 	waiting []*clone // the oldest first
 	idle    *time.Timer
-	filling *filling // nil while nobody prepares
+	filling *filling // nil while no run is being prepared
 	closed  bool
 }
 
-// filling is one goroutine's work on a reserve.
+// filling is the work of one goroutine that prepares runs for a reserve.
 type filling struct {
 	from recipe
-	now  chan struct{} // closed when somebody waits for it
+	now  chan struct{} // closed when a caller waits for it
 	once sync.Once
-	took time.Duration // the last run
+	took time.Duration // how long the last run took
 	done chan struct{} // closed at its end
-	err  error         // why it stopped short, from then on
+	err  error         // why it stopped early
 }
 
-// hurry ends the pauses.
+// hurry makes it go on without pauses.
 func (f *filling) hurry() { f.once.Do(func() { close(f.now) }) }
 
 // preparedIdle is how long an unused reserve is kept.
 const preparedIdle = time.Minute
 
-// preparePause is the shortest: a run that was just started has ended by then, or is well on its way.
+// preparePause is the shortest pause before a run is prepared: a run that was just started has
+// ended by then, or is well on its way.
 const preparePause = 5 * time.Millisecond
 
-// newPrepared returns nil where nothing is to be prepared.
+// newPrepared returns nil if nothing is to be prepared.
 func newPrepared(s *Sandbox) *prepared {
 	if s.Spec.Place.Prepared <= 0 {
 		return nil
@@ -64,8 +67,9 @@ func newPrepared(s *Sandbox) *prepared {
 	return p
 }
 
-// take returns a run that is as one would be that is prepared now, or nil. From the second time on it has what is missing
-// prepared: a sandbox that is derived for a single run would prepare for nobody.
+// take returns a waiting run that is the same as one prepared now would be, or nil. From the second
+// call on it begins to prepare what is missing: for a sandbox that is derived for a single run this
+// would be in vain.
 func (p *prepared) take(from recipe) (found *clone) {
 	if p == nil {
 		return nil
@@ -88,7 +92,7 @@ func (p *prepared) take(from recipe) (found *clone) {
 	return found
 }
 
-// fill begins to prepare what is missing, if nobody does. v.mu is held.
+// fill begins to prepare what is missing, unless that is under way. v.mu must be held.
 func (v *reserve) fill(from recipe) *filling {
 	if v.idle == nil {
 		v.idle = time.AfterFunc(preparedIdle, func() { v.drop(nil) })
@@ -130,7 +134,7 @@ func (v *reserve) goOn(f *filling) bool {
 	return false
 }
 
-// prepare makes the next run, after a pause that leaves the machine to others.
+// prepare prepares the next run, after a pause that leaves the machine to others.
 func (f *filling) prepare(c *spec.Spec) (*clone, error) {
 	f.from.engine.preparing.Lock()
 	defer f.from.engine.preparing.Unlock()
@@ -159,7 +163,7 @@ func (f *filling) prepare(c *spec.Spec) (*clone, error) {
 	return r, nil
 }
 
-// drop ends the runs that wait in the cell, or all.
+// drop ends the runs that wait in the cell, or all if c is nil.
 func (v *reserve) drop(c *cell.Cell) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -172,7 +176,8 @@ func (v *reserve) drop(c *cell.Cell) {
 	})
 }
 
-// register lets the reserve know when a cell ends, and its pool close it, until close.
+// register adds the reserve to the engine's, whose runs are dropped when their cell ends, and to
+// its pool's, which ends it, until close.
 func (v *reserve) register() {
 	v.engine.reserves.add(v)
 	if p := v.config.Limits.Pool; p != nil {
@@ -180,7 +185,8 @@ func (v *reserve) register() {
 	}
 }
 
-// close is for when no sandbox has the reserve any more.
+// close ends the runs that wait and those that are still to come. It is called when no sandbox has
+// the reserve any more.
 func (v *reserve) close() {
 	v.mu.Lock()
 	v.closed = true
@@ -195,7 +201,8 @@ func (v *reserve) close() {
 	}
 }
 
-// end closes the reserve and waits until nothing is prepared any more. Runs that waited may still be about to end.
+// end closes the reserve and waits until nothing is prepared any more. Runs that waited may still
+// be about to end.
 func (v *reserve) end() {
 	v.close()
 	v.mu.Lock()
@@ -220,11 +227,11 @@ func (s *Sandbox) Waiting() (pids []int) {
 	return pids
 }
 
-// Prepare waits until all runs that are to be prepared are.
+// Prepare waits until all runs that WithPrepared asks for are prepared.
 func (s *Sandbox) Prepare(ctx context.Context) error {
 	if len(s.Spec.Command.Argv) == 0 {
 		c := s.Spec.Clone()
-		c.Command.Argv, c.Command.Missing = []string{"any"}, nil // it is the next one's
+		c.Command.Argv, c.Command.Missing = []string{"any"}, nil // a start has its own
 		s = s.With(c)
 	}
 	if err := s.check(); err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// Runs of which nobody takes one end, and are prepared again when somebody asks.
+// Prepared runs end if none of them is used, and are prepared again when a start asks for one.
 func TestRootlessIdleReserve(t *testing.T) {
 	s := made(sandbox.WithCommand("true"), sandbox.WithPrepared(3))
 	require.NoError(t, s.Prepare(testkit.Deadline(t)))

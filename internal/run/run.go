@@ -33,7 +33,7 @@ type Run struct {
 	err  error
 }
 
-// state is what others do to a run while it lives.
+// state is what is done to a run while it lives.
 type state struct {
 	mu     sync.Mutex
 	killed bool
@@ -63,8 +63,8 @@ func (r *Run) begin(ctx context.Context) {
 	go r.finish()
 }
 
-// watchCPU kills the run when it has used its CPU time. It looks again when
-// that could be, with all CPUs busy, at the earliest.
+// watchCPU kills the run when it has used its CPU time. It looks again at the earliest time at
+// which that could happen, with all CPUs busy.
 func (r *Run) watchCPU(limit time.Duration, stop <-chan struct{}) {
 	cpus := time.Duration(busyCPUs(&r.spec.Limits))
 	timer := time.NewTimer(0)
@@ -92,7 +92,7 @@ func (r *Run) watchCPU(limit time.Duration, stop <-chan struct{}) {
 func (r *Run) PID() int { return r.pid }
 
 // Wait returns how the run ended, once all of its output has been written. The error is that of a
-// cell that was lost, with no End, or of copying its streams.
+// lost cell, with no End, or of copying the run's streams.
 func (r *Run) Wait() (*End, error) {
 	<-r.done
 	return r.end, r.err
@@ -122,7 +122,7 @@ func (r *Run) kill(reason fault.Reason) {
 	}
 	r.state.killed, r.state.reason = true, reason
 	if r.state.over {
-		return // only the output was still to be read
+		return // only its output is still to be read
 	}
 	if r.init != nil {
 		_ = signal(r.init, unix.SIGKILL)

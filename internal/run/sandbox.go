@@ -15,8 +15,8 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// Sandbox is what package sandbox's is: a description that nothing changes any more, and what was
-// made of it.
+// Sandbox is what is behind sandbox.Sandbox: a description that nothing changes any more, and what
+// was compiled from it.
 type Sandbox struct {
 	Spec   spec.Spec
 	engine *Engine
@@ -24,7 +24,7 @@ type Sandbox struct {
 	once    sync.Once
 	invalid []error // what is wrong with the options
 
-	// Shared with others for which they would be the same.
+	// These are shared with other sandboxes for which they would be the same.
 	plans    *plans
 	command  *command
 	prepared *prepared
@@ -52,8 +52,8 @@ func (s *Sandbox) With(c spec.Spec) *Sandbox {
 	return derived
 }
 
-// check reports all wrong options: first what is wrong whatever this machine is like, which is
-// looked for once, then what they name and is not there.
+// check returns all wrong options: first those that are wrong on every machine, which are looked
+// for once, then those that name what does not exist here.
 func (s *Sandbox) check() error {
 	c := &s.Spec
 	s.once.Do(func() { s.invalid = append(c.Check(), s.command.checkFilter(&c.Security)) })
@@ -62,7 +62,7 @@ func (s *Sandbox) check() error {
 	errs = append(errs, checkSources(&c.Root)...)
 	errs = append(errs, checkOpen(&c.Streams)...)
 	if c.Place.Cell != nil {
-		_, err := s.engine.Cell(c) // boots none
+		_, err := s.engine.Cell(c) // this boots no cell
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
@@ -102,7 +102,8 @@ func (s *Sandbox) Start(ctx context.Context) (*Run, error) {
 		if !errors.Is(err, cell.ErrLost) {
 			var setup *fault.SetupError
 			if errors.As(err, &setup) {
-				s.plans.forget() // the host's files may have changed since it was compiled
+				// The host's files may have changed since the plan was compiled.
+				s.plans.forget()
 			}
 			return nil, err
 		}
@@ -120,7 +121,7 @@ func (s *Sandbox) startOnce(ctx context.Context) (*Run, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ctx.Err() != nil { // it took a boot to get here
+	if ctx.Err() != nil { // ctx may have ended during a boot
 		return nil, fault.NotStarted(ctx)
 	}
 	command, err := s.command.program(s.engine, &s.Spec)

@@ -14,8 +14,8 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// What is not compiled can change without a new compilation: a service derives
-// a sandbox for each request. And a run that is prepared serves whatever the command is.
+// What is not compiled can change without a new compilation: a service derives a sandbox for each
+// request. And a prepared run serves any command.
 func TestDerivedSandboxesShareTheirPrograms(t *testing.T) {
 	base := made(sandbox.WithCommand("true"), sandbox.WithEnv("A=1"), sandbox.WithFile("/f", []byte("x"), 0o600), sandbox.WithWritableRoot(sandbox.MiB), sandbox.WithRlimit("nofile", 9, 9), sandbox.WithPrepared(1))
 	const plans, command, prepared = 1, 2, 4
@@ -82,8 +82,8 @@ func TestDerivedSandboxesShareTheirPrograms(t *testing.T) {
 	require.True(t, r, "the same limits, given again")
 }
 
-// A mount may decide by whom a file is made that was there before, and from where on its
-// directories are missing: then the command's program is another one.
+// A mount may decide who makes a file that was given before it, and which of its directories are
+// missing: then the command's program differs.
 func TestMountsThatChangeFiles(t *testing.T) {
 	for name, test := range map[string]struct{ file, mount sandbox.Option }{
 		"the directory becomes root's": {sandbox.WithFile("/home/sandbox/.config/x", nil, 0), sandbox.WithReadOnlyBind("/srv", "/home/sandbox/.config/y")},
@@ -119,8 +119,8 @@ func withAll(opts ...sandbox.Option) sandbox.Option {
 	}
 }
 
-// Runs are prepared without the files that the run's user can make: their number and size is in no
-// program but the command's.
+// Runs are prepared without the files that the run's user can make: only the command's program has
+// their number and size.
 func TestFilesThatGoWithTheCommand(t *testing.T) {
 	tests := map[string]struct {
 		opts []sandbox.Option

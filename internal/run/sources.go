@@ -13,10 +13,11 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// What options name and this machine has to have: looked for before each start, while package spec
-// checks what is wrong whatever the machine is like. It leaves out what that has refused.
+// What options name must exist on this machine. It is looked for before each start, while package
+// spec checks what is wrong on every machine. What spec has refused is left out here.
 
-// checkOpen looks whether the files that the run is to have are still open.
+// checkOpen returns errors for files that the run is to have and that can't be used, such as closed
+// ones.
 func checkOpen(s *spec.Streams) (errs []error) {
 	for option, f := range s.Files {
 		if f == nil {
@@ -29,7 +30,8 @@ func checkOpen(s *spec.Streams) (errs []error) {
 	return errs
 }
 
-// checkSources looks for what is mounted, and for the root's directories.
+// checkSources returns what is wrong on this machine with the sources of mounts and with the root's
+// directories.
 func checkSources(r *spec.Root) (errs []error) {
 	for _, m := range r.Mounts {
 		if !m.IsGiven() || m.Check() != nil {
@@ -66,7 +68,7 @@ func checkSource(m spec.Source) (err error) {
 	return err
 }
 
-// checkOnline looks whether the machine has the CPUs, where it tells.
+// checkOnline returns an error if the machine lacks one of the CPUs, as far as it says.
 func checkOnline(l *spec.Limits) error {
 	if l.CPUSet == nil {
 		return nil
@@ -89,7 +91,7 @@ func checkOnline(l *spec.Limits) error {
 	return nil
 }
 
-// checkDevices looks for the block devices of WithIO.
+// checkDevices returns errors for paths of WithIO whose block devices can't be found.
 func checkDevices(l *spec.Limits) (errs []error) {
 	for _, io := range l.IO {
 		if spec.CheckPath(io.Path) == nil {

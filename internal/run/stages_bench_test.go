@@ -32,7 +32,7 @@ func BenchmarkCompileCommand(b *testing.B) {
 	}
 }
 
-// BenchmarkDerive is what a service pays that derives a sandbox for each request.
+// BenchmarkDerive measures what a service pays that derives a sandbox for each request.
 func BenchmarkDerive(b *testing.B) {
 	base := made(sandbox.WithMemory(64*sandbox.MiB), sandbox.WithPrepared(1))
 	b.ReportAllocs()
@@ -75,5 +75,6 @@ func BenchmarkStartPrepared(b *testing.B) {
 	stages(b, made(sandbox.WithCommand("true"), sandbox.WithPrepared(1)), "start")
 }
 
-// BenchmarkEnd is from the start of a command that ends at once to the end of its Wait.
+// BenchmarkEnd measures the time from the start of a command that ends at once to the end of its
+// Wait.
 func BenchmarkEnd(b *testing.B) { stages(b, made(sandbox.WithCommand("true")), "end") }

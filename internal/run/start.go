@@ -24,7 +24,7 @@ import (
 	"github.com/cellkit/sandbox/internal/stdio"
 )
 
-// start has a run that is prepared execute a command.
+// start makes a prepared run execute a command.
 func start(ctx context.Context, ready *clone, conf *spec.Spec, command *program.Program) (*Run, error) {
 	r := &Run{clone: ready, done: make(chan struct{})}
 	if err := r.execute(ctx, conf, command); err != nil {
@@ -48,7 +48,7 @@ func (r *Run) execute(ctx context.Context, conf *spec.Spec, command *program.Pro
 	return r.under(ctx, func() error {
 		err := r.conn.Hand(command.Image(), descriptors(r.streams.Child()))
 		r.streams.CloseChild()
-		if err != nil && !hasEnded(err) { // if so, why comes next
+		if err != nil && !hasEnded(err) { // if it has ended, follow returns why
 			return r.startLost(ctx, err)
 		}
 		return r.follow(ctx, program.Started)
@@ -73,7 +73,7 @@ func (r *Run) openStreams() (err error) {
 	return nil
 }
 
-// under does what waits for the run until ctx ends.
+// under calls f, which waits for the run, and interrupts the wait when ctx ends.
 func (r *clone) under(ctx context.Context, f func() error) error {
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -89,8 +89,8 @@ func (r *clone) under(ctx context.Context, f func() error) error {
 	return f()
 }
 
-// shapeOf is what the cell means for the program of a run with the given limits. On cgroup v1 an
-// ordinary user may only move processes that have its own id (kernel/cgroup/cgroup-v1.c,
+// shapeOf returns what compiling must know of the cell for a run with the given limits. On cgroup
+// v1 an ordinary user may only move processes that have its own id (kernel/cgroup/cgroup-v1.c,
 // __cgroup1_procs_write).
 func shapeOf(c *spec.Spec, in *cell.Cell, limit limits.Spec) compile.Shape {
 	s := compile.Shape{SingleID: in.SingleID(), HostIDs: in.Config().HostIDs, WideIDs: in.WideIDs()}
@@ -102,8 +102,9 @@ func shapeOf(c *spec.Spec, in *cell.Cell, limit limits.Spec) compile.Shape {
 	return s
 }
 
-// follow takes the run's events until it is Ready, and has then joined its cgroup, is Waiting for its command, or has Started it, and
-// its pidfd is there: that comes from another process, the fork server, which may be later than all of them.
+// follow takes the run's events until the run is Ready and has joined its cgroup, is Waiting for
+// its command, or has Started it, as until says, and until PID 1's pidfd is there. That comes from
+// another process, the fork server, and may be later than all the events.
 func (r *clone) follow(ctx context.Context, until program.Kind) error {
 	var unjoined error
 	for r.stage < until || r.init == nil {
@@ -118,7 +119,7 @@ func (r *clone) follow(ctx context.Context, until program.Kind) error {
 		case m.Kind == program.Cloned:
 		case m.Kind == program.Ready:
 			if err := r.join(m.PID); hasEnded(err) {
-				unjoined = err // the command has ended, and why comes next
+				unjoined = err // the command has ended; a later event says why
 			} else if err != nil {
 				return r.startLost(ctx, err)
 			} else {
@@ -129,10 +130,11 @@ func (r *clone) follow(ctx context.Context, until program.Kind) error {
 		case m.Kind == program.Waiting && r.stage == program.Ready, m.Kind == program.Started && r.stage != 0 && r.command != nil:
 			r.stage = m.Kind
 		case m.Kind == program.Exited:
-			r.exited = &m.Event // before the fork server, which is another process, said Cloned
+			r.exited = &m.Event // the fork server's Cloned is still to come
 		case m.Kind == program.Failed, m.Kind == program.Refused:
 			err := setupError(r.failure(m.Event), r.spec)
-			if errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.ENODEV) { // nobody will open its gate, or its cgroup is gone
+			// Nothing will open the run's gate any more, or its cgroup is gone.
+			if errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.ENODEV) {
 				return r.startLost(ctx, err)
 			}
 			return err
@@ -143,12 +145,13 @@ func (r *clone) follow(ctx context.Context, until program.Kind) error {
 	return nil
 }
 
-// hasEnded tells the errors of who speaks to a run, or looks for one, whose command has ended.
+// hasEnded reports whether err means that the run's process is gone.
 func hasEnded(err error) bool {
 	return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)
 }
 
-// failure is what a Failed or Refused event says. The calls of the command's program count on from those before it.
+// failure returns the error of a Failed or Refused event. Calls of the command's program are
+// numbered on from those of the run's program.
 func (r *clone) failure(e program.Event) error {
 	n := uint32(r.plan.Run.Len())
 	if e.Kind == program.Failed && r.command != nil && e.Index >= n {
@@ -158,12 +161,12 @@ func (r *clone) failure(e program.Event) error {
 	return cell.Failure(r.plan.Run, e)
 }
 
-// startGone is how a start notices that the cell has ended: by its sockets and processes, or its cgroup, which systemd
-// removes when all that was in it has ended.
+// startGone lists the errors by which a start notices that the cell has ended: those of its sockets
+// and processes, or of its cgroup, which systemd removes when all that was in it has ended.
 var startGone = []error{io.EOF, unix.ECONNRESET, unix.EPIPE, unix.ESRCH, unix.ENOENT, unix.ENODEV}
 
-// startLost says why a run ended before its command was executed. err is what
-// was noticed of that.
+// startLost returns why a run ended before its command was executed. err is the error by which that
+// was noticed.
 func (r *clone) startLost(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fault.NotStarted(ctx)
@@ -195,7 +198,8 @@ func (r *clone) join(pid int) error {
 	return nil
 }
 
-// admit puts the command into its cgroup, or has it do that itself where it can.
+// admit puts the command into its cgroup, or lets the command join it by itself if the plan says
+// so.
 func (r *clone) admit() error {
 	if r.plan.Joins == 0 {
 		if r.group != nil {
@@ -213,7 +217,8 @@ func (r *clone) admit() error {
 	return r.conn.Go(descriptors(groups)...)
 }
 
-// setupError gives a failed call of a run, or of its template, the form that callers know.
+// setupError returns the *SetupError of a failed call of a run, or of its template. It returns
+// other errors as they are.
 func setupError(err error, c *spec.Spec) error {
 	var call *cell.CallError
 	if !errors.As(err, &call) {
@@ -225,7 +230,8 @@ func setupError(err error, c *spec.Spec) error {
 		e.Stage = c.Command.DirOf + ": config field WorkingDir"
 	case call.Purpose == program.Exec:
 		var why error = call.Errno
-		if call.Errno == unix.ENOMEM && c.Limits.Memory != 0 { // the kernel kills nobody for what execve itself takes
+		// The kernel kills no process for the memory that execve itself takes.
+		if call.Errno == unix.ENOMEM && c.Limits.Memory != 0 {
 			why, e.Hint = fmt.Errorf("%w (%w)", fault.ErrOutOfMemory, call.Errno), "raise WithMemory"
 		}
 		e.Stage, e.Err = "exec", &fs.PathError{Op: "exec", Path: c.Command.Argv[0], Err: why}

@@ -15,9 +15,10 @@ import (
 	"github.com/cellkit/sandbox/internal/scratch"
 )
 
-// sources is which directories and files of the host are now found at the paths of a plan's trees.
+// sources identifies the directories and files of the host that are now at the paths of a plan's
+// trees.
 type sources struct {
-	template string // with the template's program: tells templates apart
+	template string // with the template's program: identifies the template
 	files    string
 }
 
@@ -39,14 +40,15 @@ func appendSources(key []byte, trees []compile.Tree) (string, error) {
 			return "", t.Of.Wrong("%w", &os.PathError{Op: "stat", Path: t.Path, Err: err})
 		}
 		key = fmt.Appendf(key, "\x00%s\x00%d:%d", t.Path, st.Dev, st.Ino)
-		if t.MapOwner { // that depends on who owns it
+		if t.MapOwner { // the mapping depends on who owns the tree
 			key = fmt.Appendf(key, ":%d:%d", st.Uid, st.Gid)
 		}
 	}
 	return string(key), nil
 }
 
-// openTrees opens what accompanies a program that is sent to the cell, for a run with the block.
+// openTrees opens the trees of a program that is sent to the cell, for a run whose ids are those of
+// the block.
 func openTrees(c *cell.Cell, m *compile.Machine, trees []compile.Tree, b *cell.Block) (files []*os.File, err error) {
 	for _, t := range trees {
 		want := cell.Tree{Path: t.Path, Writable: t.Writable, Partial: t.Partial}
@@ -102,8 +104,8 @@ func NoIDMapHint(t compile.Tree, m *compile.Machine) string {
 	return "bind a directory on ext4, xfs, btrfs or (from Linux 6.3) tmpfs"
 }
 
-// ownFile refuses what an ordinary user can't bind: without an idmapped mount only
-// its own files change hands with the run.
+// ownFile returns an error if an ordinary user can't bind the path: without an idmapped mount only
+// the user's own files belong to the run's user.
 func ownFile(path string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {

@@ -20,13 +20,13 @@ import (
 type copier struct {
 	from fs.FS
 	to   *os.Root
-	dir  string // in to
+	dir  string // the directory in to
 
 	exact    bool // whatever the umask
 	forAll   bool // for all to read
-	distrust bool // what from has in it was made by somebody else
+	distrust bool // a run may have made what from has in it
 
-	bytes, files int64 // what there is room for
+	bytes, files int64 // what there is still room for
 	left         []string
 	leftToo      int
 	times        []modified
@@ -36,14 +36,14 @@ type copier struct {
 	parentName string
 }
 
-// modified is when a directory that was made is to have been modified: what is copied into it
+// modified is the time of modification to set for a directory that was made: copying files into it
 // changes that.
 type modified struct {
 	name string
 	at   time.Time
 }
 
-// maxLeft is how many names an error has.
+// maxLeft is how many names an error has at most.
 const maxLeft = 10
 
 func (c *copier) copy() (err error) {
@@ -118,7 +118,8 @@ func (c *copier) visit(name string, d fs.DirEntry, err error) error {
 	return nil
 }
 
-// place is where a copy goes: a directory and the name in it, which is kept for all that is in it.
+// place returns where a copy goes: a directory, which is kept for the other files in it, and the
+// name in it.
 func (c *copier) place(name string) (*os.Root, string, error) {
 	dir := path.Join(c.dir, path.Dir(name))
 	if c.parent == nil || c.parentName != dir {
@@ -134,7 +135,7 @@ func (c *copier) place(name string) (*os.Root, string, error) {
 	return c.parent, path.Base(name), nil
 }
 
-// leave leaves out what can't be read, if that is no surprise.
+// leave leaves out what can't be read if the files are not trusted; else it returns err.
 func (c *copier) leave(name string, err error) error {
 	if !c.distrust || name == "." {
 		return err
@@ -151,7 +152,7 @@ func (c *copier) leaveOut(name string) {
 	c.left = append(c.left, name[:min(len(name), 200)])
 }
 
-// remember has setTime called for a directory once all is in it.
+// remember records a directory for which setTime is called once everything is in it.
 func (c *copier) remember(name string, d fs.DirEntry) {
 	if info, err := d.Info(); err == nil && !info.ModTime().IsZero() {
 		c.times = append(c.times, modified{name, info.ModTime()})
@@ -161,7 +162,7 @@ func (c *copier) remember(name string, d fs.DirEntry) {
 func (c *copier) setTime(m modified) error {
 	dir, err := openBelow(c.base, path.Join(c.dir, m.name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // a run has it moved or removed meanwhile
+		return nil // a run has moved or removed it meanwhile
 	}
 	if err != nil {
 		return err
@@ -169,7 +170,7 @@ func (c *copier) setTime(m modified) error {
 	return errors.Join(dir.Chtimes(".", time.Time{}, m.at), dir.Close())
 }
 
-// perm is the permission bits of a copy.
+// perm returns the permission bits of a copy.
 func (c *copier) perm(mode fs.FileMode) fs.FileMode {
 	perm := mode.Perm() | 0o600
 	if mode.IsDir() {
@@ -213,7 +214,7 @@ func (c *copier) file(name string, to *os.Root, at string) error {
 	}
 	defer in.Close()
 	info, err := in.Stat()
-	if err == nil && !info.Mode().IsRegular() { // any more
+	if err == nil && !info.Mode().IsRegular() { // it was regular when it was listed
 		err = &fs.PathError{Op: "copy", Path: name, Err: fs.ErrInvalid}
 	}
 	if err != nil {
@@ -237,9 +238,9 @@ func (c *copier) file(name string, to *os.Root, at string) error {
 	return errors.Join(err, out.Close())
 }
 
-// link copies a symbolic link. Of one that is not to be trusted the target may go up only at its
-// beginning, and not above the copy: what it goes up from are directories then, and wherever it
-// goes from there are directories and links of the same kind.
+// link copies a symbolic link. If the files are not trusted, its target may have ".." only at the
+// beginning, and must not go above the copy. Then it goes up from directories only, and what it can
+// reach from there are directories and links of the same kind.
 func (c *copier) link(name string, to *os.Root, at string) error {
 	target, err := fs.ReadLink(c.from, name)
 	if err == nil && c.distrust && !staysBelow(name, target) {

@@ -8,7 +8,7 @@ import (
 	"sync"
 )
 
-// Files is the files of a WithFS: a Source that copies them when they are first needed.
+// Files has the files of a WithFS: a Source that copies them when they are first needed.
 type Files struct {
 	fsys fs.FS
 
@@ -16,10 +16,10 @@ type Files struct {
 	made *Scratch
 }
 
-// NewFiles returns the files of fsys, which is not nil.
+// NewFiles returns the files of fsys, which must not be nil.
 func NewFiles(fsys fs.FS) *Files { return &Files{fsys: fsys} }
 
-// Get copies the files, if that has not been done.
+// Get returns a scratch with the files. It copies them if that has not been done.
 func (f *Files) Get() (*Scratch, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -46,13 +46,13 @@ func (f *Files) Get() (*Scratch, error) {
 func measure(fsys fs.FS) (bytes, files int64, err error) {
 	err = fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
 		if d != nil && !canName(fsys, name) {
-			return nil // copy tells of it
+			return nil // copy reports the error
 		}
 		if err != nil {
 			return err
 		}
 		files++
-		bytes += page // of a link, or of what is small
+		bytes += page // for a link, or a small file
 		if d.Type().IsRegular() {
 			info, err := d.Info()
 			if err != nil {

@@ -22,7 +22,7 @@ import (
 // whatever it finds, and opening a named pipe waits for its other end.
 type liveFS struct {
 	s       *Scratch
-	anyName bool // also those that are not UTF-8
+	anyName bool // names that are not UTF-8 too
 }
 
 var _ interface {
@@ -60,8 +60,8 @@ func (f liveFS) open(op, name string) (*os.File, error) {
 	if !info.Mode().IsRegular() && !info.IsDir() {
 		return nil, &fs.PathError{Op: op, Path: name, Err: fs.ErrInvalid}
 	}
-	// Not to wait for the end of a lease, which a run can have where the filter is not the default
-	// one: EWOULDBLOCK.
+	// O_NONBLOCK makes this fail with EWOULDBLOCK instead of waiting for the end of a lease,
+	// which a run can have if its filter is not the default one.
 	opened, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, renamed(err, name)
@@ -69,7 +69,7 @@ func (f liveFS) open(op, name string) (*os.File, error) {
 	return opened, nil
 }
 
-// renamed makes an error tell of the name that the caller knows.
+// renamed returns err with the name that the caller knows.
 func renamed(err error, name string) error {
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		return &fs.PathError{Op: e.Op, Path: name, Err: e.Err}
@@ -77,10 +77,10 @@ func renamed(err error, name string) error {
 	return err
 }
 
-// find leads to what name is, links followed within the scratch; flags may be O_NOFOLLOW. It is one
-// call however long the name is, which os.Root's are not.
+// find opens what is at name with O_PATH, following links within the scratch; flags may be
+// O_NOFOLLOW. It makes one call however long the name is, unlike os.Root.
 func (f liveFS) find(op, name string, flags uint64) (*os.File, fs.FileInfo, error) {
-	defer runtime.KeepAlive(f.s) // what is collected is closed
+	defer runtime.KeepAlive(f.s) // a scratch that is garbage collected is closed
 	fail := func(err error) (*os.File, fs.FileInfo, error) {
 		return nil, nil, &fs.PathError{Op: op, Path: name, Err: err}
 	}
@@ -125,7 +125,7 @@ func (f liveFS) ReadLink(name string) (string, error) {
 	defer file.Close()
 	var target [unix.PathMax]byte
 	n, err := unix.Readlinkat(int(file.Fd()), "", target[:])
-	if err == unix.ENOENT { // of a descriptor that is no link's: readlink(2)
+	if err == unix.ENOENT { // from a descriptor that is not a link's: readlink(2)
 		err = unix.EINVAL
 	}
 	if err != nil {
@@ -157,7 +157,7 @@ func (s *Scratch) IsOpaque(name string) bool {
 	return overlay.IsOpaque(int(file.Fd()))
 }
 
-// liveFile reads no further than the file went when it was opened.
+// liveFile reads no further than the end that the file had when it was opened.
 type liveFile struct {
 	*io.SectionReader
 	file *os.File
@@ -198,7 +198,7 @@ func (d *liveDir) ReadDir(n int) ([]fs.DirEntry, error) {
 	return list, err
 }
 
-// liveEntry looks the file up again where the run can't lead it elsewhere.
+// liveEntry looks the file up again in a way that a run can't redirect.
 type liveEntry struct {
 	fs.DirEntry
 	path string

@@ -14,7 +14,7 @@ import (
 )
 
 // openBelow opens a directory of base, with one call however long its name is, where os.Root makes
-// one for each part of it. Links on the way may not lead out.
+// one for each part of it. Links on the way must not lead out of base.
 func openBelow(base *os.File, name string) (*os.Root, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS}
 	fd, err := openat2(base, name, &how)
@@ -26,8 +26,8 @@ func openBelow(base *os.File, name string) (*os.Root, error) {
 	return root, renamed(err, name)
 }
 
-// openat2 calls openat2(2) again where that gave up: EAGAIN, after a "..", something was renamed or
-// mounted anywhere meanwhile.
+// openat2 repeats openat2(2) if that fails with EAGAIN: the name has a "..", and something was
+// renamed or mounted anywhere meanwhile.
 func openat2(dir *os.File, name string, how *unix.OpenHow) (fd int, err error) {
 	raw, err := dir.SyscallConn()
 	if err != nil {
@@ -58,14 +58,14 @@ func makeNode(dir *os.Root, name string, mode fs.FileMode) error {
 	return unix.Mknodat(int(f.Fd()), name, kind|0o666, 0)
 }
 
-// setModified sets the time of a file that is open, whatever its name leads to by now.
+// setModified sets the time of modification of an open file, whatever its name leads to by now.
 func setModified(f *os.File, at time.Time) error {
 	set := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Sec: at.Unix(), Nsec: int64(at.Nanosecond())}}
 	return unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), set, 0)
 }
 
-// hostDir is an os.DirFS that takes every name: fs.ValidPath knows no others than those in UTF-8.
-// It waits for no pipe or lease.
+// hostDir is like os.DirFS but takes every name: fs.ValidPath only accepts UTF-8. It does not wait
+// for a pipe or lease.
 type hostDir string
 
 // anyName returns fsys, or what does the same and takes names that are not UTF-8.
@@ -80,7 +80,7 @@ func anyName(fsys fs.FS) fs.FS {
 	return fsys
 }
 
-// canName reports whether fsys takes a name that it has told itself.
+// canName reports whether fsys takes a name that it has listed itself.
 func canName(fsys fs.FS, name string) bool {
 	switch fsys.(type) {
 	case liveFS, hostDir:

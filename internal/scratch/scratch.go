@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package scratch is what is behind sandbox.Scratch: a file system in memory that runs share, how
-// this process finds, copies and reads its files, and what it may be used for.
+// Package scratch implements sandbox.Scratch: a file system in memory that runs share, how this
+// process finds, copies and reads its files, and what it may be used for.
 package scratch
 
 import (
@@ -26,10 +26,11 @@ type Scratch struct {
 	purpose purpose
 }
 
-// page is what a file takes at least.
+// page is the least memory that a file takes.
 const page = 4 << 10
 
-// New makes an empty file system for the given number of bytes, which must be positive.
+// New makes a scratch that is empty and has room for the given number of bytes, which must be
+// positive.
 func New(bytes int64) (*Scratch, error) {
 	s := &Scratch{size: bytes, files: bytes/page + 256}
 	if err := s.make(); err != nil {
@@ -49,10 +50,10 @@ func (s *Scratch) make() (err error) {
 	return nil
 }
 
-// Close gives up the scratch. Runs that have it keep it; no other can be given it.
+// Close gives up the scratch. Runs that have it keep it; no other run can be given it.
 func (s *Scratch) Close() error { return errors.Join(s.root.Close(), s.mount.Close()) }
 
-// Size returns the number of bytes that it has room for.
+// Size returns the number of bytes that the scratch has room for.
 func (s *Scratch) Size() int64 { return s.size }
 
 // Path returns a path by which this process finds the files, as long as the scratch is open.
@@ -106,7 +107,7 @@ type Source interface {
 	Get() (*Scratch, error)
 }
 
-// SourceOf returns where a mount that is given gets its scratch from, nil for a bind.
+// SourceOf returns where a mount gets its scratch from, or nil for a bind.
 func SourceOf(m spec.Source) Source {
 	switch m := m.(type) {
 	case spec.Scratch:
@@ -117,7 +118,7 @@ func SourceOf(m spec.Source) Source {
 	return nil
 }
 
-// UpperOf returns the scratch that takes the changes of a root, nil for none.
+// UpperOf returns the scratch that takes the changes of a root, or nil if there is none.
 func UpperOf(r *spec.Root) *Scratch {
 	s, _ := r.Upper.(*Scratch)
 	return s
@@ -134,12 +135,12 @@ func (s *Scratch) Get() (*Scratch, error) {
 	return nil, errors.New("the scratch is closed")
 }
 
-// Usable returns s, or nil if there is none or somebody has killed the process that has it: what
-// was made of other files is then made once more.
+// Usable returns s, or nil if it is nil or the process that has it was killed. A scratch that was
+// made of other files is then made once more.
 func Usable(s *Scratch) *Scratch {
 	if s == nil || !s.mount.Gone() {
 		return s
 	}
-	_ = s.Close() // nobody can be given it
+	_ = s.Close() // it can't be given to a run any more
 	return nil
 }

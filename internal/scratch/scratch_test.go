@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestStaysBelow has links of which CopyOut does not know what else is in their tree.
+// TestStaysBelow has links for which CopyOut does not know what else is in their tree.
 func TestStaysBelow(t *testing.T) {
 	for target, want := range map[string]bool{
 		"x": true, "./x": true, "..": true, "../x": true, "../../x/y": true, "..//../": true,
@@ -34,7 +34,7 @@ func TestUse(t *testing.T) {
 	require.EqualError(t, root.Use(false), "the scratch takes the changes of a root: it can't be mounted")
 }
 
-// TestRunsTakeTurns has a second run that waits until the mounts of the first one are gone.
+// TestRunsTakeTurns checks that a second run waits until the mounts of the first one are gone.
 func TestRunsTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s Scratch

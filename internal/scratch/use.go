@@ -24,7 +24,8 @@ const (
 	forRoot
 )
 
-// Use makes the scratch one for files or for a root, and fails if it is the other already.
+// Use decides that the scratch is for files or for a root, and fails if it is for the other
+// already.
 func (s *Scratch) Use(root bool) error {
 	want := forFiles
 	if root {

@@ -20,9 +20,12 @@ func (c *Container) capabilities() []string {
 // hostCapabilities are the fork server's capabilities in a cell without a user namespace, where
 // they are valid on the host: what it takes to set up a run.
 var hostCapabilities = []string{
-	"CAP_SYS_ADMIN", "CAP_NET_ADMIN", // namespaces, mounts, the loopback interface
-	"CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL", // to become a run's user, and to end the run
-	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETFCAP", // that user's files; overlayfs uses its mounter's
+	// Namespaces, mounts, the loopback interface.
+	"CAP_SYS_ADMIN", "CAP_NET_ADMIN",
+	// To become a run's user, and to end the run.
+	"CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL",
+	// That user's files; overlayfs uses the capabilities of its mounter.
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETFCAP",
 }
 
 // device is a character device.

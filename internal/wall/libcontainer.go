@@ -18,7 +18,8 @@ func init() {
 	// libcontainer starts "/proc/self/exe init". A user's own program may have an init
 	// subcommand, so the argument alone is not enough.
 	if len(os.Args) > 1 && os.Args[1] == "init" && os.Getenv("_LIBCONTAINER_INITPIPE") != "" && !forkserver.Privileged() {
-		if os.Getenv("_LIBCONTAINER_LOGLEVEL") == logLevel { // not a container that the user's program makes itself
+		// A container that the user's program makes itself has another level.
+		if os.Getenv("_LIBCONTAINER_LOGLEVEL") == logLevel {
 			// libcontainer sets the parent death signal only for the first of its three
 			// processes. This is the third, which may wait forever to be told to go on.
 			// If the parent is dead already, libcontainer finds its pipe closed.

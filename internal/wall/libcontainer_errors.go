@@ -33,8 +33,8 @@ func interpret(err error) (said interpreted) {
 		why  Why
 	}{
 		{`mounting "proc"`, ProcUnmounted},                // rootfs_linux.go, mountToRootfs
-		{"can't apply capabilities", CapabilitiesLacking}, // capabilities/capabilities.go, ApplyCaps
-		{"failed to use newuid map", IDsUnmapped},         // nsenter/nsexec.c, update_uidmap
+		{"can't apply capabilities", CapabilitiesLacking}, // capabilities.go, ApplyCaps
+		{"failed to use newuid map", IDsUnmapped},         // nsexec.c, update_uidmap
 	} {
 		if strings.Contains(text, words.text) {
 			said.why = words.why // the last one counts

@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestInterpret has what libcontainer says.
+// TestInterpret has texts of libcontainer's errors.
 func TestInterpret(t *testing.T) {
 	for _, test := range []struct {
 		text string
