@@ -114,6 +114,7 @@ type compiler struct {
 	b       *program.Builder // of the run, or the command
 	plan    *Plan
 	layout  *spec.Layout
+	ownRoot bool                 // each run assembles a root of its own, which it may change, or whose files belong to its ids
 	missing []Point              // mount points that the root's directories lack
 	bind    map[int]program.Slot // by index of c.Root.Mounts
 	lower   map[string]program.Slot
@@ -161,7 +162,9 @@ func New(c *spec.Spec, m *Machine, s Shape, f Found) (*Plan, error) {
 }
 
 func newCompiler(c *spec.Spec, m *Machine, s Shape, f Found) *compiler {
-	return &compiler{c: c, m: m.with(c.Root.Rootfs.Parts), shape: s, b: program.NewBuilder(), plan: &Plan{Joins: s.Joins}, layout: c.Root.Layout(f.Found), missing: f.Missing}
+	k := &compiler{c: c, m: m.with(c.Root.Rootfs.Parts), shape: s, b: program.NewBuilder(), plan: &Plan{Joins: s.Joins}, layout: c.Root.Layout(f.Found), missing: f.Missing}
+	k.ownRoot = c.Root.Writable != 0 || k.keepsIDs()
+	return k
 }
 
 // program returns what the builder has collected. Once the options have been checked, it only fails

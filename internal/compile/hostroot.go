@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/spec"
 )
@@ -82,7 +81,7 @@ func (k *compiler) isHosts(p string) bool {
 	if _, ok := k.m.RootLinks["/"+top]; ok || slices.Contains(k.m.RootDirs, "/"+top) {
 		return true
 	}
-	if k.m.Files == nil || k.ownRoot() && !k.filesLayer() {
+	if k.m.Files == nil || k.ownRoot && !k.filesLayer() {
 		return false
 	}
 	if _, ok := k.m.Files.Find(p); ok {
@@ -94,49 +93,6 @@ func (k *compiler) isHosts(p string) bool {
 		}
 	}
 	return false
-}
-
-// skeleton makes directories and files in a file system that nothing else touches yet.
-type skeleton struct {
-	b        *program.Builder
-	at       program.Arg
-	under    string          // the directory in it
-	copied   *host.Files     // the files that are there already
-	made     map[string]bool // the paths that were made; true for a directory
-	below    string          // where the file system will be mounted, if not at /
-	own      bool
-	uid, gid int
-}
-
-func (s *skeleton) add(p string, isDir bool, make func(rel string)) {
-	if _, ok := s.made[p]; ok {
-		return
-	}
-	if _, ok := s.copied.Find(p); ok {
-		return
-	}
-	s.mkdir(path.Dir(p))
-	s.made[p] = isDir
-	make(s.rel(p))
-	if s.own {
-		s.b.Chown(s.at, s.rel(p), s.uid, s.gid)
-	}
-}
-
-func (s *skeleton) rel(p string) string {
-	return path.Join(s.under, strings.TrimPrefix(p, s.below)[1:])
-}
-
-func (s *skeleton) mkdir(p string) {
-	s.add(p, true, func(rel string) { s.b.Mkdir(s.at, rel, 0o755) })
-}
-
-func (s *skeleton) symlink(p, target string) {
-	s.add(p, false, func(rel string) { s.b.Symlink(target, s.at, rel) })
-}
-
-func (s *skeleton) file(p, content string) {
-	s.add(p, false, func(rel string) { s.b.CreateFile(s.at, rel, []byte(content), 0o644) })
 }
 
 // fewNames has the names that programs look up, for a host that lacks the package with all of them

@@ -109,7 +109,7 @@ func (k *compiler) addPoints(b *program.Builder, at program.Arg, under string) {
 				b.Mkdir(at, dir, is.Mode)
 			}
 			switch {
-			case !k.keepsIDs() && k.c.Root.Writable != 0, p.Own && i >= len(p.Have) && k.ownRoot():
+			case !k.keepsIDs() && k.c.Root.Writable != 0, p.Own && i >= len(p.Have) && k.ownRoot:
 				b.Chown(at, dir, k.c.Namespaces.UID, k.c.Namespaces.GID)
 			case k.keepsIDs() && (is.UID != 0 || is.GID != 0) && max(is.UID, is.GID) <= spec.MaxID+1:
 				b.Chown(at, dir, is.UID, is.GID)
@@ -237,7 +237,7 @@ func (k *compiler) addHostRoot(store program.Slot) (root program.Slot) {
 // filesLayer reports whether a root of the run's own has a layer with the host's files, which takes
 // Linux 5.12.
 func (k *compiler) filesLayer() bool {
-	return k.ownRoot() && k.c.Root.ShowsHost() && k.m.Files != nil && k.m.HasSetAttr()
+	return k.ownRoot && k.c.Root.ShowsHost() && k.m.Files != nil && k.m.HasSetAttr()
 }
 
 // checkOverlay returns an error if the root needs overlayfs in a user namespace, which takes Linux

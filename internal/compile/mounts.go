@@ -18,7 +18,7 @@ import (
 func (k *compiler) addRoot() {
 	b := k.b
 	b.Stage("root file system")
-	if k.ownRoot() {
+	if k.ownRoot {
 		k.addOwnRoot()
 	} else {
 		b.AttachAt(k.tree, program.CellRoot)

@@ -59,7 +59,7 @@ func (k *compiler) declareTrees() {
 		}
 		k.bind[i] = add(t)
 	}
-	if !k.ownRoot() {
+	if !k.ownRoot {
 		return
 	}
 	if k.filesLayer() {
@@ -94,10 +94,6 @@ func (k *compiler) mapsLayers() bool { return k.m.AtLeast(5, 19) }
 func (k *compiler) keepsIDs() bool {
 	return k.c.Root.Rootfs.KeepsIDs && k.shape.WideIDs && k.mapsLayers()
 }
-
-// ownRoot reports whether each run assembles a root of its own, as it may change it, or as its
-// files belong to the run's own ids.
-func (k *compiler) ownRoot() bool { return k.c.Root.Writable != 0 || k.keepsIDs() }
 
 // partial reports whether what is mounted below HostRootfs's directories is left out, as it can't
 // be made read-only in one call.
@@ -139,7 +135,7 @@ func (k *compiler) source(p string) string { return cmp.Or(k.m.Libraries[p], p) 
 // root, or, if each has its own root, the devices.
 func (k *compiler) compileTemplate() error {
 	b := program.NewBuilder()
-	if k.ownRoot() {
+	if k.ownRoot {
 		b.Call("umask", unix.SYS_UMASK, program.Int(0))
 		dev := k.addDevices(b, func(dev program.Slot) { b.AttachAt(dev, program.CellStaging) })
 		if k.layout.Sys {

@@ -7,8 +7,6 @@ import (
 	"path"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/program"
 )
@@ -43,18 +41,7 @@ func (k *compiler) addSys(b *program.Builder, root program.Slot, at string) {
 			s.symlink(path.Join("/sys", cgroupDir, link), h.Name)
 		}
 	}
-	first := map[string]string{} // most CPUs have the same files as others
-	for _, f := range k.m.Sys {
-		switch same := first[f.Content]; {
-		case strings.HasSuffix(f.Path, "/"):
-			s.mkdir(path.Clean(f.Path))
-		case same != "":
-			s.link(f.Path, same)
-		default:
-			s.file(f.Path, f.Content)
-			first[f.Content] = f.Path
-		}
-	}
+	s.files(k.m.Sys)
 	if !k.m.HasSetAttr() {
 		b.Remount(sys, attr|attrRO) // else it is made so with the whole template
 	}
@@ -89,11 +76,4 @@ func (k *compiler) addView() {
 		k.attachIn(b, m, k.tree, path.Join("sys", cgroupDir, h.Name))
 		b.Close(m)
 	}
-}
-
-// link makes p another name of the file of.
-func (s *skeleton) link(p, of string) {
-	s.add(p, false, func(rel string) {
-		s.b.Call("linkat", unix.SYS_LINKAT, s.at, s.b.Str(s.rel(of)), s.at, s.b.Str(rel), program.Int(0))
-	})
 }
