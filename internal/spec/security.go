@@ -3,6 +3,7 @@ package spec
 import (
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -23,7 +24,7 @@ func (s *Security) Equal(o *Security) bool {
 }
 
 // capabilities by name, with their numbers in linux/capability.h.
-var capabilities = func() map[string]int {
+var capabilities = sync.OnceValue(func() map[string]int {
 	names := strings.Fields(`CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP
 		LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE
 		SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME
@@ -34,15 +35,15 @@ var capabilities = func() map[string]int {
 		m["CAP_"+n] = i
 	}
 	return m
-}()
+})
 
 // CapabilityNumber returns the number of a capability that exists.
-func CapabilityNumber(name string) int { return capabilities[name] }
+func CapabilityNumber(name string) int { return capabilities()[name] }
 
 // Check returns what is wrong with it, except for what a profile says.
 func (s *Security) Check() (errs []error) {
 	for _, name := range s.Capabilities {
-		if _, ok := capabilities[name]; !ok {
+		if _, ok := capabilities()[name]; !ok {
 			errs = append(errs, fault.Option("WithCapabilities", "%q is unknown: names look like CAP_NET_BIND_SERVICE", name))
 		} else if name == "CAP_SYS_ADMIN" {
 			errs = append(errs, fault.Option("WithCapabilities", "CAP_SYS_ADMIN is not given to runs: with it a run could undo read-only mounts, those of the host's directories too"))
