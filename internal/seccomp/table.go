@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,10 +19,17 @@ import (
 // architecture is what the compiler needs to know about one calling convention.
 type architecture struct {
 	oci     specs.Arch
-	audit   uint32            // seccomp_data.arch, AUDIT_ARCH_* of linux/audit.h
-	x32     bool              // shares its audit value with x32
+	audit   uint32 // seccomp_data.arch, AUDIT_ARCH_* of linux/audit.h
+	x32     bool   // shares its audit value with x32
+	column  int    // of table
+	once    sync.Once
 	numbers map[string]uint32 // system calls by name, with the names of libseccomp's src/syscalls.csv
 }
+
+var (
+	x8664   = architecture{oci: specs.ArchX86_64, audit: unix.AUDIT_ARCH_X86_64, x32: true, column: 1}
+	aarch64 = architecture{oci: specs.ArchAARCH64, audit: unix.AUDIT_ARCH_AARCH64, column: 2}
+)
 
 func archFor(goarch string) (*architecture, error) {
 	switch goarch {
@@ -33,13 +41,22 @@ func archFor(goarch string) (*architecture, error) {
 	return nil, fmt.Errorf("seccomp on %s (only amd64 and arm64): %w", goarch, errors.ErrUnsupported)
 }
 
-var amd64 = sync.OnceValue(func() *architecture {
-	return &architecture{oci: specs.ArchX86_64, audit: unix.AUDIT_ARCH_X86_64, x32: true, numbers: numbersOf(1)}
-})
+func amd64() *architecture { return x8664.read() }
 
-var arm64 = sync.OnceValue(func() *architecture {
-	return &architecture{oci: specs.ArchAARCH64, audit: unix.AUDIT_ARCH_AARCH64, numbers: numbersOf(2)}
-})
+func arm64() *architecture { return aarch64.read() }
+
+// read reads the architecture's numbers from table if they were not read before.
+func (a *architecture) read() *architecture {
+	a.once.Do(func() {
+		a.numbers = map[string]uint32{}
+		for call := range calls() {
+			if nr, err := strconv.ParseUint(call[a.column], 10, 32); err == nil {
+				a.numbers[call[0]] = uint32(nr)
+			}
+		}
+	})
+	return a
+}
 
 // table has a line for each system call that golang.org/x/sys/unix knows: its name, and its number
 // on amd64 and on arm64, or "-" if it exists only elsewhere. It is text that is read when it is
@@ -60,16 +77,6 @@ func calls() iter.Seq[[]string] {
 	}
 }
 
-func numbersOf(column int) map[string]uint32 {
-	numbers := map[string]uint32{}
-	for call := range calls() {
-		if nr, err := strconv.ParseUint(call[column], 10, 32); err == nil {
-			numbers[call[0]] = uint32(nr)
-		}
-	}
-	return numbers
-}
-
 // foreign are names from libseccomp's src/syscalls.csv that table lacks: calls of architectures
 // that it was not made of (mips, parisc, powerpc, riscv, s390 and m68k), and those of arm alone.
 // Profiles for many architectures list them.
@@ -83,17 +90,10 @@ var foreign = []string{
 // knownSomewhere distinguishes a name of another architecture, which means nothing here, from a
 // mistake.
 func knownSomewhere(name string) bool {
-	_, ok := allNames()[name]
-	return ok
-}
-
-var allNames = sync.OnceValue(func() map[string]struct{} {
-	names := map[string]struct{}{}
 	for call := range calls() {
-		names[call[0]] = struct{}{}
+		if call[0] == name {
+			return true
+		}
 	}
-	for _, name := range foreign {
-		names[name] = struct{}{}
-	}
-	return names
-})
+	return slices.Contains(foreign, name)
+}
