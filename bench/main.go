@@ -71,6 +71,10 @@ func run(rounds int, out string) (err error) {
 	if r.functions, err = functions(dir, rounds); err != nil {
 		return err
 	}
+	progress("programs that import the module")
+	if r.cgo, r.module, err = imports(dir, max(2*rounds, 400)); err != nil {
+		return err
+	}
 	progress("memory of live runs")
 	if r.live, r.waiting, err = liveMemory(p, 200); err != nil {
 		return err

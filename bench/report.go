@@ -26,6 +26,7 @@ type report struct {
 	functions   []table
 	first       time.Duration // a run that boots the cell
 	firstRunc   time.Duration // runc in turn with it
+	cgo, module imported      // what importing them adds to a program
 	live        int64         // bytes
 	waiting     int64
 	growths     []curve
@@ -99,8 +100,10 @@ the one before; that time is in its CPU time. At several at a time they are not 
 		besideRunc = fmt.Sprintf(", %.2f × a run of runc, %s, in turn with it", float64(r.first)/float64(r.firstRunc), ms(r.firstRunc))
 	}
 	fmt.Fprintf(&b, "## Other figures\n\n"+
-		"- The first run of a process, which boots the cell: %s%s.\n- A live run, its own small program included, takes up to %d KiB of the machine's memory, and one that waits for its command %d KiB.\n\n"+
-		"## Growth\n\nThe median of a run of the static program, as something grows:\n\n", ms(r.first), besideRunc, r.live>>10, r.waiting>>10)
+		"- The first run of a process, which boots the cell: %s%s.\n- A live run, its own small program included, takes up to %d KiB of the machine's memory, and one that waits for its command %d KiB.\n"+
+		"- A program that imports the module and does not use it is %.1f MB larger (%.1f MB with -ldflags=\"-s -w\") and starts %s later; cgo alone, which the module needs, adds %.1f MB and %s.\n\n"+
+		"## Growth\n\nThe median of a run of the static program, as something grows:\n\n", ms(r.first), besideRunc, r.live>>10, r.waiting>>10,
+		float64(r.module.size)/1e6, float64(r.module.stripped)/1e6, ms(r.module.start), float64(r.cgo.size)/1e6, ms(r.cgo.start))
 	for _, c := range r.growths {
 		fmt.Fprintf(&b, "| %s |", c.name)
 		for _, n := range c.sizes {

@@ -48,11 +48,11 @@ func readOwned(root string) *owned {
 }
 
 // has reports whether a package installed what is at p.
-func (o *owned) has(p string) bool { return o.paths[p] || generatedEtc[p] }
+func (o *owned) has(p string) bool { return o.paths[p] || generatedEtc.has(p) }
 
 // all reports whether all that is below p is a program's.
 func (o *owned) all(p string) bool {
-	return generatedEtc[p] || o.manager == "" && isProgram(p)
+	return generatedEtc.has(p) || o.manager == "" && isProgram(p)
 }
 
 // isOriginal reports whether a file is as its package has it. Of some that is not known.

@@ -131,7 +131,7 @@ func (r *clone) template() (*cell.Template, error) {
 }
 
 func (r *clone) open(trees []compile.Tree) ([]*os.File, error) {
-	return openTrees(r.cell, r.engine.machine(), trees, r.block)
+	return openTrees(r.cell, r.engine.Machine(), trees, r.block)
 }
 
 // abandonWait is how long a start that failed waits until nothing of the run is left. It only takes

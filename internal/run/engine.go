@@ -27,9 +27,11 @@ import (
 // Engine owns what the runs of a process have together: cells, the runs that are alive and those
 // that wait for a command, and what was found out about the machine.
 type Engine struct {
-	machine   func() *compile.Machine // gathered once
+	gather    sync.Once
+	machine   compile.Machine
 	files     hostFiles
-	libraries func() map[string]string // of this program, by their place in a root
+	look      sync.Once
+	libraries map[string]string // of this program, by their place in a root
 
 	cells    cells
 	live     set[*Run]
@@ -48,30 +50,26 @@ type cells struct {
 }
 
 // NewEngine returns an engine without a cell. The first run boots one.
-func NewEngine() *Engine {
-	return &Engine{
-		machine: sync.OnceValue(func() *compile.Machine { return &compile.Machine{Facts: host.Gather()} }),
-		libraries: sync.OnceValue(func() map[string]string {
-			files, _ := cell.OwnLibraries() // if it fails, cell.OwnFile says why
-			return files
-		}),
-	}
-}
+func NewEngine() *Engine { return &Engine{} }
 
 // Machine returns what is known of this machine.
-func (e *Engine) Machine() *compile.Machine { return e.machine() }
+func (e *Engine) Machine() *compile.Machine {
+	e.gather.Do(func() { e.machine.Facts = host.Gather() })
+	return &e.machine
+}
 
 // HostFiles returns what HostRootfs shows of the host's /etc and /var now.
-func (e *Engine) HostFiles() *compile.HostFiles { return e.files.now(e.machine()) }
+func (e *Engine) HostFiles() *compile.HostFiles { return e.files.now(e.Machine()) }
 
 // now returns the machine with what may change while this process lives.
 func (e *Engine) now(c *spec.Spec) *compile.Machine {
-	m := *e.machine()
+	m := *e.Machine()
 	if c.Root.ShowsHost() {
 		m.Files = e.HostFiles()
 	}
 	if c.Root.Rootfs.Parts == spec.OwnProgram {
-		m.Libraries = e.libraries()
+		e.look.Do(func() { e.libraries, _ = cell.OwnLibraries() }) // if it can't be told, cell.OwnFile says why
+		m.Libraries = e.libraries
 	}
 	if c.Namespaces.Network == spec.NetworkHost {
 		m.Resolv = host.Resolv()

@@ -78,6 +78,6 @@ func (m *command) checkFilter(s *spec.Security) error {
 }
 
 func (m *command) program(e *Engine, c *spec.Spec) (*program.Program, error) {
-	m.once.Do(func() { m.made, m.err = compile.Command(c, e.machine()) })
+	m.once.Do(func() { m.made, m.err = compile.Command(c, e.Machine()) })
 	return m.made, m.err
 }

@@ -161,18 +161,17 @@ func (r *clone) failure(e program.Event) error {
 	return cell.Failure(r.plan.Run, e)
 }
 
-// startGone lists the errors by which a start notices that the cell has ended: those of its sockets
-// and processes, or of its cgroup, which systemd removes when all that was in it has ended.
-var startGone = []error{io.EOF, unix.ECONNRESET, unix.EPIPE, unix.ESRCH, unix.ENOENT, unix.ENODEV}
-
 // startLost returns why a run ended before its command was executed. err is the error by which that
 // was noticed.
 func (r *clone) startLost(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fault.NotStarted(ctx)
 	}
+	// A start notices that the cell has ended by its sockets and processes, or by its cgroup, which
+	// systemd removes when all that was in it has ended.
+	gone := []error{io.EOF, unix.ECONNRESET, unix.EPIPE, unix.ESRCH, unix.ENOENT, unix.ENODEV}
 	isGone := func(e error) bool { return errors.Is(err, e) }
-	if slices.ContainsFunc(startGone, isGone) && r.cell.DiesNow() {
+	if slices.ContainsFunc(gone, isGone) && r.cell.DiesNow() {
 		return r.cell.Lost()
 	}
 	if setup, ok := err.(*fault.SetupError); ok {

@@ -37,7 +37,7 @@ func newPolicy(p *specs.LinuxSeccomp, a *architecture) (*policy, error) {
 		return nil, errors.New("is nil")
 	}
 	if p.ListenerPath != "" {
-		return nil, fmt.Errorf("listenerPath %q: %w", p.ListenerPath, errNotify)
+		return nil, fmt.Errorf("listenerPath %q: %w", p.ListenerPath, errNotify())
 	}
 	if len(p.Architectures) > 0 && !slices.Contains(p.Architectures, a.oci) {
 		return nil, fmt.Errorf("architectures %v do not include %s: add it", p.Architectures, a.oci)
@@ -150,7 +150,7 @@ func action(act specs.LinuxSeccompAction, errno *uint) (uint32, error) {
 	case specs.ActTrace:
 		return withData(unix.SECCOMP_RET_TRACE, errno, unix.SECCOMP_RET_DATA)
 	case specs.ActNotify:
-		return 0, errNotify
+		return 0, errNotify()
 	}
 	ret, ok := map[specs.LinuxSeccompAction]uint32{
 		specs.ActKill:        unix.SECCOMP_RET_KILL_THREAD,

@@ -112,7 +112,7 @@ func filterFlags(names []specs.LinuxSeccompFlag) (uint, error) {
 			flags |= unix.SECCOMP_FILTER_FLAG_TSYNC
 		case specs.LinuxSeccompFlagWaitKillableRecv:
 			// The kernel takes it only together with a listener.
-			return 0, fmt.Errorf("flag %s needs a listener: %w", name, errNotify)
+			return 0, fmt.Errorf("flag %s needs a listener: %w", name, errNotify())
 		default:
 			return 0, fmt.Errorf("unknown flag %q", name)
 		}
@@ -120,4 +120,6 @@ func filterFlags(names []specs.LinuxSeccompFlag) (uint, error) {
 	return flags, nil
 }
 
-var errNotify = fmt.Errorf("user notification (SCMP_ACT_NOTIFY, listenerPath): %w", errors.ErrUnsupported)
+func errNotify() error {
+	return fmt.Errorf("user notification (SCMP_ACT_NOTIFY, listenerPath): %w", errors.ErrUnsupported)
+}

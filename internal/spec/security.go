@@ -2,7 +2,6 @@ package spec
 
 import (
 	"slices"
-	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -22,27 +21,22 @@ func (s *Security) Equal(o *Security) bool {
 	return slices.Equal(s.Capabilities, o.Capabilities) && s.Seccomp == o.Seccomp && s.NoSeccomp == o.NoSeccomp && s.SetID == o.SetID
 }
 
-// capabilities by name, with their numbers in linux/capability.h.
-var capabilities = func() map[string]int {
-	names := strings.Fields(`CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP
-		LINUX_IMMUTABLE NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE
-		SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME
-		SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG
-		WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE`)
-	m := make(map[string]int, len(names))
-	for i, n := range names {
-		m["CAP_"+n] = i
-	}
-	return m
-}()
+// capabilities are the names in the order of their numbers in linux/capability.h.
+var capabilities = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP",
+	"CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE",
+	"CAP_SYS_RAWIO", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE", "CAP_SYS_PACCT", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_TIME",
+	"CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL", "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG",
+	"CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+}
 
 // CapabilityNumber returns the number of a capability that exists.
-func CapabilityNumber(name string) int { return capabilities[name] }
+func CapabilityNumber(name string) int { return max(slices.Index(capabilities, name), 0) }
 
 // Check returns what is wrong with it, except for what a profile says.
 func (s *Security) Check() (errs []error) {
 	for _, name := range s.Capabilities {
-		if _, ok := capabilities[name]; !ok {
+		if !slices.Contains(capabilities, name) {
 			errs = append(errs, fault.Option("WithCapabilities", "%q is unknown: names look like CAP_NET_BIND_SERVICE", name))
 		} else if name == "CAP_SYS_ADMIN" {
 			errs = append(errs, fault.Option("WithCapabilities", "CAP_SYS_ADMIN is not given to runs: with it a run could undo read-only mounts, those of the host's directories too"))

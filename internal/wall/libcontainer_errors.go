@@ -43,11 +43,10 @@ func interpret(err error) (said interpreted) {
 	for _, errno := range []unix.Errno{unix.EPERM, unix.EACCES, unix.ENOSYS} {
 		said.denied = said.denied || strings.Contains(text, errno.Error())
 	}
-	if m := signed.FindStringSubmatch(text); m != nil {
+	// The signature of libcontainer's second process holds its process id. The expression is not
+	// kept, as this is rare and every program that imports this package would compile it.
+	if m := regexp.MustCompile(`nsexec-1\[(\d+)\]`).FindStringSubmatch(text); m != nil {
 		said.child, _ = strconv.Atoi(m[1])
 	}
 	return said
 }
-
-// signed matches the signature of libcontainer's second process, which holds its process id.
-var signed = regexp.MustCompile(`nsexec-1\[(\d+)\]`)
