@@ -4,7 +4,7 @@
 
 GO         ?= go
 BENCHTIME  ?= 2s
-FUZZTIME   ?= 15s
+FUZZTIME   ?= 10s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 MODULES     = . image examples bench
 ROOT        = github.com/cellkit/sandbox

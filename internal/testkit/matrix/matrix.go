@@ -24,6 +24,11 @@ type Configuration struct {
 // the cgroups, the cell's own directories, and overlayfs.
 var placed = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run", "internal/probe", "internal/cell", "internal/limits", "internal/overlay"}
 
+// Packages that tell something on another kernel. The others compile, parse, compare or copy in this
+// process alone.
+var kernel = append([]string{"internal/forkserver", "internal/program", "internal/seccomp", "internal/scratch", "internal/lifetest",
+	"pool", "function", "sandboxtest", "image", "image/cmd/sandbox"}, placed...)
+
 // Packages that users import or run, and what runs are made by. In these, the tests named Rootless and Attack also run for
 // ordinary users.
 var public = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run", "internal/probe", "sandboxtest", "image", "image/cmd/sandbox"}
@@ -44,6 +49,8 @@ const (
 	slow = "^Test(AttackRaces|AttackInherited|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
 		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions)$"
 	scripts = "^TestScripts$"
+	// own is what this process does alike on every kernel and for every user.
+	own = "^Test(Rootless)?(Attack)?(Func|Workers|Pool|Isolate|WaitDelay|Registry|Layout|Archive)"
 )
 
 // Configurations is the matrix. The tests run in all of them in this order, with guests in
@@ -52,12 +59,12 @@ var Configurations = []Configuration{
 	{Name: "host", Always: true, Note: "this machine, as the user at hand"},
 	{Name: "host-user", Always: true, As: "user", Packages: public, Run: user, Note: "this machine, as uid 1000 without subordinate ids"},
 	{Name: "docker-default", Always: true, As: "docker", Packages: []string{"internal/e2e"}, Run: container, Note: "root in a container of docker run without flags: only the error that says which"},
-	{Name: "docker", Always: true, As: "docker", Packages: public, Run: user + "|" + container, Skip: slow, Note: "the same with the least flags that make runs work: the rootless tests"},
+	{Name: "docker", Always: true, As: "docker", Packages: public, Run: user + "|" + container, Skip: slow + "|" + own, Note: "the same with the least flags that make runs work: the rootless tests"},
 	{Name: "docker-cap", As: "docker", Packages: public, Run: tests, Note: "the same with CAP_SYS_ADMIN"},
 	{Name: "docker-privileged", As: "docker", Packages: public, Run: tests, Optional: true, Note: "docker run --privileged"},
-	{Name: "guest", Always: true, Kernel: "6.12", As: "root", Skip: slow + "|" + scripts, Note: "plain init, cgroup v2, root"},
-	{Name: "systemd-user", Always: true, Kernel: "6.12", As: "systemd-user", Packages: public, Run: user, Skip: slow, Note: "uid 1000, in a service with Delegate=yes of its user manager"},
-	{Name: "linux-5.10", Always: true, Kernel: "5.10", As: "root", Packages: placed, Run: sample, Skip: slow, Optional: true, Note: "plain init, root"},
+	{Name: "guest", Always: true, Kernel: "6.12", As: "root", Packages: kernel, Skip: slow + "|" + scripts, Note: "plain init, cgroup v2, root"},
+	{Name: "systemd-user", Always: true, Kernel: "6.12", As: "systemd-user", Packages: public, Run: user, Skip: slow + "|" + own, Note: "uid 1000, in a service with Delegate=yes of its user manager"},
+	{Name: "linux-5.10", Always: true, Kernel: "5.10", As: "root", Packages: placed, Run: sample, Skip: slow + "|" + own, Optional: true, Note: "plain init, root"},
 	{Name: "systemd", Kernel: "6.12", As: "systemd", Packages: placed, Run: sample, Skip: slow, Note: "root, in a service without delegation"},
 	{Name: "systemd-service", Kernel: "6.12", As: "systemd-service", Packages: placed, Run: sample, Skip: slow, Note: "root, in a service with Delegate=yes"},
 	{Name: "linux-6.1", Kernel: "6.1", As: "root", Packages: placed, Run: tests, Skip: slow, Note: "plain init, root"},
@@ -79,6 +86,9 @@ func (c Configuration) Whole() Configuration {
 	c.Skip = ""
 	if c.Run == sample {
 		c.Run = tests
+	}
+	if slices.Equal(c.Packages, kernel) {
+		c.Packages = nil
 	}
 	return c
 }
