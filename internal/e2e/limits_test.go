@@ -304,7 +304,7 @@ func init() {
 		}
 		out, err := runs.Shell("ulimit -Hl", sandbox.WithCell(c)).Output(context.Background())
 		fmt.Printf("%s", out)
-		return err
+		return errors.Join(err, c.Close()) // or the next process to boot a cell removes its cgroup
 	})
 }
 
