@@ -24,16 +24,16 @@ type Result struct {
 type Reason int
 
 const (
-	Exited      = Reason(fault.Exited)      // the command exited
-	Signaled    = Reason(fault.Signaled)    // a signal ended it that no limit sent
-	TimedOut    = Reason(fault.TimedOut)    // WithTimeout
-	CPUTimedOut = Reason(fault.CPUTimedOut) // WithCPUTime
+	Exited      Reason = Reason(fault.Exited)      // the command exited
+	Signaled    Reason = Reason(fault.Signaled)    // a signal ended it that no limit sent
+	TimedOut    Reason = Reason(fault.TimedOut)    // WithTimeout
+	CPUTimedOut Reason = Reason(fault.CPUTimedOut) // WithCPUTime
 	// WithMemory or WithSwap: the kernel killed a process of the run, and the command failed.
-	OutOfMemory    = Reason(fault.OutOfMemory)
-	OutputExceeded = Reason(fault.OutputExceeded) // WithOutputLimit
-	Canceled       = Reason(fault.Canceled)       // the context ended
+	OutOfMemory    Reason = Reason(fault.OutOfMemory)
+	OutputExceeded Reason = Reason(fault.OutputExceeded) // WithOutputLimit
+	Canceled       Reason = Reason(fault.Canceled)       // the context ended
 	// WithPIDs, or its default: the kernel refused a process or thread, and the command failed.
-	PIDsExceeded = Reason(fault.PIDsExceeded)
+	PIDsExceeded Reason = Reason(fault.PIDsExceeded)
 )
 
 func (r Reason) String() string {
