@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -108,12 +109,15 @@ func TestRootlessKilledHost(t *testing.T) {
 	require.NoDirExists(t, dir)
 }
 
+// runGroup matches the names of runs' cgroups, but not those of services that systemd-run makes.
+var runGroup = regexp.MustCompile(`^run-[0-9]+$`)
+
 // cellGroup returns the directory of the cgroup of a run's cell, or "" for a process that is not in
 // a run.
 func cellGroup(pid int) (dir string) {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	for line := range strings.Lines(string(b)) {
-		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); strings.HasPrefix(path.Base(f[2]), "run-") {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); runGroup.MatchString(path.Base(f[2])) {
 			dir = filepath.Join("/sys/fs/cgroup", strings.Split(f[1], ",")[0], path.Dir(f[2]))
 		}
 	}
