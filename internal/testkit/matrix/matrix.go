@@ -49,6 +49,8 @@ const (
 	slow = "^Test(AttackRaces|AttackInherited|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
 		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions)$"
 	scripts = "^TestScripts$"
+	// reports is how isolated tests report, each of which starts several test binaries.
+	reports = "^TestRootlessIsolate(Passes|Fails|Skips|Dies|Flags|FuzzSeeds|Coverage)$"
 	// own is what this process does alike on every kernel and for every user.
 	own = "^Test(Rootless)?(Attack)?(Func|Workers|Pool|Isolate|WaitDelay|Registry|Layout|Archive)"
 )
@@ -62,7 +64,7 @@ var Configurations = []Configuration{
 	{Name: "docker", Always: true, As: "docker", Packages: public, Run: user + "|" + container, Skip: slow + "|" + own, Note: "the same with the least flags that make runs work: the rootless tests"},
 	{Name: "docker-cap", As: "docker", Packages: public, Run: tests, Note: "the same with CAP_SYS_ADMIN"},
 	{Name: "docker-privileged", As: "docker", Packages: public, Run: tests, Optional: true, Note: "docker run --privileged"},
-	{Name: "guest", Always: true, Kernel: "6.12", As: "root", Packages: kernel, Skip: slow + "|" + scripts, Note: "plain init, cgroup v2, root"},
+	{Name: "guest", Always: true, Kernel: "6.12", As: "root", Packages: kernel, Skip: slow + "|" + scripts + "|" + reports, Note: "plain init, cgroup v2, root"},
 	{Name: "systemd-user", Always: true, Kernel: "6.12", As: "systemd-user", Packages: public, Run: user, Skip: slow + "|" + own, Note: "uid 1000, in a service with Delegate=yes of its user manager"},
 	{Name: "linux-5.10", Always: true, Kernel: "5.10", As: "root", Packages: placed, Run: sample, Skip: slow + "|" + own, Optional: true, Note: "plain init, root"},
 	{Name: "systemd", Kernel: "6.12", As: "systemd", Packages: placed, Run: sample, Skip: slow, Note: "root, in a service without delegation"},
