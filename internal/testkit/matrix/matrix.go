@@ -47,7 +47,7 @@ const (
 // run only on this machine. Emulated, a cell's boot takes seconds, and each script boots several.
 const (
 	slow = "^Test(AttackRaces|AttackInherited|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
-		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions)$"
+		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions|Crash)$"
 	scripts = "^TestScripts$"
 	// reports is how isolated tests report, each of which starts several test binaries.
 	reports = "^TestRootlessIsolate(Passes|Fails|Skips|Dies|Flags|FuzzSeeds|Coverage)$"
