@@ -26,8 +26,9 @@ deps:
 	@echo "== packages that the tests need"
 	@internal/vmtest/install.sh gcc libc6-dev python3 php-cli busybox-static bubblewrap uidmap mmdebstrap umoci openjdk-17-jre-headless nodejs
 
-# All packages of all modules are built and their tests vetted for each system. Those that are not for Linux have the API in all
-# of its calls, and none that works: TestUnsupported, which is linked too. bench uses a part of runc that takes cgo, and so a compiler for arm64.
+# Builds all packages of all modules and vets their tests, for each system. Systems other than Linux
+# have the whole API, and every call fails there: TestUnsupported, which is linked too. bench uses a
+# part of runc that needs cgo, and so a compiler for arm64.
 vet:
 	@for system in linux/amd64 linux/arm64 darwin/arm64 windows/amd64; do for m in $(MODULES); do \
 		if [ $$system/$$m = linux/arm64/bench ]; then continue; fi; echo "== vet: $$system $$m"; \

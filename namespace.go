@@ -19,15 +19,7 @@ const (
 	NetworkHost
 )
 
-func (n Network) String() string {
-	switch n {
-	case NetworkNone:
-		return "none"
-	case NetworkHost:
-		return "host"
-	}
-	return "unknown"
-}
+func (n Network) String() string { return spec.Network(n).String() }
 
 // WithHostname sets what the run sees as the machine's name, 1 to 64 ASCII characters, none of
 // which is a space, "/" or ":". Default: sandbox.

@@ -155,8 +155,8 @@ var wrong = []struct {
 	{"the host's ids in a scratch", []Option{WithoutUserNamespace(), withAnyScratchRoot}, `WithScratchRoot: with WithoutUserNamespace`},
 }
 
-// withAnyScratchRoot sets a root's scratch that no run can have, but for which programs can be
-// compiled.
+// withAnyScratchRoot sets a scratch for the changes of the root. Programs can be compiled for it; a
+// run with it does not start.
 func withAnyScratchRoot(c *spec.Spec) { c.Root.SetUpper(new(scratchImpl), MiB) }
 
 func manyLayers() (dirs []string) {

@@ -41,8 +41,8 @@ func CloseOwn() {
 }
 
 // OwnLibraries maps the path that each of this program's shared libraries must have in a run to its
-// file on the host. It is empty if the program is static. The run needs program.LibraryDir as its library
-// search path.
+// file on the host. It is empty if the program is static. The run needs program.LibraryDir as its
+// library search path.
 func OwnLibraries() (map[string]string, error) {
 	exe, err := os.Open(ownPath)
 	if err != nil {

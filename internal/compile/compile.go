@@ -114,7 +114,7 @@ type compiler struct {
 	b       *program.Builder // of the run, or the command
 	plan    *Plan
 	layout  *spec.Layout
-	ownRoot bool                 // each run assembles a root of its own, which it may change, or whose files belong to its ids
+	ownRoot bool                 // each run assembles its own root: it may change it, or its ids own files in it
 	missing []Point              // mount points that the root's directories lack
 	bind    map[int]program.Slot // by index of c.Root.Mounts
 	lower   map[string]program.Slot

@@ -304,7 +304,8 @@ func init() {
 		}
 		out, err := runs.Shell("ulimit -Hl", sandbox.WithCell(c)).Output(context.Background())
 		fmt.Printf("%s", out)
-		return errors.Join(err, c.Close()) // or the next process to boot a cell removes its cgroup
+		// Otherwise its cgroup stays until another process boots a cell.
+		return errors.Join(err, c.Close())
 	})
 }
 

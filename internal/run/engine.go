@@ -68,7 +68,8 @@ func (e *Engine) now(c *spec.Spec) *compile.Machine {
 		m.Files = e.HostFiles()
 	}
 	if c.Root.Rootfs.Parts == spec.OwnProgram {
-		e.look.Do(func() { e.libraries, _ = cell.OwnLibraries() }) // if it can't be told, cell.OwnFile says why
+		// If this fails, cell.OwnFile returns the reason.
+		e.look.Do(func() { e.libraries, _ = cell.OwnLibraries() })
 		m.Libraries = e.libraries
 	}
 	if c.Namespaces.Network == spec.NetworkHost {
@@ -77,7 +78,7 @@ func (e *Engine) now(c *spec.Spec) *compile.Machine {
 	return &m
 }
 
-// Boot boots a cell that is not a default one.
+// Boot boots a cell, which must be ended with End.
 func (e *Engine) Boot(config cell.Config) (*cell.Cell, error) {
 	if config.HostIDs && os.Geteuid() != 0 {
 		return nil, &fault.SetupError{Stage: "cell", Err: errors.New("WithoutUserNamespace needs root: others get their other namespaces from one of users"),
@@ -98,7 +99,7 @@ func (e *Engine) Boot(config cell.Config) (*cell.Cell, error) {
 func (e *Engine) Cell(c *spec.Spec) (*cell.Cell, error) {
 	want := cell.Config{HostNetwork: c.Namespaces.Network == spec.NetworkHost, HostIDs: c.Namespaces.HostIDs, CgroupParent: c.Limits.Parent}
 	if given, ok := c.Place.Cell.(*cell.Cell); ok {
-		return given, checkCell(given.Config(), want)
+		return given, checkCell(given.Config(), want, c.Namespaces.Network)
 	}
 	e.cells.mu.Lock()
 	defer e.cells.mu.Unlock()
@@ -121,10 +122,9 @@ func (e *Engine) Cell(c *spec.Spec) (*cell.Cell, error) {
 }
 
 // checkCell returns an error if a cell that was given is of another kind than the options want.
-func checkCell(have, want cell.Config) error {
+func checkCell(have, want cell.Config, network spec.Network) error {
 	switch {
 	case have.HostNetwork != want.HostNetwork:
-		network := map[bool]string{false: "none", true: "host"}[want.HostNetwork]
 		return fault.Option("WithCell", "the cell was made for another network than %v: use CellNetwork", network)
 	case have.HostIDs && !want.HostIDs:
 		return fault.Option("WithCell", "the cell was made with CellWithoutUserNamespace: use WithoutUserNamespace, or another cell")

@@ -167,8 +167,8 @@ func (r *clone) startLost(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fault.NotStarted(ctx)
 	}
-	// A start notices that the cell has ended by its sockets and processes, or by its cgroup, which
-	// systemd removes when all that was in it has ended.
+	// A start notices that the cell has ended by its sockets and processes, or by its cgroup,
+	// which systemd removes when all that was in it has ended.
 	gone := []error{io.EOF, unix.ECONNRESET, unix.EPIPE, unix.ESRCH, unix.ENOENT, unix.ENODEV}
 	isGone := func(e error) bool { return errors.Is(err, e) }
 	if slices.ContainsFunc(gone, isGone) && r.cell.DiesNow() {

@@ -29,6 +29,16 @@ const (
 	NetworkHost                // the host's
 )
 
+func (n Network) String() string {
+	switch n {
+	case NetworkNone:
+		return "none"
+	case NetworkHost:
+		return "host"
+	}
+	return "unknown"
+}
+
 // Check refuses numbers that are no Network.
 func (n Network) Check() error {
 	if n != NetworkNone && n != NetworkHost {

@@ -43,8 +43,9 @@ func interpret(err error) (said interpreted) {
 	for _, errno := range []unix.Errno{unix.EPERM, unix.EACCES, unix.ENOSYS} {
 		said.denied = said.denied || strings.Contains(text, errno.Error())
 	}
-	// The signature of libcontainer's second process holds its process id. The expression is not
-	// kept, as this is rare and every program that imports this package would compile it.
+	// The signature of libcontainer's second process holds its process id. The expression is
+	// compiled here, because every program that imports this package would compile a variable's
+	// at its start.
 	if m := regexp.MustCompile(`nsexec-1\[(\d+)\]`).FindStringSubmatch(text); m != nil {
 		said.child, _ = strconv.Atoi(m[1])
 	}

@@ -24,13 +24,13 @@ type Configuration struct {
 // the cgroups, the cell's own directories, and overlayfs.
 var placed = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run", "internal/probe", "internal/cell", "internal/limits", "internal/overlay"}
 
-// Packages that tell something on another kernel. The others compile, parse, compare or copy in this
-// process alone.
+// Packages whose tests can fail on another kernel. The others compile, parse, compare or copy in
+// this process alone.
 var kernel = append([]string{"internal/forkserver", "internal/program", "internal/seccomp", "internal/scratch", "internal/lifetest",
 	"pool", "function", "sandboxtest", "image", "image/cmd/sandbox"}, placed...)
 
-// Packages that users import or run, and what runs are made by. In these, the tests named Rootless and Attack also run for
-// ordinary users.
+// Packages that users import or run, and those that make runs. In these, the tests named Rootless
+// and Attack also run for ordinary users.
 var public = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run", "internal/probe", "sandboxtest", "image", "image/cmd/sandbox"}
 
 // Where most is as in another configuration, it is enough to run the tests that depend most on the
@@ -49,9 +49,10 @@ const (
 	slow = "^Test(AttackRaces|AttackInherited|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
 		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions|Crash)$"
 	scripts = "^TestScripts$"
-	// reports is how isolated tests report, each of which starts several test binaries.
+	// reports matches the tests of how isolated tests report. Each starts several test binaries.
 	reports = "^TestRootlessIsolate(Passes|Fails|Skips|Dies|Flags|FuzzSeeds|Coverage)$"
-	// own is what this process does alike on every kernel and for every user.
+	// own matches the tests of what this process does in the same way on every kernel and for
+	// every user.
 	own = "^Test(Rootless)?(Attack)?(Func|Workers|Pool|Isolate|WaitDelay|Registry|Layout|Archive)"
 )
 
