@@ -49,7 +49,8 @@ const (
 	slow = "^Test(AttackRaces|AttackInherited|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
 		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions|Crash)$"
 	scripts = "^TestScripts$"
-	// reports matches the tests of how isolated tests report. Each starts several test binaries.
+	// reports matches the tests of how isolated tests report. Each starts several test
+	// binaries.
 	reports = "^TestRootlessIsolate(Passes|Fails|Skips|Dies|Flags|FuzzSeeds|Coverage)$"
 	// own matches the tests of what this process does in the same way on every kernel and for
 	// every user.
