@@ -12,11 +12,17 @@ type Network int
 
 const (
 	// NetworkNone gives a run a network of its own with nothing in it but a loopback interface.
-	// The default.
+	// The default. Its namespace may have been that of a run before, which has ended, if neither of
+	// them has a capability, a seccomp profile or filter that is not the default one, a bind, a
+	// scratch, or a socket for a stream or extra file, and if the namespace is as it was when it
+	// was new: docs/NETWORK.md says what is compared and why.
 	NetworkNone Network = iota
 	// NetworkHost gives a run the host's network: its interfaces, its ports, its abstract unix
 	// sockets. Such runs share a cell of their own.
 	NetworkHost
+	// NetworkNew is NetworkNone in a namespace that is made for this run, and that no other run is
+	// ever in. It takes longer.
+	NetworkNew
 )
 
 func (n Network) String() string { return spec.Network(n).String() }

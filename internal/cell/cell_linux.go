@@ -58,6 +58,7 @@ type Cell struct {
 	templates templates
 	staging   sync.Mutex // one template is assembled at a time
 	maps      idmaps
+	networks  networks
 	guards    guards
 
 	mu      sync.Mutex
@@ -94,6 +95,7 @@ func bootNew(config Config, w wall.Wall) (_ *Cell, err error) {
 		slog.Debug("sandbox: sweeping dead cells", "error", err)
 	}
 	c := &Cell{config: config, done: make(chan struct{})}
+	c.networks = networks{c: c, score: maxScore}
 	if config.HostIDs {
 		c.ids = hostIDs()
 	} else if c.ids, err = chooseIDs(); err != nil {
@@ -274,6 +276,7 @@ func (c *Cell) destroy() error {
 		errs = append(errs, c.process.Destroy())
 	}
 	c.maps.close()
+	c.networks.close()
 	c.ids.close()
 	if c.stderr != nil {
 		c.stderr.Close()

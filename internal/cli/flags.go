@@ -87,7 +87,7 @@ var commandFlags = []runFlag{
 	{"user", "UID[:GID]", "ids inside (default 1000:1000; GID is UID if not given)", "WithUser", user},
 	{"groups", "GID,...", "supplementary groups inside (default none)", "WithGroups", groups},
 	{"hostname", "NAME", "name of the machine (default sandbox)", "WithHostname", text(sandbox.WithHostname)},
-	{"net", "none|host", "network: a loopback interface (default), or the host's", "WithNetwork", network},
+	{"net", "none|new|host", "network: a loopback interface (default), the same in a namespace that no run was in before, or the host's", "WithNetwork", network},
 	{"time-offset", "TIME", "move the monotonic and the boot clock, such as by 24h or -10s", "WithTimeOffset", duration(func(s *settings, d time.Duration) { s.add(sandbox.WithTimeOffset(d)) })},
 	{"no-user-ns", "", "no user namespace: one wall less, and the host's ids; root only", "WithoutUserNamespace", toggle(func(s *settings) { s.add(sandbox.WithoutUserNamespace()) })},
 	{"cap", "NAME", "keep a capability, such as NET_BIND_SERVICE*", "WithCapabilities", capability},

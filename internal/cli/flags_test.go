@@ -106,7 +106,7 @@ func TestParseWrongValues(t *testing.T) {
 		{"file", "/dst=", "is not DST=SRC"},
 		{"user", "root", "is not UID or UID:GID in numbers"},
 		{"user", "1:", "is not UID or UID:GID in numbers"},
-		{"net", "bridge", "is neither none nor host"},
+		{"net", "bridge", "is neither none nor new nor host"},
 		{"env", "", "is not NAME or NAME=VALUE"},
 		{"dir", "", "is empty"},
 		{"hostname", "", "is empty"},
@@ -130,7 +130,7 @@ func TestParseNamesAllErrors(t *testing.T) {
 flag needs an argument: -timeout`, err.Error(), "neither the missing command nor the lonely -swap are mistakes of their own")
 
 	_, err = parse([]string{"-net", "x", "-swap", "1m", "true"})
-	assert.EqualError(t, err, "-net: \"x\" is neither none nor host\n-swap: means nothing without -memory")
+	assert.EqualError(t, err, "-net: \"x\" is neither none nor new nor host\n-swap: means nothing without -memory")
 
 	_, err = parse(nil)
 	assert.EqualError(t, err, "no command is given")

@@ -283,13 +283,13 @@ func groups(s *settings, value string) error {
 }
 
 func network(s *settings, value string) error {
-	for _, n := range []sandbox.Network{sandbox.NetworkNone, sandbox.NetworkHost} {
+	for _, n := range []sandbox.Network{sandbox.NetworkNone, sandbox.NetworkNew, sandbox.NetworkHost} {
 		if value == n.String() {
 			s.add(sandbox.WithNetwork(n))
 			return nil
 		}
 	}
-	return fmt.Errorf("%q is neither none nor host", value)
+	return fmt.Errorf("%q is neither none nor new nor host", value)
 }
 
 // capability parses names in the forms NET_ADMIN, CAP_NET_ADMIN and cap_net_admin.

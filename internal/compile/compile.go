@@ -43,8 +43,9 @@ type Shape struct {
 	HostIDs  bool // there is no user namespace
 	// WideIDs means that the run has all ids from 0 to 65535, and that the host may map the ids
 	// of files to them.
-	WideIDs bool
-	Joins   int // how many cgroups the command joins by itself; 0 if the host does it
+	WideIDs   bool
+	Joins     int  // how many cgroups the command joins by itself; 0 if the host does it
+	InNetwork bool // the clone begins in a network namespace that is its own, with the loopback interface up
 	// SavedID means that until it joins its cgroup, the command has this process's user id as
 	// its saved one.
 	SavedID bool

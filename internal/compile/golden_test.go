@@ -83,6 +83,7 @@ var golden = []goldenSandbox{
 	{name: "host-writable", opts: []sandbox.Option{sandbox.WithWritableRoot(64 * sandbox.MiB), sandbox.WithBind("/host/work", "/work"), sandbox.WithFile("/etc/app.conf", []byte("x"), 0o600)}},
 	{name: "network-host", opts: []sandbox.Option{sandbox.WithNetwork(sandbox.NetworkHost)}},
 	{name: "capabilities", opts: []sandbox.Option{sandbox.WithCapabilities("CAP_NET_RAW", "CAP_CHOWN")}},
+	{name: "kept-network", shape: compile.Shape{InNetwork: true}, opts: nil},
 	{name: "root-user", opts: []sandbox.Option{sandbox.WithUser(0, 0)}},
 	{name: "groups", opts: []sandbox.Option{sandbox.WithGroups(10, 65533)}},
 	{name: "image", shape: compile.Shape{WideIDs: true}, missing: []compile.Point{{Path: "/proc"}, {Path: "/srv/app", Own: true, Have: []overlay.Dir{{Mode: 0o755}}}}, opts: []sandbox.Option{imageOption}},

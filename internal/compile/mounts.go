@@ -56,7 +56,7 @@ func (k *compiler) addProc() {
 		b.WriteFile(program.Use(proc), "sys/user/max_inotify_instances", "16")
 		b.WriteFile(program.Use(proc), "sys/user/max_inotify_watches", "4096")
 	}
-	if k.c.Namespaces.Network == spec.NetworkNone {
+	if k.newNetwork() {
 		b.WriteFile(program.Use(proc), "sys/net/ipv4/ping_group_range", k.pingGroups())
 	}
 	if k.m.HasSetAttr() {

@@ -18,7 +18,7 @@ func (k *compiler) addNamespaces() {
 	b, n := k.b, &k.c.Namespaces
 	b.Stage("namespaces")
 	flags, text := unix.CLONE_NEWNS|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS, "CLONE_NEWNS|CLONE_NEWIPC|CLONE_NEWUTS"
-	if n.Network == spec.NetworkNone {
+	if k.newNetwork() {
 		flags, text = flags|unix.CLONE_NEWNET, text+"|CLONE_NEWNET"
 	}
 	b.Call("unshare", unix.SYS_UNSHARE, program.Int(flags, text))
@@ -27,12 +27,17 @@ func (k *compiler) addNamespaces() {
 		program.Int(unix.MS_REC|unix.MS_PRIVATE, "MS_REC|MS_PRIVATE"), program.Int(0, "NULL"))
 	b.Call("sethostname", unix.SYS_SETHOSTNAME, b.Str(n.Hostname), program.Int(len(n.Hostname)))
 	b.Call("setdomainname", unix.SYS_SETDOMAINNAME, b.Str("(none)"), program.Int(len("(none)")))
-	if n.Network == spec.NetworkNone {
+	if k.newNetwork() {
 		k.addLoopback()
 	}
 	if n.Clocks != 0 {
 		k.addClocks(n.Clocks)
 	}
+}
+
+// newNetwork reports whether the clone makes a network namespace.
+func (k *compiler) newNetwork() bool {
+	return k.c.Namespaces.Network != spec.NetworkHost && !k.shape.InNetwork
 }
 
 // addClocks moves the clone's clocks: time_namespaces(7). A new time namespace is for children,

@@ -22,6 +22,9 @@ type server struct {
 	spared  []span // memory that clones do without
 	head    [requestHead]byte
 
+	home   uintptr // this process's own network namespace
+	astray bool    // it can't get back there
+
 	ended  bool  // the host is gone
 	files  []int // received with the request, followed by those the server adds
 	gate   [2]int32
@@ -34,9 +37,10 @@ type server struct {
 	path   []byte
 }
 
-func newServer(control int, m *program.Machine) *server {
+func newServer(control, home int, m *program.Machine) *server {
 	return &server{
 		control: uintptr(control),
+		home:    uintptr(home),
 		machine: m,
 		image:   m.Buffer(),
 		strings: make([]byte, 3*maxIDMap),
@@ -76,7 +80,7 @@ func (s *server) one() bool {
 	r, ok := s.receive()
 	if ok && len(s.files) > 0 {
 		report := s.files[0]
-		if errno := s.clone(&r); errno != 0 {
+		if errno := s.cloneIn(&r); errno != 0 {
 			s.send(report, program.Refused, errno, -1)
 		} else {
 			s.send(report, program.Cloned, 0, s.pidfd)
@@ -88,7 +92,7 @@ func (s *server) one() bool {
 	for _, fd := range s.files {
 		closeFD(fd)
 	}
-	return ok
+	return ok && !s.astray
 }
 
 // receive reads one request.
@@ -165,6 +169,31 @@ func (s *server) keep() bool {
 		oob = oob[min(uint64(len(oob)), (h.Len+7)&^7):]
 	}
 	return s.msg.Flags&unix.MSG_CTRUNC == 0
+}
+
+// cloneIn goes to the request's network namespace, if it has one, for the clone: setns(2).
+//
+//go:norace
+func (s *server) cloneIn(r *view) syscall.Errno {
+	if !r.net {
+		return s.clone(r)
+	}
+	if len(s.files) < 2 {
+		return unix.EBADMSG
+	}
+	last := len(s.files) - 1
+	fd := s.files[last]
+	s.files = s.files[:last]
+	_, _, errno := syscall.RawSyscall(unix.SYS_SETNS, uintptr(fd), unix.CLONE_NEWNET, 0)
+	closeFD(fd)
+	if errno != 0 {
+		return errno
+	}
+	errno = s.clone(r)
+	if _, _, e := syscall.RawSyscall(unix.SYS_SETNS, s.home, unix.CLONE_NEWNET, 0); e != 0 {
+		s.astray = true
+	}
+	return errno
 }
 
 // clone makes the child, leaves its pidfd in s, and writes its id maps. The child waits for the

@@ -7,9 +7,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -95,6 +97,65 @@ func TestTreeAccompaniesRequest(t *testing.T) {
 			return
 		}
 	}
+}
+
+// TestCloneInNetwork has a clone begin in the network namespace that accompanies the request, and
+// the next in the fork server's own.
+func TestCloneInNetwork(t *testing.T) {
+	testkit.Need(t, "root")
+	s := startServer(t)
+	made := make(chan *os.File, 1)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		var ns *os.File
+		if err == nil {
+			ns, err = os.Open("/proc/thread-self/ns/net")
+		}
+		assert.NoError(t, err)
+		made <- ns
+	}()
+	other := <-made
+	require.NotNil(t, other)
+	defer other.Close()
+	own, err := os.Open("/proc/self/ns/net")
+	require.NoError(t, err)
+	defer own.Close()
+	in := func(r *Request, files ...int) uint64 {
+		conn, err := s.Send(r, files)
+		require.NoError(t, err)
+		defer conn.Close()
+		for {
+			m := nextOf(t, conn)
+			require.NotNil(t, m.File, "event %v", m.Kind)
+			if m.Kind == program.Ready {
+				return inode(t, m.File)
+			}
+		}
+	}
+	ask := func() *Request {
+		return task(t, func(b *program.Builder) {
+			b.SendFile(b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/proc/self/ns/net"), program.Int(unix.O_RDONLY|unix.O_CLOEXEC), program.Int(0)))
+		})
+	}
+	require.Equal(t, inode(t, own), in(ask()))
+	r := ask()
+	r.InNetwork = true
+	require.Equal(t, inode(t, other), in(r, int(other.Fd())))
+	require.Equal(t, inode(t, own), in(ask()), "it comes back")
+	require.Equal(t, []program.Event{{Kind: program.Refused, Errno: uint32(unix.EBADMSG)}}, s.follow(r), "without a namespace")
+	null, err := os.Open(os.DevNull)
+	require.NoError(t, err)
+	defer null.Close()
+	require.Equal(t, []program.Event{{Kind: program.Refused, Errno: uint32(unix.EINVAL)}}, s.follow(r, int(null.Fd())), "another file")
+	require.Equal(t, inode(t, own), in(ask()))
+}
+
+func inode(t *testing.T, f *os.File) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	require.NoError(t, unix.Fstat(int(f.Fd()), &st))
+	return st.Ino
 }
 
 // TestServerForgets searches the memory of the fork server, of which every clone is a copy, for the

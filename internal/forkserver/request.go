@@ -19,6 +19,9 @@ type Request struct {
 	// UIDMap and GIDMap are written for the clone's user namespace, in the format of
 	// user_namespaces(7). They must be empty without CLONE_NEWUSER.
 	UIDMap, GIDMap string
+	// InNetwork says that the last of the request's files is a network namespace, which the
+	// clone begins in. The program does not get it.
+	InNetwork bool
 	// Tree, if not empty, is a directory of the cell. A detached copy of what is mounted there,
 	// for this clone alone, follows the request's files.
 	Tree string
@@ -41,7 +44,7 @@ func (r *Request) marshal() ([]byte, error) {
 	if tree > 0 {
 		tree++
 	}
-	v := view{flags: r.CloneFlags, uid: len(r.UIDMap), gid: len(r.GIDMap), tree: tree, image: len(r.Image)}
+	v := view{flags: r.CloneFlags, uid: len(r.UIDMap), gid: len(r.GIDMap), tree: tree, image: len(r.Image), net: r.InNetwork}
 	b := v.append(make([]byte, 0, requestHead+v.uid+v.gid+v.tree))
 	if _, ok := parseHead(b); !ok {
 		return nil, fmt.Errorf("request too large: strings of %d, %d and %d bytes, program of %d", v.uid, v.gid, v.tree, v.image)
@@ -57,6 +60,7 @@ func (r *Request) marshal() ([]byte, error) {
 type view struct {
 	flags                 uint64
 	uid, gid, tree, image int
+	net                   bool
 }
 
 func (v *view) append(b []byte) []byte {
@@ -65,7 +69,12 @@ func (v *view) append(b []byte) []byte {
 	b = native.AppendUint64(b, v.flags)
 	b = native.AppendUint32(b, uint32(v.uid))
 	b = native.AppendUint32(b, uint32(v.gid))
-	return native.AppendUint64(b, uint64(v.tree))
+	b = native.AppendUint32(b, uint32(v.tree))
+	net := uint32(0)
+	if v.net {
+		net = 1
+	}
+	return native.AppendUint32(b, net)
 }
 
 // parseHead parses a head. It rejects lengths that are out of bounds.
@@ -75,9 +84,9 @@ func parseHead(b []byte) (v view, ok bool) {
 	if len(b) < requestHead || native.Uint32(b) != requestMagic {
 		return v, false
 	}
-	image, uid, gid, tree := native.Uint32(b[4:]), native.Uint32(b[16:]), native.Uint32(b[20:]), native.Uint64(b[24:])
-	if image > program.MaxImage || uid > maxIDMap || gid > maxIDMap || tree > maxIDMap {
+	image, uid, gid, tree, net := native.Uint32(b[4:]), native.Uint32(b[16:]), native.Uint32(b[20:]), native.Uint32(b[24:]), native.Uint32(b[28:])
+	if image > program.MaxImage || uid > maxIDMap || gid > maxIDMap || tree > maxIDMap || net > 1 {
 		return v, false
 	}
-	return view{native.Uint64(b[8:]), int(uid), int(gid), int(tree), int(image)}, true
+	return view{native.Uint64(b[8:]), int(uid), int(gid), int(tree), int(image), net == 1}, true
 }

@@ -33,7 +33,7 @@ func decode(t testing.TB, b []byte) *Request {
 		rest = rest[n:]
 		return part
 	}
-	r := &Request{CloneFlags: v.flags, UIDMap: string(next(v.uid)), GIDMap: string(next(v.gid))}
+	r := &Request{CloneFlags: v.flags, UIDMap: string(next(v.uid)), GIDMap: string(next(v.gid)), InNetwork: v.net}
 	if tree, ok := bytes.CutSuffix(next(v.tree), []byte{0}); ok {
 		r.Tree = string(tree)
 	} else {
@@ -49,6 +49,7 @@ func TestRequestRoundTrip(t *testing.T) {
 		{Image: []byte("image")},
 		{CloneFlags: unix.CLONE_NEWUSER, UIDMap: "0 1 2\n", GIDMap: "0 3 4\n", Image: []byte("image")},
 		{CloneFlags: 1<<64 - 1, Tree: "/cell/templates/7", Image: []byte("image")},
+		{InNetwork: true, Tree: "/t", Image: []byte("image")},
 		{UIDMap: strings.Repeat("u", maxIDMap), GIDMap: strings.Repeat("g", maxIDMap), Tree: strings.Repeat("t", maxIDMap-1), Image: make([]byte, program.MaxImage)},
 	}
 	for _, want := range tests {
@@ -76,7 +77,8 @@ func TestMalformedHead(t *testing.T) {
 		{"image", func(b []byte) []byte { binary.NativeEndian.PutUint32(b[4:], program.MaxImage+1); return b }},
 		{"uid map", func(b []byte) []byte { binary.NativeEndian.PutUint32(b[16:], maxIDMap+1); return b }},
 		{"gid map", func(b []byte) []byte { binary.NativeEndian.PutUint32(b[20:], 1<<31); return b }},
-		{"tree", func(b []byte) []byte { binary.NativeEndian.PutUint64(b[24:], 1<<63); return b }},
+		{"tree", func(b []byte) []byte { binary.NativeEndian.PutUint32(b[24:], 1<<31); return b }},
+		{"network", func(b []byte) []byte { binary.NativeEndian.PutUint32(b[28:], 2); return b }},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -88,7 +90,7 @@ func TestMalformedHead(t *testing.T) {
 
 func FuzzHead(f *testing.F) {
 	f.Add([]byte{})
-	f.Add((&Request{Image: []byte("image")}).encode(f))
+	f.Add((&Request{Image: []byte("image"), InNetwork: true}).encode(f))
 	f.Add((&Request{CloneFlags: unix.CLONE_NEWUSER, UIDMap: "0 1 1\n", GIDMap: "0 1 1\n", Tree: "/t"}).encode(f))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		v, ok := parseHead(b)

@@ -76,7 +76,11 @@ func serve(control int) error {
 	if err != nil {
 		return err
 	}
-	s := newServer(control, m)
+	home, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("opening the network namespace: %w", err)
+	}
+	s := newServer(control, home, m)
 	if s.spared, err = spare(m.Address()); err != nil {
 		return err
 	}

@@ -56,7 +56,7 @@ func All(ctx context.Context, e *run.Engine, wait func(*run.Run) error) (list []
 	runs.Required = true
 	list = append(list, runs, programsFeature(e.HostFiles()))
 	list = append(list, p.protections()...)
-	list = append(list, idsFeature(c))
+	list = append(list, idsFeature(c), networkFeature(c))
 	list = append(list, cgroupFeatures(c)...)
 	list = append(list, idmapFeature(c, e.Machine()))
 	writable := p.run("WithWritableRoot", writableDetail(c, e.Machine()), func(c *spec.Spec) { c.Root.SetWritable(mib) })
@@ -181,6 +181,12 @@ func idsFeature(c *cell.Cell) Feature {
 		f.Remedy = "give this container a range of user ids"
 	}
 	return f
+}
+
+// networkFeature says whether runs can take turns in network namespaces.
+func networkFeature(c *cell.Cell) Feature {
+	return Feature{Name: "network namespaces that are used again", Detail: "if they are as they were when they were new (docs/NETWORK.md)", Err: c.TryNetwork(),
+		Remedy: "none is needed: each run gets a new one, which takes longer"}
 }
 
 // cgroupFeatures returns a feature for each limit.

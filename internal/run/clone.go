@@ -28,6 +28,7 @@ type recipe struct {
 	plan    *compile.Plan
 	limits  limits.Spec
 	sources sources
+	network *cell.Network // that the run begins in, nil for one of its own making
 }
 
 // clone is the processes of a run with all that they have in the cell and the kernel, from the
@@ -56,6 +57,11 @@ type clone struct {
 // prepare makes a run that lacks nothing but a command.
 func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *clone, err error) {
 	r := &clone{recipe: from, spec: conf, gone: make(chan struct{})}
+	defer func() {
+		if err != nil && r.block == nil {
+			from.giveNetwork()
+		}
+	}()
 	if r.block, err = r.cell.Take(conf.Namespaces.UID, conf.Namespaces.GID, r.plan.OwnUser); errors.Is(err, cell.ErrLost) {
 		return nil, err
 	} else if err != nil {
@@ -115,7 +121,7 @@ func (r *clone) spawn() (err error) {
 	if err != nil {
 		return err
 	}
-	r.conn, err = r.cell.Spawn(r.plan.Run, r.block, template, descriptors(trees))
+	r.conn, err = r.cell.Spawn(r.plan.Run, r.block, template, r.network, descriptors(trees))
 	if err != nil && !errors.Is(err, cell.ErrLost) {
 		err = &fault.SetupError{Stage: "clone", Err: err}
 	}
@@ -217,8 +223,15 @@ func (r *clone) release() {
 		if r.group != nil {
 			_ = r.group.Delete() // what is left, the cell's end deletes
 		}
+		r.giveNetwork()
 		r.block.Give()
 	}()
+}
+
+func (from *recipe) giveNetwork() {
+	if from.network != nil {
+		from.network.Give()
+	}
 }
 
 // awaitEnd waits until the process has ended, and with it, as PID 1, all of its namespace. The

@@ -65,7 +65,7 @@ func TestRootlessFaults(t *testing.T) {
 			require.NoError(t, err)
 			// Close waits until all ids that were taken are given back.
 			defer func() { require.NoError(t, c.Close()) }()
-			base := made(append([]sandbox.Option{sandbox.WithCommand("true"), sandbox.WithCell(c)}, test.opts...)...)
+			base := made(append([]sandbox.Option{sandbox.WithCommand("true"), sandbox.WithCell(c), sandbox.WithNetwork(sandbox.NetworkNew)}, test.opts...)...)
 			testFaults(t, base, cellOf(base))
 		})
 	}

@@ -82,7 +82,11 @@ func (s *Sandbox) Explain() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return p.Explain(command, hostIDs), nil
+	text := p.Explain(command, hostIDs)
+	if s.prepared == nil && keepsNetwork(&s.Spec) {
+		text += "## if a network namespace of the cell is as it was when it was new: in that, without the calls for one\n"
+	}
+	return text, nil
 }
 
 // Start makes a run, and returns once its command was executed. If the cell turns out to have died
@@ -147,10 +151,17 @@ func (s *Sandbox) recipe(in *cell.Cell) (from recipe, err error) {
 	if from.limits, err = enforceable(&s.Spec.Limits, in); err != nil {
 		return from, err
 	}
-	if from.plan, err = s.plans.plan(s.engine, s.Spec, shapeOf(&s.Spec, in, from.limits)); err != nil {
-		return from, err
+	shape := shapeOf(&s.Spec, in, from.limits)
+	if s.prepared == nil && keepsNetwork(&s.Spec) { // what is prepared takes its time ahead
+		from.network = in.TakeNetwork()
+		shape.InNetwork = from.network != nil
 	}
-	from.sources, err = findSources(from.plan)
+	if from.plan, err = s.plans.plan(s.engine, s.Spec, shape); err == nil {
+		from.sources, err = findSources(from.plan)
+	}
+	if err != nil {
+		from.giveNetwork()
+	}
 	return from, err
 }
 

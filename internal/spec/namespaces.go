@@ -27,6 +27,7 @@ type Network int
 const (
 	NetworkNone Network = iota // loopback alone
 	NetworkHost                // the host's
+	NetworkNew                 // as NetworkNone, in a namespace that no run was in before
 )
 
 func (n Network) String() string {
@@ -35,14 +36,16 @@ func (n Network) String() string {
 		return "none"
 	case NetworkHost:
 		return "host"
+	case NetworkNew:
+		return "new"
 	}
 	return "unknown"
 }
 
 // Check refuses numbers that are no Network.
 func (n Network) Check() error {
-	if n != NetworkNone && n != NetworkHost {
-		return fmt.Errorf("%d is neither NetworkNone nor NetworkHost", int(n))
+	if n < NetworkNone || n > NetworkNew {
+		return fmt.Errorf("%d is neither NetworkNone nor NetworkNew nor NetworkHost", int(n))
 	}
 	return nil
 }

@@ -1,0 +1,315 @@
+package cell
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/forkserver"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// Making and removing a network namespace takes two fifths of a run's time in the kernel, and more
+// than half of its CPU time. So a cell keeps some, and a run that can do nothing to one but use it
+// (see run.keepsNetwork) begins in one of them, which no other run is in. It serves again only if
+// what the kernel counts in it says that it is as it was when it was new.
+
+// Network is a network namespace of a cell, with the loopback interface up.
+type Network struct {
+	of     *networks
+	ns     *os.File
+	counts [len(counters)]*os.File
+	born   [len(counters)][]byte // what these said when it was new
+	buffer []byte                // for what they say now
+}
+
+// counters are the files below /proc/PID/net that tell whether a namespace has been used:
+// docs/NETWORK.md says by what each use is noticed.
+var counters = [...]string{"sockstat", "snmp", "netstat", "dev", "snmp6", "ip6_flowlabel", "fib_triestat"}
+
+// maxCounters is more than any of them has, with one interface and no flow label.
+const maxCounters = 32 << 10
+
+// networks are those of one cell.
+type networks struct {
+	c *Cell
+
+	mu     sync.Mutex
+	idle   []*Network // the one that was used last is the last
+	all    int
+	making bool
+	score  int // rises with each that comes back as new, and falls with each that does not
+	misses int
+	closed bool
+}
+
+// maxNetworks bounds how many a cell keeps: each is some descriptors of this process.
+func maxNetworks() int { return min(max(8, 2*runtime.NumCPU()), 32) }
+
+// The score goes from 0 to maxScore. At 0, where runs use their network, one is made for every
+// tryAgain of them.
+const (
+	maxScore = 8
+	tryAgain = 64
+)
+
+// TakeNetwork returns a network namespace that nobody is in, or nil if there is none at the moment.
+// Then one is made for a later run.
+func (c *Cell) TakeNetwork() *Network {
+	s := &c.networks
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.idle); n > 0 {
+		taken := s.idle[n-1]
+		s.idle = s.idle[:n-1]
+		return taken
+	}
+	s.misses++
+	if !s.making && !s.closed && s.all < maxNetworks() && (s.score > 0 || s.misses%tryAgain == 0) && c.enter() {
+		s.making = true
+		s.all++
+		go func() {
+			defer c.busy.Done()
+			s.made(s.make())
+		}()
+	}
+	return nil
+}
+
+func (s *networks) made(n *Network, err error) {
+	s.mu.Lock()
+	s.making = false
+	if err != nil {
+		s.all--
+		s.score = 0
+		slog.Debug("sandbox: making a network namespace", "error", err)
+	} else if !s.closed {
+		s.idle = append(s.idle, n)
+		n = nil
+	} else {
+		s.all--
+	}
+	s.mu.Unlock()
+	if n != nil {
+		n.close()
+	}
+}
+
+// make makes a namespace: a process in the cell waits in it until this process has opened what it
+// needs.
+func (s *networks) make() (_ *Network, err error) {
+	b := program.NewBuilder()
+	b.Stage("network namespace")
+	ifreq := make([]byte, 40) // netdevice(7)
+	copy(ifreq, "lo")
+	ifreq[16] = unix.IFF_UP
+	socket := b.CallTo("socket", unix.SYS_SOCKET, program.Int(unix.AF_UNIX, "AF_UNIX"), program.Int(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, "SOCK_DGRAM|SOCK_CLOEXEC"), program.Int(0))
+	b.Call("ioctl", unix.SYS_IOCTL, program.Use(socket), program.Int(unix.SIOCSIFFLAGS, "SIOCSIFFLAGS"), b.Bytes(ifreq, "{lo, IFF_UP}"))
+	b.Close(socket)
+	b.WriteFile(program.AtCWD, "/proc/sys/net/ipv4/ping_group_range", s.c.pingGroups())
+	// With later versions the kernel says a moment after the end of a run that it has left a group,
+	// when nothing shows it yet (net/ipv4/igmp.c, igmp_group_dropped, net/ipv6/mcast.c,
+	// igmp6_leave_group). A kernel without IPv6 has none of the latter.
+	b.WriteFile(program.AtCWD, "/proc/sys/net/ipv4/conf/lo/force_igmp_version", "1")
+	if _, err := os.Stat("/proc/sys/net/ipv6/conf/lo/force_mld_version"); err == nil {
+		b.WriteFile(program.AtCWD, "/proc/sys/net/ipv6/conf/lo/force_mld_version", "1")
+	}
+	b.Event(program.Ready)
+	b.Wait(program.Report)
+	p, err := b.Program()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := s.c.send(&forkserver.Request{CloneFlags: unix.CLONE_NEWNET, Image: p.Image()}, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	for {
+		m, err := conn.Next()
+		if err != nil {
+			return nil, s.c.explain(err)
+		}
+		if m.File != nil {
+			m.File.Close()
+		}
+		switch m.Kind {
+		case program.Ready:
+			return s.open(fmt.Sprintf("/proc/%d", m.PID))
+		case program.Failed, program.Refused:
+			return nil, Failure(p, m.Event)
+		}
+	}
+}
+
+// TryNetwork makes a network namespace as TakeNetwork has them made, and gives it up.
+func (c *Cell) TryNetwork() error {
+	n, err := c.networks.make()
+	if err == nil {
+		n.close()
+	}
+	return err
+}
+
+// pingGroups returns the groups that may send echo requests from the namespace, as the cell sees
+// them: all that the cell has, since one run at a time is in it. See compile's pingGroups.
+func (c *Cell) pingGroups() string {
+	all := c.ids.extents(c.ids.gid, int64(os.Getegid()))
+	low, high := all[0], all[0]
+	for _, e := range all {
+		if e.outside < low.outside {
+			low = e
+		}
+		if e.outside > high.outside {
+			high = e
+		}
+	}
+	return fmt.Sprintf("%d %d", low.inside, high.inside+high.size-1)
+}
+
+func (s *networks) open(proc string) (n *Network, err error) {
+	n = &Network{of: s, buffer: make([]byte, maxCounters)}
+	longest := 0
+	defer func() {
+		if err != nil {
+			n.close()
+		}
+	}()
+	if n.ns, err = os.Open(proc + "/ns/net"); err != nil {
+		return n, err
+	}
+	for i, name := range counters {
+		n.counts[i], err = os.Open(proc + "/net/" + name)
+		if errors.Is(err, fs.ErrNotExist) && name == "fib_triestat" { // CONFIG_IP_FIB_TRIE_STATS
+			continue
+		}
+		if err != nil {
+			return n, err
+		}
+		now, err := n.read(i)
+		if err != nil {
+			return n, fmt.Errorf("%s: %w", name, err)
+		}
+		n.born[i] = bytes.Clone(now)
+		longest = max(longest, len(now))
+	}
+	n.buffer = make([]byte, longest+1024) // sockstat has more than what is compared of it
+	return n, nil
+}
+
+// read reads a file of counters from its beginning, which makes the kernel write it anew. The next
+// call overwrites what it returns.
+func (n *Network) read(i int) ([]byte, error) {
+	if n.counts[i] == nil {
+		return nil, nil
+	}
+	for at := 0; at < len(n.buffer); {
+		k, err := n.counts[i].ReadAt(n.buffer[at:], int64(at))
+		at += k
+		switch {
+		case errors.Is(err, io.EOF) && counters[i] == "sockstat":
+			return ownSockets(n.buffer[:at]), nil
+		case errors.Is(err, io.EOF):
+			return n.buffer[:at], nil
+		case err != nil:
+			return nil, err
+		}
+	}
+	return nil, errors.New("is longer than it was, or than any should be")
+}
+
+// ownSockets leaves out of /proc/net/sockstat what is counted for all namespaces together: orphan,
+// alloc and mem (net/ipv4/proc.c, sockstat_seq_show).
+func ownSockets(sockstat []byte) (own []byte) {
+	for line := range bytes.Lines(sockstat) {
+		fields := bytes.Fields(line)
+		for i := 0; i < len(fields); i++ {
+			switch string(fields[i]) {
+			case "orphan", "alloc", "mem":
+				i++ // and its value
+				continue
+			}
+			own = append(append(own, fields[i]...), ' ')
+		}
+		own = append(own, '\n')
+	}
+	return own
+}
+
+// settle is how long after the end of its last process what a run had in a namespace may take to
+// go: the kernel frees sockets a moment later.
+var settle = []time.Duration{0, time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond, 64 * time.Millisecond}
+
+// Give takes the namespace back of a run that has ended, or was not begun. It may wait.
+func (n *Network) Give() {
+	for _, d := range settle {
+		time.Sleep(d)
+		if n.isAsNew() {
+			n.of.give(n)
+			return
+		}
+	}
+	n.of.drop(n)
+}
+
+// isAsNew reports whether all counters are what they were when it was new.
+func (n *Network) isAsNew() bool {
+	for i := range counters {
+		now, err := n.read(i)
+		if err != nil || !bytes.Equal(now, n.born[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *networks) give(n *Network) {
+	s.mu.Lock()
+	s.score = min(s.score+1, maxScore)
+	if !s.closed {
+		s.idle = append(s.idle, n)
+		n = nil
+	}
+	s.mu.Unlock()
+	if n != nil {
+		n.close()
+	}
+}
+
+func (s *networks) drop(n *Network) {
+	s.mu.Lock()
+	s.score = max(s.score-1, 0)
+	s.all--
+	s.mu.Unlock()
+	n.close()
+}
+
+func (n *Network) close() {
+	if n.ns != nil {
+		n.ns.Close()
+	}
+	for _, f := range n.counts {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+func (s *networks) close() {
+	s.mu.Lock()
+	idle := s.idle
+	s.idle, s.closed = nil, true
+	s.mu.Unlock()
+	for _, n := range idle {
+		n.close()
+	}
+}

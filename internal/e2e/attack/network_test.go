@@ -1,0 +1,379 @@
+//go:build linux
+
+package attack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/internal/testkit/runs"
+)
+
+// A network namespace may serve one run after the other. What a run can do to one without
+// privileges is done here, and the next run in the same namespace, if there is one, looks for it.
+
+// uses are ways to leave something in a network namespace, with whether it shows while it is there.
+var uses = []struct {
+	name  string
+	use   func() error
+	shows bool
+}{
+	{"nothing", func() error { return nil }, false},
+	{"an echo request", func() error { return ping(unix.AF_INET) }, true},
+	{"an echo request over IPv6", func() error { return ping(unix.AF_INET6) }, true},
+	{"a datagram to nobody", func() error { return datagram("127.0.0.1:9") }, true},
+	{"a datagram to nobody over IPv6", func() error { return datagram("[::1]:9") }, true},
+	{"a datagram to oneself", datagramToOneself, true},
+	{"a refused connection", refused, true},
+	{"a connection", func() error { return connectToOneself(false) }, true},
+	{"a connection that ends in TIME_WAIT", func() error { return connectToOneself(true) }, true},
+	{"an orphan with data that nobody reads", orphan, true},
+	{"a fast-open listener", fastOpen, false},
+	{"a port that is bound", func() error { _, err := boundSocket(unix.AF_INET, unix.SOCK_STREAM, 0); return err }, true},
+	{"an abstract socket", func() error { _, err := net.Listen("unix", "@x"); return err }, true},
+	{"a netlink socket", netlinkSocket, true},
+	{"a multicast group", multicast, true},
+	{"a multicast group that was left", func() error { s, err := joined(); return errors.Join(err, unix.Close(s)) }, false},
+	{"a multicast group of IPv6", multicast6, true},
+	{"a flow label", flowLabel, true},
+	{"sockets that hold each other", cycle, true},
+}
+
+func init() {
+	testkit.AddHelper("network-use", func(args []string) error {
+		i := slices.IndexFunc(uses, func(u struct {
+			name  string
+			use   func() error
+			shows bool
+		}) bool {
+			return u.name == args[0]
+		})
+		if err := uses[i].use(); err != nil {
+			return err
+		}
+		if len(args) > 1 {
+			fmt.Print(lookAtNetwork())
+		}
+		fmt.Println(network())
+		return nil
+	})
+	testkit.AddHelper("network-look", func([]string) error {
+		fmt.Println(lookAtNetwork() + network())
+		return nil
+	})
+}
+
+// lookAtNetwork returns all that a run can read of its network namespace and that is the
+// namespace's own: of the tables, whose entries have addresses in the kernel, how many there are.
+func lookAtNetwork() string {
+	var b strings.Builder
+	for _, name := range []string{"sockstat", "sockstat6", "snmp", "snmp6", "netstat", "dev", "dev_snmp6/lo", "igmp", "igmp6", "mcfilter", "mcfilter6", "ip6_flowlabel",
+		"route", "ipv6_route", "if_inet6", "arp", "fib_trie", "fib_triestat", "rt6_stats", "dev_mcast", "wireless"} {
+		content, _ := os.ReadFile("/proc/net/" + name)
+		for line := range strings.Lines(string(content)) {
+			if fields := strings.Fields(line); name == "sockstat" && strings.HasPrefix(line, "TCP:") {
+				line = strings.Join(slices.Concat(fields[:3], fields[5:7]), " ") + "\n" // the others are the machine's
+			} else if name == "sockstat" && strings.HasPrefix(line, "UDP:") {
+				line = strings.Join(fields[:3], " ") + "\n"
+			}
+			if name == "igmp" {
+				line = strings.Replace(line, " V1", " V3", 1) // the version is set where a namespace is kept
+			}
+			fmt.Fprintf(&b, "%s: %s", name, line)
+		}
+	}
+	for _, name := range []string{"tcp", "tcp6", "udp", "udp6", "udplite", "raw", "raw6", "icmp", "icmp6", "unix", "netlink", "packet"} {
+		content, _ := os.ReadFile("/proc/net/" + name)
+		fmt.Fprintf(&b, "%s: %d\n", name, strings.Count(string(content), "\n"))
+	}
+	_ = filepath.WalkDir("/proc/sys/net", func(path string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() && !slices.Contains([]string{"ping_group_range", "force_igmp_version", "force_mld_version"}, filepath.Base(path)) {
+			content, _ := os.ReadFile(path)
+			fmt.Fprintf(&b, "%s: %s", path, content)
+		}
+		return nil
+	})
+	return b.String()
+}
+
+func ping(family int) error {
+	to, protocol, request := unix.Sockaddr(&unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.IPPROTO_ICMP, byte(8)
+	if family == unix.AF_INET6 {
+		to, protocol, request = &unix.SockaddrInet6{Addr: [16]byte{15: 1}}, unix.IPPROTO_ICMPV6, 128
+	}
+	s, err := unix.Socket(family, unix.SOCK_DGRAM, protocol)
+	if err != nil {
+		return err
+	}
+	return unix.Sendto(s, []byte{request, 0, 0, 0, 0, 0, 0, 1}, 0, to)
+}
+
+func datagram(to string) error {
+	c, err := net.Dial("udp", to)
+	if err == nil {
+		_, err = c.Write([]byte("x"))
+	}
+	return err
+}
+
+func datagramToOneself() error {
+	c, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err == nil {
+		_, err = c.WriteTo([]byte("x"), c.LocalAddr())
+	}
+	return err
+}
+
+func refused() error {
+	if _, err := net.Dial("tcp", "127.0.0.1:9"); err == nil {
+		return errors.New("somebody listens")
+	}
+	return nil
+}
+
+func connectToOneself(waits bool) error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		return err
+	}
+	s, err := l.Accept()
+	if err == nil && waits {
+		err = errors.Join(c.Close(), s.Close())
+	}
+	return err
+}
+
+// orphan ends with data under way to a socket that nobody reads from.
+func orphan() error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		return err
+	}
+	_ = c.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+	_, _ = c.Write(make([]byte, 16<<20))
+	return c.Close()
+}
+
+func boundSocket(family, kind, protocol int) (int, error) {
+	s, err := unix.Socket(family, kind, protocol)
+	if err == nil {
+		err = unix.Bind(s, &unix.SockaddrInet4{Port: 4242, Addr: [4]byte{127, 0, 0, 1}})
+	}
+	return s, err
+}
+
+func fastOpen() error {
+	s, err := boundSocket(unix.AF_INET, unix.SOCK_STREAM, 0)
+	if err == nil {
+		err = unix.SetsockoptInt(s, unix.IPPROTO_TCP, unix.TCP_FASTOPEN, 5)
+	}
+	if err == nil {
+		err = unix.Listen(s, 5)
+	}
+	if err == nil {
+		err = unix.Close(s)
+	}
+	return err
+}
+
+func netlinkSocket() error {
+	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)
+	if err == nil {
+		err = unix.Bind(s, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1})
+	}
+	return err
+}
+
+func multicast() error { _, err := joined(); return err }
+
+func joined() (int, error) {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err == nil {
+		err = unix.SetsockoptIPMreqn(s, unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, &unix.IPMreqn{Multiaddr: [4]byte{239, 1, 2, 3}, Ifindex: 1})
+	}
+	return s, err
+}
+
+func multicast6() error {
+	s, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM, 0)
+	if err == nil {
+		err = unix.SetsockoptIPv6Mreq(s, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &unix.IPv6Mreq{Multiaddr: [16]byte{0xff, 2, 15: 77}, Interface: 1})
+	}
+	return err
+}
+
+// network identifies this process's network namespace, by more than its inode's number, which a
+// later one may have: socket(7), SO_NETNS_COOKIE, Linux 5.14.
+func network() string {
+	const soNetnsCookie = 71
+	ns, _ := os.Readlink("/proc/self/ns/net")
+	s, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return ns
+	}
+	defer unix.Close(s)
+	cookie, err := unix.GetsockoptUint64(s, unix.SOL_SOCKET, soNetnsCookie)
+	if err != nil {
+		return ns
+	}
+	return fmt.Sprint(ns, cookie)
+}
+
+// flowLabel takes a label of IPv6 that stays for a while after its last user: struct
+// in6_flowlabel_req of linux/in6.h.
+func flowLabel() error {
+	s, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	req := struct {
+		dst             [16]byte
+		label           uint32
+		action, share   uint8
+		flags           uint16
+		expires, linger uint16
+		pad             uint32
+	}{dst: [16]byte{15: 1}, action: 0 /* IPV6_FL_A_GET */, share: 255 /* IPV6_FL_S_ANY */, flags: 1 /* IPV6_FL_F_CREATE */, expires: 6, linger: 6}
+	_, _, errno := unix.Syscall6(unix.SYS_SETSOCKOPT, uintptr(s), unix.IPPROTO_IPV6, 32 /* IPV6_FLOWLABEL_MGR */, uintptr(unsafe.Pointer(&req)), unsafe.Sizeof(req), 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// cycle leaves two sockets of which each is under way to the other: only the kernel's collector
+// frees them.
+func cycle() error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	for i := range pair {
+		if err := unix.Sendmsg(pair[i], []byte("x"), unix.UnixRights(pair[i]), nil, 0); err != nil {
+			return err
+		}
+	}
+	return errors.Join(unix.Close(pair[0]), unix.Close(pair[1]))
+}
+
+// inNetwork runs a helper without a bind, which would give the run a namespace of its own.
+func inNetwork(t *testing.T, opts []sandbox.Option, name string, args ...string) (seen, ns string) {
+	t.Helper()
+	exe, err := os.Open("/proc/self/exe")
+	require.NoError(t, err)
+	defer exe.Close()
+	s := sandbox.New(sandbox.WithExtraFiles(exe), sandbox.WithEnv(testkit.HelperEnv), sandbox.WithCommand("/proc/self/fd/3", testkit.HelperArgs(name, args...)...)).With(opts...)
+	out := runs.Output(t, s)
+	i := strings.LastIndex(out, "net:[")
+	require.GreaterOrEqual(t, i, 0, out)
+	return out[:i], out[i:]
+}
+
+// TestAttackRootlessNetworkTraces leaves something in a network namespace. A later run that has the same
+// one sees in it what it would see in a new one.
+func TestAttackRootlessNetworkTraces(t *testing.T) {
+	cell, err := sandbox.NewCell()
+	require.NoError(t, err)
+	defer cell.Close()
+	in := []sandbox.Option{sandbox.WithCell(cell)}
+	anew := append(slices.Clip(in), sandbox.WithNetwork(sandbox.NetworkNew))
+	clean, first := inNetwork(t, anew, "network-look")
+	again, second := inNetwork(t, anew, "network-look")
+	require.Equal(t, clean, again)
+	require.NotEqual(t, first, second)
+	for _, u := range uses {
+		t.Run(u.name, func(t *testing.T) {
+			if u.shows {
+				seen, _ := inNetwork(t, anew, "network-use", u.name, "and look")
+				require.NotEqual(t, clean, seen, "the control: it shows in the same namespace")
+			}
+			_, used := inNetwork(t, in, "network-use", u.name)
+			met := false
+			for range 2 { // the one that was given back last is taken first
+				seen, ns := inNetwork(t, in, "network-look")
+				require.Equal(t, clean, seen)
+				met = met || ns == used
+			}
+			t.Log("met in the same namespace: ", met)
+		})
+	}
+	for range 10 { // in all that the cell keeps, some time later
+		seen, _ := inNetwork(t, in, "network-look")
+		require.Equal(t, clean, seen)
+	}
+}
+
+// TestAttackRootlessNetworkIsKept requires that the test above tries what it says: namespaces are
+// used again, one run at a time is in one, and runs that could hand something of it to others are
+// in new ones.
+func TestAttackRootlessNetworkIsKept(t *testing.T) {
+	cell, err := sandbox.NewCell()
+	require.NoError(t, err)
+	defer cell.Close()
+	again := func(opts ...sandbox.Option) bool {
+		seen := map[string]bool{}
+		for range 12 {
+			_, ns := inNetwork(t, append([]sandbox.Option{sandbox.WithCell(cell)}, opts...), "network-look")
+			if seen[ns] {
+				return true
+			}
+			seen[ns] = true
+		}
+		return false
+	}
+	require.True(t, again())
+	if !testkit.Kernel(5, 14) {
+		return // what is new can't be told from what is not
+	}
+	dir := testkit.OpenDir(t)
+	scratch, err := sandbox.NewScratch(sandbox.MiB)
+	if err == nil {
+		defer scratch.Close()
+		require.False(t, again(sandbox.WithReadOnlyScratch("/srv", scratch)), "a scratch")
+	}
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	sockets := []*os.File{os.NewFile(uintptr(pair[0]), "socket"), os.NewFile(uintptr(pair[1]), "socket")}
+	defer sockets[0].Close()
+	defer sockets[1].Close()
+	open, err := os.Open(dir)
+	require.NoError(t, err)
+	defer open.Close()
+	for name, opt := range map[string]sandbox.Option{"NetworkNew": sandbox.WithNetwork(sandbox.NetworkNew), "a capability": sandbox.WithCapabilities("CAP_NET_BIND_SERVICE"),
+		"no filter": sandbox.WithoutSeccomp(), "a bind": sandbox.WithReadOnlyBind(dir, "/srv"), "a socket": sandbox.WithExtraFiles(sockets[0]), "a directory": sandbox.WithExtraFiles(open),
+		"a socket as its input": sandbox.WithStdin(sockets[0])} {
+		require.False(t, again(opt), name)
+	}
+	live := map[string]bool{}
+	for range 12 {
+		p, err := sandbox.New(sandbox.WithCell(cell), sandbox.WithCommand("sleep", "1000")).Start(context.Background())
+		require.NoError(t, err)
+		defer func() { _ = p.Kill(); _, _ = p.Wait() }()
+		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.PID()))
+		require.NoError(t, err)
+		require.False(t, live[ns], "two runs at once")
+		live[ns] = true
+	}
+}
