@@ -13,9 +13,8 @@ type Network int
 const (
 	// NetworkNone gives a run a network of its own with nothing in it but a loopback interface.
 	// The default. Its namespace may have been that of a run before, which has ended, if neither of
-	// them has a capability, a seccomp profile or filter that is not the default one, a bind, a
-	// scratch, or a socket for a stream or extra file, and if the namespace is as it was when it
-	// was new: docs/NETWORK.md says what is compared and why.
+	// them has a capability or a seccomp profile or filter that is not the default one, and if the
+	// namespace is as it was when it was new: docs/NETWORK.md says what is compared and why.
 	NetworkNone Network = iota
 	// NetworkHost gives a run the host's network: its interfaces, its ports, its abstract unix
 	// sockets. Such runs share a cell of their own.

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"runtime"
 	"sync"
 	"time"
 
@@ -21,7 +20,7 @@ import (
 // Making and removing a network namespace takes two fifths of a run's time in the kernel, and more
 // than half of its CPU time. So a cell keeps some, and a run that can do nothing to one but use it
 // (see run.keepsNetwork) begins in one of them, which no other run is in. It serves again only if
-// what the kernel counts in it says that it is as it was when it was new.
+// what the kernel counts in it says that it is as it was when it was new, and nobody can watch it.
 
 // Network is a network namespace of a cell, with the loopback interface up.
 type Network struct {
@@ -30,6 +29,7 @@ type Network struct {
 	counts [len(counters)]*os.File
 	born   [len(counters)][]byte // what these said when it was new
 	buffer []byte                // for what they say now
+	held   bool                  // a run has been in it, and somebody may still have files of its /proc
 }
 
 // counters are the files below /proc/PID/net that tell whether a namespace has been used:
@@ -50,10 +50,12 @@ type networks struct {
 	score  int // rises with each that comes back as new, and falls with each that does not
 	misses int
 	closed bool
+	procs  procWatch
 }
 
-// maxNetworks bounds how many a cell keeps: each is some descriptors of this process.
-func maxNetworks() int { return min(max(8, 2*runtime.NumCPU()), 32) }
+// maxNetworks bounds how many a cell keeps, those included that runs are in: each is eight
+// descriptors of this process and some memory of the kernel.
+const maxNetworks = 32
 
 // The score goes from 0 to maxScore. At 0, where runs use their network, one is made for every
 // tryAgain of them.
@@ -74,7 +76,7 @@ func (c *Cell) TakeNetwork() *Network {
 		return taken
 	}
 	s.misses++
-	if !s.making && !s.closed && s.all < maxNetworks() && (s.score > 0 || s.misses%tryAgain == 0) && c.enter() {
+	if !s.making && !s.closed && s.all < maxNetworks && (s.score > 0 || s.misses%tryAgain == 0) && c.enter() {
 		s.making = true
 		s.all++
 		go func() {
@@ -249,6 +251,17 @@ func ownSockets(sockstat []byte) (own []byte) {
 // go: the kernel frees sockets a moment later.
 var settle = []time.Duration{0, time.Millisecond, 4 * time.Millisecond, 16 * time.Millisecond, 64 * time.Millisecond}
 
+// Watch notes that the command of a run in the namespace is about to begin. pid is of a process of
+// the run that has its root file system.
+func (n *Network) Watch(pid int) {
+	n.held = true
+	n.of.mu.Lock()
+	defer n.of.mu.Unlock()
+	if err := n.of.procs.add(n, pid); err != nil {
+		slog.Debug("sandbox: watching the /proc of a run", "error", err)
+	}
+}
+
 // Give takes the namespace back of a run that has ended, or was not begun. It may wait.
 func (n *Network) Give() {
 	for _, d := range settle {
@@ -261,8 +274,16 @@ func (n *Network) Give() {
 	n.of.drop(n)
 }
 
-// isAsNew reports whether all counters are what they were when it was new.
+// isAsNew reports whether all counters are what they were when it was new, and whether nobody has a
+// file of the run's /proc any more, which would go on showing the counters.
 func (n *Network) isAsNew() bool {
+	n.of.mu.Lock()
+	n.of.procs.read()
+	held := n.held
+	n.of.mu.Unlock()
+	if held {
+		return false
+	}
 	for i := range counters {
 		now, err := n.read(i)
 		if err != nil || !bytes.Equal(now, n.born[i]) {
@@ -289,6 +310,7 @@ func (s *networks) drop(n *Network) {
 	s.mu.Lock()
 	s.score = max(s.score-1, 0)
 	s.all--
+	s.procs.forget(n)
 	s.mu.Unlock()
 	n.close()
 }
@@ -308,6 +330,7 @@ func (s *networks) close() {
 	s.mu.Lock()
 	idle := s.idle
 	s.idle, s.closed = nil, true
+	s.procs.close()
 	s.mu.Unlock()
 	for _, n := range idle {
 		n.close()

@@ -28,7 +28,9 @@ type recipe struct {
 	plan    *compile.Plan
 	limits  limits.Spec
 	sources sources
-	network *cell.Network // that the run begins in, nil for one of its own making
+	// inNetwork is the plan's program for a run that begins in a network namespace of the cell,
+	// nil if it may not.
+	inNetwork *program.Program
 }
 
 // clone is the processes of a run with all that they have in the cell and the kernel, from the
@@ -39,6 +41,9 @@ type clone struct {
 	// spec is what the run is prepared for, and later the one whose command it executes.
 	spec    *spec.Spec
 	command *program.Program // set when it is handed over
+
+	program *program.Program // the run's: of the plan, or inNetwork
+	network *cell.Network    // that the run begins in, nil if it is of its own making
 
 	block  *cell.Block
 	group  *limits.Group
@@ -57,11 +62,6 @@ type clone struct {
 // prepare makes a run that lacks nothing but a command.
 func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *clone, err error) {
 	r := &clone{recipe: from, spec: conf, gone: make(chan struct{})}
-	defer func() {
-		if err != nil && r.block == nil {
-			from.giveNetwork()
-		}
-	}()
 	if r.block, err = r.cell.Take(conf.Namespaces.UID, conf.Namespaces.GID, r.plan.OwnUser); errors.Is(err, cell.ErrLost) {
 		return nil, err
 	} else if err != nil {
@@ -77,6 +77,12 @@ func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *clone, err 
 			return nil, &fault.SetupError{Stage: "WithScratchRoot", Err: err, Hint: "a scratch for each, or one run after the other"}
 		}
 		r.upper = upper
+	}
+	r.program = r.plan.Run
+	if r.inNetwork != nil {
+		if r.network = r.cell.TakeNetwork(); r.network != nil {
+			r.program = r.inNetwork
+		}
 	}
 	if err := r.spawn(); err != nil {
 		return nil, err
@@ -121,7 +127,7 @@ func (r *clone) spawn() (err error) {
 	if err != nil {
 		return err
 	}
-	r.conn, err = r.cell.Spawn(r.plan.Run, r.block, template, r.network, descriptors(trees))
+	r.conn, err = r.cell.Spawn(r.program, r.block, template, r.network, descriptors(trees))
 	if err != nil && !errors.Is(err, cell.ErrLost) {
 		err = &fault.SetupError{Stage: "clone", Err: err}
 	}
@@ -223,15 +229,11 @@ func (r *clone) release() {
 		if r.group != nil {
 			_ = r.group.Delete() // what is left, the cell's end deletes
 		}
-		r.giveNetwork()
+		if r.network != nil {
+			r.network.Give()
+		}
 		r.block.Give()
 	}()
-}
-
-func (from *recipe) giveNetwork() {
-	if from.network != nil {
-		from.network.Give()
-	}
 }
 
 // awaitEnd waits until the process has ended, and with it, as PID 1, all of its namespace. The

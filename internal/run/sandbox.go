@@ -83,7 +83,7 @@ func (s *Sandbox) Explain() (string, error) {
 		return "", err
 	}
 	text := p.Explain(command, hostIDs)
-	if s.prepared == nil && keepsNetwork(&s.Spec) {
+	if keepsNetwork(&s.Spec) {
 		text += "## if a network namespace of the cell is as it was when it was new: in that, without the calls for one\n"
 	}
 	return text, nil
@@ -152,17 +152,27 @@ func (s *Sandbox) recipe(in *cell.Cell) (from recipe, err error) {
 		return from, err
 	}
 	shape := shapeOf(&s.Spec, in, from.limits)
-	if s.prepared == nil && keepsNetwork(&s.Spec) { // what is prepared takes its time ahead
-		from.network = in.TakeNetwork()
-		shape.InNetwork = from.network != nil
+	if from.plan, err = s.plans.plan(s.engine, s.Spec, shape); err != nil {
+		return from, err
 	}
-	if from.plan, err = s.plans.plan(s.engine, s.Spec, shape); err == nil {
-		from.sources, err = findSources(from.plan)
+	if keepsNetwork(&s.Spec) {
+		shape.InNetwork = true
+		kept, err := s.plans.plan(s.engine, s.Spec, shape)
+		if err != nil {
+			return from, err
+		}
+		from.inNetwork = kept.Run
 	}
-	if err != nil {
-		from.giveNetwork()
-	}
+	from.sources, err = findSources(from.plan)
 	return from, err
+}
+
+// keepsNetwork reports whether a run may begin in a network namespace that another was in before,
+// and leave it to a later one: if nothing of it can have a right to the namespace, make another proc
+// file system that shows it, or open a socket that is not counted.
+func keepsNetwork(c *spec.Spec) bool {
+	s := &c.Security
+	return c.Namespaces.Network == spec.NetworkNone && !c.Namespaces.HostIDs && len(s.Capabilities) == 0 && s.Seccomp == nil && !s.NoSeccomp
 }
 
 // Parts returns the parts of the root that keep changes of their own.

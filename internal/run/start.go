@@ -118,6 +118,9 @@ func (r *clone) follow(ctx context.Context, until program.Kind) error {
 		switch {
 		case m.Kind == program.Cloned:
 		case m.Kind == program.Ready:
+			if r.network != nil {
+				r.network.Watch(m.PID)
+			}
 			if err := r.join(m.PID); hasEnded(err) {
 				unjoined = err // the command has ended; a later event says why
 			} else if err != nil {
@@ -153,12 +156,12 @@ func hasEnded(err error) bool {
 // failure returns the error of a Failed or Refused event. Calls of the command's program are
 // numbered on from those of the run's program.
 func (r *clone) failure(e program.Event) error {
-	n := uint32(r.plan.Run.Len())
+	n := uint32(r.program.Len())
 	if e.Kind == program.Failed && r.command != nil && e.Index >= n {
 		e.Index -= n
 		return cell.Failure(r.command, e)
 	}
-	return cell.Failure(r.plan.Run, e)
+	return cell.Failure(r.program, e)
 }
 
 // startLost returns why a run ended before its command was executed. err is the error by which that

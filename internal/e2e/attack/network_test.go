@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -278,7 +279,7 @@ func cycle() error {
 	return errors.Join(unix.Close(pair[0]), unix.Close(pair[1]))
 }
 
-// inNetwork runs a helper without a bind, which would give the run a namespace of its own.
+// inNetwork runs a helper, and returns what it printed and its network namespace.
 func inNetwork(t *testing.T, opts []sandbox.Option, name string, args ...string) (seen, ns string) {
 	t.Helper()
 	exe, err := os.Open("/proc/self/exe")
@@ -326,8 +327,7 @@ func TestAttackRootlessNetworkTraces(t *testing.T) {
 }
 
 // TestAttackRootlessNetworkIsKept requires that the test above tries what it says: namespaces are
-// used again, one run at a time is in one, and runs that could hand something of it to others are
-// in new ones.
+// used again, one run at a time is in one, and runs that may do what is not noticed are in new ones.
 func TestAttackRootlessNetworkIsKept(t *testing.T) {
 	cell, err := sandbox.NewCell()
 	require.NoError(t, err)
@@ -344,26 +344,12 @@ func TestAttackRootlessNetworkIsKept(t *testing.T) {
 		return false
 	}
 	require.True(t, again())
+	require.True(t, again(sandbox.WithBind(testkit.OpenDir(t), "/srv")), "with a bind")
+	require.True(t, again(sandbox.WithPrepared(1)), "prepared")
 	if !testkit.Kernel(5, 14) {
 		return // what is new can't be told from what is not
 	}
-	dir := testkit.OpenDir(t)
-	scratch, err := sandbox.NewScratch(sandbox.MiB)
-	if err == nil {
-		defer scratch.Close()
-		require.False(t, again(sandbox.WithReadOnlyScratch("/srv", scratch)), "a scratch")
-	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	require.NoError(t, err)
-	sockets := []*os.File{os.NewFile(uintptr(pair[0]), "socket"), os.NewFile(uintptr(pair[1]), "socket")}
-	defer sockets[0].Close()
-	defer sockets[1].Close()
-	open, err := os.Open(dir)
-	require.NoError(t, err)
-	defer open.Close()
-	for name, opt := range map[string]sandbox.Option{"NetworkNew": sandbox.WithNetwork(sandbox.NetworkNew), "a capability": sandbox.WithCapabilities("CAP_NET_BIND_SERVICE"),
-		"no filter": sandbox.WithoutSeccomp(), "a bind": sandbox.WithReadOnlyBind(dir, "/srv"), "a socket": sandbox.WithExtraFiles(sockets[0]), "a directory": sandbox.WithExtraFiles(open),
-		"a socket as its input": sandbox.WithStdin(sockets[0])} {
+	for name, opt := range map[string]sandbox.Option{"NetworkNew": sandbox.WithNetwork(sandbox.NetworkNew), "a capability": sandbox.WithCapabilities("CAP_NET_BIND_SERVICE"), "no filter": sandbox.WithoutSeccomp()} {
 		require.False(t, again(opt), name)
 	}
 	live := map[string]bool{}
@@ -376,4 +362,105 @@ func TestAttackRootlessNetworkIsKept(t *testing.T) {
 		require.False(t, live[ns], "two runs at once")
 		live[ns] = true
 	}
+}
+
+// TestAttackRootlessNetworkWatched hands an open file of /proc to an accomplice, who could count by
+// it what later runs in the same namespace do. No other may get that.
+func TestAttackRootlessNetworkWatched(t *testing.T) {
+	if !testkit.Kernel(5, 14) {
+		t.Skip("a namespace can't be told from a later one")
+	}
+	cell, err := sandbox.NewCell()
+	require.NoError(t, err)
+	defer cell.Close()
+	dir := testkit.OpenDir(t)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "accomplice")})
+	require.NoError(t, err)
+	defer l.Close()
+	require.NoError(t, os.Chmod(filepath.Join(dir, "accomplice"), 0o777))
+	in := []sandbox.Option{sandbox.WithCell(cell), sandbox.WithReadOnlyBind(dir, "/srv")}
+	look := func() (all []string) {
+		for range 6 {
+			_, ns := inNetwork(t, in, "network-look")
+			all = append(all, ns)
+		}
+		return all
+	}
+	for _, file := range []string{"/proc/net/dev", "/proc/self/net", "/proc/sys/net/ipv4/ip_forward", "/proc"} {
+		for _, unread := range []bool{false, true} {
+			t.Run(fmt.Sprint(file, map[bool]string{true: " under way"}[unread]), func(t *testing.T) {
+				has, ns := handOn(t, l, unread, file, in, look)
+				defer has.Close()
+				if file == "/proc/net/dev" && !unread {
+					content, err := io.ReadAll(has)
+					require.NoError(t, err)
+					require.Contains(t, string(content), "lo:", "the control: it shows the namespace")
+				}
+				require.NotContains(t, look(), ns)
+			})
+		}
+	}
+}
+
+func init() {
+	testkit.AddHelper("network-hand-on", func(args []string) error {
+		f, err := os.Open(args[0])
+		if err != nil {
+			return err
+		}
+		c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: args[1]})
+		if err == nil {
+			_, _, err = c.WriteMsgUnix([]byte("x"), unix.UnixRights(int(f.Fd())), nil)
+		}
+		if err == nil {
+			fmt.Println(network())
+		}
+		return err
+	})
+}
+
+// handOn has a run hand the file on, until one does whose namespace was another's before.
+func handOn(t *testing.T, l *net.UnixListener, unread bool, file string, in []sandbox.Option, look func() []string) (has *os.File, ns string) {
+	for range 10 {
+		before := look()
+		got := make(chan *os.File, 1)
+		go func() { got <- acceptFile(l, unread) }()
+		_, ns = inNetwork(t, in, "network-hand-on", file, "/srv/accomplice")
+		has = <-got
+		require.NotNil(t, has)
+		if slices.Contains(before, ns) {
+			return has, ns
+		}
+		has.Close()
+	}
+	require.Fail(t, "no namespace is used again")
+	return nil, ""
+}
+
+// acceptFile returns the file that is sent over the next connection, or the connection if that is
+// to be left unread.
+func acceptFile(l *net.UnixListener, unread bool) *os.File {
+	c, err := l.AcceptUnix()
+	if err != nil {
+		return nil
+	}
+	defer c.Close()
+	if unread {
+		f, _ := c.File()
+		return f
+	}
+	control := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := c.ReadMsgUnix(make([]byte, 1), control)
+	if err != nil {
+		return nil
+	}
+	messages, err := unix.ParseSocketControlMessage(control[:n])
+	if err != nil || len(messages) != 1 {
+		return nil
+	}
+	files, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(files) != 1 {
+		return nil
+	}
+	return os.NewFile(uintptr(files[0]), "handed on")
 }
