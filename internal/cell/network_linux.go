@@ -26,6 +26,7 @@ import (
 type Network struct {
 	of     *networks
 	ns     *os.File
+	flush  *os.File // its sysctl net.ipv4.route.flush
 	counts [len(counters)]*os.File
 	born   [len(counters)][]byte // what these said when it was new
 	buffer []byte                // for what they say now
@@ -34,7 +35,7 @@ type Network struct {
 
 // counters are the files below /proc/PID/net that tell whether a namespace has been used:
 // docs/NETWORK.md says by what each use is noticed.
-var counters = [...]string{"sockstat", "snmp", "netstat", "dev", "snmp6", "ip6_flowlabel", "fib_triestat"}
+var counters = [...]string{"sockstat", "snmp", "netstat", "dev", "snmp6", "rt6_stats", "ip6_flowlabel", "fib_triestat"}
 
 // maxCounters is more than any of them has, with one interface and no flow label.
 const maxCounters = 32 << 10
@@ -53,7 +54,7 @@ type networks struct {
 	procs  procWatch
 }
 
-// maxNetworks bounds how many a cell keeps, those included that runs are in: each is eight
+// maxNetworks bounds how many a cell keeps, those included that runs are in: each is ten
 // descriptors of this process and some memory of the kernel.
 const maxNetworks = 32
 
@@ -125,7 +126,11 @@ func (s *networks) make() (_ *Network, err error) {
 	if _, err := os.Stat("/proc/sys/net/ipv6/conf/lo/force_mld_version"); err == nil {
 		b.WriteFile(program.AtCWD, "/proc/sys/net/ipv6/conf/lo/force_mld_version", "1")
 	}
-	b.Event(program.Ready)
+	// The key for TCP fast open is made when somebody first asks for it, and then is in a sysctl.
+	tcp := b.CallTo("socket", unix.SYS_SOCKET, program.Int(unix.AF_INET, "AF_INET"), program.Int(unix.SOCK_STREAM|unix.SOCK_CLOEXEC, "SOCK_STREAM|SOCK_CLOEXEC"), program.Int(0))
+	b.Call("setsockopt", unix.SYS_SETSOCKOPT, program.Use(tcp), program.Int(unix.IPPROTO_TCP, "IPPROTO_TCP"), program.Int(unix.TCP_FASTOPEN, "TCP_FASTOPEN"), b.Bytes([]byte{1, 0, 0, 0}, "1"), program.Int(4))
+	b.Close(tcp)
+	b.SendFile(b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/proc/sys/net/ipv4/route/flush"), program.Int(unix.O_WRONLY|unix.O_CLOEXEC, "O_WRONLY|O_CLOEXEC"), program.Int(0)))
 	b.Wait(program.Report)
 	p, err := b.Program()
 	if err != nil {
@@ -141,12 +146,13 @@ func (s *networks) make() (_ *Network, err error) {
 		if err != nil {
 			return nil, s.c.explain(err)
 		}
+		if m.Kind == program.Ready {
+			return s.open(fmt.Sprintf("/proc/%d", m.PID), m.File)
+		}
 		if m.File != nil {
 			m.File.Close()
 		}
 		switch m.Kind {
-		case program.Ready:
-			return s.open(fmt.Sprintf("/proc/%d", m.PID))
 		case program.Failed, program.Refused:
 			return nil, Failure(p, m.Event)
 		}
@@ -178,8 +184,8 @@ func (c *Cell) pingGroups() string {
 	return fmt.Sprintf("%d %d", low.inside, high.inside+high.size-1)
 }
 
-func (s *networks) open(proc string) (n *Network, err error) {
-	n = &Network{of: s, buffer: make([]byte, maxCounters)}
+func (s *networks) open(proc string, flush *os.File) (n *Network, err error) {
+	n = &Network{of: s, flush: flush, buffer: make([]byte, maxCounters)}
 	longest := 0
 	defer func() {
 		if err != nil {
@@ -266,7 +272,7 @@ func (n *Network) Watch(pid int) {
 func (n *Network) Give() {
 	for _, d := range settle {
 		time.Sleep(d)
-		if n.isAsNew() {
+		if n.isAsNew() && n.forgetRoutes() == nil {
 			n.of.give(n)
 			return
 		}
@@ -293,6 +299,13 @@ func (n *Network) isAsNew() bool {
 	return true
 }
 
+// forgetRoutes has the kernel forget the routes of IPv4 that somebody looked up, which nothing
+// counts: RTM_GETROUTE says when that was.
+func (n *Network) forgetRoutes() error {
+	_, err := n.flush.WriteAt([]byte("1"), 0)
+	return err
+}
+
 func (s *networks) give(n *Network) {
 	s.mu.Lock()
 	s.score = min(s.score+1, maxScore)
@@ -316,10 +329,7 @@ func (s *networks) drop(n *Network) {
 }
 
 func (n *Network) close() {
-	if n.ns != nil {
-		n.ns.Close()
-	}
-	for _, f := range n.counts {
+	for _, f := range append(n.counts[:], n.ns, n.flush) {
 		if f != nil {
 			f.Close()
 		}

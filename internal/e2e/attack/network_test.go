@@ -4,12 +4,14 @@ package attack
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -50,6 +52,10 @@ var uses = []struct {
 	{"a multicast group", multicast, true},
 	{"a multicast group that was left", func() error { s, err := joined(); return errors.Join(err, unix.Close(s)) }, false},
 	{"a multicast group of IPv6", multicast6, true},
+	{"a multicast group of IPv6 that was left", func() error { s, err := joined6(); return errors.Join(err, unix.Close(s)) }, true},
+	{"a source of a group that everybody is in", source, false},
+	{"a route that was looked up", func() error { return lookUp(&unix.SockaddrInet4{Port: 9, Addr: [4]byte{127, 0, 0, 1}}) }, false},
+	{"a route of IPv6 that was looked up", func() error { return lookUp(&unix.SockaddrInet6{Port: 9, Addr: [16]byte{15: 1}}) }, true},
 	{"a flow label", flowLabel, true},
 	{"sockets that hold each other", cycle, true},
 }
@@ -101,6 +107,11 @@ func lookAtNetwork() string {
 		content, _ := os.ReadFile("/proc/net/" + name)
 		fmt.Fprintf(&b, "%s: %d\n", name, strings.Count(string(content), "\n"))
 	}
+	_ = onEachCPU(func() error {
+		age, err := ageOfRoute()
+		fmt.Fprintln(&b, "age of the route: ", age, err)
+		return nil
+	})
 	_ = filepath.WalkDir("/proc/sys/net", func(path string, d os.DirEntry, err error) error {
 		if err == nil && !d.IsDir() && !slices.Contains([]string{"ping_group_range", "force_igmp_version", "force_mld_version"}, filepath.Base(path)) {
 			content, _ := os.ReadFile(path)
@@ -217,12 +228,75 @@ func joined() (int, error) {
 	return s, err
 }
 
-func multicast6() error {
+func multicast6() error { _, err := joined6(); return err }
+
+func joined6() (int, error) {
 	s, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM, 0)
 	if err == nil {
 		err = unix.SetsockoptIPv6Mreq(s, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, &unix.IPv6Mreq{Multiaddr: [16]byte{0xff, 2, 15: 77}, Interface: 1})
 	}
-	return err
+	return s, err
+}
+
+// source joins and leaves 224.0.0.1, where the kernel is, for one source: struct ip_mreq_source.
+func source() error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err == nil {
+		err = unix.SetsockoptString(s, unix.IPPROTO_IP, unix.IP_ADD_SOURCE_MEMBERSHIP, "\xe0\x00\x00\x01\x7f\x00\x00\x01\x7f\x00\x00\x01")
+	}
+	return errors.Join(err, unix.Close(s))
+}
+
+// lookUp has the kernel look up a route, on each CPU, as each keeps what was found.
+func lookUp(to unix.Sockaddr) error {
+	family := unix.AF_INET
+	if _, ok := to.(*unix.SockaddrInet6); ok {
+		family = unix.AF_INET6
+	}
+	return onEachCPU(func() error {
+		s, err := unix.Socket(family, unix.SOCK_DGRAM, 0)
+		if err == nil {
+			err = unix.Connect(s, to)
+		}
+		return errors.Join(err, unix.Close(s))
+	})
+}
+
+func onEachCPU(do func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var may, one unix.CPUSet
+	errs := []error{unix.SchedGetaffinity(0, &may)}
+	for i := range 8 * len(may) * int(unsafe.Sizeof(may[0])) {
+		if may.IsSet(i) {
+			one.Zero()
+			one.Set(i)
+			errs = append(errs, unix.SchedSetaffinity(0, &one), do())
+		}
+	}
+	return errors.Join(append(errs, unix.SchedSetaffinity(0, &may))...)
+}
+
+// ageOfRoute returns how long ago the route to 127.0.0.1 that a CPU keeps was looked up: rtnetlink(7),
+// RTM_GETROUTE, RTA_CACHEINFO, rta_lastuse.
+func ageOfRoute() (age uint32, err error) {
+	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(s)
+	request := []byte{36, 0, 0, 0, unix.RTM_GETROUTE, 0, unix.NLM_F_REQUEST, 0, 16: unix.AF_INET, 32, 28: 8, 0, unix.RTA_DST, 0, 127, 0, 0, 1}
+	if err := unix.Sendto(s, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return 0, err
+	}
+	answer := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(s, answer, 0)
+	for at := 28; err == nil && at+12 <= n; at += (int(binary.NativeEndian.Uint16(answer[at:])) + 3) &^ 3 {
+		if binary.NativeEndian.Uint16(answer[at+2:]) == unix.RTA_CACHEINFO {
+			return binary.NativeEndian.Uint32(answer[at+8:]), nil
+		}
+	}
+	return 0, errors.Join(err, errors.New("no RTA_CACHEINFO"))
 }
 
 // network identifies this process's network namespace, by more than its inode's number, which a
