@@ -35,9 +35,9 @@ type Network struct {
 
 // counters are the files below /proc/PID/net that tell whether a namespace has been used:
 // docs/NETWORK.md says by what each use is noticed.
-var counters = [...]string{"sockstat", "snmp", "netstat", "dev", "snmp6", "rt6_stats", "ip6_flowlabel", "fib_triestat"}
+var counters = [...]string{"sockstat", "snmp", "netstat", "dev", "snmp6", "rt6_stats", "fib_triestat"}
 
-// maxCounters is more than any of them has, with one interface and no flow label.
+// maxCounters is more than any of them has, with one interface.
 const maxCounters = 32 << 10
 
 // networks are those of one cell.
@@ -54,7 +54,7 @@ type networks struct {
 	procs  procWatch
 }
 
-// maxNetworks bounds how many a cell keeps, those included that runs are in: each is ten
+// maxNetworks bounds how many a cell keeps, those included that runs are in: each is nine
 // descriptors of this process and some memory of the kernel.
 const maxNetworks = 32
 

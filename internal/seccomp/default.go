@@ -24,10 +24,10 @@ import (
 // Refused beyond Docker's, whatever the capabilities: the ioctl requests TIOCSTI and TIOCLINUX,
 // which type commands into the terminal that a run may share with its caller (CVE-2017-5226,
 // CVE-2023-28100), leases and delegations of files, which make others wait, and TIOCSETD; io_setup
-// fails with ENOSYS. Sockets are limited to those that programs use, see refuseSockets. Without
-// setID, everything that can give a file set-uid or set-gid bits is refused. The calls above that
-// no capability unlocks also have refusing rules of their own, so that a later version of Docker's
-// list can't open them.
+// fails with ENOSYS. Sockets are limited to those that programs use, see refuseSockets, and take no
+// flow labels of IPv6. Without setID, everything that can give a file set-uid or set-gid bits is
+// refused. The calls above that no capability unlocks also have refusing rules of their own, so
+// that a later version of Docker's list can't open them.
 //
 // Left open, as by Docker: ptrace and process_vm_readv, which reach nothing but the run's own
 // processes.

@@ -98,6 +98,10 @@ func TestDefaultArguments(t *testing.T) {
 		for _, request := range []uint64{unix.TCGETS, unix.TIOCGWINSZ, unix.TIOCINQ, unix.TIOCSTI + 1, unix.TIOCLINUX - 1, unix.TIOCGETD, unix.SIOCGIFCONF, unix.SIOCGIFMTU} {
 			check(allow, "ioctl", 0, request)
 		}
+		check(errno|uint32(unix.ENOPROTOOPT), "setsockopt", 3, unix.IPPROTO_IPV6, ipv6FlowLabelMgr)
+		check(errno|uint32(unix.ENOPROTOOPT), "setsockopt", 3, unix.IPPROTO_IPV6|high, ipv6FlowLabelMgr|high)
+		check(allow, "setsockopt", 3, unix.IPPROTO_IP, ipv6FlowLabelMgr)
+		check(allow, "setsockopt", 3, unix.IPPROTO_IPV6, ipv6FlowLabelMgr+1)
 		for _, request := range []uint64{0x8940, 0x8941, 0x8980, 0x8981, 0x8982, 0x8983, 0x89a0, 0x89a1} {
 			check(errno|uint32(unix.ENOPKG), "ioctl", 0, request)
 			check(errno|uint32(unix.ENOPKG), "ioctl", 0, request|high)

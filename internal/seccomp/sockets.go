@@ -37,6 +37,10 @@ func refuseSockets(caps []string) (rules []specs.LinuxSyscall) {
 		rules = append(rules, refuse("socket", is(0, unix.AF_PACKET)))
 	}
 	rules = append(rules, refuseInternet(slices.Contains(caps, "CAP_NET_RAW"))...)
+	// Whether a network namespace ever had an exclusive flow label of IPv6 is told to all who
+	// are in it later, in what labels they may send (net/ipv6/ip6_flowlabel.c,
+	// flowlabel_has_excl), and nothing counts it. See docs/NETWORK.md.
+	rules = append(rules, fail(unix.ENOPROTOOPT, "setsockopt", is(1, unix.IPPROTO_IPV6), is(2, ipv6FlowLabelMgr)))
 	return append(rules, refuseNetlink(slices.Contains(caps, "CAP_NET_ADMIN"))...)
 }
 
@@ -84,7 +88,10 @@ func refuseNetlink(admin bool) []specs.LinuxSyscall {
 	)
 }
 
-const siocbraddbr = 0x89a0 // linux/sockios.h
+const (
+	siocbraddbr      = 0x89a0 // linux/sockios.h
+	ipv6FlowLabelMgr = 32     // IPV6_FLOWLABEL_MGR, linux/in6.h
+)
 
 // failOutside makes a call fail if an argument is not one of the allowed values, which are
 // ascending, and all conditions hold. A rule can't have two bounds for one argument (see split), so
