@@ -2,6 +2,7 @@ package program
 
 import (
 	"fmt"
+	"os"
 	"syscall"
 	"unsafe"
 
@@ -60,16 +61,32 @@ func (m *Machine) Address() uintptr { return uintptr(unsafe.Pointer(&m.mem[0])) 
 //go:norace
 func (m *Machine) Buffer() []byte { return m.mem[unsafe.Sizeof(state{}):] }
 
+// forget leaves nothing of the last image behind the first n bytes: no clone may find another run's
+// arguments in its copy. It gives back whole pages, because each that is left makes every clone and
+// its end longer.
+//
+//go:norace
+func (m *Machine) forget(n int) {
+	old := m.Buffer()[n:max(n, m.used)]
+	m.used = n
+	page := uintptr(os.Getpagesize())
+	at := uintptr(unsafe.Pointer(unsafe.SliceData(old)))
+	if part := uintptr(-at) % page; part < uintptr(len(old)) {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_MADVISE, at+part, uintptr(len(old))-part, unix.MADV_DONTNEED); errno == 0 {
+			old = old[:part]
+		}
+	}
+	clear(old)
+}
+
 // Load copies the image into the machine and turns its offsets into addresses. It checks every
 // offset and slot, and does not load an image that fails a check. The first descriptor is the
 // socket that events are written to.
 //
 //go:norace
 func (m *Machine) Load(image []byte, files []int) error {
-	// No clone may find another run's arguments in its copy.
 	n := min(len(image), MaxImage)
-	clear(m.Buffer()[n:max(n, m.used)])
-	m.used = n
+	m.forget(n)
 	copy(m.Buffer(), image)
 	s := m.state
 	*s = state{image: unsafe.Pointer(&m.Buffer()[0]), next: m.next}
