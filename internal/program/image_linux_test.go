@@ -3,6 +3,7 @@ package program
 import (
 	"bytes"
 	"encoding/binary"
+	"os"
 	"strings"
 	"testing"
 	"unsafe"
@@ -11,7 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func unmap(t testing.TB, m *Machine) { require.NoError(t, unix.Munmap(m.mem[:cap(m.mem)])) }
+func unmap(t testing.TB, m *Machine) {
+	require.NoError(t, unix.MunmapPtr(unsafe.Pointer(&m.mem[0]), uintptr(len(m.mem))))
+}
 
 // sample is a small program with a call of every kind.
 func sample(t testing.TB) *Program {
@@ -101,7 +104,7 @@ func TestLoadRefusesDamage(t *testing.T) {
 func TestLoadPutsDescriptorsIntoSlots(t *testing.T) {
 	m := newMachine(t)
 	require.NoError(t, m.Load(sample(t).Image(), []int{70, 71}))
-	require.Equal(t, []uint64{70, 71, 0}, m.state.slots[:3])
+	require.Equal(t, []int32{70, 71, 0}, m.state.slots[:3])
 }
 
 // TestLoadFromBuffer loads an image that was received into the machine.
@@ -127,6 +130,28 @@ func TestLoadForgets(t *testing.T) {
 	require.NoError(t, m.Load(p.Image(), []int{3}))
 	require.Error(t, m.Load(nil, nil))
 	require.False(t, bytes.Contains(m.mem, []byte(secret)), "after an image that was refused")
+}
+
+// TestLoadGivesBack requires that what a large image took does not stay for the clones after it.
+func TestLoadGivesBack(t *testing.T) {
+	m := newMachine(t)
+	b := NewBuilder()
+	b.Bytes(bytes.Repeat([]byte{1}, MaxImage/2), "")
+	large, err := b.Program()
+	require.NoError(t, err)
+	pages := func() (n int) {
+		b := make([]byte, len(m.mem)/os.Getpagesize())
+		_, _, errno := unix.Syscall(unix.SYS_MINCORE, m.Address(), uintptr(len(b)*os.Getpagesize()), uintptr(unsafe.Pointer(&b[0])))
+		require.Zero(t, errno)
+		for _, resident := range b {
+			n += int(resident & 1)
+		}
+		return n
+	}
+	require.NoError(t, m.Load(large.Image(), []int{0}))
+	require.Greater(t, pages()*os.Getpagesize(), MaxImage/2)
+	require.NoError(t, m.Load(sample(t).Image(), []int{0, 1}))
+	require.LessOrEqual(t, pages(), 4)
 }
 
 func headerOf(image []byte) (h header) {

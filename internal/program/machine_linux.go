@@ -10,47 +10,58 @@ import (
 )
 
 // Machine holds one loaded program. Everything that the executor uses is in one mapping outside the
-// Go heap, so that nothing is allocated, moved or write-barriered between clone and exec.
+// Go heap, so that nothing is allocated, moved or write-barriered between clone and exec: two small
+// stacks, and the executor's state followed by the program's image. Behind that a clone has those of
+// the program that it receives. All is close together, because the pages, and the tables of pages,
+// that a clone has are what it costs.
 type Machine struct {
-	mem   []byte // of the loaded program
+	mem   []byte
 	state *state
-	next  *state // only clones write to it
-	used  int    // bytes of the last image
+	used  int // bytes of the last image
 }
 
 // state is the executor's state.
 type state struct {
-	slots  [MaxSlots]uint64
-	image  unsafe.Pointer // where the program's image is, or will be
-	data   uintptr        // where the data begins in it
-	first  [numParts + 1]uintptr
-	base   uint32 // the number of the first call, for events
-	pc     uintptr
-	tried  syscall.Errno
-	failed uint32
-	event  event
-	clone  cloneArgs
-	pidfd  int32
-	status uint32
-	rusage syscall.Rusage
+	slots    [MaxSlots]int32
+	image    unsafe.Pointer // where the program's image is
+	data     uintptr        // where the data begins in it
+	first    [numParts + 1]uintptr
+	base     uint32 // the number of the first call, for events
+	pc       uintptr
+	tried    syscall.Errno
+	failed   uint32
+	event    event
+	stacks   uintptr // of the command, and behind it of PID 1
+	clone    cloneArgs
+	mask     uint64 // of signals, and
+	unmasked uint64 // what it was before the clone
+	pidfd    int32
+	status   uint32
+	rusage   syscall.Rusage
 
 	receives bool   // the command goes on with another program
 	passed   uint64 // how many descriptors that program has got already
-	next     *state // of that program
+	next     *state // of that program; only clones write to it
 	inbox    inbox
 }
 
+// stackSize is enough for functions that don't check it: the linker allows them 800 bytes together,
+// or twice that for the race detector.
+const stackSize = 2048
+
 // NewMachine reserves the memory for two programs of up to MaxImage bytes, since the first one's
-// command may receive another. Pages are only used when programs need them.
+// command may receive another. Pages are only used when programs need them. If it can, the kernel
+// puts it near this binary, so that both have tables of pages in common.
 func NewMachine() (*Machine, error) {
-	one := int(unsafe.Sizeof(state{})) + MaxImage
-	mem, err := unix.Mmap(-1, 0, 2*one, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	const table, beside = 2 << 20, 256 << 20
+	near := unsafe.Add(unsafe.Pointer(&nowhere), beside-int(uintptr(unsafe.Pointer(&nowhere))%table))
+	size := 2*stackSize + 2*(unsafe.Sizeof(state{})+MaxImage)
+	at, err := unix.MmapPtr(-1, 0, near, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
-		return nil, fmt.Errorf("mmap %d bytes for programs: %w", 2*one, err)
+		return nil, fmt.Errorf("mmap %d bytes for programs: %w", size, err)
 	}
-	next := (*state)(unsafe.Pointer(&mem[one]))
-	next.image = unsafe.Add(unsafe.Pointer(next), unsafe.Sizeof(state{}))
-	return &Machine{mem: mem[:one], state: (*state)(unsafe.Pointer(&mem[0])), next: next}, nil
+	mem := unsafe.Slice((*byte)(at), size)
+	return &Machine{mem: mem, state: (*state)(unsafe.Pointer(&mem[2*stackSize]))}, nil
 }
 
 // Address returns an address in the memory that a clone executes from.
@@ -59,7 +70,7 @@ func (m *Machine) Address() uintptr { return uintptr(unsafe.Pointer(&m.mem[0])) 
 // Buffer returns the memory into which an image can be put before it is loaded, to save a copy.
 //
 //go:norace
-func (m *Machine) Buffer() []byte { return m.mem[unsafe.Sizeof(state{}):] }
+func (m *Machine) Buffer() []byte { return m.mem[2*stackSize+unsafe.Sizeof(state{}):][:MaxImage] }
 
 // forget leaves nothing of the last image behind the first n bytes: no clone may find another run's
 // arguments in its copy. It gives back whole pages, because each that is left makes every clone and
@@ -89,12 +100,16 @@ func (m *Machine) Load(image []byte, files []int) error {
 	m.forget(n)
 	copy(m.Buffer(), image)
 	s := m.state
-	*s = state{image: unsafe.Pointer(&m.Buffer()[0]), next: m.next}
+	*s = state{
+		stacks: m.Address(),
+		image:  unsafe.Pointer(&m.Buffer()[0]),
+		next:   (*state)(unsafe.Add(unsafe.Pointer(&m.Buffer()[0]), (n+7)&^7)),
+	}
 	if err := load(s, len(image), len(files)); err != nil {
 		return err
 	}
 	for i, fd := range files {
-		s.slots[i] = uint64(fd)
+		s.slots[i] = int32(fd)
 	}
 	return nil
 }

@@ -35,6 +35,7 @@ const controlSize = unix.SizeofCmsghdr + (4*MaxFiles+7)&^7
 //go:nocheckptr
 func receive(s *state) (*state, syscall.Errno) {
 	n, box := s.next, &s.next.inbox
+	*(*uintptr)(unsafe.Pointer(&n.image)) = uintptr(unsafe.Pointer(n)) + unsafe.Sizeof(state{}) // as a number, see inbox
 	*slot(n, uint64(Report)) = *slot(s, uint64(Report))
 	n.base = uint32(s.first[numParts])
 	files, size, want, flags := 1+int(s.passed), uintptr(0), uintptr(headerSize), uintptr(unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
@@ -42,7 +43,7 @@ func receive(s *state) (*state, syscall.Errno) {
 		box.iov.base, box.iov.len = uint64(uintptr(n.image)+size), uint64(MaxImage-size)
 		box.msg.iov, box.msg.iovlen = uint64(uintptr(unsafe.Pointer(&box.iov))), 1
 		box.msg.control, box.msg.controllen = uint64(uintptr(unsafe.Pointer(&box.control))), controlSize
-		got, _, errno := syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(*slot(s, uint64(Report))), uintptr(unsafe.Pointer(&box.msg)), flags)
+		got, errno := sys(unix.SYS_RECVMSG, uintptr(*slot(s, uint64(Report))), uintptr(unsafe.Pointer(&box.msg)), flags, 0, 0, 0)
 		switch {
 		case errno == syscall.EINTR:
 			continue
@@ -86,7 +87,7 @@ func keep(n *state, at int) (files int) {
 		end = uintptr(box.msg.controllen)
 	}
 	for i := uintptr(unix.SizeofCmsghdr); i+4 <= end && at+files < MaxSlots; i += 4 {
-		*slot(n, uint64(at+files)) = uint64(*(*int32)(unsafe.Add(unsafe.Pointer(&box.control), i)))
+		*slot(n, uint64(at+files)) = *(*int32)(unsafe.Add(unsafe.Pointer(&box.control), i))
 		files++
 	}
 	return files
