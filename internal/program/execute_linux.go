@@ -237,9 +237,12 @@ func call(s *state, o *op) (uintptr, syscall.Errno) {
 //go:norace
 //go:nocheckptr
 func arg(s *state, o *op, i uintptr) uintptr {
-	v := *(*uint64)(unsafe.Add(unsafe.Pointer(&o.args), i*8))
-	if *(*uint8)(unsafe.Add(unsafe.Pointer(&o.kinds), i)) == kindSlot {
-		return uintptr(*slot(s, v))
+	v := *(*int32)(unsafe.Add(unsafe.Pointer(&o.args), i*4))
+	switch *(*uint8)(unsafe.Add(unsafe.Pointer(&o.kinds), i)) {
+	case kindSlot:
+		v = *slot(s, uint64(v))
+	case kindData:
+		return uintptr(s.image) + s.data + uintptr(v)
 	}
 	return uintptr(v)
 }

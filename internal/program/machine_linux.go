@@ -90,7 +90,7 @@ func (m *Machine) forget(n int) {
 	clear(old)
 }
 
-// Load copies the image into the machine and turns its offsets into addresses. It checks every
+// Load copies the image into the machine and turns the pointers in its data into addresses. It checks every
 // offset and slot, and does not load an image that fails a check. The first descriptor is the
 // socket that events are written to.
 //
