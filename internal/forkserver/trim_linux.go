@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
 )
 
 // A clone of the fork server executes a program and nothing else. It needs this binary's own code
@@ -28,9 +30,10 @@ type mapping struct {
 }
 
 // spare returns the mappings that a clone does not need. It keeps the mappings that hold the
-// addresses in keep, and that of libc's data of the thread if the kernel writes to it.
+// addresses in keep, and that of libc's data of the thread if clones use it or the kernel writes to
+// it.
 func spare(keep ...uintptr) ([]span, error) {
-	if writesToThread() {
+	if program.UsesThread || writesToThread() {
 		var head, size uintptr
 		if _, _, errno := syscall.RawSyscall(unix.SYS_GET_ROBUST_LIST, 0, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&size))); errno != 0 || head == 0 {
 			return nil, nil

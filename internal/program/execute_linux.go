@@ -23,7 +23,11 @@ func rawCall(num, a, b, c, d, e, f uintptr) uintptr
 
 // spawnInit and spawnCommand make a child with clone3(2), which calls execute or runCommand on a
 // stack of its own.
+//
+//go:noescape
 func spawnInit(args *cloneArgs, s *state) uintptr
+
+//go:noescape
 func spawnCommand(args *cloneArgs, s *state) uintptr
 
 // cloneArgs are the first fields of clone3(2)'s struct clone_args.
@@ -49,37 +53,42 @@ func sys(num, a, b, c, d, e, f uintptr) (uintptr, syscall.Errno) {
 // Clone makes a child with clone3(2) and runs the loaded program in it. In the parent it returns
 // the child's pid and a pidfd of it.
 //
+//go:nosplit
 //go:norace
 func (m *Machine) Clone(flags uint64) (pid, pidfd int, errno syscall.Errno) {
-	s := m.state
-	s.clone = cloneArgs{
+	// What is written after the clone is not in the machine, whose page would be copied, but on
+	// a stack that nothing moves in this function.
+	var made int32
+	args := cloneArgs{
 		// The kernel resets the Go runtime's signal handlers, which saves 64 calls here. A
 		// program's first calls do the rest.
-		flags:      flags | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND | unix.CLONE_SETTLS,
-		pidfd:      uint64(uintptr(unsafe.Pointer(&s.pidfd))),
+		flags:      flags | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND,
+		pidfd:      uint64(uintptr(unsafe.Pointer(&made))),
 		exitSignal: uint64(unix.SIGCHLD),
-		stack:      uint64(s.stacks + stackSize),
+		stack:      uint64(m.state.stacks + stackSize),
 		stackSize:  stackSize,
-		tls:        uint64(uintptr(unsafe.Pointer(s))),
+	}
+	if !UsesThread {
+		args.flags |= unix.CLONE_SETTLS
+		args.tls = uint64(uintptr(unsafe.Pointer(m.state)))
 	}
 	// No signal may find the Go runtime's handlers in the child.
-	s.mask = ^uint64(0)
-	m.setMask(uintptr(unsafe.Pointer(&s.unmasked)))
-	r := spawnInit(&s.clone, s)
-	s.mask = s.unmasked
-	m.setMask(0)
+	all, before := ^uint64(0), uint64(0)
+	setMask(&all, &before)
+	r := spawnInit(&args, m.state)
+	setMask(&before, nil)
 	if r > ^uintptr(maxErrno) {
 		return -1, -1, syscall.Errno(-r)
 	}
-	return int(r), int(s.pidfd), 0
+	return int(r), int(made), 0
 }
 
-// setMask blocks exactly the signals in the state's mask, and keeps what was blocked at old, if that
-// is not 0.
+// setMask blocks exactly these signals. If before is not nil, it is set to those that were blocked.
 //
+//go:nosplit
 //go:norace
-func (m *Machine) setMask(old uintptr) {
-	_, _ = sys(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&m.state.mask)), old, unsafe.Sizeof(m.state.mask), 0, 0)
+func setMask(signals, before *uint64) {
+	_, _ = sys(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(signals)), uintptr(unsafe.Pointer(before)), unsafe.Sizeof(*signals), 0, 0)
 }
 
 // Fork makes a child in which f runs, with this thread as the only one, and which exits with f's

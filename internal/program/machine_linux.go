@@ -22,32 +22,28 @@ type Machine struct {
 
 // state is the executor's state.
 type state struct {
-	slots    [MaxSlots]int32
-	image    unsafe.Pointer // where the program's image is
-	data     uintptr        // where the data begins in it
-	first    [numParts + 1]uintptr
-	base     uint32 // the number of the first call, for events
-	pc       uintptr
-	tried    syscall.Errno
-	failed   uint32
-	event    event
-	stacks   uintptr // of the command, and behind it of PID 1
-	clone    cloneArgs
-	mask     uint64 // of signals, and
-	unmasked uint64 // what it was before the clone
-	pidfd    int32
-	status   uint32
-	rusage   syscall.Rusage
+	slots  [MaxSlots]int32
+	image  unsafe.Pointer // where the program's image is
+	data   uintptr        // where the data begins in it
+	first  [numParts + 1]uintptr
+	base   uint32 // the number of the first call, for events
+	pc     uintptr
+	tried  syscall.Errno
+	failed uint32
+	event  event
+	stacks uintptr // of the command, and behind it of PID 1
+	clone  cloneArgs
+	status uint32
+	rusage syscall.Rusage
 
 	receives bool   // the command goes on with another program
 	passed   uint64 // how many descriptors that program has got already
-	next     *state // of that program; only clones write to it
-	inbox    inbox
+	next     *state // of that program, with an inbox behind it; only clones write to it
 }
 
-// stackSize is enough for functions that don't check it: the linker allows them 800 bytes together,
-// or twice that for the race detector.
-const stackSize = 2048
+// stackSize is enough for functions that don't check it: the linker allows them 800 bytes together.
+// Both stacks and a state are in one page.
+const stackSize = 832
 
 // NewMachine reserves the memory for two programs of up to MaxImage bytes, since the first one's
 // command may receive another. Pages are only used when programs need them. If it can, the kernel
@@ -55,7 +51,7 @@ const stackSize = 2048
 func NewMachine() (*Machine, error) {
 	const table, beside = 2 << 20, 256 << 20
 	near := unsafe.Add(unsafe.Pointer(&nowhere), beside-int(uintptr(unsafe.Pointer(&nowhere))%table))
-	size := 2*stackSize + 2*(unsafe.Sizeof(state{})+MaxImage)
+	size := 2*stackSize + 2*(unsafe.Sizeof(state{})+MaxImage) + unsafe.Sizeof(inbox{})
 	at, err := unix.MmapPtr(-1, 0, near, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
 		return nil, fmt.Errorf("mmap %d bytes for programs: %w", size, err)
@@ -71,6 +67,28 @@ func (m *Machine) Address() uintptr { return uintptr(unsafe.Pointer(&m.mem[0])) 
 //
 //go:norace
 func (m *Machine) Buffer() []byte { return m.mem[2*stackSize+unsafe.Sizeof(state{}):][:MaxImage] }
+
+// Expect makes room for an image of size bytes that is about to be received into Buffer.
+//
+//go:norace
+func (m *Machine) Expect(size int) {
+	populate(uintptr(unsafe.Pointer(m.state)), unsafe.Sizeof(state{})+uintptr(size))
+}
+
+// populate makes pages that are about to be written private to this process, all in one call: each
+// that was shared at a clone, or is new, is a page fault otherwise. Before Linux 5.14 it does
+// nothing: madvise(2), MADV_POPULATE_WRITE.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func populate(at, size uintptr) {
+	part := at & (pageSize - 1)
+	_, _ = sys(unix.SYS_MADVISE, at-part, size+part, unix.MADV_POPULATE_WRITE, 0, 0, 0)
+}
+
+// pageSize is that of most machines. With larger pages populate does nothing.
+const pageSize = 4 << 10
 
 // forget leaves nothing of the last image behind the first n bytes: no clone may find another run's
 // arguments in its copy. It gives back whole pages, because each that is left makes every clone and

@@ -21,9 +21,17 @@ type inbox struct {
 	control [controlSize]byte
 }
 
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func inboxOf(n *state) *inbox { return (*inbox)(unsafe.Add(unsafe.Pointer(n), unsafe.Sizeof(*n))) }
+
 // controlSize is the space for the most descriptors that may come, CMSG_SPACE(3): a struct cmsghdr,
 // and 32 bits for each.
 const controlSize = unix.SizeofCmsghdr + (4*MaxFiles+7)&^7
+
+// usualImage is the size of most programs that are received, in whole pages.
+const usualImage = 8 << 10
 
 // receive waits for the program that the command goes on with, loads it into s.next, and returns
 // that. The image comes in one or more messages, the descriptors with the first: they follow the
@@ -34,8 +42,9 @@ const controlSize = unix.SizeofCmsghdr + (4*MaxFiles+7)&^7
 //go:norace
 //go:nocheckptr
 func receive(s *state) (*state, syscall.Errno) {
-	n, box := s.next, &s.next.inbox
-	*(*uintptr)(unsafe.Pointer(&n.image)) = uintptr(unsafe.Pointer(n)) + unsafe.Sizeof(state{}) // as a number, see inbox
+	n, box := s.next, inboxOf(s.next)
+	populate(uintptr(unsafe.Pointer(n)), unsafe.Sizeof(*n)+unsafe.Sizeof(*box)+usualImage)
+	*(*uintptr)(unsafe.Pointer(&n.image)) = uintptr(unsafe.Pointer(box)) + unsafe.Sizeof(*box) // a number, as in inbox
 	*slot(n, uint64(Report)) = *slot(s, uint64(Report))
 	n.base = uint32(s.first[numParts])
 	files, size, want, flags := 1+int(s.passed), uintptr(0), uintptr(headerSize), uintptr(unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
@@ -77,7 +86,7 @@ func receive(s *state) (*state, syscall.Errno) {
 //go:norace
 //go:nocheckptr
 func keep(n *state, at int) (files int) {
-	box := &n.inbox
+	box := inboxOf(n)
 	head := (*unix.Cmsghdr)(unsafe.Pointer(&box.control))
 	if box.msg.controllen < unix.SizeofCmsghdr || head.Level != unix.SOL_SOCKET || head.Type != unix.SCM_RIGHTS {
 		return 0
