@@ -113,7 +113,7 @@ func (c *Cell) describe(bin *binary, control *os.File) *wall.Container {
 		Binds:  bin.binds(),
 		// The control socket is descriptor 3, this program's own file the next one.
 		Args:        []string{fmt.Sprintf("/proc/self/fd/%d", forkserver.ControlFD+1), forkserver.Name},
-		Env:         []string{forkserver.Env, "GOTRACEBACK=single", "GODEBUG=asyncpreemptoff=1", "LD_LIBRARY_PATH=" + bin.searchPath()},
+		Env:         []string{forkserver.Env, forkserver.NoThreadData, "GOTRACEBACK=single", "GODEBUG=asyncpreemptoff=1", "LD_LIBRARY_PATH=" + bin.searchPath()},
 		Files:       []*os.File{control, bin.exe, c.ids.claims.file},
 		Stderr:      c.stderr,
 		HostNetwork: c.config.HostNetwork,

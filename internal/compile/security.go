@@ -17,17 +17,11 @@ import (
 func (k *compiler) addPrivileges() {
 	b, n := k.b, &k.c.Namespaces
 	b.Stage("privileges")
-	var keep uint64
-	for _, name := range k.c.Security.Capabilities {
-		keep |= 1 << spec.CapabilityNumber(name)
-	}
-	zero := program.Int(0)
+	keep, zero := k.kept(), program.Int(0)
 	if k.shape.HostIDs {
 		// Before the run becomes its user: otherwise the keyring would count as one of the
 		// 200 that the host's user of that id may have.
 		k.addKeyring()
-	} else {
-		k.addBounding(keep)
 	}
 	if keep != 0 {
 		b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_KEEPCAPS, "PR_SET_KEEPCAPS"), program.Int(1), zero, zero, zero)
@@ -87,6 +81,14 @@ func (k *compiler) addGroups() {
 func (k *compiler) addUndumpable() {
 	zero := program.Int(0)
 	k.b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_DUMPABLE, "PR_SET_DUMPABLE"), zero, zero, zero, zero)
+}
+
+// kept returns the set of the capabilities that the command has.
+func (k *compiler) kept() (set uint64) {
+	for _, name := range k.c.Security.Capabilities {
+		set |= 1 << spec.CapabilityNumber(name)
+	}
+	return set
 }
 
 // addBounding drops all capabilities from the bounding set, except for those in keep.

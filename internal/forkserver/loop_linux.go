@@ -108,6 +108,7 @@ func (s *server) receive() (r view, ok bool) {
 		return r, false
 	}
 	text, image := s.strings[:r.uid+r.gid+r.tree], s.image[:r.image]
+	s.machine.Expect(len(image))
 	for len(text)+len(image) > 0 {
 		n, ok := s.read(text, image)
 		if !ok {

@@ -104,6 +104,9 @@ func TestTreeAccompaniesRequest(t *testing.T) {
 func TestCloneInNetwork(t *testing.T) {
 	testkit.Need(t, "root")
 	s := startServer(t)
+	own, err := os.Open("/proc/thread-self/ns/net") // /proc/self is the main thread's, which the goroutine below may be on
+	require.NoError(t, err)
+	defer own.Close()
 	made := make(chan *os.File, 1)
 	go func() {
 		runtime.LockOSThread() // the thread ends with the goroutine
@@ -118,9 +121,6 @@ func TestCloneInNetwork(t *testing.T) {
 	other := <-made
 	require.NotNil(t, other)
 	defer other.Close()
-	own, err := os.Open("/proc/self/ns/net")
-	require.NoError(t, err)
-	defer own.Close()
 	in := func(r *Request, files ...int) uint64 {
 		conn, err := s.Send(r, files)
 		require.NoError(t, err)

@@ -41,7 +41,7 @@ func startServer(t testing.TB) *testServer {
 	exe, err := os.Executable()
 	require.NoError(t, err)
 	s := &testServer{Client: client, t: t, cmd: exec.Command(exe, Name)}
-	s.cmd.Env = []string{Env, "GORACE=atexit_sleep_ms=0"}
+	s.cmd.Env = []string{Env, NoThreadData, "GORACE=atexit_sleep_ms=0"}
 	file, err := os.Open(exe)
 	require.NoError(t, err)
 	defer file.Close()

@@ -5,17 +5,19 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"runtime"
 	"strings"
 	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
 )
 
 // A clone of the fork server executes a program and nothing else. It needs this binary's own code
-// and data, the program's memory, the stack that it runs on, and the memory in which libc keeps the
-// thread's data, to which the kernel writes (rseq(2)). Copying the page tables of the rest would
-// take most of the time of a clone.
+// and data, and the program's memory. Copying the page tables of the rest would take most of the
+// time of a clone.
 
 // span is a range of addresses.
 type span struct{ start, end uintptr }
@@ -28,23 +30,47 @@ type mapping struct {
 }
 
 // spare returns the mappings that a clone does not need. It keeps the mappings that hold the
-// addresses in keep. If libc does not say which memory is the thread's, it returns none.
+// addresses in keep, and that of libc's data of the thread if clones use it or the kernel writes to
+// it.
 func spare(keep ...uintptr) ([]span, error) {
-	var head, size uintptr
-	if _, _, errno := syscall.RawSyscall(unix.SYS_GET_ROBUST_LIST, 0, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&size))); errno != 0 || head == 0 {
-		return nil, nil
+	if program.UsesThread || writesToThread() {
+		var head, size uintptr
+		if _, _, errno := syscall.RawSyscall(unix.SYS_GET_ROBUST_LIST, 0, uintptr(unsafe.Pointer(&head)), uintptr(unsafe.Pointer(&size))); errno != 0 || head == 0 {
+			return nil, nil
+		}
+		keep = append(keep, head)
 	}
 	all, err := mappings()
 	if err != nil {
 		return nil, err
 	}
-	return spareOf(all, reflect.ValueOf(serve).Pointer(), append(keep, head)), nil
+	return spareOf(all, reflect.ValueOf(serve).Pointer(), keep), nil
 }
 
+// NoThreadData is the variable of the environment by which glibc does without rseq(2), if a fork
+// server starts with it.
+const NoThreadData = "GLIBC_TUNABLES=glibc.pthread.rseq=0"
+
+// writesToThread reports whether libc has asked the kernel to tell the thread its CPU, in memory of
+// libc's: rseq(2). A thread can ask only once.
+func writesToThread() bool {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	const size, unregister = 32, 1
+	at := (uintptr(unsafe.Pointer(&threadData)) + size - 1) &^ (size - 1)
+	if _, _, errno := syscall.RawSyscall6(unix.SYS_RSEQ, at, size, 0, 0, 0, 0); errno != 0 {
+		return errno != unix.ENOSYS
+	}
+	syscall.RawSyscall6(unix.SYS_RSEQ, at, size, unregister, 0, 0, 0)
+	return false
+}
+
+var threadData [64]byte
+
 // spareOf returns all mappings except those of the file that code is in with the zeroed data behind
-// it, those that hold an address in keep, and the kernel's own. The executor uses no variable in
-// the zeroed data, but a build for coverage counts there. Older kernels (6.1) call the zeroed data
-// a heap, because it is next to the heap (fs/proc/task_mmu.c).
+// it, and those that hold an address in keep. The executor uses no variable in the zeroed data, but
+// a build for coverage counts there. Older kernels (6.1) call the zeroed data a heap, because it is
+// next to the heap (fs/proc/task_mmu.c).
 func spareOf(all []mapping, code uintptr, keep []uintptr) (spared []span) {
 	binary := ""
 	for _, m := range all {
@@ -59,11 +85,10 @@ func spareOf(all []mapping, code uintptr, keep []uintptr) (spared []span) {
 			own = own || m.contains(k)
 		}
 		switch {
-		case own && m.file == binary:
-			last = m.span
-		case own, strings.HasPrefix(m.name, "[v"): // vdso, vvar, vsyscall
-		default:
+		case !own:
 			spared = append(spared, m.span)
+		case m.file == binary:
+			last = m.span
 		}
 	}
 	return spared
@@ -98,24 +123,12 @@ func mappings() (all []mapping, err error) {
 	return all, lines.Err()
 }
 
-// stackRoom is how much of the stack stays around the current frame. Clones use far less.
-const stackRoom = 32 << 10
-
-// trim keeps the spared mappings out of clones: madvise(2), MADV_DONTFORK. Of the mapping that
-// holds the stack, the part around the current frame stays.
+// trim keeps the spared mappings out of clones: madvise(2), MADV_DONTFORK.
 //
 //go:norace
 func trim(spared []span) {
-	var here byte
-	page := uintptr(os.Getpagesize())
-	at := uintptr(unsafe.Pointer(&here)) &^ (page - 1)
 	for _, s := range spared {
-		if !s.contains(at) {
-			dontFork(s.start, s.end)
-			continue
-		}
-		dontFork(s.start, max(s.start, at-stackRoom))
-		dontFork(min(s.end, at+stackRoom), s.end)
+		dontFork(s.start, s.end)
 	}
 }
 

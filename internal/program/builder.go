@@ -267,7 +267,11 @@ func (b *Builder) add(name string, num uintptr, out Slot, flags uint8, args []Ar
 	o := op{num: uint32(num), out: out, flags: flags}
 	texts := make([]string, len(args))
 	for i, a := range args {
-		o.args[i], o.kinds[i], texts[i] = a.val, a.kind, a.text
+		// The kernel takes the lower half of what is extended for an argument of 32 bits.
+		if v := int64(a.val); v != int64(int32(v)) && v != int64(uint32(v)) {
+			b.fail(fmt.Errorf("%s: argument %s is larger than 32 bits", name, a.text))
+		}
+		o.args[i], o.kinds[i], texts[i] = int32(a.val), a.kind, a.text
 	}
 	text := name + "(" + strings.Join(texts, ", ") + ")"
 	if out != NoSlot {
@@ -316,7 +320,7 @@ func (o *op) marshal(b []byte) []byte {
 	b = append(b, o.kinds[:]...)
 	b = append(b, 0, 0)
 	for _, a := range o.args {
-		b = native.AppendUint64(b, a)
+		b = native.AppendUint32(b, uint32(a))
 	}
 	return b
 }

@@ -19,6 +19,7 @@ func TestBuilderErrors(t *testing.T) {
 		{"seven arguments", func(b *Builder) {
 			b.Call("many", 1, Int(1), Int(2), Int(3), Int(4), Int(5), Int(6), Int(7))
 		}, "many: more than six arguments"},
+		{"large argument", func(b *Builder) { b.Call("seek", 1, Int(1<<32)) }, "seek: argument 4294967296 is larger than 32 bits"},
 		{"zero byte", func(b *Builder) { b.Str("a\x00b") }, `"a\x00b" contains a zero byte`},
 		{"zero byte in a list", func(b *Builder) { b.Strings([]string{"a", "\x00"}) }, `"\x00" contains a zero byte`},
 		{"too many files", func(b *Builder) {

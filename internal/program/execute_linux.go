@@ -17,38 +17,78 @@ func runtimeBeforeFork()
 //go:linkname runtimeAfterFork syscall.runtime_AfterFork
 func runtimeAfterFork()
 
-// vfork makes a child that shares its parent's memory, and so its stack, while the parent waits for
-// it to exec or exit. It keeps the return address in a register meanwhile.
-func vfork(num, args, size uintptr) (pid uintptr, errno syscall.Errno)
+// rawCall makes a system call. The result is that of the kernel: minus an errno, if that is it.
+// Unlike package syscall's, it is next to the code that uses it, which saves clones page faults.
+func rawCall(num, a, b, c, d, e, f uintptr) uintptr
+
+// spawnInit and spawnCommand make a child with clone3(2), which calls execute or runCommand on a
+// stack of its own.
+//
+//go:noescape
+func spawnInit(args *cloneArgs, s *state) uintptr
+
+//go:noescape
+func spawnCommand(args *cloneArgs, s *state) uintptr
 
 // cloneArgs are the first fields of clone3(2)'s struct clone_args.
 type cloneArgs struct {
 	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls uint64
 }
 
-var vforkArgs = cloneArgs{flags: unix.CLONE_VM | unix.CLONE_VFORK, exitSignal: uint64(unix.SIGCHLD)}
+const maxErrno = 4095
+
+// sys makes a system call, with an errno as package syscall has it.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func sys(num, a, b, c, d, e, f uintptr) (uintptr, syscall.Errno) {
+	r := rawCall(num, a, b, c, d, e, f)
+	if r > ^uintptr(maxErrno) {
+		return ^uintptr(0), syscall.Errno(-r)
+	}
+	return r, 0
+}
 
 // Clone makes a child with clone3(2) and runs the loaded program in it. In the parent it returns
 // the child's pid and a pidfd of it.
 //
+//go:nosplit
 //go:norace
 func (m *Machine) Clone(flags uint64) (pid, pidfd int, errno syscall.Errno) {
-	s := m.state
-	s.clone = cloneArgs{
+	// What is written after the clone is not in the machine, whose page would be copied, but on
+	// a stack that nothing moves in this function.
+	var made int32
+	args := cloneArgs{
 		// The kernel resets the Go runtime's signal handlers, which saves 64 calls here. A
 		// program's first calls do the rest.
 		flags:      flags | unix.CLONE_PIDFD | unix.CLONE_CLEAR_SIGHAND,
-		pidfd:      uint64(uintptr(unsafe.Pointer(&s.pidfd))),
+		pidfd:      uint64(uintptr(unsafe.Pointer(&made))),
 		exitSignal: uint64(unix.SIGCHLD),
+		stack:      uint64(m.state.stacks + stackSize),
+		stackSize:  stackSize,
 	}
-	runtimeBeforeFork()
-	r, _, e := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&s.clone)), unsafe.Sizeof(s.clone), 0)
-	if e != 0 || r != 0 {
-		runtimeAfterFork()
-		return int(r), int(s.pidfd), e
+	if !UsesThread {
+		args.flags |= unix.CLONE_SETTLS
+		args.tls = uint64(uintptr(unsafe.Pointer(m.state)))
 	}
-	execute(s)
-	return 0, 0, 0
+	// No signal may find the Go runtime's handlers in the child.
+	all, before := ^uint64(0), uint64(0)
+	setMask(&all, &before)
+	r := spawnInit(&args, m.state)
+	setMask(&before, nil)
+	if r > ^uintptr(maxErrno) {
+		return -1, -1, syscall.Errno(-r)
+	}
+	return int(r), int(made), 0
+}
+
+// setMask blocks exactly these signals. If before is not nil, it is set to those that were blocked.
+//
+//go:nosplit
+//go:norace
+func setMask(signals, before *uint64) {
+	_, _ = sys(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(signals)), uintptr(unsafe.Pointer(before)), unsafe.Sizeof(*signals), 0, 0)
 }
 
 // Fork makes a child in which f runs, with this thread as the only one, and which exits with f's
@@ -80,16 +120,16 @@ func execute(s *state) {
 		report(s, Finished)
 		exit(0)
 	}
-	pid, errno := vfork(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&vforkArgs)), unsafe.Sizeof(vforkArgs))
-	if errno != 0 {
+	// The command shares this process's memory, except for the stack, while this process waits
+	// for it to exec or exit.
+	s.clone = cloneArgs{flags: unix.CLONE_VM | unix.CLONE_VFORK, exitSignal: uint64(unix.SIGCHLD), stack: uint64(s.stacks), stackSize: stackSize}
+	pid := spawnCommand(&s.clone, s)
+	if pid > ^uintptr(maxErrno) {
 		s.pc = s.first[Command]
-		fail(s, errno)
+		fail(s, syscall.Errno(-pid))
 	}
-	if pid == 0 {
-		runCommand(s)
-	}
-	// The child has used the stack frames below this one and both states. From here on only
-	// what it never writes, or writes for this purpose, is read.
+	// The command has used both states. From here on only what it never writes, or writes for
+	// this purpose, is read.
 	passOn(s)
 	passOn(s.next)
 	runPart(s, Init)
@@ -97,7 +137,7 @@ func execute(s *state) {
 }
 
 // runCommand runs the command's part and then that of the program that it receives, if it asks for
-// one.
+// one. It does not return.
 //
 //go:nosplit
 //go:norace
@@ -155,7 +195,7 @@ func runPart(s *state, part Part) {
 			fail(s, syscall.ECONNRESET)
 		}
 		if o.out != NoSlot {
-			*slot(s, uint64(o.out)) = uint64(r)
+			*slot(s, uint64(o.out)) = int32(r)
 		}
 	}
 }
@@ -186,15 +226,14 @@ func call(s *state, o *op) (uintptr, syscall.Errno) {
 			return ^uintptr(0), syscall.EMFILE
 		}
 		s.passed++
-		*slot(s.next, uint64(Report)+s.passed) = uint64(arg(s, o, 0))
+		*slot(s.next, uint64(Report)+s.passed) = int32(arg(s, o, 0))
 		return 0, 0
 	case callReceive:
 		s.receives = true
 		return 0, 0
 	}
 	for again := 0; ; again++ {
-		r, _, errno := syscall.RawSyscall6(uintptr(o.num),
-			arg(s, o, 0), arg(s, o, 1), arg(s, o, 2), arg(s, o, 3), arg(s, o, 4), arg(s, o, 5))
+		r, errno := sys(uintptr(o.num), arg(s, o, 0), arg(s, o, 1), arg(s, o, 2), arg(s, o, 3), arg(s, o, 4), arg(s, o, 5))
 		if errno != syscall.EAGAIN || o.num != unix.SYS_OPENAT2 || again == maxAgain {
 			return r, errno
 		}
@@ -207,9 +246,12 @@ func call(s *state, o *op) (uintptr, syscall.Errno) {
 //go:norace
 //go:nocheckptr
 func arg(s *state, o *op, i uintptr) uintptr {
-	v := *(*uint64)(unsafe.Add(unsafe.Pointer(&o.args), i*8))
-	if *(*uint8)(unsafe.Add(unsafe.Pointer(&o.kinds), i)) == kindSlot {
-		v = *slot(s, v)
+	v := *(*int32)(unsafe.Add(unsafe.Pointer(&o.args), i*4))
+	switch *(*uint8)(unsafe.Add(unsafe.Pointer(&o.kinds), i)) {
+	case kindSlot:
+		v = *slot(s, uint64(v))
+	case kindData:
+		return uintptr(s.image) + s.data + uintptr(v)
 	}
 	return uintptr(v)
 }
@@ -217,8 +259,8 @@ func arg(s *state, o *op, i uintptr) uintptr {
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func slot(s *state, i uint64) *uint64 {
-	return (*uint64)(unsafe.Add(unsafe.Pointer(&s.slots), i*8))
+func slot(s *state, i uint64) *int32 {
+	return (*int32)(unsafe.Add(unsafe.Pointer(&s.slots), i*4))
 }
 
 // reap is the rest of init's life: it reaps orphans until the command ends, reports that, and
@@ -229,8 +271,7 @@ func slot(s *state, i uint64) *uint64 {
 //go:nocheckptr
 func reap(s *state, command uintptr) {
 	for {
-		pid, _, errno := syscall.RawSyscall6(unix.SYS_WAIT4, ^uintptr(0),
-			uintptr(unsafe.Pointer(&s.status)), unix.WALL, uintptr(unsafe.Pointer(&s.rusage)), 0, 0)
+		pid, errno := sys(unix.SYS_WAIT4, ^uintptr(0), uintptr(unsafe.Pointer(&s.status)), unix.WALL, uintptr(unsafe.Pointer(&s.rusage)), 0, 0)
 		if errno == syscall.EINTR {
 			continue
 		}
@@ -246,7 +287,7 @@ func reap(s *state, command uintptr) {
 	s.event.system = int64(s.rusage.Stime.Sec)*1e6 + int64(s.rusage.Stime.Usec)
 	s.event.maxrss = int64(s.rusage.Maxrss)
 	for { // all other processes have become children of init
-		pid, _, errno := syscall.RawSyscall6(unix.SYS_WAIT4, ^uintptr(0), uintptr(unsafe.Pointer(&s.status)), unix.WALL|unix.WNOHANG, 0, 0, 0)
+		pid, errno := sys(unix.SYS_WAIT4, ^uintptr(0), uintptr(unsafe.Pointer(&s.status)), unix.WALL|unix.WNOHANG, 0, 0, 0)
 		if errno == syscall.ECHILD {
 			s.event.index = alone
 		}
@@ -283,7 +324,7 @@ const (
 //go:nocheckptr
 func report(s *state, k Kind) bool {
 	s.event.kind = uint32(k)
-	_, _, errno := syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(*slot(s, uint64(Report))), uintptr(unsafe.Pointer(&s.event)), EventSize, unix.MSG_NOSIGNAL, 0, 0)
+	_, errno := sys(unix.SYS_SENDTO, uintptr(*slot(s, uint64(Report))), uintptr(unsafe.Pointer(&s.event)), EventSize, unix.MSG_NOSIGNAL, 0, 0)
 	return errno == 0
 }
 
@@ -294,7 +335,7 @@ func report(s *state, k Kind) bool {
 //go:norace
 func exit(code uintptr) {
 	for {
-		syscall.RawSyscall(unix.SYS_EXIT_GROUP, code, 0, 0)
+		rawCall(unix.SYS_EXIT_GROUP, code, 0, 0, 0, 0, 0)
 		*nowhere = 0
 	}
 }

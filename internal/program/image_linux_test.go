@@ -3,6 +3,7 @@ package program
 import (
 	"bytes"
 	"encoding/binary"
+	"os"
 	"strings"
 	"testing"
 	"unsafe"
@@ -11,7 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func unmap(t testing.TB, m *Machine) { require.NoError(t, unix.Munmap(m.mem[:cap(m.mem)])) }
+func unmap(t testing.TB, m *Machine) {
+	require.NoError(t, unix.MunmapPtr(unsafe.Pointer(&m.mem[0]), uintptr(len(m.mem))))
+}
 
 // sample is a small program with a call of every kind.
 func sample(t testing.TB) *Program {
@@ -62,11 +65,11 @@ func TestLoadRefusesDamage(t *testing.T) {
 			binary.NativeEndian.PutUint16(b[op(0)+4:], MaxSlots)
 			return b
 		}, "result outside the slots"},
-		{"argument slot", func(b []byte) []byte { put64(b, op(0)+16, MaxSlots); return b }, "argument outside the slots"},
+		{"argument slot", func(b []byte) []byte { put32(b, op(0)+16, MaxSlots); return b }, "argument outside the slots"},
 		{"argument kind", func(b []byte) []byte { b[op(0)+8] = 3; return b }, "unknown kind"},
-		{"offset", func(b []byte) []byte { put64(b, op(0)+24, uint64(len(b))); return b }, "argument outside the data"},
-		{"store behind the data", func(b []byte) []byte { put64(b, op(poke)+16, 1<<20); return b }, "store or load outside the data"},
-		{"store before the data", func(b []byte) []byte { put64(b, op(poke)+16, ^uint64(3)); return b }, "store or load outside the data"},
+		{"offset", func(b []byte) []byte { put32(b, op(0)+20, uint32(len(b))); return b }, "argument outside the data"},
+		{"store behind the data", func(b []byte) []byte { put32(b, op(poke)+16, 1<<20); return b }, "store or load outside the data"},
+		{"store before the data", func(b []byte) []byte { put32(b, op(poke)+16, ^uint32(3)); return b }, "store or load outside the data"},
 		{"store across words", func(b []byte) []byte { b[op(poke)+16]++; return b }, "store or load outside the data"},
 		{"store to an address", func(b []byte) []byte { b[op(poke)+8] = kindData; return b }, "store or load outside the data"},
 		{"store to what a slot says", func(b []byte) []byte { b[op(poke)+8] = kindSlot; return b }, ""},
@@ -101,7 +104,7 @@ func TestLoadRefusesDamage(t *testing.T) {
 func TestLoadPutsDescriptorsIntoSlots(t *testing.T) {
 	m := newMachine(t)
 	require.NoError(t, m.Load(sample(t).Image(), []int{70, 71}))
-	require.Equal(t, []uint64{70, 71, 0}, m.state.slots[:3])
+	require.Equal(t, []int32{70, 71, 0}, m.state.slots[:3])
 }
 
 // TestLoadFromBuffer loads an image that was received into the machine.
@@ -129,6 +132,28 @@ func TestLoadForgets(t *testing.T) {
 	require.False(t, bytes.Contains(m.mem, []byte(secret)), "after an image that was refused")
 }
 
+// TestLoadGivesBack requires that what a large image took does not stay for the clones after it.
+func TestLoadGivesBack(t *testing.T) {
+	m := newMachine(t)
+	b := NewBuilder()
+	b.Bytes(bytes.Repeat([]byte{1}, MaxImage/2), "")
+	large, err := b.Program()
+	require.NoError(t, err)
+	pages := func() (n int) {
+		b := make([]byte, len(m.mem)/os.Getpagesize())
+		_, _, errno := unix.Syscall(unix.SYS_MINCORE, m.Address(), uintptr(len(b)*os.Getpagesize()), uintptr(unsafe.Pointer(&b[0])))
+		require.Zero(t, errno)
+		for _, resident := range b {
+			n += int(resident & 1)
+		}
+		return n
+	}
+	require.NoError(t, m.Load(large.Image(), []int{0}))
+	require.Greater(t, pages()*os.Getpagesize(), MaxImage/2)
+	require.NoError(t, m.Load(sample(t).Image(), []int{0, 1}))
+	require.LessOrEqual(t, pages(), 4)
+}
+
 func headerOf(image []byte) (h header) {
 	copy((*[headerSize]byte)(unsafe.Pointer(&h))[:], image)
 	return h
@@ -153,16 +178,15 @@ func checkLoaded(t testing.TB, m *Machine, image []byte) {
 		for j, kind := range o.kinds {
 			switch kind {
 			case kindSlot:
-				require.Less(t, o.args[j], uint64(MaxSlots))
+				require.Less(t, uint32(o.args[j]), uint32(MaxSlots))
 			case kindData:
-				require.GreaterOrEqual(t, uintptr(o.args[j]), uintptr(data))
-				require.Less(t, uintptr(o.args[j]), uintptr(data)+uintptr(h.data))
+				require.Less(t, uint32(o.args[j]), h.data)
 			}
 		}
 		if o.num == callPoke || o.num == callPeek {
 			require.Equal(t, uint8(kindInt), o.kinds[0])
-			require.LessOrEqual(t, o.args[0], uint64(h.data))
-			require.GreaterOrEqual(t, uint64(h.data)-o.args[0], uint64(4))
+			require.LessOrEqual(t, uint32(o.args[0]), h.data)
+			require.GreaterOrEqual(t, h.data-uint32(o.args[0]), uint32(4))
 		}
 	}
 	relocs := image[headerSize+opSize*int(calls):][:8*h.relocs]
@@ -181,7 +205,7 @@ func FuzzImage(f *testing.F) {
 	f.Add(empty.Image())
 	// A store whose end, but not its start, wraps around to the data.
 	wrapping := bytes.Clone(sample(f).Image())
-	binary.NativeEndian.PutUint64(wrapping[headerSize+2*opSize+16:], ^uint64(3))
+	binary.NativeEndian.PutUint32(wrapping[headerSize+2*opSize+16:], ^uint32(3))
 	f.Add(wrapping)
 	m := newMachine(f)
 	f.Fuzz(func(t *testing.T, image []byte) {

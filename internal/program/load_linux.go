@@ -5,7 +5,7 @@ import "unsafe"
 // Loading also happens in a clone: see execute_linux.go for what is allowed there.
 
 // load checks the image of size bytes at s.image, which is sent with the given number of
-// descriptors, and turns its offsets into addresses.
+// descriptors, and turns the pointers in its data into addresses.
 //
 //go:nosplit
 //go:norace
@@ -39,7 +39,7 @@ func load(s *state, size, files int) error {
 	}
 	for i := uintptr(0); i < calls; i++ {
 		o := (*op)(unsafe.Add(s.image, headerSize+i*opSize))
-		if err := resolve(o, uint64(uintptr(data)), uint64(h.data)); err != nil {
+		if err := o.check(h.data); err != nil {
 			return err
 		}
 	}
@@ -68,33 +68,33 @@ func (h *header) check(size int) error {
 	return nil
 }
 
-// resolve checks one call and turns its pointers into addresses.
+// check reports an error unless the call's slots exist and its pointers are into data of size bytes.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func resolve(o *op, data, size uint64) error {
+func (o *op) check(size uint32) error {
 	if o.out != NoSlot && o.out >= MaxSlots {
 		return imageError("result outside the slots")
 	}
 	for i := uintptr(0); i < uintptr(len(o.kinds)); i++ {
-		value := (*uint64)(unsafe.Add(unsafe.Pointer(&o.args), 8*i))
+		value := *(*uint32)(unsafe.Add(unsafe.Pointer(&o.args), 4*i))
 		switch *(*uint8)(unsafe.Add(unsafe.Pointer(&o.kinds), i)) {
 		case kindInt:
 		case kindSlot:
-			if *value >= MaxSlots {
+			if value >= MaxSlots {
 				return imageError("argument outside the slots")
 			}
 		case kindData:
-			if *value >= size {
+			if value >= size {
 				return imageError("argument outside the data")
 			}
-			*value += data
 		default:
 			return imageError("argument of unknown kind")
 		}
 	}
-	if (o.num == callPoke || o.num == callPeek) && (o.kinds[0] != kindInt || o.args[0] >= size || o.args[0]%4 != 0) {
+	at := uint32(o.args[0])
+	if (o.num == callPoke || o.num == callPeek) && (o.kinds[0] != kindInt || at >= size || at%4 != 0) {
 		return imageError("store or load outside the data")
 	}
 	return nil

@@ -2,6 +2,7 @@ package program
 
 import (
 	"fmt"
+	"os"
 	"syscall"
 	"unsafe"
 
@@ -9,18 +10,20 @@ import (
 )
 
 // Machine holds one loaded program. Everything that the executor uses is in one mapping outside the
-// Go heap, so that nothing is allocated, moved or write-barriered between clone and exec.
+// Go heap, so that nothing is allocated, moved or write-barriered between clone and exec: two small
+// stacks, and the executor's state followed by the program's image. Behind that a clone has those of
+// the program that it receives. All is close together, because the pages, and the tables of pages,
+// that a clone has are what it costs.
 type Machine struct {
-	mem   []byte // of the loaded program
+	mem   []byte
 	state *state
-	next  *state // only clones write to it
-	used  int    // bytes of the last image
+	used  int // bytes of the last image
 }
 
 // state is the executor's state.
 type state struct {
-	slots  [MaxSlots]uint64
-	image  unsafe.Pointer // where the program's image is, or will be
+	slots  [MaxSlots]int32
+	image  unsafe.Pointer // where the program's image is
 	data   uintptr        // where the data begins in it
 	first  [numParts + 1]uintptr
 	base   uint32 // the number of the first call, for events
@@ -28,28 +31,33 @@ type state struct {
 	tried  syscall.Errno
 	failed uint32
 	event  event
+	stacks uintptr // of the command, and behind it of PID 1
 	clone  cloneArgs
-	pidfd  int32
 	status uint32
 	rusage syscall.Rusage
 
 	receives bool   // the command goes on with another program
 	passed   uint64 // how many descriptors that program has got already
-	next     *state // of that program
-	inbox    inbox
+	next     *state // of that program, with an inbox behind it; only clones write to it
 }
 
+// stackSize is enough for functions that don't check it: the linker allows them 800 bytes together.
+// Both stacks and a state are in one page.
+const stackSize = 832
+
 // NewMachine reserves the memory for two programs of up to MaxImage bytes, since the first one's
-// command may receive another. Pages are only used when programs need them.
+// command may receive another. Pages are only used when programs need them. If it can, the kernel
+// puts it near this binary, so that both have tables of pages in common.
 func NewMachine() (*Machine, error) {
-	one := int(unsafe.Sizeof(state{})) + MaxImage
-	mem, err := unix.Mmap(-1, 0, 2*one, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	const table, beside = 2 << 20, 256 << 20
+	near := unsafe.Add(unsafe.Pointer(&nowhere), beside-int(uintptr(unsafe.Pointer(&nowhere))%table))
+	size := 2*stackSize + 2*(unsafe.Sizeof(state{})+MaxImage) + unsafe.Sizeof(inbox{})
+	at, err := unix.MmapPtr(-1, 0, near, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
-		return nil, fmt.Errorf("mmap %d bytes for programs: %w", 2*one, err)
+		return nil, fmt.Errorf("mmap %d bytes for programs: %w", size, err)
 	}
-	next := (*state)(unsafe.Pointer(&mem[one]))
-	next.image = unsafe.Add(unsafe.Pointer(next), unsafe.Sizeof(state{}))
-	return &Machine{mem: mem[:one], state: (*state)(unsafe.Pointer(&mem[0])), next: next}, nil
+	mem := unsafe.Slice((*byte)(at), size)
+	return &Machine{mem: mem, state: (*state)(unsafe.Pointer(&mem[2*stackSize]))}, nil
 }
 
 // Address returns an address in the memory that a clone executes from.
@@ -58,26 +66,68 @@ func (m *Machine) Address() uintptr { return uintptr(unsafe.Pointer(&m.mem[0])) 
 // Buffer returns the memory into which an image can be put before it is loaded, to save a copy.
 //
 //go:norace
-func (m *Machine) Buffer() []byte { return m.mem[unsafe.Sizeof(state{}):] }
+func (m *Machine) Buffer() []byte { return m.mem[2*stackSize+unsafe.Sizeof(state{}):][:MaxImage] }
 
-// Load copies the image into the machine and turns its offsets into addresses. It checks every
+// Expect makes room for an image of size bytes that is about to be received into Buffer.
+//
+//go:norace
+func (m *Machine) Expect(size int) {
+	populate(uintptr(unsafe.Pointer(m.state)), unsafe.Sizeof(state{})+uintptr(size))
+}
+
+// populate makes pages that are about to be written private to this process, all in one call: each
+// that was shared at a clone, or is new, is a page fault otherwise. Before Linux 5.14 it does
+// nothing: madvise(2), MADV_POPULATE_WRITE.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func populate(at, size uintptr) {
+	part := at & (pageSize - 1)
+	_, _ = sys(unix.SYS_MADVISE, at-part, size+part, unix.MADV_POPULATE_WRITE, 0, 0, 0)
+}
+
+// pageSize is that of most machines. With larger pages populate does nothing.
+const pageSize = 4 << 10
+
+// forget leaves nothing of the last image behind the first n bytes: no clone may find another run's
+// arguments in its copy. It gives back whole pages, because each that is left makes every clone and
+// its end longer.
+//
+//go:norace
+func (m *Machine) forget(n int) {
+	old := m.Buffer()[n:max(n, m.used)]
+	m.used = n
+	page := uintptr(os.Getpagesize())
+	at := uintptr(unsafe.Pointer(unsafe.SliceData(old)))
+	if part := uintptr(-at) % page; part < uintptr(len(old)) {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_MADVISE, at+part, uintptr(len(old))-part, unix.MADV_DONTNEED); errno == 0 {
+			old = old[:part]
+		}
+	}
+	clear(old)
+}
+
+// Load copies the image into the machine and turns the pointers in its data into addresses. It checks every
 // offset and slot, and does not load an image that fails a check. The first descriptor is the
 // socket that events are written to.
 //
 //go:norace
 func (m *Machine) Load(image []byte, files []int) error {
-	// No clone may find another run's arguments in its copy.
 	n := min(len(image), MaxImage)
-	clear(m.Buffer()[n:max(n, m.used)])
-	m.used = n
+	m.forget(n)
 	copy(m.Buffer(), image)
 	s := m.state
-	*s = state{image: unsafe.Pointer(&m.Buffer()[0]), next: m.next}
+	*s = state{
+		stacks: m.Address(),
+		image:  unsafe.Pointer(&m.Buffer()[0]),
+		next:   (*state)(unsafe.Add(unsafe.Pointer(&m.Buffer()[0]), (n+7)&^7)),
+	}
 	if err := load(s, len(image), len(files)); err != nil {
 		return err
 	}
 	for i, fd := range files {
-		s.slots[i] = uint64(fd)
+		s.slots[i] = int32(fd)
 	}
 	return nil
 }

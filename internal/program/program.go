@@ -81,10 +81,10 @@ type op struct {
 	_     uint8
 	kinds [6]uint8
 	_     [2]uint8
-	args  [6]uint64
+	args  [6]int32 // numbers are sign-extended
 }
 
-const opSize = 64
+const opSize = 40
 
 // Program is an immutable list of calls, ready to be sent.
 type Program struct {
@@ -147,7 +147,7 @@ func (p *Program) Failing(i int, errno syscall.Errno) *Program {
 	f.image = slices.Clone(p.image)
 	at := f.image[headerSize+i*opSize:][:opSize]
 	old := at[6] // the flags
-	fault := op{num: callFault, out: NoSlot, flags: old, args: [6]uint64{uint64(errno)}}
+	fault := op{num: callFault, out: NoSlot, flags: old, args: [6]int32{int32(errno)}}
 	copy(at, fault.marshal(nil))
 	return &f
 }

@@ -21,9 +21,17 @@ type inbox struct {
 	control [controlSize]byte
 }
 
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func inboxOf(n *state) *inbox { return (*inbox)(unsafe.Add(unsafe.Pointer(n), unsafe.Sizeof(*n))) }
+
 // controlSize is the space for the most descriptors that may come, CMSG_SPACE(3): a struct cmsghdr,
 // and 32 bits for each.
 const controlSize = unix.SizeofCmsghdr + (4*MaxFiles+7)&^7
+
+// usualImage is the size of most programs that are received, in whole pages.
+const usualImage = 8 << 10
 
 // receive waits for the program that the command goes on with, loads it into s.next, and returns
 // that. The image comes in one or more messages, the descriptors with the first: they follow the
@@ -34,7 +42,9 @@ const controlSize = unix.SizeofCmsghdr + (4*MaxFiles+7)&^7
 //go:norace
 //go:nocheckptr
 func receive(s *state) (*state, syscall.Errno) {
-	n, box := s.next, &s.next.inbox
+	n, box := s.next, inboxOf(s.next)
+	populate(uintptr(unsafe.Pointer(n)), unsafe.Sizeof(*n)+unsafe.Sizeof(*box)+usualImage)
+	*(*uintptr)(unsafe.Pointer(&n.image)) = uintptr(unsafe.Pointer(box)) + unsafe.Sizeof(*box) // a number, as in inbox
 	*slot(n, uint64(Report)) = *slot(s, uint64(Report))
 	n.base = uint32(s.first[numParts])
 	files, size, want, flags := 1+int(s.passed), uintptr(0), uintptr(headerSize), uintptr(unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
@@ -42,7 +52,7 @@ func receive(s *state) (*state, syscall.Errno) {
 		box.iov.base, box.iov.len = uint64(uintptr(n.image)+size), uint64(MaxImage-size)
 		box.msg.iov, box.msg.iovlen = uint64(uintptr(unsafe.Pointer(&box.iov))), 1
 		box.msg.control, box.msg.controllen = uint64(uintptr(unsafe.Pointer(&box.control))), controlSize
-		got, _, errno := syscall.RawSyscall(unix.SYS_RECVMSG, uintptr(*slot(s, uint64(Report))), uintptr(unsafe.Pointer(&box.msg)), flags)
+		got, errno := sys(unix.SYS_RECVMSG, uintptr(*slot(s, uint64(Report))), uintptr(unsafe.Pointer(&box.msg)), flags, 0, 0, 0)
 		switch {
 		case errno == syscall.EINTR:
 			continue
@@ -76,7 +86,7 @@ func receive(s *state) (*state, syscall.Errno) {
 //go:norace
 //go:nocheckptr
 func keep(n *state, at int) (files int) {
-	box := &n.inbox
+	box := inboxOf(n)
 	head := (*unix.Cmsghdr)(unsafe.Pointer(&box.control))
 	if box.msg.controllen < unix.SizeofCmsghdr || head.Level != unix.SOL_SOCKET || head.Type != unix.SCM_RIGHTS {
 		return 0
@@ -86,7 +96,7 @@ func keep(n *state, at int) (files int) {
 		end = uintptr(box.msg.controllen)
 	}
 	for i := uintptr(unix.SizeofCmsghdr); i+4 <= end && at+files < MaxSlots; i += 4 {
-		*slot(n, uint64(at+files)) = uint64(*(*int32)(unsafe.Add(unsafe.Pointer(&box.control), i)))
+		*slot(n, uint64(at+files)) = *(*int32)(unsafe.Add(unsafe.Pointer(&box.control), i))
 		files++
 	}
 	return files
