@@ -11,7 +11,7 @@ import (
 type CellOption func(*cellConfig)
 
 type cellConfig struct {
-	network      Network
+	network      Network // nil for NetworkNone
 	cgroupParent string
 	hostIDs      bool
 }
@@ -53,8 +53,8 @@ func NewCell(opts ...CellOption) (*Cell, error) {
 // check returns all wrong options as one error, in the words of the runs' own options.
 func (c *cellConfig) check() error {
 	var errs []error
-	if err := spec.Network(c.network).Check(); err != nil {
-		errs = append(errs, fault.Option("CellNetwork", "%w", err))
+	if _, ok := c.network.(network); !ok && c.network != nil {
+		errs = append(errs, fault.Option("CellNetwork", "a cell is on no private network, its runs are: use WithNetwork"))
 	}
 	if err := spec.CheckCgroupParent(c.cgroupParent); err != nil {
 		errs = append(errs, fault.Option("CellCgroupParent", "%w", err))

@@ -23,7 +23,7 @@ func TestLaterValueMendsEarlier(t *testing.T) {
 		WithCommand(""), WithDir("x"), WithTimeout(-1), WithOutputLimit(-1),
 		WithMemory(-1), WithSwap(-1), WithCPUs(-1), WithCPUWeight(10001), WithCPUSet("x"), WithPIDs(-1), WithCPUTime(-1),
 		WithRlimit("nofile", 2, 1), WithCgroupParent("x"),
-		WithHostname(""), WithUser(-1, -1), WithNetwork(9),
+		WithHostname(""), WithUser(-1, -1), WithNetwork(nil),
 		WithRootfs(DirRootfs("x")), WithWritableRoot(-1),
 	)
 	require.NotEmpty(t, s.is.Spec.Check())

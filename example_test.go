@@ -233,3 +233,46 @@ func ExampleSandbox_Explain() {
 	fmt.Println(strings.Contains(text, `sethostname("job", 3)`), err)
 	// Output: true <nil>
 }
+
+// Two services on a network of their own, one of which is published.
+func ExampleNewNetwork() {
+	ctx := context.Background()
+	network, err := sandbox.NewNetwork(
+		sandbox.AllowHost("*.pypi.org", 443),
+		sandbox.AllowCIDR("10.2.0.0/16", sandbox.TCP(5432)),
+		sandbox.NetworkObserver(func(c sandbox.Conn) { fmt.Println(c.Run, c.Name, c.Verdict) }),
+	)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer network.Close()
+	serve := `
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+	def do_GET(self):
+		self.send_response(200); self.end_headers(); self.wfile.write(b"rows")
+	def log_message(self, *args): pass
+http.server.HTTPServer(("", 80), Handler).serve_forever()`
+	db, err := sandbox.New(sandbox.WithCommand("python3", "-c", serve), sandbox.WithNetwork(network.As("db"))).Start(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	ask := `
+import socket, time, urllib.request
+try: socket.getaddrinfo("evil.example", 443)
+except OSError as e: print(e)
+while True:
+	try: print(urllib.request.urlopen("http://db/").read().decode()); break
+	except OSError: time.sleep(0.1)`
+	out, err := sandbox.New(sandbox.WithCommand("python3", "-c", ask), sandbox.WithNetwork(network.As("web"))).Output(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s", out)
+	_ = db.Kill()
+	_, _ = db.Wait()
+	// Output:
+	// web evil.example refused
+	// [Errno -2] Name or service not known
+	// rows
+}

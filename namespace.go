@@ -7,15 +7,21 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// Network is what a run sees of networks.
-type Network int
+// Network is what a run sees of networks: NetworkNone, NetworkNew, NetworkHost, or a place on a
+// private network, which PrivateNetwork.As returns.
+type Network interface {
+	String() string
+	set(c *spec.Spec)
+}
+
+type network int
 
 const (
 	// NetworkNone gives a run a network of its own with nothing in it but a loopback interface.
 	// The default. Its namespace may have been that of a run before, which has ended, if neither of
 	// them has a capability or a seccomp profile or filter that is not the default one, and if the
 	// namespace is as it was when it was new: docs/NETWORK.md says what is compared and why.
-	NetworkNone Network = iota
+	NetworkNone network = iota
 	// NetworkHost gives a run the host's network: its interfaces, its ports, its abstract unix
 	// sockets. Such runs share a cell of their own.
 	NetworkHost
@@ -24,7 +30,11 @@ const (
 	NetworkNew
 )
 
-func (n Network) String() string { return spec.Network(n).String() }
+func (n network) String() string { return spec.Network(n).String() }
+
+func (n network) set(c *spec.Spec) {
+	c.Namespaces.Network, c.Place.Member = spec.Network(n), spec.Member{}
+}
 
 // WithHostname sets what the run sees as the machine's name, 1 to 64 ASCII characters, none of
 // which is a space, "/" or ":". Default: sandbox.
@@ -57,7 +67,12 @@ func WithGroups(gids ...int) Option {
 
 // WithNetwork sets what the run sees of networks. Default: NetworkNone.
 func WithNetwork(n Network) Option {
-	return func(c *spec.Spec) { c.Namespaces.Network = spec.Network(n) }
+	return func(c *spec.Spec) {
+		if n == nil {
+			n = network(-1) // which is refused
+		}
+		n.set(c)
+	}
 }
 
 // WithTimeOffset moves the run's monotonic and boot clocks: to the run the machine seems to have

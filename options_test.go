@@ -118,7 +118,7 @@ var wrong = []struct {
 	{"large group", []Option{WithGroups(65534)}, "WithGroups: 65534: ids go from 0 to 65533"},
 	{"many groups", []Option{WithGroups(make([]int, 257)...)}, "WithGroups: 257 groups, at most 256 are possible"},
 	{"large uid", []Option{WithUser(65534, 1)}, "WithUser: 65534:1: ids go from 0 to 65533"},
-	{"unknown network", []Option{WithNetwork(7)}, "WithNetwork: 7 is neither NetworkNone nor NetworkNew nor NetworkHost"},
+	{"no network", []Option{WithNetwork(nil)}, "WithNetwork: nil is no network"},
 
 	{"relative root", []Option{WithRootfs(DirRootfs("root"))}, `WithRootfs: "root" is not an absolute path`},
 	{"empty root", []Option{WithRootfs(DirRootfs(""))}, `WithRootfs: "" is not an absolute path`},

@@ -7,6 +7,7 @@ import (
 
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/changes"
+	"github.com/cellkit/sandbox/internal/gateway"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/probe"
 	"github.com/cellkit/sandbox/internal/run"
@@ -21,6 +22,7 @@ type (
 	running     = run.Run
 	cellImpl    = cell.Cell
 	scratchImpl = scratch.Scratch
+	networkImpl = gateway.Network
 )
 
 // engine makes all runs of this process.
@@ -69,6 +71,10 @@ func newCell(c cellConfig) (*cellImpl, error) {
 func closeCell(c *cellImpl) error { return engine.End(context.Background(), c) }
 
 func shutdown(ctx context.Context) error { return engine.Shutdown(ctx) }
+
+func newNetwork(c gateway.Config) (*networkImpl, error) { return gateway.New(c) }
+
+func closeNetwork(n *networkImpl) { engine.CloseNetwork(n) }
 
 func newScratch(bytes int64) (*scratchImpl, error) { return scratch.New(bytes) }
 

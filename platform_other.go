@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"runtime"
 
+	"github.com/cellkit/sandbox/internal/gateway"
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
@@ -24,6 +26,7 @@ type (
 	running     struct{}
 	cellImpl    struct{}
 	scratchImpl struct{}
+	networkImpl struct{}
 )
 
 func describe(c spec.Spec) *described                      { return &described{c} }
@@ -32,12 +35,13 @@ func (*described) Start(context.Context) (*running, error) { return nil, unsuppo
 func (*described) Prepare(context.Context) error           { return unsupported() }
 func (*described) Explain() (string, error)                { return "", unsupported() }
 
-func (*running) PID() int               { return 0 }
-func (*running) Ended() <-chan struct{} { return nil }
-func (*running) Signal(os.Signal) error { return unsupported() }
-func (*running) Kill() error            { return unsupported() }
-func (*running) Pause() error           { return unsupported() }
-func (*running) Resume() error          { return unsupported() }
+func (*running) PID() int                    { return 0 }
+func (*running) Ended() <-chan struct{}      { return nil }
+func (*running) Published() []netip.AddrPort { return nil }
+func (*running) Signal(os.Signal) error      { return unsupported() }
+func (*running) Kill() error                 { return unsupported() }
+func (*running) Pause() error                { return unsupported() }
+func (*running) Resume() error               { return unsupported() }
 
 func wait(*running) (*Result, error)           { return nil, unsupported() }
 func usage(*running) (Usage, error)            { return Usage{}, unsupported() }
@@ -50,6 +54,9 @@ func delegateSubgroup(string) error            { return unsupported() }
 func check(context.Context) []Feature {
 	return []Feature{{Name: "Linux", Required: true, Err: unsupported(), Remedy: "use Linux 5.10 or later"}}
 }
+
+func newNetwork(gateway.Config) (*networkImpl, error) { return nil, unsupported() }
+func closeNetwork(*networkImpl)                       {}
 
 func newScratch(int64) (*scratchImpl, error)    { return nil, unsupported() }
 func newFiles(fsys fs.FS) any                   { return &fsys }

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"net/netip"
 	"os"
 	"sync"
 )
@@ -30,6 +31,10 @@ func (p *Process) Wait() (*Result, error) {
 // Ended returns a channel that is closed when no process of the run is left. Its output may still
 // have to be written, for which Wait waits.
 func (p *Process) Ended() <-chan struct{} { return p.r.Ended() }
+
+// Published returns the addresses at which the run is published, in the order of the WithPublish
+// options, with the ports that were chosen for those that say 0.
+func (p *Process) Published() []netip.AddrPort { return p.r.Published() }
 
 // Signal sends a signal to the command. It returns os.ErrProcessDone if the command has ended.
 func (p *Process) Signal(sig os.Signal) error { return p.r.Signal(sig) }

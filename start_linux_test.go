@@ -85,7 +85,7 @@ func TestTooLarge(t *testing.T) {
 
 func TestWrongCells(t *testing.T) {
 	for name, o := range map[string]CellOption{
-		"CellNetwork: 7 is neither":            CellNetwork(7),
+		"CellNetwork: a cell is on no private": CellNetwork(new(PrivateNetwork).As("a")),
 		"CellCgroupParent: \"a\" is not an":    CellCgroupParent("a"),
 		"CellCgroupParent: \"/a/\" is not in":  CellCgroupParent("/a/"),
 		`CellCgroupParent: "/a\x00" contains`:  CellCgroupParent("/a\x00"),
@@ -95,7 +95,7 @@ func TestWrongCells(t *testing.T) {
 		requireOptionError(t, err, "sandbox: "+name)
 		require.Nil(t, c)
 	}
-	_, err := NewCell(CellNetwork(7), CellCgroupParent("a"))
+	_, err := NewCell(CellNetwork(new(PrivateNetwork).As("a")), CellCgroupParent("a"))
 	require.ErrorContains(t, err, "CellNetwork")
 	require.ErrorContains(t, err, "CellCgroupParent")
 	for _, c := range []*Cell{nil, {}} {

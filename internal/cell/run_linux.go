@@ -66,12 +66,12 @@ func (b *Block) Give() {
 }
 
 // Spawn asks for a run in a new pid namespace, and in a new user namespace if the cell has one
-// itself. t may be nil, and n, a network namespace for it to begin in.
-func (c *Cell) Spawn(p *program.Program, b *Block, t *Template, n *Network, files []int) (*forkserver.Conn, error) {
+// itself. t may be nil, and ns, a network namespace for it to begin in.
+func (c *Cell) Spawn(p *program.Program, b *Block, t *Template, ns *os.File, files []int) (*forkserver.Conn, error) {
 	r := &forkserver.Request{CloneFlags: unix.CLONE_NEWPID, Image: p.Image()}
-	if n != nil {
+	if ns != nil {
 		r.InNetwork = true
-		files = append(slices.Clip(files), int(n.ns.Fd()))
+		files = append(slices.Clip(files), int(ns.Fd()))
 	}
 	if !c.ids.host {
 		r.CloneFlags |= unix.CLONE_NEWUSER

@@ -26,6 +26,9 @@ type settings struct {
 	layers  []string // of the root, the lowest first
 	image   string
 	command []string
+	net     string                  // the value of -net
+	private []sandbox.NetworkOption // of -allow
+	publish bool
 
 	// Used in the reason of a run's end; everything else is in opts.
 	memory, output   int64
@@ -88,6 +91,8 @@ var commandFlags = []runFlag{
 	{"groups", "GID,...", "supplementary groups inside (default none)", "WithGroups", groups},
 	{"hostname", "NAME", "name of the machine (default sandbox)", "WithHostname", text(sandbox.WithHostname)},
 	{"net", "none|new|host", "network: a loopback interface (default), the same in a namespace that no run was in before, or the host's", "WithNetwork", network},
+	{"allow", "HOST:PORT[,PORT]", "let it connect to a host by its name, such as *.pypi.org:443, or to addresses, such as 10.2.0.0/16:5432*", "AllowHost", allow},
+	{"publish", "[ADDR:]PORT:PORT", "pass connections to an address of this machine (default 127.0.0.1) on to a port of the run*", "WithPublish", publish},
 	{"time-offset", "TIME", "move the monotonic and the boot clock, such as by 24h or -10s", "WithTimeOffset", duration(func(s *settings, d time.Duration) { s.add(sandbox.WithTimeOffset(d)) })},
 	{"no-user-ns", "", "no user namespace: one wall less, and the host's ids; root only", "WithoutUserNamespace", toggle(func(s *settings) { s.add(sandbox.WithoutUserNamespace()) })},
 	{"cap", "NAME", "keep a capability, such as NET_BIND_SERVICE*", "WithCapabilities", capability},
@@ -143,10 +148,30 @@ func parse(args []string) (*settings, error) {
 	case len(wrong) == 0:
 		wrong = append(wrong, errors.New("no command is given"))
 	}
+	if err := s.join(); err != nil {
+		wrong = append(wrong, err)
+	}
 	if len(wrong) > 0 {
 		return s, errors.Join(append(wrong, s.alsoWrong(wrong)...)...)
 	}
 	return s, nil
+}
+
+// join puts the run on a network of its own, if a flag needs one.
+func (s *settings) join() error {
+	if s.private == nil && !s.publish {
+		return nil
+	}
+	n, err := sandbox.NewNetwork(s.private...)
+	if err != nil {
+		err = flagNames(err)
+		n, _ = sandbox.NewNetwork() // so that the other flags can be checked
+	}
+	s.add(sandbox.WithNetwork(n.As("run"))) // it ends with this process
+	if s.net != "" {
+		err = errors.Join(err, errors.New("-net: with -allow or -publish, which give the run a network of its own: leave -net out"))
+	}
+	return err
 }
 
 // flagError reports a flag whose value can't be parsed.
@@ -259,8 +284,11 @@ func flagNames(err error) error {
 
 // flagName returns the flag that stands for an option.
 func flagName(option string) string {
-	if option == "WithCommand" {
+	switch option {
+	case "WithCommand":
 		return "command" // which isn't a flag
+	case "AllowCIDR":
+		option = "AllowHost" // one flag is for both
 	}
 	for _, group := range flagGroups {
 		for _, f := range group.flags {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -285,11 +286,55 @@ func groups(s *settings, value string) error {
 func network(s *settings, value string) error {
 	for _, n := range []sandbox.Network{sandbox.NetworkNone, sandbox.NetworkNew, sandbox.NetworkHost} {
 		if value == n.String() {
+			s.net = value
 			s.add(sandbox.WithNetwork(n))
 			return nil
 		}
 	}
 	return fmt.Errorf("%q is neither none nor new nor host", value)
+}
+
+// allow parses a name or addresses with ports.
+func allow(s *settings, value string) error {
+	i := strings.LastIndexByte(value, ':')
+	if i < 0 {
+		return fmt.Errorf("%q names no port: it must be like api.example.org:443 or 10.2.0.0/16:5432", value)
+	}
+	host := strings.TrimSuffix(strings.TrimPrefix(value[:i], "["), "]")
+	var ports []int
+	for text := range strings.SplitSeq(value[i+1:], ",") {
+		port, err := strconv.Atoi(text)
+		if err != nil {
+			return fmt.Errorf("%q: %q is no port", value, text)
+		}
+		ports = append(ports, port)
+	}
+	if addr, _, _ := strings.Cut(host, "/"); isAddress(addr) {
+		s.private = append(s.private, sandbox.AllowCIDR(host, sandbox.TCP(ports...)))
+	} else {
+		s.private = append(s.private, sandbox.AllowHost(host, ports...))
+	}
+	return nil
+}
+
+func isAddress(text string) bool {
+	_, err := netip.ParseAddr(text)
+	return err == nil
+}
+
+func publish(s *settings, value string) error {
+	i := strings.LastIndexByte(value, ':')
+	port, err := strconv.Atoi(value[i+1:])
+	if i < 0 || err != nil {
+		return fmt.Errorf("%q must be like 8080:80 or 127.0.0.1:8080:80", value)
+	}
+	at := value[:i]
+	if !strings.Contains(at, ":") {
+		at = "127.0.0.1:" + at
+	}
+	s.publish = true
+	s.add(sandbox.WithPublish(at, port))
+	return nil
 }
 
 // capability parses names in the forms NET_ADMIN, CAP_NET_ADMIN and cap_net_admin.

@@ -98,7 +98,7 @@ func (g *generator) option() sandbox.Option {
 	case 17:
 		return sandbox.WithUser(g.next(3)*1000, g.next(3)*100)
 	case 18:
-		return sandbox.WithNetwork(sandbox.Network(g.next(2)))
+		return sandbox.WithNetwork([]sandbox.Network{sandbox.NetworkNone, sandbox.NetworkHost}[g.next(2)])
 	case 19:
 		return sandbox.WithRootfs([]sandbox.Rootfs{sandbox.HostRootfs(), sandbox.DirRootfs(g.path()), sandbox.LayersRootfs(g.path(), g.path())}[g.next(3)])
 	case 20:

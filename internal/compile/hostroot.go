@@ -187,8 +187,11 @@ func (k *compiler) etcFiles() [][2]string {
 		group += fmt.Sprintf("%s:x:%d:\n", spec.UserName, n.GID)
 	}
 	resolv := "# no network\n"
-	if n.Network == spec.NetworkHost {
+	switch n.Network {
+	case spec.NetworkHost:
 		resolv = k.m.Resolv
+	case spec.NetworkPrivate:
+		resolv = "nameserver " + spec.Resolver + "\n"
 	}
 	return [][2]string{
 		{"/etc/passwd", passwd + "nobody:x:65534:65534:nobody:/:/bin/false\n"},

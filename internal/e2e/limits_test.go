@@ -261,7 +261,7 @@ func TestWrongOptions(t *testing.T) {
 		sandbox.WithEnv("no equals sign"), sandbox.WithDir("relative"), sandbox.WithTimeout(-1), sandbox.WithOutputLimit(-1),
 		sandbox.WithMemory(64), sandbox.WithCPUs(1e9), sandbox.WithCPUWeight(10001), sandbox.WithCPUSet("all"), sandbox.WithPIDs(-1),
 		sandbox.WithCPUTime(-1), sandbox.WithCgroupParent("a/b"), sandbox.WithHostname(""), sandbox.WithUser(-1, 70000),
-		sandbox.WithNetwork(99), sandbox.WithRootfs(sandbox.DirRootfs("relative")), sandbox.WithBind("/usr", "/proc/x"),
+		sandbox.WithNetwork(nil), sandbox.WithRootfs(sandbox.DirRootfs("relative")), sandbox.WithBind("/usr", "/proc/x"),
 		sandbox.WithReadOnlyBind("relative", "/x"), sandbox.WithTmpfs("/y", -1), sandbox.WithFile("/z", nil, os.ModeSetuid),
 		sandbox.WithWritableRoot(-1), sandbox.WithCapabilities("NET_ADMIN"),
 	).Run(testkit.Deadline(t))

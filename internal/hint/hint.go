@@ -239,3 +239,16 @@ func Boot(err error, hostIDs bool) string {
 	}
 	return ""
 }
+
+// Private returns what to do about a private network that can't be made.
+func Private(err error) string {
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return "a kernel with veth: modprobe veth, or CONFIG_VETH"
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return "this process must be the user that it was when the cell was booted; with WithoutUserNamespace it needs CAP_NET_ADMIN"
+	case errors.Is(err, unix.EMFILE):
+		return "raise the limit of open files (ulimit -n)"
+	}
+	return ""
+}

@@ -93,6 +93,14 @@ func TestHints(t *testing.T) {
 	}
 }
 
+func TestPrivateHints(t *testing.T) {
+	for errno, want := range map[unix.Errno]string{unix.EOPNOTSUPP: "modprobe veth", unix.EPERM: "CAP_NET_ADMIN", unix.EMFILE: "ulimit -n", unix.EIO: ""} {
+		got := Private(fmt.Errorf("the way to the gateway: %w", errno))
+		require.Contains(t, got, want)
+		require.Equal(t, want == "", got == "")
+	}
+}
+
 func TestBootHints(t *testing.T) {
 	for why, want := range map[cell.Why]string{cell.ProgramUnreadable: "must be readable", cell.ChildTaken: "Wait4(-1)", cell.Other: ""} {
 		err := fmt.Errorf("booting: %w", &cell.BootError{Why: why, Err: errors.New("x")})

@@ -17,6 +17,7 @@ import (
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/compile"
 	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/gateway"
 	"github.com/cellkit/sandbox/internal/hint"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/run"
@@ -56,7 +57,7 @@ func All(ctx context.Context, e *run.Engine, wait func(*run.Run) error) (list []
 	runs.Required = true
 	list = append(list, runs, programsFeature(e.HostFiles()))
 	list = append(list, p.protections()...)
-	list = append(list, idsFeature(c), networkFeature(c))
+	list = append(list, idsFeature(c), networkFeature(c), p.private())
 	list = append(list, cgroupFeatures(c)...)
 	list = append(list, idmapFeature(c, e.Machine()))
 	writable := p.run("WithWritableRoot", writableDetail(c, e.Machine()), func(c *spec.Spec) { c.Root.SetWritable(mib) })
@@ -187,6 +188,19 @@ func idsFeature(c *cell.Cell) Feature {
 func networkFeature(c *cell.Cell) Feature {
 	return Feature{Name: "network namespaces that are used again", Detail: "if they are as they were when they were new (docs/NETWORK.md)", Err: c.TryNetwork(),
 		Remedy: "none is needed: each run gets a new one, which takes longer"}
+}
+
+// private says whether runs can be on private networks.
+func (p *prober) private() Feature {
+	const name = "private networks"
+	n, err := gateway.New(gateway.Config{MaxConns: 1})
+	if err != nil {
+		return Feature{Name: name, Err: err}
+	}
+	defer p.engine.CloseNetwork(n)
+	return p.run(name, "what is listed by name or address, each other, published (docs/PRIVATE_NETWORKS.md)", func(c *spec.Spec) {
+		c.Namespaces.Network, c.Place.Member = spec.NetworkPrivate, spec.Member{Of: n, Name: "check"}
+	})
 }
 
 // cgroupFeatures returns a feature for each limit.

@@ -223,13 +223,27 @@ func (b *Builder) Event(k Kind) {
 	lines[len(lines)-1].text = "report(" + k.String() + ")"
 }
 
-// SendFile sends the host an event of kind Ready with a descriptor: sendmsg(2), unix(7) SCM_RIGHTS.
+// SendFile sends the host an event of kind Ready with a descriptor.
 func (b *Builder) SendFile(fd Slot) {
-	payload := b.Bytes(Event{Kind: Ready}.Marshal(), "ready")
-	rights := unix.UnixRights(0)
+	b.sendFiles(Report, Event{Kind: Ready}.Marshal(), "ready", fd)
+}
+
+// SendFiles sends descriptors over a unix socket, in one message of a byte.
+func (b *Builder) SendFiles(socket Slot, fds ...Slot) {
+	b.sendFiles(socket, []byte{1}, "1", fds...)
+}
+
+// sendFiles sends a message with descriptors: sendmsg(2), unix(7) SCM_RIGHTS.
+func (b *Builder) sendFiles(socket Slot, payload []byte, what string, fds ...Slot) {
+	data := b.Bytes(payload, what)
+	rights := unix.UnixRights(make([]int, len(fds))...)
 	control := b.Bytes(rights, "SCM_RIGHTS")
-	b.poke(control, unix.CmsgLen(0), fd)
-	iov := b.Struct("iov", payload, Int(EventSize))
-	msg := b.Struct("{ready, SCM_RIGHTS "+fd.String()+"}", Int(0), Int(0), iov, Int(1), control, Int(len(rights)), Int(0))
-	b.Call("sendmsg", unix.SYS_SENDMSG, Use(Report), msg, Int(unix.MSG_NOSIGNAL, "MSG_NOSIGNAL"))
+	text := "{" + what + ", SCM_RIGHTS"
+	for i, fd := range fds {
+		b.poke(control, unix.CmsgLen(4*i), fd)
+		text += " " + fd.String()
+	}
+	iov := b.Struct("iov", data, Int(len(payload)))
+	msg := b.Struct(text+"}", Int(0), Int(0), iov, Int(1), control, Int(len(rights)), Int(0))
+	b.Call("sendmsg", unix.SYS_SENDMSG, Use(socket), msg, Int(unix.MSG_NOSIGNAL, "MSG_NOSIGNAL"))
 }

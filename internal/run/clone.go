@@ -15,6 +15,7 @@ import (
 	"github.com/cellkit/sandbox/internal/compile"
 	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/forkserver"
+	"github.com/cellkit/sandbox/internal/gateway"
 	"github.com/cellkit/sandbox/internal/limits"
 	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/scratch"
@@ -53,6 +54,7 @@ type clone struct {
 	mounts *os.File // the mount namespace
 	pid    int      // of the command
 	pidfd  *os.File // of the command
+	member *gateway.Member
 
 	stage  program.Kind   // how far the start is: Ready, Waiting or Started
 	exited *program.Event // PID 1's last event, if it came during the start
@@ -77,6 +79,9 @@ func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *clone, err 
 			return nil, &fault.SetupError{Stage: "WithScratchRoot", Err: err, Hint: "a scratch for each, or one run after the other"}
 		}
 		r.upper = upper
+	}
+	if err := r.joinNetwork(); err != nil {
+		return nil, err
 	}
 	r.program = r.plan.Run
 	if r.inNetwork != nil {
@@ -127,7 +132,7 @@ func (r *clone) spawn() (err error) {
 	if err != nil {
 		return err
 	}
-	r.conn, err = r.cell.Spawn(r.program, r.block, template, r.network, descriptors(trees))
+	r.conn, err = r.cell.Spawn(r.program, r.block, template, r.namespace(), descriptors(trees))
 	if err != nil && !errors.Is(err, cell.ErrLost) {
 		err = &fault.SetupError{Stage: "clone", Err: err}
 	}
@@ -217,6 +222,9 @@ func (r *clone) release() {
 			f.Close()
 		}
 	}
+	if r.member != nil {
+		r.member.Retire()
+	}
 	free := func() {}
 	if r.upper != nil {
 		free = r.upper.EndRun()
@@ -231,6 +239,9 @@ func (r *clone) release() {
 		}
 		if r.network != nil {
 			r.network.Give()
+		}
+		if r.member != nil {
+			r.member.Leave()
 		}
 		r.block.Give()
 	}()

@@ -19,6 +19,7 @@ import (
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/compile"
 	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/gateway"
 	"github.com/cellkit/sandbox/internal/hint"
 	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/spec"
@@ -36,6 +37,7 @@ type Engine struct {
 	cells    cells
 	live     set[*Run]
 	reserves set[*reserve] // those that may have runs
+	networks set[*gateway.Network]
 	runs     atomic.Uint64 // names their cgroups
 
 	// preparing is held by one reserve at a time, while it prepares a run and during the pause
@@ -152,7 +154,9 @@ func (e *Engine) End(ctx context.Context, c *cell.Cell) error {
 			}
 		}
 	}()
-	return c.Close(ctx)
+	err := c.Close(ctx)
+	e.leaveNetworks(c)
+	return err
 }
 
 func (e *Engine) letEnd(c *cell.Cell) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -27,6 +28,8 @@ type Run struct {
 	stop    []func() // what watches over it
 	state   state
 	pausing pausing
+
+	published []netip.AddrPort
 
 	done chan struct{} // closed when end, err are there
 	end  *End

@@ -74,7 +74,8 @@ func (s *Sandbox) Explain() (string, error) {
 		return "", err
 	}
 	hostIDs := s.Spec.Namespaces.HostIDs
-	p, err := s.plans.plan(s.engine, s.Spec, compile.Shape{HostIDs: hostIDs, WideIDs: !hostIDs})
+	private := s.Spec.Namespaces.Network == spec.NetworkPrivate
+	p, err := s.plans.plan(s.engine, s.Spec, compile.Shape{HostIDs: hostIDs, WideIDs: !hostIDs, InNetwork: private})
 	if err != nil {
 		return "", err
 	}
@@ -85,6 +86,9 @@ func (s *Sandbox) Explain() (string, error) {
 	text := p.Explain(command, hostIDs)
 	if keepsNetwork(&s.Spec) {
 		text += "## if a network namespace of the cell is as it was when it was new: in that, without the calls for one\n"
+	}
+	if private {
+		text += "## in the network namespace of its place on the private network\n"
 	}
 	return text, nil
 }
@@ -152,6 +156,7 @@ func (s *Sandbox) recipe(in *cell.Cell) (from recipe, err error) {
 		return from, err
 	}
 	shape := shapeOf(&s.Spec, in, from.limits)
+	shape.InNetwork = s.Spec.Namespaces.Network == spec.NetworkPrivate
 	if from.plan, err = s.plans.plan(s.engine, s.Spec, shape); err != nil {
 		return from, err
 	}

@@ -44,6 +44,9 @@ func (r *Run) execute(ctx context.Context, conf *spec.Spec, command *program.Pro
 	if err := r.openStreams(); err != nil {
 		return err
 	}
+	if err := r.publish(); err != nil {
+		return err
+	}
 	r.started = time.Now()
 	return r.under(ctx, func() error {
 		err := r.conn.Hand(command.Image(), descriptors(r.streams.Child()))

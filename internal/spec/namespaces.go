@@ -21,13 +21,17 @@ type Namespaces struct {
 	Image    ImageUser
 }
 
+// Resolver is the address at which runs on private networks ask for names.
+const Resolver = "198.18.0.1"
+
 // Network is sandbox.Network.
 type Network int
 
 const (
-	NetworkNone Network = iota // loopback alone
-	NetworkHost                // the host's
-	NetworkNew                 // as NetworkNone, in a namespace that no run was in before
+	NetworkNone    Network = iota // loopback alone
+	NetworkHost                   // the host's
+	NetworkNew                    // as NetworkNone, in a namespace that no run was in before
+	NetworkPrivate                // that of Place.Member
 )
 
 func (n Network) String() string {
@@ -38,14 +42,16 @@ func (n Network) String() string {
 		return "host"
 	case NetworkNew:
 		return "new"
+	case NetworkPrivate:
+		return "private"
 	}
 	return "unknown"
 }
 
-// Check refuses numbers that are no Network.
+// Check refuses what is no Network.
 func (n Network) Check() error {
-	if n < NetworkNone || n > NetworkNew {
-		return fmt.Errorf("%d is neither NetworkNone nor NetworkNew nor NetworkHost", int(n))
+	if n < NetworkNone || n > NetworkPrivate {
+		return errors.New("nil is no network: NetworkNone is the default")
 	}
 	return nil
 }

@@ -5,7 +5,11 @@ package spec
 
 import (
 	"maps"
+	"net"
+	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cellkit/sandbox/internal/fault"
@@ -37,6 +41,13 @@ type Place struct {
 	Cell     any  // the *cell.Cell that was given, if it is one of NewCell's
 	HasCell  bool // one was given, if only a wrong one
 	Prepared int  // runs that are kept prepared
+	Member   Member
+}
+
+// Member is a run's place on a private network.
+type Member struct {
+	Of   any    // the *gateway.Network; nil if the network was not made by NewNetwork
+	Name string // among the network's runs
 }
 
 // Supervision is what watches over a run.
@@ -44,9 +55,33 @@ type Supervision struct {
 	Timeout     time.Duration // 0 for none
 	WaitDelay   time.Duration // how long writers may take at the end, 0 for as long as they do
 	OutputLimit int64         // bytes, 0 for none
+	Publish     []Published
 	// Start, if not nil, is called in place of the method Start, with a sandbox that lacks it.
 	// It is a func(context.Context, *sandbox.Sandbox) (*sandbox.Process, error).
 	Start any
+}
+
+// Published is an address of this machine whose connections a port of the run gets.
+type Published struct {
+	Address string
+	Port    int
+}
+
+func (p *Published) check() error {
+	host, port, err := net.SplitHostPort(p.Address)
+	if err == nil && host != "" {
+		_, err = netip.ParseAddr(host)
+	}
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	switch {
+	case err != nil:
+		return fault.Option("WithPublish", `%q is no address like "127.0.0.1:8080" or ":8080"`, p.Address)
+	case p.Port < 1 || p.Port > 65535:
+		return fault.Option("WithPublish", "%d: ports go from 1 to 65535", p.Port)
+	}
+	return nil
 }
 
 // Defaults is what no option has changed.
@@ -62,6 +97,7 @@ func (s Spec) Clone() Spec {
 	s.Command.Env = slices.Clip(s.Command.Env)
 	s.Command.Rlimits = maps.Clone(s.Command.Rlimits)
 	s.Streams.Extra = slices.Clip(s.Streams.Extra)
+	s.Supervision.Publish = slices.Clip(s.Supervision.Publish)
 	s.Root.Mounts = slices.Clip(s.Root.Mounts)
 	s.Security.Capabilities = slices.Clip(s.Security.Capabilities)
 	return s
@@ -93,7 +129,7 @@ const MaxPrepared = 1000
 // Check returns everything that is wrong, each an error in which errors.As finds one
 // *fault.OptionError.
 func (s *Spec) Check() []error {
-	return slices.Concat(s.Command.check(), s.Supervision.check(), s.checkPrepared(), s.Streams.check(), s.Place.check(),
+	return slices.Concat(s.Command.check(), s.Supervision.check(), s.checkPrepared(), s.Streams.check(), s.Place.check(), s.checkMember(),
 		s.Limits.check(), s.Command.checkRlimits(), s.Namespaces.check(), s.Root.check(), s.Security.Check(), s.checkHostIDs(), s.Function.check())
 }
 
@@ -126,6 +162,35 @@ func (p *Place) check() (errs []error) {
 		errs = append(errs, fault.Option("WithCell", "the cell was not made by NewCell: look at the error of that"))
 	}
 	return errs
+}
+
+// checkMember refuses what is no place on a private network, and what takes one.
+func (s *Spec) checkMember() (errs []error) {
+	m := &s.Place.Member
+	for _, p := range s.Supervision.Publish {
+		if err := p.check(); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if s.Namespaces.Network != NetworkPrivate {
+		if s.Supervision.Publish != nil {
+			errs = append(errs, fault.Option("WithPublish", "the run is on no private network: use NewNetwork, and WithNetwork with what its As returns"))
+		}
+		return errs
+	}
+	if m.Of == nil {
+		errs = append(errs, fault.Option("WithNetwork", "the network was not made by NewNetwork: look at the error of that"))
+	}
+	if !isLabel(m.Name) {
+		errs = append(errs, fault.Option("WithNetwork", "%q is no name on a network: 1 to 63 of a-z, 0-9 and -, the first and last no -", m.Name))
+	}
+	return errs
+}
+
+// isLabel reports whether s can be a name of one label in DNS: RFC 1035, section 2.3.1, RFC 1123.
+func isLabel(s string) bool {
+	return s != "" && len(s) <= 63 && s[0] != '-' && s[len(s)-1] != '-' &&
+		!strings.ContainsFunc(s, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' })
 }
 
 // checkHostIDs refuses what only the missing user namespace makes harmless.

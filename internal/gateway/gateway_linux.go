@@ -1,0 +1,283 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// gateway is a network namespace in which every address is local, so that what runs send to any one
+// arrives at its listeners, which this process holds, unless it is a run's. It has no interface but
+// one to each run: what neither takes goes nowhere, also when this process has died.
+type gateway struct {
+	config *Config
+	cell   *cell.Cell
+	ns     namespace
+	ctx    context.Context // ends with the gateway
+	end    context.CancelFunc
+	busy   sync.WaitGroup // goroutines
+
+	listeners []*net.TCPListener
+
+	mu      sync.Mutex
+	closed  bool
+	members map[netip.Addr]*Member
+	named   map[string][]*Member // those that can be found
+	active  int                  // runs that have not ended
+	joins   int
+	ahead   *Member // for the next run
+	making  bool    // of ahead
+	last    int     // index of the latest member
+
+	netlinkMu sync.Mutex
+
+	spareMu sync.Mutex
+	spare   []*os.File // sockets
+}
+
+// namespace is a network namespace and what this process has in it.
+type namespace struct {
+	file    *os.File
+	netlink *os.File
+	sockets []*os.File
+}
+
+func (n *namespace) close() {
+	for _, f := range append(n.sockets, n.netlink, n.file) {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// newNamespace makes a network namespace. setUp adds what is set in it, and returns sockets.
+func newNamespace(c *cell.Cell, setUp func(b *program.Builder) []program.Slot) (namespace, error) {
+	files, err := c.InNetwork(nil, func(b *program.Builder) []program.Slot {
+		ns := b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/proc/self/ns/net"), program.Int(unix.O_RDONLY|unix.O_CLOEXEC, "O_RDONLY|O_CLOEXEC"), program.Int(0))
+		nl := socket(b, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)
+		return append([]program.Slot{ns, nl}, setUp(b)...)
+	})
+	if err != nil {
+		return namespace{}, err
+	}
+	return namespace{files[0], files[1], files[2:]}, nil
+}
+
+func socket(b *program.Builder, family, kind, protocol int) program.Slot {
+	return b.CallTo("socket", unix.SYS_SOCKET, program.Int(family), program.Int(kind|unix.SOCK_CLOEXEC), program.Int(protocol))
+}
+
+// set writes a setting of the kernel, which must exist.
+func set(b *program.Builder, name, value string) {
+	f := b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/proc/sys/net/"+name), program.Int(unix.O_WRONLY|unix.O_CLOEXEC, "O_WRONLY|O_CLOEXEC"), program.Int(0))
+	b.Call("write", unix.SYS_WRITE, program.Use(f), b.Str(value), program.Int(len(value)))
+	b.Close(f)
+}
+
+// setUpAny is for every namespace: later interfaces have no IPv6, and any user may listen on any
+// port. A kernel without IPv6 lacks the setting.
+func setUpAny(b *program.Builder) {
+	set(b, "ipv4/ip_unprivileged_port_start", "0")
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+		set(b, "ipv6/conf/default/disable_ipv6", "1")
+	}
+}
+
+// setUpMember sets up a run's namespace.
+func setUpMember(c *cell.Cell) func(b *program.Builder) []program.Slot {
+	return func(b *program.Builder) []program.Slot {
+		setUpAny(b)
+		b.WriteFile(program.AtCWD, "/proc/sys/net/ipv4/ping_group_range", c.PingGroups())
+		return nil
+	}
+}
+
+const backlog = 1024
+
+// setUpGateway sets up the gateway's namespace: it forwards from run to run, takes from each
+// interface only what the run there may send (rp_filter: no other's address), and answers no echo
+// requests, as every address would seem to be there. Settings of IPv4 are inherited from the
+// machine's (Documentation/admin-guide/sysctl/net.rst, devconf_inherit_init_net). The sockets are
+// that of the resolver, and listeners: of DNS over TCP, and of all ports that are allowed.
+func setUpGateway(ports []uint16) func(b *program.Builder) []program.Slot {
+	return func(b *program.Builder) []program.Slot {
+		setUpAny(b)
+		for _, s := range [][2]string{{"ip_forward", "1"}, {"conf/all/rp_filter", "1"}, {"conf/default/rp_filter", "1"}, {"conf/all/accept_local", "0"}, {"conf/default/accept_local", "0"}, {"icmp_echo_ignore_all", "1"}} {
+			set(b, "ipv4/"+s[0], s[1])
+		}
+		one := b.Bytes([]byte{1, 0, 0, 0}, "1")
+		bind := func(s program.Slot, port uint16) {
+			b.Call("setsockopt", unix.SYS_SETSOCKOPT, program.Use(s), program.Int(unix.SOL_SOCKET, "SOL_SOCKET"), program.Int(unix.SO_REUSEADDR, "SO_REUSEADDR"), one, program.Int(4))
+			at := make([]byte, unix.SizeofSockaddrInet4)
+			at[2], at[3] = byte(port>>8), byte(port)
+			nativeFamily(at, unix.AF_INET)
+			b.Call("bind", unix.SYS_BIND, program.Use(s), b.Bytes(at, fmt.Sprintf("{0.0.0.0:%d}", port)), program.Int(len(at)))
+		}
+		names := socket(b, unix.AF_INET, unix.SOCK_DGRAM, 0)
+		bind(names, dnsPort)
+		made := []program.Slot{names}
+		for _, port := range ports {
+			s := socket(b, unix.AF_INET, unix.SOCK_STREAM, 0)
+			bind(s, port)
+			b.Call("listen", unix.SYS_LISTEN, program.Use(s), program.Int(backlog))
+			made = append(made, s)
+		}
+		return made
+	}
+}
+
+// newGateway makes a gateway in the cell, and begins to listen.
+func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
+	g := &gateway{config: config, cell: c, members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, last: firstRun - 1}
+	g.ctx, g.end = context.WithCancel(context.Background())
+	defer func() {
+		if err != nil {
+			g.close()
+		}
+	}()
+	if g.ns, err = newNamespace(c, setUpGateway(config.listened())); err != nil {
+		return nil, fmt.Errorf("the gateway's network namespace: %w", err)
+	}
+	var x batch
+	x.up(loopback)
+	x.address(loopback, netip.PrefixFrom(resolver, resolver.BitLen()))
+	x.route(route{to: anywhere, index: loopback, kind: unix.RTN_LOCAL, scope: unix.RT_SCOPE_HOST})
+	if err := g.change(&x); err != nil {
+		return nil, fmt.Errorf("the gateway's interfaces: %w", err)
+	}
+	return g, g.listen()
+}
+
+// listen gives each of the gateway's sockets a goroutine.
+func (g *gateway) listen() error {
+	for i, f := range g.ns.sockets {
+		if i == 0 {
+			p, err := net.FilePacketConn(f)
+			if err != nil {
+				return err
+			}
+			udp := p.(*net.UDPConn)
+			context.AfterFunc(g.ctx, func() { udp.Close() })
+			g.busy.Go(func() { g.serveNames(udp) })
+			continue
+		}
+		l, err := net.FileListener(f)
+		if err != nil {
+			return err
+		}
+		tcp := l.(*net.TCPListener)
+		g.listeners = append(g.listeners, tcp)
+		context.AfterFunc(g.ctx, func() { tcp.Close() })
+		g.busy.Go(func() { g.accept(tcp) })
+	}
+	for _, f := range g.ns.sockets { // the copies remain
+		f.Close()
+	}
+	g.ns.sockets = nil
+	return nil
+}
+
+// hasWaiting reports whether a connection is still to be accepted.
+func (g *gateway) hasWaiting() (yes bool) {
+	for _, l := range g.listeners {
+		raw, err := l.SyscallConn()
+		if err != nil {
+			continue
+		}
+		_ = raw.Control(func(fd uintptr) {
+			n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			yes = yes || n > 0
+		})
+	}
+	return yes
+}
+
+// begin begins a goroutine, unless the gateway is closed.
+func (g *gateway) begin(f func()) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.busy.Go(f)
+	}
+	return !g.closed
+}
+
+// close ends all connections, and with the namespace the interfaces of members that have not left.
+func (g *gateway) close() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.end()
+	g.busy.Wait()
+	g.mu.Lock()
+	var x batch
+	for _, m := range g.members {
+		x.remove(m.link())
+	}
+	g.mu.Unlock()
+	if len(x.whats) > 0 {
+		_ = g.change(&x)
+	}
+	if g.ahead != nil {
+		g.ahead.disconnect()
+	}
+	g.ns.close()
+	g.spareMu.Lock()
+	defer g.spareMu.Unlock()
+	for _, f := range g.spare {
+		f.Close()
+	}
+	g.spare = nil
+}
+
+const (
+	loopback = 1 // index of the interface, in every namespace
+	runLink  = 64
+	linkBase = 1000 // above those that the kernel may make by itself
+)
+
+var anywhere = netip.MustParsePrefix("0.0.0.0/0")
+
+// link is the index of the gateway's end of the member's veth.
+func (m *Member) link() int32 { return int32(linkBase + m.index) }
+
+// connect makes a veth between the gateway and a member.
+func (g *gateway) connect(m *Member) error {
+	own, via := netip.PrefixFrom(m.address, 32), netip.PrefixFrom(resolver, 32)
+	var x batch
+	x.veth(end{fmt.Sprintf("run%d", m.index), m.link(), nil}, end{"eth0", runLink, m.ns.file})
+	x.up(m.link())
+	x.route(route{to: own, index: m.link(), kind: unix.RTN_UNICAST, scope: unix.RT_SCOPE_LINK})
+	if err := g.change(&x); err != nil {
+		return err
+	}
+	x = batch{}
+	x.up(loopback)
+	x.up(runLink)
+	x.address(runLink, own)
+	x.route(route{to: via, index: runLink, kind: unix.RTN_UNICAST, scope: unix.RT_SCOPE_LINK})
+	x.route(route{to: anywhere, index: runLink, via: resolver, kind: unix.RTN_UNICAST})
+	return x.send(m.ns.netlink)
+}
+
+// disconnect removes the veth, if it is not gone already.
+func (g *gateway) disconnect(m *Member) {
+	var x batch
+	x.remove(m.link())
+	_ = g.change(&x)
+}
+
+// change changes the gateway's interfaces.
+func (g *gateway) change(x *batch) error {
+	g.netlinkMu.Lock() // of several senders each would get the others' answers
+	defer g.netlinkMu.Unlock()
+	return x.send(g.ns.netlink)
+}

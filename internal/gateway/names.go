@@ -1,0 +1,150 @@
+package gateway
+
+import (
+	"net/netip"
+	"strings"
+	"sync"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// The addresses of networks: RFC 2544, section C.2.2, which nobody on the internet has. All
+// networks have the same ones, as nothing connects them.
+var (
+	runRange   = netip.MustParsePrefix("198.18.0.0/16")
+	nameRange  = netip.MustParsePrefix("198.19.0.0/16")
+	resolver   = netip.MustParseAddr(spec.Resolver) // the gateway's own
+	firstRun   = 2
+	maxRuns    = 1<<16 - 2 - firstRun
+	maxNames   = 4096 // that one run asks for
+	firstNamed = 1
+)
+
+// nth returns an address of a range.
+func nth(in netip.Prefix, i int) netip.Addr {
+	a := in.Addr().As4()
+	a[2], a[3] = byte(i>>8), byte(i)
+	return netip.AddrFrom4(a)
+}
+
+// names is the names that one run has asked for. Each has an address that stands for it, to this
+// run alone: no run holds a real one.
+type names struct {
+	mu      sync.Mutex
+	address map[string]netip.Addr
+	name    map[netip.Addr]string
+	refused map[string]bool
+}
+
+// addressOf returns the address that stands for a name, or false if the run has asked for too many.
+func (n *names) addressOf(name string) (netip.Addr, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if a, ok := n.address[name]; ok {
+		return a, true
+	}
+	if len(n.address) == maxNames {
+		return netip.Addr{}, false
+	}
+	if n.address == nil {
+		n.address, n.name = map[string]netip.Addr{}, map[netip.Addr]string{}
+	}
+	a := nth(nameRange, firstNamed+len(n.address))
+	n.address[name], n.name[a] = a, name
+	return a, true
+}
+
+// nameOf returns the name that an address stands for.
+func (n *names) nameOf(a netip.Addr) (string, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	name, ok := n.name[a]
+	return name, ok
+}
+
+// refuse notes that a name was refused and reports whether that is news. Of a run that asks for too
+// many it is none.
+func (n *names) refuse(name string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.refused[name] || len(n.refused) == maxNames {
+		return false
+	}
+	if n.refused == nil {
+		n.refused = map[string]bool{}
+	}
+	n.refused[name] = true
+	return true
+}
+
+// How long a run may keep an answer, in seconds. An address stands for its name as long as the run
+// lives; runs come and go.
+const (
+	nameTTL = 300
+	runTTL  = 1
+)
+
+// maxAnswers bounds how many runs of one name an answer has, of 16 bytes each: a reply over UDP has
+// 512 (RFC 1035, section 2.3.4).
+const maxAnswers = 14
+
+// answer answers a query of DNS. It asks nobody: runs of the network have their addresses, what is
+// listed has one of ours, and all else does not exist. It returns the name if that was refused, and
+// nothing for what is no query.
+func (c *Config) answer(query []byte, n *names, runs func(name string) []netip.Addr) (reply []byte, refused string) {
+	var p dnsmessage.Parser
+	h, err := p.Start(query)
+	if err != nil || h.Response || h.OpCode != 0 {
+		return nil, ""
+	}
+	out := dnsmessage.Header{ID: h.ID, Response: true, Authoritative: true, RecursionDesired: h.RecursionDesired, RecursionAvailable: true}
+	q, err := p.Question()
+	if err != nil {
+		out.RCode = dnsmessage.RCodeFormatError
+		return encode(out, nil, 0, nil), ""
+	}
+	name := canonical(q.Name.String())
+	found, ttl := runs(strings.TrimSuffix(name, internal)), uint32(runTTL)
+	switch {
+	case q.Class != dnsmessage.ClassINET:
+		out.RCode, found = dnsmessage.RCodeNotImplemented, nil
+	case len(found) > 0:
+		if q.Type != dnsmessage.TypeA {
+			found = nil
+		}
+	case !isName(name) || !c.isListed(name):
+		// Not RCodeRefused, at which programs ask again.
+		out.RCode, refused = dnsmessage.RCodeNameError, name
+	case q.Type == dnsmessage.TypeA:
+		ttl = nameTTL
+		if a, ok := n.addressOf(name); ok {
+			found = []netip.Addr{a}
+		} else {
+			out.RCode = dnsmessage.RCodeServerFailure
+		}
+	}
+	return encode(out, &q, ttl, found), refused
+}
+
+// internal is the domain of the network's runs, which may be left out.
+const internal = ".internal"
+
+func encode(h dnsmessage.Header, q *dnsmessage.Question, ttl uint32, addresses []netip.Addr) []byte {
+	m := dnsmessage.Message{Header: h}
+	if q != nil {
+		m.Questions = []dnsmessage.Question{*q}
+	}
+	for _, a := range addresses[:min(len(addresses), maxAnswers)] {
+		m.Answers = append(m.Answers, dnsmessage.Resource{
+			Header: dnsmessage.ResourceHeader{Name: q.Name, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET, TTL: ttl},
+			Body:   &dnsmessage.AResource{A: a.As4()},
+		})
+	}
+	b, err := m.Pack()
+	if err != nil {
+		return nil
+	}
+	return b
+}

@@ -1,0 +1,134 @@
+package gateway
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+func queryFor(t testing.TB, name string, kind dnsmessage.Type) []byte {
+	m := dnsmessage.Message{Header: dnsmessage.Header{ID: 7, RecursionDesired: true},
+		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: kind, Class: dnsmessage.ClassINET}}}
+	b, err := m.Pack()
+	require.NoError(t, err)
+	return b
+}
+
+func listing(hosts ...string) *Config {
+	c := new(Config)
+	for _, h := range hosts {
+		c.AllowHost(h, []int{443})
+	}
+	return c
+}
+
+func nobody(string) []netip.Addr { return nil }
+
+func TestAnswers(t *testing.T) {
+	c, n := listing("a.example", "*.b.example"), new(names)
+	db := netip.MustParseAddr("198.18.0.9")
+	runs := func(name string) []netip.Addr {
+		if name == "db" {
+			return []netip.Addr{db}
+		}
+		return nil
+	}
+	for _, test := range []struct {
+		name    string
+		kind    dnsmessage.Type
+		code    dnsmessage.RCode
+		answer  string
+		refused string
+	}{
+		{"a.example.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.19.0.1", ""},
+		{"A.EXAMPLE.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.19.0.1", ""},
+		{"x.b.example.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.19.0.2", ""},
+		{"a.example.", dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess, "", ""},
+		{"a.example.", dnsmessage.TypeTXT, dnsmessage.RCodeSuccess, "", ""},
+		{"a.example.", 65, dnsmessage.RCodeSuccess, "", ""}, // HTTPS
+		{"b.example.", dnsmessage.TypeA, dnsmessage.RCodeNameError, "", "b.example"},
+		{"secret.evil.example.", dnsmessage.TypeTXT, dnsmessage.RCodeNameError, "", "secret.evil.example"},
+		{"1.0.18.198.in-addr.arpa.", dnsmessage.TypePTR, dnsmessage.RCodeNameError, "", "1.0.18.198.in-addr.arpa"},
+		{"db.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.18.0.9", ""},
+		{"db.internal.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.18.0.9", ""},
+		{"db.", dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess, "", ""},
+		{"web.", dnsmessage.TypeA, dnsmessage.RCodeNameError, "", "web"},
+		{".", dnsmessage.TypeNS, dnsmessage.RCodeNameError, "", ""},
+	} {
+		reply, refused := c.answer(queryFor(t, test.name, test.kind), n, runs)
+		var m dnsmessage.Message
+		require.NoError(t, m.Unpack(reply), test.name)
+		require.Equal(t, test.code, m.RCode, test.name)
+		require.Equal(t, uint16(7), m.ID)
+		require.Equal(t, test.refused, refused)
+		if test.answer == "" {
+			require.Empty(t, m.Answers, test.name)
+			continue
+		}
+		require.Len(t, m.Answers, 1, test.name)
+		require.Equal(t, netip.MustParseAddr(test.answer).As4(), m.Answers[0].Body.(*dnsmessage.AResource).A, test.name)
+	}
+	name, ok := n.nameOf(netip.MustParseAddr("198.19.0.2"))
+	require.True(t, ok)
+	require.Equal(t, "x.b.example", name)
+	_, ok = n.nameOf(netip.MustParseAddr("198.19.0.3"))
+	require.False(t, ok)
+}
+
+// A run that asks for ever more names gets no more of this process's memory.
+func TestTooManyNames(t *testing.T) {
+	c, n := listing("*.b.example"), new(names)
+	codes := map[dnsmessage.RCode]int{}
+	for i := range maxNames + 10 {
+		reply, _ := c.answer(queryFor(t, fmt.Sprintf("x%d.b.example.", i), dnsmessage.TypeA), n, nobody)
+		var m dnsmessage.Message
+		require.NoError(t, m.Unpack(reply))
+		codes[m.RCode]++
+		n.refuse(fmt.Sprintf("y%d", i))
+	}
+	require.Equal(t, map[dnsmessage.RCode]int{dnsmessage.RCodeSuccess: maxNames, dnsmessage.RCodeServerFailure: 10}, codes)
+	require.Len(t, n.refused, maxNames)
+	require.False(t, n.refuse("y1"))
+	for _, a := range n.address {
+		require.True(t, nameRange.Contains(a))
+	}
+}
+
+// More runs of one name than an answer has room for.
+func TestManyRuns(t *testing.T) {
+	runs := func(string) (list []netip.Addr) {
+		for i := range 1000 {
+			list = append(list, nth(runRange, firstRun+i))
+		}
+		return list
+	}
+	reply, _ := new(Config).answer(queryFor(t, "db.", dnsmessage.TypeA), new(names), runs)
+	require.LessOrEqual(t, len(reply), 512)
+	var m dnsmessage.Message
+	require.NoError(t, m.Unpack(reply))
+	require.Len(t, m.Answers, maxAnswers)
+}
+
+// FuzzAnswer answers anything: it must neither panic nor answer with what is not ours.
+func FuzzAnswer(f *testing.F) {
+	f.Add(queryFor(f, "a.example.", dnsmessage.TypeA))
+	f.Add(queryFor(f, "evil.example.", dnsmessage.TypeTXT))
+	f.Add([]byte("\x00\x00\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\xc0\x0c\x00\x01\x00\x01")) // a name that points to itself
+	f.Add([]byte{})
+	c := listing("*.example")
+	f.Fuzz(func(t *testing.T, query []byte) {
+		reply, _ := c.answer(query, new(names), nobody)
+		if reply == nil {
+			return
+		}
+		var m dnsmessage.Message
+		require.NoError(t, m.Unpack(reply))
+		require.True(t, m.Response)
+		for _, a := range m.Answers {
+			require.True(t, nameRange.Contains(netip.AddrFrom4(a.Body.(*dnsmessage.AResource).A)))
+		}
+	})
+}

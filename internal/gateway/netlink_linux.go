@@ -1,0 +1,175 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Sockets of rtnetlink(7) that were made in namespaces which this process may not enter. The kernel
+// asks for the right both of who made the socket and of who sends (net/netlink/af_netlink.c,
+// __netlink_ns_capable). This process has it, even as an ordinary user, as the owner of the cell's
+// user namespace: user_namespaces(7).
+
+// batch is changes of a namespace's interfaces, which are made in one call.
+type batch struct {
+	bytes []byte
+	whats []string // one of each message, for its error
+}
+
+func (x *batch) add(kind, flags int, what string, parts ...nl.NetlinkRequestData) {
+	r := nl.NewNetlinkRequest(kind, flags|unix.NLM_F_ACK)
+	r.Seq = uint32(len(x.whats))
+	x.whats = append(x.whats, what)
+	for _, p := range parts {
+		r.AddData(p)
+	}
+	x.bytes = append(x.bytes, r.Serialize()...)
+}
+
+const makeNew = unix.NLM_F_CREATE | unix.NLM_F_EXCL
+
+func link(index int32) *nl.IfInfomsg {
+	m := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	m.Index = index
+	return m
+}
+
+// up brings an interface up.
+func (x *batch) up(index int32) {
+	m := link(index)
+	m.Flags, m.Change = unix.IFF_UP, unix.IFF_UP
+	x.add(unix.RTM_NEWLINK, 0, fmt.Sprintf("interface %d up", index), m)
+}
+
+// remove removes an interface, and with it its peer.
+func (x *batch) remove(index int32) {
+	x.add(unix.RTM_DELLINK, 0, fmt.Sprintf("interface %d gone", index), link(index))
+}
+
+// mtu is the largest that veth has: nothing on the way to the gateway has a smaller one.
+const mtu = 65535
+
+// end is one of the two of a veth.
+type end struct {
+	name  string
+	index int32
+	ns    *os.File // nil for the namespace of the socket
+}
+
+func (e *end) attrs(to interface {
+	AddRtAttr(int, []byte) *nl.RtAttr
+}) {
+	to.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(e.name))
+	to.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(mtu))
+	to.AddRtAttr(unix.IFLA_NUM_TX_QUEUES, nl.Uint32Attr(1))
+	to.AddRtAttr(unix.IFLA_NUM_RX_QUEUES, nl.Uint32Attr(1))
+	if e.ns != nil {
+		to.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(e.ns.Fd())))
+	}
+}
+
+// veth makes a pair of interfaces, both down: veth(4).
+func (x *batch) veth(here, there end) {
+	own := nl.NewRtAttr(0, nil) // collects attributes that belong to the message itself
+	here.attrs(own)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO|unix.NLA_F_NESTED, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	data := info.AddRtAttr(nl.IFLA_INFO_DATA|unix.NLA_F_NESTED, nil)
+	peer := data.AddRtAttr(nl.VETH_INFO_PEER, nil)
+	peer.AddChild(link(there.index))
+	there.attrs(peer)
+	raw := own.Serialize()[unix.SizeofRtAttr:]
+	x.add(unix.RTM_NEWLINK, makeNew, "veth "+here.name, link(here.index), bytesOf(raw), info)
+}
+
+// bytesOf is a part of a message that is encoded already.
+type bytesOf []byte
+
+func (b bytesOf) Len() int          { return len(b) }
+func (b bytesOf) Serialize() []byte { return b }
+
+func family(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
+}
+
+// address gives an interface an address.
+func (x *batch) address(index int32, p netip.Prefix) {
+	m := nl.NewIfAddrmsg(family(p.Addr()))
+	m.Prefixlen, m.Flags, m.Index = uint8(p.Bits()), unix.IFA_F_NODAD, uint32(index)
+	x.add(unix.RTM_NEWADDR, makeNew, "address "+p.String(), m,
+		nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()), nl.NewRtAttr(unix.IFA_ADDRESS, p.Addr().AsSlice()))
+}
+
+// route is an entry of the main routing table.
+type route struct {
+	to    netip.Prefix
+	index int32
+	via   netip.Addr // not valid if it is on the interface's own link
+	kind  uint8      // RTN_UNICAST or RTN_LOCAL
+	scope uint8
+}
+
+func (x *batch) route(r route) {
+	m := nl.NewRtMsg()
+	m.Family, m.Dst_len, m.Type, m.Scope = uint8(family(r.to.Addr())), uint8(r.to.Bits()), r.kind, r.scope
+	m.Table, m.Protocol = unix.RT_TABLE_MAIN, unix.RTPROT_STATIC
+	parts := []nl.NetlinkRequestData{m, nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(r.index)))}
+	if r.to.Bits() > 0 {
+		parts = append(parts, nl.NewRtAttr(unix.RTA_DST, r.to.Addr().AsSlice()))
+	}
+	if r.via.IsValid() {
+		parts = append(parts, nl.NewRtAttr(unix.RTA_GATEWAY, r.via.AsSlice()))
+	}
+	x.add(unix.RTM_NEWROUTE, makeNew, "route to "+r.to.String(), parts...)
+}
+
+// send makes the changes, in their order, and returns the errors. The answers are there when the
+// call returns.
+func (x *batch) send(socket *os.File) error {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sendErr error
+	err = raw.Control(func(fd uintptr) {
+		sendErr = unix.Sendto(int(fd), x.bytes, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	})
+	if err = errors.Join(err, os.NewSyscallError("rtnetlink", sendErr)); err != nil {
+		return err
+	}
+	if err := socket.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+		return err
+	}
+	var errs []error
+	buffer := make([]byte, 16<<10)
+	for answers := 0; answers < len(x.whats); {
+		n, err := socket.Read(buffer)
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		messages, err := syscall.ParseNetlinkMessage(buffer[:n])
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		for _, m := range messages {
+			if m.Header.Type != unix.NLMSG_ERROR || len(m.Data) < 4 || int(m.Header.Seq) >= len(x.whats) {
+				continue
+			}
+			answers++
+			if code := int32(nl.NativeEndian().Uint32(m.Data)); code != 0 {
+				errs = append(errs, fmt.Errorf("%s: %w", x.whats[m.Header.Seq], syscall.Errno(-code)))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,134 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/program"
+)
+
+// Publish passes connections to an address of this machine on to a port of the member, until it
+// retires. It returns the address with the port that it has.
+func (m *Member) Publish(address string, port uint16) (netip.AddrPort, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	tcp := l.(*net.TCPListener)
+	if !m.gateway.begin(func() { m.takeIn(tcp, port) }) {
+		l.Close()
+		return netip.AddrPort{}, net.ErrClosed
+	}
+	context.AfterFunc(m.ctx, func() { l.Close() })
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.listeners = append(m.listeners, tcp)
+	return addrPort(l.Addr()), nil
+}
+
+// takeIn takes the connections to one address.
+func (m *Member) takeIn(l *net.TCPListener, port uint16) {
+	for {
+		conn, err := l.AcceptTCP()
+		switch {
+		case err == nil:
+			m.limited(m.in, conn, Conn{Published: true, Port: port, Address: addrPort(conn.RemoteAddr()), Begin: time.Now()}, m.passIn)
+		case isClosed(err):
+			return
+		default:
+			time.Sleep(acceptPause)
+		}
+	}
+}
+
+// passIn serves one connection from outside to its end.
+func (m *Member) passIn(conn *net.TCPConn, c *Conn, o *outgoing) {
+	near, err := m.gateway.dial(m.ctx, netip.AddrPortFrom(m.address, c.Port))
+	if err != nil {
+		reset(conn)
+		c.Verdict, c.Err = Failed, err
+	} else {
+		m.relay(near, conn, c, o)
+	}
+}
+
+// socketBatch is how many sockets are made in the gateway at a time: each time takes a process.
+const socketBatch = 16
+
+// dial connects to a member from within the gateway.
+func (g *gateway) dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+	f, err := g.socket()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // FileConn has a copy
+	defer context.AfterFunc(ctx, func() { _ = f.SetDeadline(time.Unix(1, 0)) })()
+	if err := f.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
+		return nil, err
+	}
+	if err := connect(f, to); err != nil {
+		return nil, fmt.Errorf("connecting to the run: %w", err)
+	}
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// connect connects a socket that does not block: connect(2), EINPROGRESS.
+func connect(f *os.File, to netip.AddrPort) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	begun := false
+	var result error
+	err = raw.Write(func(fd uintptr) bool {
+		if !begun {
+			begun = true
+			result = unix.Connect(int(fd), &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
+			return result != unix.EINPROGRESS
+		}
+		var code int
+		if code, result = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR); result == nil && code != 0 {
+			result = unix.Errno(code)
+		}
+		if result != nil {
+			return true
+		}
+		_, notYet := unix.Getpeername(int(fd))
+		return notYet == nil
+	})
+	if err != nil {
+		return err
+	}
+	return result
+}
+
+// socket returns a new socket of the gateway.
+func (g *gateway) socket() (*os.File, error) {
+	g.spareMu.Lock()
+	defer g.spareMu.Unlock()
+	if len(g.spare) == 0 {
+		files, err := g.cell.InNetwork(g.ns.file, func(b *program.Builder) (made []program.Slot) {
+			for range socketBatch {
+				made = append(made, socket(b, unix.AF_INET, unix.SOCK_STREAM, 0))
+			}
+			return made
+		})
+		if err != nil {
+			return nil, fmt.Errorf("making sockets: %w", err)
+		}
+		g.spare = files
+	}
+	f := g.spare[0]
+	g.spare = g.spare[1:]
+	return f, nil
+}

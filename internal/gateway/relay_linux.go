@@ -1,0 +1,279 @@
+package gateway
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	dnsPort     = 53
+	dialTimeout = 30 * time.Second
+	dnsIdle     = 10 * time.Second // of a connection to the resolver
+	maxQuery    = 1 << 10          // a question has a name of 255 bytes, and few options
+)
+
+func nativeFamily(sockaddr []byte, family uint16) { binary.NativeEndian.PutUint16(sockaddr, family) }
+
+// listened returns the ports of the gateway's listeners.
+func (c *Config) listened() []uint16 {
+	ports := c.ports()
+	for _, p := range ports {
+		if p == dnsPort {
+			return ports
+		}
+	}
+	return append(ports, dnsPort)
+}
+
+// serveNames answers what runs ask by UDP.
+func (g *gateway) serveNames(udp *net.UDPConn) {
+	b := make([]byte, maxQuery)
+	for {
+		n, from, err := udp.ReadFromUDPAddrPort(b)
+		if g.ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			continue // of an earlier answer, which did not arrive
+		}
+		m := g.member(from.Addr().Unmap())
+		if m == nil {
+			continue
+		}
+		if reply := m.ask(b[:n]); reply != nil {
+			_, _ = udp.WriteToUDPAddrPort(reply, from)
+		}
+	}
+}
+
+// ask answers a query of the member, and tells of it if it was refused.
+func (m *Member) ask(query []byte) []byte {
+	reply, refused := m.gateway.config.answer(query, &m.names, m.gateway.addressesOf)
+	if refused != "" && m.names.refuse(refused) {
+		m.tell(Conn{Name: refused, Begin: time.Now(), Verdict: Refused, Err: &refusal{"the name is not listed"}})
+	}
+	return reply
+}
+
+func (m *Member) tell(c Conn) {
+	if observe := m.gateway.config.Observe; observe != nil {
+		c.Run = m.name
+		observe(c)
+	}
+}
+
+// accept takes the connections to one port.
+func (g *gateway) accept(l *net.TCPListener) {
+	for {
+		conn, err := l.AcceptTCP()
+		switch {
+		case err == nil:
+		case isClosed(err):
+			return
+		default: // out of descriptors, say
+			time.Sleep(acceptPause)
+			continue
+		}
+		if m := g.member(addrPort(conn.RemoteAddr()).Addr()); m != nil {
+			to := addrPort(conn.LocalAddr())
+			m.limited(m.out, conn, Conn{Port: to.Port(), Address: to, Begin: time.Now()}, m.passOut)
+		} else {
+			reset(conn)
+		}
+	}
+}
+
+// acceptPause is how long accepting rests after an error.
+const acceptPause = 10 * time.Millisecond
+
+func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }
+
+// limited serves a connection, unless there are as many as may be, and tells of it.
+func (m *Member) limited(places chan struct{}, conn *net.TCPConn, c Conn, serve func(*net.TCPConn, *Conn, *outgoing)) {
+	select {
+	case places <- struct{}{}:
+	default:
+		reset(conn)
+		c.Verdict, c.Err = Refused, errTooMany
+		m.tell(c)
+		return
+	}
+	o := &outgoing{m: m}
+	m.sending.Add(1)
+	m.gateway.busy.Go(func() {
+		defer func() { <-places }()
+		defer o.over()
+		defer context.AfterFunc(m.ctx, func() { o.end(conn) })()
+		if !c.Published && c.Address == netip.AddrPortFrom(resolver, dnsPort) {
+			m.serveQueries(conn)
+			return
+		}
+		serve(conn, &c, o)
+		c.Duration = time.Since(c.Begin)
+		m.tell(c)
+	})
+}
+
+var errTooMany = &refusal{"the run has as many connections as MaxConns allows"}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	p := a.(*net.TCPAddr).AddrPort()
+	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+}
+
+// reset ends a connection with an error for the other side.
+func reset(c *net.TCPConn) {
+	_ = c.SetLinger(0)
+	c.Close()
+}
+
+// passOut serves one connection of the member to its end.
+func (m *Member) passOut(conn *net.TCPConn, c *Conn, o *outgoing) {
+	far, err := m.dial(c.Address, c)
+	if err == nil {
+		m.relay(conn, far, c, o)
+		return
+	}
+	reset(conn)
+	c.Err, c.Verdict = err, Failed
+	var refused *refusal
+	if errors.As(err, &refused) {
+		c.Verdict = Refused
+	}
+}
+
+// serveQueries answers what the member asks over TCP: RFC 1035, section 4.2.2.
+func (m *Member) serveQueries(conn *net.TCPConn) {
+	defer conn.Close()
+	for {
+		_ = conn.SetDeadline(time.Now().Add(dnsIdle))
+		var size [2]byte
+		if _, err := io.ReadFull(conn, size[:]); err != nil {
+			return
+		}
+		n := binary.BigEndian.Uint16(size[:])
+		if n > maxQuery {
+			return
+		}
+		query := make([]byte, n)
+		if _, err := io.ReadFull(conn, query); err != nil {
+			return
+		}
+		reply := m.ask(query)
+		if reply == nil {
+			return
+		}
+		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(reply))), reply...)); err != nil {
+			return
+		}
+	}
+}
+
+// dial connects to what the member wants to reach, if it may.
+func (m *Member) dial(to netip.AddrPort, c *Conn) (*net.TCPConn, error) {
+	config := m.gateway.config
+	at := to.String()
+	if nameRange.Contains(to.Addr()) {
+		name, ok := m.names.nameOf(to.Addr())
+		if !ok {
+			return nil, &refusal{"the address stands for no name"}
+		}
+		c.Name, c.Address = name, netip.AddrPort{}
+		if c.Rule, ok = config.ruleForName(name, to.Port()); !ok {
+			return nil, &refusal{"the port is not listed for the name"}
+		}
+		// The root's dot keeps the machine's search list out of it.
+		at = net.JoinHostPort(name+".", strconv.Itoa(int(to.Port())))
+	} else {
+		rule, err := config.ruleFor(to)
+		if err == nil && rule == "" {
+			err = &refusal{"the address is not listed"}
+		}
+		if c.Rule = rule; err != nil {
+			return nil, err
+		}
+	}
+	d := net.Dialer{Timeout: dialTimeout, Resolver: config.Resolver, Control: func(_, address string, _ syscall.RawConn) error {
+		real, err := netip.ParseAddrPort(address)
+		if err == nil {
+			_, err = config.ruleFor(real)
+		}
+		return err
+	}}
+	far, err := d.DialContext(m.ctx, "tcp", at)
+	if err != nil {
+		return nil, err
+	}
+	c.Address = addrPort(far.RemoteAddr())
+	return far.(*net.TCPConn), nil
+}
+
+// outgoing is what a run sends over one connection.
+type outgoing struct {
+	m    *Member
+	once sync.Once
+	all  atomic.Bool // it has been passed on
+}
+
+// over is called when the run sends no more.
+func (o *outgoing) over() { o.once.Do(func() { o.m.sending.Add(-1) }) }
+
+// end closes the connection over which it goes. What has been passed on still arrives; else the
+// other side must learn that something is missing.
+func (o *outgoing) end(c *net.TCPConn) {
+	if o.all.Load() {
+		c.Close()
+	} else {
+		reset(c)
+	}
+}
+
+// relay copies both ways between the run and the other side until both are through.
+func (m *Member) relay(near, far *net.TCPConn, c *Conn, o *outgoing) {
+	end := func() {
+		o.end(far)
+		reset(near)
+	}
+	defer context.AfterFunc(m.ctx, end)()
+	back := make(chan error, 1)
+	go func() {
+		var err error
+		if c.Received, err = pass(near, far); err != nil {
+			end()
+		}
+		back <- err
+	}()
+	var err error
+	if c.Sent, err = pass(far, near); err == nil {
+		o.all.Store(true)
+	} else {
+		end()
+	}
+	o.over()
+	c.Err = errors.Join(err, <-back)
+	near.Close()
+	far.Close()
+}
+
+// pass copies one way, and passes on that this is over.
+func pass(to, from *net.TCPConn) (int64, error) {
+	n, err := io.Copy(to, from)
+	if err == nil {
+		err = to.CloseWrite()
+	}
+	if errors.Is(err, unix.ENOTCONN) { // the other way is over too
+		err = nil
+	}
+	return n, err
+}

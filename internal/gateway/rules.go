@@ -1,0 +1,185 @@
+// Package gateway is the way from runs to other hosts and to each other: a network namespace
+// without an uplink, whose listeners this process holds. What a run may reach is decided here, when
+// it is asked for by name and again when the address is dialed.
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/cellkit/sandbox/internal/fault"
+)
+
+// Config is what the options of a network set. Wrong holds what is wrong with them.
+type Config struct {
+	Hosts    []Host
+	CIDRs    []CIDR
+	MaxConns int // of one run at a time
+	Resolver *net.Resolver
+	Observe  func(Conn)
+	Wrong    []error
+}
+
+// Host is names that runs may connect to.
+type Host struct {
+	Pattern string // lower case; "*.example.org" for all below, "*" for all
+	Ports   []uint16
+}
+
+// CIDR is addresses that runs may connect to.
+type CIDR struct {
+	Prefix netip.Prefix
+	Ports  []uint16
+}
+
+const (
+	// DefaultMaxConns is how many connections a run may have at a time.
+	DefaultMaxConns = 256
+	maxMaxConns     = 1 << 16
+	// maxPorts bounds the listeners of a gateway, whose descriptors come in one message.
+	maxPorts = 200
+)
+
+// AllowHost adds a name.
+func (c *Config) AllowHost(pattern string, ports []int) {
+	h := Host{Pattern: canonical(pattern)}
+	err := checkPattern(h.Pattern)
+	if err == nil {
+		h.Ports, err = checkPorts(ports)
+	}
+	if err != nil {
+		c.Wrong = append(c.Wrong, fault.Option("AllowHost", "%q: %w", pattern, err))
+		return
+	}
+	c.Hosts = append(c.Hosts, h)
+}
+
+// AllowCIDR adds addresses.
+func (c *Config) AllowCIDR(text string, ports []int) {
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		var a netip.Addr
+		if a, err = netip.ParseAddr(text); err == nil && a.Zone() == "" {
+			p = netip.PrefixFrom(a, a.BitLen())
+		} else {
+			err = errors.New(`it is neither like "10.2.0.0/16" nor like "10.2.0.1", without a zone`)
+		}
+	}
+	r := CIDR{Prefix: p.Masked()}
+	switch {
+	case err != nil:
+	case p.Addr().Is4In6():
+		err = errors.New("write IPv4 as IPv4")
+	default:
+		r.Ports, err = checkPorts(ports)
+	}
+	if err != nil {
+		c.Wrong = append(c.Wrong, fault.Option("AllowCIDR", "%q: %w", text, err))
+		return
+	}
+	c.CIDRs = append(c.CIDRs, r)
+}
+
+// Check returns all that is wrong.
+func (c *Config) Check() error {
+	errs := slices.Clone(c.Wrong)
+	if c.MaxConns < 1 || c.MaxConns > maxMaxConns {
+		errs = append(errs, fault.Option("MaxConns", "%d is not between 1 and %d", c.MaxConns, maxMaxConns))
+	}
+	if n := len(c.ports()); n > maxPorts {
+		errs = append(errs, fault.Option("NewNetwork", "%d different ports are allowed, at most %d are possible", n, maxPorts))
+	}
+	return errors.Join(errs...)
+}
+
+func checkPorts(ports []int) (list []uint16, err error) {
+	if len(ports) == 0 {
+		return nil, errors.New("name the ports too")
+	}
+	for _, p := range ports {
+		if p < 1 || p > 65535 {
+			return nil, fmt.Errorf("%d: ports go from 1 to 65535", p)
+		}
+		list = append(list, uint16(p))
+	}
+	return list, nil
+}
+
+func checkPattern(p string) error {
+	if p == "*" {
+		return nil
+	}
+	name := strings.TrimPrefix(p, "*.")
+	if _, err := netip.ParseAddr(strings.Trim(p, "[]")); err == nil {
+		return errors.New("that is an address: use AllowCIDR")
+	}
+	if !isName(name) {
+		return errors.New("that is no host name in ASCII, nor one with *. before it: write others as xn--... (golang.org/x/net/idna, Lookup.ToASCII)")
+	}
+	return nil
+}
+
+// isName reports whether name, in lower case, is a host name, in which underscores are allowed.
+func isName(name string) bool {
+	if name == "" || len(name) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(name, ".") {
+		if label == "" || len(label) > 63 || strings.ContainsFunc(label, func(r rune) bool {
+			return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '_'
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
+// canonical returns a name in lower case, without the root's dot.
+func canonical(name string) string {
+	lower := []byte(name)
+	for i, b := range lower {
+		if 'A' <= b && b <= 'Z' {
+			lower[i] = b + 'a' - 'A'
+		}
+	}
+	return strings.TrimSuffix(string(lower), ".")
+}
+
+// covers reports whether the pattern is for a name.
+func (h *Host) covers(name string) bool {
+	if below, ok := strings.CutPrefix(h.Pattern, "*"); ok {
+		return strings.HasSuffix(name, below)
+	}
+	return name == h.Pattern
+}
+
+// isListed reports whether any port of the name is allowed.
+func (c *Config) isListed(name string) bool {
+	return slices.ContainsFunc(c.Hosts, func(h Host) bool { return h.covers(name) })
+}
+
+// ruleForName returns the pattern that allows a connection to a name.
+func (c *Config) ruleForName(name string, port uint16) (rule string, ok bool) {
+	for _, h := range c.Hosts {
+		if h.covers(name) && slices.Contains(h.Ports, port) {
+			return h.Pattern, true
+		}
+	}
+	return "", false
+}
+
+// ports returns all ports that are allowed anywhere, sorted.
+func (c *Config) ports() (list []uint16) {
+	for _, h := range c.Hosts {
+		list = append(list, h.Ports...)
+	}
+	for _, r := range c.CIDRs {
+		list = append(list, r.Ports...)
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}

@@ -1,0 +1,104 @@
+//go:build linux
+
+package testkit
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// Zone is a name server on this machine's loopback, with names that nobody else knows.
+type Zone struct {
+	at string
+
+	mu    sync.Mutex
+	names map[string][]netip.Addr
+	asked []string
+}
+
+// NewZone returns a zone with an address for each name, until the end of the test.
+func NewZone(t testing.TB, names map[string]string) *Zone {
+	t.Helper()
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { udp.Close() })
+	z := &Zone{at: udp.LocalAddr().String(), names: map[string][]netip.Addr{}}
+	for name, address := range names {
+		z.Set(name, address)
+	}
+	go z.serve(udp)
+	return z
+}
+
+// Set changes the addresses of a name.
+func (z *Zone) Set(name string, addresses ...string) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.names[name] = nil
+	for _, a := range addresses {
+		z.names[name] = append(z.names[name], netip.MustParseAddr(a))
+	}
+}
+
+// Asked returns the names that were asked for, each once, sorted.
+func (z *Zone) Asked() []string {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	list := slices.Clone(z.asked)
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// Resolver returns a resolver that asks the zone.
+func (z *Zone) Resolver() *net.Resolver {
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "udp", z.at)
+	}}
+}
+
+func (z *Zone) serve(udp net.PacketConn) {
+	b := make([]byte, 512)
+	for {
+		n, from, err := udp.ReadFrom(b)
+		if err != nil {
+			return
+		}
+		var m dnsmessage.Message
+		if m.Unpack(b[:n]) != nil || len(m.Questions) != 1 {
+			continue
+		}
+		z.answer(&m)
+		if reply, err := m.Pack(); err == nil {
+			_, _ = udp.WriteTo(reply, from)
+		}
+	}
+}
+
+func (z *Zone) answer(m *dnsmessage.Message) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	q := m.Questions[0]
+	name := strings.TrimSuffix(q.Name.String(), ".")
+	z.asked = append(z.asked, name)
+	m.Response, m.Additionals = true, nil
+	if z.names[name] == nil {
+		m.RCode = dnsmessage.RCodeNameError
+	}
+	header := dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 1}
+	for _, a := range z.names[name] {
+		switch {
+		case a.Is4() && q.Type == dnsmessage.TypeA:
+			m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: a.As4()}})
+		case a.Is6() && q.Type == dnsmessage.TypeAAAA:
+			m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AAAAResource{AAAA: a.As16()}})
+		}
+	}
+}

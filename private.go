@@ -1,0 +1,164 @@
+package sandbox
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/cellkit/sandbox/internal/gateway"
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// PrivateNetwork is a network of runs, which reach from it what its options list, and nothing else.
+// Runs are on it with WithNetwork(n.As(name)). It works as root and as an ordinary user. Nothing of
+// it exists while no run needs it, and nothing leads out of it when this process has died.
+// docs/PRIVATE_NETWORKS.md says how it works and what it promises.
+type PrivateNetwork struct{ is *networkImpl }
+
+// NetworkOption changes one thing of a private network.
+type NetworkOption func(*gateway.Config)
+
+// NewNetwork describes a private network. Without options its runs reach nothing. The error is the
+// *OptionErrors of wrong options, joined.
+func NewNetwork(opts ...NetworkOption) (*PrivateNetwork, error) {
+	c := gateway.Config{MaxConns: gateway.DefaultMaxConns}
+	for _, opt := range opts {
+		if opt != nil {
+			opt(&c)
+		}
+	}
+	is, err := newNetwork(c)
+	if err != nil {
+		return nil, err
+	}
+	return &PrivateNetwork{is}, nil
+}
+
+// As returns a place on the network, for WithNetwork, with a name of 1 to 63 of a-z, 0-9 and -. By
+// this name, and the same with ".internal" after it, the other runs of the network find the run
+// from its start to its end, at an address of its own, and may use all of its ports, as it may use
+// theirs. If several runs have the same name, it leads to all of them. Runs that must not reach
+// each other need a network for each. All that are on one at the same time must be of one cell.
+func (n *PrivateNetwork) As(name string) Network {
+	m := spec.Member{Name: name}
+	if n != nil && n.is != nil {
+		m.Of = n.is
+	}
+	return member(m)
+}
+
+// Close takes the network away from the runs that are on it, which go on with their loopback alone.
+// Later runs on it fail with an *OptionError. What is left of a network that is not closed ends
+// with its runs' cell, as for Shutdown.
+func (n *PrivateNetwork) Close() error {
+	if n == nil || n.is == nil {
+		return errors.New("sandbox: Close: the network was not made by NewNetwork: look at the error of that")
+	}
+	closeNetwork(n.is)
+	return nil
+}
+
+type member spec.Member
+
+func (m member) String() string { return m.Name }
+
+func (m member) set(c *spec.Spec) {
+	c.Namespaces.Network, c.Place.Member = spec.NetworkPrivate, spec.Member(m)
+}
+
+// WithPublish passes connections by TCP to an address of this machine on to a port of the run, as
+// long as it lives: "127.0.0.1:8080", ":8080" for all of the machine's addresses, port 0 for any
+// that is free, which Process.Published returns. The run must be on a private network and listen on
+// its own address, or on 0.0.0.0; until it does, connections are reset. It may have as many at a
+// time as MaxConns says, besides its own. Each use adds one. If this process can't listen there,
+// Start fails with a *SetupError.
+func WithPublish(address string, port int) Option {
+	return func(c *spec.Spec) {
+		c.Supervision.Publish = append(c.Supervision.Publish, spec.Published{Address: address, Port: port})
+	}
+}
+
+// AllowHost lets runs connect by TCP to the ports of a host by its name; "*.example.org" are all
+// names below example.org, without that itself, and "*" all names. The network's own resolver
+// answers for names that are listed, and says of all others that they don't exist, without asking
+// anybody. What it answers is an address that stands for the name in this run: when the run
+// connects to it, this process looks the name up and connects. It does not connect to addresses
+// that are not the internet's (private, loopback and link-local ones, such as 169.254.169.254) or
+// are this machine's, unless AllowCIDR names them. Names are in ASCII, as xn--... if need be.
+func AllowHost(name string, ports ...int) NetworkOption {
+	return func(c *gateway.Config) { c.AllowHost(name, ports) }
+}
+
+// AllowCIDR lets runs connect to addresses, "10.2.0.0/16" or "10.2.0.1", and lets names of
+// AllowHost lead there. A range names the addresses of a special block, such as 10.0.0.0/8, only if it lies
+// within that: 0.0.0.0/0 is the internet alone. An address of this machine has to be named by
+// itself. Runs have IPv4 alone; IPv6 addresses are for names that lead there.
+func AllowCIDR(addresses string, ports ...Ports) NetworkOption {
+	return func(c *gateway.Config) {
+		var all []int
+		for _, p := range ports {
+			all = append(all, p.tcp...)
+		}
+		c.AllowCIDR(addresses, all)
+	}
+}
+
+// Ports is ports of a protocol.
+type Ports struct{ tcp []int }
+
+// TCP returns ports of TCP, 1 to 65535.
+func TCP(ports ...int) Ports { return Ports{ports} }
+
+// MaxConns sets how many connections each run of the network may have at a time. Each takes two
+// descriptors of this process. More are reset. Default: 256.
+func MaxConns(n int) NetworkOption { return func(c *gateway.Config) { c.MaxConns = n } }
+
+// NetworkResolver sets what looks names up when runs connect to them. Default: net.DefaultResolver.
+func NetworkResolver(r *net.Resolver) NetworkOption {
+	return func(c *gateway.Config) { c.Resolver = r }
+}
+
+// NetworkObserver calls f for each connection of a run through the network when that is over or was
+// refused, and for each name that a run was refused, once in a run. It is called by several
+// goroutines at a time, which wait for it, and so does the run; it must not close the network.
+// Connections to ports that no option lists are refused by the kernel, and not told.
+func NetworkObserver(f func(Conn)) NetworkOption {
+	return func(c *gateway.Config) {
+		c.Observe = func(conn gateway.Conn) {
+			f(Conn{conn.Run, conn.Name, conn.Port, conn.Address, conn.Sent, conn.Received, conn.Begin, conn.Duration, conn.Published, Verdict(conn.Verdict), conn.Rule, conn.Err})
+		}
+	}
+}
+
+// Verdict is what became of a connection.
+type Verdict int
+
+const (
+	// Allowed means that there was a connection.
+	Allowed Verdict = iota
+	// Refused means that no rule allows it, or MaxConns was reached.
+	Refused
+	// Failed means that it is allowed, but the name could not be looked up, or the host did not
+	// answer.
+	Failed
+)
+
+func (v Verdict) String() string { return gateway.Verdict(v).String() }
+
+// Conn is a connection of a run through a private network, or a name that was refused.
+type Conn struct {
+	Run      string         // the name that As gave the run
+	Name     string         // that was asked for, "" if the run used an address
+	Port     uint16         // 0 if a name was refused
+	Address  netip.AddrPort // of the other side, not valid if none was found
+	Sent     int64          // bytes from the run
+	Received int64          // bytes to the run
+	Begin    time.Time
+	Duration time.Duration
+	// Published means that the connection came in, through WithPublish, to Port.
+	Published bool
+	Verdict   Verdict
+	Rule      string // the name or addresses of the option that allows it, as given there
+	Err       error  // why it is not Allowed, or was cut off
+}
