@@ -27,7 +27,16 @@ func (o Option) Apply(c *spec.Spec) {
 // of the run's environment, inside the run's root; one with a slash is taken relative to WithDir.
 // Required.
 func WithCommand(name string, args ...string) Option {
-	return func(c *spec.Spec) { c.Command.Argv, c.Command.Missing = append([]string{name}, args...), nil }
+	return func(c *spec.Spec) {
+		c.Command.Argv, c.Command.Missing, c.Command.Hold = append([]string{name}, args...), nil, false
+	}
+}
+
+// WithHold makes a run without a command of its own, in place of WithCommand: a session, in which
+// Process.Exec executes commands. It lives until Close or Kill, or until its context ends or a limit
+// ends it. What is left of its commands is reaped. It has no streams: each Exec has its own.
+func WithHold() Option {
+	return func(c *spec.Spec) { c.Command.Argv, c.Command.Missing, c.Command.Hold = nil, nil, true }
 }
 
 // WithEnv adds variables in the form "KEY=value" to the environment; a later value of a key

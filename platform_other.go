@@ -38,9 +38,13 @@ func (*running) Signal(os.Signal) error { return unsupported() }
 func (*running) Kill() error            { return unsupported() }
 func (*running) Pause() error           { return unsupported() }
 func (*running) Resume() error          { return unsupported() }
+func (*running) Close()                 {}
 
 func wait(*running) (*Result, error)           { return nil, unsupported() }
 func usage(*running) (Usage, error)            { return Usage{}, unsupported() }
+
+func exec(context.Context, *running, []Option) (*running, error) { return nil, unsupported() }
+
 func rootChanges(*described) ([]Change, error) { return nil, unsupported() }
 func newCell(cellConfig) (*cellImpl, error)    { return nil, unsupported() }
 func closeCell(*cellImpl) error                { return unsupported() }

@@ -1,11 +1,14 @@
 package sandbox
 
 import (
+	"context"
+	"errors"
 	"os"
 	"sync"
 )
 
-// Process is a run that was started. Its methods are safe for concurrent use.
+// Process is a run that was started, or a command that Exec started in one. Its methods are safe
+// for concurrent use.
 type Process struct {
 	r *running
 
@@ -14,8 +17,40 @@ type Process struct {
 	err    error
 }
 
-// PID returns the command's process id as this process sees it. The number may belong to another
-// process once Wait has returned.
+// Exec executes another command in the run, as another process of it: with the same namespaces,
+// root, cgroup, limits, user, capabilities and filter, and what the run has written so far. It
+// returns as soon as the command has been executed, and the caller must call Wait on what it
+// returns.
+//
+// The options are those of a command: WithCommand, WithStdin, WithStdout, WithStderr,
+// WithExtraFiles, WithTimeout, WithOutputLimit and WithWaitDelay, which are its own, and WithEnv,
+// WithDir and WithRlimit, which add to those of the run or replace them. Every other option belongs
+// to the run, and is an *OptionError. Otherwise the errors are those of Start. If the run has
+// ended, the error is os.ErrProcessDone; a paused run refuses, with a *SetupError.
+//
+// The end of the command is not the end of the run, and what the command leaves in the background
+// goes on until the run ends. The end of the run is that of its commands: their Reason is RunEnded,
+// and the error tells of both. If the run is killed for its memory as a whole, they are OutOfMemory
+// too. ctx, the timeout, Kill and Close kill the command with its descendants and the processes of
+// its session. One that has left both, as a daemon does, lives on in the run.
+//
+// Ended is closed at the end of the command, Pause and Resume are for the whole run, and Exec
+// starts another command there. Usage covers the command and the children that it waited for, as
+// getrusage(2) does: Uncounted names the rest, which is in the run's Usage.
+//
+// A second Exec of the same command compiles nothing anew. In a run whose ids are all one, or whose
+// user is root, other processes of it may signal the command before it has been executed: give ctx
+// a deadline there.
+func (p *Process) Exec(ctx context.Context, opts ...Option) (*Process, error) {
+	r, err := exec(ctx, p.r, opts)
+	if err != nil {
+		return nil, err
+	}
+	return &Process{r: r}, nil
+}
+
+// PID returns the command's process id as this process sees it, or 0 for a run of WithHold. The
+// number may belong to another process once Wait has returned.
 func (p *Process) PID() int { return p.r.PID() }
 
 // Wait waits until no process of the run is left, and until all of its output has been written, or
@@ -31,11 +66,25 @@ func (p *Process) Wait() (*Result, error) {
 // have to be written, for which Wait waits.
 func (p *Process) Ended() <-chan struct{} { return p.r.Ended() }
 
-// Signal sends a signal to the command. It returns os.ErrProcessDone if the command has ended.
+// Signal sends a signal to the command. It returns os.ErrProcessDone if the command has ended, and
+// for a run of WithHold.
 func (p *Process) Signal(sig os.Signal) error { return p.r.Signal(sig) }
 
-// Kill kills every process of the run.
+// Kill kills every process of the run. For an Exec, see there.
 func (p *Process) Kill() error { return p.r.Kill() }
+
+// Close ends the run, if it has not ended, and waits as Wait does. A run of WithHold has then ended
+// well: its Result is that of an exit with status 0. Any other was killed. The error is that of Wait
+// if it is no *ExitError. Close may be called more than once.
+func (p *Process) Close() error {
+	p.r.Close()
+	_, err := p.Wait()
+	var exit *ExitError
+	if errors.As(err, &exit) {
+		return nil
+	}
+	return err
+}
 
 // Pause stops every process of the run until Resume. The processes do not notice it. Time goes on:
 // a timeout still ends the run. It needs the freezer (cgroup v1) or cgroup v2.

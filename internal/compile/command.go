@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"encoding/binary"
 	"math"
 	"strings"
 
@@ -28,6 +29,11 @@ func Command(c *spec.Spec, m *Machine) (*program.Program, error) {
 	filled := k.declareFilled(l.Filled)
 	streams := k.declareStreams()
 	k.fillFiles(l.Filled, filled) // first: their descriptors may have the streams' numbers
+	if c.Command.Hold {
+		k.addCommandFiles(l.Files)
+		k.addHold()
+		return k.program(k.b)
+	}
 	k.addStreams(streams)
 	k.addCommandFiles(l.Files)
 	k.addDir()
@@ -146,6 +152,20 @@ func (k *compiler) addExec() {
 		b.CallTry("execve", unix.SYS_EXECVE, b.Str(path), argv, envp)
 	}
 	b.FailTried("not found: " + name)
+}
+
+// addHold makes init live without a command, whose process just ends. Nothing that init may be told
+// of wakes it; the kernel reaps what becomes its children: wait(2), signal(7).
+func (k *compiler) addHold() {
+	b := k.b
+	b.In(program.Init)
+	b.Stage("hold")
+	ignore := make([]byte, 32) // struct sigaction
+	binary.NativeEndian.PutUint64(ignore, 1)
+	null := program.Int(0, "NULL")
+	b.CallMaybe("rt_sigaction", unix.SYS_RT_SIGACTION, program.Int(int(unix.SIGCHLD), "SIGCHLD"), b.Bytes(ignore, "SIG_IGN"), null, program.Int(8))
+	b.CallMaybe("wait4", unix.SYS_WAIT4, program.Int(-1), null, program.Int(unix.WALL, "__WALL"), null)
+	b.CallMaybe("ppoll", unix.SYS_PPOLL, null, program.Int(0), null, null)
 }
 
 // Filter returns the compiled seccomp filter, or nil if there is to be none.

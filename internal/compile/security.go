@@ -15,13 +15,26 @@ import (
 // addPrivileges makes the command the run's user, with no capabilities except those asked for:
 // capabilities(7).
 func (k *compiler) addPrivileges() {
-	b, n := k.b, &k.c.Namespaces
-	b.Stage("privileges")
-	var keep uint64
+	k.addGroupPrivileges()
+	if !k.shape.SingleID {
+		uid := program.Int(k.c.Namespaces.UID)
+		k.b.Call("setresuid", unix.SYS_SETRESUID, uid, uid, uid)
+	}
+	k.addUserPrivileges()
+}
+
+// keptCapabilities returns those that were asked for, as bits.
+func (k *compiler) keptCapabilities() (keep uint64) {
 	for _, name := range k.c.Security.Capabilities {
 		keep |= 1 << spec.CapabilityNumber(name)
 	}
-	zero := program.Int(0)
+	return keep
+}
+
+// addGroupPrivileges is what takes the rights of root.
+func (k *compiler) addGroupPrivileges() {
+	b, keep, zero := k.b, k.keptCapabilities(), program.Int(0)
+	b.Stage("privileges")
 	if k.shape.HostIDs {
 		// Before the run becomes its user: otherwise the keyring would count as one of the
 		// 200 that the host's user of that id may have.
@@ -34,10 +47,15 @@ func (k *compiler) addPrivileges() {
 	}
 	k.addGroups()
 	if !k.shape.SingleID {
-		gid, uid := program.Int(n.GID), program.Int(n.UID)
+		gid := program.Int(k.c.Namespaces.GID)
 		b.Call("setresgid", unix.SYS_SETRESGID, gid, gid, gid)
-		b.Call("setresuid", unix.SYS_SETRESUID, uid, uid, uid)
 	}
+}
+
+// addUserPrivileges is what the run's user may do. It leaves the command without a right that the
+// user does not have.
+func (k *compiler) addUserPrivileges() {
+	b, keep, zero := k.b, k.keptCapabilities(), program.Int(0)
 	if !k.shape.HostIDs {
 		k.addKeyring()
 	}

@@ -52,6 +52,8 @@ type clone struct {
 	stage  program.Kind   // how far the start is: Ready, Waiting or Started
 	exited *program.Event // PID 1's last event, if it came during the start
 	gone   chan struct{}  // closed when nothing of it lives any more
+
+	exposed bool // its network namespace may not be used again
 }
 
 // prepare makes a run that lacks nothing but a command.
@@ -211,6 +213,9 @@ func (r *clone) release() {
 			f.Close()
 		}
 	}
+	if r.block == nil {
+		return // a further command: the rest is the run's
+	}
 	free := func() {}
 	if r.upper != nil {
 		free = r.upper.EndRun()
@@ -223,7 +228,11 @@ func (r *clone) release() {
 		if r.group != nil {
 			_ = r.group.Delete() // what is left, the cell's end deletes
 		}
-		r.giveNetwork()
+		if r.exposed && r.network != nil {
+			r.network.Drop()
+		} else {
+			r.giveNetwork()
+		}
 		r.block.Give()
 	}()
 }

@@ -18,9 +18,13 @@ import (
 	"github.com/cellkit/sandbox/internal/stdio"
 )
 
-// Run is a run whose command was executed. Its methods are safe for concurrent use.
+// Run is a run whose command was executed, or a further command in one. Its methods are safe for
+// concurrent use.
 type Run struct {
 	*clone
+	in      *Run   // the run that it is a further command in, or nil
+	before  counts // of that run, when it began
+	execs   execs
 	streams *stdio.Streams
 	started time.Time
 	ctx     context.Context
@@ -59,6 +63,10 @@ func (r *Run) begin(ctx context.Context) {
 		go r.watchCPU(limit, stop)
 		r.stop = append(r.stop, func() { close(stop) })
 	}
+	if r.in != nil {
+		go r.finishExec()
+		return
+	}
 	r.engine.live.add(r)
 	go r.finish()
 }
@@ -88,8 +96,13 @@ func (r *Run) watchCPU(limit time.Duration, stop <-chan struct{}) {
 	}
 }
 
-// PID returns the command's process id.
-func (r *Run) PID() int { return r.pid }
+// PID returns the command's process id, or 0 if there is none.
+func (r *Run) PID() int {
+	if r.spec.Command.Hold {
+		return 0
+	}
+	return r.pid
+}
 
 // Wait returns how the run ended, once all of its output has been written. The error is that of a
 // lost cell, with no End, or of copying the run's streams.
@@ -124,6 +137,10 @@ func (r *Run) kill(reason fault.Reason) {
 	if r.state.over {
 		return // only its output is still to be read
 	}
+	if r.in != nil {
+		killFamily(r.pid, r.pidfd)
+		return
+	}
 	if r.init != nil {
 		_ = signal(r.init, unix.SIGKILL)
 	}
@@ -132,7 +149,7 @@ func (r *Run) kill(reason fault.Reason) {
 	}
 }
 
-// Kill kills every process of the run.
+// Kill kills every process of the run, or those of the command.
 func (r *Run) Kill() error {
 	select {
 	case <-r.done:
@@ -141,6 +158,15 @@ func (r *Run) Kill() error {
 	}
 	r.kill(fault.Signaled)
 	return nil
+}
+
+// Close ends the run as Kill does, except that a run without a command has then ended well.
+func (r *Run) Close() {
+	reason := fault.Signaled
+	if r.spec.Command.Hold {
+		reason = fault.Exited
+	}
+	r.kill(reason)
 }
 
 // Signal sends a signal to the command.
@@ -172,7 +198,7 @@ func (r *Run) Usage() (Usage, error) {
 	default:
 	}
 	wall := time.Since(r.started)
-	if r.group == nil {
+	if r.group == nil || r.in != nil {
 		return Usage{Wall: wall, Uncounted: slices.Clone(withoutCgroup)}, nil
 	}
 	g, err := r.group.Usage()

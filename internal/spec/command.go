@@ -17,6 +17,7 @@ type Command struct {
 	Dir     string   // "" for the home directory
 	DirOf   string   // the image whose working directory that is
 	Missing error    // of an image: why there is no command
+	Hold    bool     // there is no command, and the run lives on without
 	Rlimits map[string]Rlimit
 }
 
@@ -26,14 +27,16 @@ type Rlimit struct{ Soft, Hard uint64 }
 // Equal reports whether both are executed alike.
 func (c *Command) Equal(o *Command) bool {
 	return slices.Equal(c.Argv, o.Argv) && slices.Equal(c.Env, o.Env) && c.Dir == o.Dir && c.DirOf == o.DirOf &&
-		c.Missing == o.Missing && maps.Equal(c.Rlimits, o.Rlimits)
+		c.Missing == o.Missing && c.Hold == o.Hold && maps.Equal(c.Rlimits, o.Rlimits)
 }
 
 func (c *Command) check() (errs []error) {
 	bad := func(option, format string, args ...any) {
 		errs = append(errs, fault.Option(option, format, args...))
 	}
-	if c.Missing != nil {
+	if c.Hold {
+		// WithCommand undoes it
+	} else if c.Missing != nil {
 		errs = append(errs, c.Missing)
 	} else if len(c.Argv) == 0 || c.Argv[0] == "" {
 		bad("WithCommand", "no command is set")

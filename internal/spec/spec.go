@@ -94,7 +94,24 @@ const MaxPrepared = 1000
 // *fault.OptionError.
 func (s *Spec) Check() []error {
 	return slices.Concat(s.Command.check(), s.Supervision.check(), s.checkPrepared(), s.Streams.check(), s.Place.check(),
-		s.Limits.check(), s.Command.checkRlimits(), s.Namespaces.check(), s.Root.check(), s.Security.Check(), s.checkHostIDs(), s.Function.check())
+		s.Limits.check(), s.Command.checkRlimits(), s.Namespaces.check(), s.Root.check(), s.Security.Check(), s.checkHostIDs(), s.checkHold(), s.Function.check())
+}
+
+// checkHold refuses what is a command's where there is none.
+func (s *Spec) checkHold() (errs []error) {
+	if !s.Command.Hold {
+		return nil
+	}
+	for _, o := range []struct {
+		name  string
+		given bool
+	}{{"WithStdin", s.Streams.Stdin != nil}, {"WithStdout", s.Streams.Stdout != nil}, {"WithStderr", s.Streams.Stderr != nil},
+		{"WithExtraFiles", len(s.Streams.Extra) > 0}, {"WithOutputLimit", s.Supervision.OutputLimit != 0}} {
+		if o.given {
+			errs = append(errs, fault.Option(o.name, "with WithHold there is no command that has it: give it to Exec"))
+		}
+	}
+	return errs
 }
 
 func (s *Supervision) check() (errs []error) {
