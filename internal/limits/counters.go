@@ -60,11 +60,8 @@ func (f *counterFiles) read(name string, buf []byte) ([]byte, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if other, ok := f.kept[name]; ok || f.kept == nil {
-		unix.Close(fd) // another reader was quicker
-		if !ok {
-			return nil, unix.ENOENT
-		}
+	if other, ok := f.kept[name]; ok { // another reader was quicker
+		unix.Close(fd)
 		fd = other
 	}
 	f.kept[name] = fd

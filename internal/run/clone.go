@@ -53,6 +53,7 @@ type clone struct {
 	exited *program.Event // PID 1's last event, if it came during the start
 	gone   chan struct{}  // closed when nothing of it lives any more
 
+	joins   bool // a run that is there, with whose cgroup, for a further command
 	exposed bool // its network namespace may not be used again
 }
 
@@ -213,8 +214,8 @@ func (r *clone) release() {
 			f.Close()
 		}
 	}
-	if r.block == nil {
-		return // a further command: the rest is the run's
+	if r.joins {
+		return // the rest is the run's
 	}
 	free := func() {}
 	if r.upper != nil {

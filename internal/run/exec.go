@@ -10,7 +10,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/compile"
 	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/forkserver"
@@ -57,7 +61,7 @@ func (r *Run) Exec(ctx context.Context, set func(*spec.Spec)) (*Run, error) {
 		return nil, err
 	}
 	from := recipe{engine: r.engine, cell: r.cell, plan: plan, limits: r.limits}
-	x := &Run{clone: &clone{recipe: from, spec: conf, group: r.group, gone: make(chan struct{})}, in: r, done: make(chan struct{})}
+	x := &Run{clone: &clone{recipe: from, spec: conf, joins: true, group: r.group, gone: make(chan struct{})}, in: r, done: make(chan struct{})}
 	starting, started := context.WithCancel(ctx)
 	defer started()
 	if !r.execs.add(x, started, r.network != nil && !keepsNetwork(conf)) {
@@ -68,13 +72,27 @@ func (r *Run) Exec(ctx context.Context, set func(*spec.Spec)) (*Run, error) {
 		if x.streams != nil {
 			x.streams.Close()
 		}
-		if starting.Err() != nil && ctx.Err() == nil || errors.Is(err, os.ErrProcessDone) || !r.conn.Quiet() {
-			return nil, os.ErrProcessDone // the run has ended
+		if starting.Err() != nil && ctx.Err() == nil || r.endsWith(err) {
+			return nil, os.ErrProcessDone
 		}
 		return nil, err
 	}
 	x.begin(ctx)
 	return x, nil
+}
+
+// endsWith reports whether a command could not be started because the run ends.
+func (r *Run) endsWith(err error) bool {
+	var call *cell.CallError
+	if errors.As(err, &call) && call.Number == unix.SYS_SETNS {
+		// A process that ends can't be entered from when it has no memory any more, which is
+		// before it closes its socket: kernel/exit.c, do_exit.
+		select {
+		case <-r.gone:
+		case <-time.After(abandonWait):
+		}
+	}
+	return errors.Is(err, os.ErrProcessDone) || !r.conn.Quiet()
 }
 
 // join starts the command.
