@@ -40,8 +40,8 @@ func (*running) Pause() error           { return unsupported() }
 func (*running) Resume() error          { return unsupported() }
 func (*running) Close()                 {}
 
-func wait(*running) (*Result, error)           { return nil, unsupported() }
-func usage(*running) (Usage, error)            { return Usage{}, unsupported() }
+func wait(*running) (*Result, error) { return nil, unsupported() }
+func usage(*running) (Usage, error)  { return Usage{}, unsupported() }
 
 func exec(context.Context, *running, []Option) (*running, error) { return nil, unsupported() }
 

@@ -21,7 +21,7 @@ func TestReasonString(t *testing.T) {
 		seen[r.String()] = true
 	}
 	require.Equal(t, "Reason(-1)", Reason(-1).String())
-	require.Equal(t, "Reason(8)", (PIDsExceeded + 1).String())
+	require.Equal(t, "Reason(9)", (RunEnded + 1).String())
 }
 
 func TestExitError(t *testing.T) {

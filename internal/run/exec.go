@@ -27,8 +27,8 @@ import (
 
 // execs are the further commands of a run.
 type execs struct {
-	mu     sync.Mutex
-	ended  bool
+	mu      sync.Mutex
+	ended   bool
 	all     map[*Run]context.CancelFunc // of their starts
 	none    sync.WaitGroup              // of all
 	exposes bool                        // one was given what may not get into a namespace that is used again

@@ -202,7 +202,9 @@ func init() {
 		return refusedBy(err, unix.EPERM)
 	})
 	for _, name := range []string{"environ", "mem", "maps", "auxv", "syscall", "stack", "smaps", "pagemap", "io"} {
-		add(name, func(pid string) error { return withFile("/proc/"+pid+"/"+name, func(fd int) error { return readSome(fd) }) })
+		add(name, func(pid string) error {
+			return withFile("/proc/"+pid+"/"+name, func(fd int) error { return readSome(fd) })
+		})
 	}
 	for _, name := range []string{"root", "cwd", "exe", "ns/user", "ns/mnt"} {
 		add(name, func(pid string) error {
@@ -322,4 +324,43 @@ func isJoining(pid int) bool {
 func hasRights(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	return err == nil && isJoining(pid) && strings.Contains(string(b), "\nCapPrm:") && !strings.Contains(string(b), "\nCapPrm:\t0000000000000000")
+}
+
+// The network namespace of a run serves no other while anything of the run is left, and never again
+// if a command of it was given what could hand on a descriptor of it.
+func TestAttackRootlessExecNetwork(t *testing.T) {
+	cell, err := sandbox.NewCell()
+	require.NoError(t, err)
+	defer cell.Close()
+	exe, err := os.Open("/proc/self/exe")
+	require.NoError(t, err)
+	defer exe.Close()
+	pair := socketPair(t, unix.SOCK_STREAM)
+	// used returns the namespace of a run in which a command was executed.
+	used := func(files ...*os.File) (ns string) {
+		p := runs.Start(t, sandbox.New(sandbox.WithHold(), sandbox.WithCell(cell)))
+		var out bytes.Buffer
+		x, err := p.Exec(testkit.Deadline(t), sandbox.WithExtraFiles(append([]*os.File{exe}, files...)...), sandbox.WithEnv(testkit.HelperEnv), sandbox.WithStdout(&out),
+			sandbox.WithCommand("/proc/self/fd/3", testkit.HelperArgs("network-look")...))
+		require.NoError(t, err)
+		_, err = x.Wait()
+		require.NoError(t, err)
+		require.NoError(t, p.Close())
+		return out.String()[strings.LastIndex(out.String(), "net:["):]
+	}
+	again := func(files ...*os.File) bool {
+		seen := map[string]bool{}
+		for range 12 {
+			ns := used(files...)
+			if seen[ns] {
+				return true
+			}
+			seen[ns] = true
+		}
+		return false
+	}
+	require.True(t, again(), "the control")
+	if testkit.Kernel(5, 14) {
+		require.False(t, again(pair[0]))
+	}
 }
