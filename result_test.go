@@ -15,7 +15,7 @@ import (
 
 func TestReasonString(t *testing.T) {
 	seen := map[string]bool{}
-	for r := Exited; r <= PIDsExceeded; r++ {
+	for r := Exited; r <= RunEnded; r++ {
 		require.NotContains(t, r.String(), "Reason(")
 		require.False(t, seen[r.String()], r.String())
 		seen[r.String()] = true

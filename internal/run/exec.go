@@ -56,10 +56,14 @@ func (r *Run) Exec(ctx context.Context, set func(*spec.Spec)) (*Run, error) {
 	if err != nil {
 		return nil, err
 	}
-	program, err := r.execs.program(r.engine, conf)
+	command, err := r.execs.program(r.engine, conf)
 	if err != nil {
 		return nil, err
 	}
+	return r.startExec(ctx, conf, plan, command)
+}
+
+func (r *Run) startExec(ctx context.Context, conf *spec.Spec, plan *compile.Plan, command *program.Program) (*Run, error) {
 	from := recipe{engine: r.engine, cell: r.cell, plan: plan, limits: r.limits}
 	x := &Run{clone: &clone{recipe: from, spec: conf, joins: true, group: r.group, gone: make(chan struct{})}, in: r, done: make(chan struct{})}
 	starting, started := context.WithCancel(ctx)
@@ -67,7 +71,7 @@ func (r *Run) Exec(ctx context.Context, set func(*spec.Spec)) (*Run, error) {
 	if !r.execs.add(x, started, r.network != nil && !keepsNetwork(conf)) {
 		return nil, os.ErrProcessDone
 	}
-	if err := x.join(starting, program); err != nil {
+	if err := x.join(starting, command); err != nil {
 		x.abandon()
 		if x.streams != nil {
 			x.streams.Close()
