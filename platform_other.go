@@ -11,6 +11,7 @@ import (
 	"runtime"
 
 	"github.com/cellkit/sandbox/internal/spec"
+	"github.com/cellkit/sandbox/internal/stdio"
 )
 
 // On systems other than Linux everything compiles, and nothing runs.
@@ -39,6 +40,7 @@ func (*running) Kill() error            { return unsupported() }
 func (*running) Pause() error           { return unsupported() }
 func (*running) Resume() error          { return unsupported() }
 func (*running) Close()                 {}
+func (*running) Pipes() stdio.Ends      { return stdio.Ends{} }
 
 func wait(*running) (*Result, error) { return nil, unsupported() }
 func usage(*running) (Usage, error)  { return Usage{}, unsupported() }

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"sync"
 )
@@ -23,8 +24,8 @@ type Process struct {
 // returns.
 //
 // The options are those of a command: WithCommand, WithStdin, WithStdout, WithStderr,
-// WithExtraFiles, WithTimeout, WithOutputLimit and WithWaitDelay, which are its own, and WithEnv,
-// WithDir and WithRlimit, which add to those of the run or replace them. Every other option belongs
+// WithExtraFiles, WithTimeout and WithOutputLimit, which are its own, and WithEnv, WithDir,
+// WithRlimit, WithWaitDelay and WithStopSignal, which add to those of the run or replace them. Every other option belongs
 // to the run, and is an *OptionError. Otherwise the errors are those of Start. If the run has
 // ended, the error is os.ErrProcessDone; a paused run refuses, with a *SetupError.
 //
@@ -55,12 +56,29 @@ func (p *Process) PID() int { return p.r.PID() }
 
 // Wait waits until no process of the run is left, and until all of its output has been written, or
 // WithWaitDelay is over, and returns how it ended. Its mounts and its cgroup are removed a moment
-// later, at the latest with the cell. The errors are those of Run; a failure to copy input or
+// later, at the latest with the cell. Then Wait closes StdinPipe, StdoutPipe and StderrPipe, so what
+// is to be read must be read before. The errors are those of Run; a failure to copy input or
 // output is reported if there is no other. Every call returns the same values.
 func (p *Process) Wait() (*Result, error) {
-	p.once.Do(func() { p.result, p.err = wait(p.r) })
+	p.once.Do(func() {
+		p.result, p.err = wait(p.r)
+		pipes := p.r.Pipes()
+		pipes.Close()
+	})
 	return p.result, p.err
 }
+
+// StdinPipe returns the pipe to the command's standard input that WithStdinPipe asked for, or nil.
+// Closing it is the end of the input.
+func (p *Process) StdinPipe() io.WriteCloser { return p.r.Pipes().Stdin }
+
+// StdoutPipe returns the pipe from the command's standard output that WithStdoutPipe asked for, or
+// nil. It ends when nobody can write to it any more, at the latest with the run.
+func (p *Process) StdoutPipe() io.ReadCloser { return p.r.Pipes().Stdout }
+
+// StderrPipe returns the pipe from the command's standard error that WithStderrPipe asked for, or
+// nil, as StdoutPipe does.
+func (p *Process) StderrPipe() io.ReadCloser { return p.r.Pipes().Stderr }
 
 // Ended returns a channel that is closed when no process of the run is left. Its output may still
 // have to be written, for which Wait waits.
@@ -73,8 +91,8 @@ func (p *Process) Signal(sig os.Signal) error { return p.r.Signal(sig) }
 // Kill kills every process of the run. For an Exec, see there.
 func (p *Process) Kill() error { return p.r.Kill() }
 
-// Close ends the run, if it has not ended, and waits as Wait does. A run of WithHold has then ended
-// well: its Result is that of an exit with status 0. Any other was killed. The error is that of Wait
+// Close ends the run, if it has not ended, gently with WithStopSignal, and waits as Wait does. A run
+// of WithHold has then ended well: its Result is that of an exit with status 0. The error is that of Wait
 // if it is no *ExitError. Close may be called more than once.
 func (p *Process) Close() error {
 	p.r.Close()

@@ -61,6 +61,7 @@ var limitFlags = []runFlag{
 		s.timeout = d
 		s.add(sandbox.WithTimeout(d))
 	})},
+	{"stop-signal", "NAME:TIME", "at a timeout, or SIGTERM, SIGINT or SIGHUP to this program, send a signal and kill after TIME, such as TERM:10s", "WithStopSignal", stopSignal},
 	{"wait-delay", "TIME", "how long to wait, after the end, for who takes the output (default 10s; 0s: no limit)", "WithWaitDelay",
 		duration(func(s *settings, d time.Duration) { s.add(sandbox.WithWaitDelay(d)) })},
 	{"output-limit", "SIZE", "bytes that may be written to stdout and stderr together", "WithOutputLimit", size(func(s *settings, n int64) {

@@ -91,6 +91,12 @@ func (r *Run) setOver() {
 	r.state.mu.Lock()
 	defer r.state.mu.Unlock()
 	r.state.over = true
+	if r.state.grace != nil {
+		r.state.grace.Stop()
+	}
+	for _, k := range r.state.family {
+		k.kill() // what was there when the command was asked to end is to end too
+	}
 }
 
 // awaitExit returns PID 1's exit event, and whether there was one.
@@ -160,22 +166,23 @@ func endOf(exit program.Event, usage Usage) *End {
 	return end
 }
 
-// whyKilled returns the reason for which it was killed, if it was.
-func (r *Run) whyKilled() (reason fault.Reason, killed bool) {
+// whyKilled returns the reason for which it was killed, or asked to end, if it was.
+func (r *Run) whyKilled() (reason fault.Reason, killed, asked bool) {
 	r.state.mu.Lock()
 	defer r.state.mu.Unlock()
-	return r.state.reason, r.state.killed
+	// Closed is not what a command is whose status is its own.
+	return r.state.reason, r.state.killed, r.state.asked && r.state.reason != fault.Signaled
 }
 
 // conclude decides how the run ended.
 func (r *Run) conclude(exit program.Event, exited bool, usage Usage) {
 	end := endOf(exit, usage)
-	reason, killed := r.whyKilled()
+	reason, killed, asked := r.whyKilled()
 	failed := end.Failed()
 	switch {
 	case killed && !exited && reason == fault.Exited:
 		end = &End{Usage: usage} // closed, and without a command that could have failed
-	case killed && !exited:
+	case killed && !exited, asked:
 		end.Reason = reason
 	case killed && reason == fault.OutputExceeded:
 		end.Reason = reason // the command was quicker than the kill

@@ -60,10 +60,10 @@ func (x *Run) finishExec() {
 // endOfExec decides how a further command ended.
 func (x *Run) endOfExec(exit program.Event, exited bool) *End {
 	end := endOf(exit, x.usageOf(exit))
-	reason, killed := x.whyKilled()
+	reason, killed, asked := x.whyKilled()
 	now := x.counts()
 	switch {
-	case killed && end.Signal == unix.SIGKILL, killed && reason == fault.OutputExceeded:
+	case killed && end.Signal == unix.SIGKILL, asked, killed && reason == fault.OutputExceeded:
 		end.Reason = reason
 	case end.Failed() && now.oomKills > x.before.oomKills:
 		end.Reason = fault.OutOfMemory

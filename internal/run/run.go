@@ -41,7 +41,10 @@ type Run struct {
 type state struct {
 	mu     sync.Mutex
 	killed bool
-	reason fault.Reason // why killed
+	asked  bool         // to end, by its signal
+	grace  *time.Timer  // of that
+	family []kin        // of a further command, then
+	reason fault.Reason // why killed, or asked
 	ending bool         // may not be paused any more
 	paused bool         // is frozen, or about to be
 	over   bool         // pidfds are closed
@@ -52,10 +55,10 @@ func (r *Run) begin(ctx context.Context) {
 	c := r.spec
 	r.ctx = ctx
 	r.streams.Start()
-	stopCancel := context.AfterFunc(ctx, func() { r.kill(fault.ReasonOf(ctx)) })
+	stopCancel := context.AfterFunc(ctx, func() { r.ask(fault.ReasonOf(ctx)) })
 	r.stop = append(r.stop, func() { stopCancel() })
 	if limit := c.Supervision.Timeout; limit != 0 {
-		t := time.AfterFunc(limit-time.Since(r.started), func() { r.kill(fault.TimedOut) })
+		t := time.AfterFunc(limit-time.Since(r.started), func() { r.ask(fault.TimedOut) })
 		r.stop = append(r.stop, func() { t.Stop() })
 	}
 	if limit := c.Limits.CPUTime; limit > 0 {
@@ -117,6 +120,9 @@ func (r *Run) wasKilled() bool {
 	return r.state.killed
 }
 
+// Pipes returns the caller's ends of the pipes that were asked for.
+func (r *Run) Pipes() stdio.Ends { return r.streams.Ends() }
+
 // Ended returns a channel that is closed when nothing of the run lives any more.
 func (r *Run) Ended() <-chan struct{} { return r.gone }
 
@@ -133,7 +139,9 @@ func (r *Run) kill(reason fault.Reason) {
 	if r.state.killed {
 		return
 	}
-	r.state.killed, r.state.reason = true, reason
+	if r.state.killed = true; !r.state.asked {
+		r.state.reason = reason
+	}
 	if r.state.over {
 		return // only its output is still to be read
 	}
@@ -149,6 +157,33 @@ func (r *Run) kill(reason fault.Reason) {
 	}
 }
 
+// ask ends the run for the given reason, gently if WithStopSignal says so: the command gets the
+// signal, and is killed after the grace. A paused run goes on for that.
+func (r *Run) ask(reason fault.Reason) {
+	c := &r.spec.Supervision
+	if c.StopGrace == 0 || r.spec.Command.Hold {
+		r.kill(reason)
+		return
+	}
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	if r.state.asked || r.state.killed || r.state.over {
+		return
+	}
+	if r.in != nil {
+		r.state.family = family(r.pid)
+	}
+	if signal(r.pidfd, unix.Signal(c.StopSignal)) != nil {
+		return // it has ended
+	}
+	r.state.asked, r.state.reason = true, reason
+	r.state.grace = time.AfterFunc(c.StopGrace, func() { r.kill(reason) })
+	if r.state.paused {
+		_ = r.group.Thaw()
+		r.state.paused = false
+	}
+}
+
 // Kill kills every process of the run, or those of the command.
 func (r *Run) Kill() error {
 	select {
@@ -160,13 +195,13 @@ func (r *Run) Kill() error {
 	return nil
 }
 
-// Close ends the run as Kill does, except that a run without a command has then ended well.
+// Close ends the run, gently if WithStopSignal says so. One without a command has then ended well.
 func (r *Run) Close() {
-	reason := fault.Signaled
 	if r.spec.Command.Hold {
-		reason = fault.Exited
+		r.kill(fault.Exited)
+		return
 	}
-	r.kill(reason)
+	r.ask(fault.Signaled)
 }
 
 // Signal sends a signal to the command.

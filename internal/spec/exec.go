@@ -14,7 +14,7 @@ func (s *Spec) Exec(set func(*Spec)) (*Spec, error) {
 	have := s.Clone()
 	have.Command.Argv, have.Command.Missing, have.Command.Hold = nil, nil, false
 	have.Streams = Streams{}
-	have.Supervision = Supervision{WaitDelay: s.Supervision.WaitDelay}
+	have.Supervision = Supervision{WaitDelay: s.Supervision.WaitDelay, StopSignal: s.Supervision.StopSignal, StopGrace: s.Supervision.StopGrace}
 	want, base, bare := have.Clone(), Defaults(), Defaults()
 	set(&want)
 	set(&bare) // an option may say what the run's said

@@ -44,6 +44,8 @@ type Supervision struct {
 	Timeout     time.Duration // 0 for none
 	WaitDelay   time.Duration // how long writers may take at the end, 0 for as long as they do
 	OutputLimit int64         // bytes, 0 for none
+	StopSignal  int           // that the command gets first
+	StopGrace   time.Duration // before it is killed, 0 for no signal
 	// Start, if not nil, is called in place of the method Start, with a sandbox that lacks it.
 	// It is a func(context.Context, *sandbox.Sandbox) (*sandbox.Process, error).
 	Start any
@@ -114,12 +116,20 @@ func (s *Spec) checkHold() (errs []error) {
 	return errs
 }
 
+const maxSignal = 64 // _NSIG of asm-generic/signal.h
+
 func (s *Supervision) check() (errs []error) {
 	if s.Timeout < 0 {
 		errs = append(errs, fault.Option("WithTimeout", "%v is not a positive duration", s.Timeout))
 	}
 	if s.WaitDelay < 0 {
 		errs = append(errs, fault.Option("WithWaitDelay", "%v is negative: 0 waits without a limit", s.WaitDelay))
+	}
+	if s.StopGrace < 0 {
+		errs = append(errs, fault.Option("WithStopSignal", "%v is negative: 0 kills at once", s.StopGrace))
+	}
+	if s.StopGrace > 0 && (s.StopSignal < 1 || s.StopSignal > maxSignal) {
+		errs = append(errs, fault.Option("WithStopSignal", "signal %d is not between 1 and %d", s.StopSignal, maxSignal))
 	}
 	if s.OutputLimit < 0 {
 		errs = append(errs, fault.Option("WithOutputLimit", "%d is not a positive number of bytes", s.OutputLimit))
