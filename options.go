@@ -89,6 +89,15 @@ func WithStdoutPipe() Option { return WithStdout(stdio.Pipe{Stream: 1}) }
 // WithStderrPipe makes the standard error a pipe, in the same way as WithStdoutPipe.
 func WithStderrPipe() Option { return WithStderr(stdio.Pipe{Stream: 2}) }
 
+// WithTerminal gives the command a terminal of the given size, one of the run's own devpts. It is the
+// standard streams, and controls the command's session: job control, ^C and ^Z work, and TERM is
+// xterm unless WithEnv says otherwise. Process.Terminal returns the other end. It can't be combined
+// with WithStdin, WithStdout, WithStderr and WithOutputLimit. Default: none; a terminal of this
+// process that is handed over as a stream does not control the command's session.
+func WithTerminal(rows, cols uint16) Option {
+	return func(c *spec.Spec) { c.Command.Terminal = spec.Terminal{On: true, Rows: rows, Cols: cols} }
+}
+
 // WithExtraFiles adds open files that the run gets as descriptors 3, 4 and so on. The run has
 // access to everything that they give access to: a directory is a way to all of the file system
 // that it is in. Through /proc/self/fd the run may open them again, like the standard streams; if

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"runtime"
@@ -23,6 +24,7 @@ func unsupported() error {
 type (
 	described   struct{ Spec spec.Spec }
 	running     struct{}
+	terminal    struct{ io.ReadWriteCloser }
 	cellImpl    struct{}
 	scratchImpl struct{}
 )
@@ -33,14 +35,16 @@ func (*described) Start(context.Context) (*running, error) { return nil, unsuppo
 func (*described) Prepare(context.Context) error           { return unsupported() }
 func (*described) Explain() (string, error)                { return "", unsupported() }
 
-func (*running) PID() int               { return 0 }
-func (*running) Ended() <-chan struct{} { return nil }
-func (*running) Signal(os.Signal) error { return unsupported() }
-func (*running) Kill() error            { return unsupported() }
-func (*running) Pause() error           { return unsupported() }
-func (*running) Resume() error          { return unsupported() }
-func (*running) Close()                 {}
-func (*running) Pipes() stdio.Ends      { return stdio.Ends{} }
+func (*running) PID() int                  { return 0 }
+func (*running) Ended() <-chan struct{}    { return nil }
+func (*running) Signal(os.Signal) error    { return unsupported() }
+func (*running) Kill() error               { return unsupported() }
+func (*running) Pause() error              { return unsupported() }
+func (*running) Resume() error             { return unsupported() }
+func (*running) Close()                    {}
+func (*running) Terminal() *terminal       { return nil }
+func (*terminal) Resize(_, _ uint16) error { return unsupported() }
+func (*running) Pipes() stdio.Ends         { return stdio.Ends{} }
 
 func wait(*running) (*Result, error) { return nil, unsupported() }
 func usage(*running) (Usage, error)  { return Usage{}, unsupported() }

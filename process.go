@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"sync"
@@ -24,7 +25,7 @@ type Process struct {
 // returns.
 //
 // The options are those of a command: WithCommand, WithStdin, WithStdout, WithStderr,
-// WithExtraFiles, WithTimeout and WithOutputLimit, which are its own, and WithEnv, WithDir,
+// WithExtraFiles, WithTerminal, WithTimeout and WithOutputLimit, which are its own, and WithEnv, WithDir,
 // WithRlimit, WithWaitDelay and WithStopSignal, which add to those of the run or replace them. Every other option belongs
 // to the run, and is an *OptionError. Otherwise the errors are those of Start. If the run has
 // ended, the error is os.ErrProcessDone; a paused run refuses, with a *SetupError.
@@ -56,7 +57,7 @@ func (p *Process) PID() int { return p.r.PID() }
 
 // Wait waits until no process of the run is left, and until all of its output has been written, or
 // WithWaitDelay is over, and returns how it ended. Its mounts and its cgroup are removed a moment
-// later, at the latest with the cell. Then Wait closes StdinPipe, StdoutPipe and StderrPipe, so what
+// later, at the latest with the cell. Then Wait closes Terminal and the pipes of StdinPipe and so on, so what
 // is to be read must be read before. The errors are those of Run; a failure to copy input or
 // output is reported if there is no other. Every call returns the same values.
 func (p *Process) Wait() (*Result, error) {
@@ -64,6 +65,9 @@ func (p *Process) Wait() (*Result, error) {
 		p.result, p.err = wait(p.r)
 		pipes := p.r.Pipes()
 		pipes.Close()
+		if t := p.r.Terminal(); t != nil {
+			_ = t.Close()
+		}
 	})
 	return p.result, p.err
 }
@@ -79,6 +83,26 @@ func (p *Process) StdoutPipe() io.ReadCloser { return p.r.Pipes().Stdout }
 // StderrPipe returns the pipe from the command's standard error that WithStderrPipe asked for, or
 // nil, as StdoutPipe does.
 func (p *Process) StderrPipe() io.ReadCloser { return p.r.Pipes().Stderr }
+
+// Terminal returns the other end of the terminal that WithTerminal asked for, or nil. A Read returns
+// what the command writes, and io.EOF when nobody has the terminal open any more. What is written is
+// what is typed. Close hangs up: the command gets SIGHUP. Wait closes it when the command has ended,
+// so what is to be read must be read before.
+func (p *Process) Terminal() io.ReadWriteCloser {
+	if t := p.r.Terminal(); t != nil {
+		return t
+	}
+	return nil
+}
+
+// Resize changes the size of the command's terminal, of which that is told by SIGWINCH. Without
+// WithTerminal the error is errors.ErrUnsupported.
+func (p *Process) Resize(rows, cols uint16) error {
+	if t := p.r.Terminal(); t != nil {
+		return t.Resize(rows, cols)
+	}
+	return fmt.Errorf("sandbox: Resize without WithTerminal: %w", errors.ErrUnsupported)
+}
 
 // Ended returns a channel that is closed when no process of the run is left. Its output may still
 // have to be written, for which Wait waits.

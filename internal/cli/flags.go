@@ -23,6 +23,7 @@ type settings struct {
 	explain bool
 	usage   bool
 	json    bool
+	tty     bool     // a terminal of its own, connected to this program's
 	layers  []string // of the root, the lowest first
 	image   string
 	command []string
@@ -84,6 +85,7 @@ var fileFlags = []runFlag{
 
 var commandFlags = []runFlag{
 	{"env", "NAME[=VALUE]", "add to the environment; without VALUE, the caller's*", "WithEnv", env},
+	{"t", "", "give it a terminal of its own, connected to the one at hand", "WithTerminal", toggle(func(s *settings) { s.tty = true })},
 	{"dir", "DIR", "working directory (default /home/sandbox)", "WithDir", text(sandbox.WithDir)},
 	{"user", "UID[:GID]", "ids inside (default 1000:1000; GID is UID if not given)", "WithUser", user},
 	{"groups", "GID,...", "supplementary groups inside (default none)", "WithGroups", groups},

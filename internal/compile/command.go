@@ -4,6 +4,7 @@ package compile
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math"
 	"strings"
 
@@ -33,6 +34,9 @@ func Command(c *spec.Spec, m *Machine) (*program.Program, error) {
 		k.addCommandFiles(l.Files)
 		k.addHold()
 		return k.program(k.b)
+	}
+	if c.Command.Terminal.On {
+		k.addTerminal(streams)
 	}
 	k.addStreams(streams)
 	k.addCommandFiles(l.Files)
@@ -73,6 +77,31 @@ func (k *compiler) declareStreams() (streams []program.Slot) {
 		streams = append(streams, k.b.File(name))
 	}
 	return streams
+}
+
+// addTerminal makes a terminal of the run's own devpts, which controls the command's session, its
+// standard streams, and sends the other end to the host: pts(4), ioctl_tty(2). The command leads the
+// session.
+func (k *compiler) addTerminal(streams []program.Slot) {
+	b, t := k.b, k.c.Command.Terminal
+	b.Stage("WithTerminal")
+	open := program.Int(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, "O_RDWR|O_NOCTTY|O_CLOEXEC")
+	other := b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/dev/ptmx"), open, program.Int(0))
+	ioctl := func(s program.Slot, request uint, name string, arg program.Arg) {
+		b.Call("ioctl", unix.SYS_IOCTL, program.Use(s), program.Int(request, name), arg)
+	}
+	ioctl(other, unix.TIOCSPTLCK, "TIOCSPTLCK", b.Bytes(make([]byte, 4), "0"))
+	size := make([]byte, 8) // struct winsize
+	binary.NativeEndian.PutUint16(size, t.Rows)
+	binary.NativeEndian.PutUint16(size[2:], t.Cols)
+	ioctl(other, unix.TIOCSWINSZ, "TIOCSWINSZ", b.Bytes(size, fmt.Sprintf("{%d rows, %d columns}", t.Rows, t.Cols)))
+	terminal := b.CallTo("ioctl", unix.SYS_IOCTL, program.Use(other), program.Int(unix.TIOCGPTPEER, "TIOCGPTPEER"), open)
+	ioctl(terminal, unix.TIOCSCTTY, "TIOCSCTTY", program.Int(0))
+	b.SendFileWith(program.Terminal, other)
+	b.Close(other)
+	for i := range 3 {
+		streams[i] = terminal
+	}
 }
 
 // addStreams puts the standard streams and extra files at 0, 1, 2 and so on. They are moved out of

@@ -170,7 +170,9 @@ func TestExplainGolden(t *testing.T) {
 func TestJoinGolden(t *testing.T) {
 	hold, err := compile.Command(describe(sandbox.WithHold(), sandbox.WithFile("/tmp/a", []byte("x"), 0o600)), goldenMachine())
 	require.NoError(t, err)
-	texts := map[string]string{"hold": hold.Explain()}
+	terminal, err := compile.Command(describe(valid, sandbox.WithTerminal(24, 80)), goldenMachine())
+	require.NoError(t, err)
+	texts := map[string]string{"hold": hold.Explain(), "terminal": terminal.Explain()}
 	for _, g := range golden {
 		if slices.Contains([]string{"host", "host-everything", "network-host", "capabilities", "root-user", "groups", "no-seccomp", "single-id", "cgroup-v1", "no-user-namespace"}, g.name) {
 			join, err := g.compile(t).Join()

@@ -223,13 +223,16 @@ func (b *Builder) Event(k Kind) {
 	lines[len(lines)-1].text = "report(" + k.String() + ")"
 }
 
-// SendFile sends the host an event of kind Ready with a descriptor: sendmsg(2), unix(7) SCM_RIGHTS.
-func (b *Builder) SendFile(fd Slot) {
-	payload := b.Bytes(Event{Kind: Ready}.Marshal(), "ready")
+// SendFile sends the host an event of kind Ready with a descriptor.
+func (b *Builder) SendFile(fd Slot) { b.SendFileWith(Ready, fd) }
+
+// SendFileWith sends the host an event with a descriptor: sendmsg(2), unix(7) SCM_RIGHTS.
+func (b *Builder) SendFileWith(k Kind, fd Slot) {
+	payload := b.Bytes(Event{Kind: k}.Marshal(), k.String())
 	rights := unix.UnixRights(0)
 	control := b.Bytes(rights, "SCM_RIGHTS")
 	b.poke(control, unix.CmsgLen(0), fd)
 	iov := b.Struct("iov", payload, Int(EventSize))
-	msg := b.Struct("{ready, SCM_RIGHTS "+fd.String()+"}", Int(0), Int(0), iov, Int(1), control, Int(len(rights)), Int(0))
+	msg := b.Struct("{"+k.String()+", SCM_RIGHTS "+fd.String()+"}", Int(0), Int(0), iov, Int(1), control, Int(len(rights)), Int(0))
 	b.Call("sendmsg", unix.SYS_SENDMSG, Use(Report), msg, Int(unix.MSG_NOSIGNAL, "MSG_NOSIGNAL"))
 }

@@ -49,6 +49,8 @@ type clone struct {
 	pid    int      // of the command
 	pidfd  *os.File // of the command
 
+	terminal *Terminal // of the command, if it has one
+
 	stage  program.Kind   // how far the start is: Ready, Waiting or Started
 	exited *program.Event // PID 1's last event, if it came during the start
 	gone   chan struct{}  // closed when nothing of it lives any more
@@ -181,11 +183,14 @@ func (r *clone) cleanUp() {
 		_ = signal(r.init, unix.SIGKILL)
 		awaitEnd(r.init)
 	}
+	if r.terminal != nil {
+		r.terminal.Close()
+	}
 	r.release()
 }
 
-// adopt keeps the descriptor that came with an event, if one did: the mount namespace, or PID 1's
-// pidfd. It refuses anything but a pidfd for the latter, as that could be used neither to wait nor
+// adopt keeps the descriptor that came with an event, if one did: the mount namespace, the command's
+// terminal, or PID 1's pidfd. It refuses anything but a pidfd for the latter, as that could be used neither to wait nor
 // to kill.
 func (r *clone) adopt(m forkserver.Message) error {
 	if m.File == nil {
@@ -194,6 +199,9 @@ func (r *clone) adopt(m forkserver.Message) error {
 	if m.Kind == program.Ready {
 		r.mounts = m.File
 		return nil
+	}
+	if m.Kind == program.Terminal {
+		return r.adoptTerminal(m.File)
 	}
 	if m.Kind != program.Cloned || errors.Is(signal(m.File, 0), unix.EBADF) {
 		m.File.Close()

@@ -52,7 +52,7 @@ func TestExecCompilesOnce(t *testing.T) {
 // Every call by which a further command starts fails once. Each time the error names the call, and
 // nothing of the command stays, and the run goes on.
 func TestRootlessExecFaults(t *testing.T) {
-	kinds := map[string][]sandbox.Option{"default": nil, "no filter": {sandbox.WithoutSeccomp()}}
+	kinds := map[string][]sandbox.Option{"default": nil, "no filter": {sandbox.WithoutSeccomp()}, "terminal": nil}
 	if hasHostIDs() {
 		kinds["no user namespace"] = []sandbox.Option{sandbox.WithoutUserNamespace()}
 	}
@@ -60,11 +60,17 @@ func TestRootlessExecFaults(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := startHold(t, opts...)
 			set := command("true")
+			if name == "terminal" {
+				set = command("true", sandbox.WithTerminal(24, 80))
+			}
 			fine := func() {
 				x, err := r.Exec(t.Context(), set)
 				require.NoError(t, err)
 				_, err = x.Wait()
 				require.NoError(t, err)
+				if x.Terminal() != nil {
+					require.NoError(t, x.Terminal().Close())
+				}
 			}
 			fine()
 			good, hand, err := r.ExecPrograms(set)
@@ -86,6 +92,9 @@ func TestRootlessExecFaults(t *testing.T) {
 					x, err := r.ExecWith(t.Context(), set, &plan, last)
 					if err == nil {
 						_, err = x.Wait()
+						if x.Terminal() != nil {
+							x.Terminal().Close()
+						}
 					}
 					requireFault(t, err, errno, p.Call(i), p.MayFail(i) || i == p.Len()-1 && p == hand)
 				}

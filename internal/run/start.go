@@ -116,7 +116,7 @@ func (r *clone) follow(ctx context.Context, until program.Kind) error {
 			return r.startLost(ctx, err)
 		}
 		switch {
-		case m.Kind == program.Cloned:
+		case m.Kind == program.Cloned, m.Kind == program.Terminal:
 		case m.Kind == program.Ready:
 			if err := r.join(m.PID); hasEnded(err) {
 				unjoined = err // the command has ended; a later event says why

@@ -19,6 +19,14 @@ type Command struct {
 	Missing error    // of an image: why there is no command
 	Hold    bool     // there is no command, and the run lives on without
 	Rlimits map[string]Rlimit
+
+	Terminal Terminal
+}
+
+// Terminal is the command's own terminal.
+type Terminal struct {
+	On         bool // there is one
+	Rows, Cols uint16
 }
 
 // Rlimit is a resource limit of getrlimit(2).
@@ -27,7 +35,7 @@ type Rlimit struct{ Soft, Hard uint64 }
 // Equal reports whether both are executed alike.
 func (c *Command) Equal(o *Command) bool {
 	return slices.Equal(c.Argv, o.Argv) && slices.Equal(c.Env, o.Env) && c.Dir == o.Dir && c.DirOf == o.DirOf &&
-		c.Missing == o.Missing && c.Hold == o.Hold && maps.Equal(c.Rlimits, o.Rlimits)
+		c.Missing == o.Missing && c.Hold == o.Hold && c.Terminal == o.Terminal && maps.Equal(c.Rlimits, o.Rlimits)
 }
 
 func (c *Command) check() (errs []error) {
@@ -106,6 +114,9 @@ const (
 // Environ is the run's environment: the defaults, overridden by Env.
 func (c *Command) Environ() []string {
 	env := []string{"PATH=" + DefaultPath, "HOME=" + HomeDir, "USER=" + UserName, "LANG=C.UTF-8"}
+	if c.Terminal.On {
+		env = append(env, "TERM=xterm")
+	}
 	at := map[string]int{}
 	for i, kv := range env {
 		at[kv[:strings.IndexByte(kv, '=')]] = i

@@ -12,7 +12,7 @@ import (
 // the run's. The error joins what is wrong, which includes each option that belongs to the run.
 func (s *Spec) Exec(set func(*Spec)) (*Spec, error) {
 	have := s.Clone()
-	have.Command.Argv, have.Command.Missing, have.Command.Hold = nil, nil, false
+	have.Command.Argv, have.Command.Missing, have.Command.Hold, have.Command.Terminal = nil, nil, false, Terminal{}
 	have.Streams = Streams{}
 	have.Supervision = Supervision{WaitDelay: s.Supervision.WaitDelay, StopSignal: s.Supervision.StopSignal, StopGrace: s.Supervision.StopGrace}
 	want, base, bare := have.Clone(), Defaults(), Defaults()
@@ -26,6 +26,8 @@ func (s *Spec) Exec(set func(*Spec)) (*Spec, error) {
 	errs = append(errs, want.Supervision.check()...)
 	errs = append(errs, want.Streams.check()...)
 	errs = append(errs, want.Command.checkRlimits()...)
+	want.Command.Hold = false // that is an error already
+	errs = append(errs, want.checkStreams()...)
 	want.Limits.CPUTime, want.Root = 0, Root{} // the one is watched, the other set up
 	return &want, errors.Join(errs...)
 }

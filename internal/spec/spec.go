@@ -96,21 +96,22 @@ const MaxPrepared = 1000
 // *fault.OptionError.
 func (s *Spec) Check() []error {
 	return slices.Concat(s.Command.check(), s.Supervision.check(), s.checkPrepared(), s.Streams.check(), s.Place.check(),
-		s.Limits.check(), s.Command.checkRlimits(), s.Namespaces.check(), s.Root.check(), s.Security.Check(), s.checkHostIDs(), s.checkHold(), s.Function.check())
+		s.Limits.check(), s.Command.checkRlimits(), s.Namespaces.check(), s.Root.check(), s.Security.Check(), s.checkHostIDs(), s.checkStreams(), s.Function.check())
 }
 
-// checkHold refuses what is a command's where there is none.
-func (s *Spec) checkHold() (errs []error) {
-	if !s.Command.Hold {
-		return nil
-	}
+// checkStreams refuses streams where there is no command, or where its terminal takes their place.
+func (s *Spec) checkStreams() (errs []error) {
+	hold, terminal := s.Command.Hold, s.Command.Terminal.On
 	for _, o := range []struct {
-		name  string
-		given bool
-	}{{"WithStdin", s.Streams.Stdin != nil}, {"WithStdout", s.Streams.Stdout != nil}, {"WithStderr", s.Streams.Stderr != nil},
-		{"WithExtraFiles", len(s.Streams.Extra) > 0}, {"WithOutputLimit", s.Supervision.OutputLimit != 0}} {
-		if o.given {
+		name            string
+		given, terminal bool
+	}{{"WithStdin", s.Streams.Stdin != nil, true}, {"WithStdout", s.Streams.Stdout != nil, true}, {"WithStderr", s.Streams.Stderr != nil, true},
+		{"WithOutputLimit", s.Supervision.OutputLimit != 0, true}, {"WithExtraFiles", len(s.Streams.Extra) > 0, false}, {"WithTerminal", terminal, false}} {
+		switch {
+		case o.given && hold:
 			errs = append(errs, fault.Option(o.name, "with WithHold there is no command that has it: give it to Exec"))
+		case o.given && terminal && o.terminal:
+			errs = append(errs, fault.Option(o.name, "with WithTerminal all is read from and written to that: leave one of the two out"))
 		}
 	}
 	return errs

@@ -364,3 +364,22 @@ func TestAttackRootlessExecNetwork(t *testing.T) {
 		require.False(t, again(pair[0]))
 	}
 }
+
+// A run whose user has its /dev can't make the host take something else for a terminal, or wait.
+func TestAttackRootlessTerminal(t *testing.T) {
+	for _, trick := range []string{"mkfifo /tmp/f; ln -s /tmp/f /dev/ptmx", "ln -s /dev/zero /dev/ptmx", "ln -s /dev/tty /dev/ptmx", "ln -s /proc/self/fd/0 /dev/ptmx", "touch /dev/ptmx", ":"} {
+		p := runs.Start(t, sandbox.New(sandbox.WithHold(), sandbox.WithUser(0, 0)))
+		x, err := p.Exec(testkit.Deadline(t), sandbox.WithCommand("sh", "-c", "rm -f /dev/ptmx 2>/dev/null && { "+trick+"; }; test -c /dev/ptmx && test $(stat -Lc %t:%T /dev/ptmx) = 5:2"))
+		require.NoError(t, err)
+		_, err = x.Wait()
+		still := err == nil
+		began := time.Now()
+		x, err = p.Exec(testkit.Deadline(t), sandbox.WithCommand("true"), sandbox.WithTerminal(1, 1))
+		require.Equal(t, still, err == nil, "%s: %v", trick, err)
+		require.Less(t, time.Since(began), testkit.Patience/2)
+		if err == nil {
+			_, err = x.Wait()
+			require.NoError(t, err)
+		}
+	}
+}
