@@ -61,8 +61,8 @@ func (e *ExitError) Error() string {
 	return "sandbox: " + how
 }
 
-// Unwrap returns the sentinel of the limit that ended the run, or the cause of the context's end or,
-// for an Exec, of its run's.
+// Unwrap returns the sentinel of the limit that ended the run, or the cause of the context's end
+// or, for an Exec, of its run's.
 func (e *ExitError) Unwrap() error {
 	switch e.Reason {
 	case TimedOut:

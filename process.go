@@ -25,10 +25,11 @@ type Process struct {
 // returns.
 //
 // The options are those of a command: WithCommand, WithStdin, WithStdout, WithStderr,
-// WithExtraFiles, WithTerminal, WithTimeout and WithOutputLimit, which are its own, and WithEnv, WithDir,
-// WithRlimit, WithWaitDelay and WithStopSignal, which add to those of the run or replace them. Every other option belongs
-// to the run, and is an *OptionError. Otherwise the errors are those of Start. If the run has
-// ended, the error is os.ErrProcessDone; a paused run refuses, with a *SetupError.
+// WithExtraFiles, WithTerminal, WithTimeout and WithOutputLimit, which are its own, and WithEnv,
+// WithDir, WithRlimit, WithWaitDelay and WithStopSignal, which add to those of the run or replace
+// them. Every other option belongs to the run, and is an *OptionError. Otherwise the errors are
+// those of Start. If the run has ended, the error is os.ErrProcessDone; a paused run refuses, with
+// a *SetupError.
 //
 // The end of the command is not the end of the run, and what the command leaves in the background
 // goes on until the run ends. The end of the run is that of its commands: their Reason is RunEnded,
@@ -57,9 +58,9 @@ func (p *Process) PID() int { return p.r.PID() }
 
 // Wait waits until no process of the run is left, and until all of its output has been written, or
 // WithWaitDelay is over, and returns how it ended. Its mounts and its cgroup are removed a moment
-// later, at the latest with the cell. Then Wait closes Terminal and the pipes of StdinPipe and so on, so what
-// is to be read must be read before. The errors are those of Run; a failure to copy input or
-// output is reported if there is no other. Every call returns the same values.
+// later, at the latest with the cell. Then Wait closes Terminal and the pipes of StdinPipe and so
+// on, so what is to be read must be read before. The errors are those of Run; a failure to copy
+// input or output is reported if there is no other. Every call returns the same values.
 func (p *Process) Wait() (*Result, error) {
 	p.once.Do(func() {
 		p.result, p.err = wait(p.r)
@@ -84,10 +85,10 @@ func (p *Process) StdoutPipe() io.ReadCloser { return p.r.Pipes().Stdout }
 // nil, as StdoutPipe does.
 func (p *Process) StderrPipe() io.ReadCloser { return p.r.Pipes().Stderr }
 
-// Terminal returns the other end of the terminal that WithTerminal asked for, or nil. A Read returns
-// what the command writes, and io.EOF when nobody has the terminal open any more. What is written is
-// what is typed. Close hangs up: the command gets SIGHUP. Wait closes it when the command has ended,
-// so what is to be read must be read before.
+// Terminal returns the other end of the terminal that WithTerminal asked for, or nil. A Read
+// returns what the command writes, and io.EOF when nobody has the terminal open any more. What is
+// written is what is typed. Close hangs up: the command gets SIGHUP. Wait closes it when the
+// command has ended, so what is to be read must be read before.
 func (p *Process) Terminal() io.ReadWriteCloser {
 	if t := p.r.Terminal(); t != nil {
 		return t
@@ -115,9 +116,9 @@ func (p *Process) Signal(sig os.Signal) error { return p.r.Signal(sig) }
 // Kill kills every process of the run. For an Exec, see there.
 func (p *Process) Kill() error { return p.r.Kill() }
 
-// Close ends the run, if it has not ended, gently with WithStopSignal, and waits as Wait does. A run
-// of WithHold has then ended well: its Result is that of an exit with status 0. The error is that of Wait
-// if it is no *ExitError. Close may be called more than once.
+// Close ends the run, if it has not ended, gently with WithStopSignal, and waits as Wait does. A
+// run of WithHold has then ended well: its Result is that of an exit with status 0. The error is
+// that of Wait if it is no *ExitError. Close may be called more than once.
 func (p *Process) Close() error {
 	p.r.Close()
 	_, err := p.Wait()

@@ -80,8 +80,8 @@ func (k *compiler) declareStreams() (streams []program.Slot) {
 }
 
 // addTerminal makes a terminal of the run's own devpts, which controls the command's session, its
-// standard streams, and sends the other end to the host: pts(4), ioctl_tty(2). The command leads the
-// session.
+// standard streams, and sends the other end to the host: pts(4), ioctl_tty(2). The command leads
+// the session.
 func (k *compiler) addTerminal(streams []program.Slot) {
 	b, t := k.b, k.c.Command.Terminal
 	b.Stage("WithTerminal")

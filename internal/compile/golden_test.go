@@ -165,8 +165,8 @@ func TestExplainGolden(t *testing.T) {
 	require.Len(t, files, len(golden), "files of no test")
 }
 
-// TestJoinGolden keeps how a further command joins runs of some of the sandboxes, and the command of
-// a run that has none.
+// TestJoinGolden keeps how a further command joins runs of some of the sandboxes, and the command
+// of a run that has none.
 func TestJoinGolden(t *testing.T) {
 	hold, err := compile.Command(describe(sandbox.WithHold(), sandbox.WithFile("/tmp/a", []byte("x"), 0o600)), goldenMachine())
 	require.NoError(t, err)

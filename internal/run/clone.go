@@ -189,9 +189,9 @@ func (r *clone) cleanUp() {
 	r.release()
 }
 
-// adopt keeps the descriptor that came with an event, if one did: the mount namespace, the command's
-// terminal, or PID 1's pidfd. It refuses anything but a pidfd for the latter, as that could be used neither to wait nor
-// to kill.
+// adopt keeps the descriptor that came with an event, if one did: the mount namespace, the
+// command's terminal, or PID 1's pidfd. It refuses anything but a pidfd for the latter, as that
+// could be used neither to wait nor to kill.
 func (r *clone) adopt(m forkserver.Message) error {
 	if m.File == nil {
 		return nil

@@ -89,8 +89,8 @@ func (r *Run) startExec(ctx context.Context, conf *spec.Spec, plan *compile.Plan
 func (r *Run) endsWith(err error) bool {
 	var call *cell.CallError
 	if errors.As(err, &call) && call.Number == unix.SYS_SETNS {
-		// A process that ends can't be entered from when it has no memory any more, which is
-		// before it closes its socket: kernel/exit.c, do_exit.
+		// A process that ends can't be entered from when it has no memory any more, which
+		// is before it closes its socket: kernel/exit.c, do_exit.
 		select {
 		case <-r.gone:
 		case <-time.After(abandonWait):
