@@ -348,7 +348,9 @@ func TestExecPaused(t *testing.T) {
 
 // A thousand commands leave nothing.
 func TestRootlessExecLeavesNothing(t *testing.T) {
-	p := session(t)
+	p, err := sandbox.New(sandbox.WithHold()).Start(t.Context()) // it takes longer than others
+	require.NoError(t, err)
+	defer p.Close()
 	require.Equal(t, "warm", inRun(t, p, "echo warm"))
 	before := testkit.TakeInventory()
 	n := 1000
