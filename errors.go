@@ -32,6 +32,9 @@ var (
 	// ErrCellLost means that the cell ended before its runs did: it was killed from outside, or
 	// closed. The runs are gone; the next Run boots another cell.
 	ErrCellLost = fault.ErrCellLost
+	// ErrRunEnded is in the error of an Exec that ended because its run did, together with the
+	// sentinel of the limit that ended the run, or the cause of its context's end.
+	ErrRunEnded = fault.ErrRunEnded
 )
 
 // ExitError is the error of a run whose command did not exit with status 0.
@@ -41,7 +44,7 @@ type ExitError struct {
 	// long. It is set by Output, and by calls of package function.
 	Stderr []byte
 
-	cause error // of a cancellation
+	cause error // of a cancellation, or of the run's end
 }
 
 func (e *ExitError) Error() string {
@@ -58,7 +61,8 @@ func (e *ExitError) Error() string {
 	return "sandbox: " + how
 }
 
-// Unwrap returns the sentinel of the limit that ended the run, or the cause of the context's end.
+// Unwrap returns the sentinel of the limit that ended the run, or the cause of the context's end
+// or, for an Exec, of its run's.
 func (e *ExitError) Unwrap() error {
 	switch e.Reason {
 	case TimedOut:

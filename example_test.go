@@ -227,6 +227,28 @@ func ExampleLayersRootfs() {
 	// Output: layers <nil>
 }
 
+// A session: commands that find what those before them left.
+func ExampleProcess_Exec() {
+	ctx := context.Background()
+	session, err := sandbox.New(sandbox.WithHold(), sandbox.WithTimeout(time.Minute)).Start(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer session.Close()
+	for _, script := range []string{"echo hello >/tmp/greeting", "cat /tmp/greeting", "exit 3"} {
+		command, err := session.Exec(ctx, sandbox.WithCommand("sh", "-c", script), sandbox.WithStdout(os.Stdout))
+		if err != nil {
+			log.Fatal(err)
+		}
+		if _, err := command.Wait(); err != nil {
+			fmt.Println(err)
+		}
+	}
+	// Output:
+	// hello
+	// sandbox: exit status 3
+}
+
 // Explain shows what a run does, call by call.
 func ExampleSandbox_Explain() {
 	text, err := sandbox.New(sandbox.WithCommand("true"), sandbox.WithHostname("job")).Explain()

@@ -3,9 +3,11 @@ package sandbox
 import (
 	"io"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/cellkit/sandbox/internal/spec"
+	"github.com/cellkit/sandbox/internal/stdio"
 )
 
 // Option changes one thing of a sandbox. If an option that takes a single value is given more than
@@ -27,7 +29,16 @@ func (o Option) Apply(c *spec.Spec) {
 // of the run's environment, inside the run's root; one with a slash is taken relative to WithDir.
 // Required.
 func WithCommand(name string, args ...string) Option {
-	return func(c *spec.Spec) { c.Command.Argv, c.Command.Missing = append([]string{name}, args...), nil }
+	return func(c *spec.Spec) {
+		c.Command.Argv, c.Command.Missing, c.Command.Hold = append([]string{name}, args...), nil, false
+	}
+}
+
+// WithHold makes a run without a command of its own, in place of WithCommand: a session, in which
+// Process.Exec executes commands. It lives until Close or Kill, or until its context ends or a
+// limit ends it. What is left of its commands is reaped. It has no streams: each Exec has its own.
+func WithHold() Option {
+	return func(c *spec.Spec) { c.Command.Argv, c.Command.Missing, c.Command.Hold = nil, nil, true }
 }
 
 // WithEnv adds variables in the form "KEY=value" to the environment; a later value of a key
@@ -64,6 +75,29 @@ func WithStdout(w io.Writer) Option { return func(c *spec.Spec) { c.Streams.Stdo
 // WithStderr sets the standard error, in the same way as WithStdout.
 func WithStderr(w io.Writer) Option { return func(c *spec.Spec) { c.Streams.Stderr = w } }
 
+// WithStdinPipe makes the standard input a pipe, whose other end Process.StdinPipe returns. It
+// takes the place of WithStdin.
+func WithStdinPipe() Option { return WithStdin(stdio.Pipe{Stream: 0}) }
+
+// WithStdoutPipe makes the standard output a pipe, whose other end Process.StdoutPipe returns, for
+// programs that read while the command runs. Unlike for WithStdout, nothing is copied, and nobody
+// waits for the reader but the command: what is left when Wait closes the pipe is lost, so Wait
+// must be called after the last Read, as in os/exec. With WithOutputLimit what is read is counted.
+// It takes the place of WithStdout.
+func WithStdoutPipe() Option { return WithStdout(stdio.Pipe{Stream: 1}) }
+
+// WithStderrPipe makes the standard error a pipe, in the same way as WithStdoutPipe.
+func WithStderrPipe() Option { return WithStderr(stdio.Pipe{Stream: 2}) }
+
+// WithTerminal gives the command a terminal of the given size, one of the run's own devpts. It is
+// the standard streams, and controls the command's session: job control, ^C and ^Z work, and TERM
+// is xterm unless WithEnv says otherwise. Process.Terminal returns the other end. It can't be
+// combined with WithStdin, WithStdout, WithStderr and WithOutputLimit. Default: none; a terminal of
+// this process that is handed over as a stream does not control the command's session.
+func WithTerminal(rows, cols uint16) Option {
+	return func(c *spec.Spec) { c.Command.Terminal = spec.Terminal{On: true, Rows: rows, Cols: cols} }
+}
+
 // WithExtraFiles adds open files that the run gets as descriptors 3, 4 and so on. The run has
 // access to everything that they give access to: a directory is a way to all of the file system
 // that it is in. Through /proc/self/fd the run may open them again, like the standard streams; if
@@ -92,6 +126,24 @@ func WithTimeout(d time.Duration) Option { return func(c *spec.Spec) { c.Supervi
 // nothing, holds neither the caller nor a slot of a pool.Pool for ever. 0 waits without a limit, as
 // os/exec does by default.
 func WithWaitDelay(d time.Duration) Option { return func(c *spec.Spec) { c.Supervision.WaitDelay = d } }
+
+// WithStopSignal ends a run gently: when its context or WithTimeout ends, or by Process.Close, the
+// command gets the signal, and all of the run is killed after the grace, or when the command has
+// ended. A signal is a syscall.Signal. Result has the command's own status then, and the Reason for
+// which it was asked to end, and Wait returns an *ExitError even if the status is 0. Kill, limits
+// of other kinds and the end of the cell still kill at once. A paused run is resumed for it.
+//
+// For Exec the grace ends with killing what the command has started, as Exec says. A run of
+// WithHold has no command that could get it: there it is what its commands have without one of
+// their own. Default, and with a grace of 0: all is killed at once. As in os/exec, the signal goes
+// to the command alone, and one that it ignores has no effect but the delay.
+func WithStopSignal(sig os.Signal, grace time.Duration) Option {
+	number := -1
+	if s, ok := sig.(syscall.Signal); ok {
+		number = int(s)
+	}
+	return func(c *spec.Spec) { c.Supervision.StopSignal, c.Supervision.StopGrace = number, grace }
+}
 
 // WithOutputLimit limits what the run may write to its standard output and standard error together,
 // in bytes. A run that writes more is killed: ErrOutputLimit; the first bytes up to the limit are

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 
@@ -35,11 +36,23 @@ func wait(r *running) (*Result, error) {
 	if end == nil {
 		return nil, err
 	}
-	result := &Result{ExitCode: end.ExitCode, Signal: end.Signal, Reason: Reason(end.Reason), Usage: Usage(end.Usage)}
+	failed := exitError(end)
 	if end.Failed() {
-		return result, &ExitError{Result: result, cause: end.Cause}
+		return failed.Result, failed
 	}
-	return result, err
+	return failed.Result, err
+}
+
+func exitError(end *run.End) *ExitError {
+	e := &ExitError{Result: &Result{ExitCode: end.ExitCode, Signal: end.Signal, Reason: Reason(end.Reason), Usage: Usage(end.Usage)}, cause: end.Cause}
+	if end.Of != nil {
+		e.cause = errors.Join(ErrRunEnded, exitError(end.Of).Unwrap())
+	}
+	return e
+}
+
+func exec(ctx context.Context, r *running, opts []Option) (*running, error) {
+	return r.Exec(ctx, func(c *spec.Spec) { apply(c, opts) })
 }
 
 func usage(r *running) (Usage, error) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/cellkit/sandbox/internal/gateway"
 	"github.com/cellkit/sandbox/internal/spec"
+	"github.com/cellkit/sandbox/internal/stdio"
 )
 
 // On systems other than Linux everything compiles, and nothing runs.
@@ -24,6 +26,7 @@ func unsupported() error {
 type (
 	described   struct{ Spec spec.Spec }
 	running     struct{}
+	terminal    struct{ io.ReadWriteCloser }
 	cellImpl    struct{}
 	scratchImpl struct{}
 	networkImpl struct{}
@@ -42,9 +45,16 @@ func (*running) Signal(os.Signal) error      { return unsupported() }
 func (*running) Kill() error                 { return unsupported() }
 func (*running) Pause() error                { return unsupported() }
 func (*running) Resume() error               { return unsupported() }
+func (*running) Close()                      {}
+func (*running) Terminal() *terminal         { return nil }
+func (*terminal) Resize(_, _ uint16) error   { return unsupported() }
+func (*running) Pipes() stdio.Ends           { return stdio.Ends{} }
 
-func wait(*running) (*Result, error)           { return nil, unsupported() }
-func usage(*running) (Usage, error)            { return Usage{}, unsupported() }
+func wait(*running) (*Result, error) { return nil, unsupported() }
+func usage(*running) (Usage, error)  { return Usage{}, unsupported() }
+
+func exec(context.Context, *running, []Option) (*running, error) { return nil, unsupported() }
+
 func rootChanges(*described) ([]Change, error) { return nil, unsupported() }
 func newCell(cellConfig) (*cellImpl, error)    { return nil, unsupported() }
 func closeCell(*cellImpl) error                { return unsupported() }

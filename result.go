@@ -34,10 +34,11 @@ const (
 	Canceled       Reason = Reason(fault.Canceled)       // the context ended
 	// WithPIDs, or its default: the kernel refused a process or thread, and the command failed.
 	PIDsExceeded Reason = Reason(fault.PIDsExceeded)
+	RunEnded     Reason = Reason(fault.RunEnded) // of an Exec: the run that it was in has ended
 )
 
 func (r Reason) String() string {
-	names := [...]string{"exited", "signaled", "timed out", "out of CPU time", "out of memory", "too much output", "canceled", "too many processes"}
+	names := [...]string{"exited", "signaled", "timed out", "out of CPU time", "out of memory", "too much output", "canceled", "too many processes", "the run has ended"}
 	if r < 0 || int(r) >= len(names) {
 		return fmt.Sprintf("Reason(%d)", int(r))
 	}

@@ -15,13 +15,13 @@ import (
 
 func TestReasonString(t *testing.T) {
 	seen := map[string]bool{}
-	for r := Exited; r <= PIDsExceeded; r++ {
+	for r := Exited; r <= RunEnded; r++ {
 		require.NotContains(t, r.String(), "Reason(")
 		require.False(t, seen[r.String()], r.String())
 		seen[r.String()] = true
 	}
 	require.Equal(t, "Reason(-1)", Reason(-1).String())
-	require.Equal(t, "Reason(8)", (PIDsExceeded + 1).String())
+	require.Equal(t, "Reason(9)", (RunEnded + 1).String())
 }
 
 func TestExitError(t *testing.T) {

@@ -74,8 +74,8 @@ func check(ctx context.Context, asJSON bool) int {
 // shutdownTimeout is far more than an idle cell takes to end.
 const shutdownTimeout = 30 * time.Second
 
-// withCleanup calls f with a context that SIGINT or SIGTERM cancels, and leaves nothing of the runs
-// behind.
+// withCleanup calls f with a context that SIGINT, SIGTERM or SIGHUP cancels, and leaves nothing of
+// the runs behind.
 func withCleanup(f func(context.Context) int) int {
 	// Writing to a closed pipe must fail, and not end this program before it has cleaned up.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
@@ -97,13 +97,13 @@ func (i interrupt) Error() string {
 	return fmt.Sprintf("canceled by signal %d (%v)", i.Signal, i.Signal)
 }
 
-// interruptible returns a context that the first SIGINT or SIGTERM cancels, with the signal as its
-// cause. A second one ends this program at once: no process outlives it, but the next start has to
-// remove the empty directories.
+// interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP cancels, with the signal
+// as its cause. A second one ends this program at once: no process outlives it, but the next start
+// has to remove the empty directories.
 func interruptible() (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
-	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM} {
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 		if !signal.Ignored(s) { // a shell's background job ignores SIGINT
 			signal.Notify(signals, s)
 		}

@@ -23,6 +23,7 @@ type settings struct {
 	explain bool
 	usage   bool
 	json    bool
+	tty     bool     // a terminal of its own, connected to this program's
 	layers  []string // of the root, the lowest first
 	image   string
 	command []string
@@ -64,6 +65,7 @@ var limitFlags = []runFlag{
 		s.timeout = d
 		s.add(sandbox.WithTimeout(d))
 	})},
+	{"stop-signal", "NAME:TIME", "at a timeout, or SIGTERM, SIGINT or SIGHUP to this program, send a signal and kill after TIME, such as TERM:10s", "WithStopSignal", stopSignal},
 	{"wait-delay", "TIME", "how long to wait, after the end, for who takes the output (default 10s; 0s: no limit)", "WithWaitDelay",
 		duration(func(s *settings, d time.Duration) { s.add(sandbox.WithWaitDelay(d)) })},
 	{"output-limit", "SIZE", "bytes that may be written to stdout and stderr together", "WithOutputLimit", size(func(s *settings, n int64) {
@@ -86,6 +88,7 @@ var fileFlags = []runFlag{
 
 var commandFlags = []runFlag{
 	{"env", "NAME[=VALUE]", "add to the environment; without VALUE, the caller's*", "WithEnv", env},
+	{"t", "", "give it a terminal of its own, connected to the one at hand", "WithTerminal", toggle(func(s *settings) { s.tty = true })},
 	{"dir", "DIR", "working directory (default /home/sandbox)", "WithDir", text(sandbox.WithDir)},
 	{"user", "UID[:GID]", "ids inside (default 1000:1000; GID is UID if not given)", "WithUser", user},
 	{"groups", "GID,...", "supplementary groups inside (default none)", "WithGroups", groups},

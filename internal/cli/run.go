@@ -32,14 +32,23 @@ func run(ctx context.Context, args []string) int {
 	if s.explain {
 		return explain(s)
 	}
-	opts, copied, err := streams()
-	if err != nil {
-		return s.tell(nil, statusSetup, err)
+	do := onStreams
+	if s.tty {
+		do = onTerminal
 	}
-	result, err := sandbox.New(s.opts...).With(opts...).Run(ctx)
-	copied()
+	result, err := do(ctx, s)
 	status, reason := outcome(s, result, err, context.Cause(ctx))
 	return s.tell(result, status, reason)
+}
+
+// onStreams runs the command with this program's streams.
+func onStreams(ctx context.Context, s *settings) (*sandbox.Result, error) {
+	opts, copied, err := streams()
+	if err != nil {
+		return nil, err
+	}
+	defer copied()
+	return sandbox.New(s.opts...).With(opts...).Run(ctx)
 }
 
 // tell prints on stderr why the status is not the command's own, if so, and what the run used, if

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -107,6 +108,30 @@ func duration(use func(*settings, time.Duration)) setter {
 		use(s, d)
 		return nil
 	}
+}
+
+// stopSignal parses NAME:TIME, such as TERM:10s or SIGINT:1s.
+func stopSignal(s *settings, value string) error {
+	name, grace, _ := strings.Cut(value, ":")
+	number := signalNumber(name)
+	d, err := time.ParseDuration(grace)
+	if number == 0 || err != nil || d <= 0 {
+		return fmt.Errorf("%q is not NAME:TIME, such as TERM:10s, with a signal of HUP, INT, QUIT, KILL, USR1, USR2 or TERM", value)
+	}
+	s.add(sandbox.WithStopSignal(number, d))
+	return nil
+}
+
+func signalNumber(name string) syscall.Signal {
+	for _, s := range []struct {
+		name   string
+		number syscall.Signal
+	}{{"HUP", syscall.SIGHUP}, {"INT", syscall.SIGINT}, {"QUIT", syscall.SIGQUIT}, {"KILL", syscall.SIGKILL}, {"USR1", syscall.SIGUSR1}, {"USR2", syscall.SIGUSR2}, {"TERM", syscall.SIGTERM}} {
+		if s.name == strings.TrimPrefix(name, "SIG") {
+			return s.number
+		}
+	}
+	return 0
 }
 
 func cpus(s *settings, value string) error {

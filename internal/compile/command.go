@@ -3,6 +3,8 @@
 package compile
 
 import (
+	"encoding/binary"
+	"fmt"
 	"math"
 	"strings"
 
@@ -28,6 +30,14 @@ func Command(c *spec.Spec, m *Machine) (*program.Program, error) {
 	filled := k.declareFilled(l.Filled)
 	streams := k.declareStreams()
 	k.fillFiles(l.Filled, filled) // first: their descriptors may have the streams' numbers
+	if c.Command.Hold {
+		k.addCommandFiles(l.Files)
+		k.addHold()
+		return k.program(k.b)
+	}
+	if c.Command.Terminal.On {
+		k.addTerminal(streams)
+	}
 	k.addStreams(streams)
 	k.addCommandFiles(l.Files)
 	k.addDir()
@@ -67,6 +77,31 @@ func (k *compiler) declareStreams() (streams []program.Slot) {
 		streams = append(streams, k.b.File(name))
 	}
 	return streams
+}
+
+// addTerminal makes a terminal of the run's own devpts, which controls the command's session, its
+// standard streams, and sends the other end to the host: pts(4), ioctl_tty(2). The command leads
+// the session.
+func (k *compiler) addTerminal(streams []program.Slot) {
+	b, t := k.b, k.c.Command.Terminal
+	b.Stage("WithTerminal")
+	open := program.Int(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, "O_RDWR|O_NOCTTY|O_CLOEXEC")
+	other := b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/dev/ptmx"), open, program.Int(0))
+	ioctl := func(s program.Slot, request uint, name string, arg program.Arg) {
+		b.Call("ioctl", unix.SYS_IOCTL, program.Use(s), program.Int(request, name), arg)
+	}
+	ioctl(other, unix.TIOCSPTLCK, "TIOCSPTLCK", b.Bytes(make([]byte, 4), "0"))
+	size := make([]byte, 8) // struct winsize
+	binary.NativeEndian.PutUint16(size, t.Rows)
+	binary.NativeEndian.PutUint16(size[2:], t.Cols)
+	ioctl(other, unix.TIOCSWINSZ, "TIOCSWINSZ", b.Bytes(size, fmt.Sprintf("{%d rows, %d columns}", t.Rows, t.Cols)))
+	terminal := b.CallTo("ioctl", unix.SYS_IOCTL, program.Use(other), program.Int(unix.TIOCGPTPEER, "TIOCGPTPEER"), open)
+	ioctl(terminal, unix.TIOCSCTTY, "TIOCSCTTY", program.Int(0))
+	b.SendFileWith(program.Terminal, other)
+	b.Close(other)
+	for i := range 3 {
+		streams[i] = terminal
+	}
 }
 
 // addStreams puts the standard streams and extra files at 0, 1, 2 and so on. They are moved out of
@@ -146,6 +181,20 @@ func (k *compiler) addExec() {
 		b.CallTry("execve", unix.SYS_EXECVE, b.Str(path), argv, envp)
 	}
 	b.FailTried("not found: " + name)
+}
+
+// addHold makes init live without a command, whose process just ends. Nothing that init may be told
+// of wakes it; the kernel reaps what becomes its children: wait(2), signal(7).
+func (k *compiler) addHold() {
+	b := k.b
+	b.In(program.Init)
+	b.Stage("hold")
+	ignore := make([]byte, 32) // struct sigaction
+	binary.NativeEndian.PutUint64(ignore, 1)
+	null := program.Int(0, "NULL")
+	b.CallMaybe("rt_sigaction", unix.SYS_RT_SIGACTION, program.Int(int(unix.SIGCHLD), "SIGCHLD"), b.Bytes(ignore, "SIG_IGN"), null, program.Int(8))
+	b.CallMaybe("wait4", unix.SYS_WAIT4, program.Int(-1), null, program.Int(unix.WALL, "__WALL"), null)
+	b.CallMaybe("ppoll", unix.SYS_PPOLL, null, program.Int(0), null, null)
 }
 
 // Filter returns the compiled seccomp filter, or nil if there is to be none.

@@ -7,6 +7,7 @@ package compile
 import (
 	"math"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -91,7 +92,12 @@ type Plan struct {
 	Files    []Tree // what accompanies Run
 	Joins    int    // as in its shape
 	OwnUser  bool   // rootless: the run's user must be the caller
+
+	join func() (*Plan, error) // see Join
 }
+
+// Join returns the plan of a further command in a run of this plan. It is compiled once.
+func (p *Plan) Join() (*Plan, error) { return p.join() }
 
 // Tree is a mount that accompanies a program.
 type Tree struct {
@@ -159,6 +165,8 @@ func New(c *spec.Spec, m *Machine, s Shape, f Found) (*Plan, error) {
 	k.addReaper()
 	var err error
 	k.plan.Run, err = k.program(k.b)
+	inside := &spec.Spec{Namespaces: c.Namespaces, Security: c.Security}
+	k.plan.join = sync.OnceValues(func() (*Plan, error) { return compileJoin(inside, m, s) })
 	return k.plan, err
 }
 
@@ -202,23 +210,33 @@ func (k *compiler) addIdentity() {
 		b.Wait(k.gate)
 	}
 	if !k.shape.SingleID && !k.shape.HostIDs {
-		b.Call("setresgid", unix.SYS_SETRESGID, program.Int(0), program.Int(0), program.Int(0))
-		saved := program.Int(0)
-		if k.shape.SavedID {
-			saved = program.Int(-1)
-		}
-		b.Call("setresuid", unix.SYS_SETRESUID, program.Int(0), program.Int(0), saved)
+		k.addRootIDs()
 	}
 	// The command and PID 1 have descriptors of their own but share the slots.
 	b.CallInto(program.Report, "fcntl", unix.SYS_FCNTL, program.Use(program.Report), dupAbove, firstFree)
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
-	// All signals are blocked around the clone, and the fork server ignores two, which exec
-	// would pass on.
+	k.addDefaultSignals()
+	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NAME, "PR_SET_NAME"), b.Str("sandbox-init"))
+}
+
+// addRootIDs makes the clone root in a user namespace that it is in.
+func (k *compiler) addRootIDs() {
+	b, saved := k.b, program.Int(0)
+	b.Call("setresgid", unix.SYS_SETRESGID, program.Int(0), program.Int(0), program.Int(0))
+	if k.shape.SavedID {
+		saved = program.Int(-1)
+	}
+	b.Call("setresuid", unix.SYS_SETRESUID, program.Int(0), program.Int(0), saved)
+}
+
+// addDefaultSignals undoes what a clone inherits: all signals are blocked around the clone, and the
+// fork server ignores two, which exec would pass on.
+func (k *compiler) addDefaultSignals() {
+	b := k.b
 	b.Call("rt_sigprocmask", unix.SYS_RT_SIGPROCMASK, program.Int(unix.SIG_SETMASK, "SIG_SETMASK"), b.Bytes(make([]byte, 8), "[]"), program.Int(0, "NULL"), program.Int(8))
 	for _, s := range []unix.Signal{unix.SIGCHLD, unix.SIGPIPE} {
 		b.Call("rt_sigaction", unix.SYS_RT_SIGACTION, program.Int(int(s), unix.SignalName(s)), b.Bytes(make([]byte, 32), "SIG_DFL"), program.Int(0, "NULL"), program.Int(8))
 	}
-	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NAME, "PR_SET_NAME"), b.Str("sandbox-init"))
 }
 
 // addEnterRoot makes the assembled root the root and forgets the cell's: pivot_root(2),
@@ -248,15 +266,22 @@ func (k *compiler) addGate() {
 	b.SendFile(k.mounts)
 	if !k.shape.HostIDs { // meanwhile the host opens the cgroup's files
 		b.Stage("privileges to come")
-		k.addBounding(k.kept())
+		k.addBounding(k.keptCapabilities())
 		b.Stage("cgroup")
 	}
+	k.addJoinCgroup()
+	k.addView()
+}
+
+// addJoinCgroup waits until the host has put the command's process into the run's cgroup, or has
+// sent what to join it by, and makes that the root of its cgroup namespace.
+func (k *compiler) addJoinCgroup() {
+	b := k.b
 	for _, group := range b.WaitFiles(k.shape.Joins) {
 		b.Call("write", unix.SYS_WRITE, program.Use(group), b.Str("0"), program.Int(1))
 		b.Close(group)
 	}
 	b.Call("unshare", unix.SYS_UNSHARE, program.Int(unix.CLONE_NEWCGROUP, "CLONE_NEWCGROUP"))
-	k.addView()
 }
 
 // addCommand goes on with the command's program, as soon as that arrives.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -162,6 +163,33 @@ func TestExplainGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/explain/*.golden")
 	require.NoError(t, err)
 	require.Len(t, files, len(golden), "files of no test")
+}
+
+// TestJoinGolden keeps how a further command joins runs of some of the sandboxes, and the command
+// of a run that has none.
+func TestJoinGolden(t *testing.T) {
+	hold, err := compile.Command(describe(sandbox.WithHold(), sandbox.WithFile("/tmp/a", []byte("x"), 0o600)), goldenMachine())
+	require.NoError(t, err)
+	terminal, err := compile.Command(describe(valid, sandbox.WithTerminal(24, 80)), goldenMachine())
+	require.NoError(t, err)
+	texts := map[string]string{"hold": hold.Explain(), "terminal": terminal.Explain()}
+	for _, g := range golden {
+		if slices.Contains([]string{"host", "host-everything", "network-host", "capabilities", "root-user", "groups", "no-seccomp", "single-id", "cgroup-v1", "no-user-namespace"}, g.name) {
+			join, err := g.compile(t).Join()
+			require.NoError(t, err)
+			texts[g.name] = instructions.ReplaceAllString(join.Run.Explain(), "{... instructions}")
+		}
+	}
+	for name, got := range texts {
+		path := filepath.Join("testdata", "join", name+".golden")
+		if *update {
+			require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+			require.NoError(t, os.WriteFile(path, []byte(got), 0o644))
+		}
+		want, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.Equal(t, string(want), got, "if the change is intended: go test -run TestJoinGolden . -update")
+	}
 }
 
 func TestGoldenPrograms(t *testing.T) {

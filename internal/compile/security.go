@@ -15,9 +15,26 @@ import (
 // addPrivileges makes the command the run's user, with no capabilities except those asked for:
 // capabilities(7).
 func (k *compiler) addPrivileges() {
-	b, n := k.b, &k.c.Namespaces
+	k.addGroupPrivileges()
+	if !k.shape.SingleID {
+		uid := program.Int(k.c.Namespaces.UID)
+		k.b.Call("setresuid", unix.SYS_SETRESUID, uid, uid, uid)
+	}
+	k.addUserPrivileges()
+}
+
+// keptCapabilities returns those that were asked for, as bits.
+func (k *compiler) keptCapabilities() (keep uint64) {
+	for _, name := range k.c.Security.Capabilities {
+		keep |= 1 << spec.CapabilityNumber(name)
+	}
+	return keep
+}
+
+// addGroupPrivileges is what takes the rights of root.
+func (k *compiler) addGroupPrivileges() {
+	b, keep, zero := k.b, k.keptCapabilities(), program.Int(0)
 	b.Stage("privileges")
-	keep, zero := k.kept(), program.Int(0)
 	if k.shape.HostIDs {
 		// Before the run becomes its user: otherwise the keyring would count as one of the
 		// 200 that the host's user of that id may have.
@@ -28,10 +45,15 @@ func (k *compiler) addPrivileges() {
 	}
 	k.addGroups()
 	if !k.shape.SingleID {
-		gid, uid := program.Int(n.GID), program.Int(n.UID)
+		gid := program.Int(k.c.Namespaces.GID)
 		b.Call("setresgid", unix.SYS_SETRESGID, gid, gid, gid)
-		b.Call("setresuid", unix.SYS_SETRESUID, uid, uid, uid)
 	}
+}
+
+// addUserPrivileges is what the run's user may do. It leaves the command without a right that the
+// user does not have.
+func (k *compiler) addUserPrivileges() {
+	b, keep, zero := k.b, k.keptCapabilities(), program.Int(0)
 	if !k.shape.HostIDs {
 		k.addKeyring()
 	}
@@ -81,14 +103,6 @@ func (k *compiler) addGroups() {
 func (k *compiler) addUndumpable() {
 	zero := program.Int(0)
 	k.b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_DUMPABLE, "PR_SET_DUMPABLE"), zero, zero, zero, zero)
-}
-
-// kept returns the set of the capabilities that the command has.
-func (k *compiler) kept() (set uint64) {
-	for _, name := range k.c.Security.Capabilities {
-		set |= 1 << spec.CapabilityNumber(name)
-	}
-	return set
 }
 
 // addBounding drops all capabilities from the bounding set, except for those in keep.

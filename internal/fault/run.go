@@ -12,6 +12,7 @@ var (
 	ErrOutOfMemory = errors.New("out of memory")
 	ErrWaitDelay   = errors.New("a writer of the output took longer than WithWaitDelay")
 	ErrCellLost    = errors.New("the cell is gone")
+	ErrRunEnded    = errors.New("the run has ended")
 )
 
 // SetupError is sandbox.SetupError, which has its documentation.
@@ -44,6 +45,7 @@ const (
 	OutputExceeded
 	Canceled
 	PIDsExceeded
+	RunEnded
 )
 
 // Stop is a cause with which the packages of this module cancel the context of a run that is to

@@ -19,9 +19,13 @@ type counterFiles struct {
 	kept    map[string]int
 }
 
-// keep keeps open the files that read reads, until it returns.
+// keep keeps open the files that read reads, until it returns. Only the first call does something.
 func (f *counterFiles) keep(read func()) {
 	f.mu.Lock()
+	if f.kept != nil {
+		f.mu.Unlock()
+		return
+	}
 	f.keeping, f.kept = true, map[string]int{}
 	f.mu.Unlock()
 	read()
@@ -56,6 +60,10 @@ func (f *counterFiles) read(name string, buf []byte) ([]byte, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if other, ok := f.kept[name]; ok { // another reader was quicker
+		unix.Close(fd)
+		fd = other
+	}
 	f.kept[name] = fd
 	return readAll(fd, name, buf)
 }

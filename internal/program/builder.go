@@ -257,6 +257,7 @@ func (b *Builder) Pass(s Slot) {
 }
 
 // Receive ends the Command part, which goes on with that of another program that the host sends.
+// The Init part goes on with that program's too.
 func (b *Builder) Receive() { b.add("receive", callReceive, NoSlot, 0, nil) }
 
 func (b *Builder) add(name string, num uintptr, out Slot, flags uint8, args []Arg) {

@@ -224,8 +224,11 @@ func (b *Builder) Event(k Kind) {
 }
 
 // SendFile sends the host an event of kind Ready with a descriptor.
-func (b *Builder) SendFile(fd Slot) {
-	b.sendFiles(Report, Event{Kind: Ready}.Marshal(), "ready", fd)
+func (b *Builder) SendFile(fd Slot) { b.SendFileWith(Ready, fd) }
+
+// SendFileWith sends the host an event with a descriptor.
+func (b *Builder) SendFileWith(k Kind, fd Slot) {
+	b.sendFiles(Report, Event{Kind: k}.Marshal(), k.String(), fd)
 }
 
 // SendFiles sends descriptors over a unix socket, in one message of a byte.

@@ -17,11 +17,12 @@ const (
 	Failed                   // by init or the command's process: call Index failed with Errno
 	Exited                   // by init: the command ended with Status
 	Finished                 // by a task: all of its calls are done
+	Terminal                 // by the command's process: the other end of its terminal comes along
 	NumKinds
 )
 
 func (k Kind) String() string {
-	names := [...]string{"?", "cloned", "refused", "ready", "waiting", "started", "failed", "exited", "finished"}
+	names := [...]string{"?", "cloned", "refused", "ready", "waiting", "started", "failed", "exited", "finished", "terminal"}
 	if k >= NumKinds {
 		k = 0
 	}

@@ -109,7 +109,8 @@ func Fork(f func() (code int)) (pid int, errno syscall.Errno) {
 	return 0, 0
 }
 
-// execute runs the three parts. It does not return.
+// execute runs the three parts, and the Init part of the program that the command received, which
+// must not report anything. It does not return.
 //
 //go:nosplit
 //go:norace
@@ -133,6 +134,7 @@ func execute(s *state) {
 	passOn(s)
 	passOn(s.next)
 	runPart(s, Init)
+	runPart(s.next, Init)
 	reap(s, pid)
 }
 

@@ -171,12 +171,17 @@ func (p *process) quiet() {
 
 // shell adds a command that is a shell script, and the rest of a whole run.
 func (b *Builder) shell(script string, args ...string) {
+	b.command(script, args...)
+	b.In(Init)
+	b.Event(Started)
+}
+
+// command adds a command that is a shell script.
+func (b *Builder) command(script string, args ...string) {
 	b.In(Command)
 	// The clone blocks all signals.
 	b.Call("rt_sigprocmask", unix.SYS_RT_SIGPROCMASK, Int(unix.SIG_SETMASK), b.Bytes(make([]byte, 8), "[]"), Int(0), Int(8))
 	b.CallTry("execve", unix.SYS_EXECVE, b.Str("/bin/sh"), b.Strings(append([]string{"sh", "-c", script, "sh"}, args...)),
 		b.Strings([]string{"PATH=/usr/local/bin:/usr/bin:/bin"}))
 	b.FailTried("/bin/sh")
-	b.In(Init)
-	b.Event(Started)
 }

@@ -59,7 +59,7 @@ func writer(t *testing.T, args ...string) []byte {
 	out := b.File("pipe")
 	b.In(Command)
 	b.Call("dup3", unix.SYS_DUP3, Use(out), Int(1), Int(0))
-	b.shell(`printf "%s" "$*"; exit 4`, args...)
+	b.command(`printf "%s" "$*"; exit 4`, args...)
 	p, err := b.Program()
 	require.NoError(t, err)
 	return p.Image()
@@ -119,7 +119,7 @@ func TestPass(t *testing.T) {
 		next.In(Command)
 		next.Call("dup3", unix.SYS_DUP3, Use(Report+1), Int(1), Int(0))
 		next.Call("dup3", unix.SYS_DUP3, Use(text), Int(2), Int(0))
-		next.shell(`echo passed; echo sent >&2; exit 4`)
+		next.command(`echo passed; echo sent >&2; exit 4`)
 		image, err := next.Program()
 		require.NoError(t, err)
 		require.Contains(t, image.Explain(), "$1 = passed: one of them\n")
@@ -164,7 +164,7 @@ func TestReceiveMuch(t *testing.T) {
 	for i := range args {
 		args[i] = strings.Repeat("x", 100<<10)
 	}
-	b.shell(`[ $# = 10 ] && [ ${#10} = 102400 ]`, args...)
+	b.command(`[ $# = 10 ] && [ ${#10} = 102400 ]`, args...)
 	image, err := b.Program()
 	require.NoError(t, err)
 	p := waiting(t)

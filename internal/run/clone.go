@@ -56,9 +56,13 @@ type clone struct {
 	pidfd  *os.File // of the command
 	member *gateway.Member
 
+	terminal *Terminal // of the command, if it has one
+
 	stage  program.Kind   // how far the start is: Ready, Waiting or Started
 	exited *program.Event // PID 1's last event, if it came during the start
 	gone   chan struct{}  // closed when nothing of it lives any more
+
+	joins   bool // a run that is there, with whose cgroup, for a further command
 }
 
 // prepare makes a run that lacks nothing but a command.
@@ -189,12 +193,15 @@ func (r *clone) cleanUp() {
 		_ = signal(r.init, unix.SIGKILL)
 		awaitEnd(r.init)
 	}
+	if r.terminal != nil {
+		r.terminal.Close()
+	}
 	r.release()
 }
 
-// adopt keeps the descriptor that came with an event, if one did: the mount namespace, or PID 1's
-// pidfd. It refuses anything but a pidfd for the latter, as that could be used neither to wait nor
-// to kill.
+// adopt keeps the descriptor that came with an event, if one did: the mount namespace, the
+// command's terminal, or PID 1's pidfd. It refuses anything but a pidfd for the latter, as that
+// could be used neither to wait nor to kill.
 func (r *clone) adopt(m forkserver.Message) error {
 	if m.File == nil {
 		return nil
@@ -202,6 +209,9 @@ func (r *clone) adopt(m forkserver.Message) error {
 	if m.Kind == program.Ready {
 		r.mounts = m.File
 		return nil
+	}
+	if m.Kind == program.Terminal {
+		return r.adoptTerminal(m.File)
 	}
 	if m.Kind != program.Cloned || errors.Is(signal(m.File, 0), unix.EBADF) {
 		m.File.Close()
@@ -221,6 +231,9 @@ func (r *clone) release() {
 		if f != nil {
 			f.Close()
 		}
+	}
+	if r.joins {
+		return // the rest is the run's
 	}
 	if r.member != nil {
 		r.member.Retire()

@@ -23,6 +23,7 @@ type End struct {
 	Reason   fault.Reason
 	Usage    Usage
 	Cause    error // of a cancellation
+	Of       *End  // the run's, for RunEnded
 }
 
 // Usage is sandbox.Usage, which has its documentation.
@@ -54,6 +55,7 @@ func (r *Run) finish() {
 		usage = r.usageAtEnd(exit) // read while PID 1 ends
 	}
 	awaitEnd(r.init)
+	r.execs.end()
 	r.dropLastGuard()
 	if !exit.Alone() {
 		usage = r.usageAtEnd(exit)
@@ -62,28 +64,39 @@ func (r *Run) finish() {
 		stop()
 	}
 	r.engine.live.remove(r)
-	lost := !exited && !r.wasKilled() && r.cell.DiesNow()
+	if exited || r.wasKilled() || !r.cell.DiesNow() {
+		r.conclude(exit, exited, usage)
+	}
 	r.setOver()
 	r.release()
+	r.finishStreams()
+	close(r.done)
+}
+
+// finishStreams waits for the output, and sets the error of a run that has ended.
+func (r *Run) finishStreams() {
 	inTime, copied := r.streams.Finish()
 	if !inTime {
 		copied = errors.Join(copied, fault.ErrWaitDelay)
 	}
-	if lost {
+	switch {
+	case r.end == nil:
 		r.err = fmt.Errorf("sandbox: %w (%w)", fault.ErrCellLost, r.cell.Lost())
-	} else {
-		r.conclude(exit, exited, usage)
-		if copied != nil && !r.end.Failed() {
-			r.err = fmt.Errorf("sandbox: copying standard streams: %w", copied)
-		}
+	case copied != nil && !r.end.Failed():
+		r.err = fmt.Errorf("sandbox: copying standard streams: %w", copied)
 	}
-	close(r.done)
 }
 
 func (r *Run) setOver() {
 	r.state.mu.Lock()
 	defer r.state.mu.Unlock()
 	r.state.over = true
+	if r.state.grace != nil {
+		r.state.grace.Stop()
+	}
+	for _, k := range r.state.family {
+		k.kill() // what was there when the command was asked to end is to end too
+	}
 }
 
 // awaitExit returns PID 1's exit event, and whether there was one.
@@ -104,8 +117,7 @@ func (r *Run) awaitExit() (program.Event, bool) {
 // usageAtEnd returns what the run has used. What has no counter for the run as a whole comes from
 // what the kernel told PID 1 at the command's end.
 func (r *Run) usageAtEnd(exit program.Event) Usage {
-	wall := time.Since(r.started)
-	own := Usage{UserCPU: exit.UserCPU, SystemCPU: exit.SystemCPU, MemoryPeak: exit.MaxRSS, Uncounted: slices.Clone(withoutCgroup)}
+	own := r.usageOf(exit)
 	u := own
 	if r.group != nil {
 		if g, err := r.group.Usage(); err == nil {
@@ -122,8 +134,13 @@ func (r *Run) usageAtEnd(exit program.Event) Usage {
 			u.MemoryPeak = max(u.MemoryPeak, own.MemoryPeak)
 		}
 	}
-	u.Wall = wall
+	u.Wall = own.Wall
 	return u
+}
+
+// usageOf returns what the command has used, as the kernel told its parent.
+func (r *Run) usageOf(exit program.Event) Usage {
+	return Usage{Wall: time.Since(r.started), UserCPU: exit.UserCPU, SystemCPU: exit.SystemCPU, MemoryPeak: exit.MaxRSS, Uncounted: slices.Clone(withoutCgroup)}
 }
 
 // withoutCgroup is Usage.Uncounted of a run that has none.
@@ -138,20 +155,34 @@ func (r *Run) counted(g limits.Usage) Usage {
 	}
 }
 
-// conclude decides how the run ended.
-func (r *Run) conclude(exit program.Event, exited bool, usage Usage) {
+// endOf returns the end as its status has it.
+func endOf(exit program.Event, usage Usage) *End {
 	end := &End{Usage: usage}
 	if status := syscall.WaitStatus(exit.Status); status.Signaled() {
 		end.ExitCode, end.Signal, end.Reason = -1, status.Signal(), fault.Signaled
 	} else {
 		end.ExitCode = status.ExitStatus()
 	}
+	return end
+}
+
+// whyKilled returns the reason for which it was killed, or asked to end, if it was.
+func (r *Run) whyKilled() (reason fault.Reason, killed, asked bool) {
 	r.state.mu.Lock()
-	reason, killed := r.state.reason, r.state.killed
-	r.state.mu.Unlock()
+	defer r.state.mu.Unlock()
+	// Closed is not what a command is whose status is its own.
+	return r.state.reason, r.state.killed, r.state.asked && r.state.reason != fault.Signaled
+}
+
+// conclude decides how the run ended.
+func (r *Run) conclude(exit program.Event, exited bool, usage Usage) {
+	end := endOf(exit, usage)
+	reason, killed, asked := r.whyKilled()
 	failed := end.Failed()
 	switch {
-	case killed && !exited:
+	case killed && !exited && reason == fault.Exited:
+		end = &End{Usage: usage} // closed, and without a command that could have failed
+	case killed && !exited, asked:
 		end.Reason = reason
 	case killed && reason == fault.OutputExceeded:
 		end.Reason = reason // the command was quicker than the kill

@@ -3,9 +3,12 @@
 package run
 
 import (
+	"context"
+
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/compile"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // Shares reports what both have in common.
@@ -41,4 +44,27 @@ func (s *Sandbox) WithPlan(sh compile.Shape, p *compile.Plan, c *program.Program
 		other.command.once.Do(func() {})
 	}
 	return other
+}
+
+// ExecPrograms returns the plan and the program of a further command.
+func (r *Run) ExecPrograms(set func(*spec.Spec)) (*compile.Plan, *program.Program, error) {
+	conf, err := r.spec.Exec(set)
+	if err != nil {
+		return nil, nil, err
+	}
+	plan, err := r.plan.Join()
+	if err != nil {
+		return nil, nil, err
+	}
+	command, err := r.execs.program(r.engine, conf)
+	return plan, command, err
+}
+
+// ExecWith executes a further command with other programs than its own.
+func (r *Run) ExecWith(ctx context.Context, set func(*spec.Spec), plan *compile.Plan, command *program.Program) (*Run, error) {
+	conf, err := r.spec.Exec(set)
+	if err != nil {
+		return nil, err
+	}
+	return r.startExec(ctx, conf, plan, command)
 }

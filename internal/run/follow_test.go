@@ -85,6 +85,22 @@ func TestFollowLiar(t *testing.T) {
 	}
 }
 
+// TestFollowNoTerminal sends a terminal that nobody asked for, and one that is none.
+func TestFollowNoTerminal(t *testing.T) {
+	open := func() *os.File {
+		f, err := os.Open(os.DevNull)
+		require.NoError(t, err)
+		return f
+	}
+	r, _ := scriptedRun(t)
+	require.ErrorContains(t, r.adoptTerminal(open()), "unexpected event terminal")
+	r.command, r.spec = &program.Program{}, described("true")
+	require.ErrorContains(t, r.adoptTerminal(open()), "unexpected event terminal")
+	r.spec.Command.Terminal.On = true
+	require.ErrorContains(t, r.adoptTerminal(open()), "no terminal")
+	require.Nil(t, r.terminal)
+}
+
 func described(argv ...string) *spec.Spec {
 	c := spec.Defaults()
 	c.Command.Argv = argv

@@ -30,6 +30,9 @@ const freezeTimeout = 10 * time.Second
 
 // Pause freezes the run until Resume.
 func (r *Run) Pause() error {
+	if r.in != nil {
+		return r.in.Pause()
+	}
 	r.pausing.mu.Lock()
 	defer r.pausing.mu.Unlock()
 	missing := r.cell.LimitsErr
@@ -96,6 +99,9 @@ func (r *Run) guard() error {
 
 // Resume lets a paused run go on.
 func (r *Run) Resume() error {
+	if r.in != nil {
+		return r.in.Resume()
+	}
 	r.pausing.mu.Lock()
 	defer r.pausing.mu.Unlock()
 	if r.isOver() {

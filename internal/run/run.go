@@ -19,9 +19,13 @@ import (
 	"github.com/cellkit/sandbox/internal/stdio"
 )
 
-// Run is a run whose command was executed. Its methods are safe for concurrent use.
+// Run is a run whose command was executed, or a further command in one. Its methods are safe for
+// concurrent use.
 type Run struct {
 	*clone
+	in      *Run   // the run that it is a further command in, or nil
+	before  counts // of that run, when it began
+	execs   execs
 	streams *stdio.Streams
 	started time.Time
 	ctx     context.Context
@@ -40,7 +44,10 @@ type Run struct {
 type state struct {
 	mu     sync.Mutex
 	killed bool
-	reason fault.Reason // why killed
+	asked  bool         // to end, by its signal
+	grace  *time.Timer  // of that
+	family []kin        // of a further command, then
+	reason fault.Reason // why killed, or asked
 	ending bool         // may not be paused any more
 	paused bool         // is frozen, or about to be
 	over   bool         // pidfds are closed
@@ -51,16 +58,20 @@ func (r *Run) begin(ctx context.Context) {
 	c := r.spec
 	r.ctx = ctx
 	r.streams.Start()
-	stopCancel := context.AfterFunc(ctx, func() { r.kill(fault.ReasonOf(ctx)) })
+	stopCancel := context.AfterFunc(ctx, func() { r.ask(fault.ReasonOf(ctx)) })
 	r.stop = append(r.stop, func() { stopCancel() })
 	if limit := c.Supervision.Timeout; limit != 0 {
-		t := time.AfterFunc(limit-time.Since(r.started), func() { r.kill(fault.TimedOut) })
+		t := time.AfterFunc(limit-time.Since(r.started), func() { r.ask(fault.TimedOut) })
 		r.stop = append(r.stop, func() { t.Stop() })
 	}
 	if limit := c.Limits.CPUTime; limit > 0 {
 		stop := make(chan struct{})
 		go r.watchCPU(limit, stop)
 		r.stop = append(r.stop, func() { close(stop) })
+	}
+	if r.in != nil {
+		go r.finishExec()
+		return
 	}
 	r.engine.live.add(r)
 	go r.finish()
@@ -91,8 +102,13 @@ func (r *Run) watchCPU(limit time.Duration, stop <-chan struct{}) {
 	}
 }
 
-// PID returns the command's process id.
-func (r *Run) PID() int { return r.pid }
+// PID returns the command's process id, or 0 if there is none.
+func (r *Run) PID() int {
+	if r.spec.Command.Hold {
+		return 0
+	}
+	return r.pid
+}
 
 // Wait returns how the run ended, once all of its output has been written. The error is that of a
 // lost cell, with no End, or of copying the run's streams.
@@ -106,6 +122,9 @@ func (r *Run) wasKilled() bool {
 	defer r.state.mu.Unlock()
 	return r.state.killed
 }
+
+// Pipes returns the caller's ends of the pipes that were asked for.
+func (r *Run) Pipes() stdio.Ends { return r.streams.Ends() }
 
 // Ended returns a channel that is closed when nothing of the run lives any more.
 func (r *Run) Ended() <-chan struct{} { return r.gone }
@@ -123,9 +142,15 @@ func (r *Run) kill(reason fault.Reason) {
 	if r.state.killed {
 		return
 	}
-	r.state.killed, r.state.reason = true, reason
+	if r.state.killed = true; !r.state.asked {
+		r.state.reason = reason
+	}
 	if r.state.over {
 		return // only its output is still to be read
+	}
+	if r.in != nil {
+		killFamily(r.pid, r.pidfd)
+		return
 	}
 	if r.init != nil {
 		_ = signal(r.init, unix.SIGKILL)
@@ -135,7 +160,34 @@ func (r *Run) kill(reason fault.Reason) {
 	}
 }
 
-// Kill kills every process of the run.
+// ask ends the run for the given reason, gently if WithStopSignal says so: the command gets the
+// signal, and is killed after the grace. A paused run goes on for that.
+func (r *Run) ask(reason fault.Reason) {
+	c := &r.spec.Supervision
+	if c.StopGrace == 0 || r.spec.Command.Hold {
+		r.kill(reason)
+		return
+	}
+	r.state.mu.Lock()
+	defer r.state.mu.Unlock()
+	if r.state.asked || r.state.killed || r.state.over {
+		return
+	}
+	if r.in != nil {
+		r.state.family = family(r.pid)
+	}
+	if signal(r.pidfd, unix.Signal(c.StopSignal)) != nil {
+		return // it has ended
+	}
+	r.state.asked, r.state.reason = true, reason
+	r.state.grace = time.AfterFunc(c.StopGrace, func() { r.kill(reason) })
+	if r.state.paused {
+		_ = r.group.Thaw()
+		r.state.paused = false
+	}
+}
+
+// Kill kills every process of the run, or those of the command.
 func (r *Run) Kill() error {
 	select {
 	case <-r.done:
@@ -144,6 +196,15 @@ func (r *Run) Kill() error {
 	}
 	r.kill(fault.Signaled)
 	return nil
+}
+
+// Close ends the run, gently if WithStopSignal says so. One without a command has then ended well.
+func (r *Run) Close() {
+	if r.spec.Command.Hold {
+		r.kill(fault.Exited)
+		return
+	}
+	r.ask(fault.Signaled)
 }
 
 // Signal sends a signal to the command.
@@ -175,7 +236,7 @@ func (r *Run) Usage() (Usage, error) {
 	default:
 	}
 	wall := time.Since(r.started)
-	if r.group == nil {
+	if r.group == nil || r.in != nil {
 		return Usage{Wall: wall, Uncounted: slices.Clone(withoutCgroup)}, nil
 	}
 	g, err := r.group.Usage()

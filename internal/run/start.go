@@ -119,7 +119,7 @@ func (r *clone) follow(ctx context.Context, until program.Kind) error {
 			return r.startLost(ctx, err)
 		}
 		switch {
-		case m.Kind == program.Cloned:
+		case m.Kind == program.Cloned, m.Kind == program.Terminal:
 		case m.Kind == program.Ready:
 			if r.network != nil {
 				r.network.Watch(m.PID)
@@ -131,8 +131,10 @@ func (r *clone) follow(ctx context.Context, until program.Kind) error {
 			} else {
 				r.stage = m.Kind
 			}
-		case unjoined != nil && m.Kind == program.Started:
+		case m.Kind == program.Started && unjoined != nil:
 			return r.startLost(ctx, unjoined)
+		case m.Kind == program.Started && r.joins && r.command == nil: // its process was killed on the way
+			return r.startLost(ctx, unix.ESRCH)
 		case m.Kind == program.Waiting && r.stage == program.Ready, m.Kind == program.Started && r.stage != 0 && r.command != nil:
 			r.stage = m.Kind
 		case m.Kind == program.Exited:

@@ -17,7 +17,16 @@ type Command struct {
 	Dir     string   // "" for the home directory
 	DirOf   string   // the image whose working directory that is
 	Missing error    // of an image: why there is no command
+	Hold    bool     // there is no command, and the run lives on without
 	Rlimits map[string]Rlimit
+
+	Terminal Terminal
+}
+
+// Terminal is the command's own terminal.
+type Terminal struct {
+	On         bool // there is one
+	Rows, Cols uint16
 }
 
 // Rlimit is a resource limit of getrlimit(2).
@@ -26,14 +35,16 @@ type Rlimit struct{ Soft, Hard uint64 }
 // Equal reports whether both are executed alike.
 func (c *Command) Equal(o *Command) bool {
 	return slices.Equal(c.Argv, o.Argv) && slices.Equal(c.Env, o.Env) && c.Dir == o.Dir && c.DirOf == o.DirOf &&
-		c.Missing == o.Missing && maps.Equal(c.Rlimits, o.Rlimits)
+		c.Missing == o.Missing && c.Hold == o.Hold && c.Terminal == o.Terminal && maps.Equal(c.Rlimits, o.Rlimits)
 }
 
 func (c *Command) check() (errs []error) {
 	bad := func(option, format string, args ...any) {
 		errs = append(errs, fault.Option(option, format, args...))
 	}
-	if c.Missing != nil {
+	if c.Hold {
+		// WithCommand undoes it
+	} else if c.Missing != nil {
 		errs = append(errs, c.Missing)
 	} else if len(c.Argv) == 0 || c.Argv[0] == "" {
 		bad("WithCommand", "no command is set")
@@ -103,6 +114,9 @@ const (
 // Environ is the run's environment: the defaults, overridden by Env.
 func (c *Command) Environ() []string {
 	env := []string{"PATH=" + DefaultPath, "HOME=" + HomeDir, "USER=" + UserName, "LANG=C.UTF-8"}
+	if c.Terminal.On {
+		env = append(env, "TERM=xterm")
+	}
 	at := map[string]int{}
 	for i, kv := range env {
 		at[kv[:strings.IndexByte(kv, '=')]] = i

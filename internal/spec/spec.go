@@ -56,6 +56,8 @@ type Supervision struct {
 	WaitDelay   time.Duration // how long writers may take at the end, 0 for as long as they do
 	OutputLimit int64         // bytes, 0 for none
 	Publish     []Published
+	StopSignal  int           // that the command gets first
+	StopGrace   time.Duration // before it is killed, 0 for no signal
 	// Start, if not nil, is called in place of the method Start, with a sandbox that lacks it.
 	// It is a func(context.Context, *sandbox.Sandbox) (*sandbox.Process, error).
 	Start any
@@ -130,8 +132,28 @@ const MaxPrepared = 1000
 // *fault.OptionError.
 func (s *Spec) Check() []error {
 	return slices.Concat(s.Command.check(), s.Supervision.check(), s.checkPrepared(), s.Streams.check(), s.Place.check(), s.checkMember(),
-		s.Limits.check(), s.Command.checkRlimits(), s.Namespaces.check(), s.Root.check(), s.Security.Check(), s.checkHostIDs(), s.Function.check())
+		s.Limits.check(), s.Command.checkRlimits(), s.Namespaces.check(), s.Root.check(), s.Security.Check(), s.checkHostIDs(), s.checkStreams(), s.Function.check())
 }
+
+// checkStreams refuses streams where there is no command, or where its terminal takes their place.
+func (s *Spec) checkStreams() (errs []error) {
+	hold, terminal := s.Command.Hold, s.Command.Terminal.On
+	for _, o := range []struct {
+		name            string
+		given, terminal bool
+	}{{"WithStdin", s.Streams.Stdin != nil, true}, {"WithStdout", s.Streams.Stdout != nil, true}, {"WithStderr", s.Streams.Stderr != nil, true},
+		{"WithOutputLimit", s.Supervision.OutputLimit != 0, true}, {"WithExtraFiles", len(s.Streams.Extra) > 0, false}, {"WithTerminal", terminal, false}} {
+		switch {
+		case o.given && hold:
+			errs = append(errs, fault.Option(o.name, "with WithHold there is no command that has it: give it to Exec"))
+		case o.given && terminal && o.terminal:
+			errs = append(errs, fault.Option(o.name, "with WithTerminal all is read from and written to that: leave one of the two out"))
+		}
+	}
+	return errs
+}
+
+const maxSignal = 64 // _NSIG of asm-generic/signal.h
 
 func (s *Supervision) check() (errs []error) {
 	if s.Timeout < 0 {
@@ -139,6 +161,12 @@ func (s *Supervision) check() (errs []error) {
 	}
 	if s.WaitDelay < 0 {
 		errs = append(errs, fault.Option("WithWaitDelay", "%v is negative: 0 waits without a limit", s.WaitDelay))
+	}
+	if s.StopGrace < 0 {
+		errs = append(errs, fault.Option("WithStopSignal", "%v is negative: 0 kills at once", s.StopGrace))
+	}
+	if s.StopGrace > 0 && (s.StopSignal < 1 || s.StopSignal > maxSignal) {
+		errs = append(errs, fault.Option("WithStopSignal", "signal %d is not between 1 and %d", s.StopSignal, maxSignal))
 	}
 	if s.OutputLimit < 0 {
 		errs = append(errs, fault.Option("WithOutputLimit", "%d is not a positive number of bytes", s.OutputLimit))

@@ -41,3 +41,18 @@ func (l *limitedWriter) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// limitedReader passes on what the limit lets through and reads on to the end for the rest.
+type limitedReader struct {
+	io.ReadCloser
+	limit *outputLimit
+}
+
+func (l *limitedReader) Read(p []byte) (int, error) {
+	for {
+		n, err := l.ReadCloser.Read(p)
+		if n = l.limit.take(n); n > 0 || err != nil || len(p) == 0 {
+			return n, err
+		}
+	}
+}

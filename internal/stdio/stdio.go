@@ -33,6 +33,7 @@ type Streams struct {
 	out     []func() error
 	mine    []*os.File // ends that copies use
 	outputs []*PipeReader
+	ends    Ends
 
 	limit *outputLimit
 	delay time.Duration
@@ -98,6 +99,9 @@ func (s *Streams) input(r io.Reader) error {
 	if r == nil {
 		return s.null(os.O_RDONLY)
 	}
+	if _, ok := r.(Pipe); ok {
+		return s.inputPipe()
+	}
 	if f, ok := r.(*os.File); ok {
 		s.child = append(s.child, f)
 		return nil
@@ -121,6 +125,9 @@ func (s *Streams) input(r io.Reader) error {
 func (s *Streams) output(w io.Writer) error {
 	if w == nil && s.limit == nil {
 		return s.null(os.O_WRONLY)
+	}
+	if p, ok := w.(Pipe); ok {
+		return s.outputPipe(p)
 	}
 	if f, ok := w.(*os.File); ok && s.limit == nil {
 		s.child = append(s.child, f)
@@ -188,6 +195,7 @@ func (s *Streams) CloseChild() {
 func (s *Streams) Close() {
 	s.CloseChild()
 	s.closeMine()
+	s.ends.Close()
 }
 
 func (s *Streams) closeMine() {

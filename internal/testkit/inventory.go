@@ -183,13 +183,16 @@ func keptByLibcontainer(path, target string) bool {
 	return target == "/sys/fs/cgroup" || target == "/" && unix.Statfs(path, &fs) == nil && fs.Type == unix.PROC_SUPER_MAGIC
 }
 
+// age is how long a goroutine has waited, in its stack's first line.
+var age = regexp.MustCompile(`, \d+ minutes`)
+
 // goroutines returns the goroutines of this module, except for the caller and tests.
 func goroutines() (list []string) {
 	buf := make([]byte, 4<<20)
 	all := strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n")
 	for _, stack := range all[1:] { // the first is the caller
 		if strings.Contains(stack, "cellkit/sandbox") && !strings.Contains(stack, "testing.tRunner(") {
-			list = append(list, stack)
+			list = append(list, age.ReplaceAllString(stack, ""))
 		}
 	}
 	return list

@@ -20,8 +20,8 @@ func (c *Container) capabilities() []string {
 // hostCapabilities are the fork server's capabilities in a cell without a user namespace, where
 // they are valid on the host: what it takes to set up a run.
 var hostCapabilities = []string{
-	// Namespaces, mounts, the loopback interface.
-	"CAP_SYS_ADMIN", "CAP_NET_ADMIN",
+	// Namespaces, mounts, the loopback interface; to enter a mount namespace.
+	"CAP_SYS_ADMIN", "CAP_NET_ADMIN", "CAP_SYS_CHROOT",
 	// To become a run's user, and to end the run.
 	"CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL",
 	// That user's files; overlayfs uses the capabilities of its mounter.
