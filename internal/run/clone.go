@@ -62,7 +62,7 @@ type clone struct {
 	exited *program.Event // PID 1's last event, if it came during the start
 	gone   chan struct{}  // closed when nothing of it lives any more
 
-	joins   bool // a run that is there, with whose cgroup, for a further command
+	joins bool // a run that is there, with whose cgroup, for a further command
 }
 
 // prepare makes a run that lacks nothing but a command.

@@ -27,10 +27,10 @@ import (
 
 // execs are the further commands of a run.
 type execs struct {
-	mu      sync.Mutex
-	ended   bool
-	all     map[*Run]context.CancelFunc // of their starts
-	none    sync.WaitGroup              // of all
+	mu    sync.Mutex
+	ended bool
+	all   map[*Run]context.CancelFunc // of their starts
+	none  sync.WaitGroup              // of all
 
 	last    *spec.Spec // the one whose command is
 	command *command

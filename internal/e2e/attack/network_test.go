@@ -441,17 +441,11 @@ func TestAttackRootlessNetworkIsKept(t *testing.T) {
 // TestAttackRootlessNetworkWatched hands an open file of /proc to an accomplice, who could count by
 // it what later runs in the same namespace do. No other may get that.
 func TestAttackRootlessNetworkWatched(t *testing.T) {
-	if !testkit.Kernel(5, 14) {
-		t.Skip("a namespace can't be told from a later one")
-	}
+	testkit.Need(t, "network namespaces that can be told apart")
 	cell, err := sandbox.NewCell()
 	require.NoError(t, err)
 	defer cell.Close()
-	dir := testkit.OpenDir(t)
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "accomplice")})
-	require.NoError(t, err)
-	defer l.Close()
-	require.NoError(t, os.Chmod(filepath.Join(dir, "accomplice"), 0o777))
+	l, dir := accomplice(t)
 	in := []sandbox.Option{sandbox.WithCell(cell), sandbox.WithReadOnlyBind(dir, "/srv")}
 	look := func() (all []string) {
 		for range 3 {
@@ -492,6 +486,16 @@ func init() {
 		}
 		return err
 	})
+}
+
+// accomplice listens in a directory, for files that runs hand on.
+func accomplice(t *testing.T) (l *net.UnixListener, dir string) {
+	dir = testkit.OpenDir(t)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "accomplice")})
+	require.NoError(t, err)
+	t.Cleanup(func() { l.Close() })
+	require.NoError(t, os.Chmod(filepath.Join(dir, "accomplice"), 0o777))
+	return l, dir
 }
 
 // handOn has a run hand the file on, until one does whose namespace was another's before.
