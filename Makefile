@@ -1,6 +1,6 @@
-# make test is the check of each change, as CI runs it. make matrix is all there is, before a release. The other targets are parts of
-# them, and tools.
-# SANDBOX_VM=0 leaves the QEMU guest out, on a machine that can't have one.
+# make test is the check of each change, as CI runs it. make matrix is all there is, before a
+# release. The other targets are parts of them, and tools. SANDBOX_VM=0 leaves the QEMU guest out,
+# on a machine that can't have one.
 
 GO         ?= go
 BENCHTIME  ?= 2s
@@ -68,8 +68,9 @@ race:
 bench:
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) . ./internal/run ./internal/e2e
 
-# Each target for FUZZTIME, one per CPU at a time. A worker is killed at the end, and leaves what it has in its temporary directory.
-# Before Go 1.27 the go command may fail when the time is over, with "context deadline exceeded" and no failing input (golang/go#75804).
+# Each target for FUZZTIME, one per CPU at a time. A worker is killed at the end, and leaves what it
+# has in its temporary directory. Before Go 1.27 the go command may fail when the time is over, with
+# "context deadline exceeded" and no failing input (golang/go#75804).
 fuzz:
 	@echo "== fuzz targets, $(FUZZTIME) each"
 	@TMPDIR=$$(mktemp -d) && export TMPDIR && trap 'rm -rf "$$TMPDIR"' EXIT && \

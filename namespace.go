@@ -18,15 +18,16 @@ type network int
 
 const (
 	// NetworkNone gives a run a network of its own with nothing in it but a loopback interface.
-	// The default. Its namespace may have been that of a run before, which has ended, if neither of
-	// them has a capability or a seccomp profile or filter that is not the default one, and if the
-	// namespace is as it was when it was new: docs/NETWORK.md says what is compared and why.
+	// The default. Its namespace may have been that of a run before, which has ended, if
+	// neither of them has a capability or a seccomp profile or filter that is not the default
+	// one, and if the namespace is as it was when it was new: docs/NETWORK.md says what is
+	// compared and why.
 	NetworkNone network = iota
 	// NetworkHost gives a run the host's network: its interfaces, its ports, its abstract unix
 	// sockets. Such runs share a cell of their own.
 	NetworkHost
-	// NetworkNew is NetworkNone in a namespace that is made for this run, and that no other run is
-	// ever in. It takes longer.
+	// NetworkNew is NetworkNone in a namespace that is made for this run, and that no other run
+	// is ever in. It takes longer.
 	NetworkNew
 )
 

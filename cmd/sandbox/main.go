@@ -1,11 +1,13 @@
-// Command sandbox runs a command in a sandbox: in namespaces of its own, under limits, on a root file system of its own.
-// It is a thin layer over the package github.com/cellkit/sandbox: each flag of "sandbox run" is one of its options.
+// Command sandbox runs a command in a sandbox: in namespaces of its own, under limits, on a root
+// file system of its own. It is a thin layer over the package github.com/cellkit/sandbox: each flag
+// of "sandbox run" is one of its options.
 //
 //	sandbox run [flags] [--] command [args...]
 //	sandbox check
 //	sandbox version
 //
-// The exit status of "sandbox run" is the command's own, or one that says what ended it, as with env(1) and timeout(1):
+// The exit status of "sandbox run" is the command's own, or one that says what ended it, as with
+// env(1) and timeout(1):
 //
 //	124      out of time (-timeout, -cpu-time)
 //	125      bad flags, or the sandbox could not be set up

@@ -30,7 +30,7 @@ type Network struct {
 	counts [len(counters)]*os.File
 	born   [len(counters)][]byte // what these said when it was new
 	buffer []byte                // for what they say now
-	held   bool                  // a run has been in it, and somebody may still have files of its /proc
+	held   bool                  // somebody may have files of the /proc of a run that was in it
 }
 
 // counters are the files below /proc/PID/net that tell whether a namespace has been used:
@@ -119,14 +119,15 @@ func (s *networks) make() (_ *Network, err error) {
 	b.Call("ioctl", unix.SYS_IOCTL, program.Use(socket), program.Int(unix.SIOCSIFFLAGS, "SIOCSIFFLAGS"), b.Bytes(ifreq, "{lo, IFF_UP}"))
 	b.Close(socket)
 	b.WriteFile(program.AtCWD, "/proc/sys/net/ipv4/ping_group_range", s.c.pingGroups())
-	// With later versions the kernel says a moment after the end of a run that it has left a group,
-	// when nothing shows it yet (net/ipv4/igmp.c, igmp_group_dropped, net/ipv6/mcast.c,
+	// With later versions the kernel says a moment after the end of a run that it has left a
+	// group, when nothing shows it yet (net/ipv4/igmp.c, igmp_group_dropped, net/ipv6/mcast.c,
 	// igmp6_leave_group). A kernel without IPv6 has none of the latter.
 	b.WriteFile(program.AtCWD, "/proc/sys/net/ipv4/conf/lo/force_igmp_version", "1")
 	if _, err := os.Stat("/proc/sys/net/ipv6/conf/lo/force_mld_version"); err == nil {
 		b.WriteFile(program.AtCWD, "/proc/sys/net/ipv6/conf/lo/force_mld_version", "1")
 	}
-	// The key for TCP fast open is made when somebody first asks for it, and then is in a sysctl.
+	// The key for TCP fast open is made when somebody first asks for it, and then is in a
+	// sysctl.
 	tcp := b.CallTo("socket", unix.SYS_SOCKET, program.Int(unix.AF_INET, "AF_INET"), program.Int(unix.SOCK_STREAM|unix.SOCK_CLOEXEC, "SOCK_STREAM|SOCK_CLOEXEC"), program.Int(0))
 	b.Call("setsockopt", unix.SYS_SETSOCKOPT, program.Use(tcp), program.Int(unix.IPPROTO_TCP, "IPPROTO_TCP"), program.Int(unix.TCP_FASTOPEN, "TCP_FASTOPEN"), b.Bytes([]byte{1, 0, 0, 0}, "1"), program.Int(4))
 	b.Close(tcp)
@@ -197,7 +198,8 @@ func (s *networks) open(proc string, flush *os.File) (n *Network, err error) {
 	}
 	for i, name := range counters {
 		n.counts[i], err = os.Open(proc + "/net/" + name)
-		if errors.Is(err, fs.ErrNotExist) && name == "fib_triestat" { // CONFIG_IP_FIB_TRIE_STATS
+		// CONFIG_IP_FIB_TRIE_STATS
+		if errors.Is(err, fs.ErrNotExist) && name == "fib_triestat" {
 			continue
 		}
 		if err != nil {

@@ -60,7 +60,8 @@ func receiveFiles(socket, want int) ([]*os.File, error) {
 		fds, rightsErr := unix.ParseUnixRights(&messages[i])
 		err = errors.Join(err, rightsErr)
 		for _, fd := range fds {
-			err = errors.Join(err, unix.SetNonblock(fd, true)) // so that the runtime polls it
+			// So that the runtime polls it.
+			err = errors.Join(err, unix.SetNonblock(fd, true))
 			files = append(files, os.NewFile(uintptr(fd), "of a network namespace"))
 		}
 	}

@@ -46,7 +46,7 @@ type Shape struct {
 	// of files to them.
 	WideIDs   bool
 	Joins     int  // how many cgroups the command joins by itself; 0 if the host does it
-	InNetwork bool // the clone begins in a network namespace that is its own, with the loopback interface up
+	InNetwork bool // the clone begins in its own network namespace, with the loopback up
 	// SavedID means that until it joins its cgroup, the command has this process's user id as
 	// its saved one.
 	SavedID bool

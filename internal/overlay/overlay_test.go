@@ -75,7 +75,8 @@ func randomTree(t *testing.T, r *rand.Rand, dir string, depth int) {
 	}
 }
 
-// overlaid is which paths exist where overlayfs has mounted the layers, the lowest first, in a namespace of its own.
+// overlaid is which paths exist where overlayfs has mounted the layers, the lowest first, in a
+// namespace of its own.
 func overlaid(t *testing.T, dir string, layers []string) map[string]bool {
 	var paths []string
 	for _, a := range treeNames {

@@ -68,7 +68,8 @@ func (h *header) check(size int) error {
 	return nil
 }
 
-// check reports an error unless the call's slots exist and its pointers are into data of size bytes.
+// check reports an error unless the call's slots exist and its pointers are into data of size
+// bytes.
 //
 //go:nosplit
 //go:norace

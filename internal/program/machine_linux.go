@@ -11,9 +11,9 @@ import (
 
 // Machine holds one loaded program. Everything that the executor uses is in one mapping outside the
 // Go heap, so that nothing is allocated, moved or write-barriered between clone and exec: two small
-// stacks, and the executor's state followed by the program's image. Behind that a clone has those of
-// the program that it receives. All is close together, because the pages, and the tables of pages,
-// that a clone has are what it costs.
+// stacks, and the executor's state followed by the program's image. Behind that a clone has those
+// of the program that it receives. All is close together, because the pages, and the tables of
+// pages, that a clone has are what it costs.
 type Machine struct {
 	mem   []byte
 	state *state
@@ -108,9 +108,9 @@ func (m *Machine) forget(n int) {
 	clear(old)
 }
 
-// Load copies the image into the machine and turns the pointers in its data into addresses. It checks every
-// offset and slot, and does not load an image that fails a check. The first descriptor is the
-// socket that events are written to.
+// Load copies the image into the machine and turns the pointers in its data into addresses. It
+// checks every offset and slot, and does not load an image that fails a check. The first descriptor
+// is the socket that events are written to.
 //
 //go:norace
 func (m *Machine) Load(image []byte, files []int) error {

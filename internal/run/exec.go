@@ -137,7 +137,8 @@ func (r *Run) entrances() ([]*os.File, error) {
 		}
 		files = append(files, f)
 	}
-	if signal(init, 0) != nil || len(files) < len(compile.Entrances) { // the number may be another's
+	// If PID 1 has ended, its number may be another's.
+	if signal(init, 0) != nil || len(files) < len(compile.Entrances) {
 		closeFiles(files)
 		return nil, os.ErrProcessDone
 	}

@@ -173,8 +173,8 @@ func (s *Sandbox) recipe(in *cell.Cell) (from recipe, err error) {
 }
 
 // keepsNetwork reports whether a run may begin in a network namespace that another was in before,
-// and leave it to a later one: if nothing of it can have a right to the namespace, make another proc
-// file system that shows it, or open a socket that is not counted.
+// and leave it to a later one: if nothing of it can have a right to the namespace, make another
+// proc file system that shows it, or open a socket that is not counted.
 func keepsNetwork(c *spec.Spec) bool {
 	s := &c.Security
 	return c.Namespaces.Network == spec.NetworkNone && !c.Namespaces.HostIDs && len(s.Capabilities) == 0 && s.Seccomp == nil && !s.NoSeccomp

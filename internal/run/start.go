@@ -133,7 +133,8 @@ func (r *clone) follow(ctx context.Context, until program.Kind) error {
 			}
 		case m.Kind == program.Started && unjoined != nil:
 			return r.startLost(ctx, unjoined)
-		case m.Kind == program.Started && r.joins && r.command == nil: // its process was killed on the way
+		// Its process was killed on the way.
+		case m.Kind == program.Started && r.joins && r.command == nil:
 			return r.startLost(ctx, unix.ESRCH)
 		case m.Kind == program.Waiting && r.stage == program.Ready, m.Kind == program.Started && r.stage != 0 && r.command != nil:
 			r.stage = m.Kind

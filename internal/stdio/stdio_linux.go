@@ -35,7 +35,8 @@ func (p *PipeReader) Read(b []byte) (int, error) {
 		p.call(func(fd int) (err error) { p.left, err = unix.IoctlGetInt(fd, unix.TIOCINQ); return err })
 	}
 	n := 0
-	// A writer can open the pipe for reading and take what is left: the descriptor does not block.
+	// A writer can open the pipe for reading and take what is left: the descriptor does not
+	// block.
 	p.call(func(fd int) (err error) { n, err = unix.Read(fd, b[:min(len(b), p.left)]); return err })
 	if n <= 0 {
 		return 0, io.EOF

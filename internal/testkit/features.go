@@ -114,7 +114,8 @@ var features = map[string]feature{
 	"a user's own systemd":               {usersSystemd, "systemd-user"},
 	"no cgroups at hand":                 {func() bool { return !AsRoot() && !Controller("pids") && !usersSystemd() }, "host-user linux-6.1-user docker"},
 	"time namespaces":                    {func() bool { return exists("/proc/self/ns/time") }, "ROOT USER docker docker-cap docker-privileged"},
-	"network namespaces that can be told apart": {kernel(5, 14), "ROOT-5.14 USER-5.14 docker docker-cap docker-privileged"}, // SO_NETNS_COOKIE
+	// By SO_NETNS_COOKIE.
+	"network namespaces that can be told apart": {kernel(5, 14), "ROOT-5.14 USER-5.14 docker docker-cap docker-privileged"},
 	"user namespaces": {func() bool { return exec.Command("unshare", "-Ur", "true").Run() == nil }, "ROOT USER docker docker-cap docker-privileged"},
 }
 

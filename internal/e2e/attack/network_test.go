@@ -277,8 +277,8 @@ func onEachCPU(do func() error) error {
 	return errors.Join(append(errs, unix.SchedSetaffinity(0, &may))...)
 }
 
-// ageOfRoute returns how long ago the route to 127.0.0.1 that a CPU keeps was looked up: rtnetlink(7),
-// RTM_GETROUTE, RTA_CACHEINFO, rta_lastuse.
+// ageOfRoute returns how long ago the route to 127.0.0.1 that a CPU keeps was looked up:
+// rtnetlink(7), RTM_GETROUTE, RTA_CACHEINFO, rta_lastuse.
 func ageOfRoute() (age uint32, err error) {
 	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -366,8 +366,8 @@ func inNetwork(t *testing.T, opts []sandbox.Option, name string, args ...string)
 	return out[:i], out[i:]
 }
 
-// TestAttackRootlessNetworkTraces leaves something in a network namespace. A later run that has the same
-// one sees in it what it would see in a new one.
+// TestAttackRootlessNetworkTraces leaves something in a network namespace. A later run that has the
+// same one sees in it what it would see in a new one.
 func TestAttackRootlessNetworkTraces(t *testing.T) {
 	cell, err := sandbox.NewCell()
 	require.NoError(t, err)
@@ -401,7 +401,8 @@ func TestAttackRootlessNetworkTraces(t *testing.T) {
 }
 
 // TestAttackRootlessNetworkIsKept requires that the test above tries what it says: namespaces are
-// used again, one run at a time is in one, and runs that may do what is not noticed are in new ones.
+// used again, one run at a time is in one, and runs that may do what is not noticed are in new
+// ones.
 func TestAttackRootlessNetworkIsKept(t *testing.T) {
 	cell, err := sandbox.NewCell()
 	require.NoError(t, err)
