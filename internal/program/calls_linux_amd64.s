@@ -1,6 +1,7 @@
 #include "textflag.h"
 
-// The child has its own stack, and the registers of its parent: R12 keeps s.
+// The child has its own stack, and the registers of its parent: R12 keeps s. The call is indirect,
+// because for the linker the stack would else go on from the parent's.
 #define CLONE3(begin) \
 	MOVQ	$435, AX \
 	MOVQ	args+0(FP), DI \
@@ -14,7 +15,8 @@
 child: \
 	SUBQ	$16, SP \
 	MOVQ	R12, 0(SP) \
-	CALL	begin \
+	LEAQ	begin, AX \
+	CALL	AX \
 	INT	$3
 
 // func rawCall(num, a, b, c, d, e, f uintptr) uintptr

@@ -1,6 +1,7 @@
 #include "textflag.h"
 
-// The child has its own stack, and the registers of its parent: R19 keeps s.
+// The child has its own stack, and the registers of its parent: R19 keeps s. The call is indirect,
+// because for the linker the stack would else go on from the parent's.
 #define CLONE3(begin) \
 	MOVD	$435, R8 \
 	MOVD	args+0(FP), R0 \
@@ -13,7 +14,8 @@
 child: \
 	SUB	$32, RSP \
 	MOVD	R19, 8(RSP) \
-	BL	begin \
+	MOVD	$begin, R1 \
+	CALL	(R1) \
 	BRK
 
 // func rawCall(num, a, b, c, d, e, f uintptr) uintptr
