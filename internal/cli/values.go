@@ -113,7 +113,7 @@ func duration(use func(*settings, time.Duration)) setter {
 // stopSignal parses NAME:TIME, such as TERM:10s or SIGINT:1s.
 func stopSignal(s *settings, value string) error {
 	name, grace, _ := strings.Cut(value, ":")
-	number := signalNumber(name)
+	number := signals[strings.TrimPrefix(name, "SIG")]
 	d, err := time.ParseDuration(grace)
 	if number == 0 || err != nil || d <= 0 {
 		return fmt.Errorf("%q is not NAME:TIME, such as TERM:10s, with a signal of HUP, INT, QUIT, KILL, USR1, USR2 or TERM", value)
@@ -122,17 +122,8 @@ func stopSignal(s *settings, value string) error {
 	return nil
 }
 
-func signalNumber(name string) syscall.Signal {
-	for _, s := range []struct {
-		name   string
-		number syscall.Signal
-	}{{"HUP", syscall.SIGHUP}, {"INT", syscall.SIGINT}, {"QUIT", syscall.SIGQUIT}, {"KILL", syscall.SIGKILL}, {"USR1", syscall.SIGUSR1}, {"USR2", syscall.SIGUSR2}, {"TERM", syscall.SIGTERM}} {
-		if s.name == strings.TrimPrefix(name, "SIG") {
-			return s.number
-		}
-	}
-	return 0
-}
+// signals are the numbers that Linux gives them, signal(7): other systems lack some, or have others.
+var signals = map[string]syscall.Signal{"HUP": 1, "INT": 2, "QUIT": 3, "KILL": 9, "USR1": 10, "USR2": 12, "TERM": 15}
 
 func cpus(s *settings, value string) error {
 	n, err := strconv.ParseFloat(value, 64)
