@@ -30,6 +30,8 @@ func spawnInit(args *cloneArgs, s *state) uintptr
 //go:noescape
 func spawnCommand(args *cloneArgs, s *state) uintptr
 
+var _, _ = execute, runCommand // which only assembly calls
+
 // cloneArgs are the first fields of clone3(2)'s struct clone_args.
 type cloneArgs struct {
 	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls uint64
