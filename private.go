@@ -110,8 +110,8 @@ type Ports struct{ tcp []int }
 // TCP returns ports of TCP, 1 to 65535.
 func TCP(ports ...int) Ports { return Ports{ports} }
 
-// MaxConns sets how many connections each run of the network may have at a time. Each takes two
-// descriptors of this process. More are reset. Default: 256.
+// MaxConns sets how many connections each run of the network may have at a time, 1 to 65536. Each
+// takes two to six descriptors of this process. More are reset. Default: 256.
 func MaxConns(n int) NetworkOption { return func(c *gateway.Config) { c.MaxConns = n } }
 
 // NetworkResolver sets what looks names up when runs connect to them. Default: net.DefaultResolver.
@@ -120,11 +120,15 @@ func NetworkResolver(r *net.Resolver) NetworkOption {
 }
 
 // NetworkObserver calls f for each connection of a run through the network when that is over or was
-// refused, and for each name that a run was refused, once in a run. It is called by several
-// goroutines at a time, which wait for it, and so does the run; it must not close the network.
+// refused, and for each name that a run was refused, once in a run. Of connections over MaxConns
+// those are left out that come while another is being told. It is called by several goroutines at a
+// time, each of which waits for it. It must not call this package, which may wait for it as well.
 // Connections to ports that no option lists are refused by the kernel, and not told.
 func NetworkObserver(f func(Conn)) NetworkOption {
 	return func(c *gateway.Config) {
+		if c.Observe = nil; f == nil {
+			return
+		}
 		c.Observe = func(conn gateway.Conn) {
 			f(Conn{conn.Run, conn.Name, conn.Port, conn.Address, conn.Sent, conn.Received, conn.Begin, conn.Duration, conn.Published, Verdict(conn.Verdict), conn.Rule, conn.Err})
 		}

@@ -42,7 +42,9 @@ func reach(at string) string {
 		return "no: " + err.Error()
 	}
 	defer conn.Close()
-	fmt.Fprint(conn, "hello")
+	if _, err := fmt.Fprint(conn, "hello"); err != nil { // a reset is told once
+		return "cut off: " + err.Error()
+	}
 	_ = conn.(*net.TCPConn).CloseWrite()
 	b, err := io.ReadAll(conn)
 	if err != nil {

@@ -28,6 +28,7 @@ type Member struct {
 	retired bool // by the gateway's mu
 
 	sending atomic.Int32 // connections over which the run may still send
+	crowded atomic.Bool  // that there are too many is being told
 
 	mu        sync.Mutex
 	listeners []*net.TCPListener // for what is published
@@ -71,6 +72,7 @@ func (g *gateway) join() (_ *Member, err error) {
 	m := &Member{gateway: g, out: make(chan struct{}, g.config.MaxConns), in: make(chan struct{}, g.config.MaxConns)}
 	m.ctx, m.leave = context.WithCancel(g.ctx)
 	if err := g.add(m); err != nil {
+		m.leave()
 		return nil, err
 	}
 	defer func() {
@@ -89,6 +91,14 @@ func (g *gateway) join() (_ *Member, err error) {
 
 // Namespace returns the member's network namespace.
 func (m *Member) Namespace() *os.File { return m.ns.file }
+
+// Err returns an error if the network was taken away from the member.
+func (m *Member) Err() error {
+	if m.ctx.Err() != nil {
+		return errClosed()
+	}
+	return nil
+}
 
 // Announce lets others find the member by its name.
 func (m *Member) Announce() {

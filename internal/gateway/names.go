@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -117,6 +118,9 @@ func (c *Config) answer(query []byte, n *names, runs func(name string) []netip.A
 	case !isName(name) || !c.isListed(name):
 		// Not RCodeRefused, at which programs ask again.
 		out.RCode, refused = dnsmessage.RCodeNameError, name
+		if !isName(name) { // it may end up in somebody's log
+			refused = strings.Trim(strconv.QuoteToASCII(name), `"`)
+		}
 	case q.Type == dnsmessage.TypeA:
 		ttl = nameTTL
 		if a, ok := n.addressOf(name); ok {

@@ -28,8 +28,13 @@ func New(c Config) (*Network, error) {
 // Join makes a network namespace for one run of the cell, with a way to the gateway. Others find
 // the run by the name once it is announced.
 func (n *Network) Join(c *cell.Cell, name string) (*Member, error) {
+	var old *gateway
+	defer func() { old.close() }() // which waits for observers, without the lock
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.gateway != nil && n.gateway.cell != c && n.gateway.isEmpty() {
+		old, n.gateway = n.gateway, nil
+	}
 	if err := n.ready(c); err != nil {
 		return nil, err
 	}
@@ -40,35 +45,34 @@ func (n *Network) Join(c *cell.Cell, name string) (*Member, error) {
 func (n *Network) ready(c *cell.Cell) (err error) {
 	switch {
 	case n.closed:
-		return fault.Option("WithNetwork", "the network was closed: make another")
+		return errClosed()
 	case n.gateway != nil && n.gateway.cell == c:
 		return nil
-	case n.gateway != nil && !n.gateway.isEmpty():
-		return fault.Option("WithNetwork", "runs of another cell are on the network: use the same cell for all, or a network for each")
 	case n.gateway != nil:
-		n.gateway.close()
-		n.gateway = nil
+		return fault.Option("WithNetwork", "runs of another cell are on the network: use the same cell for all, or a network for each")
 	}
 	n.gateway, err = newGateway(&n.config, c)
 	return err
 }
 
+func errClosed() error { return fault.Option("WithNetwork", "the network was closed: make another") }
+
 // Release closes the gateway if it was made in the cell, which has ended or is about to.
 func (n *Network) Release(c *cell.Cell) {
+	var old *gateway
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	if n.gateway != nil && n.gateway.cell == c {
-		n.gateway.close()
-		n.gateway = nil
+		old, n.gateway = n.gateway, nil
 	}
+	n.mu.Unlock()
+	old.close()
 }
 
 // Close takes the network away from its members, and admits no more.
 func (n *Network) Close() {
 	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.gateway != nil {
-		n.gateway.close()
-	}
+	old := n.gateway
 	n.gateway, n.closed = nil, true
+	n.mu.Unlock()
+	old.close()
 }

@@ -68,10 +68,10 @@ func (g *gateway) dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, er
 		return nil, err
 	}
 	defer f.Close() // FileConn has a copy
-	defer context.AfterFunc(ctx, func() { _ = f.SetDeadline(time.Unix(1, 0)) })()
 	if err := f.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
 		return nil, err
 	}
+	defer context.AfterFunc(ctx, func() { _ = f.SetDeadline(time.Unix(1, 0)) })()
 	if err := connect(f, to); err != nil {
 		return nil, fmt.Errorf("connecting to the run: %w", err)
 	}

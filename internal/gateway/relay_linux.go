@@ -61,7 +61,7 @@ func (g *gateway) serveNames(udp *net.UDPConn) {
 func (m *Member) ask(query []byte) []byte {
 	reply, refused := m.gateway.config.answer(query, &m.names, m.gateway.addressesOf)
 	if refused != "" && m.names.refuse(refused) {
-		m.tell(Conn{Name: refused, Begin: time.Now(), Verdict: Refused, Err: &refusal{"the name is not listed"}})
+		m.tellLater(Conn{Name: refused, Begin: time.Now(), Verdict: Refused, Err: &refusal{"the name is not listed"}})
 	}
 	return reply
 }
@@ -70,6 +70,13 @@ func (m *Member) tell(c Conn) {
 	if observe := m.gateway.config.Observe; observe != nil {
 		c.Run = m.name
 		observe(c)
+	}
+}
+
+// tellLater is tell for goroutines that serve other members too.
+func (m *Member) tellLater(c Conn) {
+	if m.gateway.config.Observe != nil {
+		m.gateway.begin(func() { m.tell(c) })
 	}
 }
 
@@ -106,7 +113,12 @@ func (m *Member) limited(places chan struct{}, conn *net.TCPConn, c Conn, serve 
 	default:
 		reset(conn)
 		c.Verdict, c.Err = Refused, errTooMany
-		m.tell(c)
+		if m.crowded.CompareAndSwap(false, true) { // one of those that come while it is told
+			m.gateway.begin(func() {
+				m.tell(c)
+				m.crowded.Store(false)
+			})
+		}
 		return
 	}
 	o := &outgoing{m: m}
@@ -216,6 +228,10 @@ func (m *Member) dial(to netip.AddrPort, c *Conn) (*net.TCPConn, error) {
 		return nil, err
 	}
 	c.Address = addrPort(far.RemoteAddr())
+	if err := config.checkFar(addrPort(far.LocalAddr()).Addr(), c.Address); err != nil {
+		reset(far.(*net.TCPConn))
+		return nil, err
+	}
 	return far.(*net.TCPConn), nil
 }
 
@@ -239,8 +255,17 @@ func (o *outgoing) end(c *net.TCPConn) {
 	}
 }
 
+// relayBuffer bounds what the kernel keeps of a connection in each of its four directions, for a
+// side that does not read: it is this machine's memory, not the run's. The kernel doubles it:
+// socket(7), SO_RCVBUF.
+const relayBuffer = 128 << 10
+
 // relay copies both ways between the run and the other side until both are through.
 func (m *Member) relay(near, far *net.TCPConn, c *Conn, o *outgoing) {
+	for _, side := range []*net.TCPConn{near, far} {
+		_ = side.SetReadBuffer(relayBuffer)
+		_ = side.SetWriteBuffer(relayBuffer)
+	}
 	end := func() {
 		o.end(far)
 		reset(near)

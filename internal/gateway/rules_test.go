@@ -78,7 +78,7 @@ func TestSpecialAddresses(t *testing.T) {
 	internet.AllowCIDR("::/0", []int{80})
 	for _, text := range []string{
 		"127.0.0.1", "127.8.8.8", "0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1", "169.254.169.254",
-		"192.0.0.8", "198.18.0.1", "224.0.0.1", "239.1.1.1", "255.255.255.255", "240.0.0.1",
+		"168.63.129.16", "192.0.0.8", "198.18.0.1", "224.0.0.1", "239.1.1.1", "255.255.255.255", "240.0.0.1",
 		"::", "::1", "fe80::1", "fe80::1%lo", "fd00:ec2::254", "fc00::1", "fec0::1", "ff02::1", "2001:db8::1", "2002:7f00:1::", "2001::1", "100::1", "4000::1",
 		"::ffff:127.0.0.1", "::ffff:169.254.169.254", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::7f00:1",
 	} {
@@ -101,7 +101,7 @@ func TestSpecialAddresses(t *testing.T) {
 // What is special can be named: by itself, or by a part of its block.
 func TestNamedAddresses(t *testing.T) {
 	var c Config
-	for _, text := range []string{"10.2.0.0/16", "169.254.169.254", "fd00:ec2::254", "127.0.0.1", "127.0.1.0/24", "192.0.0.0/8"} {
+	for _, text := range []string{"10.2.0.0/16", "169.254.169.254", "fd00:ec2::254", "127.0.0.1", "127.0.1.0/24", "192.0.0.0/8", "64:ff9b::/96", "64:ff9b::c0a8:0/112"} {
 		c.AllowCIDR(text, []int{80})
 	}
 	require.NoError(t, checkRules(&c))
@@ -111,11 +111,13 @@ func TestNamedAddresses(t *testing.T) {
 		"127.0.1.1":   "", // this machine's own
 		"192.168.1.1": "", // the rule is not for its block
 		"192.1.1.1":   "192.0.0.0/8",
+		// By NAT64, what is special is so as well.
+		"64:ff9b::101:101": "64:ff9b::/96", "64:ff9b::a9fe:a9fe": "", "64:ff9b::7f00:1": "", "64:ff9b::c0a8:1": "64:ff9b::c0a8:0/112",
 	} {
 		rule, err := c.ruleFor(netip.AddrPortFrom(netip.MustParseAddr(text), 80))
 		require.Equal(t, want, rule, text)
 		require.Equal(t, want == "", err != nil, text)
 		_, err = c.ruleFor(netip.AddrPortFrom(netip.MustParseAddr(text), 81))
-		require.Equal(t, text != "192.1.1.1", err != nil, text)
+		require.Equal(t, text != "192.1.1.1" && text != "64:ff9b::101:101", err != nil, text)
 	}
 }

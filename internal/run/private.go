@@ -33,6 +33,9 @@ func (r *Run) publish() error {
 	if r.member == nil {
 		return nil
 	}
+	if err := r.member.Err(); err != nil {
+		return err
+	}
 	for _, p := range r.spec.Supervision.Publish {
 		at, err := r.member.Publish(p.Address, uint16(p.Port))
 		if err != nil {
