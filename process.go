@@ -42,9 +42,9 @@ type Process struct {
 // starts another command there. Usage covers the command and the children that it waited for, as
 // getrusage(2) does: Uncounted names the rest, which is in the run's Usage.
 //
-// A second Exec of the same command compiles nothing anew. In a run whose ids are all one, or whose
-// user is root, other processes of it may signal the command before it has been executed: give ctx
-// a deadline there.
+// A second Exec of the same command compiles nothing anew. Other processes of the run may stop the
+// command before it has been executed, once it has no rights but theirs: give ctx a deadline. What
+// ends a command of a run that is paused has an effect once that is resumed, on cgroup v1.
 func (p *Process) Exec(ctx context.Context, opts ...Option) (*Process, error) {
 	r, err := exec(ctx, p.r, opts)
 	if err != nil {

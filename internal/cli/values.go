@@ -122,7 +122,8 @@ func stopSignal(s *settings, value string) error {
 	return nil
 }
 
-// signals are the numbers that Linux gives them, signal(7): other systems lack some, or have others.
+// signals are the numbers that Linux gives them, signal(7): other systems lack some, or have
+// others.
 var signals = map[string]syscall.Signal{"HUP": 1, "INT": 2, "QUIT": 3, "KILL": 9, "USR1": 10, "USR2": 12, "TERM": 15}
 
 func cpus(s *settings, value string) error {

@@ -299,6 +299,7 @@ func TestRootlessExecOptions(t *testing.T) {
 		"WithMemory": sandbox.WithMemory(sandbox.MiB), "WithPIDs": sandbox.WithPIDs(5), "WithCPUs": sandbox.WithCPUs(1), "WithCPUTime": sandbox.WithCPUTime(1), "WithCgroupParent": sandbox.WithCgroupParent("/x"),
 		"WithTmpfs": sandbox.WithTmpfs("/x", 1), "WithBind": sandbox.WithBind("/a", "/b"), "WithReadOnlyBind": sandbox.WithReadOnlyBind("/a", "/b"), "WithFile": sandbox.WithFile("/tmp/a", []byte("a"), 0o644),
 		"WithRootfs": sandbox.WithRootfs(sandbox.DirRootfs("/x")), "WithWritableRoot": sandbox.WithWritableRoot(1), "WithScratchRoot": sandbox.WithScratchRoot(nil), "WithPrepared": sandbox.WithPrepared(1),
+		"WithPublish": sandbox.WithPublish("127.0.0.1:0", 80),
 	} {
 		_, err := p.Exec(testkit.Deadline(t), sandbox.WithCommand("true"), o)
 		var wrong *sandbox.OptionError

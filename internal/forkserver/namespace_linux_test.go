@@ -172,7 +172,9 @@ func TestServerForgets(t *testing.T) {
 	}
 	refused := good(0)
 	refused.Image = append(refused.Image, 0)
-	for _, r := range []*Request{good(0), good(200 << 10), refused} {
+	unloaded := good(200 << 10) // refused before its program is looked at
+	unloaded.Tree = "/there is none"
+	for _, r := range []*Request{good(0), good(200 << 10), refused, unloaded} {
 		s.follow(r)
 		s.follow(task(t, nothing)) // whatever follows the first's last event is over by now
 		require.False(t, memoryContains(t, s.serving(), []byte(secret)))

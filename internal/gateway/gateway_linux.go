@@ -210,8 +210,8 @@ func (g *gateway) begin(f func()) bool {
 	return !g.closed
 }
 
-// close ends all connections, and with the namespace the interfaces of members that have not left. A
-// gateway may be nil. It waits for observers, so no lock may be held that they could want.
+// close ends all connections, and with the namespace the interfaces of members that have not left.
+// A gateway may be nil. It waits for observers, so no lock may be held that they could want.
 func (g *gateway) close() {
 	if g == nil {
 		return

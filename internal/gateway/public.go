@@ -99,8 +99,9 @@ func (c *Config) ruleFor(to netip.AddrPort) (rule string, err error) {
 	return "", nil
 }
 
-// checkFar refuses a connection to this machine itself by an address that no interface has, as routes
-// can make them: its own end has the same address. It may be one that a rule names by itself.
+// checkFar refuses a connection to this machine itself by an address that no interface has, as
+// routes can make them: its own end has the same address. It may be one that a rule names by
+// itself.
 func (c *Config) checkFar(near netip.Addr, far netip.AddrPort) error {
 	if near != far.Addr() {
 		return nil

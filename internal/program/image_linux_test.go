@@ -13,7 +13,7 @@ import (
 )
 
 func unmap(t testing.TB, m *Machine) {
-	require.NoError(t, unix.MunmapPtr(unsafe.Pointer(&m.mem[0]), uintptr(len(m.mem))))
+	require.NoError(t, unix.MunmapPtr(unsafe.Add(unsafe.Pointer(&m.mem[0]), -threadLocal), threadLocal+uintptr(len(m.mem))))
 }
 
 // sample is a small program with a call of every kind.

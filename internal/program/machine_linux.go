@@ -45,18 +45,23 @@ type state struct {
 // Both stacks and a state are in one page.
 const stackSize = 832
 
+// threadLocal is more than the variables of a thread that C code in this binary may have. They are
+// below the address that clones have as their thread's, the state's; Go reads its own, which is
+// zero there and not used, after calls of assembly.
+const threadLocal = 1 << 20
+
 // NewMachine reserves the memory for two programs of up to MaxImage bytes, since the first one's
 // command may receive another. Pages are only used when programs need them. If it can, the kernel
 // puts it near this binary, so that both have tables of pages in common.
 func NewMachine() (*Machine, error) {
 	const table, beside = 2 << 20, 256 << 20
 	near := unsafe.Add(unsafe.Pointer(&nowhere), beside-int(uintptr(unsafe.Pointer(&nowhere))%table))
-	size := 2*stackSize + 2*(unsafe.Sizeof(state{})+MaxImage) + unsafe.Sizeof(inbox{})
+	size := threadLocal + 2*stackSize + 2*(unsafe.Sizeof(state{})+MaxImage) + unsafe.Sizeof(inbox{})
 	at, err := unix.MmapPtr(-1, 0, near, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
 		return nil, fmt.Errorf("mmap %d bytes for programs: %w", size, err)
 	}
-	mem := unsafe.Slice((*byte)(at), size)
+	mem := unsafe.Slice((*byte)(at), size)[threadLocal:]
 	return &Machine{mem: mem, state: (*state)(unsafe.Pointer(&mem[2*stackSize]))}, nil
 }
 
@@ -72,6 +77,7 @@ func (m *Machine) Buffer() []byte { return m.mem[2*stackSize+unsafe.Sizeof(state
 //
 //go:norace
 func (m *Machine) Expect(size int) {
+	m.used = max(m.used, size) // whether it is loaded or not
 	populate(uintptr(unsafe.Pointer(m.state)), unsafe.Sizeof(state{})+uintptr(size))
 }
 

@@ -44,7 +44,8 @@ const usualImage = 8 << 10
 func receive(s *state) (*state, syscall.Errno) {
 	n, box := s.next, inboxOf(s.next)
 	populate(uintptr(unsafe.Pointer(n)), unsafe.Sizeof(*n)+unsafe.Sizeof(*box)+usualImage)
-	*(*uintptr)(unsafe.Pointer(&n.image)) = uintptr(unsafe.Pointer(box)) + unsafe.Sizeof(*box) // a number, as in inbox
+	// A number, as in inbox.
+	*(*uintptr)(unsafe.Pointer(&n.image)) = uintptr(unsafe.Pointer(box)) + unsafe.Sizeof(*box)
 	*slot(n, uint64(Report)) = *slot(s, uint64(Report))
 	n.base = uint32(s.first[numParts])
 	files, size, want, flags := 1+int(s.passed), uintptr(0), uintptr(headerSize), uintptr(unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)

@@ -41,7 +41,7 @@ func (x *Run) finishExec() {
 	for _, stop := range x.stop {
 		stop()
 	}
-	end := x.endOfExec(exit, exited)
+	end := x.endOfExec(exit)
 	x.setOver()
 	x.release()
 	if end.Reason == fault.RunEnded {
@@ -58,7 +58,7 @@ func (x *Run) finishExec() {
 }
 
 // endOfExec decides how a further command ended.
-func (x *Run) endOfExec(exit program.Event, exited bool) *End {
+func (x *Run) endOfExec(exit program.Event) *End {
 	end := endOf(exit, x.usageOf(exit))
 	reason, killed, asked := x.whyKilled()
 	now := x.counts()
@@ -69,7 +69,7 @@ func (x *Run) endOfExec(exit program.Event, exited bool) *End {
 		end.Reason = fault.OutOfMemory
 	// PID 1 closes its socket before the kernel ends what is left in its pid namespace:
 	// kernel/exit.c, do_exit.
-	case end.Signal == unix.SIGKILL && (!exited || !x.in.conn.Quiet()):
+	case end.Signal == unix.SIGKILL && !x.in.conn.Quiet():
 		end.Reason = fault.RunEnded
 	case end.Failed() && now.pidsRefused > x.before.pidsRefused:
 		end.Reason = fault.PIDsExceeded

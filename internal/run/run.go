@@ -173,12 +173,14 @@ func (r *Run) ask(reason fault.Reason) {
 	if r.state.asked || r.state.killed || r.state.over {
 		return
 	}
+	var all []kin
 	if r.in != nil {
-		r.state.family = family(r.pid)
+		all = family(r.pid)
 	}
 	if signal(r.pidfd, unix.Signal(c.StopSignal)) != nil {
-		return // it has ended
+		return // it has ended, and its number may be another's
 	}
+	r.state.family = all
 	r.state.asked, r.state.reason = true, reason
 	r.state.grace = time.AfterFunc(c.StopGrace, func() { r.kill(reason) })
 	if r.state.paused {

@@ -36,6 +36,7 @@ func (s *Spec) Exec(set func(*Spec)) (*Spec, error) {
 func runOptions(a, b *Spec) (c changes) {
 	c.add("WithHold", a.Command.Hold != b.Command.Hold)
 	c.add("function.MessageLimit", a.Function != b.Function)
+	c.add("WithPublish", !slices.Equal(a.Supervision.Publish, b.Supervision.Publish))
 	c.add("WithPrepared", a.Place.Prepared != b.Place.Prepared)
 	c.add("WithCell", a.Place.Cell != b.Place.Cell || a.Place.HasCell != b.Place.HasCell)
 	return slices.Concat(c, a.Namespaces.changed(&b.Namespaces), a.Security.changed(&b.Security), a.Limits.changed(&b.Limits), a.Root.changed(&b.Root))
