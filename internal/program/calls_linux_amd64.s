@@ -1,24 +1,5 @@
 #include "textflag.h"
 
-// The child has its own stack, and the registers of its parent: R12 keeps s. The call is indirect,
-// because for the linker the stack would else go on from the parent's.
-#define CLONE3(begin) \
-	MOVQ	$435, AX \
-	MOVQ	args+0(FP), DI \
-	MOVQ	$64, SI \
-	MOVQ	s+8(FP), R12 \
-	SYSCALL \
-	TESTQ	AX, AX \
-	JZ	child \
-	MOVQ	AX, ret+16(FP) \
-	RET \
-child: \
-	SUBQ	$16, SP \
-	MOVQ	R12, 0(SP) \
-	LEAQ	begin, AX \
-	CALL	AX \
-	INT	$3
-
 // func rawCall(num, a, b, c, d, e, f uintptr) uintptr
 TEXT ·rawCall(SB),NOSPLIT,$0-64
 	MOVQ	num+0(FP), AX
@@ -32,10 +13,25 @@ TEXT ·rawCall(SB),NOSPLIT,$0-64
 	MOVQ	AX, ret+56(FP)
 	RET
 
-// func spawnInit(args *cloneArgs, s *state) uintptr
-TEXT ·spawnInit(SB),NOSPLIT,$0-24
-	CLONE3(·execute(SB))
-
-// func spawnCommand(args *cloneArgs, s *state) uintptr
-TEXT ·spawnCommand(SB),NOSPLIT,$0-24
-	CLONE3(·runCommand(SB))
+// func spawn(args *cloneArgs, s *state, begin uintptr) uintptr
+//
+// The child has its own stack, and the registers of its parent. It calls begin as Go functions call
+// each other, with one argument and room for it on the stack: go.dev/s/regabi. The call is
+// indirect, so for the linker the stack does not go on from the parent's.
+TEXT ·spawn(SB),NOSPLIT,$0-32
+	MOVQ	$435, AX
+	MOVQ	args+0(FP), DI
+	MOVQ	$64, SI
+	MOVQ	s+8(FP), R12
+	MOVQ	begin+16(FP), R13
+	SYSCALL
+	TESTQ	AX, AX
+	JZ	child
+	MOVQ	AX, ret+24(FP)
+	RET
+child:
+	SUBQ	$16, SP
+	MOVQ	R12, AX
+	XORPS	X15, X15
+	CALL	R13
+	INT	$3

@@ -21,16 +21,18 @@ func runtimeAfterFork()
 // Unlike package syscall's, it is next to the code that uses it, which saves clones page faults.
 func rawCall(num, a, b, c, d, e, f uintptr) uintptr
 
-// spawnInit and spawnCommand make a child with clone3(2), which calls execute or runCommand on a
-// stack of its own.
+// spawn makes a child with clone3(2), which calls begin, an entry, with s on a stack of its own. Not
+// by name: to functions that assembly names the compiler adds one that the race detector watches.
 //
 //go:noescape
-func spawnInit(args *cloneArgs, s *state) uintptr
+func spawn(args *cloneArgs, s *state, begin uintptr) uintptr
 
-//go:noescape
-func spawnCommand(args *cloneArgs, s *state) uintptr
-
-var _, _ = execute, runCommand // which only assembly calls
+// entry returns the address of a function's code.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func entry(f func(*state)) uintptr { return **(**uintptr)(unsafe.Pointer(&f)) }
 
 // cloneArgs are the first fields of clone3(2)'s struct clone_args.
 type cloneArgs struct {
@@ -77,7 +79,7 @@ func (m *Machine) Clone(flags uint64) (pid, pidfd int, errno syscall.Errno) {
 	// No signal may find the Go runtime's handlers in the child.
 	all, before := ^uint64(0), uint64(0)
 	setMask(&all, &before)
-	r := spawnInit(&args, m.state)
+	r := spawn(&args, m.state, entry(execute))
 	setMask(&before, nil)
 	if r > ^uintptr(maxErrno) {
 		return -1, -1, syscall.Errno(-r)
@@ -126,7 +128,7 @@ func execute(s *state) {
 	// The command shares this process's memory, except for the stack, while this process waits
 	// for it to exec or exit.
 	s.clone = cloneArgs{flags: unix.CLONE_VM | unix.CLONE_VFORK, exitSignal: uint64(unix.SIGCHLD), stack: uint64(s.stacks), stackSize: stackSize}
-	pid := spawnCommand(&s.clone, s)
+	pid := spawn(&s.clone, s, s.command)
 	if pid > ^uintptr(maxErrno) {
 		s.pc = s.first[Command]
 		fail(s, syscall.Errno(-pid))

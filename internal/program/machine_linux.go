@@ -22,19 +22,20 @@ type Machine struct {
 
 // state is the executor's state.
 type state struct {
-	slots  [MaxSlots]int32
-	image  unsafe.Pointer // where the program's image is
-	data   uintptr        // where the data begins in it
-	first  [numParts + 1]uintptr
-	base   uint32 // the number of the first call, for events
-	pc     uintptr
-	tried  syscall.Errno
-	failed uint32
-	event  event
-	stacks uintptr // of the command, and behind it of PID 1
-	clone  cloneArgs
-	status uint32
-	rusage syscall.Rusage
+	slots   [MaxSlots]int32
+	image   unsafe.Pointer // where the program's image is
+	data    uintptr        // where the data begins in it
+	first   [numParts + 1]uintptr
+	base    uint32 // the number of the first call, for events
+	pc      uintptr
+	tried   syscall.Errno
+	failed  uint32
+	event   event
+	stacks  uintptr // of the command, and behind it of PID 1
+	command uintptr // entry of runCommand
+	clone   cloneArgs
+	status  uint32
+	rusage  syscall.Rusage
 
 	receives bool   // the command goes on with another program
 	passed   uint64 // how many descriptors that program has got already
@@ -125,9 +126,10 @@ func (m *Machine) Load(image []byte, files []int) error {
 	copy(m.Buffer(), image)
 	s := m.state
 	*s = state{
-		stacks: m.Address(),
-		image:  unsafe.Pointer(&m.Buffer()[0]),
-		next:   (*state)(unsafe.Add(unsafe.Pointer(&m.Buffer()[0]), (n+7)&^7)),
+		stacks:  m.Address(),
+		command: entry(runCommand),
+		image:   unsafe.Pointer(&m.Buffer()[0]),
+		next:    (*state)(unsafe.Add(unsafe.Pointer(&m.Buffer()[0]), (n+7)&^7)),
 	}
 	if err := load(s, len(image), len(files)); err != nil {
 		return err
