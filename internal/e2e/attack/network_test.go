@@ -107,11 +107,13 @@ func lookAtNetwork() string {
 		content, _ := os.ReadFile("/proc/net/" + name)
 		fmt.Fprintf(&b, "%s: %d\n", name, strings.Count(string(content), "\n"))
 	}
-	_ = onEachCPU(func() error {
-		age, err := ageOfRoute()
-		fmt.Fprintln(&b, "age of the route: ", age, err)
-		return nil
-	})
+	if _, err := os.Stat("/proc/net/fib_triestat"); err != nil { // else it counts a look at a route, too
+		_ = onEachCPU(func() error {
+			age, err := ageOfRoute()
+			fmt.Fprintln(&b, "age of the route: ", age, err)
+			return nil
+		})
+	}
 	_ = filepath.WalkDir("/proc/sys/net", func(path string, d os.DirEntry, err error) error {
 		if err == nil && !d.IsDir() && !slices.Contains([]string{"ping_group_range", "force_igmp_version", "force_mld_version"}, filepath.Base(path)) {
 			content, _ := os.ReadFile(path)
