@@ -33,7 +33,7 @@ type Network struct {
 	held   bool                  // somebody may have files of the /proc of a run that was in it
 }
 
-// counters are the files below /proc/PID/net that tell whether a namespace has been used:
+// counters are the files below /proc/PID/net that change when a namespace is used:
 // docs/NETWORK.md says by what each use is noticed.
 var counters = [...]string{"sockstat", "snmp", "netstat", "dev", "snmp6", "rt6_stats", "fib_triestat"}
 
@@ -112,13 +112,8 @@ func (s *networks) made(n *Network, err error) {
 func (s *networks) make() (_ *Network, err error) {
 	b := program.NewBuilder()
 	b.Stage("network namespace")
-	ifreq := make([]byte, 40) // netdevice(7)
-	copy(ifreq, "lo")
-	ifreq[16] = unix.IFF_UP
-	socket := b.CallTo("socket", unix.SYS_SOCKET, program.Int(unix.AF_UNIX, "AF_UNIX"), program.Int(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, "SOCK_DGRAM|SOCK_CLOEXEC"), program.Int(0))
-	b.Call("ioctl", unix.SYS_IOCTL, program.Use(socket), program.Int(unix.SIOCSIFFLAGS, "SIOCSIFFLAGS"), b.Bytes(ifreq, "{lo, IFF_UP}"))
-	b.Close(socket)
-	b.WriteFile(program.AtCWD, "/proc/sys/net/ipv4/ping_group_range", s.c.pingGroups())
+	b.LoopbackUp()
+	b.WriteFile(program.AtCWD, "/proc/sys/net/ipv4/ping_group_range", s.c.PingGroups())
 	// With later versions the kernel says a moment after the end of a run that it has left a
 	// group, when nothing shows it yet (net/ipv4/igmp.c, igmp_group_dropped, net/ipv6/mcast.c,
 	// igmp6_leave_group). A kernel without IPv6 has none of the latter.
@@ -169,9 +164,9 @@ func (c *Cell) TryNetwork() error {
 	return err
 }
 
-// pingGroups returns the groups that may send echo requests from the namespace, as the cell sees
+// PingGroups returns the groups that may send echo requests from the namespace, as the cell sees
 // them: all that the cell has, since one run at a time is in it. See compile's pingGroups.
-func (c *Cell) pingGroups() string {
+func (c *Cell) PingGroups() string {
 	all := c.ids.extents(c.ids.gid, int64(os.Getegid()))
 	low, high := all[0], all[0]
 	for _, e := range all {

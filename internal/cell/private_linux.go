@@ -84,7 +84,3 @@ func (n *Network) Namespace() *os.File {
 	}
 	return n.ns
 }
-
-// PingGroups returns the groups of the cell, of whom those that may send echo requests are set in a
-// network namespace.
-func (c *Cell) PingGroups() string { return c.pingGroups() }

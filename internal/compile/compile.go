@@ -154,20 +154,25 @@ func New(c *spec.Spec, m *Machine, s Shape, f Found) (*Plan, error) {
 	k.addGate()
 	k.openLater()
 	k.addPrivileges()
-	if filterFirst(&c.Security) {
+	err := k.addRest()
+	inside := &spec.Spec{Namespaces: c.Namespaces, Security: c.Security}
+	k.plan.join = sync.OnceValues(func() (*Plan, error) { return compileJoin(inside, m, s) })
+	return k.plan, err
+}
+
+// addRest adds what comes once the command's process is the run's user, and makes the program.
+func (k *compiler) addRest() (err error) {
+	if filterFirst(&k.c.Security) {
 		if err := k.addSeccomp(); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	k.addCommand()
 
 	k.b.In(program.Init)
 	k.addReaper()
-	var err error
 	k.plan.Run, err = k.program(k.b)
-	inside := &spec.Spec{Namespaces: c.Namespaces, Security: c.Security}
-	k.plan.join = sync.OnceValues(func() (*Plan, error) { return compileJoin(inside, m, s) })
-	return k.plan, err
+	return err
 }
 
 func newCompiler(c *spec.Spec, m *Machine, s Shape, f Found) *compiler {

@@ -47,18 +47,7 @@ func compileJoin(c *spec.Spec, m *Machine, s Shape) (*Plan, error) {
 	k.b.Event(program.Ready)
 	k.addJoinCgroup()
 	k.addUser()
-	if filterFirst(&c.Security) {
-		if err := k.addSeccomp(); err != nil {
-			return nil, err
-		}
-	}
-	k.addCommand()
-
-	k.b.In(program.Init)
-	k.addReaper()
-	var err error
-	k.plan.Run, err = k.program(k.b)
-	return k.plan, err
+	return k.plan, k.addRest()
 }
 
 func (k *compiler) declareEntrances() (slots []program.Slot) {

@@ -28,7 +28,7 @@ func (k *compiler) addNamespaces() {
 	b.Call("sethostname", unix.SYS_SETHOSTNAME, b.Str(n.Hostname), program.Int(len(n.Hostname)))
 	b.Call("setdomainname", unix.SYS_SETDOMAINNAME, b.Str("(none)"), program.Int(len("(none)")))
 	if k.newNetwork() {
-		k.addLoopback()
+		k.b.LoopbackUp()
 	}
 	if n.Clocks != 0 {
 		k.addClocks(n.Clocks)
@@ -99,17 +99,4 @@ func (k *compiler) pingGroups() string {
 		return fmt.Sprintf("0 %d", spec.MaxID)
 	}
 	return fmt.Sprintf("%d %d", k.c.Namespaces.GID, k.c.Namespaces.GID)
-}
-
-// addLoopback brings up lo: netdevice(7). A struct ifreq is a name of 16 bytes and a union of 24,
-// which begins with the flags.
-func (k *compiler) addLoopback() {
-	b := k.b
-	ifreq := make([]byte, 40)
-	copy(ifreq, "lo")
-	ifreq[16] = unix.IFF_UP
-	s := b.CallTo("socket", unix.SYS_SOCKET, program.Int(unix.AF_UNIX, "AF_UNIX"),
-		program.Int(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, "SOCK_DGRAM|SOCK_CLOEXEC"), program.Int(0))
-	b.Call("ioctl", unix.SYS_IOCTL, program.Use(s), program.Int(unix.SIOCSIFFLAGS, "SIOCSIFFLAGS"), b.Bytes(ifreq, "{lo, IFF_UP}"))
-	b.Close(s)
 }

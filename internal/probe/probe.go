@@ -184,13 +184,13 @@ func idsFeature(c *cell.Cell) Feature {
 	return f
 }
 
-// networkFeature says whether runs can take turns in network namespaces.
+// networkFeature reports whether runs can take turns in network namespaces.
 func networkFeature(c *cell.Cell) Feature {
 	return Feature{Name: "network namespaces that are used again", Detail: "if they are as they were when they were new (docs/NETWORK.md)", Err: c.TryNetwork(),
 		Remedy: "none is needed: each run gets a new one, which takes longer"}
 }
 
-// private says whether runs can be on private networks.
+// private reports whether runs can be on private networks.
 func (p *prober) private() Feature {
 	const name = "private networks"
 	n, err := gateway.New(gateway.Config{MaxConns: 1})

@@ -170,6 +170,17 @@ func (b *Builder) WriteFile(at Arg, p, content string) {
 	b.Free(f)
 }
 
+// LoopbackUp brings up lo: netdevice(7). A struct ifreq is a name of 16 bytes and a union of 24,
+// which begins with the flags.
+func (b *Builder) LoopbackUp() {
+	ifreq := make([]byte, 40)
+	copy(ifreq, "lo")
+	ifreq[16] = unix.IFF_UP
+	s := b.CallTo("socket", unix.SYS_SOCKET, Int(unix.AF_UNIX, "AF_UNIX"), Int(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, "SOCK_DGRAM|SOCK_CLOEXEC"), Int(0))
+	b.Call("ioctl", unix.SYS_IOCTL, Use(s), Int(unix.SIOCSIFFLAGS, "SIOCSIFFLAGS"), b.Bytes(ifreq, "{lo, IFF_UP}"))
+	b.Close(s)
+}
+
 // Chown changes the owner of a path without following a link.
 func (b *Builder) Chown(at Arg, p string, uid, gid int) {
 	b.Call("fchownat", unix.SYS_FCHOWNAT, at, b.Str(p), Int(uid), Int(gid), Int(unix.AT_SYMLINK_NOFOLLOW, "AT_SYMLINK_NOFOLLOW"))
