@@ -53,7 +53,9 @@ const threadLocal = 1 << 20
 
 // NewMachine reserves the memory for two programs of up to MaxImage bytes, since the first one's
 // command may receive another. Pages are only used when programs need them. If it can, the kernel
-// puts it near this binary, so that both have tables of pages in common.
+// puts it near this binary, so that both have tables of pages in common. Huge pages, which Linux
+// uses unasked where /sys/kernel/mm/transparent_hugepage/enabled is "always", would be cleared
+// whole for the few kilobytes that most programs have.
 func NewMachine() (*Machine, error) {
 	const table, beside = 2 << 20, 256 << 20
 	near := unsafe.Add(unsafe.Pointer(&nowhere), beside-int(uintptr(unsafe.Pointer(&nowhere))%table))
@@ -62,6 +64,7 @@ func NewMachine() (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mmap %d bytes for programs: %w", size, err)
 	}
+	_ = unix.Madvise(unsafe.Slice((*byte)(at), size), unix.MADV_NOHUGEPAGE) // EINVAL: a kernel that has none
 	mem := unsafe.Slice((*byte)(at), size)[threadLocal:]
 	return &Machine{mem: mem, state: (*state)(unsafe.Pointer(&mem[2*stackSize]))}, nil
 }
