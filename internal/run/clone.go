@@ -100,7 +100,20 @@ func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *clone, err 
 	if err := r.makeGroup(); err != nil {
 		return nil, r.startLost(ctx, &fault.SetupError{Stage: "cgroup", Err: err})
 	}
-	return r, r.under(ctx, func() error { return r.follow(ctx, program.Ready) })
+	return r, r.joined(ctx)
+}
+
+// joined waits until the command's process is in its cgroup. Where that joins by itself, it finds
+// the files for it when it gets there, and need not wait.
+func (r *clone) joined(ctx context.Context) error {
+	return r.under(ctx, func() error {
+		if r.joinsAlone() {
+			if err := r.letJoin(); err != nil {
+				return r.startLost(ctx, &fault.SetupError{Stage: "cgroup", Err: err})
+			}
+		}
+		return r.follow(ctx, program.Ready)
+	})
 }
 
 func (r *clone) makeGroup() (err error) {

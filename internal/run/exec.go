@@ -109,7 +109,7 @@ func (x *Run) join(ctx context.Context, command *program.Program) (err error) {
 		return x.startLost(ctx, &fault.SetupError{Stage: "clone", Err: err})
 	}
 	x.before = x.counts()
-	if err := x.under(ctx, func() error { return x.follow(ctx, program.Ready) }); err != nil {
+	if err := x.joined(ctx); err != nil {
 		return err
 	}
 	return x.execute(ctx, x.spec, command)

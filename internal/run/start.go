@@ -192,7 +192,8 @@ func (r *clone) startLost(ctx context.Context, err error) error {
 	return &fault.SetupError{Stage: "clone", Err: err}
 }
 
-// join puts the command, which waits, into its cgroup, and lets it go on.
+// join keeps hold of the command's process, which waits, and puts it into its cgroup if it can't
+// join by itself.
 func (r *clone) join(pid int) error {
 	r.pid = pid
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -200,29 +201,36 @@ func (r *clone) join(pid int) error {
 		return &fault.SetupError{Stage: "pidfd_open", Err: err}
 	}
 	r.pidfd = os.NewFile(uintptr(fd), "pidfd")
-	if err := r.admit(); err != nil {
+	if r.joinsAlone() {
+		return nil
+	}
+	if err = r.group.Add(pid); err == nil {
+		err = r.conn.Go()
+	}
+	if err != nil {
 		return &fault.SetupError{Stage: "cgroup", Err: err}
 	}
 	return nil
 }
 
-// admit puts the command into its cgroup, or lets the command join it by itself if the plan says
-// so.
-func (r *clone) admit() error {
-	if r.plan.Joins == 0 {
-		if r.group != nil {
-			if err := r.group.Add(r.pid); err != nil {
-				return err
-			}
+// joinsAlone reports whether the command's process joins its cgroup by itself, or has none.
+func (r *clone) joinsAlone() bool { return r.plan.Joins > 0 || r.group == nil }
+
+// letJoin lets the command's process go on once it is ready, with what it joins its cgroup by. If
+// it has ended, a later event says why.
+func (r *clone) letJoin() error {
+	var groups []*os.File
+	if r.plan.Joins > 0 {
+		var err error
+		if groups, err = r.group.Joins(); err != nil {
+			return err
 		}
-		return r.conn.Go()
 	}
-	groups, err := r.group.Joins()
 	defer closeFiles(groups)
-	if err != nil {
+	if err := r.conn.Go(descriptors(groups)...); err != nil && !hasEnded(err) {
 		return err
 	}
-	return r.conn.Go(descriptors(groups)...)
+	return nil
 }
 
 // setupError returns the *SetupError of a failed call of a run, or of its template. It returns
