@@ -20,11 +20,10 @@ type plans struct {
 	resolv string
 }
 
-// plan returns the plan for a shape, which it compiles once.
-func (p *plans) plan(e *Engine, c spec.Spec, sh compile.Shape) (*compile.Plan, error) {
+// plan returns the plan for a shape on the machine as it is now, which it compiles once.
+func (p *plans) plan(m *compile.Machine, c spec.Spec, sh compile.Shape) (*compile.Plan, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	m := e.now(&c)
 	if m.Files != p.files || m.Resolv != p.resolv {
 		p.all, p.files, p.resolv = nil, m.Files, m.Resolv
 	}

@@ -75,7 +75,7 @@ func (s *Sandbox) Explain() (string, error) {
 	}
 	hostIDs := s.Spec.Namespaces.HostIDs
 	private := s.Spec.Namespaces.Network == spec.NetworkPrivate
-	p, err := s.plans.plan(s.engine, s.Spec, compile.Shape{HostIDs: hostIDs, WideIDs: !hostIDs, InNetwork: private})
+	p, err := s.plans.plan(s.engine.now(&s.Spec), s.Spec, compile.Shape{HostIDs: hostIDs, WideIDs: !hostIDs, InNetwork: private})
 	if err != nil {
 		return "", err
 	}
@@ -155,14 +155,14 @@ func (s *Sandbox) recipe(in *cell.Cell) (from recipe, err error) {
 	if from.limits, err = enforceable(&s.Spec.Limits, in); err != nil {
 		return from, err
 	}
-	shape := shapeOf(&s.Spec, in, from.limits)
+	m, shape := s.engine.now(&s.Spec), shapeOf(&s.Spec, in, from.limits)
 	shape.InNetwork = s.Spec.Namespaces.Network == spec.NetworkPrivate
-	if from.plan, err = s.plans.plan(s.engine, s.Spec, shape); err != nil {
+	if from.plan, err = s.plans.plan(m, s.Spec, shape); err != nil {
 		return from, err
 	}
 	if keepsNetwork(&s.Spec) {
 		shape.InNetwork = true
-		kept, err := s.plans.plan(s.engine, s.Spec, shape)
+		kept, err := s.plans.plan(m, s.Spec, shape)
 		if err != nil {
 			return from, err
 		}

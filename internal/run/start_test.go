@@ -46,15 +46,15 @@ func TestSetupErrorOfExec(t *testing.T) {
 func TestForgottenPlans(t *testing.T) {
 	e := NewEngine()
 	s := e.New(*described("true"))
-	before, err := s.plans.plan(e, s.Spec, compile.Shape{})
+	before, err := s.plans.plan(e.now(&s.Spec), s.Spec, compile.Shape{})
 	require.NoError(t, err)
-	same, err := s.plans.plan(e, s.Spec, compile.Shape{})
+	same, err := s.plans.plan(e.now(&s.Spec), s.Spec, compile.Shape{})
 	require.NoError(t, err)
 	require.Same(t, before, same)
 	other := s.Spec.Clone()
 	other.Limits.Memory = 1 << 20
 	s.With(other).plans.forget()
-	again, err := s.plans.plan(e, s.Spec, compile.Shape{})
+	again, err := s.plans.plan(e.now(&s.Spec), s.Spec, compile.Shape{})
 	require.NoError(t, err)
 	require.NotSame(t, before, again)
 }
