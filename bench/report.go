@@ -57,8 +57,8 @@ Measured %s on a machine with %d CPUs, Linux %s, as root, with
     %s
 
 in %d minutes. All subjects see the host's /usr and a directory with the programs, read-only. sandbox, libcontainer, crun and runc have limits of
-memory, CPU and processes; bubblewrap and nsjail have none. "clone3 alone" is the kernel's part: seven new namespaces and an exec, with nothing mounted, limited or
-refused. "prepared" has 16 runs that wait for their command (WithPrepared), and before each of its runs the time to replace
+memory, CPU and processes; bubblewrap and nsjail have none. "clone3 in C" is the kernel's part: seven new namespaces and an exec, with nothing mounted, limited or
+refused, from a small process of C; "clone3 alone" does that by the library's executor from a process as large as this one. "prepared" has 16 runs that wait for their command (WithPrepared), and before each of its runs the time to replace
 the one before; that time is in its CPU time. At several at a time they are not replaced fast enough, and most runs are fresh. Subjects take turns. What carries over to other machines is the ratios; times are this machine's.
 
 `, r.began.UTC().Format("2006-01-02"), runtime.NumCPU(), version, r.command, int(time.Since(r.began).Minutes()+0.5))

@@ -48,6 +48,7 @@ func (p *place) working(w workload) (list []subject) {
 	prepared := s.With(sandbox.WithPrepared(16))
 	all := []subject{
 		{name: "os/exec", run: func() error { return exec.Command(host[0], host[1:]...).Run() }},
+		{name: "clone3 in C", run: p.floor(host)},
 		{name: "clone3 alone", run: func() error { return bareClone(host) }},
 		{name: ahead, run: func() error { _, err := prepared.Run(context.Background()); return err },
 			ready: func() error { return prepared.Prepare(context.Background()) }},
