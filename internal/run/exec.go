@@ -41,7 +41,7 @@ func (r *Run) Exec(ctx context.Context, set func(*spec.Spec)) (*Run, error) {
 	if r.in != nil {
 		return r.in.Exec(ctx, set)
 	}
-	conf, err := r.spec.Exec(set)
+	conf, err := r.current().Exec(set)
 	if err = errors.Join(append([]error{err}, checkOpen(&conf.Streams)...)...); err != nil {
 		return nil, err
 	}
