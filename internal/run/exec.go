@@ -64,7 +64,7 @@ func (r *Run) Exec(ctx context.Context, set func(*spec.Spec)) (*Run, error) {
 
 func (r *Run) startExec(ctx context.Context, conf *spec.Spec, plan *compile.Plan, command *program.Program) (*Run, error) {
 	from := recipe{engine: r.engine, cell: r.cell, plan: plan, limits: r.limits}
-	x := &Run{clone: &clone{recipe: from, program: plan.Run, spec: conf, joins: true, group: r.group, gone: make(chan struct{})}, in: r, done: make(chan struct{})}
+	x := &Run{clone: &clone{recipe: from, program: plan.Run, spec: conf, joins: true, group: r.group, refused: r.refused, gone: make(chan struct{})}, in: r, done: make(chan struct{})}
 	starting, started := context.WithCancel(ctx)
 	defer started()
 	if !r.execs.add(x, started) {

@@ -66,6 +66,7 @@ func (s *Security) changed(o *Security) (c changes) {
 	c.add("WithSeccomp", s.Seccomp != o.Seccomp)
 	c.add("WithoutSeccomp", s.NoSeccomp != o.NoSeccomp)
 	c.add("WithSetID", s.SetID != o.SetID)
+	c.add("WithRefusals", s.Notify != o.Notify)
 	return c
 }
 
