@@ -123,8 +123,9 @@ func (r *refusals) answer(listener *os.File) {
 		switch {
 		case err != nil, failed != nil && failed != unix.ENOENT:
 			return
-		case failed != nil:
-			continue // its thread has gone on or ended
+		case failed != nil: // its thread has gone on or ended
+			time.Sleep(pace.next(time.Now()))
+			continue
 		}
 		errno := r.filter.Errno(n.Call)
 		_ = raw.Control(func(fd uintptr) {
