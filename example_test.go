@@ -106,6 +106,28 @@ func ExampleSandbox_Start() {
 	// Output: signaled interrupt sandbox: signal: interrupt
 }
 
+// A session that needs more gets more, without a new start.
+func ExampleProcess_Update() {
+	ctx := context.Background()
+	session, err := sandbox.New(sandbox.WithHold(), sandbox.WithMemory(32*sandbox.MiB)).Start(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer session.Close()
+	if err := session.Update(sandbox.WithMemory(256*sandbox.MiB), sandbox.WithTimeout(time.Hour)); err != nil {
+		log.Fatal(err)
+	}
+	x, err := session.Exec(ctx, sandbox.WithCommand("sh", "-c", "head -c 64M /dev/zero >/tmp/file && ls /tmp"), sandbox.WithStdout(os.Stdout))
+	if err != nil {
+		log.Fatal(err)
+	}
+	_, err = x.Wait()
+	fmt.Println(err)
+	// Output:
+	// file
+	// <nil>
+}
+
 // Files of the job go in through WithFile and out through a bind.
 func ExampleWithBind() {
 	dir, err := os.MkdirTemp("", "results")

@@ -55,6 +55,10 @@ func exec(ctx context.Context, r *running, opts []Option) (*running, error) {
 	return r.Exec(ctx, func(c *spec.Spec) { apply(c, opts) })
 }
 
+func update(r *running, opts []Option) error {
+	return r.Update(func(c *spec.Spec) { apply(c, opts) })
+}
+
 func usage(r *running) (Usage, error) {
 	u, err := r.Usage()
 	return Usage(u), err

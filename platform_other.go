@@ -53,6 +53,8 @@ func (*running) Pipes() stdio.Ends           { return stdio.Ends{} }
 func wait(*running) (*Result, error) { return nil, unsupported() }
 func usage(*running) (Usage, error)  { return Usage{}, unsupported() }
 
+func update(*running, []Option) error { return unsupported() }
+
 func exec(context.Context, *running, []Option) (*running, error) { return nil, unsupported() }
 
 func rootChanges(*described) ([]Change, error) { return nil, unsupported() }

@@ -141,5 +141,24 @@ func (p *Process) Pause() error { return p.r.Pause() }
 // Resume lets a paused run go on.
 func (p *Process) Resume() error { return p.r.Resume() }
 
+// Update changes limits of the run while it lives: WithMemory, WithSwap, WithCPUs, WithCPUWeight,
+// WithCPUSet, WithPIDs, WithIO, WithCPUTime and WithTimeout, to more or to less. What is not given
+// stays, and a limit of 0 is none, or the default. WithTimeout counts from the execution of the
+// command, and WithCPUTime all that was used: less than that ends the run. WithIO replaces all four
+// rates of a device; a rate of math.MaxUint64 is none. Of a command of Exec, Update changes
+// WithTimeout alone.
+//
+// All or nothing is changed. Errors are an *OptionError for an option that is no limit, or more
+// than the pool has; os.ErrProcessDone, if the run ends or has ended; and a *SetupError, if this
+// machine can't enforce the limit or the kernel refuses it. Less memory than the run uses is
+// refused after the kernel has tried to reclaim the rest, so that nothing is killed for it; on
+// cgroup v2 what the run takes at the very same time may be, and the run may be slowed down for up
+// to two seconds. WithPIDs below the present number ends nothing, but allows no more.
+//
+// The run sees the change where it sees its limits (docs/CGROUPS.md), which takes one of the start.
+// On cgroup v1 a limit of CPUs, or WithCPUSet, can change only if the run was started with one. A
+// program that has planned for its limits, as a JVM does at its start, does not look again.
+func (p *Process) Update(opts ...Option) error { return update(p.r, opts) }
+
 // Usage returns what the run has used so far. Without cgroups only Wall is known before the end.
 func (p *Process) Usage() (Usage, error) { return usage(p.r) }

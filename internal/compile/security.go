@@ -8,7 +8,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/seccomp"
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
@@ -154,9 +156,34 @@ func (k *compiler) addSeccomp() error {
 	if f == nil {
 		return nil
 	}
+	load := program.Int(unix.SECCOMP_SET_MODE_FILTER, "SECCOMP_SET_MODE_FILTER")
+	if k.c.Security.Notify {
+		if err := checkNotify(f); err != nil {
+			return err
+		}
+		f = f.Notifying()
+	}
 	text := fmt.Sprintf("{%d instructions}", f.Len())
 	fprog := b.Struct(text, program.Int(f.Len()), b.Bytes(f.Bytes(), text))
-	b.Call("seccomp", unix.SYS_SECCOMP, program.Int(unix.SECCOMP_SET_MODE_FILTER, "SECCOMP_SET_MODE_FILTER"), program.Int(f.Flags), fprog)
+	if !k.c.Security.Notify {
+		b.Call("seccomp", unix.SYS_SECCOMP, load, program.Int(f.Flags), fprog)
+		return nil
+	}
+	b.Stage("WithRefusals")
+	listener := b.CallTo("seccomp", unix.SYS_SECCOMP, load, program.Int(f.Flags, "SECCOMP_FILTER_FLAG_NEW_LISTENER"), fprog)
+	b.SendFileWith(program.Listener, listener)
+	b.Close(listener) // whoever has it decides about calls
+	return nil
+}
+
+// checkNotify refuses a filter that would refuse to hand over its own listener: that call would
+// wait for ever for an answer.
+func checkNotify(f *seccomp.Filter) error {
+	for name, c := range map[string]seccomp.Call{"sendmsg": seccomp.Own("sendmsg", 0, 0, unix.MSG_NOSIGNAL), "close": seccomp.Own("close")} {
+		if !f.Allows(c) {
+			return fault.Option("WithRefusals", "the profile of WithSeccomp must allow sendmsg and close, by which the run tells of what is refused, and refuses %s", name)
+		}
+	}
 	return nil
 }
 

@@ -172,7 +172,7 @@ var ErrLostFile = fmt.Errorf("receiving a descriptor: %w", unix.EMFILE)
 type Message struct {
 	program.Event
 	PID  int      // of the sender, as this process sees it
-	File *os.File // the pidfd of a Cloned event, a terminal, or a task's result
+	File *os.File // the pidfd of a Cloned event, a terminal, a filter's listener, or a task's result
 }
 
 // Next waits for an event. io.EOF means that nobody holds the other end any more. The caller closes
@@ -235,12 +235,17 @@ func (c *Conn) parse(b, oob []byte, flags int) (m Message, err error) {
 	switch {
 	case flags&unix.MSG_CTRUNC != 0:
 		return m, ErrLostFile
-	case m.File == nil && (m.Kind == program.Cloned || m.Kind == program.Terminal):
+	case m.File == nil && brings(m.Kind) && m.Kind != program.Ready:
 		return m, fmt.Errorf("no descriptor with an event %v", m.Kind)
-	case m.File != nil && m.Kind != program.Cloned && m.Kind != program.Ready && m.Kind != program.Terminal:
+	case m.File != nil && !brings(m.Kind):
 		return m, fmt.Errorf("a descriptor with an event %v", m.Kind)
 	}
 	return m, nil
+}
+
+// brings reports whether a descriptor may come along with an event.
+func brings(k program.Kind) bool {
+	return k == program.Cloned || k == program.Ready || k == program.Terminal || k == program.Listener
 }
 
 func senderPID(oob []byte) int {

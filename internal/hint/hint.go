@@ -81,6 +81,8 @@ func ofCall(e *cell.CallError) string {
 		return "raise this process's hard limit on open files (RLIMIT_NOFILE) to 256 or more"
 	case failed{unix.SYS_DUP3, unix.EBADF}:
 		return "before Linux 5.12: raise this process's hard limit on open files (RLIMIT_NOFILE) to 1024 or more"
+	case failed{unix.SYS_SECCOMP, unix.EBUSY}:
+		return "this program runs under a seccomp filter with a listener, and the kernel allows one: leave WithRefusals out"
 	case failed{unix.SYS_UNSHARE, unix.ENOSPC}:
 		return "raise the sysctls user.max_*_namespaces"
 	case failed{unix.SYS_CLONE3, unix.ENOSPC}:

@@ -18,11 +18,12 @@ const (
 	Exited                   // by init: the command ended with Status
 	Finished                 // by a task: all of its calls are done
 	Terminal                 // by the command's process: the other end of its terminal comes along
+	Listener                 // by the command's process: the listener of its filter comes along
 	NumKinds
 )
 
 func (k Kind) String() string {
-	names := [...]string{"?", "cloned", "refused", "ready", "waiting", "started", "failed", "exited", "finished", "terminal"}
+	names := [...]string{"?", "cloned", "refused", "ready", "waiting", "started", "failed", "exited", "finished", "terminal", "listener"}
 	if k >= NumKinds {
 		k = 0
 	}

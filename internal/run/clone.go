@@ -57,6 +57,7 @@ type clone struct {
 	member *gateway.Member
 
 	terminal *Terminal // of the command, if it has one
+	refused  *refusals // by the filter, nil if nobody is told; the run's, for a further command
 
 	stage  program.Kind   // how far the start is: Ready, Waiting or Started
 	exited *program.Event // PID 1's last event, if it came during the start
@@ -78,6 +79,11 @@ func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *clone, err 
 			r.abandon()
 		}
 	}()
+	if conf.Security.Notify {
+		if r.refused, err = newRefusals(&conf.Security); err != nil {
+			return nil, err
+		}
+	}
 	if upper := scratch.UpperOf(&conf.Root); upper != nil {
 		if err := upper.BeginRun(); err != nil {
 			return nil, &fault.SetupError{Stage: "WithScratchRoot", Err: err, Hint: "a scratch for each, or one run after the other"}
@@ -213,7 +219,7 @@ func (r *clone) cleanUp() {
 }
 
 // adopt keeps the descriptor that came with an event, if one did: the mount namespace, the
-// command's terminal, or PID 1's pidfd. It refuses anything but a pidfd for the latter, as that
+// command's terminal, its filter's listener, or PID 1's pidfd. It refuses anything but a pidfd for the latter, as that
 // could be used neither to wait nor to kill.
 func (r *clone) adopt(m forkserver.Message) error {
 	if m.File == nil {
@@ -225,6 +231,9 @@ func (r *clone) adopt(m forkserver.Message) error {
 	}
 	if m.Kind == program.Terminal {
 		return r.adoptTerminal(m.File)
+	}
+	if m.Kind == program.Listener {
+		return r.adoptListener(m.File)
 	}
 	if m.Kind != program.Cloned || errors.Is(signal(m.File, 0), unix.EBADF) {
 		m.File.Close()
@@ -248,6 +257,7 @@ func (r *clone) release() {
 	if r.joins {
 		return // the rest is the run's
 	}
+	r.refused.close()
 	if r.member != nil {
 		r.member.Retire()
 	}

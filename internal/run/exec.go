@@ -41,7 +41,7 @@ func (r *Run) Exec(ctx context.Context, set func(*spec.Spec)) (*Run, error) {
 	if r.in != nil {
 		return r.in.Exec(ctx, set)
 	}
-	conf, err := r.spec.Exec(set)
+	conf, err := r.current().Exec(set)
 	if err = errors.Join(append([]error{err}, checkOpen(&conf.Streams)...)...); err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func (r *Run) Exec(ctx context.Context, set func(*spec.Spec)) (*Run, error) {
 
 func (r *Run) startExec(ctx context.Context, conf *spec.Spec, plan *compile.Plan, command *program.Program) (*Run, error) {
 	from := recipe{engine: r.engine, cell: r.cell, plan: plan, limits: r.limits}
-	x := &Run{clone: &clone{recipe: from, program: plan.Run, spec: conf, joins: true, group: r.group, gone: make(chan struct{})}, in: r, done: make(chan struct{})}
+	x := &Run{clone: &clone{recipe: from, program: plan.Run, spec: conf, joins: true, group: r.group, refused: r.refused, gone: make(chan struct{})}, in: r, done: make(chan struct{})}
 	starting, started := context.WithCancel(ctx)
 	defer started()
 	if !r.execs.add(x, started) {

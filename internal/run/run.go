@@ -32,6 +32,8 @@ type Run struct {
 	stop    []func() // what watches over it
 	state   state
 	pausing pausing
+	watch   watch
+	updates updates
 
 	published []netip.AddrPort
 
@@ -55,51 +57,18 @@ type state struct {
 
 // begin starts what watches over the run.
 func (r *Run) begin(ctx context.Context) {
-	c := r.spec
 	r.ctx = ctx
 	r.streams.Start()
 	stopCancel := context.AfterFunc(ctx, func() { r.ask(fault.ReasonOf(ctx)) })
 	r.stop = append(r.stop, func() { stopCancel() })
-	if limit := c.Supervision.Timeout; limit != 0 {
-		t := time.AfterFunc(limit-time.Since(r.started), func() { r.ask(fault.TimedOut) })
-		r.stop = append(r.stop, func() { t.Stop() })
-	}
-	if limit := c.Limits.CPUTime; limit > 0 {
-		stop := make(chan struct{})
-		go r.watchCPU(limit, stop)
-		r.stop = append(r.stop, func() { close(stop) })
-	}
+	r.watchLimits(r.spec)
+	r.stop = append(r.stop, r.unwatch)
 	if r.in != nil {
 		go r.finishExec()
 		return
 	}
 	r.engine.live.add(r)
 	go r.finish()
-}
-
-// watchCPU kills the run when it has used its CPU time. It looks again at the earliest time at
-// which that could happen, with all CPUs busy.
-func (r *Run) watchCPU(limit time.Duration, stop <-chan struct{}) {
-	cpus := time.Duration(busyCPUs(&r.spec.Limits))
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-stop:
-			return
-		case <-timer.C:
-		}
-		used, err := r.group.CPU()
-		switch {
-		case err != nil: // out of descriptors, say; the limit holds all the same
-			timer.Reset(10 * time.Millisecond)
-		case used >= limit:
-			r.kill(fault.CPUTimedOut)
-			return
-		default:
-			timer.Reset(max((limit-used)/cpus, time.Millisecond))
-		}
-	}
 }
 
 // PID returns the command's process id, or 0 if there is none.

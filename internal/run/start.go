@@ -47,6 +47,9 @@ func (r *Run) execute(ctx context.Context, conf *spec.Spec, command *program.Pro
 	if err := r.publish(); err != nil {
 		return err
 	}
+	if r.in == nil {
+		r.refused.tellTo(conf.Supervision.Refused)
+	}
 	r.started = time.Now()
 	return r.under(ctx, func() error {
 		err := r.conn.Hand(command.Image(), descriptors(r.streams.Child()))
@@ -119,7 +122,7 @@ func (r *clone) follow(ctx context.Context, until program.Kind) error {
 			return r.startLost(ctx, err)
 		}
 		switch {
-		case m.Kind == program.Cloned, m.Kind == program.Terminal:
+		case m.Kind == program.Cloned, m.Kind == program.Terminal, m.Kind == program.Listener:
 		case m.Kind == program.Ready:
 			if r.network != nil {
 				r.network.Watch(m.PID)

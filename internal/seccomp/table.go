@@ -24,6 +24,8 @@ type architecture struct {
 	column  int    // of table
 	once    sync.Once
 	numbers map[string]uint32 // system calls by name, with the names of libseccomp's src/syscalls.csv
+	named   sync.Once
+	names   map[uint32]string // the same by number, once nameOf is called
 }
 
 var (
@@ -56,6 +58,17 @@ func (a *architecture) read() *architecture {
 		}
 	})
 	return a
+}
+
+// nameOf returns the name of a call, or "" if it has none.
+func (a *architecture) nameOf(number uint32) string {
+	a.named.Do(func() {
+		a.names = map[uint32]string{}
+		for name, nr := range a.numbers {
+			a.names[nr] = name
+		}
+	})
+	return a.names[number]
 }
 
 // table has a line for each system call that golang.org/x/sys/unix knows: its name, and its number

@@ -34,7 +34,10 @@ type call struct {
 }
 
 // machine runs a filter the way the kernel does.
-type machine struct{ vm *bpf.VM }
+type machine struct {
+	filter *Filter
+	vm     *bpf.VM
+}
 
 func newMachine(t testing.TB, f *Filter) machine {
 	t.Helper()
@@ -46,7 +49,7 @@ func newMachine(t testing.TB, f *Filter) machine {
 	require.True(t, ok, "every instruction is known")
 	vm, err := bpf.NewVM(program)
 	require.NoError(t, err)
-	return machine{vm}
+	return machine{f, vm}
 }
 
 // run returns the filter's verdict. The VM loads words in network order where seccomp uses the
@@ -63,6 +66,9 @@ func (m machine) run(t testing.TB, c call) uint32 {
 	}
 	ret, err := m.vm.Run(b)
 	require.NoError(t, err)
+	if decided := m.filter.Decide(Call{Number: c.nr, Arch: c.audit, Args: c.args}); decided != uint32(ret) {
+		t.Fatalf("a listener decides %#x, the filter returns %#x", decided, ret)
+	}
 	return uint32(ret)
 }
 

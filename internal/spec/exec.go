@@ -19,7 +19,8 @@ func (s *Spec) Exec(set func(*Spec)) (*Spec, error) {
 	set(&want)
 	set(&bare) // an option may say what the run's said
 	var errs []error
-	for _, name := range slices.Compact(slices.Sorted(slices.Values(append(runOptions(&have, &want), runOptions(&base, &bare)...)))) {
+	belongs := func(a, b *Spec) changes { return append(runOptions(a, b), a.Limits.changed(&b.Limits)...) }
+	for _, name := range both(belongs, &have, &want, &base, &bare) {
 		errs = append(errs, fault.Option(name, "it belongs to the run, and can't differ for a command in it: give it to the run"))
 	}
 	errs = append(errs, want.Command.check()...)
@@ -32,14 +33,14 @@ func (s *Spec) Exec(set func(*Spec)) (*Spec, error) {
 	return &want, errors.Join(errs...)
 }
 
-// runOptions returns the options that changed what belongs to a run.
+// runOptions returns the options that changed what belongs to a run, limits apart.
 func runOptions(a, b *Spec) (c changes) {
 	c.add("WithHold", a.Command.Hold != b.Command.Hold)
 	c.add("function.MessageLimit", a.Function != b.Function)
 	c.add("WithPublish", !slices.Equal(a.Supervision.Publish, b.Supervision.Publish))
 	c.add("WithPrepared", a.Place.Prepared != b.Place.Prepared)
 	c.add("WithCell", a.Place.Cell != b.Place.Cell || a.Place.HasCell != b.Place.HasCell)
-	return slices.Concat(c, a.Namespaces.changed(&b.Namespaces), a.Security.changed(&b.Security), a.Limits.changed(&b.Limits), a.Root.changed(&b.Root))
+	return slices.Concat(c, a.Namespaces.changed(&b.Namespaces), a.Security.changed(&b.Security), a.Root.changed(&b.Root))
 }
 
 type changes []string
@@ -65,6 +66,7 @@ func (s *Security) changed(o *Security) (c changes) {
 	c.add("WithSeccomp", s.Seccomp != o.Seccomp)
 	c.add("WithoutSeccomp", s.NoSeccomp != o.NoSeccomp)
 	c.add("WithSetID", s.SetID != o.SetID)
+	c.add("WithRefusals", s.Notify != o.Notify)
 	return c
 }
 

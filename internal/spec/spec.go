@@ -58,6 +58,7 @@ type Supervision struct {
 	Publish     []Published
 	StopSignal  int           // that the command gets first
 	StopGrace   time.Duration // before it is killed, 0 for no signal
+	Refused     func(Refusal) // is told what the filter refuses
 	// Start, if not nil, is called in place of the method Start, with a sandbox that lacks it.
 	// It is a func(context.Context, *sandbox.Sandbox) (*sandbox.Process, error).
 	Start any

@@ -1,0 +1,152 @@
+//go:build linux
+
+package attack
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/internal/testkit/runs"
+)
+
+// A filter that asks for each call that it refuses must refuse all the same, whatever the run does
+// while a call waits, and whatever other filters it has.
+func TestAttackRootlessRefusals(t *testing.T) {
+	t.Parallel()
+	var comms sync.Map
+	told := sandbox.WithRefusals(func(r sandbox.Refusal) { comms.Store(r.Comm, true) })
+	dir := testkit.OpenDir(t)
+	requireHeld(t, "set-id", attacker("set-id").With(told, sandbox.WithBind(dir, "/job"), sandbox.WithDir("/job")))
+	requireNoSetID(t, dir)
+	requireHeld(t, "refusals", attacker("refusals").With(told))
+	for comm := range comms.Range {
+		require.LessOrEqual(t, len(comm.(string)), 15)
+	}
+	for name, o := range tried(t, "refusals", runs.Output(t, attacker("refusals").With(sandbox.WithSetID()))) {
+		require.True(t, o.through || name == "end", "the control: %s: %s", name, o.by)
+	}
+}
+
+// Nor does a run keep this process busy by calls that are refused, or end badly in the midst of
+// them.
+func TestAttackRootlessRefusedFlood(t *testing.T) {
+	flood := func(opts ...sandbox.Option) (calls, limit int) {
+		var took int
+		out := runs.Output(t, runs.Helper("flood of refused calls").With(opts...))
+		_, err := fmt.Sscan(out, &calls, &took)
+		require.NoError(t, err, "%q", out)
+		return calls, 1000 + took + 100 // at once, one for each millisecond, and some leeway
+	}
+	calls, limit := flood(sandbox.WithRefusals(func(sandbox.Refusal) {}))
+	require.LessOrEqual(t, calls, limit)
+	calls, limit = flood()
+	require.Greater(t, calls, limit, "the control")
+}
+
+func init() {
+	testkit.AddHelper("flood of refused calls", func([]string) error {
+		var calls atomic.Int64
+		began := time.Now()
+		for range 4 {
+			go func() {
+				for {
+					_, _, _ = unix.Syscall(unix.SYS_MOUNT, 0, 0, 0)
+					calls.Add(1)
+				}
+			}()
+		}
+		time.Sleep(time.Second)
+		fmt.Println(calls.Load(), time.Since(began).Milliseconds())
+		return nil // with calls that wait
+	})
+	testkit.AddHelper("give set-id bits", func(args []string) error {
+		_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("\x1b[2J\n\"\xff\x00")[0])), 0, 0, 0)
+		for {
+			_ = unix.Chmod(args[0], unix.S_ISUID|0o755)
+		}
+	})
+	testkit.HelperArgs("give set-id bits")
+	addAttacks("refusals", []attack{
+		{name: "a filter that allows", try: func([]string) error {
+			if _, err := loadFilter(unix.SECCOMP_RET_ALLOW, 0); err != nil {
+				return err
+			}
+			return giveSetID("allowed")
+		}},
+		{name: "a call whose thread is killed", try: func([]string) error {
+			const name = "/tmp/killed"
+			if err := os.WriteFile(name, nil, 0o600); err != nil {
+				return err
+			}
+			for i := range 30 {
+				c := exec.Command("/helper", "give set-id bits", name)
+				if err := c.Start(); err != nil {
+					return err
+				}
+				time.Sleep(time.Duration(20+i) * time.Millisecond)
+				_ = c.Process.Kill()
+				_ = c.Wait()
+			}
+			return hasSetID(name)
+		}},
+		{name: "a listener of its own", try: func([]string) error {
+			_, err := loadFilter(unix.SECCOMP_RET_ALLOW, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER) // left open
+			return err
+		}},
+		{name: "a listener that is open", try: func([]string) error {
+			files, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+			for _, f := range files {
+				if to, _ := os.Readlink(f); strings.Contains(to, "seccomp notify") {
+					return nil
+				}
+			}
+			return errNothing
+		}},
+	})
+}
+
+// loadFilter loads a filter of one instruction for this thread.
+func loadFilter(action uint32, flags uintptr) (fd uintptr, err error) {
+	code := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: action}}
+	program := unix.SockFprog{Len: 1, Filter: &code[0]}
+	fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&program)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return fd, nil
+}
+
+func giveSetID(name string) error {
+	name = filepath.Join("/tmp", name)
+	if err := os.WriteFile(name, nil, 0o600); err != nil {
+		return err
+	}
+	if err := unix.Chmod(name, unix.S_ISUID|0o755); err != nil {
+		return err
+	}
+	return hasSetID(name)
+}
+
+func hasSetID(name string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(name, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_ISUID == 0 {
+		return fmt.Errorf("the mode is %o", st.Mode)
+	}
+	return nil
+}

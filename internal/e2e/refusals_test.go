@@ -1,0 +1,139 @@
+//go:build linux
+
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/internal/testkit/runs"
+)
+
+// refusalLog has what a run was refused.
+type refusalLog struct {
+	mu  sync.Mutex
+	all []sandbox.Refusal
+}
+
+func (l *refusalLog) option() sandbox.Option {
+	return sandbox.WithRefusals(func(r sandbox.Refusal) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.all = append(l.all, r)
+	})
+}
+
+// take returns those of the calls in one line each, and forgets all.
+func (l *refusalLog) take(calls ...string) (lines []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.all {
+		if slices.Contains(calls, r.Call) {
+			lines = append(lines, fmt.Sprint(r.Call, " ", unix.ErrnoName(r.Errno), " ", r.Option, r.Capability, " ", r.Comm, " ", r.PID > 0))
+		}
+	}
+	l.all = nil
+	return lines
+}
+
+// refusedCalls makes calls that the default filter refuses, each twice, and one that it allows, and
+// prints how they fail.
+func refusedCalls([]string) error {
+	for _, c := range [][4]uintptr{
+		{unix.SYS_MOUNT}, {unix.SYS_SOCKET, unix.AF_PACKET, unix.SOCK_RAW},
+		{unix.SYS_SOCKET, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_XFRM}, {unix.SYS_IO_SETUP}, {unix.SYS_FCHMOD, 0, 0o4755}, {unix.SYS_CLOSE, 1 << 20}, {1 << 20},
+	} {
+		for range 2 {
+			_, _, errno := syscall.RawSyscall(c[0], c[1], c[2], c[3])
+			fmt.Println(unix.ErrnoName(errno))
+		}
+	}
+	return nil
+}
+
+func init() { testkit.AddHelper("refused calls", refusedCalls) }
+
+const (
+	refusedErrnos = "EPERM\nEPERM\nEPERM\nEPERM\nEPROTONOSUPPORT\nEPROTONOSUPPORT\nENOSYS\nENOSYS\nEPERM\nEPERM\nEBADF\nEBADF\nENOSYS\nENOSYS\n"
+)
+
+// What the filter refuses is told once, with what would allow it, and fails as it does untold.
+func TestRootlessRefusals(t *testing.T) {
+	t.Parallel()
+	var log refusalLog
+	want := []string{"mount EPERM WithSeccomp helper true", "socket EPERM WithCapabilitiesCAP_NET_RAW helper true",
+		"socket EPROTONOSUPPORT WithCapabilitiesCAP_NET_ADMIN helper true",
+		"io_setup ENOSYS WithSeccomp helper true", "fchmod EPERM WithSetID helper true", "unknown ENOSYS WithSeccomp helper true"}
+	calls := []string{"mount", "socket", "io_setup", "fchmod", "close", "unknown"}
+
+	out, err := runs.Helper("refused calls").Output(testkit.Deadline(t))
+	require.NoError(t, err)
+	require.Equal(t, refusedErrnos, string(out))
+
+	s := sandbox.New(append(runs.HelperOptions(), log.option())...)
+	prepared := runs.Prepared(t, 1, append(runs.HelperOptions(), log.option())...)
+	for name, s := range map[string]*sandbox.Sandbox{"a run": s, "prepared": prepared} {
+		out, err := runs.HelperOf(s, "refused calls").Output(testkit.Deadline(t))
+		require.NoError(t, err, name)
+		require.Equal(t, refusedErrnos, string(out), name)
+		require.Equal(t, want, log.take(calls...), name)
+	}
+
+	// A further command, and what it leaves behind, answers to the run's.
+	p := runs.Start(t, s.With(sandbox.WithHold()))
+	var both bytes.Buffer
+	x := execute(t, p, sandbox.WithCommand("/helper", testkit.HelperArgs("refused calls")...), sandbox.WithStdout(&both))
+	_, err = x.Wait()
+	require.NoError(t, err)
+	require.Equal(t, refusedErrnos, both.String())
+	require.Equal(t, want, log.take(calls...))
+	inRun(t, p, "(sleep 0.3; chmod u+s /tmp; chmod g+s /tmp; echo $? >/tmp/left) >/dev/null 2>&1 &")
+	testkit.Eventually(t, "a process that was left is refused", func() bool { return inRun(t, p, "cat /tmp/left 2>/dev/null || echo") == "1" })
+	_, err = p.Exec(testkit.Deadline(t), sandbox.WithCommand("true"), log.option())
+	require.ErrorContains(t, err, "WithRefusals: it belongs to the run")
+}
+
+// A profile of the caller's own is loaded later, and may refuse anything but what tells of it.
+func TestRootlessRefusalsOfProfile(t *testing.T) {
+	t.Parallel()
+	errno := uint(unix.EXDEV)
+	profile := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow,
+		Syscalls: []specs.LinuxSyscall{{Names: []string{"getppid", "fchmod"}, Action: specs.ActErrno, ErrnoRet: &errno}}}
+	var log refusalLog
+	out, err := runs.Helper("syscall", strconv.Itoa(unix.SYS_GETPPID)).With(sandbox.WithSeccomp(profile), log.option()).Output(testkit.Deadline(t))
+	require.NoError(t, err)
+	require.Equal(t, "EXDEV\n", string(out))
+	require.Equal(t, []string{"getppid EXDEV WithSeccomp helper true"}, log.take("getppid"))
+
+	for _, name := range []string{"sendmsg", "close"} {
+		mute := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{name}, Action: specs.ActErrno}}}
+		_, err = runs.Shell("", sandbox.WithSeccomp(mute), log.option()).Run(testkit.Deadline(t))
+		require.ErrorContains(t, err, "WithRefusals: ")
+	}
+	_, err = runs.Shell("", sandbox.WithoutSeccomp(), log.option()).Run(testkit.Deadline(t))
+	require.ErrorContains(t, err, "WithRefusals: ")
+}
+
+// Whoever is told, however slowly, holds up neither the run nor, for longer than WithWaitDelay,
+// Wait.
+func TestRootlessSlowRefusals(t *testing.T) {
+	t.Parallel()
+	stuck := make(chan struct{})
+	defer close(stuck)
+	s := runs.Helper("refused calls").With(sandbox.WithRefusals(func(sandbox.Refusal) { <-stuck }), sandbox.WithWaitDelay(100*time.Millisecond))
+	out, err := s.Output(testkit.Deadline(t))
+	require.NoError(t, err)
+	require.Equal(t, refusedErrnos, string(out))
+}
