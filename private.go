@@ -22,13 +22,7 @@ type NetworkOption func(*gateway.Config)
 // NewNetwork describes a private network. Without options its runs reach nothing. The error is the
 // *OptionErrors of wrong options, joined.
 func NewNetwork(opts ...NetworkOption) (*PrivateNetwork, error) {
-	c := gateway.Config{MaxConns: gateway.DefaultMaxConns}
-	for _, opt := range opts {
-		if opt != nil {
-			opt(&c)
-		}
-	}
-	is, err := newNetwork(c)
+	is, err := newNetwork(networkConfig(opts))
 	if err != nil {
 		return nil, err
 	}

@@ -17,7 +17,12 @@ import (
 func (r *clone) joinNetwork() (err error) {
 	m := &r.spec.Place.Member
 	n, ok := m.Of.(*gateway.Network)
-	if !ok {
+	if c, alone := m.Of.(*gateway.Config); alone {
+		if n, err = gateway.New(*c); err != nil {
+			return err
+		}
+		r.alone = n
+	} else if !ok {
 		return nil
 	}
 	r.engine.networks.add(n)
@@ -56,6 +61,16 @@ func (r *clone) namespace() *os.File {
 		return r.member.Namespace()
 	}
 	return r.network.Namespace()
+}
+
+// leaveNetwork takes the run from its private network.
+func (r *clone) leaveNetwork() {
+	if r.member != nil {
+		r.member.Leave()
+	}
+	if r.alone != nil {
+		r.engine.CloseNetwork(r.alone)
+	}
 }
 
 // CloseNetwork closes a private network.

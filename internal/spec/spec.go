@@ -46,7 +46,9 @@ type Place struct {
 
 // Member is a run's place on a private network.
 type Member struct {
-	Of   any    // the *gateway.Network; nil if the network was not made by NewNetwork
+	// Of is the *gateway.Network, or the *gateway.Config of one for each run alone; nil if the
+	// network was not made by NewNetwork.
+	Of   any
 	Name string // among the network's runs
 }
 
@@ -208,6 +210,11 @@ func (s *Spec) checkMember() (errs []error) {
 	}
 	if m.Of == nil {
 		errs = append(errs, fault.Option("WithNetwork", "the network was not made by NewNetwork: look at the error of that"))
+	}
+	if c, ok := m.Of.(interface{ Check() error }); ok {
+		if err := c.Check(); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if !isLabel(m.Name) {
 		errs = append(errs, fault.Option("WithNetwork", "%q is no name on a network: 1 to 63 of a-z, 0-9 and -, the first and last no -", m.Name))
