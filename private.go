@@ -32,12 +32,17 @@ func NewNetwork(opts ...NetworkOption) (*PrivateNetwork, error) {
 // As returns a place on the network, for WithNetwork, with a name of 1 to 63 of a-z, 0-9 and -. By
 // this name, and the same with ".internal" after it, the other runs of the network find the run
 // from its start to its end, at an address of its own, and may use all of its ports, as it may use
-// theirs. If several runs have the same name, it leads to all of them. Runs that must not reach
-// each other need a network for each. All that are on one at the same time must be of one cell.
-func (n *PrivateNetwork) As(name string) Network {
+// theirs. If several runs have the same name, it leads to all of them. Reaches limits which others
+// it reaches. All that are on a network at the same time must be of one cell.
+func (n *PrivateNetwork) As(name string, opts ...PlaceOption) Network {
 	m := spec.Member{Name: name}
 	if n != nil && n.is != nil {
 		m.Of = n.is
+	}
+	for _, opt := range opts {
+		if opt != nil {
+			opt(&m)
+		}
 	}
 	return member(m)
 }

@@ -3,7 +3,11 @@
 package e2e
 
 import (
+	"bytes"
+	"fmt"
 	"io"
+	"net"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -12,6 +16,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
+
+func init() { testkit.AddHelper("address", addressHelper) }
 
 // Each run has a network of its own, whose description is used many times at once.
 func TestRootlessPrivateAlone(t *testing.T) {
@@ -40,4 +46,75 @@ func TestRootlessPrivateAlone(t *testing.T) {
 	_, err = runs.Shell("", sandbox.WithNetwork(sandbox.Private(sandbox.AllowHost("127.0.0.1", 80), sandbox.MaxConns(0)))).Run(testkit.Deadline(t))
 	require.ErrorContains(t, err, "sandbox: AllowHost: ")
 	require.ErrorContains(t, err, "sandbox: MaxConns: ")
+}
+
+// held starts a run without a command of its own, in which others can be executed.
+func held(t *testing.T, opts ...sandbox.Option) *sandbox.Process {
+	t.Helper()
+	return runs.Start(t, sandbox.New(append(runs.HelperOptions(), sandbox.WithHold())...).With(opts...))
+}
+
+// reachingIn returns what a live run gets from each address.
+func reachingIn(t *testing.T, p *sandbox.Process, to ...string) []string {
+	t.Helper()
+	return printedIn(t, p, "reach", to...)
+}
+
+// addressOf returns the address of a live run, with a port.
+func addressOf(t *testing.T, p *sandbox.Process, port int) string {
+	t.Helper()
+	return at(printedIn(t, p, "address")[0], port)
+}
+
+func addressHelper([]string) error {
+	eth0, err := net.InterfaceByName("eth0")
+	if err != nil {
+		return err
+	}
+	own, err := eth0.Addrs()
+	fmt.Println(own[0].(*net.IPNet).IP)
+	return err
+}
+
+// printedIn returns the lines that a helper prints in a live run.
+func printedIn(t *testing.T, p *sandbox.Process, helper string, args ...string) []string {
+	t.Helper()
+	var out bytes.Buffer
+	x, err := p.Exec(testkit.Deadline(t), sandbox.WithCommand("/helper", testkit.HelperArgs(helper, args...)...), sandbox.WithEnv(testkit.HelperEnv), sandbox.WithStdout(&out))
+	require.NoError(t, err)
+	_, err = x.Wait()
+	require.NoError(t, err)
+	return strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+}
+
+// A run with Reaches opens connections to those that it names, whenever they come, and answers all
+// that may open connections to it.
+func TestRootlessReaches(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	on := func(name string, reaches ...string) sandbox.Option {
+		return sandbox.WithNetwork(n.As(name, sandbox.Reaches(reaches...)))
+	}
+	free := held(t, sandbox.WithNetwork(n.As("client")))
+	web := held(t, on("web", "db"))
+	other := addressOf(t, listening(t, "web", "0.0.0.0:80", on("web", "db")), 80)
+	db := listening(t, "db", "0.0.0.0:80", on("db"))
+	require.Equal(t, []string{"db: hello", "web: hello"}, reachingIn(t, free, "db:80", other), "they answer")
+	got := reachingIn(t, web, addressOf(t, db, 80), "db:80", "client:80", addressOf(t, free, 80), other)
+	require.Equal(t, []string{"db: hello", "db: hello"}, got[:2])
+	require.Contains(t, got[2], "no such host")
+	require.Contains(t, got[3], "no route to host", "in place of being refused, as nobody listens")
+	require.Contains(t, got[4], "no route to host", "others of its own name have to be named too")
+	require.Contains(t, reachingIn(t, held(t, on("none")), "db:80")[0], "no such host", "without names, none")
+
+	require.NoError(t, db.Kill())
+	_, _ = db.Wait()
+	require.Contains(t, reachingIn(t, web, "db:80")[0], "no such host")
+	db = listening(t, "db again", "0.0.0.0:80", sandbox.WithNetwork(n.As("db")))
+	require.Equal(t, "db again: hello", reachingIn(t, web, "db:80")[0])
+	require.NoError(t, db.Kill())
+	_, _ = db.Wait()
+
+	_, err := runs.Shell("", on("web", "db", "A.b")).Run(testkit.Deadline(t))
+	require.ErrorContains(t, err, `Reaches: "A.b" is no name on a network`)
 }

@@ -39,6 +39,11 @@ type gateway struct {
 
 	netlinkMu sync.Mutex
 
+	reachMu   sync.Mutex // held while it is decided who reaches whom, and set
+	admitted  []*Member
+	tables    []uint32 // numbers that can be used again
+	lastTable uint32
+
 	spareMu sync.Mutex
 	spare   []*os.File // sockets
 }
@@ -110,7 +115,7 @@ const backlog = 1024
 func setUpGateway(ports []uint16) func(b *program.Builder) []program.Slot {
 	return func(b *program.Builder) []program.Slot {
 		setUpAny(b)
-		for _, s := range [][2]string{{"ip_forward", "1"}, {"conf/all/rp_filter", "1"}, {"conf/default/rp_filter", "1"}, {"conf/all/accept_local", "0"}, {"conf/default/accept_local", "0"}, {"icmp_echo_ignore_all", "1"}} {
+		for _, s := range [][2]string{{"ip_forward", "1"}, {"conf/all/rp_filter", "1"}, {"conf/default/rp_filter", "1"}, {"conf/all/accept_local", "0"}, {"conf/default/accept_local", "0"}, {"conf/all/accept_source_route", "0"}, {"icmp_echo_ignore_all", "1"}} {
 			set(b, "ipv4/"+s[0], s[1])
 		}
 		one := b.Bytes([]byte{1, 0, 0, 0}, "1")
@@ -253,11 +258,13 @@ var anywhere = netip.MustParsePrefix("0.0.0.0/0")
 // link is the index of the gateway's end of the member's veth.
 func (m *Member) link() int32 { return int32(linkBase + m.index) }
 
+func (m *Member) linkName() string { return fmt.Sprintf("run%d", m.index) }
+
 // connect makes a veth between the gateway and a member.
 func (g *gateway) connect(m *Member) error {
 	own, via := netip.PrefixFrom(m.address, 32), netip.PrefixFrom(resolver, 32)
 	var x batch
-	x.veth(end{fmt.Sprintf("run%d", m.index), m.link(), nil}, end{"eth0", runLink, m.ns.file})
+	x.veth(end{m.linkName(), m.link(), nil}, end{"eth0", runLink, m.ns.file})
 	x.up(m.link())
 	x.route(route{to: own, index: m.link(), kind: unix.RTN_UNICAST, scope: unix.RT_SCOPE_LINK})
 	if err := g.change(&x); err != nil {
@@ -270,13 +277,6 @@ func (g *gateway) connect(m *Member) error {
 	x.route(route{to: via, index: runLink, kind: unix.RTN_UNICAST, scope: unix.RT_SCOPE_LINK})
 	x.route(route{to: anywhere, index: runLink, via: resolver, kind: unix.RTN_UNICAST})
 	return x.send(m.ns.netlink)
-}
-
-// disconnect removes the veth, if it is not gone already.
-func (g *gateway) disconnect(m *Member) {
-	var x batch
-	x.remove(m.link())
-	_ = g.change(&x)
 }
 
 // change changes the gateway's interfaces.

@@ -50,6 +50,18 @@ type Member struct {
 	// network was not made by NewNetwork.
 	Of   any
 	Name string // among the network's runs
+	// Limited means that it may reach no other runs but those that Reaches names, each with a
+	// comma behind it.
+	Limited bool
+	Reaches string
+}
+
+// Limits returns the names of the only runs that it may reach, if there is such a limit.
+func (m *Member) Limits() (names []string, limited bool) {
+	for name := range strings.SplitSeq(m.Reaches, ",") {
+		names = append(names, name)
+	}
+	return names[:len(names)-1], m.Limited
 }
 
 // Supervision is what watches over a run.
@@ -218,6 +230,12 @@ func (s *Spec) checkMember() (errs []error) {
 	}
 	if !isLabel(m.Name) {
 		errs = append(errs, fault.Option("WithNetwork", "%q is no name on a network: 1 to 63 of a-z, 0-9 and -, the first and last no -", m.Name))
+	}
+	names, _ := m.Limits()
+	for _, name := range names {
+		if !isLabel(name) {
+			errs = append(errs, fault.Option("Reaches", "%q is no name on a network", name))
+		}
 	}
 	return errs
 }
