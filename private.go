@@ -66,18 +66,6 @@ func (m member) set(c *spec.Spec) {
 	c.Namespaces.Network, c.Place.Member = spec.NetworkPrivate, spec.Member(m)
 }
 
-// WithPublish passes connections by TCP to an address of this machine on to a port of the run, as
-// long as it lives: "127.0.0.1:8080", ":8080" for all of the machine's addresses, port 0 for any
-// that is free, which Process.Published returns. The run must be on a private network and listen on
-// its own address, or on 0.0.0.0; until it does, connections are reset. It may have as many at a
-// time as MaxConns says, besides its own. Each use adds one. If this process can't listen there,
-// Start fails with a *SetupError.
-func WithPublish(address string, port int) Option {
-	return func(c *spec.Spec) {
-		c.Supervision.Publish = append(c.Supervision.Publish, spec.Published{Address: address, Port: port})
-	}
-}
-
 // AllowHost lets runs connect by TCP to the ports of a host by its name; "*.example.org" are all
 // names below example.org, without that itself, and "*" all names. The network's own resolver
 // answers for names that are listed, and says of all others that they don't exist, without asking

@@ -1,6 +1,8 @@
 package sandbox
 
 import (
+	"strings"
+
 	"github.com/cellkit/sandbox/internal/gateway"
 	"github.com/cellkit/sandbox/internal/spec"
 )
@@ -43,4 +45,20 @@ func Reaches(names ...string) PlaceOption {
 			m.Reaches += name + ","
 		}
 	}
+}
+
+// WithPublish passes what comes to an address of this machine on to a port of the run, as long as
+// it lives: "127.0.0.1:8080" or "[::1]:8080", ":8080" for all of the machine's addresses, port 0
+// for any that is free, which Process.Published returns. It is for TCP; with "/udp" after it, as
+// for Docker ("127.0.0.1:5353/udp"), for UDP. The run must be on a private network and listen on its
+// own address, or on 0.0.0.0; until it does, connections are reset and datagrams lost. It may have
+// as many connections at a time as MaxConns says, besides its own; so many senders of UDP are told
+// apart, each until it has been silent for a minute, or for a second if others wait for its place.
+// Each use adds one. If this process can't listen there, Start fails with a *SetupError.
+func WithPublish(address string, port int) Option {
+	p := spec.Published{Address: address, Protocol: "tcp", Port: port}
+	if a, protocol, given := strings.Cut(address, "/"); given {
+		p.Address, p.Protocol = a, protocol
+	}
+	return func(c *spec.Spec) { c.Supervision.Publish = append(c.Supervision.Publish, p) }
 }

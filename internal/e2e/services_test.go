@@ -9,6 +9,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -17,7 +18,10 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
-func init() { testkit.AddHelper("address", addressHelper) }
+func init() {
+	testkit.AddHelper("address", addressHelper)
+	testkit.AddHelper("listen-udp", listenUDPHelper)
+}
 
 // Each run has a network of its own, whose description is used many times at once.
 func TestRootlessPrivateAlone(t *testing.T) {
@@ -117,4 +121,91 @@ func TestRootlessReaches(t *testing.T) {
 
 	_, err := runs.Shell("", on("web", "db", "A.b")).Run(testkit.Deadline(t))
 	require.ErrorContains(t, err, `Reaches: "A.b" is no name on a network`)
+}
+
+// listenUDPHelper answers datagrams with a name, with what they have, and with whether their sender
+// spoke before, until it is killed. It says when it listens.
+func listenUDPHelper(args []string) error {
+	udp, err := net.ListenPacket("udp4", args[1])
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening")
+	known, b := map[string]bool{}, make([]byte, 100)
+	for {
+		n, from, err := udp.ReadFrom(b)
+		if err != nil {
+			return err
+		}
+		_, _ = udp.WriteTo(fmt.Appendf(nil, "%s: %s %v", args[0], b[:n], known[from.String()]), from)
+		known[from.String()] = true
+	}
+}
+
+// say sends a datagram until there is an answer.
+func say(t *testing.T, conn net.Conn, text string) (answer string) {
+	t.Helper()
+	b := make([]byte, 100)
+	testkit.Eventually(t, "an answer", func() bool {
+		_, _ = conn.Write([]byte(text))
+		_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+		n, err := conn.Read(b)
+		answer = string(b[:n])
+		return err == nil
+	})
+	return answer
+}
+
+func dialUDP(t *testing.T, to string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("udp", to)
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func TestRootlessPublishUDP(t *testing.T) {
+	t.Parallel()
+	var seen observer
+	n := newNetwork(t, sandbox.NetworkObserver(seen.tell), sandbox.MaxConns(3))
+	r, w := io.Pipe()
+	p := runs.Start(t, runs.Helper("listen-udp", "dns", ":53").With(sandbox.WithNetwork(n.As("dns")), sandbox.WithPublish("127.0.0.1:0/udp", 53), sandbox.WithPublish(":0/udp", 53), sandbox.WithStdout(w)))
+	_, err := io.ReadFull(r, make([]byte, 10))
+	require.NoError(t, err)
+	at := p.Published()[0].String()
+	one, other := dialUDP(t, at), dialUDP(t, at)
+	require.Equal(t, "dns: hello false", say(t, one, "hello"))
+	require.Equal(t, "dns: again true", say(t, one, "again"))
+	require.Equal(t, "dns: hello false", say(t, other, "hello"), "another sender")
+	every := fmt.Sprintf("127.0.0.2:%d", p.Published()[1].Port())
+	require.Equal(t, "dns: hello false", say(t, dialUDP(t, every), "hello"), "from the address that it was sent to")
+	require.Regexp(t, "^dns: hello", say(t, dialUDP(t, at), "hello"), "who is silent gives way")
+
+	require.NoError(t, p.Kill())
+	_, err = p.Wait()
+	runs.ExitError(t, err)
+	c := seen.await(t, "the first", func(c sandbox.Conn) bool { return c.Address.String() == one.LocalAddr().String() })
+	require.Equal(t, []any{"dns", uint16(53), true, sandbox.Allowed}, []any{c.Run, c.Port, c.Published, c.Verdict})
+	require.GreaterOrEqual(t, c.Received, int64(10))
+	require.GreaterOrEqual(t, c.Sent, int64(26))
+	require.NoError(t, one.SetReadDeadline(time.Now().Add(20*time.Second)))
+	_, err = one.Write([]byte("x"))
+	if err == nil {
+		_, err = one.Read(make([]byte, 1))
+	}
+	require.ErrorContains(t, err, "refused", "nobody listens there any more")
+}
+
+func TestRootlessPublishIPv6(t *testing.T) {
+	testkit.Need(t, "IPv6")
+	t.Parallel()
+	var seen observer
+	n := newNetwork(t, sandbox.NetworkObserver(seen.tell))
+	p := listening(t, "web", "0.0.0.0:80", sandbox.WithNetwork(n.As("web")), sandbox.WithPublish("[::1]:0", 80), sandbox.WithPublish(":0/tcp", 80), sandbox.WithPublish("[::1]:0/udp", 80))
+	require.Equal(t, "web: hello", reach(p.Published()[0].String()))
+	require.True(t, seen.await(t, "a peer", func(c sandbox.Conn) bool { return c.Published }).Address.Addr().Is6())
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		require.Equal(t, "web: hello", reach(net.JoinHostPort(host, fmt.Sprint(p.Published()[1].Port()))))
+	}
+	require.True(t, p.Published()[2].Addr().Is6())
 }

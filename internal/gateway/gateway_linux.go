@@ -45,7 +45,7 @@ type gateway struct {
 	lastTable uint32
 
 	spareMu sync.Mutex
-	spare   []*os.File // sockets
+	spare   map[int][]*os.File // sockets by their type
 }
 
 // namespace is a network namespace and what this process has in it.
@@ -141,7 +141,7 @@ func setUpGateway(ports []uint16) func(b *program.Builder) []program.Slot {
 
 // newGateway makes a gateway in the cell, and begins to listen.
 func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
-	g := &gateway{config: config, cell: c, members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, last: firstRun - 1}
+	g := &gateway{config: config, cell: c, members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, spare: map[int][]*os.File{}, last: firstRun - 1}
 	g.ctx, g.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -241,10 +241,12 @@ func (g *gateway) close() {
 	g.ns.close()
 	g.spareMu.Lock()
 	defer g.spareMu.Unlock()
-	for _, f := range g.spare {
-		f.Close()
+	for _, files := range g.spare {
+		for _, f := range files {
+			f.Close()
+		}
 	}
-	g.spare = nil
+	clear(g.spare)
 }
 
 const (

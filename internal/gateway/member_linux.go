@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -34,7 +34,7 @@ type Member struct {
 	crowded atomic.Bool  // that there are too many is being told
 
 	mu        sync.Mutex
-	listeners []*net.TCPListener // for what is published
+	listeners []io.Closer // for what is published
 }
 
 // take returns a new member: the one that was made ahead, if there is one. From the second on, one

@@ -42,7 +42,7 @@ func (r *Run) publish() error {
 		return err
 	}
 	for _, p := range r.spec.Supervision.Publish {
-		at, err := r.member.Publish(p.Address, uint16(p.Port))
+		at, err := r.member.Publish(p)
 		if err != nil {
 			return &fault.SetupError{Stage: "WithPublish", Err: err, Hint: "choose an address of this machine whose port is free and may be used by this user, or port 0 for any"}
 		}

@@ -77,10 +77,11 @@ type Supervision struct {
 	Start any
 }
 
-// Published is an address of this machine whose connections a port of the run gets.
+// Published is an address of this machine: what comes there, a port of the run gets.
 type Published struct {
-	Address string
-	Port    int
+	Address  string
+	Protocol string // "tcp" or "udp"
+	Port     int
 }
 
 func (p *Published) check() error {
@@ -93,7 +94,9 @@ func (p *Published) check() error {
 	}
 	switch {
 	case err != nil:
-		return fault.Option("WithPublish", `%q is no address like "127.0.0.1:8080" or ":8080"`, p.Address)
+		return fault.Option("WithPublish", `%q is no address like "127.0.0.1:8080", "[::1]:8080" or ":8080"`, p.Address)
+	case p.Protocol != "tcp" && p.Protocol != "udp":
+		return fault.Option("WithPublish", `%q: only "/tcp" and "/udp" are known`, p.Address+"/"+p.Protocol)
 	case p.Port < 1 || p.Port > 65535:
 		return fault.Option("WithPublish", "%d: ports go from 1 to 65535", p.Port)
 	}
