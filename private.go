@@ -22,13 +22,7 @@ type NetworkOption func(*gateway.Config)
 // NewNetwork describes a private network. Without options its runs reach nothing. The error is the
 // *OptionErrors of wrong options, joined.
 func NewNetwork(opts ...NetworkOption) (*PrivateNetwork, error) {
-	c := gateway.Config{MaxConns: gateway.DefaultMaxConns}
-	for _, opt := range opts {
-		if opt != nil {
-			opt(&c)
-		}
-	}
-	is, err := newNetwork(c)
+	is, err := newNetwork(networkConfig(opts))
 	if err != nil {
 		return nil, err
 	}
@@ -38,12 +32,17 @@ func NewNetwork(opts ...NetworkOption) (*PrivateNetwork, error) {
 // As returns a place on the network, for WithNetwork, with a name of 1 to 63 of a-z, 0-9 and -. By
 // this name, and the same with ".internal" after it, the other runs of the network find the run
 // from its start to its end, at an address of its own, and may use all of its ports, as it may use
-// theirs. If several runs have the same name, it leads to all of them. Runs that must not reach
-// each other need a network for each. All that are on one at the same time must be of one cell.
-func (n *PrivateNetwork) As(name string) Network {
+// theirs. If several runs have the same name, it leads to all of them. Reaches limits which others
+// it reaches. All that are on a network at the same time must be of one cell.
+func (n *PrivateNetwork) As(name string, opts ...PlaceOption) Network {
 	m := spec.Member{Name: name}
 	if n != nil && n.is != nil {
 		m.Of = n.is
+	}
+	for _, opt := range opts {
+		if opt != nil {
+			opt(&m)
+		}
 	}
 	return member(m)
 }
@@ -65,18 +64,6 @@ func (m member) String() string { return m.Name }
 
 func (m member) set(c *spec.Spec) {
 	c.Namespaces.Network, c.Place.Member = spec.NetworkPrivate, spec.Member(m)
-}
-
-// WithPublish passes connections by TCP to an address of this machine on to a port of the run, as
-// long as it lives: "127.0.0.1:8080", ":8080" for all of the machine's addresses, port 0 for any
-// that is free, which Process.Published returns. The run must be on a private network and listen on
-// its own address, or on 0.0.0.0; until it does, connections are reset. It may have as many at a
-// time as MaxConns says, besides its own. Each use adds one. If this process can't listen there,
-// Start fails with a *SetupError.
-func WithPublish(address string, port int) Option {
-	return func(c *spec.Spec) {
-		c.Supervision.Publish = append(c.Supervision.Publish, spec.Published{Address: address, Port: port})
-	}
 }
 
 // AllowHost lets runs connect by TCP to the ports of a host by its name; "*.example.org" are all

@@ -341,13 +341,17 @@ func isAddress(text string) bool {
 
 func publish(s *settings, value string) error {
 	i := strings.LastIndexByte(value, ':')
-	port, err := strconv.Atoi(value[i+1:])
+	text, protocol, given := strings.Cut(value[i+1:], "/")
+	port, err := strconv.Atoi(text)
 	if i < 0 || err != nil {
-		return fmt.Errorf("%q must be like 8080:80 or 127.0.0.1:8080:80", value)
+		return fmt.Errorf("%q must be like 8080:80, 127.0.0.1:8080:80 or 5353:53/udp", value)
 	}
 	at := value[:i]
 	if !strings.Contains(at, ":") {
 		at = "127.0.0.1:" + at
+	}
+	if given {
+		at += "/" + protocol
 	}
 	s.publish = true
 	s.add(sandbox.WithPublish(at, port))

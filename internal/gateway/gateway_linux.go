@@ -39,8 +39,13 @@ type gateway struct {
 
 	netlinkMu sync.Mutex
 
+	reachMu   sync.Mutex // held while it is decided who reaches whom, and set
+	admitted  []*Member
+	tables    []uint32 // numbers that can be used again
+	lastTable uint32
+
 	spareMu sync.Mutex
-	spare   []*os.File // sockets
+	spare   map[int][]*os.File // sockets by their type
 }
 
 // namespace is a network namespace and what this process has in it.
@@ -110,7 +115,7 @@ const backlog = 1024
 func setUpGateway(ports []uint16) func(b *program.Builder) []program.Slot {
 	return func(b *program.Builder) []program.Slot {
 		setUpAny(b)
-		for _, s := range [][2]string{{"ip_forward", "1"}, {"conf/all/rp_filter", "1"}, {"conf/default/rp_filter", "1"}, {"conf/all/accept_local", "0"}, {"conf/default/accept_local", "0"}, {"icmp_echo_ignore_all", "1"}} {
+		for _, s := range [][2]string{{"ip_forward", "1"}, {"conf/all/rp_filter", "1"}, {"conf/default/rp_filter", "1"}, {"conf/all/accept_local", "0"}, {"conf/default/accept_local", "0"}, {"conf/all/accept_source_route", "0"}, {"icmp_echo_ignore_all", "1"}} {
 			set(b, "ipv4/"+s[0], s[1])
 		}
 		one := b.Bytes([]byte{1, 0, 0, 0}, "1")
@@ -136,7 +141,7 @@ func setUpGateway(ports []uint16) func(b *program.Builder) []program.Slot {
 
 // newGateway makes a gateway in the cell, and begins to listen.
 func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
-	g := &gateway{config: config, cell: c, members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, last: firstRun - 1}
+	g := &gateway{config: config, cell: c, members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, spare: map[int][]*os.File{}, last: firstRun - 1}
 	g.ctx, g.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -236,10 +241,12 @@ func (g *gateway) close() {
 	g.ns.close()
 	g.spareMu.Lock()
 	defer g.spareMu.Unlock()
-	for _, f := range g.spare {
-		f.Close()
+	for _, files := range g.spare {
+		for _, f := range files {
+			f.Close()
+		}
 	}
-	g.spare = nil
+	clear(g.spare)
 }
 
 const (
@@ -253,11 +260,13 @@ var anywhere = netip.MustParsePrefix("0.0.0.0/0")
 // link is the index of the gateway's end of the member's veth.
 func (m *Member) link() int32 { return int32(linkBase + m.index) }
 
+func (m *Member) linkName() string { return fmt.Sprintf("run%d", m.index) }
+
 // connect makes a veth between the gateway and a member.
 func (g *gateway) connect(m *Member) error {
 	own, via := netip.PrefixFrom(m.address, 32), netip.PrefixFrom(resolver, 32)
 	var x batch
-	x.veth(end{fmt.Sprintf("run%d", m.index), m.link(), nil}, end{"eth0", runLink, m.ns.file})
+	x.veth(end{m.linkName(), m.link(), nil}, end{"eth0", runLink, m.ns.file})
 	x.up(m.link())
 	x.route(route{to: own, index: m.link(), kind: unix.RTN_UNICAST, scope: unix.RT_SCOPE_LINK})
 	if err := g.change(&x); err != nil {
@@ -270,13 +279,6 @@ func (g *gateway) connect(m *Member) error {
 	x.route(route{to: via, index: runLink, kind: unix.RTN_UNICAST, scope: unix.RT_SCOPE_LINK})
 	x.route(route{to: anywhere, index: runLink, via: resolver, kind: unix.RTN_UNICAST})
 	return x.send(m.ns.netlink)
-}
-
-// disconnect removes the veth, if it is not gone already.
-func (g *gateway) disconnect(m *Member) {
-	var x batch
-	x.remove(m.link())
-	_ = g.change(&x)
 }
 
 // change changes the gateway's interfaces.

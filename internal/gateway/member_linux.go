@@ -4,20 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // Member is a run's place on a network.
 type Member struct {
 	gateway *gateway
 	name    string
+	reach   *reach // nil if it is not limited
 	index   int
 	address netip.Addr
 	ns      namespace
@@ -31,12 +34,12 @@ type Member struct {
 	crowded atomic.Bool  // that there are too many is being told
 
 	mu        sync.Mutex
-	listeners []*net.TCPListener // for what is published
+	listeners []io.Closer // for what is published
 }
 
 // take returns a new member: the one that was made ahead, if there is one. From the second on, one
 // is made for the next run.
-func (g *gateway) take(name string) (m *Member, err error) {
+func (g *gateway) take(place *spec.Member) (m *Member, err error) {
 	g.mu.Lock()
 	m, g.ahead = g.ahead, nil
 	g.joins++
@@ -51,9 +54,16 @@ func (g *gateway) take(name string) (m *Member, err error) {
 			return nil, err
 		}
 	}
+	m.name = place.Name
+	if names, limited := place.Limits(); limited {
+		m.reach = &reach{names: names}
+	}
+	if err := g.admit(m); err != nil {
+		m.disconnect()
+		return nil, err
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	m.name = name
 	g.active++
 	return m, nil
 }
@@ -155,7 +165,7 @@ func (m *Member) Leave() {
 func (m *Member) disconnect() {
 	m.leave()
 	g := m.gateway
-	g.disconnect(m)
+	g.dismiss(m)
 	m.ns.close()
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -196,12 +206,15 @@ func (g *gateway) member(a netip.Addr) *Member {
 	return g.members[a]
 }
 
-// addressesOf returns the addresses of the members of a name, in any order.
-func (g *gateway) addressesOf(name string) (list []netip.Addr) {
+// reachable returns the addresses of the members of a name that m may reach, in any order.
+func (m *Member) reachable(name string) (list []netip.Addr) {
+	g := m.gateway
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, m := range g.named[name] {
-		list = append(list, m.address)
+	for _, o := range g.named[name] {
+		if m.mayOpen(o) {
+			list = append(list, o.address)
+		}
 	}
 	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 	return list

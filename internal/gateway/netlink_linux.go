@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -19,8 +20,8 @@ import (
 
 // batch is changes of a namespace's interfaces, which are made in one call.
 type batch struct {
-	bytes []byte
-	whats []string // one of each message, for its error
+	messages [][]byte
+	whats    []string // one of each message, for its error
 }
 
 func (x *batch) add(kind, flags int, what string, parts ...nl.NetlinkRequestData) {
@@ -30,7 +31,7 @@ func (x *batch) add(kind, flags int, what string, parts ...nl.NetlinkRequestData
 	for _, p := range parts {
 		r.AddData(p)
 	}
-	x.bytes = append(x.bytes, r.Serialize()...)
+	x.messages = append(x.messages, r.Serialize())
 }
 
 const makeNew = unix.NLM_F_CREATE | unix.NLM_F_EXCL
@@ -133,16 +134,28 @@ func (x *batch) route(r route) {
 	x.add(unix.RTM_NEWROUTE, makeNew, "route to "+r.to.String(), parts...)
 }
 
-// send makes the changes, in their order, and returns the errors. The answers are there when the
-// call returns.
+// atATime is how many messages are sent in one call: the answers have to fit into the socket's
+// buffer.
+const atATime = 64
+
+// send makes the changes, in their order, and returns the errors.
 func (x *batch) send(socket *os.File) error {
+	var errs []error
+	for from := 0; from < len(x.messages); from += atATime {
+		errs = append(errs, x.sendSome(socket, from, min(from+atATime, len(x.messages))))
+	}
+	return errors.Join(errs...)
+}
+
+// sendSome sends messages in one call. The answers are there when that returns.
+func (x *batch) sendSome(socket *os.File, from, to int) error {
 	raw, err := socket.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var sendErr error
 	err = raw.Control(func(fd uintptr) {
-		sendErr = unix.Sendto(int(fd), x.bytes, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+		sendErr = unix.Sendto(int(fd), slices.Concat(x.messages[from:to]...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	})
 	if err = errors.Join(err, os.NewSyscallError("rtnetlink", sendErr)); err != nil {
 		return err
@@ -152,7 +165,7 @@ func (x *batch) send(socket *os.File) error {
 	}
 	var errs []error
 	buffer := make([]byte, 16<<10)
-	for answers := 0; answers < len(x.whats); {
+	for answers := from; answers < to; {
 		n, err := socket.Read(buffer)
 		if err != nil {
 			return errors.Join(append(errs, err)...)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // Network is a network whose members are runs of one cell. Its gateway is made when the first of
@@ -25,9 +26,9 @@ func New(c Config) (*Network, error) {
 	return &Network{config: c}, nil
 }
 
-// Join makes a network namespace for one run of the cell, with a way to the gateway. Others find
-// the run by the name once it is announced.
-func (n *Network) Join(c *cell.Cell, name string) (*Member, error) {
+// Join makes a network namespace for one run of the cell, with a way to the gateway, and gives it
+// its place there. Others find the run by the name once it is announced.
+func (n *Network) Join(c *cell.Cell, place *spec.Member) (*Member, error) {
 	var old *gateway
 	defer func() { old.close() }() // which waits for observers, without the lock
 	n.mu.Lock()
@@ -38,7 +39,7 @@ func (n *Network) Join(c *cell.Cell, name string) (*Member, error) {
 	if err := n.ready(c); err != nil {
 		return nil, err
 	}
-	return n.gateway.take(name)
+	return n.gateway.take(place)
 }
 
 // ready makes the gateway unless it is there. n.mu must be held.

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -11,25 +12,34 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// Publish passes connections to an address of this machine on to a port of the member, until it
+// Publish passes what comes to an address of this machine on to a port of the member, until it
 // retires. It returns the address with the port that it has.
-func (m *Member) Publish(address string, port uint16) (netip.AddrPort, error) {
-	l, err := net.Listen("tcp", address)
+func (m *Member) Publish(p spec.Published) (netip.AddrPort, error) {
+	port := uint16(p.Port)
+	if p.Protocol == "udp" {
+		return m.publishUDP(p.Address, port)
+	}
+	l, err := net.Listen("tcp", p.Address)
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
-	tcp := l.(*net.TCPListener)
-	if !m.gateway.begin(func() { m.takeIn(tcp, port) }) {
+	return addrPort(l.Addr()), m.published(l, func() { m.takeIn(l.(*net.TCPListener), port) })
+}
+
+// published has a goroutine take in what comes to l, until the member retires.
+func (m *Member) published(l io.Closer, takeIn func()) error {
+	if !m.gateway.begin(takeIn) {
 		l.Close()
-		return netip.AddrPort{}, net.ErrClosed
+		return net.ErrClosed
 	}
 	context.AfterFunc(m.ctx, func() { l.Close() })
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.listeners = append(m.listeners, tcp)
-	return addrPort(l.Addr()), nil
+	m.listeners = append(m.listeners, l)
+	return nil
 }
 
 // takeIn takes the connections to one address.
@@ -63,7 +73,7 @@ const socketBatch = 16
 
 // dial connects to a member from within the gateway.
 func (g *gateway) dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
-	f, err := g.socket()
+	f, err := g.socket(unix.SOCK_STREAM)
 	if err != nil {
 		return nil, err
 	}
@@ -112,23 +122,40 @@ func connect(f *os.File, to netip.AddrPort) error {
 	return result
 }
 
-// socket returns a new socket of the gateway.
-func (g *gateway) socket() (*os.File, error) {
+// dialUDP returns a socket within the gateway for what goes to a member.
+func (g *gateway) dialUDP(to netip.AddrPort) (*net.UDPConn, error) {
+	f, err := g.socket(unix.SOCK_DGRAM)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // FileConn has a copy
+	if err := connect(f, to); err != nil {
+		return nil, err
+	}
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UDPConn), nil
+}
+
+// socket returns a new socket of the gateway, for TCP or UDP.
+func (g *gateway) socket(kind int) (*os.File, error) {
 	g.spareMu.Lock()
 	defer g.spareMu.Unlock()
-	if len(g.spare) == 0 {
+	if len(g.spare[kind]) == 0 {
 		files, err := g.cell.InNetwork(g.ns.file, func(b *program.Builder) (made []program.Slot) {
 			for range socketBatch {
-				made = append(made, socket(b, unix.AF_INET, unix.SOCK_STREAM, 0))
+				made = append(made, socket(b, unix.AF_INET, kind, 0))
 			}
 			return made
 		})
 		if err != nil {
 			return nil, fmt.Errorf("making sockets: %w", err)
 		}
-		g.spare = files
+		g.spare[kind] = files
 	}
-	f := g.spare[0]
-	g.spare = g.spare[1:]
+	f := g.spare[kind][0]
+	g.spare[kind] = g.spare[kind][1:]
 	return f, nil
 }

@@ -246,7 +246,7 @@ func Boot(err error, hostIDs bool) string {
 func Private(err error) string {
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return "a kernel with veth: modprobe veth, or CONFIG_VETH"
+		return "a kernel with veth: modprobe veth, or CONFIG_VETH; for Reaches also CONFIG_IP_MULTIPLE_TABLES"
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return "this process must be the user that it was when the cell was booted; with WithoutUserNamespace it needs CAP_NET_ADMIN"
 	case errors.Is(err, unix.EMFILE):

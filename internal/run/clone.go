@@ -55,6 +55,7 @@ type clone struct {
 	pid    int      // of the command
 	pidfd  *os.File // of the command
 	member *gateway.Member
+	alone  *gateway.Network // the member's, if it is of this run alone
 
 	terminal *Terminal // of the command, if it has one
 	refused  *refusals // by the filter, nil if nobody is told; the run's, for a further command
@@ -276,10 +277,8 @@ func (r *clone) release() {
 		if r.network != nil {
 			r.network.Give()
 		}
-		if r.member != nil {
-			r.member.Leave()
-		}
 		r.block.Give()
+		r.leaveNetwork()
 	}()
 }
 

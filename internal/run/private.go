@@ -17,12 +17,17 @@ import (
 func (r *clone) joinNetwork() (err error) {
 	m := &r.spec.Place.Member
 	n, ok := m.Of.(*gateway.Network)
-	if !ok {
+	if c, alone := m.Of.(*gateway.Config); alone {
+		if n, err = gateway.New(*c); err != nil {
+			return err
+		}
+		r.alone = n
+	} else if !ok {
 		return nil
 	}
 	r.engine.networks.add(n)
 	var wrong *fault.OptionError
-	if r.member, err = n.Join(r.cell, m.Name); err != nil && !errors.Is(err, cell.ErrLost) && !errors.As(err, &wrong) {
+	if r.member, err = n.Join(r.cell, m); err != nil && !errors.Is(err, cell.ErrLost) && !errors.As(err, &wrong) {
 		return &fault.SetupError{Stage: "private network", Err: err, Hint: hint.Private(err)}
 	}
 	return err
@@ -37,7 +42,7 @@ func (r *Run) publish() error {
 		return err
 	}
 	for _, p := range r.spec.Supervision.Publish {
-		at, err := r.member.Publish(p.Address, uint16(p.Port))
+		at, err := r.member.Publish(p)
 		if err != nil {
 			return &fault.SetupError{Stage: "WithPublish", Err: err, Hint: "choose an address of this machine whose port is free and may be used by this user, or port 0 for any"}
 		}
@@ -56,6 +61,16 @@ func (r *clone) namespace() *os.File {
 		return r.member.Namespace()
 	}
 	return r.network.Namespace()
+}
+
+// leaveNetwork takes the run from its private network.
+func (r *clone) leaveNetwork() {
+	if r.member != nil {
+		r.member.Leave()
+	}
+	if r.alone != nil {
+		r.engine.CloseNetwork(r.alone)
+	}
 }
 
 // CloseNetwork closes a private network.

@@ -46,8 +46,22 @@ type Place struct {
 
 // Member is a run's place on a private network.
 type Member struct {
-	Of   any    // the *gateway.Network; nil if the network was not made by NewNetwork
+	// Of is the *gateway.Network, or the *gateway.Config of one for each run alone; nil if the
+	// network was not made by NewNetwork.
+	Of   any
 	Name string // among the network's runs
+	// Limited means that it may reach no other runs but those that Reaches names, each with a
+	// comma behind it.
+	Limited bool
+	Reaches string
+}
+
+// Limits returns the names of the only runs that it may reach, if there is such a limit.
+func (m *Member) Limits() (names []string, limited bool) {
+	for name := range strings.SplitSeq(m.Reaches, ",") {
+		names = append(names, name)
+	}
+	return names[:len(names)-1], m.Limited
 }
 
 // Supervision is what watches over a run.
@@ -64,10 +78,11 @@ type Supervision struct {
 	Start any
 }
 
-// Published is an address of this machine whose connections a port of the run gets.
+// Published is an address of this machine: what comes there, a port of the run gets.
 type Published struct {
-	Address string
-	Port    int
+	Address  string
+	Protocol string // "tcp" or "udp"
+	Port     int
 }
 
 func (p *Published) check() error {
@@ -80,7 +95,9 @@ func (p *Published) check() error {
 	}
 	switch {
 	case err != nil:
-		return fault.Option("WithPublish", `%q is no address like "127.0.0.1:8080" or ":8080"`, p.Address)
+		return fault.Option("WithPublish", `%q is no address like "127.0.0.1:8080", "[::1]:8080" or ":8080"`, p.Address)
+	case p.Protocol != "tcp" && p.Protocol != "udp":
+		return fault.Option("WithPublish", `%q: only "/tcp" and "/udp" are known`, p.Address+"/"+p.Protocol)
 	case p.Port < 1 || p.Port > 65535:
 		return fault.Option("WithPublish", "%d: ports go from 1 to 65535", p.Port)
 	}
@@ -210,8 +227,19 @@ func (s *Spec) checkMember() (errs []error) {
 	if m.Of == nil {
 		errs = append(errs, fault.Option("WithNetwork", "the network was not made by NewNetwork: look at the error of that"))
 	}
+	if c, ok := m.Of.(interface{ Check() error }); ok {
+		if err := c.Check(); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	if !isLabel(m.Name) {
 		errs = append(errs, fault.Option("WithNetwork", "%q is no name on a network: 1 to 63 of a-z, 0-9 and -, the first and last no -", m.Name))
+	}
+	names, _ := m.Limits()
+	for _, name := range names {
+		if !isLabel(name) {
+			errs = append(errs, fault.Option("Reaches", "%q is no name on a network", name))
+		}
 	}
 	return errs
 }

@@ -57,10 +57,16 @@ func (z *Zone) Asked() []string {
 	return slices.Compact(list)
 }
 
+// Address returns where the zone is asked.
+func (z *Zone) Address() string { return z.at }
+
 // Resolver returns a resolver that asks the zone.
-func (z *Zone) Resolver() *net.Resolver {
+func (z *Zone) Resolver() *net.Resolver { return ResolverAt(z.at) }
+
+// ResolverAt returns a resolver that asks the zone of another process.
+func ResolverAt(address string) *net.Resolver {
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "udp", z.at)
+		return new(net.Dialer).DialContext(ctx, "udp", address)
 	}}
 }
 

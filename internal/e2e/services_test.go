@@ -1,0 +1,211 @@
+//go:build linux
+
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/internal/testkit/runs"
+)
+
+func init() {
+	testkit.AddHelper("address", addressHelper)
+	testkit.AddHelper("listen-udp", listenUDPHelper)
+}
+
+// Each run has a network of its own, whose description is used many times at once.
+func TestRootlessPrivateAlone(t *testing.T) {
+	t.Parallel()
+	port := echoServer(t, "127.0.0.1", "one")
+	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
+	var seen observer
+	alone := sandbox.Private(sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()), sandbox.NetworkObserver(seen.tell))
+	web := listening(t, "web", "0.0.0.0:80", sandbox.WithNetwork(alone), sandbox.WithPublish("127.0.0.1:0", 80))
+	require.Equal(t, "web: hello", reach(web.Published()[0].String()))
+	got := runs.Output(t, runs.Helper("reach", at("one.test", port), "198.18.0.2:80", "198.18.0.3:80").With(sandbox.WithNetwork(alone)))
+	require.Regexp(t, `^one: hello\nno: .* refused\nno: .* refused$`, got, "the other has the same address, on a network of its own")
+	require.Equal(t, "run", seen.await(t, "one.test", func(c sandbox.Conn) bool { return c.Name == "one.test" }).Run)
+
+	s := runs.Prepared(t, 2, append(runs.HelperOptions(), sandbox.WithNetwork(alone))...)
+	for range 3 {
+		r, w := io.Pipe()
+		p := runs.StartPrepared(t, runs.HelperOf(s, "listen", "web", "0.0.0.0:80").With(sandbox.WithStdout(w), sandbox.WithPublish("127.0.0.1:0", 80)))
+		_, err := io.ReadFull(r, make([]byte, 10))
+		require.NoError(t, err)
+		require.Equal(t, "web: hello", reach(p.Published()[0].String()))
+	}
+	_, err := work.Call(testkit.Deadline(t), job{Do: "see", Text: "tcp:198.18.0.1:53"}, sandbox.WithNetwork(alone))
+	require.NoError(t, err, "functions are runs")
+
+	_, err = runs.Shell("", sandbox.WithNetwork(sandbox.Private(sandbox.AllowHost("127.0.0.1", 80), sandbox.MaxConns(0)))).Run(testkit.Deadline(t))
+	require.ErrorContains(t, err, "sandbox: AllowHost: ")
+	require.ErrorContains(t, err, "sandbox: MaxConns: ")
+}
+
+// held starts a run without a command of its own, in which others can be executed.
+func held(t *testing.T, opts ...sandbox.Option) *sandbox.Process {
+	t.Helper()
+	return runs.Start(t, sandbox.New(append(runs.HelperOptions(), sandbox.WithHold())...).With(opts...))
+}
+
+// reachingIn returns what a live run gets from each address.
+func reachingIn(t *testing.T, p *sandbox.Process, to ...string) []string {
+	t.Helper()
+	return printedIn(t, p, "reach", to...)
+}
+
+// addressOf returns the address of a live run, with a port.
+func addressOf(t *testing.T, p *sandbox.Process, port int) string {
+	t.Helper()
+	return at(printedIn(t, p, "address")[0], port)
+}
+
+func addressHelper([]string) error {
+	eth0, err := net.InterfaceByName("eth0")
+	if err != nil {
+		return err
+	}
+	own, err := eth0.Addrs()
+	fmt.Println(own[0].(*net.IPNet).IP)
+	return err
+}
+
+// printedIn returns the lines that a helper prints in a live run.
+func printedIn(t *testing.T, p *sandbox.Process, helper string, args ...string) []string {
+	t.Helper()
+	var out bytes.Buffer
+	x, err := p.Exec(testkit.Deadline(t), sandbox.WithCommand("/helper", testkit.HelperArgs(helper, args...)...), sandbox.WithEnv(testkit.HelperEnv), sandbox.WithStdout(&out))
+	require.NoError(t, err)
+	_, err = x.Wait()
+	require.NoError(t, err)
+	return strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+}
+
+// A run with Reaches opens connections to those that it names, whenever they come, and answers all
+// that may open connections to it.
+func TestRootlessReaches(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	on := func(name string, reaches ...string) sandbox.Option {
+		return sandbox.WithNetwork(n.As(name, sandbox.Reaches(reaches...)))
+	}
+	free := held(t, sandbox.WithNetwork(n.As("client")))
+	web := held(t, on("web", "db"))
+	other := addressOf(t, listening(t, "web", "0.0.0.0:80", on("web", "db")), 80)
+	db := listening(t, "db", "0.0.0.0:80", on("db"))
+	require.Equal(t, []string{"db: hello", "web: hello"}, reachingIn(t, free, "db:80", other), "they answer")
+	got := reachingIn(t, web, addressOf(t, db, 80), "db:80", "client:80", addressOf(t, free, 80), other)
+	require.Equal(t, []string{"db: hello", "db: hello"}, got[:2])
+	require.Contains(t, got[2], "no such host")
+	require.Contains(t, got[3], "no route to host", "in place of being refused, as nobody listens")
+	require.Contains(t, got[4], "no route to host", "others of its own name have to be named too")
+	require.Contains(t, reachingIn(t, held(t, on("none")), "db:80")[0], "no such host", "without names, none")
+
+	require.NoError(t, db.Kill())
+	_, _ = db.Wait()
+	require.Contains(t, reachingIn(t, web, "db:80")[0], "no such host")
+	db = listening(t, "db again", "0.0.0.0:80", sandbox.WithNetwork(n.As("db")))
+	require.Equal(t, "db again: hello", reachingIn(t, web, "db:80")[0])
+	require.NoError(t, db.Kill())
+	_, _ = db.Wait()
+
+	_, err := runs.Shell("", on("web", "db", "A.b")).Run(testkit.Deadline(t))
+	require.ErrorContains(t, err, `Reaches: "A.b" is no name on a network`)
+}
+
+// listenUDPHelper answers datagrams with a name, with what they have, and with whether their sender
+// spoke before, until it is killed. It says when it listens.
+func listenUDPHelper(args []string) error {
+	udp, err := net.ListenPacket("udp4", args[1])
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening")
+	known, b := map[string]bool{}, make([]byte, 100)
+	for {
+		n, from, err := udp.ReadFrom(b)
+		if err != nil {
+			return err
+		}
+		_, _ = udp.WriteTo(fmt.Appendf(nil, "%s: %s %v", args[0], b[:n], known[from.String()]), from)
+		known[from.String()] = true
+	}
+}
+
+// say sends a datagram until there is an answer.
+func say(t *testing.T, conn net.Conn, text string) (answer string) {
+	t.Helper()
+	b := make([]byte, 100)
+	testkit.Eventually(t, "an answer", func() bool {
+		_, _ = conn.Write([]byte(text))
+		_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+		n, err := conn.Read(b)
+		answer = string(b[:n])
+		return err == nil
+	})
+	return answer
+}
+
+func dialUDP(t *testing.T, to string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("udp", to)
+	require.NoError(t, err)
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func TestRootlessPublishUDP(t *testing.T) {
+	t.Parallel()
+	var seen observer
+	n := newNetwork(t, sandbox.NetworkObserver(seen.tell), sandbox.MaxConns(3))
+	r, w := io.Pipe()
+	p := runs.Start(t, runs.Helper("listen-udp", "dns", ":53").With(sandbox.WithNetwork(n.As("dns")), sandbox.WithPublish("127.0.0.1:0/udp", 53), sandbox.WithPublish(":0/udp", 53), sandbox.WithStdout(w)))
+	_, err := io.ReadFull(r, make([]byte, 10))
+	require.NoError(t, err)
+	at := p.Published()[0].String()
+	one, other := dialUDP(t, at), dialUDP(t, at)
+	require.Equal(t, "dns: hello false", say(t, one, "hello"))
+	require.Equal(t, "dns: again true", say(t, one, "again"))
+	require.Equal(t, "dns: hello false", say(t, other, "hello"), "another sender")
+	every := fmt.Sprintf("127.0.0.2:%d", p.Published()[1].Port())
+	require.Equal(t, "dns: hello false", say(t, dialUDP(t, every), "hello"), "from the address that it was sent to")
+	require.Regexp(t, "^dns: hello", say(t, dialUDP(t, at), "hello"), "who is silent gives way")
+
+	require.NoError(t, p.Kill())
+	_, err = p.Wait()
+	runs.ExitError(t, err)
+	c := seen.await(t, "the first", func(c sandbox.Conn) bool { return c.Address.String() == one.LocalAddr().String() })
+	require.Equal(t, []any{"dns", uint16(53), true, sandbox.Allowed}, []any{c.Run, c.Port, c.Published, c.Verdict})
+	require.GreaterOrEqual(t, c.Received, int64(10))
+	require.GreaterOrEqual(t, c.Sent, int64(26))
+	require.NoError(t, one.SetReadDeadline(time.Now().Add(20*time.Second)))
+	_, err = one.Write([]byte("x"))
+	if err == nil {
+		_, err = one.Read(make([]byte, 1))
+	}
+	require.ErrorContains(t, err, "refused", "nobody listens there any more")
+}
+
+func TestRootlessPublishIPv6(t *testing.T) {
+	testkit.Need(t, "IPv6")
+	t.Parallel()
+	var seen observer
+	n := newNetwork(t, sandbox.NetworkObserver(seen.tell))
+	p := listening(t, "web", "0.0.0.0:80", sandbox.WithNetwork(n.As("web")), sandbox.WithPublish("[::1]:0", 80), sandbox.WithPublish(":0/tcp", 80), sandbox.WithPublish("[::1]:0/udp", 80))
+	require.Equal(t, "web: hello", reach(p.Published()[0].String()))
+	require.True(t, seen.await(t, "a peer", func(c sandbox.Conn) bool { return c.Published }).Address.Addr().Is6())
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		require.Equal(t, "web: hello", reach(net.JoinHostPort(host, fmt.Sprint(p.Published()[1].Port()))))
+	}
+	require.True(t, p.Published()[2].Addr().Is6())
+}
