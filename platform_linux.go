@@ -95,6 +95,10 @@ func closeNetwork(n *networkImpl) { engine.CloseNetwork(n) }
 
 func newScratch(bytes int64) (*scratchImpl, error) { return scratch.New(bytes) }
 
+func newDiskScratch(dir string, bytes int64) (*scratchImpl, error) {
+	return scratch.NewOnDisk(dir, bytes)
+}
+
 func newFiles(fsys fs.FS) any { return scratch.NewFiles(fsys) }
 
 func delegateSubgroup(name string) error {

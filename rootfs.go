@@ -130,8 +130,8 @@ func WithWritableRoot(bytes int64) Option {
 // that files were copied into, can't take the changes of a root, and the other way round. It can't
 // be combined with WithPrepared.
 //
-// It needs root, Linux 6.3 (idmapped tmpfs), and a user namespace with ids of its own for each run;
-// else a run fails with a *SetupError.
+// It needs root, Linux 6.3 (idmapped tmpfs; 5.19 for a scratch on disk), and a user namespace with
+// ids of its own for each run; else a run fails with a *SetupError.
 func WithScratchRoot(s *Scratch) Option {
 	return func(c *spec.Spec) {
 		c.Root.SetUpper(nil, 0)

@@ -7,10 +7,10 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// Scratch is a file system of its own in memory that runs share, one after the other or at once:
-// the way to get files into a run and out of it. Only this process has it, and the runs that are
-// given it, with WithScratch, WithReadOnlyScratch or WithScratchRoot. It is safe for concurrent
-// use, even while runs change it.
+// Scratch is a file system of its own, in memory or on disk, that runs share, one after the other
+// or at once: the way to get files into a run and out of it. Only this process has it, and the runs
+// that are given it, with WithScratch, WithReadOnlyScratch or WithScratchRoot. It is safe for
+// concurrent use, even while runs change it.
 type Scratch struct{ impl *scratchImpl }
 
 // NewScratch makes an empty file system that takes up to the given number of bytes, and one file
@@ -25,6 +25,33 @@ func NewScratch(bytes int64) (*Scratch, error) {
 		return nil, fault.Option("NewScratch", "%d is not a positive number of bytes", bytes)
 	}
 	impl, err := newScratch(bytes)
+	if err != nil {
+		return nil, err
+	}
+	return &Scratch{impl}, nil
+}
+
+// NewDiskScratch makes an empty file system on disk, in a file without a name in the directory dir
+// of the host, which takes up to the given number of bytes there, at least a MiB. It is for what is
+// too large for memory: what a run writes to it counts towards the run's memory only as a cache,
+// which the kernel gives up when memory is short. With WithScratch it takes the place of /tmp or of
+// the home directory, and with WithScratchRoot of the memory that the changes of a root take.
+//
+// The file takes room on the disk as files are written, and gives it back as they are removed: the
+// size is a limit, and no promise that the disk has so much left. About 2 % of it are the file
+// system's own (ext4), and there is room for one file for each 16 KiB. Nothing of it outlives this
+// process, so a run's fsync does not wait for the disk to have written. It is given back as for
+// NewScratch, and no file, mount or loop device is left, however this process ends.
+//
+// It needs root, Linux 5.12, loop devices and mkfs.ext4 (package e2fsprogs); else the error is a
+// *SetupError. An ordinary user may mount no disk: bind a directory with WithBind, under a quota of
+// its file system if that has one. WithScratch of it needs no idmapped tmpfs, only Linux 5.12, and
+// WithScratchRoot 5.19.
+func NewDiskScratch(dir string, bytes int64) (*Scratch, error) {
+	if bytes < MiB {
+		return nil, fault.Option("NewDiskScratch", "%d bytes are too few for a file system: ask for 1 MiB at least", bytes)
+	}
+	impl, err := newDiskScratch(dir, bytes)
 	if err != nil {
 		return nil, err
 	}
@@ -71,8 +98,8 @@ func (s *Scratch) FS() fs.FS { return s.impl.FS() }
 // the default file system at /tmp, /dev/shm or /home/sandbox. Several runs may have it at once,
 // whatever their user.
 //
-// As root it needs Linux 6.3 (idmapped tmpfs; before that, a run fails with a *SetupError), and
-// can't be combined with WithoutUserNamespace.
+// As root it needs Linux 6.3 (idmapped tmpfs; before that, a run fails with a *SetupError), or 5.12
+// for one on disk, and can't be combined with WithoutUserNamespace.
 func WithScratch(dst string, s *Scratch) Option {
 	return withMount(dst, spec.Scratch{From: scratchOf(s)})
 }

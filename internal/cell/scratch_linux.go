@@ -13,8 +13,8 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// Scratch is a file system in memory that only the processes see which are given it. It belongs to
-// this process's user.
+// Scratch is a file system in memory or on disk that only the processes see which are given it. It
+// belongs to this process's user.
 //
 // Before Linux 6.15 only a mount that is attached somewhere can be cloned. So each scratch is
 // attached in a mount namespace that nobody is in; if this process may not enter such a namespace,
@@ -30,17 +30,22 @@ type Scratch struct {
 // NewScratch makes a file system with room for the given numbers of bytes and files.
 func NewScratch(bytes, files int64) (*Scratch, error) {
 	if !hasSetAttr() {
-		return nil, errors.New("a file system for several runs takes Linux 5.12")
+		return nil, errNoScratch
 	}
 	options := []string{"mode=755", fmt.Sprintf("size=%d", bytes), fmt.Sprintf("nr_inodes=%d", files)}
+	return newScratch(func(s *Scratch) (*os.File, error) {
+		if asRoot() {
+			return s.makeHere("tmpfs", options)
+		}
+		return s.makeInPorter("tmpfs", options)
+	})
+}
+
+var errNoScratch = errors.New("a file system for several runs takes Linux 5.12")
+
+func newScratch(make func(*Scratch) (mount *os.File, err error)) (*Scratch, error) {
 	s := new(Scratch)
-	var mount *os.File
-	var err error
-	if asRoot() {
-		OnOwnThread(func() { mount, err = s.makeHere(options) })
-	} else {
-		mount, err = s.makeInPorter(options)
-	}
+	mount, err := make(s)
 	s.end = sync.OnceValue(s.release)
 	if err == nil {
 		s.Dir, err = openDir(mount)
@@ -78,8 +83,13 @@ const scratchAttr = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
 // scratchPoint is where a scratch is attached. Every machine has this directory.
 const scratchPoint = "/proc"
 
-// makeHere changes the mount namespace of its thread.
-func (s *Scratch) makeHere(options []string) (*os.File, error) {
+func (s *Scratch) makeHere(fstype string, options []string) (mount *os.File, err error) {
+	OnOwnThread(func() { mount, err = s.mountHere(fstype, options) })
+	return mount, err
+}
+
+// mountHere changes the mount namespace of its thread.
+func (s *Scratch) mountHere(fstype string, options []string) (*os.File, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return nil, os.NewSyscallError("unshare", err)
 	}
@@ -90,7 +100,7 @@ func (s *Scratch) makeHere(options []string) (*os.File, error) {
 	if s.space, err = os.Open(fmt.Sprintf("/proc/self/task/%d/ns/mnt", unix.Gettid())); err != nil {
 		return nil, err
 	}
-	mount, err := newFileSystem("tmpfs", scratchAttr, options)
+	mount, err := newFileSystem(fstype, scratchAttr, options)
 	if err != nil {
 		return nil, err
 	}
@@ -118,8 +128,12 @@ func newFileSystem(fstype string, attr int, options []string) (*os.File, error) 
 	}
 	defer unix.Close(ctx)
 	for _, o := range options {
-		key, value, _ := strings.Cut(o, "=")
-		if err := unix.FsconfigSetString(ctx, key, value); err != nil {
+		key, value, hasValue := strings.Cut(o, "=")
+		set := func() error { return unix.FsconfigSetString(ctx, key, value) }
+		if !hasValue {
+			set = func() error { return unix.FsconfigSetFlag(ctx, key) }
+		}
+		if err := set(); err != nil {
 			return nil, fmt.Errorf("fsconfig %s: %w", o, err)
 		}
 	}
@@ -133,14 +147,14 @@ func newFileSystem(fstype string, attr int, options []string) (*os.File, error) 
 	return os.NewFile(uintptr(fd), fstype), nil
 }
 
-func (s *Scratch) makeInPorter(options []string) (*os.File, error) {
+func (s *Scratch) makeInPorter(fstype string, options []string) (*os.File, error) {
 	var err error
 	if s.porter, err = startPorter(); err != nil {
 		return nil, err
 	}
 	b := program.NewBuilder()
 	b.Stage("scratch")
-	m := b.FileSystem("tmpfs", scratchAttr, options...)
+	m := b.FileSystem(fstype, scratchAttr, options...)
 	b.AttachAt(m, scratchPoint)
 	b.SendFile(m)
 	return s.porter.fetch(b)

@@ -34,6 +34,7 @@ func init() {
 		"hold":     holdHelper,
 		"clocks":   clocksHelper,
 		"ping":     pingHelper,
+		"disk":     diskHelper,
 	} {
 		testkit.AddHelper(name, run)
 	}

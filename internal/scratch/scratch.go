@@ -1,6 +1,6 @@
 //go:build linux
 
-// Package scratch implements sandbox.Scratch: a file system in memory that runs share, how this
+// Package scratch implements sandbox.Scratch: a file system of its own that runs share, how this
 // process finds, copies and reads its files, and what it may be used for.
 package scratch
 
@@ -13,6 +13,7 @@ import (
 	"runtime"
 
 	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
@@ -29,24 +30,49 @@ type Scratch struct {
 // page is the least memory that a file takes.
 const page = 4 << 10
 
-// New makes a scratch that is empty and has room for the given number of bytes, which must be
-// positive.
+// New makes a scratch in memory that is empty and has room for the given number of bytes, which
+// must be positive.
 func New(bytes int64) (*Scratch, error) {
 	s := &Scratch{size: bytes, files: bytes/page + 256}
-	if err := s.make(); err != nil {
+	mount, err := cell.NewScratch(s.size, s.files)
+	if err == nil {
+		err = s.open(mount)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("sandbox: NewScratch: %w", err)
 	}
-	runtime.AddCleanup(s, func(mount *cell.Scratch) { _ = mount.Close() }, s.mount)
 	return s, nil
 }
 
-func (s *Scratch) make() (err error) {
-	if s.mount, err = cell.NewScratch(s.size, s.files); err != nil {
-		return err
+// NewOnDisk makes a scratch in a file of the directory.
+func NewOnDisk(dir string, bytes int64) (*Scratch, error) {
+	s := &Scratch{size: bytes, files: bytes/page + 256}
+	mount, err := cell.NewDiskScratch(dir, bytes)
+	if err == nil {
+		err = s.open(mount)
 	}
+	if err == nil {
+		if err = s.root.Remove("lost+found"); err != nil { // mkfs.ext4 makes it
+			err = errors.Join(err, s.Close())
+		}
+	}
+	if err != nil {
+		setup, ok := errors.AsType[*fault.SetupError](err)
+		if !ok {
+			setup = &fault.SetupError{Err: err}
+		}
+		setup.Stage = "NewDiskScratch " + dir
+		return nil, setup
+	}
+	return s, nil
+}
+
+func (s *Scratch) open(mount *cell.Scratch) (err error) {
+	s.mount = mount
 	if s.root, err = os.OpenRoot(s.Path()); err != nil {
 		return errors.Join(err, s.mount.Close())
 	}
+	runtime.AddCleanup(s, func(mount *cell.Scratch) { _ = mount.Close() }, mount)
 	return nil
 }
 
