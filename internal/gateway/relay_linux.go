@@ -280,15 +280,48 @@ func (m *Member) relay(near, far *net.TCPConn, c *Conn, o *outgoing) {
 		back <- err
 	}()
 	var err error
-	if c.Sent, err = pass(far, near); err == nil {
+	if c.Name != "" {
+		c.Sent, err = passFirst(far, near, c.Name)
+	}
+	if err == nil {
+		var n int64
+		n, err = pass(far, near)
+		c.Sent += n
+	}
+	if err == nil {
 		o.all.Store(true)
 	} else {
 		end()
 	}
 	o.over()
 	c.Err = errors.Join(err, <-back)
+	if wrong := new(refusal); errors.As(err, &wrong) {
+		c.Verdict, c.Err = Refused, wrong
+	}
 	near.Close()
 	far.Close()
+}
+
+// passFirst copies what the run sends to a name, until it has shown whether it speaks of another.
+func passFirst(to io.Writer, from io.Reader, name string) (sent int64, err error) {
+	f, b := first{name: name}, make([]byte, 2<<10)
+	for !f.judged {
+		n, end := from.Read(b)
+		if err := f.add(b[:n]); err != nil {
+			return sent, err
+		}
+		n, err := to.Write(b[:n])
+		if sent += int64(n); err != nil {
+			return sent, err
+		}
+		if end == io.EOF {
+			return sent, f.end()
+		}
+		if end != nil {
+			return sent, end
+		}
+	}
+	return sent, nil
 }
 
 // pass copies one way, and passes on that this is over.
