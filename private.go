@@ -22,7 +22,7 @@ type NetworkOption func(*gateway.Config)
 // NewNetwork describes a private network. Without options its runs reach nothing. The error is the
 // *OptionErrors of wrong options, joined.
 func NewNetwork(opts ...NetworkOption) (*PrivateNetwork, error) {
-	c := gateway.Config{MaxConns: gateway.DefaultMaxConns}
+	c := gateway.Config{MaxConns: gateway.DefaultMaxConns, MaxNewConns: gateway.DefaultMaxNewConns}
 	for _, opt := range opts {
 		if opt != nil {
 			opt(&c)
@@ -85,8 +85,9 @@ func WithPublish(address string, port int) Option {
 // anybody. What it answers is an address that stands for the name in this run: when the run
 // connects to it, this process looks the name up and connects. It does not connect to addresses
 // that are not the internet's (private, loopback and link-local ones, such as 169.254.169.254) or
-// are this machine's, unless AllowCIDR names them. A run that shows the server another name first, as
-// the server name of TLS or the host of HTTP/1, is cut off; a proxy takes AllowCIDR. Names are in ASCII, as xn--... if need be.
+// are this machine's, unless AllowCIDR names them. A run that shows the server another name first,
+// as the server name of TLS or the host of HTTP/1, is cut off; a proxy takes AllowCIDR. Names are in
+// ASCII, as xn--... if need be.
 func AllowHost(name string, ports ...int) NetworkOption {
 	return func(c *gateway.Config) { c.AllowHost(name, ports) }
 }
@@ -143,7 +144,7 @@ const (
 	// Allowed means that there was a connection.
 	Allowed Verdict = iota
 	// Refused means that no rule allows it, that the run showed the server another name than the one
-	// that it asked for, or that MaxConns was reached.
+	// that it asked for, or that MaxConns or MaxNewConns was reached.
 	Refused
 	// Failed means that it is allowed, but the name could not be looked up, or the host did not
 	// answer.
