@@ -72,7 +72,9 @@ func (m member) set(c *spec.Spec) {
 // anybody. What it answers is an address that stands for the name in this run: when the run
 // connects to it, this process looks the name up and connects. It does not connect to addresses
 // that are not the internet's (private, loopback and link-local ones, such as 169.254.169.254) or
-// are this machine's, unless AllowCIDR names them. Names are in ASCII, as xn--... if need be.
+// are this machine's, unless AllowCIDR names them. A run that shows the server another name first,
+// as the server name of TLS or the host of HTTP/1, is cut off; a proxy takes AllowCIDR. Names are in
+// ASCII, as xn--... if need be.
 func AllowHost(name string, ports ...int) NetworkOption {
 	return func(c *gateway.Config) { c.AllowHost(name, ports) }
 }
@@ -128,7 +130,8 @@ type Verdict int
 const (
 	// Allowed means that there was a connection.
 	Allowed Verdict = iota
-	// Refused means that no rule allows it, or MaxConns was reached.
+	// Refused means that no rule allows it, that the run showed the server another name than the one
+	// that it asked for, or that MaxConns or MaxNewConns was reached.
 	Refused
 	// Failed means that it is allowed, but the name could not be looked up, or the host did not
 	// answer.

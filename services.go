@@ -9,7 +9,7 @@ import (
 
 // networkConfig applies the options of a network.
 func networkConfig(opts []NetworkOption) gateway.Config {
-	c := gateway.Config{MaxConns: gateway.DefaultMaxConns}
+	c := gateway.Config{MaxConns: gateway.DefaultMaxConns, MaxNewConns: gateway.DefaultMaxNewConns}
 	for _, opt := range opts {
 		if opt != nil {
 			opt(&c)

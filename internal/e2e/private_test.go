@@ -395,8 +395,8 @@ func TestWrongNetworks(t *testing.T) {
 		require.ErrorContains(t, err, want)
 	}
 	require.Error(t, none.Close())
-	_, err := sandbox.NewNetwork(sandbox.AllowHost("127.0.0.1", 80), sandbox.AllowCIDR("x", sandbox.TCP(80)), sandbox.MaxConns(0), nil)
-	for _, option := range []string{"AllowHost", "AllowCIDR", "MaxConns"} {
+	_, err := sandbox.NewNetwork(sandbox.AllowHost("127.0.0.1", 80), sandbox.AllowCIDR("x", sandbox.TCP(80)), sandbox.MaxConns(0), sandbox.MaxNewConns(-1), sandbox.Bandwidth(1), sandbox.RunBandwidth(-1), nil)
+	for _, option := range []string{"AllowHost", "AllowCIDR", "MaxConns", "MaxNewConns", "Bandwidth", "RunBandwidth"} {
 		require.ErrorContains(t, err, "sandbox: "+option+": ")
 	}
 }

@@ -27,6 +27,8 @@ type gateway struct {
 
 	listeners []*net.TCPListener
 
+	sent, received buckets // of all runs
+
 	mu      sync.Mutex
 	closed  bool
 	members map[netip.Addr]*Member
@@ -142,6 +144,7 @@ func setUpGateway(ports []uint16) func(b *program.Builder) []program.Slot {
 // newGateway makes a gateway in the cell, and begins to listen.
 func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
 	g := &gateway{config: config, cell: c, members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, spare: map[int][]*os.File{}, last: firstRun - 1}
+	g.sent, g.received = newBuckets(config.Bandwidth), newBuckets(config.Bandwidth)
 	g.ctx, g.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {

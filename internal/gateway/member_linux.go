@@ -25,10 +25,13 @@ type Member struct {
 	address netip.Addr
 	ns      namespace
 	names   names
-	out, in chan struct{} // a place for each connection
+	out, in *share
 	ctx     context.Context
 	leave   context.CancelFunc
 	retired bool // by the gateway's mu
+
+	// What passes, each way.
+	sent, received buckets
 
 	sending atomic.Int32 // connections over which the run may still send
 	crowded atomic.Bool  // that there are too many is being told
@@ -79,7 +82,9 @@ func (g *gateway) makeAhead() {
 
 // join makes a member, with its namespace and its way to the gateway.
 func (g *gateway) join() (_ *Member, err error) {
-	m := &Member{gateway: g, out: make(chan struct{}, g.config.MaxConns), in: make(chan struct{}, g.config.MaxConns)}
+	m := &Member{gateway: g, out: newShare(g.config), in: newShare(g.config)}
+	m.sent = append(newBuckets(g.config.RunBandwidth), g.sent...)
+	m.received = append(newBuckets(g.config.RunBandwidth), g.received...)
 	m.ctx, m.leave = context.WithCancel(g.ctx)
 	if err := g.add(m); err != nil {
 		m.leave()

@@ -116,9 +116,7 @@ func (u *udpPort) peer(key peerKey) *peer {
 		return p
 	}
 	p = &peer{peerKey: key, begin: time.Now()}
-	select {
-	case u.m.in <- struct{}{}:
-	default:
+	if u.m.in.take() != nil {
 		u.makeRoom()
 		return nil
 	}
@@ -133,7 +131,7 @@ func (u *udpPort) peer(key peerKey) *peer {
 		}
 		u.end(p)
 	}
-	<-u.m.in
+	u.m.in.give()
 	return nil
 }
 
@@ -172,7 +170,7 @@ func (u *udpPort) makeRoom() {
 func (u *udpPort) serve(p *peer) {
 	u.answer(p)
 	u.end(p)
-	<-u.m.in
+	u.m.in.give()
 	from := netip.AddrPortFrom(p.from.Addr().Unmap(), p.from.Port())
 	u.m.tell(Conn{Published: true, Port: u.port, Address: from, Begin: p.begin, Duration: time.Since(p.begin), Sent: p.out.Load(), Received: p.in.Load()})
 }

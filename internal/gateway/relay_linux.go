@@ -107,12 +107,10 @@ const acceptPause = 10 * time.Millisecond
 func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }
 
 // limited serves a connection, unless there are as many as may be, and tells of it.
-func (m *Member) limited(places chan struct{}, conn *net.TCPConn, c Conn, serve func(*net.TCPConn, *Conn, *outgoing)) {
-	select {
-	case places <- struct{}{}:
-	default:
+func (m *Member) limited(places *share, conn *net.TCPConn, c Conn, serve func(*net.TCPConn, *Conn, *outgoing)) {
+	if err := places.take(); err != nil {
 		reset(conn)
-		c.Verdict, c.Err = Refused, errTooMany
+		c.Verdict, c.Err = Refused, err
 		if m.crowded.CompareAndSwap(false, true) { // one of those that come while it is told
 			m.gateway.begin(func() {
 				m.tell(c)
@@ -124,7 +122,7 @@ func (m *Member) limited(places chan struct{}, conn *net.TCPConn, c Conn, serve 
 	o := &outgoing{m: m}
 	m.sending.Add(1)
 	m.gateway.busy.Go(func() {
-		defer func() { <-places }()
+		defer places.give()
 		defer o.over()
 		defer context.AfterFunc(m.ctx, func() { o.end(conn) })()
 		if !c.Published && c.Address == netip.AddrPortFrom(resolver, dnsPort) {
@@ -136,8 +134,6 @@ func (m *Member) limited(places chan struct{}, conn *net.TCPConn, c Conn, serve 
 		m.tell(c)
 	})
 }
-
-var errTooMany = &refusal{"the run has as many connections as MaxConns allows"}
 
 func addrPort(a net.Addr) netip.AddrPort {
 	p := a.(*net.TCPAddr).AddrPort()
@@ -274,31 +270,78 @@ func (m *Member) relay(near, far *net.TCPConn, c *Conn, o *outgoing) {
 	back := make(chan error, 1)
 	go func() {
 		var err error
-		if c.Received, err = pass(near, far); err != nil {
+		if c.Received, err = pass(m.ctx, near, far, m.received); err != nil {
 			end()
 		}
 		back <- err
 	}()
 	var err error
-	if c.Sent, err = pass(far, near); err == nil {
+	if c.Name != "" {
+		c.Sent, err = passFirst(m.ctx, far, near, c.Name, m.sent)
+	}
+	if err == nil {
+		var n int64
+		n, err = pass(m.ctx, far, near, m.sent)
+		c.Sent += n
+	}
+	if err == nil {
 		o.all.Store(true)
 	} else {
 		end()
 	}
 	o.over()
 	c.Err = errors.Join(err, <-back)
+	if wrong := new(refusal); errors.As(err, &wrong) {
+		c.Verdict, c.Err = Refused, wrong
+	}
 	near.Close()
 	far.Close()
 }
 
+// passFirst copies what the run sends to a name, until it has shown whether it speaks of another.
+func passFirst(ctx context.Context, to io.Writer, from io.Reader, name string, pace buckets) (sent int64, err error) {
+	f, b := first{name: name}, make([]byte, 2<<10)
+	for !f.judged {
+		n, end := from.Read(b)
+		if err := f.add(b[:n]); err != nil {
+			return sent, err
+		}
+		n, err := to.Write(b[:n])
+		sent += int64(n)
+		if err == nil {
+			err = pace.spend(ctx, n)
+		}
+		if err != nil {
+			return sent, err
+		}
+		if end == io.EOF {
+			return sent, f.end()
+		}
+		if end != nil {
+			return sent, end
+		}
+	}
+	return sent, nil
+}
+
 // pass copies one way, and passes on that this is over.
-func pass(to, from *net.TCPConn) (int64, error) {
-	n, err := io.Copy(to, from)
-	if err == nil {
+func pass(ctx context.Context, to, from *net.TCPConn, pace buckets) (sent int64, err error) {
+	if len(pace) == 0 {
+		sent, err = io.Copy(to, from)
+	}
+	for len(pace) > 0 && err == nil {
+		var n int64
+		n, err = io.CopyN(to, from, pace.chunk())
+		sent += n
+		if late := pace.spend(ctx, int(n)); err == nil {
+			err = late
+		}
+	}
+	if err == nil || err == io.EOF {
 		err = to.CloseWrite()
 	}
 	if errors.Is(err, unix.ENOTCONN) { // the other way is over too
 		err = nil
 	}
-	return n, err
+	return sent, err
 }

@@ -19,6 +19,11 @@ type Config struct {
 	Hosts    []Host
 	CIDRs    []CIDR
 	MaxConns int // of one run at a time
+	// MaxNewConns is how many of them may begin in a second.
+	MaxNewConns int
+	// In bytes per second, each way: of all runs, and of each.
+	Bandwidth, RunBandwidth int64
+
 	Resolver *net.Resolver
 	Observe  func(Conn)
 	Wrong    []error
@@ -40,6 +45,10 @@ const (
 	// DefaultMaxConns is how many connections a run may have at a time.
 	DefaultMaxConns = 256
 	maxMaxConns     = 1 << 16
+	// DefaultMaxNewConns is how many of them may begin in a second.
+	DefaultMaxNewConns = 1000
+	maxMaxNewConns     = 1_000_000
+	minBandwidth       = 1 << 10
 	// maxPorts bounds the listeners of a gateway, whose descriptors come in one message.
 	maxPorts = 200
 )
@@ -90,10 +99,21 @@ func (c *Config) Check() error {
 	if c.MaxConns < 1 || c.MaxConns > maxMaxConns {
 		errs = append(errs, fault.Option("MaxConns", "%d is not between 1 and %d", c.MaxConns, maxMaxConns))
 	}
+	if c.MaxNewConns < 1 || c.MaxNewConns > maxMaxNewConns {
+		errs = append(errs, fault.Option("MaxNewConns", "%d is not between 1 and %d", c.MaxNewConns, maxMaxNewConns))
+	}
+	errs = append(errs, checkBandwidth("Bandwidth", c.Bandwidth), checkBandwidth("RunBandwidth", c.RunBandwidth))
 	if n := len(c.ports()); n > maxPorts {
 		errs = append(errs, fault.Option("NewNetwork", "%d different ports are allowed, at most %d are possible", n, maxPorts))
 	}
 	return errors.Join(errs...)
+}
+
+func checkBandwidth(option string, rate int64) error {
+	if rate < 0 || rate > 0 && rate < minBandwidth {
+		return fault.Option(option, "%d bytes per second: the least is %d, and 0 is no limit", rate, minBandwidth)
+	}
+	return nil
 }
 
 func checkPorts(ports []int) (list []uint16, err error) {

@@ -38,7 +38,7 @@ func TestHosts(t *testing.T) {
 }
 
 func checkRules(c *Config) error {
-	c.MaxConns = DefaultMaxConns
+	c.MaxConns, c.MaxNewConns = DefaultMaxConns, DefaultMaxNewConns
 	return c.Check()
 }
 

@@ -1,0 +1,129 @@
+package gateway
+
+import (
+	"bytes"
+	"crypto/tls"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// hello returns the first bytes of a client of TLS.
+func hello(t testing.TB, config *tls.Config) []byte {
+	near, far := net.Pipe()
+	defer near.Close()
+	go func() {
+		_ = tls.Client(near, config).Handshake()
+		near.Close()
+	}()
+	b := make([]byte, 8<<10)
+	n, err := far.Read(b)
+	require.NoError(t, err)
+	far.Close()
+	return b[:n]
+}
+
+// inRecords cuts a message of one record into several.
+func inRecords(b []byte, size int) (out []byte) {
+	for rest := b[5:]; len(rest) > 0; rest = rest[min(size, len(rest)):] {
+		n := min(size, len(rest))
+		out = append(append(out, 22, 3, 1, byte(n>>8), byte(n)), rest[:n]...)
+	}
+	return out
+}
+
+// judge gives bytes in pieces to first, and returns what may not be passed on.
+func judge(b []byte, size int) (passed int, err error) {
+	f := first{name: "one.test"}
+	for len(b) > passed {
+		n := min(size, len(b)-passed)
+		if err := f.add(b[passed : passed+n]); err != nil {
+			return passed, err
+		}
+		passed += n
+	}
+	return passed, f.end()
+}
+
+func TestFirst(t *testing.T) {
+	head := strings.Repeat("X: "+strings.Repeat("y", 1000)+"\r\n", 40)
+	same, other := hello(t, &tls.Config{ServerName: "one.test"}), hello(t, &tls.Config{ServerName: "other.test"})
+	for _, test := range []struct{ bytes, why string }{
+		{string(same), ""},
+		{string(hello(t, &tls.Config{ServerName: "ONE.test."})), ""},
+		{string(hello(t, &tls.Config{InsecureSkipVerify: true})), ""},
+		{string(hello(t, &tls.Config{ServerName: "one.test", MaxVersion: tls.VersionTLS12})), ""},
+		{string(other), `"other.test"`},
+		{string(hello(t, &tls.Config{ServerName: "sub.one.test"})), `"sub.one.test"`},
+		{string(inRecords(same, 3)), ""},
+		{string(inRecords(other, 3)), `"other.test"`},
+		{string(other[:len(other)-1]), ""}, // is of no use to anybody
+		{"\x15\x03\x01\x00\x02\x01\x00" + string(other), "no hello"},
+		{"\x16\x03\x01\x00\x00" + string(other), "no hello"},
+		{"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", "no hello"},
+		{"\x16\x03\x01\x40\x00\x01\xff\xff\xff", "no hello"},
+		{"\x16", ""}, {"\x17", ""}, {"\x17\x02", ""}, {"", ""},
+
+		{"GET / HTTP/1.1\r\nHost: one.test\r\n\r\n", ""},
+		{"GET / HTTP/1.1\r\nhost:ONE.Test.:8080\r\n\r\nHost: other.test", ""},
+		{"GET / HTTP/1.0\r\n\r\n", ""},
+		{"GET / HTTP/1.1\r\nHost: \r\n\r\n", ""},
+		{"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n", `"other.test"`},
+		{"GET / HTTP/1.1\nHost: other.test\n\n", `"other.test"`},
+		{"GET / HTTP/1.1\r\nHost: other.test", `"other.test"`}, // and no more
+		{"\r\n\r\nGET / HTTP/1.1\r\nHost: other.test\r\n\r\n", `"other.test"`},
+		{"BREW\t/ \x01 HTTP/1.1\r\nX: y\r\nHost : other.test:80\r\n\r\n", `"other.test"`},
+		{"GET\r/ HTTP/1.1\r\nHost: other.test\r\n\r\n", `"other.test"`},
+		{"get / http/1.1\r\nHost: one.test\r\nHost: other.test\r\n\r\n", `"other.test"`},
+		{"GET / HTTP/1.1\r\n Host: other.test\r\n\r\n", `"other.test"`},
+		{"GET / HTTP/1.1\r\nHost:\r\n\tother.test\r\n\r\n", "other.test"},
+		{"GET / HTTP/1.1\r\nHost: one.test,other.test\r\n\r\n", "other.test"},
+		{"GET / HTTP/1.1\r\nHost: 198.19.0.1:80\r\n\r\n", `"198.19.0.1"`},
+		{"GET http://other.test/ HTTP/1.1\r\nHost: one.test\r\n\r\n", `"other.test"`},
+		{"GET http://one.test@other.test?x HTTP/1.1\r\nHost: one.test\r\n\r\n", `"other.test"`},
+		{"GET http://one.test:80/ HTTP/1.1\r\nHost: one.test\r\n\r\n", ""},
+		{"CONNECT other.test:443 HTTP/1.1\r\n\r\n", `"other.test"`},
+		{"OPTIONS * HTTP/1.1\r\nHost: one.test\r\n\r\n", ""},
+		{"GET / HTTP/1.1\r\nHost: one.test\r\n" + head + "\r\n", "no end"},
+		{"GET /" + strings.Repeat("x", 2*maxFirst) + " HTTP/1.1\r\nHost: one.test\r\n\r\n", "no end"},
+		{"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", ""},
+
+		// Other protocols.
+		{"ruok", ""}, {"SSH-2.0-x\r\n", ""}, {"EHLO other.test\r\n", ""}, {"*1\r\n$4\r\nPING\r\n", ""}, {"AMQP\x00\x00\x09\x01", ""}, {"\x00\x00\x00\x08\x04\xd2\x16\x2f", ""},
+		{"0 \x02\x01\x01`\x1b" + strings.Repeat("x", 2*maxFirst), ""}, // LDAP
+		{strings.Repeat("x", 2*maxFirst), ""},
+		{"OPTIONS rtsp://other.test/ RTSP/1.0\r\n", ""},
+	} {
+		for _, size := range []int{1, 7, 2 << 10} {
+			passed, err := judge([]byte(test.bytes), size)
+			if test.why == "" {
+				require.NoError(t, err, "%q", test.bytes)
+				continue
+			}
+			require.ErrorContains(t, err, test.why, "%.200q in pieces of %d", test.bytes, size)
+			require.NotContains(t, strings.TrimLeft(test.bytes[:passed], "\r\n"), "\r\n\r\n", "a whole head was passed on")
+		}
+	}
+}
+
+// FuzzFirst judges anything: in pieces as at once, and never a name that differs.
+func FuzzFirst(f *testing.F) {
+	f.Add(hello(f, &tls.Config{ServerName: "other.test"}), 3)
+	f.Add(inRecords(hello(f, &tls.Config{ServerName: "one.test"}), 9), 30)
+	f.Add([]byte("GET http://one.test:80/ HTTP/1.1\r\nHost : one.test:8\r\n x\r\n\r\n"), 5)
+	f.Fuzz(func(t *testing.T, b []byte, size int) {
+		if size < 1 || len(b) > maxFirst {
+			return
+		}
+		_, whole := judge(b, len(b)+1)
+		_, pieces := judge(b, size)
+		require.Equal(t, whole, pieces)
+		for _, line := range bytes.Split(b, []byte("\r\n")) {
+			if string(line) == "Host: other.test" && bytes.HasPrefix(b, []byte("GET / HTTP/1.1\r\n")) && !bytes.Contains(b, []byte("\n\n")) && !bytes.Contains(b, []byte("\n\r\n")) {
+				require.Error(t, whole)
+			}
+		}
+	})
+}
