@@ -32,23 +32,37 @@ func run(ctx context.Context, args []string) int {
 	if s.explain {
 		return explain(s)
 	}
+	session, err := newSession(s)
+	if err != nil {
+		return s.tell(nil, statusSetup, err)
+	}
 	do := onStreams
 	if s.tty {
 		do = onTerminal
 	}
-	result, err := do(ctx, s)
+	result, err := do(ctx, s, session.serve)
 	status, reason := outcome(s, result, err, context.Cause(ctx))
+	session.end(status, reason)
 	return s.tell(result, status, reason)
 }
 
 // onStreams runs the command with this program's streams.
-func onStreams(ctx context.Context, s *settings) (*sandbox.Result, error) {
-	opts, copied, err := streams()
+func onStreams(ctx context.Context, s *settings, started func(*sandbox.Process)) (*sandbox.Result, error) {
+	opts := s.opts
+	if !s.hold { // which has no command that could have them
+		more, copied, err := streams([3]*os.File{os.Stdin, os.Stdout, os.Stderr})
+		if err != nil {
+			return nil, err
+		}
+		defer copied()
+		opts = append(opts, more...)
+	}
+	p, err := sandbox.New(opts...).Start(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer copied()
-	return sandbox.New(s.opts...).With(opts...).Run(ctx)
+	started(p)
+	return p.Wait()
 }
 
 // tell prints on stderr why the status is not the command's own, if so, and what the run used, if
