@@ -42,6 +42,7 @@ func runExec(ctx context.Context, args []string) int {
 	case err != nil:
 		return s.tell(nil, statusSetup, fmt.Errorf("%w\nsee sandbox exec -h", err))
 	}
+	s.hintTerminal()
 	a, err := execute(ctx, s)
 	switch {
 	case err != nil:

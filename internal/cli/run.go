@@ -8,6 +8,8 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,6 +34,7 @@ func run(ctx context.Context, args []string) int {
 	if s.explain {
 		return explain(s)
 	}
+	s.hintTerminal()
 	session, err := newSession(s)
 	if err != nil {
 		return s.tell(nil, statusSetup, err)
@@ -63,6 +66,25 @@ func onStreams(ctx context.Context, s *settings, started func(*sandbox.Process))
 	}
 	started(p)
 	return p.Wait()
+}
+
+// shells are those that job control and lines to edit are expected of.
+var shells = []string{"sh", "ash", "bash", "dash", "fish", "ksh", "zsh"}
+
+// hintTerminal prints on stderr that a shell which somebody is about to type to has no terminal of
+// its own: the one that it gets as its streams controls this program's session.
+func (s *settings) hintTerminal() {
+	if s.tty || s.json || len(s.command) == 0 || !slices.Contains(shells, path.Base(s.command[0])) {
+		return
+	}
+	for _, arg := range s.command[1:] {
+		if !strings.HasPrefix(arg, "-") { // a script, or the commands of -c
+			return
+		}
+	}
+	if isTerminal(os.Stdin) && isTerminal(os.Stdout) && isTerminal(os.Stderr) {
+		complain(errors.New("this terminal does not control the shell: no job control, and ^C ends it; -t gives it one of its own"))
+	}
 }
 
 // tell prints on stderr why the status is not the command's own, if so, and what the run used, if

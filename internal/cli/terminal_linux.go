@@ -33,6 +33,12 @@ func onTerminal(ctx context.Context, s *settings, started func(*sandbox.Process)
 	return p.Wait()
 }
 
+// isTerminal reports whether f is a terminal.
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
 // termEnv says what kind of terminal this program's is.
 func termEnv() []string {
 	if kind := os.Getenv("TERM"); kind != "" {
