@@ -89,7 +89,8 @@ func (p *Process) StderrPipe() io.ReadCloser { return p.r.Pipes().Stderr }
 // Terminal returns the other end of the terminal that WithTerminal asked for, or nil. A Read
 // returns what the command writes, and io.EOF when nobody has the terminal open any more. What is
 // written is what is typed. Close hangs up: the command gets SIGHUP. Wait closes it when the
-// command has ended, so what is to be read must be read before.
+// command has ended, so what is to be read must be read before. It is also a syscall.Conn, with
+// which another process can be given the descriptor.
 func (p *Process) Terminal() io.ReadWriteCloser {
 	if t := p.r.Terminal(); t != nil {
 		return t

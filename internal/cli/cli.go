@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -16,10 +17,12 @@ import (
 )
 
 const usage = `usage:
-  sandbox run [flags] [--] command [args...]   run a command in a sandbox
-  sandbox check [-json]                        tell what this machine can do
-  sandbox version [-json]                      print the version
-  sandbox help                                 print this; "sandbox run -h" explains the flags
+  sandbox run [flags] [--] command [args...]         run a command in a sandbox
+  sandbox exec [flags] name [--] command [args...]   run a command in a live run of that name: sandbox run -name
+  sandbox ps                                         list the names of live runs
+  sandbox check [-json]                              tell what this machine can do
+  sandbox version [-json]                            print the version
+  sandbox help                                       print this; "sandbox run -h" explains the flags
 `
 
 // Main runs the command line and exits.
@@ -40,6 +43,10 @@ func dispatch(args []string) int {
 	switch name {
 	case "run":
 		return withCleanup(func(ctx context.Context) int { return run(ctx, rest) })
+	case "exec":
+		return withCleanup(func(ctx context.Context) int { return runExec(ctx, rest) })
+	case "ps":
+		do = ps
 	case "check":
 		do = func() int { return withCleanup(func(ctx context.Context) int { return check(ctx, asJSON) }) }
 	case "version", "-version", "--version":
@@ -55,6 +62,15 @@ func dispatch(args []string) int {
 		return statusSetup
 	}
 	return do()
+}
+
+// ps prints the names of live runs of this user, and the processes that hold them.
+func ps() int {
+	if err := list(); err != nil {
+		complain(err)
+		return 1
+	}
+	return 0
 }
 
 // check prints what this machine can do.
@@ -97,24 +113,27 @@ func (i interrupt) Error() string {
 	return fmt.Sprintf("canceled by signal %d (%v)", i.Signal, i.Signal)
 }
 
+// beforeExit is called before a second signal ends this program.
+var beforeExit atomic.Pointer[func()]
+
 // interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP cancels, with the signal
 // as its cause. A second one ends this program at once: no process outlives it, but the next start
 // has to remove the empty directories.
 func interruptible() (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	signals := make(chan os.Signal, 1)
+	signals := make(chan os.Signal, 2)
 	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 		if !signal.Ignored(s) { // a shell's background job ignores SIGINT
 			signal.Notify(signals, s)
 		}
 	}
 	go func() {
-		select {
-		case s := <-signals:
-			signal.Stop(signals)
-			cancel(interrupt{s.(syscall.Signal)})
-		case <-ctx.Done():
+		cancel(interrupt{(<-signals).(syscall.Signal)})
+		last := (<-signals).(syscall.Signal)
+		if f := beforeExit.Load(); f != nil {
+			(*f)()
 		}
+		os.Exit(statusSignal + int(last))
 	}()
 	return ctx, func() { signal.Stop(signals); cancel(nil) }
 }

@@ -1,7 +1,7 @@
 package cli
 
-// The flags of "sandbox run" and how they are parsed. Every flag becomes an option of the library.
-// values.go parses their values.
+// The flags of "sandbox run", some of which "sandbox exec" has too, and how they are parsed. Every
+// flag becomes an option of the library. values.go parses their values.
 
 import (
 	"context"
@@ -30,6 +30,10 @@ type settings struct {
 	net     string                  // the value of -net
 	private []sandbox.NetworkOption // of -allow and -bandwidth
 	publish bool
+	name    string   // of the run, for "sandbox exec"
+	hold    bool     // no command of its own
+	env     []string // of -env
+	given   []string // the other flags, as they can be parsed again
 
 	// Used in the reason of a run's end; everything else is in opts.
 	memory, output   int64
@@ -106,6 +110,11 @@ var commandFlags = []runFlag{
 }
 
 var otherFlags = []runFlag{
+	{"name", "NAME", "a name, by which sandbox exec runs further commands in it", "", runName},
+	{"hold", "", "run no command: it lives until a signal or a limit ends it, for sandbox exec", "WithHold", toggle(func(s *settings) {
+		s.hold = true
+		s.add(sandbox.WithHold())
+	})},
 	{"explain", "", "run nothing, list the system calls that a run makes", "", toggle(func(s *settings) { s.explain = true })},
 	{"usage", "", "tell on stderr what the run used", "", toggle(func(s *settings) { s.usage = true })},
 	{"json", "", "tell on stderr, as one line of JSON, how the run ended and, with -usage, what it used", "", toggle(func(s *settings) { s.json = true })},
@@ -126,39 +135,68 @@ var flagGroups = []struct {
 // wrong, or is flag.ErrHelp.
 func parse(args []string) (*settings, error) {
 	s := &settings{}
-	var wrong []error
-	set := flag.NewFlagSet("sandbox run", flag.ContinueOnError)
-	set.SetOutput(io.Discard)
-	for _, group := range flagGroups {
-		for _, f := range group.flags {
-			define(set, f, s, &wrong)
-		}
+	rest, wrong, err := s.parseFlags(args, func(runFlag) error { return nil })
+	if err != nil {
+		return nil, err
 	}
-	// Parse stops at the first error. The rest is parsed for its errors.
-	for rest := args; ; rest = set.Args() {
-		err := set.Parse(rest)
-		if err == nil {
-			break
-		}
-		if errors.Is(err, flag.ErrHelp) {
-			return nil, err
-		}
-		wrong = append(wrong, err)
-	}
-	switch s.command = set.Args(); {
-	case s.image != "": // an image may have a command
-	case len(s.command) > 0:
-		s.add(sandbox.WithCommand(s.command[0], s.command[1:]...))
+	switch s.command = rest; {
+	case s.hold && len(rest) > 0:
+		wrong = append(wrong, fmt.Errorf("-hold: with the command %q: leave one of them out", rest[0]))
+	case s.hold && s.name == "":
+		wrong = append(wrong, errors.New("-hold: means nothing without -name"))
+	case s.hold, s.image != "": // an image may have a command
+	case len(rest) > 0:
+		s.add(sandbox.WithCommand(rest[0], rest[1:]...))
 	case len(wrong) == 0:
 		wrong = append(wrong, errors.New("no command is given"))
 	}
 	if err := s.join(); err != nil {
 		wrong = append(wrong, err)
 	}
-	if len(wrong) > 0 {
-		return s, errors.Join(append(wrong, s.alsoWrong(wrong)...)...)
+	return s, s.allWrong(wrong)
+}
+
+// parseFlags parses the flags at the beginning of the arguments and returns the rest. refuse
+// returns why a flag can't be used, or nil. wrong is everything that is wrong with the flags; the
+// error is flag.ErrHelp.
+func (s *settings) parseFlags(args []string, refuse func(runFlag) error) (rest []string, wrong []error, err error) {
+	set := flag.NewFlagSet("sandbox", flag.ContinueOnError)
+	set.SetOutput(io.Discard)
+	for _, group := range flagGroups {
+		for _, f := range group.flags {
+			define(set, f, func(value string) {
+				err := refuse(f)
+				if err == nil {
+					err = f.set(s, value)
+				}
+				if err != nil {
+					wrong = append(wrong, &flagError{f, err})
+				}
+				if f.name != "env" {
+					s.given = append(s.given, "-"+f.name+"="+value)
+				}
+			})
+		}
 	}
-	return s, nil
+	// Parse stops at the first error. The rest is parsed for its errors.
+	for rest = args; ; rest = set.Args() {
+		err := set.Parse(rest)
+		if err == nil {
+			return set.Args(), wrong, nil
+		}
+		if errors.Is(err, flag.ErrHelp) {
+			return nil, nil, err
+		}
+		wrong = append(wrong, err)
+	}
+}
+
+// allWrong joins what is wrong and what the library finds wrong besides.
+func (s *settings) allWrong(wrong []error) error {
+	if len(wrong) == 0 {
+		return nil
+	}
+	return errors.Join(append(wrong, s.alsoWrong(wrong)...)...)
 }
 
 // join puts the run on a network of its own, if a flag needs one.
@@ -187,18 +225,13 @@ type flagError struct {
 func (e *flagError) Error() string { return fmt.Sprintf("-%s: %v", e.flag.name, e.err) }
 func (e *flagError) Unwrap() error { return e.err }
 
-// define adds the flag to the set. A wrong value is recorded and doesn't stop the parsing.
-func define(set *flag.FlagSet, f runFlag, s *settings, wrong *[]error) {
-	note := func(value string) error {
-		if err := f.set(s, value); err != nil {
-			*wrong = append(*wrong, &flagError{f, err})
-		}
-		return nil
-	}
+// define adds the flag to the set. note never fails, so a wrong value doesn't stop the parsing.
+func define(set *flag.FlagSet, f runFlag, note func(value string)) {
+	noted := func(value string) error { note(value); return nil }
 	if f.arg == "" {
-		set.BoolFunc(f.name, f.help, note)
+		set.BoolFunc(f.name, f.help, noted)
 	} else {
-		set.Func(f.name, f.help, note)
+		set.Func(f.name, f.help, noted)
 	}
 }
 
@@ -260,7 +293,10 @@ func (s *settings) open(ctx context.Context) (done func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("-image: %w", err)
 	}
-	s.opts = append(append(img.Options(), s.opts...), img.Command(s.command...))
+	s.opts = append(img.Options(), s.opts...)
+	if !s.hold {
+		s.add(img.Command(s.command...))
+	}
 	return func() { _ = img.Close() }, nil
 }
 
@@ -328,20 +364,29 @@ func (r renamed) Unwrap() error { return r.error }
 
 // runUsage returns the help of "sandbox run".
 func runUsage() string {
+	return "usage: sandbox run [flags] [--] command [args...]\n" + flagUsage(func(runFlag) bool { return true }) + usageEnd
+}
+
+const usageEnd = "\nSIZE is in bytes, or with k, m or g in KiB, MiB or GiB. The exit status is the command's own; 124: out of time,\n" +
+	"125: could not be set up, 126: not executable, 127: not found, 128+N: ended by signal N, 137: out of memory,\n" +
+	"153: too much output.\n"
+
+// flagUsage returns the help of those flags that are to be shown.
+func flagUsage(shown func(runFlag) bool) string {
 	var b strings.Builder
-	b.WriteString("usage: sandbox run [flags] [--] command [args...]\n")
 	for _, group := range flagGroups {
-		fmt.Fprintf(&b, "\n%s\n", group.title)
+		title := "\n" + group.title + "\n"
 		for _, f := range group.flags {
+			if !shown(f) {
+				continue
+			}
 			help := f.help
 			if h, ok := strings.CutSuffix(f.help, "*"); ok {
 				help = h + "; repeatable"
 			}
-			fmt.Fprintf(&b, "  %-26s %s\n", strings.TrimSpace("-"+f.name+" "+f.arg), help)
+			fmt.Fprintf(&b, "%s  %-26s %s\n", title, strings.TrimSpace("-"+f.name+" "+f.arg), help)
+			title = ""
 		}
 	}
-	b.WriteString("\nSIZE is in bytes, or with k, m or g in KiB, MiB or GiB. The exit status is the command's own; 124: out of time,\n" +
-		"125: could not be set up, 126: not executable, 127: not found, 128+N: ended by signal N, 137: out of memory,\n" +
-		"153: too much output.\n")
 	return b.String()
 }

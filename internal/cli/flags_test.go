@@ -61,7 +61,7 @@ func TestFormatSize(t *testing.T) {
 func TestParseKeepsWhatReasonsTell(t *testing.T) {
 	s, err := parse([]string{"-memory", "64m", "--timeout=2s", "-cpu-time", "1s", "-output-limit", "1k", "-usage", "-explain", "--", "true", "-usage=false"})
 	require.NoError(t, err)
-	s.opts, s.command = nil, nil
+	s.opts, s.command, s.given = nil, nil, nil
 	assert.Equal(t, &settings{explain: true, usage: true, memory: 64 << 20, output: 1024, timeout: 2 * time.Second, cpuTime: time.Second}, s)
 
 	s, err = parse([]string{"-memory", "64m", "-memory", "32m", "-usage=false", "true"})

@@ -8,6 +8,8 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,23 +34,57 @@ func run(ctx context.Context, args []string) int {
 	if s.explain {
 		return explain(s)
 	}
+	s.hintTerminal()
+	session, err := newSession(s)
+	if err != nil {
+		return s.tell(nil, statusSetup, err)
+	}
 	do := onStreams
 	if s.tty {
 		do = onTerminal
 	}
-	result, err := do(ctx, s)
+	result, err := do(ctx, s, session.serve)
 	status, reason := outcome(s, result, err, context.Cause(ctx))
+	session.end(status, reason)
 	return s.tell(result, status, reason)
 }
 
 // onStreams runs the command with this program's streams.
-func onStreams(ctx context.Context, s *settings) (*sandbox.Result, error) {
-	opts, copied, err := streams()
+func onStreams(ctx context.Context, s *settings, started func(*sandbox.Process)) (*sandbox.Result, error) {
+	opts := s.opts
+	if !s.hold { // which has no command that could have them
+		more, copied, err := streams([3]*os.File{os.Stdin, os.Stdout, os.Stderr})
+		if err != nil {
+			return nil, err
+		}
+		defer copied()
+		opts = append(opts, more...)
+	}
+	p, err := sandbox.New(opts...).Start(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer copied()
-	return sandbox.New(s.opts...).With(opts...).Run(ctx)
+	started(p)
+	return p.Wait()
+}
+
+// shells are those that job control and lines to edit are expected of.
+var shells = []string{"sh", "ash", "bash", "dash", "fish", "ksh", "zsh"}
+
+// hintTerminal prints on stderr that a shell which somebody is about to type to has no terminal of
+// its own: the one that it gets as its streams controls this program's session.
+func (s *settings) hintTerminal() {
+	if s.tty || s.json || len(s.command) == 0 || !slices.Contains(shells, path.Base(s.command[0])) {
+		return
+	}
+	for _, arg := range s.command[1:] {
+		if !strings.HasPrefix(arg, "-") { // a script, or the commands of -c
+			return
+		}
+	}
+	if isTerminal(os.Stdin) && isTerminal(os.Stdout) && isTerminal(os.Stderr) {
+		complain(errors.New("this terminal does not control the shell: no job control, and ^C ends it; -t gives it one of its own"))
+	}
 }
 
 // tell prints on stderr why the status is not the command's own, if so, and what the run used, if

@@ -1,6 +1,6 @@
 package cli
 
-// The standard streams of "sandbox run" that are regular files. A run's user has an id of its own.
+// The standard streams of a command that are regular files. A run's user has an id of its own.
 // To open such a file again, as /dev/stdout or /dev/stdin, it needs the permissions of others. If
 // the file lacks these, the run gets a pipe, which it may open.
 
@@ -12,15 +12,15 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-// streams returns the options for the standard streams. The caller calls done when the run has
-// ended.
-func streams() (opts []sandbox.Option, done func(), err error) {
-	in, done, err := input(os.Stdin)
+// streams returns the options for the standard streams: input, output and error. The caller calls
+// done when the command has ended.
+func streams(files [3]*os.File) (opts []sandbox.Option, done func(), err error) {
+	in, done, err := input(files[0])
 	if err != nil {
 		return nil, nil, err
 	}
-	stdout, stderr := output(os.Stdout), output(os.Stderr)
-	if stderr != io.Writer(os.Stderr) && sameFile(os.Stdout, os.Stderr) {
+	stdout, stderr := output(files[1]), output(files[2])
+	if stderr != io.Writer(files[2]) && sameFile(files[1], files[2]) {
 		stderr = stdout // one pipe, as there is one file: the output stays in order
 	}
 	return []sandbox.Option{sandbox.WithStdin(in), sandbox.WithStdout(stdout), sandbox.WithStderr(stderr)}, done, nil

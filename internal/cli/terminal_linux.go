@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -14,45 +15,118 @@ import (
 
 var errNoTerminal = errors.New("-t: the standard input or output is no terminal: leave the flag out")
 
-// onTerminal runs the command on a terminal of its own, which this program's is connected to: raw
-// meanwhile, so that ^C and ^Z go to the command.
-func onTerminal(ctx context.Context, s *settings) (*sandbox.Result, error) {
-	in, out := int(os.Stdin.Fd()), int(os.Stdout.Fd())
-	size, err := unix.IoctlGetWinsize(out, unix.TIOCGWINSZ)
-	if err != nil {
-		return nil, errNoTerminal
-	}
-	was, err := unix.IoctlGetTermios(in, unix.TCGETS)
-	if err != nil {
-		return nil, errNoTerminal
-	}
-	opts := append([]sandbox.Option{sandbox.WithTerminal(size.Row, size.Col)}, s.opts...)
-	if term := os.Getenv("TERM"); term != "" { // -env may say otherwise
-		opts = append([]sandbox.Option{sandbox.WithEnv("TERM=" + term)}, opts...)
-	}
-	p, err := sandbox.New(opts...).Start(ctx)
+// onTerminal runs the command on a terminal of its own, which this program's is connected to.
+func onTerminal(ctx context.Context, s *settings, started func(*sandbox.Process)) (*sandbox.Result, error) {
+	here, err := openConsole()
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = unix.IoctlSetTermios(in, unix.TCSETSW, was) }()
-	raw := rawMode(*was)
-	if err := unix.IoctlSetTermios(in, unix.TCSETSW, &raw); err != nil {
+	opts := []sandbox.Option{sandbox.WithTerminal(here.size()), sandbox.WithEnv(termEnv()...)} // -env may say otherwise
+	p, err := sandbox.New(append(opts, s.opts...)...).Start(ctx)
+	if err != nil {
+		return nil, err
+	}
+	started(p)
+	if err := here.connect(p.Terminal(), p.Resize); err != nil {
 		return nil, errors.Join(err, p.Close())
+	}
+	return p.Wait()
+}
+
+// isTerminal reports whether f is a terminal.
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// termEnv says what kind of terminal this program's is.
+func termEnv() []string {
+	if kind := os.Getenv("TERM"); kind != "" {
+		return []string{"TERM=" + kind}
+	}
+	return nil
+}
+
+// console is this program's terminal.
+type console struct {
+	in, out int
+	was     *unix.Termios
+
+	mu       sync.Mutex
+	restored bool
+}
+
+func openConsole() (*console, error) {
+	c := &console{in: int(os.Stdin.Fd()), out: int(os.Stdout.Fd())}
+	var err error
+	if _, err = unix.IoctlGetWinsize(c.out, unix.TIOCGWINSZ); err == nil {
+		c.was, err = unix.IoctlGetTermios(c.in, unix.TCGETS)
+	}
+	if err != nil {
+		return nil, errNoTerminal
+	}
+	return c, nil
+}
+
+func (c *console) size() (rows, cols uint16) {
+	size, err := unix.IoctlGetWinsize(c.out, unix.TIOCGWINSZ)
+	if err != nil {
+		return 0, 0
+	}
+	return size.Row, size.Col
+}
+
+// connect connects it to the other end of a command's terminal, until nobody has that open any more.
+// It is raw meanwhile, so that ^C and ^Z go to the command, and is restored before this program
+// ends in whatever way it can notice.
+func (c *console) connect(other io.ReadWriter, resize func(rows, cols uint16) error) error {
+	restore := c.restore
+	beforeExit.Store(&restore)
+	defer restore()
+	dumps := make(chan os.Signal, 1)
+	signal.Notify(dumps, unix.SIGQUIT, unix.SIGABRT) // Go's own end by these restores nothing
+	go func() {
+		s := <-dumps
+		restore()
+		signal.Reset(s)
+		_ = unix.Kill(unix.Getpid(), s.(unix.Signal))
+	}()
+	defer signal.Stop(dumps)
+	if err := c.makeRaw(); err != nil {
+		return err
 	}
 	resized := make(chan os.Signal, 1)
 	signal.Notify(resized, unix.SIGWINCH)
 	defer signal.Stop(resized)
 	go func() {
 		for range resized {
-			if size, err := unix.IoctlGetWinsize(out, unix.TIOCGWINSZ); err == nil {
-				_ = p.Resize(size.Row, size.Col)
-			}
+			_ = resize(c.size())
 		}
 	}()
-	resized <- unix.SIGWINCH                               // it may have changed meanwhile
-	go func() { _, _ = io.Copy(p.Terminal(), os.Stdin) }() // until this program ends
-	_, _ = io.Copy(os.Stdout, p.Terminal())
-	return p.Wait()
+	resized <- unix.SIGWINCH                        // it may have changed meanwhile
+	go func() { _, _ = io.Copy(other, os.Stdin) }() // until this program ends
+	_, _ = io.Copy(os.Stdout, other)
+	return nil
+}
+
+func (c *console) makeRaw() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.restored {
+		return nil // this program is about to end
+	}
+	raw := rawMode(*c.was)
+	return unix.IoctlSetTermios(c.in, unix.TCSETSW, &raw)
+}
+
+// restore waits for nothing. That this program may be in the background by now must not stop it:
+// tcsetattr(3), SIGTTOU.
+func (c *console) restore() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.restored = true
+	signal.Ignore(unix.SIGTTOU)
+	_ = unix.IoctlSetTermios(c.in, unix.TCSETS, c.was)
 }
 
 // rawMode is cfmakeraw of termios(3).

@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/named"
 )
 
 // setter parses a flag's value into the settings.
@@ -269,8 +270,14 @@ func env(s *settings, value string) error {
 		}
 		value += "=" + mine
 	}
+	s.env = append(s.env, value)
 	s.add(sandbox.WithEnv(value))
 	return nil
+}
+
+func runName(s *settings, value string) error {
+	s.name = value
+	return named.Check(value)
 }
 
 func user(s *settings, value string) error {

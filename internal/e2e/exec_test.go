@@ -77,6 +77,19 @@ func TestRootlessExecIsThere(t *testing.T) {
 	}
 }
 
+// It has the run's scratch and its place on a private network.
+func TestRootlessExecShares(t *testing.T) {
+	t.Parallel()
+	kept, private := newScratch(t, sandbox.MiB), newNetwork(t)
+	p := session(t, sandbox.WithScratch("/work", kept), sandbox.WithNetwork(private.As("box")))
+	require.Empty(t, inRun(t, p, "echo 1 >/work/a"))
+	data, err := fs.ReadFile(kept.FS(), "a")
+	require.NoError(t, err)
+	require.Equal(t, "1\n", string(data))
+	other := runs.Output(t, runs.Shell("getent hosts box", sandbox.WithNetwork(private.As("other"))))
+	require.Contains(t, inRun(t, p, "cat /proc/net/fib_trie"), strings.Fields(other)[0])
+}
+
 // execKinds are sandboxes of all kinds that work here.
 func execKinds(t *testing.T) map[string]*sandbox.Sandbox {
 	all := map[string]*sandbox.Sandbox{

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -47,6 +48,9 @@ func (t *Terminal) Read(b []byte) (int, error) {
 }
 
 func (t *Terminal) Write(b []byte) (int, error) { return t.f.Write(b) }
+
+// SyscallConn makes it a syscall.Conn: another process may be given the descriptor.
+func (t *Terminal) SyscallConn() (syscall.RawConn, error) { return t.f.SyscallConn() }
 
 // Close hangs up: the command gets SIGHUP.
 func (t *Terminal) Close() error { return t.f.Close() }

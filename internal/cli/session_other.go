@@ -1,0 +1,18 @@
+//go:build !linux
+
+package cli
+
+import (
+	"context"
+	"errors"
+
+	"github.com/cellkit/sandbox"
+)
+
+type session struct{}
+
+func newSession(*settings) (*session, error)              { return nil, nil } // the run can't start either
+func (*session) serve(*sandbox.Process)                   {}
+func (*session) end(status int, reason error)             {}
+func execute(context.Context, *settings) (*answer, error) { return nil, errors.ErrUnsupported }
+func list() error                                         { return errors.ErrUnsupported }
