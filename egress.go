@@ -2,6 +2,57 @@ package sandbox
 
 import "github.com/cellkit/sandbox/internal/gateway"
 
+// AllowHost lets runs connect to the ports of a host by its name: numbers, which are of TCP, or
+// TCP(443), UDP(443). "*.example.org" are all names below example.org, without that itself, and "*"
+// all names. The network's own resolver answers for names that are listed, and says of all others
+// that they don't exist, without asking anybody. What it answers is an address that stands for the
+// name in this run: when the run connects to it, this process looks the name up and connects. It
+// does not connect to addresses that are not the internet's (private, loopback and link-local ones,
+// such as 169.254.169.254) or are this machine's, unless AllowCIDR names them. A run that shows the
+// server another name first, as the server name of TLS or the host of HTTP/1, is cut off; a proxy
+// takes AllowCIDR. Names are in ASCII, as xn--... if need be.
+func AllowHost[P int | Ports](name string, ports ...P) NetworkOption {
+	return func(c *gateway.Config) {
+		var all Ports
+		for _, p := range ports {
+			switch p := any(p).(type) {
+			case int:
+				all.tcp = append(all.tcp, p)
+			case Ports:
+				all.add(p)
+			}
+		}
+		c.AllowHost(name, all.tcp, all.udp...)
+	}
+}
+
+// AllowCIDR lets runs connect to addresses, "10.2.0.0/16" or "10.2.0.1", and lets names of
+// AllowHost lead there. A range names the addresses of a special block, such as 10.0.0.0/8, only if
+// it lies within that: 0.0.0.0/0 is the internet alone. An address of this machine has to be named
+// by itself. Runs have IPv4 alone; IPv6 addresses are for names that lead there.
+func AllowCIDR(addresses string, ports ...Ports) NetworkOption {
+	return func(c *gateway.Config) {
+		var all Ports
+		for _, p := range ports {
+			all.add(p)
+		}
+		c.AllowCIDR(addresses, all.tcp, all.udp...)
+	}
+}
+
+// Ports is ports of a protocol.
+type Ports struct{ tcp, udp []int }
+
+func (p *Ports) add(more Ports) {
+	p.tcp, p.udp = append(p.tcp, more.tcp...), append(p.udp, more.udp...)
+}
+
+// TCP returns ports of TCP, 1 to 65535.
+func TCP(ports ...int) Ports { return Ports{tcp: ports} }
+
+// UDP returns ports of UDP, 1 to 65535. QUIC, which is HTTP/3, takes UDP(443).
+func UDP(ports ...int) Ports { return Ports{udp: ports} }
+
 // Bandwidth limits what the runs of the network send to the outside and get from there, by TCP and
 // UDP and also through WithPublish, to so many bytes per second each way, for all of them together
 // and within a tenth. Their connections take turns. Not limited is what runs send each other, which

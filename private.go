@@ -66,41 +66,9 @@ func (m member) set(c *spec.Spec) {
 	c.Namespaces.Network, c.Place.Member = spec.NetworkPrivate, spec.Member(m)
 }
 
-// AllowHost lets runs connect by TCP to the ports of a host by its name; "*.example.org" are all
-// names below example.org, without that itself, and "*" all names. The network's own resolver
-// answers for names that are listed, and says of all others that they don't exist, without asking
-// anybody. What it answers is an address that stands for the name in this run: when the run
-// connects to it, this process looks the name up and connects. It does not connect to addresses
-// that are not the internet's (private, loopback and link-local ones, such as 169.254.169.254) or
-// are this machine's, unless AllowCIDR names them. A run that shows the server another name first,
-// as the server name of TLS or the host of HTTP/1, is cut off; a proxy takes AllowCIDR. Names are in
-// ASCII, as xn--... if need be.
-func AllowHost(name string, ports ...int) NetworkOption {
-	return func(c *gateway.Config) { c.AllowHost(name, ports) }
-}
-
-// AllowCIDR lets runs connect to addresses, "10.2.0.0/16" or "10.2.0.1", and lets names of
-// AllowHost lead there. A range names the addresses of a special block, such as 10.0.0.0/8, only if
-// it lies within that: 0.0.0.0/0 is the internet alone. An address of this machine has to be named
-// by itself. Runs have IPv4 alone; IPv6 addresses are for names that lead there.
-func AllowCIDR(addresses string, ports ...Ports) NetworkOption {
-	return func(c *gateway.Config) {
-		var all []int
-		for _, p := range ports {
-			all = append(all, p.tcp...)
-		}
-		c.AllowCIDR(addresses, all)
-	}
-}
-
-// Ports is ports of a protocol.
-type Ports struct{ tcp []int }
-
-// TCP returns ports of TCP, 1 to 65535.
-func TCP(ports ...int) Ports { return Ports{ports} }
-
-// MaxConns sets how many connections each run of the network may have at a time, 1 to 65536. Each
-// takes two to six descriptors of this process. More are reset. Default: 256.
+// MaxConns sets how many connections each run of the network may have at a time, 1 to 65536. What a
+// port of the run and one of a host send each other by UDP is one, too. Each takes two to six
+// descriptors of this process. More are reset. Default: 256.
 func MaxConns(n int) NetworkOption { return func(c *gateway.Config) { c.MaxConns = n } }
 
 // NetworkResolver sets what looks names up when runs connect to them. Default: net.DefaultResolver.
@@ -119,7 +87,7 @@ func NetworkObserver(f func(Conn)) NetworkOption {
 			return
 		}
 		c.Observe = func(conn gateway.Conn) {
-			f(Conn{conn.Run, conn.Name, conn.Port, conn.Address, conn.Sent, conn.Received, conn.Begin, conn.Duration, conn.Published, Verdict(conn.Verdict), conn.Rule, conn.Err})
+			f(Conn{conn.Run, conn.Name, conn.Port, conn.Address, conn.Sent, conn.Received, conn.Begin, conn.Duration, conn.Published, conn.UDP, Verdict(conn.Verdict), conn.Rule, conn.Err})
 		}
 	}
 }
@@ -152,7 +120,10 @@ type Conn struct {
 	Duration time.Duration
 	// Published means that the connection came in, through WithPublish, to Port.
 	Published bool
-	Verdict   Verdict
-	Rule      string // the name or addresses of the option that allows it, as given there
-	Err       error  // why it is not Allowed, or was cut off
+	// UDP means datagrams between two addresses and ports, until there were none for 30 seconds, or
+	// for two minutes if there was an answer.
+	UDP     bool
+	Verdict Verdict
+	Rule    string // the name or addresses of the option that allows it, as given there
+	Err     error  // why it is not Allowed, or was cut off
 }

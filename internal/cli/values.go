@@ -325,16 +325,21 @@ func allow(s *settings, value string) error {
 		return fmt.Errorf("%q names no port: it must be like api.example.org:443 or 10.2.0.0/16:5432", value)
 	}
 	host := strings.TrimSuffix(strings.TrimPrefix(value[:i], "["), "]")
-	var ports []int
+	var ports []sandbox.Ports
 	for text := range strings.SplitSeq(value[i+1:], ",") {
-		port, err := strconv.Atoi(text)
+		number, overUDP := strings.CutSuffix(text, "/udp")
+		port, err := strconv.Atoi(number)
 		if err != nil {
 			return fmt.Errorf("%q: %q is no port", value, text)
 		}
-		ports = append(ports, port)
+		if overUDP {
+			ports = append(ports, sandbox.UDP(port))
+		} else {
+			ports = append(ports, sandbox.TCP(port))
+		}
 	}
 	if addr, _, _ := strings.Cut(host, "/"); isAddress(addr) {
-		s.private = append(s.private, sandbox.AllowCIDR(host, sandbox.TCP(ports...)))
+		s.private = append(s.private, sandbox.AllowCIDR(host, ports...))
 	} else {
 		s.private = append(s.private, sandbox.AllowHost(host, ports...))
 	}

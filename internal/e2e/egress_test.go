@@ -20,6 +20,7 @@ import (
 func init() {
 	testkit.AddHelper("exchange", exchangeHelper)
 	testkit.AddHelper("burst", burstHelper)
+	testkit.AddHelper("datagrams", datagramsHelper)
 }
 
 // exchangeHelper sends a mebibyte to an echo and waits until it is back.
@@ -43,6 +44,79 @@ func burstHelper(args []string) error {
 	}
 	fmt.Println(n)
 	return nil
+}
+
+// datagramsHelper sends a few datagrams to each address, over one socket each, and prints what comes
+// back from there within a time.
+func datagramsHelper(args []string) error {
+	wait, err := time.ParseDuration(args[0])
+	for _, at := range args[1:] {
+		fmt.Println(datagramsTo(at, wait))
+	}
+	return err
+}
+
+func datagramsTo(at string, wait time.Duration) string {
+	conn, err := net.Dial("udp4", at)
+	if err != nil {
+		return "no: " + err.Error()
+	}
+	defer conn.Close()
+	got := ""
+	for _, size := range []int{1, 1000, 60000} {
+		if _, err := conn.Write(make([]byte, size)); err != nil {
+			return got + "no: " + err.Error()
+		}
+		_ = conn.SetReadDeadline(time.Now().Add(wait))
+		n, err := conn.Read(make([]byte, 1<<16))
+		if err != nil {
+			return got + "no: " + err.Error()
+		}
+		got += fmt.Sprintf("%d ", n)
+	}
+	return got
+}
+
+// datagramEcho answers datagrams at a port of this machine's loopback.
+func datagramEcho(t *testing.T) (port int) {
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { udp.Close() })
+	go func() {
+		b := make([]byte, 1<<16)
+		for {
+			n, from, err := udp.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			_, _ = udp.WriteTo(b[:n], from)
+		}
+	}()
+	return udp.LocalAddr().(*net.UDPAddr).Port
+}
+
+// What comes back comes from the address that the run sent to, or its connected socket would not
+// take it.
+func TestRootlessPrivateDatagrams(t *testing.T) {
+	t.Parallel()
+	port, other := datagramEcho(t), datagramEcho(t)
+	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1", "two.test": "127.0.0.1"})
+	var seen observer
+	opts := []sandbox.NetworkOption{sandbox.AllowHost("one.test", sandbox.UDP(port), sandbox.TCP(1)), sandbox.AllowHost("two.test", other), sandbox.AllowCIDR("127.0.0.1", sandbox.UDP(port)),
+		sandbox.AllowCIDR("192.0.2.1", sandbox.UDP(other, 53)), sandbox.NetworkResolver(zone.Resolver()), sandbox.NetworkObserver(seen.tell)}
+	n := newNetwork(t, opts...)
+	sending := func(wait string, to ...string) []string {
+		s := runs.Helper("datagrams", append([]string{wait}, to...)...)
+		return strings.Split(runs.Output(t, s.With(sandbox.WithNetwork(n.As("client")))), "\n")
+	}
+	require.Equal(t, "1 1000 60000", sending("20s", at("one.test", port))[0])
+	for i, text := range sending("300ms", at("one.test", other), at("two.test", other), at("one.test", 1)) {
+		require.Contains(t, text, []string{"timeout", "timeout", "connection refused"}[i])
+	}
+	c := seen.await(t, "one.test", func(c sandbox.Conn) bool { return c.Verdict == sandbox.Allowed })
+	require.Equal(t, []any{true, "one.test", "one.test", uint16(port), int64(61001), int64(61001)}, []any{c.UDP, c.Name, c.Rule, c.Port, c.Sent, c.Received})
+	refused := func(c sandbox.Conn) bool { return c.Name == "two.test" && c.Verdict == sandbox.Refused }
+	require.ErrorContains(t, seen.await(t, "two.test", refused).Err, "the port is not listed for the name")
 }
 
 // local returns options with which runs reach a port of this machine's loopback as one.test.

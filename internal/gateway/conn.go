@@ -37,6 +37,7 @@ type Conn struct {
 	Begin     time.Time
 	Duration  time.Duration
 	Published bool
+	UDP       bool
 	Verdict   Verdict
 	Rule      string
 	Err       error

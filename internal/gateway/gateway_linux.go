@@ -19,6 +19,7 @@ import (
 // one to each run: what neither takes goes nowhere, also when this process has died.
 type gateway struct {
 	config *Config
+	udp    *Config // for UDP
 	cell   *cell.Cell
 	ns     namespace
 	ctx    context.Context // ends with the gateway
@@ -113,28 +114,39 @@ const backlog = 1024
 // interface only what the run there may send (rp_filter: no other's address), and answers no echo
 // requests, as every address would seem to be there. Settings of IPv4 are inherited from the
 // machine's (Documentation/admin-guide/sysctl/net.rst, devconf_inherit_init_net). The sockets are
-// that of the resolver, and listeners: of DNS over TCP, and of all ports that are allowed.
-func setUpGateway(ports []uint16) func(b *program.Builder) []program.Slot {
+// that of the resolver, listeners of DNS over TCP and of all ports that are allowed, and those for
+// ports of UDP that are.
+func setUpGateway(tcp, udp []uint16) func(b *program.Builder) []program.Slot {
 	return func(b *program.Builder) []program.Slot {
 		setUpAny(b)
 		for _, s := range [][2]string{{"ip_forward", "1"}, {"conf/all/rp_filter", "1"}, {"conf/default/rp_filter", "1"}, {"conf/all/accept_local", "0"}, {"conf/default/accept_local", "0"}, {"conf/all/accept_source_route", "0"}, {"icmp_echo_ignore_all", "1"}} {
 			set(b, "ipv4/"+s[0], s[1])
 		}
 		one := b.Bytes([]byte{1, 0, 0, 0}, "1")
-		bind := func(s program.Slot, port uint16) {
-			b.Call("setsockopt", unix.SYS_SETSOCKOPT, program.Use(s), program.Int(unix.SOL_SOCKET, "SOL_SOCKET"), program.Int(unix.SO_REUSEADDR, "SO_REUSEADDR"), one, program.Int(4))
+		option := func(s program.Slot, level, number int, name string) {
+			b.Call("setsockopt", unix.SYS_SETSOCKOPT, program.Use(s), program.Int(level), program.Int(number, name), one, program.Int(4))
+		}
+		bind := func(s program.Slot, address netip.Addr, port uint16) {
+			option(s, unix.SOL_SOCKET, unix.SO_REUSEADDR, "SO_REUSEADDR")
 			at := make([]byte, unix.SizeofSockaddrInet4)
 			at[2], at[3] = byte(port>>8), byte(port)
+			copy(at[4:], address.AsSlice())
 			nativeFamily(at, unix.AF_INET)
-			b.Call("bind", unix.SYS_BIND, program.Use(s), b.Bytes(at, fmt.Sprintf("{0.0.0.0:%d}", port)), program.Int(len(at)))
+			b.Call("bind", unix.SYS_BIND, program.Use(s), b.Bytes(at, fmt.Sprintf("{%v:%d}", address, port)), program.Int(len(at)))
 		}
 		names := socket(b, unix.AF_INET, unix.SOCK_DGRAM, 0)
-		bind(names, dnsPort)
+		option(names, unix.SOL_IP, unix.IP_FREEBIND, "IP_FREEBIND") // there is no address yet
+		bind(names, resolver, dnsPort)
 		made := []program.Slot{names}
-		for _, port := range ports {
+		for _, port := range tcp {
 			s := socket(b, unix.AF_INET, unix.SOCK_STREAM, 0)
-			bind(s, port)
+			bind(s, anywhere.Addr(), port)
 			b.Call("listen", unix.SYS_LISTEN, program.Use(s), program.Int(backlog))
+			made = append(made, s)
+		}
+		for _, port := range udp {
+			s := socket(b, unix.AF_INET, unix.SOCK_DGRAM, 0)
+			bind(s, anywhere.Addr(), port)
 			made = append(made, s)
 		}
 		return made
@@ -143,7 +155,7 @@ func setUpGateway(ports []uint16) func(b *program.Builder) []program.Slot {
 
 // newGateway makes a gateway in the cell, and begins to listen.
 func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
-	g := &gateway{config: config, cell: c, members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, spare: map[int][]*os.File{}, last: firstRun - 1}
+	g := &gateway{config: config, udp: config.forUDP(), cell: c, members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, spare: map[int][]*os.File{}, last: firstRun - 1}
 	g.sent, g.received = newBuckets(config.Bandwidth), newBuckets(config.Bandwidth)
 	g.ctx, g.end = context.WithCancel(context.Background())
 	defer func() {
@@ -151,7 +163,7 @@ func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
 			g.close()
 		}
 	}()
-	if g.ns, err = newNamespace(c, setUpGateway(config.listened())); err != nil {
+	if g.ns, err = newNamespace(c, setUpGateway(config.listened(), g.udp.ports())); err != nil {
 		return nil, fmt.Errorf("the gateway's network namespace: %w", err)
 	}
 	var x batch
@@ -167,12 +179,18 @@ func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
 // listen gives each of the gateway's sockets a goroutine.
 func (g *gateway) listen() error {
 	for i, f := range g.ns.sockets {
-		if i == 0 {
+		if i == 0 || i > len(g.config.listened()) {
 			p, err := net.FilePacketConn(f)
 			if err != nil {
 				return err
 			}
 			udp := p.(*net.UDPConn)
+			if i > 0 {
+				if err := g.serveDatagrams(udp); err != nil {
+					return err
+				}
+				continue
+			}
 			context.AfterFunc(g.ctx, func() { udp.Close() })
 			g.busy.Go(func() { g.serveNames(udp) })
 			continue

@@ -36,6 +36,9 @@ type Member struct {
 	sending atomic.Int32 // connections over which the run may still send
 	crowded atomic.Bool  // that there are too many is being told
 
+	flowsMu sync.Mutex
+	flows   map[ends]*flow
+
 	mu        sync.Mutex
 	listeners []io.Closer // for what is published
 }

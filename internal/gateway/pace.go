@@ -84,6 +84,17 @@ func (l buckets) spend(ctx context.Context, n int) error {
 	}
 }
 
+// try takes n of each, or reports that it can't at once.
+func (l buckets) try(n int) bool {
+	now := time.Now()
+	for _, b := range l {
+		if !b.try(n, now) {
+			return false
+		}
+	}
+	return true
+}
+
 // What is copied before it is paid for.
 const (
 	minChunk = 2 << 10

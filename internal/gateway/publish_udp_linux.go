@@ -16,7 +16,6 @@ import (
 const (
 	udpIdle  = time.Minute // how long a peer that is silent is remembered
 	udpSpare = time.Second // for how long it has to be silent until another may have its place
-	maxUDP   = 1 << 16
 	infoRoom = 128 // of control messages with an address
 )
 
@@ -72,7 +71,7 @@ func (m *Member) publishUDP(address string, port uint16) (netip.AddrPort, error)
 // takeIn passes on what comes, until the port is closed.
 func (u *udpPort) takeIn() {
 	defer u.endAll()
-	b, info := make([]byte, maxUDP), make([]byte, infoRoom)
+	b, info := make([]byte, maxDatagram), make([]byte, infoRoom)
 	for {
 		n, infoLen, _, from, err := u.conn.ReadMsgUDPAddrPort(b, info)
 		switch {
@@ -191,20 +190,18 @@ func (u *udpPort) answer(p *peer) {
 	}
 }
 
-var datagrams = sync.Pool{New: func() any { b := make([]byte, maxUDP); return &b }}
-
 // receive waits for a datagram, and takes a buffer for it only then.
 func receive(conn *net.UDPConn, f func(b []byte)) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
 	}
-	var b *[]byte
+	var b *[maxDatagram]byte
 	var n int
 	var result error
 	err = raw.Read(func(fd uintptr) bool {
-		b = datagrams.Get().(*[]byte)
-		n, _, result = unix.Recvfrom(int(fd), *b, unix.MSG_DONTWAIT)
+		b = datagrams.Get().(*[maxDatagram]byte)
+		n, _, result = unix.Recvfrom(int(fd), b[:], unix.MSG_DONTWAIT)
 		if result == unix.EAGAIN {
 			datagrams.Put(b)
 			return false
@@ -216,7 +213,7 @@ func receive(conn *net.UDPConn, f func(b []byte)) error {
 	}
 	defer datagrams.Put(b)
 	if result == nil {
-		f((*b)[:n])
+		f(b[:n])
 	}
 	return result
 }

@@ -110,13 +110,7 @@ func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }
 func (m *Member) limited(places *share, conn *net.TCPConn, c Conn, serve func(*net.TCPConn, *Conn, *outgoing)) {
 	if err := places.take(); err != nil {
 		reset(conn)
-		c.Verdict, c.Err = Refused, err
-		if m.crowded.CompareAndSwap(false, true) { // one of those that come while it is told
-			m.gateway.begin(func() {
-				m.tell(c)
-				m.crowded.Store(false)
-			})
-		}
+		m.tellCrowded(c, err)
 		return
 	}
 	o := &outgoing{m: m}
@@ -135,8 +129,19 @@ func (m *Member) limited(places *share, conn *net.TCPConn, c Conn, serve func(*n
 	})
 }
 
+// tellCrowded tells of a connection for which there is no place, one of those that come meanwhile.
+func (m *Member) tellCrowded(c Conn, err error) {
+	c.Verdict, c.Err = Refused, err
+	if m.crowded.CompareAndSwap(false, true) {
+		m.gateway.begin(func() {
+			m.tell(c)
+			m.crowded.Store(false)
+		})
+	}
+}
+
 func addrPort(a net.Addr) netip.AddrPort {
-	p := a.(*net.TCPAddr).AddrPort()
+	p := a.(interface{ AddrPort() netip.AddrPort }).AddrPort()
 	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
 }
 
@@ -148,12 +153,17 @@ func reset(c *net.TCPConn) {
 
 // passOut serves one connection of the member to its end.
 func (m *Member) passOut(conn *net.TCPConn, c *Conn, o *outgoing) {
-	far, err := m.dial(c.Address, c)
+	far, err := m.dial("tcp", c.Address, c)
 	if err == nil {
-		m.relay(conn, far, c, o)
+		m.relay(conn, far.(*net.TCPConn), c, o)
 		return
 	}
 	reset(conn)
+	c.fail(err)
+}
+
+// fail is for a connection that there is not.
+func (c *Conn) fail(err error) {
 	c.Err, c.Verdict = err, Failed
 	var refused *refusal
 	if errors.As(err, &refused) {
@@ -189,8 +199,11 @@ func (m *Member) serveQueries(conn *net.TCPConn) {
 }
 
 // dial connects to what the member wants to reach, if it may.
-func (m *Member) dial(to netip.AddrPort, c *Conn) (*net.TCPConn, error) {
+func (m *Member) dial(network string, to netip.AddrPort, c *Conn) (net.Conn, error) {
 	config := m.gateway.config
+	if c.UDP {
+		config = m.gateway.udp
+	}
 	at := to.String()
 	if nameRange.Contains(to.Addr()) {
 		name, ok := m.names.nameOf(to.Addr())
@@ -219,16 +232,16 @@ func (m *Member) dial(to netip.AddrPort, c *Conn) (*net.TCPConn, error) {
 		}
 		return err
 	}}
-	far, err := d.DialContext(m.ctx, "tcp", at)
+	far, err := d.DialContext(m.ctx, network, at)
 	if err != nil {
 		return nil, err
 	}
 	c.Address = addrPort(far.RemoteAddr())
 	if err := config.checkFar(addrPort(far.LocalAddr()).Addr(), c.Address); err != nil {
-		reset(far.(*net.TCPConn))
+		far.Close()
 		return nil, err
 	}
-	return far.(*net.TCPConn), nil
+	return far, nil
 }
 
 // outgoing is what a run sends over one connection.

@@ -31,14 +31,16 @@ type Config struct {
 
 // Host is names that runs may connect to.
 type Host struct {
-	Pattern string // lower case; "*.example.org" for all below, "*" for all
-	Ports   []uint16
+	Pattern string   // lower case; "*.example.org" for all below, "*" for all
+	Ports   []uint16 // of TCP
+	UDP     []uint16
 }
 
 // CIDR is addresses that runs may connect to.
 type CIDR struct {
 	Prefix netip.Prefix
-	Ports  []uint16
+	Ports  []uint16 // of TCP
+	UDP    []uint16
 }
 
 const (
@@ -54,11 +56,11 @@ const (
 )
 
 // AllowHost adds a name.
-func (c *Config) AllowHost(pattern string, ports []int) {
+func (c *Config) AllowHost(pattern string, tcp []int, udp ...int) {
 	h := Host{Pattern: canonical(pattern)}
 	err := checkPattern(h.Pattern)
 	if err == nil {
-		h.Ports, err = checkPorts(ports)
+		h.Ports, h.UDP, err = checkPorts(tcp, udp)
 	}
 	if err != nil {
 		c.Wrong = append(c.Wrong, fault.Option("AllowHost", "%q: %w", pattern, err))
@@ -68,7 +70,7 @@ func (c *Config) AllowHost(pattern string, ports []int) {
 }
 
 // AllowCIDR adds addresses.
-func (c *Config) AllowCIDR(text string, ports []int) {
+func (c *Config) AllowCIDR(text string, tcp []int, udp ...int) {
 	p, err := netip.ParsePrefix(text)
 	if err != nil {
 		var a netip.Addr
@@ -84,7 +86,7 @@ func (c *Config) AllowCIDR(text string, ports []int) {
 	case p.Addr().Is4In6():
 		err = errors.New("write IPv4 as IPv4")
 	default:
-		r.Ports, err = checkPorts(ports)
+		r.Ports, r.UDP, err = checkPorts(tcp, udp)
 	}
 	if err != nil {
 		c.Wrong = append(c.Wrong, fault.Option("AllowCIDR", "%q: %w", text, err))
@@ -103,7 +105,7 @@ func (c *Config) Check() error {
 		errs = append(errs, fault.Option("MaxNewConns", "%d is not between 1 and %d", c.MaxNewConns, maxMaxNewConns))
 	}
 	errs = append(errs, checkBandwidth("Bandwidth", c.Bandwidth), checkBandwidth("RunBandwidth", c.RunBandwidth))
-	if n := len(c.ports()); n > maxPorts {
+	if n := len(c.ports()) + len(c.forUDP().ports()); n > maxPorts {
 		errs = append(errs, fault.Option("NewNetwork", "%d different ports are allowed, at most %d are possible", n, maxPorts))
 	}
 	return errors.Join(errs...)
@@ -116,17 +118,21 @@ func checkBandwidth(option string, rate int64) error {
 	return nil
 }
 
-func checkPorts(ports []int) (list []uint16, err error) {
-	if len(ports) == 0 {
-		return nil, errors.New("name the ports too")
+func checkPorts(tcp, udp []int) (overTCP, overUDP []uint16, err error) {
+	if len(tcp)+len(udp) == 0 {
+		return nil, nil, errors.New("name the ports too")
 	}
-	for _, p := range ports {
-		if p < 1 || p > 65535 {
-			return nil, fmt.Errorf("%d: ports go from 1 to 65535", p)
+	for i, p := range slices.Concat(tcp, udp) {
+		switch {
+		case p < 1 || p > 65535:
+			return nil, nil, fmt.Errorf("%d: ports go from 1 to 65535", p)
+		case i < len(tcp):
+			overTCP = append(overTCP, uint16(p))
+		default:
+			overUDP = append(overUDP, uint16(p))
 		}
-		list = append(list, uint16(p))
 	}
-	return list, nil
+	return overTCP, overUDP, nil
 }
 
 func checkPattern(p string) error {
@@ -190,6 +196,19 @@ func (c *Config) ruleForName(name string, port uint16) (rule string, ok bool) {
 		}
 	}
 	return "", false
+}
+
+// forUDP returns the same with the ports of UDP in place of those of TCP.
+func (c *Config) forUDP() *Config {
+	u := *c
+	u.Hosts, u.CIDRs = slices.Clone(c.Hosts), slices.Clone(c.CIDRs)
+	for i := range u.Hosts {
+		u.Hosts[i].Ports = u.Hosts[i].UDP
+	}
+	for i := range u.CIDRs {
+		u.CIDRs[i].Ports = u.CIDRs[i].UDP
+	}
+	return &u
 }
 
 // ports returns all ports that are allowed anywhere, sorted.

@@ -230,7 +230,11 @@ func hear([]string) error {
 // spoof speaks to the victim as other addresses: its neighbour's, the gate's, one of the internet.
 // Then it says the last word in its own.
 func spoof(args []string) error {
-	victim, err := net.ResolveUDPAddr("udp4", "victim:99")
+	at := "victim:99"
+	if len(args) > 0 {
+		at = args[0]
+	}
+	victim, err := net.ResolveUDPAddr("udp4", at)
 	if err != nil {
 		return err
 	}
@@ -238,7 +242,7 @@ func spoof(args []string) error {
 	if err != nil {
 		return err
 	}
-	to := &unix.SockaddrInet4{Port: 99, Addr: [4]byte(victim.IP.To4())}
+	to := &unix.SockaddrInet4{Port: victim.Port, Addr: [4]byte(victim.IP.To4())}
 	for _, as := range []string{other[0], "198.18.0.1", "198.19.0.1", "8.8.8.8"} {
 		s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 		if err != nil {
@@ -251,7 +255,7 @@ func spoof(args []string) error {
 		pktinfo := unix.Inet4Pktinfo{Spec_dst: source}
 		_, _ = unix.SendmsgN(s, []byte("as "+as), unix.PktInfo4(&pktinfo), to, 0)
 	}
-	conn, err := net.Dial("udp4", "victim:99")
+	conn, err := net.Dial("udp4", at)
 	if err != nil {
 		return err
 	}

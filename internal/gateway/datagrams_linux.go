@@ -1,0 +1,237 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxDatagram = 64 << 10
+	// maxHeld and maxHeldSize bound what is kept of a flow until its destination is known.
+	maxHeld     = 4
+	maxHeldSize = 2 << 10
+	// datagramBuffer bounds what the kernel keeps of a flow, each way. The kernel doubles it.
+	datagramBuffer = 64 << 10
+	// How long a flow stays without a datagram: before and after there was an answer (RFC 4787,
+	// section 4.3), and if it is refused, so that it is told of once.
+	unansweredTime = 30 * time.Second
+	answeredTime   = 2 * time.Minute
+	refusedTime    = 5 * time.Second
+)
+
+// ends is the addresses of a flow: of a run, and that it sends to.
+type ends struct{ from, to netip.AddrPort }
+
+// flow is datagrams between two addresses, for which this process has a socket.
+type flow struct {
+	ends
+	m    *Member
+	near syscall.RawConn // of the gateway
+	conn Conn
+
+	mu       sync.Mutex
+	far      syscall.RawConn // nil until it is known
+	held     [][]byte
+	answered bool
+	last     time.Time // a datagram passed
+}
+
+// serveDatagrams takes what runs send to one port.
+func (g *gateway) serveDatagrams(udp *net.UDPConn) error {
+	near, err := udp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if ctlErr := near.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_PKTINFO, 1) }); ctlErr != nil || err != nil {
+		return os.NewSyscallError("IP_PKTINFO", errors.Join(ctlErr, err))
+	}
+	context.AfterFunc(g.ctx, func() { udp.Close() })
+	g.busy.Go(func() {
+		b, oob := make([]byte, maxDatagram), make([]byte, unix.CmsgSpace(unix.SizeofInet4Pktinfo))
+		for {
+			n, oobn, _, from, err := udp.ReadMsgUDPAddrPort(b, oob)
+			if isClosed(err) {
+				return
+			}
+			to, ok := destination(oob[:oobn])
+			if err != nil || !ok {
+				continue
+			}
+			from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+			if m := g.member(from.Addr()); m != nil {
+				port := uint16(udp.LocalAddr().(*net.UDPAddr).Port)
+				m.sendOut(near, ends{from, netip.AddrPortFrom(to, port)}, b[:n])
+			}
+		}
+	})
+	return nil
+}
+
+// destination returns where a datagram was sent to: ip(7), IP_PKTINFO.
+func destination(oob []byte) (netip.Addr, bool) {
+	h, data, _, err := unix.ParseOneSocketControlMessage(oob)
+	if err != nil || h.Level != unix.SOL_IP || h.Type != unix.IP_PKTINFO || len(data) < unix.SizeofInet4Pktinfo {
+		return netip.Addr{}, false
+	}
+	at := unsafe.Offsetof(unix.Inet4Pktinfo{}.Addr)
+	return netip.AddrFrom4([4]byte(data[at:])), true
+}
+
+// sendOut passes on a datagram of the member, over a flow that may be new.
+func (m *Member) sendOut(near syscall.RawConn, e ends, b []byte) {
+	m.flowsMu.Lock()
+	f := m.flows[e]
+	if f == nil {
+		f = &flow{ends: e, m: m, near: near, last: time.Now(), conn: Conn{UDP: true, Port: e.to.Port(), Address: e.to, Begin: time.Now()}}
+		if err := m.out.take(); err != nil {
+			m.flowsMu.Unlock()
+			m.tellCrowded(f.conn, err)
+			return
+		}
+		if !m.gateway.begin(f.serve) {
+			m.out.give()
+			m.flowsMu.Unlock()
+			return
+		}
+		if m.flows == nil {
+			m.flows = map[ends]*flow{}
+		}
+		m.flows[e] = f
+	}
+	m.flowsMu.Unlock()
+	f.send(b)
+}
+
+// send passes a datagram of the run on, or holds a few until it is known where to.
+func (f *flow) send(b []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.last = time.Now()
+	if f.far == nil {
+		if len(f.held) < maxHeld && len(b) <= maxHeldSize {
+			f.held = append(f.held, slices.Clone(b))
+		}
+		return
+	}
+	f.pass(b)
+}
+
+// pass sends a datagram to the other side. f.mu must be held.
+func (f *flow) pass(b []byte) {
+	if f.m.sent.try(len(b)) && now(f.far, func(fd int) error { return unix.Sendto(fd, b, unix.MSG_DONTWAIT, nil) }) {
+		f.conn.Sent += int64(len(b))
+	}
+}
+
+// now makes a call that does not wait, and reports whether it worked.
+func now(c syscall.RawConn, call func(fd int) error) bool {
+	var err error
+	return c.Control(func(fd uintptr) { err = call(int(fd)) }) == nil && err == nil
+}
+
+// serve lives as long as the flow.
+func (f *flow) serve() {
+	m := f.m
+	defer func() {
+		m.flowsMu.Lock()
+		delete(m.flows, f.ends)
+		m.flowsMu.Unlock()
+		m.out.give()
+	}()
+	c := f.conn
+	far, err := m.dial("udp", f.to, &c)
+	if err == nil {
+		err = f.exchange(far.(*net.UDPConn))
+		far.Close()
+		f.mu.Lock()
+		c.Sent, c.Received = f.conn.Sent, f.conn.Received
+		f.mu.Unlock()
+		c.Duration, c.Err = time.Since(c.Begin), err
+		m.tell(c)
+		return
+	}
+	c.fail(err)
+	m.tell(c)
+	select {
+	case <-m.ctx.Done():
+	case <-time.After(refusedTime):
+	}
+}
+
+var datagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }}
+
+// exchange passes datagrams on, both ways, until there are none any more.
+func (f *flow) exchange(udp *net.UDPConn) error {
+	_ = udp.SetReadBuffer(datagramBuffer)
+	_ = udp.SetWriteBuffer(datagramBuffer)
+	far, err := udp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(f.m.ctx, func() { udp.Close() })()
+	f.mu.Lock()
+	f.far = far
+	for _, b := range f.held {
+		f.pass(b)
+	}
+	f.held = nil
+	f.mu.Unlock()
+	for {
+		_ = udp.SetReadDeadline(f.end())
+		switch err := f.receive(far); {
+		case errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(f.end()):
+		case errors.Is(err, os.ErrDeadlineExceeded) || isClosed(err):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// end returns when the flow ends if nothing passes.
+func (f *flow) end() time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.answered {
+		return f.last.Add(answeredTime)
+	}
+	return f.last.Add(unansweredTime)
+}
+
+// receive waits for a datagram from the other side and passes it on, from the address that the run
+// knows: a socket may use any that is local, and in the gateway all are. What the kernel was told
+// of earlier ones, such as that nobody listens, is left out.
+func (f *flow) receive(far syscall.RawConn) error {
+	return far.Read(func(fd uintptr) bool {
+		b := datagrams.Get().(*[maxDatagram]byte)
+		defer datagrams.Put(b)
+		n, err := unix.Read(int(fd), b[:])
+		if err != nil {
+			return err != unix.EAGAIN
+		}
+		f.mu.Lock()
+		f.answered, f.last = true, time.Now()
+		f.mu.Unlock()
+		as := unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: f.to.Addr().As4()})
+		to := &unix.SockaddrInet4{Port: int(f.from.Port()), Addr: f.from.Addr().As4()}
+		if f.m.received.try(n) && now(f.near, func(fd int) error {
+			_, err := unix.SendmsgN(fd, b[:n], as, to, unix.MSG_DONTWAIT)
+			return err
+		}) {
+			f.mu.Lock()
+			f.conn.Received += int64(n)
+			f.mu.Unlock()
+		}
+		return true
+	})
+}
