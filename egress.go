@@ -10,7 +10,7 @@ import "github.com/cellkit/sandbox/internal/gateway"
 // does not connect to addresses that are not the internet's (private, loopback and link-local ones,
 // such as 169.254.169.254) or are this machine's, unless AllowCIDR names them. A run that shows the
 // server another name first, as the server name of TLS or the host of HTTP/1, is cut off; a proxy
-// takes AllowCIDR. Names are in ASCII, as xn--... if need be.
+// takes AllowCIDR. "bücher.example" stands for xn--bcher-kva.example, which observers are told.
 func AllowHost[P int | Ports](name string, ports ...P) NetworkOption {
 	return func(c *gateway.Config) {
 		var all Ports

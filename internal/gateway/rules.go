@@ -10,6 +10,9 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode/utf8"
+
+	"golang.org/x/net/idna"
 
 	"github.com/cellkit/sandbox/internal/fault"
 )
@@ -57,8 +60,12 @@ const (
 
 // AllowHost adds a name.
 func (c *Config) AllowHost(pattern string, tcp []int, udp ...int) {
-	h := Host{Pattern: canonical(pattern)}
-	err := checkPattern(h.Pattern)
+	var h Host
+	ascii, err := inASCII(pattern)
+	if err == nil {
+		h.Pattern = canonical(ascii)
+		err = checkPattern(h.Pattern)
+	}
 	if err == nil {
 		h.Ports, h.UDP, err = checkPorts(tcp, udp)
 	}
@@ -135,6 +142,25 @@ func checkPorts(tcp, udp []int) (overTCP, overUDP []uint16, err error) {
 	return overTCP, overUDP, nil
 }
 
+// inASCII returns a pattern as names are looked up, with xn-- for what is not ASCII: RFC 5891,
+// section 5.
+func inASCII(pattern string) (string, error) {
+	if !strings.ContainsFunc(pattern, func(r rune) bool { return r >= utf8.RuneSelf }) {
+		return pattern, nil
+	}
+	name, below := strings.CutPrefix(pattern, "*.")
+	name, err := idna.Lookup.ToASCII(name)
+	if err != nil || !utf8.ValidString(pattern) {
+		return "", errNoName
+	}
+	if below {
+		name = "*." + name
+	}
+	return name, nil
+}
+
+var errNoName = errors.New("that is no host name, nor one with *. before it")
+
 func checkPattern(p string) error {
 	if p == "*" {
 		return nil
@@ -144,7 +170,7 @@ func checkPattern(p string) error {
 		return errors.New("that is an address: use AllowCIDR")
 	}
 	if !isName(name) {
-		return errors.New("that is no host name in ASCII, nor one with *. before it: write others as xn--... (golang.org/x/net/idna, Lookup.ToASCII)")
+		return errNoName
 	}
 	return nil
 }

@@ -11,6 +11,8 @@ func TestHosts(t *testing.T) {
 	var c Config
 	c.AllowHost("API.Example.org.", []int{443})
 	c.AllowHost("*.wild.example", []int{80, 443})
+	c.AllowHost("Bücher.example", []int{80})
+	c.AllowHost("*.straße。example", []int{80})
 	require.NoError(t, checkRules(&c))
 	for _, test := range []struct {
 		name string
@@ -27,6 +29,8 @@ func TestHosts(t *testing.T) {
 		{"wild.example", 443, ""},
 		{"notwild.example", 443, ""},
 		{"a.wild.example.evil.example", 443, ""},
+		{"xn--bcher-kva.example", 80, "xn--bcher-kva.example"},
+		{"a.xn--strae-oqa.example", 80, "*.xn--strae-oqa.example"},
 	} {
 		rule, ok := c.ruleForName(test.name, test.port)
 		require.Equal(t, test.rule, rule, test.name)
@@ -45,7 +49,7 @@ func checkRules(c *Config) error {
 func TestWrongRules(t *testing.T) {
 	for pattern, why := range map[string]string{
 		"": "no host name", "a b": "no host name", "a..b": "no host name", "*..": "no host name", "a.*": "no host name", "*a.b": "no host name",
-		"bücher.example": "xn--", "127.0.0.1": "AllowCIDR", "[::1]": "AllowCIDR", "http://a": "no host name",
+		"bü cher.example": "no host name", "*.*.bücher.example": "no host name", "\xff.example": "no host name", "127.0.0.1": "AllowCIDR", "[::1]": "AllowCIDR", "http://a": "no host name",
 	} {
 		var c Config
 		c.AllowHost(pattern, []int{80})
