@@ -115,15 +115,15 @@ func tryAll(args []string) error {
 const answerTime = 2 * time.Second
 
 func overTCP(to netip.Addr, port int, prepare func(s int) error) error {
-	return answered(unix.SOCK_STREAM, 0, to, port, "", prepare)
+	return answers(unix.SOCK_STREAM, 0, to, port, "", prepare)
 }
 
 func sent(protocol int, to netip.Addr, port int, text string, prepare func(s int) error) error {
-	return answered(unix.SOCK_DGRAM, protocol, to, port, text, prepare)
+	return answers(unix.SOCK_DGRAM, protocol, to, port, text, prepare)
 }
 
-// answered succeeds if anything comes back.
-func answered(kind, protocol int, to netip.Addr, port int, text string, prepare func(s int) error) error {
+// answers succeeds if anything comes back.
+func answers(kind, protocol int, to netip.Addr, port int, text string, prepare func(s int) error) error {
 	s, err := unix.Socket(unix.AF_INET, kind, protocol)
 	if err != nil {
 		return err
