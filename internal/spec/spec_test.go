@@ -39,6 +39,7 @@ var other = map[reflect.Type]any{
 	reflect.TypeFor[[]Mount]():             []Mount{{"/x", Tmpfs{1}}},
 	reflect.TypeFor[*specs.LinuxSeccomp](): &specs.LinuxSeccomp{},
 	reflect.TypeFor[map[string]Rlimit]():   map[string]Rlimit{"core": {1, 2}},
+	reflect.TypeFor[func(Refusal)]():       func(Refusal) {},
 }
 
 // change makes a field another one.
