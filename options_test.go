@@ -232,6 +232,8 @@ func TestWrongArguments(t *testing.T) {
 	requireOptionError(t, both.Unwrap()[1], "sandbox: WithStderr: is set already: leave it out for CombinedOutput")
 	_, err = NewScratch(0)
 	requireOptionError(t, err, "sandbox: NewScratch: 0 is not a positive number of bytes")
+	_, err = NewDiskScratch("/var/tmp", MiB-1)
+	requireOptionError(t, err, "sandbox: NewDiskScratch: 1048575 bytes are too few for a file system: ask for 1 MiB at least")
 	_, err = New(valid).RootChanges()
 	requireOptionError(t, err, "sandbox: WithScratchRoot: is missing: RootChanges tells")
 }

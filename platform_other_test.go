@@ -28,6 +28,7 @@ func TestUnsupported(t *testing.T) {
 		"DelegateSubgroup": func() error { return sandbox.DelegateSubgroup("x") },
 		"NewCell":          func() error { _, err := sandbox.NewCell(); return err },
 		"NewScratch":       func() error { _, err := sandbox.NewScratch(sandbox.MiB); return err },
+		"NewDiskScratch":   func() error { _, err := sandbox.NewDiskScratch("/", sandbox.MiB); return err },
 	} {
 		if err := call(); !errors.Is(err, errors.ErrUnsupported) {
 			t.Errorf("%s: %v", name, err)

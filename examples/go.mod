@@ -4,6 +4,7 @@ go 1.26.0
 
 require (
 	github.com/cellkit/sandbox v0.1.0
+	github.com/coder/websocket v1.8.15
 	github.com/stretchr/testify v1.12.1
 	golang.org/x/image v0.48.0
 )
