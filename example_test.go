@@ -128,6 +128,20 @@ func ExampleProcess_Update() {
 	// <nil>
 }
 
+// Why does it not work? The filter refused something, and an option would allow it.
+func ExampleWithRefusals() {
+	_, err := sandbox.New(
+		sandbox.WithCommand("sh", "-c", "touch job && chmod u+s job"),
+		sandbox.WithRefusals(func(r sandbox.Refusal) {
+			fmt.Printf("%s: %v: %s allows it\n", r.Comm, r.Errno, r.Option)
+		}),
+	).Run(context.Background())
+	fmt.Println(err)
+	// Output:
+	// chmod: operation not permitted: WithSetID allows it
+	// sandbox: exit status 1
+}
+
 // Files of the job go in through WithFile and out through a bind.
 func ExampleWithBind() {
 	dir, err := os.MkdirTemp("", "results")

@@ -23,6 +23,7 @@ type settings struct {
 	explain bool
 	usage   bool
 	json    bool
+	refused *refusals // of -explain-refusals
 	tty     bool     // a terminal of its own, connected to this program's
 	layers  []string // of the root, the lowest first
 	image   string
@@ -117,6 +118,7 @@ var otherFlags = []runFlag{
 	})},
 	{"explain", "", "run nothing, list the system calls that a run makes", "", toggle(func(s *settings) { s.explain = true })},
 	{"usage", "", "tell on stderr what the run used", "", toggle(func(s *settings) { s.usage = true })},
+	{"explain-refusals", "", "tell on stderr which system calls the seccomp filter refused, and what would allow them", "WithRefusals", toggle(explainRefusals)},
 	{"json", "", "tell on stderr, as one line of JSON, how the run ended and, with -usage, what it used", "", toggle(func(s *settings) { s.json = true })},
 }
 

@@ -55,6 +55,8 @@ type outcomeJSON struct {
 	ExitCode *int       `json:"exit_code,omitempty"`
 	Signal   int        `json:"signal,omitempty"`
 	Usage    *usageJSON `json:"usage,omitempty"`
+
+	Refusals []refusalJSON `json:"refusals,omitempty"` // with -explain-refusals
 }
 
 // usageJSON is sandbox.Usage.

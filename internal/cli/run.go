@@ -91,8 +91,13 @@ func (s *settings) hintTerminal() {
 // asked for. It returns the status.
 func (s *settings) tell(result *sandbox.Result, status int, reason error) int {
 	if s.json {
-		writeJSON(os.Stderr, outcomeOf(result, status, reason, s.usage))
+		out := outcomeOf(result, status, reason, s.usage)
+		out.Refusals = s.refused.json()
+		writeJSON(os.Stderr, out)
 		return status
+	}
+	for _, r := range s.refused.list() {
+		complain(errors.New(r.text()))
 	}
 	if reason != nil {
 		complain(reason)
