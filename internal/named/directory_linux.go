@@ -1,6 +1,7 @@
 package named
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+const directoryName = "sandbox-runs"
+
 // suffix ends the names of the sockets.
 const suffix = ".sock"
 
@@ -19,17 +22,19 @@ const suffix = ".sock"
 // and so that paths are short enough for sockets, unix(7).
 type directory struct{ *os.File }
 
-// openDirectory opens it, and makes it if it is not there: in $XDG_RUNTIME_DIR, if that is this
-// user's, or with the user's id in its name in /run, if this user may write there, or in /tmp.
+// openDirectory opens it, and makes it if it is not there: in $XDG_RUNTIME_DIR, or where that is
+// with a login's environment, if that is this user's; or with the user's id in its name in /run, if
+// this user may write there, or in /tmp.
 func openDirectory() (directory, error) {
 	var places []string
-	if base := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(base) {
+	own := strconv.Itoa(os.Geteuid())
+	if base := cmp.Or(os.Getenv("XDG_RUNTIME_DIR"), "/run/user/"+own); filepath.IsAbs(base) {
 		if d, err := openOwn(base, 0, 0o022); err == nil { // sudo may keep another user's
 			d.Close()
-			places = append(places, filepath.Join(base, "sandbox"))
+			places = append(places, filepath.Join(base, directoryName))
 		}
 	}
-	own := "sandbox-" + strconv.Itoa(os.Geteuid())
+	own = directoryName + "-" + own
 	places = append(places, filepath.Join("/run", own), filepath.Join("/tmp", own))
 	var err error
 	for _, path := range places {

@@ -47,7 +47,7 @@ func TestListen(t *testing.T) {
 func TestDirectory(t *testing.T) {
 	base := t.TempDir()
 	t.Setenv("XDG_RUNTIME_DIR", base)
-	own := filepath.Join(base, "sandbox")
+	own := filepath.Join(base, directoryName)
 	for name, put := range map[string]func() error{
 		"open to others": func() error { return errors.Join(os.Mkdir(own, 0o700), os.Chmod(own, 0o710)) },
 		"link":           func() error { return os.Symlink(t.TempDir(), own) },
@@ -70,6 +70,7 @@ func TestDirectory(t *testing.T) {
 	d, err := openDirectory()
 	require.NoError(t, err)
 	defer d.Close()
+	defer os.Remove(d.Name()) // unless somebody else uses it
 	require.NoFileExists(t, own)
 	require.NotContains(t, d.Name(), base)
 }
