@@ -192,6 +192,9 @@ func netlinkRequest(kind uint16) error {
 	return unix.Errno(-code)
 }
 
+// netPowers are all that a run can be given of its network.
+var netPowers = []sandbox.Option{sandbox.WithUser(0, 0), sandbox.WithoutSeccomp(), sandbox.WithCapabilities("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_NET_BIND_SERVICE")}
+
 func TestAttackRootlessPrivatePower(t *testing.T) {
 	n, err := sandbox.NewNetwork()
 	require.NoError(t, err)
@@ -200,10 +203,13 @@ func TestAttackRootlessPrivatePower(t *testing.T) {
 	for _, opts := range [][]sandbox.Option{
 		nil,
 		{sandbox.WithUser(0, 0), sandbox.WithoutSeccomp(), sandbox.WithCapabilities("CAP_NET_BIND_SERVICE")},
+		netPowers,
 	} {
 		_, err := s.With(opts...).Run(testkit.Deadline(t))
 		require.NoError(t, err)
 	}
+	_, err = s.With(sandbox.WithNetwork(sandbox.NetworkNone), sandbox.WithStderr(io.Discard)).With(netPowers...).Run(testkit.Deadline(t))
+	runs.ExitError(t, err) // the control: a namespace of its own obeys
 }
 
 // hear prints from where datagrams come, until the last.

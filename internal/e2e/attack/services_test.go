@@ -1,0 +1,226 @@
+//go:build linux
+
+package attack
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/internal/testkit/runs"
+)
+
+func init() {
+	testkit.AddHelper("private-steal", steal)
+	testkit.AddHelper("private-fetch", fetch)
+	testkit.AddHelper("private-group", hearGroup)
+	testkit.AddHelper("private-shout", shout)
+	testkit.AddHelper("private-keep", keep)
+}
+
+// freeBind listens also at addresses that are not there.
+var freeBind = net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+	return errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1) }), err)
+}}
+
+// steal listens at all of its addresses and at others', on ports over TCP, and answers "stolen".
+func steal(args []string) error {
+	for _, at := range args {
+		l, err := freeBind.Listen(context.Background(), "tcp4", at)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, at, err) // the port is taken by the one for all addresses
+			continue
+		}
+		go func() {
+			for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
+				fmt.Fprint(conn, "stolen")
+				conn.Close()
+			}
+		}()
+	}
+	fmt.Println("listening")
+	select {}
+}
+
+// fetch prints what comes from each address, which a name may stand for.
+func fetch(args []string) error {
+	for _, at := range args {
+		conn, err := net.DialTimeout("tcp", at, 20*time.Second)
+		if err != nil {
+			fmt.Println("nothing")
+			continue
+		}
+		b, _ := io.ReadAll(conn)
+		conn.Close()
+		fmt.Println(string(b))
+	}
+	return nil
+}
+
+// started starts a run and waits for its first line.
+func started(t *testing.T, s *sandbox.Sandbox) (*sandbox.Process, *bufio.Scanner) {
+	r, w := io.Pipe()
+	p := runs.Start(t, s.With(sandbox.WithStdout(w)))
+	lines := bufio.NewScanner(r)
+	require.True(t, lines.Scan())
+	return p, lines
+}
+
+// A run that listens on the ports and at the addresses of the gateway and of others gets nothing
+// that is not for itself: neither what its neighbours send, nor what comes to a port published for
+// another of its name.
+func TestAttackRootlessPrivateSteal(t *testing.T) {
+	real, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer real.Close()
+	go func() {
+		for conn, err := real.Accept(); err == nil; conn, err = real.Accept() {
+			fmt.Fprint(conn, "real")
+			conn.Close()
+		}
+	}()
+	port := real.Addr().(*net.TCPAddr).Port
+	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
+	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()))
+	require.NoError(t, err)
+	defer n.Close()
+	p, _ := started(t, runs.Shell("echo; exec sleep 1000", sandbox.WithNetwork(n.As("web")), sandbox.WithPublish("127.0.0.1:0", 80)))
+	one := fmt.Sprintf("one.test:%d", port)
+	started(t, runs.Helper("private-steal", fmt.Sprintf("198.19.0.1:%d", port), "198.18.0.1:53", "198.18.0.2:80", "198.18.0.3:80", ":81").With(sandbox.WithNetwork(n.As("web"))).With(netPowers...))
+	started(t, runs.Helper("private-steal", fmt.Sprintf(":%d", port), ":53", ":80").With(sandbox.WithNetwork(n.As("thief")), sandbox.WithPublish("127.0.0.1:0", 80)).With(netPowers...))
+	got := runs.Output(t, runs.Helper("private-fetch", one, "thief:80").With(sandbox.WithNetwork(n.As("client"))))
+	require.Equal(t, "real\nstolen", got, "and its own port, the control")
+	if conn, err := net.Dial("tcp", p.Published()[0].String()); err == nil { // or it was reset at once
+		defer conn.Close()
+		b, _ := io.ReadAll(conn)
+		require.Empty(t, b, "nobody listens there")
+	}
+}
+
+// hearGroup prints what comes to a multicast group and by broadcast, until the last word.
+func hearGroup([]string) error {
+	udp, err := net.ListenMulticastUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(224, 0, 0, 251), Port: 99})
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening")
+	b := make([]byte, 100)
+	for {
+		n, _, err := udp.ReadFrom(b)
+		if err != nil {
+			return err
+		}
+		if fmt.Println(string(b[:n])); string(b[:n]) == "last" {
+			return nil
+		}
+	}
+}
+
+// shout sends to everybody at once, also by raw sockets, and then the last word to the victim.
+func shout([]string) error {
+	for _, to := range [][4]byte{{224, 0, 0, 251}, {224, 0, 0, 1}, {255, 255, 255, 255}, {198, 18, 255, 255}, {198, 19, 255, 255}} {
+		s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+		if err != nil {
+			return err
+		}
+		_ = unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
+		_ = unix.SetsockoptInt(s, unix.SOL_IP, unix.IP_MULTICAST_TTL, 255)
+		_ = unix.Sendto(s, []byte("shouted"), 0, &unix.SockaddrInet4{Port: 99, Addr: to})
+		if raw, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_UDP); err == nil {
+			_ = unix.Sendto(raw, []byte{0, 99, 0, 99, 0, 11, 0, 0, 'r', 'a', 'w'}, 0, &unix.SockaddrInet4{Addr: to})
+		}
+	}
+	conn, err := net.Dial("udp4", "victim:99")
+	if err != nil {
+		return err
+	}
+	time.Sleep(100 * time.Millisecond)
+	_, err = conn.Write([]byte("last"))
+	return err
+}
+
+// What a run sends to all reaches none, whatever it may do in a namespace of its own.
+func TestAttackRootlessPrivateShout(t *testing.T) {
+	n, err := sandbox.NewNetwork()
+	require.NoError(t, err)
+	defer n.Close()
+	victim, lines := started(t, runs.Helper("private-group").With(sandbox.WithNetwork(n.As("victim"))))
+	_, err = runs.Helper("private-shout").With(sandbox.WithNetwork(n.As("attacker"))).With(netPowers...).Run(testkit.Deadline(t))
+	require.NoError(t, err)
+	require.True(t, lines.Scan())
+	require.Equal(t, "last", lines.Text())
+	_, err = victim.Wait()
+	require.NoError(t, err)
+}
+
+// keep opens connections to an address and leaves them open.
+func keep(args []string) error {
+	var all []net.Conn
+	for range 40 {
+		conn, err := net.Dial("tcp", args[0])
+		if err == nil {
+			_, err = io.ReadFull(conn, make([]byte, 1))
+		}
+		if err != nil {
+			return err
+		}
+		all = append(all, conn)
+	}
+	fmt.Println(len(all))
+	select {}
+}
+
+func descriptors(t *testing.T) int {
+	all, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	return len(all)
+}
+
+// A run that ends with all of its connections open leaves nothing in the gateway or this process.
+func TestAttackRootlessPrivateLeft(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	ended := make(chan bool, 100)
+	go func() {
+		for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
+			go func() {
+				fmt.Fprint(conn, "x")
+				_, _ = io.Copy(io.Discard, conn)
+				conn.Close()
+				ended <- true
+			}()
+		}
+	}()
+	port := l.Addr().(*net.TCPAddr).Port
+	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
+	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()))
+	require.NoError(t, err)
+	defer n.Close()
+	runs.Output(t, runs.Shell("", sandbox.WithNetwork(n.As("first")))) // what stays for all runs is there
+	const slack = 10                                                   // what is made ahead for the next run
+	before := descriptors(t)
+	for range 2 {
+		p, lines := started(t, runs.Helper("private-keep", fmt.Sprintf("one.test:%d", port)).With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithPublish("127.0.0.1:0", 80), sandbox.WithPublish("127.0.0.1:0/udp", 80)))
+		require.Equal(t, "40", lines.Text())
+		require.Greater(t, descriptors(t), before+2*40)
+		require.NoError(t, p.Kill())
+		_, _ = p.Wait()
+		for range 40 {
+			<-ended
+		}
+		testkit.Eventually(t, "its descriptors are closed", func() bool { return descriptors(t) <= before+slack })
+	}
+}
