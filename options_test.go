@@ -50,6 +50,7 @@ var wrong = []struct {
 	{"capabilities for the host's files", []Option{WithCapabilities("CAP_SETFCAP")}, "WithCapabilities: CAP_SETFCAP is not given to runs"},
 	{"set-uid bits without the filter", []Option{WithSetID(), WithoutSeccomp()}, "WithSetID: means nothing with WithSeccomp or WithoutSeccomp"},
 	{"set-uid bits with a filter of one's own", []Option{WithSetID(), WithSeccomp(&specs.LinuxSeccomp{DefaultAction: specs.ActAllow})}, "WithSetID: means nothing with WithSeccomp or WithoutSeccomp"},
+	{"refusals without the filter", []Option{WithRefusals(func(Refusal) {}), WithoutSeccomp()}, "WithRefusals: with WithoutSeccomp nothing is refused by a filter"},
 	{"no command", []Option{WithCommand("")}, "WithCommand: no command is set"},
 	{"zero byte in the command", []Option{WithCommand("tr\x00ue")}, `WithCommand: "tr\x00ue" contains a zero byte`},
 	{"zero byte in an argument", []Option{WithCommand("echo", "a", "b\x00")}, `WithCommand: "b\x00" contains a zero byte`},

@@ -49,8 +49,8 @@ type Refusal struct {
 	// ENOSYS, such as clone3, which threads are first tried with.
 	Errno syscall.Errno
 	// Option is the option with which the filter would let the call pass: "WithSetID",
-	// "WithCapabilities", or else "WithSeccomp", with a profile that allows it. The kernel, which
-	// decides then, may refuse it all the same.
+	// "WithCapabilities", or else "WithSeccomp", with a profile that allows it. The kernel,
+	// which decides then, may refuse it all the same.
 	Option string
 	// Capability is what WithCapabilities would be given, or "".
 	Capability string
@@ -63,17 +63,19 @@ type Refusal struct {
 // WithRefusals has f called for the system calls that the seccomp filter refuses with an errno, the
 // default profile's or that of WithSeccomp: once for each call and errno, and 256 times at most. f
 // is called by one goroutine, one call after the other, while the run goes on, and never after Wait
-// has returned, unless it takes longer than WithWaitDelay allows. What a command of Exec was refused
-// is told as the run's. f must be set where the run starts, not for an Exec.
+// has returned, unless it takes longer than WithWaitDelay allows. What a command of Exec was
+// refused is told as the run's: the option belongs to the run.
 //
 // It is for finding out why something does not work. The filter is the same: a refused call waits
 // for this process, which answers with the filter's errno and can't let it pass. After the first
-// 1000 refused calls, each takes a millisecond, so that a run can't keep this process busy. A call
-// that a signal interrupts meanwhile fails with EINTR if its handler has no SA_RESTART. A run can't
-// have another seccomp listener: EBUSY. What the kernel refuses by itself is not told, such as a
-// path that is missing or denied: see strace(1). Nor are calls for which a profile ends the process.
+// 1000 refused calls, each takes a millisecond, so that a flood of them costs this process little.
+// A call that a signal interrupts meanwhile fails with EINTR if its handler has no SA_RESTART. A
+// run can't have another seccomp listener: EBUSY. What the kernel refuses by itself is not told,
+// such as a path that is missing or denied: see strace(1). Nor are calls for which a profile ends
+// the process.
 //
-// Default, and nil: none, which costs nothing. A profile of WithSeccomp must allow sendmsg and close.
+// Default, and nil: none, which costs nothing. A profile of WithSeccomp must allow sendmsg and
+// close.
 func WithRefusals(f func(Refusal)) Option {
 	return func(c *spec.Spec) {
 		c.Security.Notify, c.Supervision.Refused = f != nil, nil

@@ -24,8 +24,8 @@ type settings struct {
 	usage   bool
 	json    bool
 	refused *refusals // of -explain-refusals
-	tty     bool     // a terminal of its own, connected to this program's
-	layers  []string // of the root, the lowest first
+	tty     bool      // a terminal of its own, connected to this program's
+	layers  []string  // of the root, the lowest first
 	image   string
 	command []string
 	net     string                  // the value of -net

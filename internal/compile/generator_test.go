@@ -115,7 +115,7 @@ func (g *generator) option() sandbox.Option {
 		return sandbox.WithCapabilities(g.text("CAP_CHOWN", "CAP_NET_RAW", "CAP_KILL"))
 	default:
 		if g.next(2) == 0 {
-			return []sandbox.Option{sandbox.WithoutSeccomp(), sandbox.WithSetID()}[g.next(2)]
+			return []sandbox.Option{sandbox.WithoutSeccomp(), sandbox.WithSetID(), sandbox.WithRefusals(func(sandbox.Refusal) {})}[g.next(3)]
 		}
 		return sandbox.WithSeccomp(&specs.LinuxSeccomp{DefaultAction: specs.LinuxSeccompAction(g.text("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"))})
 	}

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
@@ -71,7 +72,7 @@ func checkPlan(t testing.TB, c *spec.Spec, p *compile.Plan) {
 	last := len(parts["command"]) - 1
 	require.Equal(t, "receive()", parts["command"][last])
 	if !c.Security.NoSeccomp && c.Security.Seccomp == nil {
-		requireFilterLast(t, parts["command"][:last])
+		requireFilterLast(t, c, parts["command"][:last])
 	}
 	if c.Namespaces.HostIDs {
 		parts["init"] = checkHostIDs(t, c, parts)
@@ -135,11 +136,18 @@ func checkAfterPivot(t testing.TB, parts map[string][]string) {
 	}
 }
 
-// requireFilterLast requires that nothing comes after the filter.
-func requireFilterLast(t testing.TB, calls []string) {
+// requireFilterLast requires that nothing comes after the filter but to hand over its listener, if
+// it has one.
+func requireFilterLast(t testing.TB, c *spec.Spec, calls []string) {
 	t.Helper()
-	last := len(calls) - 1
-	require.True(t, strings.HasPrefix(calls[last], "seccomp(SECCOMP_SET_MODE_FILTER"), calls[last])
+	last, load := len(calls)-1, "seccomp(SECCOMP_SET_MODE_FILTER"
+	if c.Security.Notify {
+		slot := closing.FindStringSubmatch(calls[last])
+		require.NotNil(t, slot, "%s: the command keeps the listener", calls[last])
+		require.Contains(t, calls[last-1], "{listener, SCM_RIGHTS "+slot[1]+"}")
+		last, load = last-3, slot[1]+" = "+load
+	}
+	require.True(t, strings.HasPrefix(calls[last], load), calls[last])
 	require.Equal(t, "prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)", calls[last-1])
 }
 
@@ -148,6 +156,10 @@ func requireFilterLast(t testing.TB, calls []string) {
 func checkCommand(t testing.TB, c *spec.Spec) {
 	t.Helper()
 	p, err := compile.Command(c, goldenMachine())
+	if own := c.Security.Seccomp; c.Security.Notify && own != nil && own.DefaultAction != specs.ActAllow {
+		require.ErrorContains(t, err, "WithRefusals: ")
+		return
+	}
 	require.NoError(t, err)
 	requireLoads(t, p)
 	filled := len(c.Root.Layout(spec.Found{}).Filled)
@@ -170,7 +182,7 @@ func checkCommand(t testing.TB, c *spec.Spec) {
 	case c.Security.NoSeccomp:
 		require.Equal(t, "prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)", rest[len(rest)-1])
 	case c.Security.Seccomp != nil:
-		requireFilterLast(t, rest)
+		requireFilterLast(t, c, rest)
 	}
 }
 

@@ -220,8 +220,8 @@ func (r *clone) cleanUp() {
 }
 
 // adopt keeps the descriptor that came with an event, if one did: the mount namespace, the
-// command's terminal, its filter's listener, or PID 1's pidfd. It refuses anything but a pidfd for the latter, as that
-// could be used neither to wait nor to kill.
+// command's terminal, its filter's listener, or PID 1's pidfd. It refuses anything but a pidfd for
+// the latter, as that could be used neither to wait nor to kill.
 func (r *clone) adopt(m forkserver.Message) error {
 	if m.File == nil {
 		return nil

@@ -55,6 +55,7 @@ func TestDerivedSandboxesShareTheirPrograms(t *testing.T) {
 		{"capability", sandbox.WithCapabilities("CAP_CHOWN"), 0},
 		{"seccomp", sandbox.WithoutSeccomp(), 0},
 		{"set-id", sandbox.WithSetID(), 0},
+		{"refusals", sandbox.WithRefusals(func(sandbox.Refusal) {}), 0},
 	}
 	for _, test := range tests {
 		got, derived := 0, derive(base, test.opt)
