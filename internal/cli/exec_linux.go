@@ -27,18 +27,28 @@ func execute(ctx context.Context, s *settings) (*answer, error) {
 		return nil, err
 	}
 	defer c.Close()
+	q := &request{Flags: bytesOf(s.given), Env: bytesOf(s.env), Command: bytesOf(s.command)}
+	streams := []syscall.Conn{os.Stdin, os.Stdout, os.Stderr}
+	var here *console
+	if s.tty {
+		if here, err = openConsole(); err != nil {
+			return nil, err
+		}
+		streams = nil
+		q.Rows, q.Cols = here.size()
+		q.Env = append(bytesOf(termEnv()), q.Env...) // -env may say otherwise
+	}
+	if err := c.Send(q, streams...); err != nil {
+		return nil, lost(err)
+	}
 	stop := context.AfterFunc(ctx, func() {
 		var i interrupt
 		errors.As(context.Cause(ctx), &i)
 		_ = c.Send(interruption{i.Signal})
 	})
 	defer stop()
-	q := &request{Flags: bytesOf(s.given), Env: bytesOf(s.env), Command: bytesOf(s.command)}
 	if s.tty {
-		return onRemoteTerminal(q, c)
-	}
-	if err := c.Send(q, os.Stdin, os.Stdout, os.Stderr); err != nil {
-		return nil, lost(err)
+		return onRemoteTerminal(here, c)
 	}
 	return answered(c)
 }
@@ -60,17 +70,9 @@ func lost(err error) error {
 	return err
 }
 
-// onRemoteTerminal asks for a command on a terminal, which this program's is connected to.
-func onRemoteTerminal(q *request, c *named.Conn) (*answer, error) {
-	here, err := openConsole()
-	if err != nil {
-		return nil, err
-	}
-	q.Rows, q.Cols = here.size()
-	q.Env = append(bytesOf(termEnv()), q.Env...) // -env may say otherwise
-	if err := c.Send(q); err != nil {
-		return nil, lost(err)
-	}
+// onRemoteTerminal connects this program's terminal to that of a command that was asked for, and
+// waits for its end.
+func onRemoteTerminal(here *console, c *named.Conn) (*answer, error) {
 	a := &answer{}
 	files, err := c.Receive(a)
 	if err != nil {
@@ -88,8 +90,11 @@ func onRemoteTerminal(q *request, c *named.Conn) (*answer, error) {
 		_ = other.f.SetReadDeadline(time.Unix(1, 0))
 		end <- err
 	}()
-	err = here.connect(other, other.resize)
-	return a, errors.Join(err, <-end)
+	if err := here.connect(other, other.resize); err != nil {
+		return nil, err
+	}
+	err = <-end
+	return a, err
 }
 
 // remoteTerminal is the other end of the terminal of a command in a run of another process.

@@ -75,7 +75,11 @@ func (l *Listener) Accept() (*Conn, error) {
 func (l *Listener) Close() error {
 	defer l.dir.Close()
 	return l.dir.locked(func() error {
-		return errors.Join(os.Remove(l.dir.path(l.name)), l.socket.Close())
+		err := os.Remove(l.dir.path(l.name))
+		if errors.Is(err, fs.ErrNotExist) { // somebody has tidied up
+			err = nil
+		}
+		return errors.Join(err, l.socket.Close())
 	})
 }
 
