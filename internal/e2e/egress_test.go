@@ -77,9 +77,9 @@ func datagramsTo(at string, wait time.Duration) string {
 	return got
 }
 
-// datagramEcho answers datagrams at a port of this machine's loopback.
-func datagramEcho(t *testing.T) (port int) {
-	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+// datagramEcho answers datagrams at a port of an address of this machine.
+func datagramEcho(t *testing.T, address string) (port int) {
+	udp, err := net.ListenPacket("udp", address+":0")
 	require.NoError(t, err)
 	t.Cleanup(func() { udp.Close() })
 	go func() {
@@ -99,21 +99,30 @@ func datagramEcho(t *testing.T) (port int) {
 // take it.
 func TestRootlessPrivateDatagrams(t *testing.T) {
 	t.Parallel()
-	port, other := datagramEcho(t), datagramEcho(t)
+	port, other := datagramEcho(t, "127.0.0.1"), datagramEcho(t, "127.0.0.1")
 	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1", "two.test": "127.0.0.1"})
 	var seen observer
 	opts := []sandbox.NetworkOption{sandbox.AllowHost("one.test", sandbox.UDP(port), sandbox.TCP(1)), sandbox.AllowHost("two.test", other), sandbox.AllowCIDR("127.0.0.1", sandbox.UDP(port)),
 		sandbox.AllowCIDR("192.0.2.1", sandbox.UDP(other, 53)), sandbox.NetworkResolver(zone.Resolver()), sandbox.NetworkObserver(seen.tell)}
+	own, ok := ownAddress()
+	to := []string{at("one.test", port)}
+	if ok {
+		byAddress := datagramEcho(t, own.String())
+		opts = append(opts, sandbox.AllowCIDR(own.String(), sandbox.UDP(byAddress)))
+		to = append(to, at(own.String(), byAddress))
+	}
 	n := newNetwork(t, opts...)
 	sending := func(wait string, to ...string) []string {
 		s := runs.Helper("datagrams", append([]string{wait}, to...)...)
 		return strings.Split(runs.Output(t, s.With(sandbox.WithNetwork(n.As("client")))), "\n")
 	}
-	require.Equal(t, "1 1000 60000", sending("20s", at("one.test", port))[0])
+	for _, text := range sending("20s", to...) {
+		require.Equal(t, "1 1000 60000", strings.TrimSpace(text))
+	}
 	for i, text := range sending("300ms", at("one.test", other), at("two.test", other), at("one.test", 1)) {
 		require.Contains(t, text, []string{"timeout", "timeout", "connection refused"}[i])
 	}
-	c := seen.await(t, "one.test", func(c sandbox.Conn) bool { return c.Verdict == sandbox.Allowed })
+	c := seen.await(t, "one.test", func(c sandbox.Conn) bool { return c.Name != "" && c.Verdict == sandbox.Allowed })
 	require.Equal(t, []any{true, "one.test", "one.test", uint16(port), int64(61001), int64(61001)}, []any{c.UDP, c.Name, c.Rule, c.Port, c.Sent, c.Received})
 	refused := func(c sandbox.Conn) bool { return c.Name == "two.test" && c.Verdict == sandbox.Refused }
 	require.ErrorContains(t, seen.await(t, "two.test", refused).Err, "the port is not listed for the name")
