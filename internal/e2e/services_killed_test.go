@@ -61,10 +61,10 @@ func pump(args []string) error {
 	}
 	conn, err := net.Dial("tcp", args[0])
 	for ; err == nil; conn, err = l.Accept() {
-		go func() {
+		go func(conn net.Conn) {
 			go func() { _, _ = io.Copy(io.Discard, conn) }()
 			_, _ = io.Copy(conn, zeros{})
-		}()
+		}(conn)
 	}
 	return err
 }
