@@ -26,9 +26,7 @@ type client struct {
 	out *lineReader
 }
 
-type lineReader struct {
-	r io.Reader
-}
+type lineReader struct{ r io.Reader }
 
 func (l *lineReader) line() (string, error) {
 	var text []byte
