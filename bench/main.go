@@ -20,13 +20,18 @@ import (
 )
 
 func main() {
-	if beChild() {
+	if beChild() || beClientOrServer() {
 		return
 	}
 	rounds := flag.Int("rounds", 200, "runs of each subject and program")
 	out := flag.String("out", "../docs", "directory of the report")
+	only := flag.Bool("networks", false, "measure private networks alone, and print the figures")
 	flag.Parse()
-	if err := run(*rounds, *out); err != nil {
+	measure := func() error { return run(*rounds, *out) }
+	if *only {
+		measure = func() error { return firstError(networks(*rounds), sandbox.Shutdown(context.Background())) }
+	}
+	if err := measure(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}

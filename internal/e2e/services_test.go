@@ -95,7 +95,9 @@ func printedIn(t *testing.T, p *sandbox.Process, helper string, args ...string) 
 // that may open connections to it.
 func TestRootlessReaches(t *testing.T) {
 	t.Parallel()
-	n := newNetwork(t)
+	port := echoServer(t, "127.0.0.1", "one")
+	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
+	n := newNetwork(t, sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()))
 	on := func(name string, reaches ...string) sandbox.Option {
 		return sandbox.WithNetwork(n.As(name, sandbox.Reaches(reaches...)))
 	}
@@ -104,6 +106,9 @@ func TestRootlessReaches(t *testing.T) {
 	other := addressOf(t, listening(t, "web", "0.0.0.0:80", on("web", "db")), 80)
 	db := listening(t, "db", "0.0.0.0:80", on("db"))
 	require.Equal(t, []string{"db: hello", "web: hello"}, reachingIn(t, free, "db:80", other), "they answer")
+	for _, p := range []*sandbox.Process{free, web} {
+		require.Equal(t, "one: hello", reachingIn(t, p, at("one.test", port))[0], "outside is as it was")
+	}
 	got := reachingIn(t, web, addressOf(t, db, 80), "db:80", "client:80", addressOf(t, free, 80), other)
 	require.Equal(t, []string{"db: hello", "db: hello"}, got[:2])
 	require.Contains(t, got[2], "no such host")

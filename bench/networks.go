@@ -1,0 +1,399 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cellkit/sandbox"
+)
+
+// client is a program in a network, which is told what to do on its standard input, and prints how
+// long it took. The programs are this one.
+type client struct {
+	in  io.WriteCloser
+	out *lineReader
+}
+
+type lineReader struct{ r io.Reader }
+
+func (l *lineReader) line() (string, error) {
+	var text []byte
+	for b := make([]byte, 1); ; {
+		if _, err := io.ReadFull(l.r, b); err != nil {
+			return "", err
+		}
+		if b[0] == '\n' {
+			return string(text), nil
+		}
+		text = append(text, b[0])
+	}
+}
+
+// ask has the client do something, and returns what it says.
+func (c *client) ask(what ...any) (string, error) {
+	if _, err := fmt.Fprintln(c.in, what...); err != nil {
+		return "", err
+	}
+	return c.out.line()
+}
+
+func (c *client) took(what ...any) (time.Duration, error) {
+	text, err := c.ask(what...)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		err = errors.New(text)
+	}
+	return time.Duration(n), err
+}
+
+// beClientOrServer does what this program is inside.
+func beClientOrServer() bool {
+	switch {
+	case len(os.Args) == 2 && os.Args[1] == "client":
+		beClient()
+	case len(os.Args) == 3 && os.Args[1] == "server":
+		must(beServer(os.Args[2]))
+	default:
+		return false
+	}
+	return true
+}
+
+// beClient serves as a client: "send ADDRESS BYTES", "receive ADDRESS BYTES", "first ADDRESS" and
+// "hold ADDRESS COUNT".
+func beClient() {
+	in := &lineReader{os.Stdin}
+	var held []net.Conn
+	for {
+		line, err := in.line()
+		if err != nil {
+			return
+		}
+		f := strings.Fields(line)
+		n := 0
+		if len(f) > 2 {
+			n, _ = strconv.Atoi(f[2])
+		}
+		began := time.Now()
+		if f[0] == "hold" {
+			for range n {
+				var conn net.Conn
+				if conn, err = net.Dial("tcp", f[1]); err == nil {
+					_, err = fmt.Fprintln(conn, "receive 1")
+				}
+				if err == nil {
+					_, err = io.ReadFull(conn, make([]byte, 1))
+				}
+				if err != nil {
+					break
+				}
+				held = append(held, conn)
+			}
+		} else {
+			err = transfer(f[0], f[1], n)
+		}
+		if took := time.Since(began); err == nil {
+			fmt.Println(int64(took))
+		} else {
+			fmt.Println(err)
+		}
+	}
+}
+
+func transfer(kind, address string, n int) error {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if kind == "first" {
+		kind, n = "receive", 1
+	}
+	if _, err := fmt.Fprintln(conn, kind, n); err != nil {
+		return err
+	}
+	if kind == "send" {
+		if err := move(conn, nothing{}, n); err != nil {
+			return err
+		}
+		n = 1 // once it has all
+	}
+	return move(io.Discard, conn, n)
+}
+
+// move copies n bytes with large reads and writes.
+func move(to io.Writer, from io.Reader, n int) error {
+	got, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{io.LimitReader(from, int64(n))}, make([]byte, min(n, 256<<10)))
+	if err == nil && got < int64(n) {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+type nothing struct{}
+
+func (nothing) Read(b []byte) (int, error) { return len(b), nil }
+
+// beServer serves clients at an address.
+func beServer(address string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	fmt.Println(l.Addr().(*net.TCPAddr).Port)
+	serveClients(l)
+	return nil
+}
+
+func serveClients(l net.Listener) {
+	for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
+		go func() {
+			defer conn.Close()
+			line, err := (&lineReader{conn}).line()
+			if err != nil {
+				return
+			}
+			var kind string
+			var n int
+			_, _ = fmt.Sscan(line, &kind, &n)
+			if kind == "send" {
+				_ = move(io.Discard, conn, n)
+				n = 1
+			}
+			_ = move(conn, nothing{}, n)
+			_, _ = io.Copy(io.Discard, conn)
+		}()
+	}
+}
+
+// network is one way for a client to reach a server.
+type network struct {
+	name    string
+	client  *client
+	address string // of the server, there
+}
+
+// inside starts this program in a sandbox, and returns its streams.
+func inside(args []string, opts ...sandbox.Option) (*client, *sandbox.Process, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, nil, err
+	}
+	in, toIn := io.Pipe()
+	fromOut, out := io.Pipe()
+	s := sandbox.New(sandbox.WithCommand("/bench", args...), sandbox.WithReadOnlyBind(exe, "/bench"), sandbox.WithRlimit("nofile", 8192, 8192),
+		sandbox.WithStdin(in), sandbox.WithStdout(out), sandbox.WithStderr(os.Stderr)).With(opts...)
+	p, err := s.Start(context.Background())
+	return &client{toIn, &lineReader{fromOut}}, p, err
+}
+
+// outside starts a command of the host.
+func outside(argv ...string) (*client, error) {
+	cmd := exec.Command(argv[0], argv[1:]...)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	return &client{in, &lineReader{out}}, cmd.Start()
+}
+
+// networks measures private networks, and prints the figures.
+func networks(rounds int) error {
+	l, err := net.Listen("tcp", "0.0.0.0:0")
+	if err != nil {
+		return err
+	}
+	go serveClients(l)
+	port := l.Addr().(*net.TCPAddr).Port
+	own, ok := ownAddress()
+	if !ok {
+		return errors.New("this machine has no address but its loopback")
+	}
+	n, err := sandbox.NewNetwork(sandbox.AllowCIDR(own.String(), sandbox.TCP(port)), sandbox.MaxConns(2000))
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	if err := setUps(n, rounds); err != nil {
+		return err
+	}
+	all, err := ways(n, own, port)
+	if err != nil {
+		return err
+	}
+	transfers(all, rounds)
+	if err := connections(all[1]); err != nil {
+		return err
+	}
+	return hundred()
+}
+
+// setUps compares runs on a network with those without one.
+func setUps(n *sandbox.PrivateNetwork, rounds int) error {
+	run := func(s *sandbox.Sandbox) func() error {
+		return func() error { _, err := s.Run(context.Background()); return err }
+	}
+	s := sandbox.New(sandbox.WithCommand("/usr/bin/true"))
+	list := []subject{{name: "none", run: run(s)}, {name: "in a namespace of its own", run: run(s.With(sandbox.WithNetwork(sandbox.NetworkNew)))},
+		{name: "on a shared network", run: run(s.With(sandbox.WithNetwork(n.As("run"))))},
+		{name: "on a shared network, with Reaches", run: run(s.With(sandbox.WithNetwork(n.As("run", sandbox.Reaches()))))},
+		{name: "on a network of its own", run: run(s.With(sandbox.WithNetwork(sandbox.Private())))}}
+	for _, s := range list {
+		if err := s.run(); err != nil {
+			return err
+		}
+	}
+	for i, times := range inTurn(list, rounds, 5*time.Millisecond) {
+		fmt.Printf("| run of /usr/bin/true, %s | %s |\n", list[i].name, ms(quantile(times, 0.5)))
+	}
+	return nil
+}
+
+// ways returns networks: the first is the host's loopback, the second leads out of a run.
+func ways(n *sandbox.PrivateNetwork, own netip.Addr, port int) (all []network, err error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	add := func(name, address string, c *client, err error) {
+		if err == nil {
+			_, err = c.took("first", address)
+		}
+		if err != nil {
+			progress("left out: %s: %v", name, err)
+			return
+		}
+		all = append(all, network{name, c, address})
+	}
+	here, err := outside(exe, "client")
+	add("the host's loopback", fmt.Sprintf("127.0.0.1:%d", port), here, err)
+	out, _, err := inside([]string{"client"}, sandbox.WithNetwork(n.As("client")))
+	add("out of a run", netip.AddrPortFrom(own, uint16(port)).String(), out, err)
+	server, p, err := inside([]string{"server", "0.0.0.0:80"}, sandbox.WithNetwork(n.As("db")), sandbox.WithPublish("127.0.0.1:0", 80))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := server.out.line(); err != nil {
+		return nil, err
+	}
+	add("in, published", p.Published()[0].String(), here, nil)
+	add("between runs", "db:80", out, nil)
+	return all, nil
+}
+
+func transfers(all []network, rounds int) {
+	const bytes = 64 << 20
+	for _, kind := range []struct {
+		what  string
+		times int
+	}{{"send", max(rounds/10, 3)}, {"receive", max(rounds/10, 3)}, {"first", rounds}} {
+		took := make([][]time.Duration, len(all))
+		for range kind.times {
+			for i, n := range all {
+				d, err := n.client.took(kind.what, n.address, bytes)
+				must(err)
+				took[i] = append(took[i], d)
+			}
+		}
+		base := quantile(took[0], 0.5)
+		for i, n := range all {
+			d := quantile(took[i], 0.5)
+			if kind.what == "first" {
+				fmt.Printf("| connect and first byte, %s | %.0f µs | %.2f × |\n", n.name, float64(d.Nanoseconds())/1e3, float64(d)/float64(base))
+			} else {
+				fmt.Printf("| %s, %s | %.2f GB/s | %.2f × |\n", kind.what, n.name, bytes/d.Seconds()/1e9, float64(base)/float64(d))
+			}
+		}
+	}
+}
+
+// connections measures what a thousand idle ones take of this process.
+func connections(n network) error {
+	const count = 1000
+	runtime.GC()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	files := openFiles()
+	if _, err := n.client.took("hold", n.address, count); err != nil {
+		return err
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	held := after.HeapInuse + after.StackInuse - before.HeapInuse - before.StackInuse
+	fmt.Printf("| %d idle connections out, each | %.1f KiB of heap and stacks, %.1f descriptors |\n", count, float64(held)/count/1024, float64(openFiles()-files-count)/count)
+	return nil
+}
+
+// hundred has a hundred services on one network, of which each reaches the next.
+func hundred() error {
+	const count = 100
+	n, err := sandbox.NewNetwork()
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	began := time.Now()
+	for i := range count {
+		name, next := fmt.Sprintf("s%d", i), fmt.Sprintf("s%d", (i+1)%count)
+		c, p, err := inside([]string{"server", "0.0.0.0:80"}, sandbox.WithNetwork(n.As(name, sandbox.Reaches(next))))
+		if err != nil {
+			return err
+		}
+		defer func() { _ = p.Kill(); _, _ = p.Wait() }()
+		if _, err := c.out.line(); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("| %d services with Reaches, until all listen | %v |\n", count, time.Since(began).Round(time.Millisecond))
+	free, _, err := inside([]string{"client"}, sandbox.WithNetwork(n.As("client")))
+	if err != nil {
+		return err
+	}
+	var took []time.Duration
+	for i := range count {
+		d, err := free.took("first", fmt.Sprintf("s%d:80", i))
+		if err != nil {
+			return err
+		}
+		took = append(took, d)
+	}
+	fmt.Printf("| of these, name, connect and first byte | %.0f µs |\n", float64(quantile(took, 0.5).Nanoseconds())/1e3)
+	return nil
+}
+
+func openFiles() int {
+	all, _ := os.ReadDir("/proc/self/fd")
+	return len(all)
+}
+
+// ownAddress returns an address of this machine that is not its loopback.
+func ownAddress() (netip.Addr, bool) {
+	addrs, _ := net.InterfaceAddrs()
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok {
+			if ip, ok := netip.AddrFromSlice(n.IP.To4()); ok && !ip.IsLoopback() && !ip.IsLinkLocalUnicast() {
+				return ip, true
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
