@@ -40,9 +40,10 @@ func NewScratch(bytes int64) (*Scratch, error) {
 // The file takes room on the disk as files are written, and gives it back as they are removed: the
 // size is a limit, and no promise that the disk has so much left. About 2 % of it are the file
 // system's own (ext4; 5 % of the smallest), and there is room for one file for each 16 KiB. Nothing
-// of it outlives this process, so a run's fsync does not wait for the disk to have written. It is
-// given back as for NewScratch, and no file, mount or loop device is left, however this process
-// ends.
+// of it outlives this process, so a run's fsync does not wait for the disk to have written. If the
+// disk is full before the size is reached, what has been written may be lost, and the file system
+// becomes read-only. It is given back as for NewScratch, which takes as long as the disk takes to
+// write what is not on it yet, and no file, mount or loop device is left, however this process ends.
 //
 // It needs root, Linux 5.12, loop devices and mkfs.ext4 (package e2fsprogs); else the error is a
 // *SetupError. An ordinary user may mount no disk: bind a directory with WithBind, under a quota of

@@ -64,7 +64,7 @@ type Refusal struct {
 // default profile's or that of WithSeccomp: once for each call and errno, and 256 times at most. f
 // is called by one goroutine, one call after the other, while the run goes on, and never after Wait
 // has returned, unless it takes longer than WithWaitDelay allows. What a command of Exec was
-// refused is told as the run's: the option belongs to the run.
+// refused is told as the run's: the option belongs to the run. f must not wait for the run's end.
 //
 // It is for finding out why something does not work. The filter is the same: a refused call waits
 // for this process, which answers with the filter's errno and can't let it pass. After the first

@@ -37,7 +37,7 @@ func NewDiskScratch(dir string, size int64) (*Scratch, error) {
 	// What has no life after this process needs no flush to the disk when a run asks for one, and
 	// room is given back as files are removed.
 	return newScratch(func(s *Scratch) (*os.File, error) {
-		return s.makeHere("ext4", []string{"source=" + device.Name(), "discard", "nobarrier", "noinit_itable"})
+		return s.makeHere("ext4", []string{"source=" + device.Name(), "discard", "nobarrier", "noinit_itable", "errors=remount-ro"})
 	})
 }
 
@@ -61,8 +61,9 @@ func newImage(dir string, size int64) (image *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// Without a journal, and without room that is kept for root.
-	cmd := exec.Command(mkfs, "-q", "-F", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-O", "^has_journal,^resize_inode",
+	// Without a journal, and without room that is kept for root. What the kernel does about errors,
+	// as on a disk that is full, is not left to the machine's mke2fs.conf.
+	cmd := exec.Command(mkfs, "-q", "-F", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-e", "remount-ro", "-O", "^has_journal,^resize_inode",
 		"-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", "/proc/self/fd/3")
 	cmd.Env = []string{"LC_ALL=C"}
 	cmd.ExtraFiles = []*os.File{image}

@@ -16,7 +16,7 @@ import (
 const (
 	udpIdle  = time.Minute // how long a peer that is silent is remembered
 	udpSpare = time.Second // for how long it has to be silent until another may have its place
-	infoRoom = 128 // of control messages with an address
+	infoRoom = 128         // of control messages with an address
 )
 
 // udpPort is a port of UDP of this machine that is published. Each peer has a socket of its own in

@@ -95,6 +95,13 @@ func (s Spec) settingsV1(devices []IO, swap, sockets bool) []setting {
 	if sockets {
 		memory(WithMemory, "memory.kmem.tcp.limit_in_bytes", s.Memory)
 	}
+	if !swap { // as resourcesV1 says
+		none := setting{option: WithMemory, controller: "memory", file: "memory.swappiness"}
+		if s.Memory != 0 {
+			none.value = "0"
+		}
+		list = append(list, none)
+	}
 	memory(WithMemory, "memory.limit_in_bytes", s.Memory)
 	switch {
 	case swap && s.Memory == 0:
@@ -167,8 +174,7 @@ func (c *Cell) set(g *Group, s setting) error {
 	switch {
 	case s.device != "":
 		value = s.device + " " + value
-	case s.option == WithCPUSet && value == "" && c.tree.v2 == "":
-		// On v1 a set with a process in it can't be empty.
+	case value == "" && c.tree.v2 == "": // as the cgroup above
 		data, err := readFile(path.Join(path.Dir(path.Dir(name)), s.file), nil)
 		if err != nil {
 			return err

@@ -143,7 +143,15 @@ func peer(c *net.UnixConn) (pid int, err error) {
 		return 0, err
 	}
 	var who *unix.Ucred
-	ctlErr := raw.Control(func(fd uintptr) { who, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	var pidfd int
+	var noPidfd error
+	ctlErr := raw.Control(func(fd uintptr) {
+		who, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		pidfd, noPidfd = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	})
+	if noPidfd == nil {
+		defer unix.Close(pidfd)
+	}
 	if err = errors.Join(ctlErr, err); err != nil {
 		return 0, err
 	}
@@ -155,6 +163,11 @@ func peer(c *net.UnixConn) (pid int, err error) {
 		return int(who.Pid), nil
 	}
 	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/user", who.Pid))
+	if err == nil && noPidfd == nil {
+		err = unix.PidfdSendSignal(pidfd, 0, nil, 0) // it lives, so its number was nobody else's
+	} else if noPidfd != unix.ENOPROTOOPT { // before Linux 6.5
+		err = errors.Join(err, noPidfd)
+	}
 	if err != nil || theirs != mine {
 		return 0, fmt.Errorf("the process at the other end, %d, has ended or is in another user namespace", who.Pid)
 	}

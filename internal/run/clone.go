@@ -110,12 +110,12 @@ func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *clone, err 
 	return r, r.joined(ctx)
 }
 
-// joined waits until the command's process is in its cgroup. Where that joins by itself, it finds
-// the files for it when it gets there, and need not wait.
+// joined waits until the command's process is in its cgroup.
 func (r *clone) joined(ctx context.Context) error {
 	return r.under(ctx, func() error {
-		if r.joinsAlone() {
-			if err := r.letJoin(); err != nil {
+		if r.goesAhead() {
+			// If it has ended, a later event says why.
+			if err := r.letJoin(); err != nil && !hasEnded(err) {
 				return r.startLost(ctx, &fault.SetupError{Stage: "cgroup", Err: err})
 			}
 		}

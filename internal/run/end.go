@@ -76,7 +76,9 @@ func (r *Run) finish() {
 // finishStreams waits for the output, and sets the error of a run that has ended.
 func (r *Run) finishStreams() {
 	inTime, copied := r.streams.Finish()
-	r.refused.finish(r.spec.Supervision.WaitDelay)
+	if r.in == nil { // what a further command was refused is told as the run's
+		r.refused.finish(r.spec.Supervision.WaitDelay)
+	}
 	if !inTime {
 		copied = errors.Join(copied, fault.ErrWaitDelay)
 	}

@@ -31,6 +31,7 @@ type refusals struct {
 	closed    bool
 	seen      map[refusal]bool
 	untold    []told
+	pace      pace
 	tell      func(spec.Refusal) // nil until the command is known
 	telling   chan struct{}      // closed when all has been told, nil while nothing is
 }
@@ -51,7 +52,7 @@ type told struct {
 
 const (
 	maxRefusals  = 256  // are told of
-	quickAnswers = 1000 // of a run's listener, and as many per second
+	quickAnswers = 1000 // to a run, and as many per second
 )
 
 func newRefusals(s *spec.Security) (*refusals, error) {
@@ -59,7 +60,7 @@ func newRefusals(s *spec.Security) (*refusals, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &refusals{security: *s, filter: filter, listeners: map[*os.File]struct{}{}, seen: map[refusal]bool{}}, nil
+	return &refusals{security: *s, filter: filter, listeners: map[*os.File]struct{}{}, seen: map[refusal]bool{}, pace: pace{credit: quickAnswers}}, nil
 }
 
 // adoptListener begins to answer a listener that came with an event.
@@ -112,7 +113,6 @@ func (r *refusals) answer(listener *os.File) {
 	if err != nil {
 		return
 	}
-	pace := pace{credit: quickAnswers}
 	for {
 		var n seccomp.Notification
 		var failed error
@@ -124,19 +124,27 @@ func (r *refusals) answer(listener *os.File) {
 		case err != nil, failed != nil && failed != unix.ENOENT:
 			return
 		case failed != nil: // its thread has gone on or ended
-			time.Sleep(pace.next(time.Now()))
+			r.slow()
 			continue
 		}
 		errno := r.filter.Errno(n.Call)
 		_ = raw.Control(func(fd uintptr) {
 			r.note(int(fd), n, errno)
-			time.Sleep(pace.next(time.Now()))
+			r.slow()
 			_ = seccomp.Refuse(int(fd), n.ID, errno) // or its thread has gone on or ended
 		})
 	}
 }
 
-// pace is how fast a listener is answered.
+// slow waits until the next answer may be given.
+func (r *refusals) slow() {
+	r.mu.Lock()
+	wait := r.pace.next(time.Now())
+	r.mu.Unlock()
+	time.Sleep(wait)
+}
+
+// pace is how fast a run is answered.
 type pace struct {
 	credit float64
 	at     time.Time

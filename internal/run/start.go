@@ -29,6 +29,7 @@ func start(ctx context.Context, ready *clone, conf *spec.Spec, command *program.
 	r := &Run{clone: ready, done: make(chan struct{})}
 	if err := r.execute(ctx, conf, command); err != nil {
 		r.abandon()
+		r.refused.finish(conf.Supervision.WaitDelay)
 		if r.streams != nil {
 			r.streams.Close()
 		}
@@ -204,11 +205,14 @@ func (r *clone) join(pid int) error {
 		return &fault.SetupError{Stage: "pidfd_open", Err: err}
 	}
 	r.pidfd = os.NewFile(uintptr(fd), "pidfd")
-	if r.joinsAlone() {
+	if r.goesAhead() {
 		return nil
 	}
-	if err = r.group.Add(pid); err == nil {
-		err = r.conn.Go()
+	if !r.joinsAlone() {
+		err = r.group.Add(pid)
+	}
+	if err == nil {
+		err = r.letJoin()
 	}
 	if err != nil {
 		return &fault.SetupError{Stage: "cgroup", Err: err}
@@ -219,8 +223,12 @@ func (r *clone) join(pid int) error {
 // joinsAlone reports whether the command's process joins its cgroup by itself, or has none.
 func (r *clone) joinsAlone() bool { return r.plan.Joins > 0 || r.group == nil }
 
-// letJoin lets the command's process go on once it is ready, with what it joins its cgroup by. If
-// it has ended, a later event says why.
+// goesAhead reports whether the command's process finds what it joins its cgroup by when it gets
+// there. One that enters a live run waits until this process has hold of it: from then on the run's
+// user may kill it.
+func (r *clone) goesAhead() bool { return r.joinsAlone() && !r.joins }
+
+// letJoin lets the command's process go on once it is ready, with what it joins its cgroup by.
 func (r *clone) letJoin() error {
 	var groups []*os.File
 	if r.plan.Joins > 0 {
@@ -230,10 +238,7 @@ func (r *clone) letJoin() error {
 		}
 	}
 	defer closeFiles(groups)
-	if err := r.conn.Go(descriptors(groups)...); err != nil && !hasEnded(err) {
-		return err
-	}
-	return nil
+	return r.conn.Go(descriptors(groups)...)
 }
 
 // setupError returns the *SetupError of a failed call of a run, or of its template. It returns
