@@ -38,6 +38,7 @@ func TestRootlessPrivateAlone(t *testing.T) {
 
 	s := runs.Prepared(t, 2, append(runs.HelperOptions(), sandbox.WithNetwork(alone))...)
 	for range 3 {
+		require.NoError(t, s.Prepare(testkit.Deadline(t)))
 		r, w := io.Pipe()
 		p := runs.StartPrepared(t, runs.HelperOf(s, "listen", "web", "0.0.0.0:80").With(sandbox.WithStdout(w), sandbox.WithPublish("127.0.0.1:0", 80)))
 		_, err := io.ReadFull(r, make([]byte, 10))

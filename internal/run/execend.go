@@ -6,8 +6,10 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -80,20 +82,39 @@ func (x *Run) endOfExec(exit program.Event) *End {
 	return end
 }
 
-// killRounds bounds how often a command's family is looked for that goes on forking.
+// killRounds bounds how often a command's family is looked for that can't be stopped.
 const killRounds = 20
 
+// killWait bounds how long its end is waited for: a process may be in the kernel for long.
+const killWait = time.Second
+
 // killFamily kills a command, which leads a session, and all that it has started: its descendants,
-// and the session's other processes. What has left both, as a daemon does, stays.
+// and the session's other processes. What has left both, as a daemon does, stays. All are stopped
+// first, so that none is lost with its parent, before it was seen.
 func killFamily(pid int, pidfd *os.File) {
 	_ = signal(pidfd, unix.SIGSTOP) // as long as it is there, its number is nobody else's
+	still := 0
 	for range killRounds {
-		found := family(pid)
-		if len(found) == 0 || signal(pidfd, 0) != nil {
+		running := slices.DeleteFunc(family(pid), func(k kin) bool { return k.stopped })
+		for _, k := range running {
+			k.signal(unix.SIGSTOP)
+		}
+		if still++; len(running) > 0 {
+			still = 0
+			time.Sleep(time.Millisecond) // the kernel stops them a moment later
+		}
+		// The first look that finds no other may have missed what was started meanwhile.
+		if still == 2 || signal(pidfd, 0) != nil {
 			break
 		}
-		for _, p := range found {
-			p.kill()
+	}
+	for end := time.Now().Add(killWait); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		left := family(pid)
+		for _, k := range left {
+			k.kill()
+		}
+		if len(left) == 0 || signal(pidfd, 0) != nil {
+			break
 		}
 	}
 	_ = signal(pidfd, unix.SIGKILL)
@@ -103,6 +124,7 @@ func killFamily(pid int, pidfd *os.File) {
 type kin struct {
 	pid, parent, session int
 	began                string
+	stopped              bool
 }
 
 // family returns the living processes of the leader's session, and its descendants.
@@ -142,20 +164,23 @@ func kinOf(pid int) (k kin, ok bool) {
 	if len(f) < 20 || f[0] == "Z" || f[0] == "X" {
 		return k, false
 	}
-	k = kin{pid: pid, began: f[19]}
+	k = kin{pid: pid, began: f[19], stopped: f[0] == "T" || f[0] == "t"}
 	k.parent, _ = strconv.Atoi(f[1])
 	k.session, _ = strconv.Atoi(f[3])
 	return k, true
 }
 
-// kill kills the process, and no other that has got its number since.
-func (k kin) kill() {
+// kill kills the process.
+func (k kin) kill() { k.signal(unix.SIGKILL) }
+
+// signal sends the process a signal, and no other that has got its number since.
+func (k kin) signal(s unix.Signal) {
 	fd, err := unix.PidfdOpen(k.pid, 0)
 	if err != nil {
 		return
 	}
 	defer unix.Close(fd)
 	if now, ok := kinOf(k.pid); ok && now.began == k.began {
-		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+		_ = unix.PidfdSendSignal(fd, s, nil, 0)
 	}
 }

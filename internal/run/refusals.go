@@ -171,7 +171,7 @@ func (r *refusals) note(listener int, n seccomp.Notification, errno unix.Errno) 
 	}
 	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", n.Thread))
 	if !seccomp.Waits(listener, n.ID) {
-		comm = nil // it was another's
+		return // a signal came first: the call is made again or was not refused, and comm may be another's
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
