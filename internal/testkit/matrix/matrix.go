@@ -47,7 +47,8 @@ const (
 // run only on this machine. Emulated, a cell's boot takes seconds, and each script boots several.
 const (
 	slow = "^Test(AttackRaces|AttackInherited|AttackRootlessPrivate(Noise|Flood)|AttackRootlessExecStalked|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
-		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions|Crash)$"
+		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions|Crash|" +
+		"RootlessLinksWhileOthersRename|CellKilledFromOutside|RootlessWorkingDirectory)$"
 	scripts = "^TestScripts$"
 	// reports matches the tests of how isolated tests report. Each starts several test
 	// binaries.
@@ -55,6 +56,8 @@ const (
 	// own matches the tests of what this process does in the same way on every kernel and for
 	// every user.
 	own = "^Test(Rootless)?(Attack)?(Func|Workers|Pool|Isolate|WaitDelay|Registry|Layout|Archive)"
+	// killed matches the tests of hosts that are killed, of which systemd has its own cleaning up.
+	killed = "^TestRootlessKilledHost$"
 	// compat matches what a kernel with calls of 32 bits does alike for every user. Debian's
 	// have them.
 	compat = "^TestAttackKernelBy32Bits$"
@@ -69,7 +72,7 @@ var Configurations = []Configuration{
 	{Name: "docker", Always: true, As: "docker", Packages: public, Run: user + "|" + container, Skip: slow + "|" + own, Note: "the same with the least flags that make runs work: the rootless tests"},
 	{Name: "docker-cap", As: "docker", Packages: public, Run: tests, Note: "the same with CAP_SYS_ADMIN"},
 	{Name: "docker-privileged", As: "docker", Packages: public, Run: tests, Optional: true, Note: "docker run --privileged"},
-	{Name: "guest", Always: true, Kernel: "6.12", As: "root", Packages: kernel, Skip: slow + "|" + own + "|" + scripts + "|" + reports, Note: "plain init, cgroup v2, root"},
+	{Name: "guest", Always: true, Kernel: "6.12", As: "root", Packages: kernel, Skip: slow + "|" + own + "|" + scripts + "|" + reports + "|" + killed, Note: "plain init, cgroup v2, root"},
 	{Name: "systemd-user", Always: true, Kernel: "6.12", As: "systemd-user", Packages: public, Run: user, Skip: slow + "|" + own + "|" + compat, Note: "uid 1000, in a service with Delegate=yes of its user manager"},
 	{Name: "linux-5.10", Always: true, Kernel: "5.10", As: "root", Packages: placed, Run: sample, Skip: slow + "|" + own + "|" + compat, Optional: true, Note: "plain init, root"},
 	{Name: "systemd", Kernel: "6.12", As: "systemd", Packages: placed, Run: sample, Skip: slow, Note: "root, in a service without delegation"},
