@@ -49,6 +49,7 @@ func judge(b []byte, size int) (passed int, err error) {
 
 func TestFirst(t *testing.T) {
 	head := strings.Repeat("X: "+strings.Repeat("y", 1000)+"\r\n", 40)
+	const toOther, proxy, changed = "GET / HTTP/1.1\r\nHost: other.test\r\n\r\n", "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "\x14\x03\x03\x00\x01\x01"
 	same, other := hello(t, &tls.Config{ServerName: "one.test"}), hello(t, &tls.Config{ServerName: "other.test"})
 	for _, test := range []struct{ bytes, why string }{
 		{string(same), ""},
@@ -64,6 +65,13 @@ func TestFirst(t *testing.T) {
 		{"\x16\x03\x01\x00\x00" + string(other), "no hello"},
 		{"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", "no hello"},
 		{"\x16\x03\x01\x40\x00\x01\xff\xff\xff", "no hello"},
+		{"\x16\x01" + string(other[2:]), `"other.test"`}, {"\x16\x0f" + string(same[2:]), ""}, {"\x16\x01" + string(inRecords(other, 1)[2:]), `"other.test"`},
+		{"\x16\x00\x00\x00\x00" + string(other), "no hello"}, {"\x15\x00\x00\x00\x02\x01\x00" + string(other), "no hello"}, {"\x16\x01\x01\x00\x01\x01\x15\x03\x03\x00\x02\x01\x00", "no hello"},
+		{"\x16\x00\x00\x00\x08\x02" + toOther, ""}, {"\x16\x00\x00\x00\x08\x01\x02" + toOther, ""}, {"\x15\x00\x00\x00\x08\x02", ""}, {"\x16\x10\x01\x00\x05\x01\x00", ""},
+		{string(same) + changed + string(other), `"other.test"`}, {string(same) + changed + string(same), ""}, {string(same) + string(other), `"other.test"`},
+		{string(same) + "\x15\x03\x03\x00\x02\x01\x5a\x16\x03\x03\x00\x00" + string(other), `"other.test"`}, {string(same) + changed + string(inRecords(other, 1)), `"other.test"`},
+		{string(same) + "\x17\x03\x03\x40\x00" + strings.Repeat("x", 1<<14) + string(other), `"other.test"`}, {string(same) + strings.Repeat(changed, maxFirst/4), "no end"},
+		{string(same) + strings.Repeat("\x17\x03\x03\x40\x00"+strings.Repeat("x", 1<<14), 3), ""}, {string(same) + "\x16\x03\x03\x00\x01\x10" + string(other), ""},
 		{"\x16", ""}, {"\x17", ""}, {"\x17\x02", ""}, {"", ""},
 
 		{"GET / HTTP/1.1\r\nHost: one.test\r\n\r\n", ""},
@@ -88,18 +96,31 @@ func TestFirst(t *testing.T) {
 		{"OPTIONS * HTTP/1.1\r\nHost: one.test\r\n\r\n", ""},
 		{"GET / HTTP/1.1\r\nHost: one.test\r\n" + head + "\r\n", "no end"},
 		{"GET /" + strings.Repeat("x", 2*maxFirst) + " HTTP/1.1\r\nHost: one.test\r\n\r\n", "no end"},
+		{strings.Repeat("x", 2*maxFirst), "no end"},
+		{strings.Repeat("x", 256) + toOther, `"other.test"`},
+		{"GET /" + strings.Repeat("x\x01", maxFirst) + " HTTP/1.1\r\nHost: other.test\r\n\r\n", "no end"},
+		{"\r" + toOther, `"other.test"`}, {" \t\r\r\n" + toOther, `"other.test"`}, {" " + toOther, `"other.test"`},
+		{strings.Repeat("\r", 40_000) + toOther, "no end"}, {"GET" + strings.Repeat(" ", 40_000) + "/ HTTP/1.1\r\nHost: other.test\r\n\r\n", "no end"},
+		{"GET http://other.test/\r\n", `"other.test"`}, {"GET HTTPS://other.test\r\n", `"other.test"`}, {"GET http://one.test/\r\n", ""},
+		{"GET /\r\nHost: other.test\r\n\r\n", `"other.test"`}, {"GET / RTSP/1.0\r\nHost: other.test\r\n\r\n", `"other.test"`}, {"SOURCE / ICE/1.0\r\nHost: other.test\r\n\r\n", `"other.test"`},
+		{"GET /\r\n" + head + "Host: other.test\r\n\r\n", "no end"}, {"GET x RTSP/1.0\r\n" + head + "Host: other.test\r\n\r\n", "no end"},
+		{"GET / HTTP/1.1\r\nX: y\rHost: other.test\r\n\r\n", `"other.test"`}, {"GET / HTTP/1.1\r\nHost:\r\r\n other.test\r\n\r\n", "other.test"},
+		{"GET\x1c/\x1fHTTP/1.1\r\nHost: other.test\r\n\r\n", `"other.test"`}, {"GET\xa0/\x85HTTP/1.1\r\nHost: other.test\r\n\r\n", `"other.test"`},
+		{proxy + toOther, `"other.test"`}, {proxy + proxy + string(other), `"other.test"`}, {proxy + string(same), ""}, {"PROXY / HTTP/1.1\r\nHost: other.test\r\n\r\n", `"other.test"`},
+		{"PROXY UNKNOWN HTTP/1.1\r\nHost: other.test\r\n\r\n", "UNKNOWN"}, {"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00" + toOther, "PROXY"},
 		{"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", ""},
 
 		// Other protocols.
 		{"ruok", ""}, {"SSH-2.0-x\r\n", ""}, {"EHLO other.test\r\n", ""}, {"*1\r\n$4\r\nPING\r\n", ""}, {"AMQP\x00\x00\x09\x01", ""}, {"\x00\x00\x00\x08\x04\xd2\x16\x2f", ""},
 		{"0 \x02\x01\x01`\x1b" + strings.Repeat("x", 2*maxFirst), ""}, // LDAP
-		{strings.Repeat("x", 2*maxFirst), ""},
-		{"OPTIONS rtsp://other.test/ RTSP/1.0\r\n", ""},
+		{strings.Repeat("x y", maxFirst), "no end"}, {strings.Repeat("x:", maxFirst), ""}, {strings.Repeat("\n\x00 ", maxFirst), ""},
+		{"OPTIONS rtsp://other.test/ RTSP/1.0\r\n", ""}, {"EHLO other.test\r\n" + head, ""}, {"get http:x\r\n" + head, ""}, {"SSH-2.0-x y\r\n\x16\x03" + head, ""},
+		{"\n\x16\x03", ""}, {"PROXY x\r\nHost: one.test\r\n", ""},
 	} {
 		for _, size := range []int{1, 7, 2 << 10} {
 			passed, err := judge([]byte(test.bytes), size)
 			if test.why == "" {
-				require.NoError(t, err, "%q", test.bytes)
+				require.NoError(t, err, "%.200q", test.bytes)
 				continue
 			}
 			require.ErrorContains(t, err, test.why, "%.200q in pieces of %d", test.bytes, size)
