@@ -316,8 +316,18 @@ func TestAttackRootlessPrivateBroadcast(t *testing.T) {
 	require.NoError(t, err)
 	defer n.Close()
 	runs.Start(t, runs.Helper("private-datagrams", one).With(sandbox.WithNetwork(n.As("attacker"))))
-	require.Equal(t, sandbox.Failed, (<-told).Verdict)
-	require.NotContains(t, server.senders(), "x")
+	became := ""
+	for became == "" {
+		select {
+		case c := <-told:
+			became = c.Verdict.String()
+		case <-time.After(10 * time.Millisecond):
+			if slices.Contains(server.senders(), "x") {
+				became = "passed on"
+			}
+		}
+	}
+	require.Equal(t, "failed", became)
 }
 
 // Datagrams that lead out are the sender's, whatever their source says.
