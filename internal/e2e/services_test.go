@@ -129,6 +129,18 @@ func TestRootlessReaches(t *testing.T) {
 	require.ErrorContains(t, err, `Reaches: "A.b" is no name on a network`)
 }
 
+// Who a run reaches does not change what gets out, of it and of all others.
+func TestRootlessReachesOutside(t *testing.T) {
+	t.Parallel()
+	tcp, udp := echoServer(t, "127.0.0.1", "one"), datagramEcho(t)
+	n := newNetwork(t, append(local(t, tcp), sandbox.AllowHost("one.test", sandbox.UDP(udp)), sandbox.AllowCIDR("127.0.0.1", sandbox.UDP(udp)))...)
+	for i, member := range []sandbox.Option{sandbox.WithNetwork(n.As("free")), sandbox.WithNetwork(n.As("limited", sandbox.Reaches())), sandbox.WithNetwork(n.As("free"))} {
+		p := held(t, member)
+		require.Equal(t, "one: hello", reachingIn(t, p, at("one.test", tcp))[0], "run %d", i)
+		require.Equal(t, "1 1000 60000 ", printedIn(t, p, "datagrams", "20s", at("one.test", udp))[0], "run %d", i)
+	}
+}
+
 // listenUDPHelper answers datagrams with a name, with what they have, and with whether their sender
 // spoke before, until it is killed. It says when it listens.
 func listenUDPHelper(args []string) error {
@@ -175,7 +187,7 @@ func TestRootlessPublishUDP(t *testing.T) {
 	var seen observer
 	n := newNetwork(t, sandbox.NetworkObserver(seen.tell), sandbox.MaxConns(3))
 	r, w := io.Pipe()
-	p := runs.Start(t, runs.Helper("listen-udp", "dns", ":53").With(sandbox.WithNetwork(n.As("dns")), sandbox.WithPublish("127.0.0.1:0/udp", 53), sandbox.WithPublish(":0/udp", 53), sandbox.WithStdout(w)))
+	p := runs.Start(t, runs.Helper("listen-udp", "dns", ":53").With(sandbox.WithNetwork(n.As("dns")), sandbox.WithPublish("127.0.0.1:0/udp", 53), sandbox.WithPublish(":0/udp", 53), sandbox.WithPublish("127.0.0.1:0", 80), sandbox.WithStdout(w)))
 	_, err := io.ReadFull(r, make([]byte, 10))
 	require.NoError(t, err)
 	at := p.Published()[0].String()
@@ -185,13 +197,18 @@ func TestRootlessPublishUDP(t *testing.T) {
 	require.Equal(t, "dns: hello false", say(t, other, "hello"), "another sender")
 	every := fmt.Sprintf("127.0.0.2:%d", p.Published()[1].Port())
 	require.Equal(t, "dns: hello false", say(t, dialUDP(t, every), "hello"), "from the address that it was sent to")
+	require.Contains(t, reach(p.Published()[2].String()), "reset")
+	require.Equal(t, sandbox.Failed, seen.await(t, "TCP", func(c sandbox.Conn) bool { return c.Port == 80 }).Verdict, "TCP has places of its own")
 	require.Regexp(t, "^dns: hello", say(t, dialUDP(t, at), "hello"), "who is silent gives way")
+	crowded := seen.await(t, "one too many", func(c sandbox.Conn) bool { return c.Verdict == sandbox.Refused })
+	require.ErrorContains(t, crowded.Err, "MaxConns")
+	require.True(t, crowded.UDP && crowded.Published)
 
 	require.NoError(t, p.Kill())
 	_, err = p.Wait()
 	runs.ExitError(t, err)
 	c := seen.await(t, "the first", func(c sandbox.Conn) bool { return c.Address.String() == one.LocalAddr().String() })
-	require.Equal(t, []any{"dns", uint16(53), true, sandbox.Allowed}, []any{c.Run, c.Port, c.Published, c.Verdict})
+	require.Equal(t, []any{"dns", uint16(53), true, true, sandbox.Allowed}, []any{c.Run, c.Port, c.Published, c.UDP, c.Verdict})
 	require.GreaterOrEqual(t, c.Received, int64(10))
 	require.GreaterOrEqual(t, c.Sent, int64(26))
 	require.NoError(t, one.SetReadDeadline(time.Now().Add(20*time.Second)))
@@ -200,6 +217,30 @@ func TestRootlessPublishUDP(t *testing.T) {
 		_, err = one.Read(make([]byte, 1))
 	}
 	require.ErrorContains(t, err, "refused", "nobody listens there any more")
+}
+
+// Both ways: of what came in, a part is passed on, and of the answers to that a part again.
+func TestRootlessPublishUDPBandwidth(t *testing.T) {
+	t.Parallel()
+	var seen observer
+	n := newNetwork(t, sandbox.NetworkObserver(seen.tell), sandbox.RunBandwidth(1<<10))
+	r, w := io.Pipe()
+	begin := time.Now()
+	p := runs.Start(t, runs.Helper("listen-udp", strings.Repeat("x", 300), ":53").With(sandbox.WithNetwork(n.As("dns")), sandbox.WithPublish("127.0.0.1:0/udp", 53), sandbox.WithStdout(w)))
+	_, err := io.ReadFull(r, make([]byte, 10))
+	require.NoError(t, err)
+	conn := dialUDP(t, p.Published()[0].String())
+	for range 500 {
+		_, _ = conn.Write(make([]byte, 100))
+		time.Sleep(time.Millisecond)
+	}
+	require.NoError(t, p.Kill())
+	_, _ = p.Wait()
+	c := seen.await(t, "the peer", func(c sandbox.Conn) bool { return c.Published })
+	most := 1<<10 + int64(1<<10*time.Since(begin).Seconds())
+	require.Positive(t, c.Received)
+	require.LessOrEqual(t, c.Received, most)
+	require.LessOrEqual(t, c.Sent, most)
 }
 
 func TestRootlessPublishIPv6(t *testing.T) {

@@ -151,7 +151,7 @@ func (f *flow) serve() {
 	c := f.conn
 	far, err := m.dial("udp", f.to, &c)
 	if err == nil {
-		err = f.exchange(far.(*net.UDPConn))
+		err = f.exchange(far.(*net.UDPConn), c.Address)
 		far.Close()
 		f.mu.Lock()
 		c.Sent, c.Received = f.conn.Sent, f.conn.Received
@@ -171,7 +171,7 @@ func (f *flow) serve() {
 var datagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }}
 
 // exchange passes datagrams on, both ways, until there are none any more.
-func (f *flow) exchange(udp *net.UDPConn) error {
+func (f *flow) exchange(udp *net.UDPConn, other netip.AddrPort) error {
 	_ = udp.SetReadBuffer(datagramBuffer)
 	_ = udp.SetWriteBuffer(datagramBuffer)
 	far, err := udp.SyscallConn()
@@ -188,7 +188,7 @@ func (f *flow) exchange(udp *net.UDPConn) error {
 	f.mu.Unlock()
 	for {
 		_ = udp.SetReadDeadline(f.end())
-		switch err := f.receive(far); {
+		switch err := receive(far, other, f.passBack); {
 		case errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(f.end()):
 		case errors.Is(err, os.ErrDeadlineExceeded) || isClosed(err):
 			return nil
@@ -208,30 +208,54 @@ func (f *flow) end() time.Time {
 	return f.last.Add(unansweredTime)
 }
 
-// receive waits for a datagram from the other side and passes it on, from the address that the run
-// knows: a socket may use any that is local, and in the gateway all are. What the kernel was told
-// of earlier ones, such as that nobody listens, is left out.
-func (f *flow) receive(far syscall.RawConn) error {
-	return far.Read(func(fd uintptr) bool {
-		b := datagrams.Get().(*[maxDatagram]byte)
-		defer datagrams.Put(b)
-		n, err := unix.Read(int(fd), b[:])
-		if err != nil {
-			return err != unix.EAGAIN
+// passBack passes an answer on, from the address that the run knows: a socket may use any that is
+// local, and in the gateway all are.
+func (f *flow) passBack(b []byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.answered, f.last = true, time.Now()
+	as := unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: f.to.Addr().As4()})
+	to := &unix.SockaddrInet4{Port: int(f.from.Port()), Addr: f.from.Addr().As4()}
+	if f.m.received.try(len(b)) && now(f.near, func(fd int) error {
+		_, err := unix.SendmsgN(fd, b, as, to, unix.MSG_DONTWAIT)
+		return err
+	}) {
+		f.conn.Received += int64(len(b))
+	}
+}
+
+// receive waits for a datagram, and takes a buffer for it only then. It leaves out what is not from
+// the sender, as a socket has its port an instant before its peer (inet_dgram_connect in
+// net/ipv4/af_inet.c), and what the kernel was told of earlier ones, such as that nobody listens.
+func receive(conn syscall.RawConn, from netip.AddrPort, f func(b []byte)) error {
+	var b *[maxDatagram]byte
+	var n int
+	var sender unix.Sockaddr
+	err := conn.Read(func(fd uintptr) bool {
+		b = datagrams.Get().(*[maxDatagram]byte)
+		var err error
+		if n, sender, err = unix.Recvfrom(int(fd), b[:], unix.MSG_DONTWAIT); err != nil {
+			datagrams.Put(b)
+			sender = nil
 		}
-		f.mu.Lock()
-		f.answered, f.last = true, time.Now()
-		f.mu.Unlock()
-		as := unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: f.to.Addr().As4()})
-		to := &unix.SockaddrInet4{Port: int(f.from.Port()), Addr: f.from.Addr().As4()}
-		if f.m.received.try(n) && now(f.near, func(fd int) error {
-			_, err := unix.SendmsgN(fd, b[:n], as, to, unix.MSG_DONTWAIT)
-			return err
-		}) {
-			f.mu.Lock()
-			f.conn.Received += int64(n)
-			f.mu.Unlock()
-		}
-		return true
+		return err != unix.EAGAIN
 	})
+	if err != nil || sender == nil {
+		return err
+	}
+	defer datagrams.Put(b)
+	if senderOf(sender) == from {
+		f(b[:n])
+	}
+	return nil
+}
+
+func senderOf(s unix.Sockaddr) netip.AddrPort {
+	switch s := s.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(s.Addr), uint16(s.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(s.Addr).Unmap(), uint16(s.Port))
+	}
+	return netip.AddrPort{}
 }

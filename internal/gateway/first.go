@@ -16,21 +16,26 @@ import (
 type first struct {
 	name   string // the one that was asked for
 	judged bool
-	size   int    // of all
+	size   int    // of all, of TLS since the last hello
+	start  int    // where the client's own words begin
 	rest   []byte // the line or record's head that is not whole
-	isTLS  bool
-	inHead bool   // of HTTP, after its first line
-	isHost bool   // the line before was a Host field
-	left   int    // of the record
-	hello  []byte // what records had
+
+	inHead bool // of HTTP, after its first line
+	isHTTP bool // and no other protocol with such a line
+	isHost bool // the line before was a Host field
+
+	isTLS   bool
+	strange bool   // it may be another protocol yet
+	greeted bool   // there was a hello
+	early   bool   // there was data of the application
+	skip    int    // of the record
+	left    int    // of the record, of a hello
+	hello   []byte // what records had
 }
 
-const (
-	// maxFirst bounds what is looked at, and kept, of a connection. A hello with a large key of
-	// TLS 1.3 has 2 KiB, and web servers take heads of 8 to 64 KiB.
-	maxFirst  = 32 << 10
-	maxMethod = 255
-)
+// maxFirst bounds what is looked at, and kept, of a connection. A hello with a large key of TLS 1.3
+// has 2 KiB, web servers take heads of 8 to 64 KiB, and early data of 16 KiB.
+const maxFirst = 32 << 10
 
 // add looks at more bytes. The error says that they must not be passed on.
 func (f *first) add(b []byte) (err error) {
@@ -39,23 +44,37 @@ func (f *first) add(b []byte) (err error) {
 		switch {
 		case f.isTLS:
 			n, err = f.record(b)
-		case f.size == 0 && mayBeTLS(b[0]):
-			n, f.rest = 1, []byte{b[0]}
-		case f.size == 1 && len(f.rest) == 1 && mayBeTLS(f.rest[0]) && b[0] == 3:
-			f.isTLS = true
+		case f.size == f.start && mayBeTLS(b[0]):
+			n, f.rest = 1, append(f.rest, b[0])
+		case f.size == f.start+1 && len(f.rest) == 1 && (mayBeTLS(f.rest[0]) && b[0] == tlsMajor || mayBeginTLS(f.rest[0]) && b[0] < maxMajor):
+			f.isTLS, f.strange = true, b[0] != tlsMajor
+			continue
 		default:
 			n, err = f.line(b)
 		}
 		f.size += n
 		b = b[n:]
 		if f.size > maxFirst && !f.judged && err == nil {
-			err = &refusal{fmt.Sprintf("the TLS hello or HTTP head has no end within %d KiB", maxFirst>>10)}
+			if f.judged = !f.mayShow(); !f.judged {
+				err = &refusal{fmt.Sprintf("the TLS hello or HTTP head has no end within %d KiB", maxFirst>>10)}
+			}
 		}
 	}
 	if f.judged = f.judged || err != nil; f.judged {
 		f.rest, f.hello = nil, nil
 	}
 	return err
+}
+
+// mayShow reports whether what has no end yet may show a name.
+func (f *first) mayShow() bool {
+	switch {
+	case f.isTLS:
+		return !f.early || len(f.hello) > 0
+	case f.inHead:
+		return f.isHTTP
+	}
+	return mayBecomeRequest(f.rest)
 }
 
 // end is add for a client that sends no more: what lacks but its end counts as if it were whole.
@@ -80,52 +99,101 @@ func printable(s string) string { return strconv.QuoteToASCII(s[:min(len(s), 255
 // before the hello.
 func mayBeTLS(b byte) bool { return b >= 20 && b <= 24 }
 
+// mayBeginTLS reports whether it may begin so also with a version that no TLS has: Go's servers look
+// at that of the first record only to know other protocols.
+func mayBeginTLS(b byte) bool { return b == recordAlert || b == recordHandshake }
+
 var errHello = &refusal{"what begins as TLS has no hello that can be read, and so none whose server name can be compared"}
 
 const (
+	recordChange    = 20
+	recordAlert     = 21
 	recordHandshake = 22
+	recordData      = 23
 	recordHead      = 5
+	tlsMajor        = 3
+	maxMajor        = 16
+	alertSize       = 2
 	clientHello     = 1
 	helloHead       = 4
 	maxRecord       = 1 << 14
+	maxCipherRecord = maxRecord + 2<<10
 )
 
-// record looks at bytes of one record of a ClientHello, which may be in several, and returns how
-// many it was: RFC 8446, sections 5.1 and 4.1.2.
+// record looks at bytes of one record, and returns how many it was: RFC 8446, sections 5.1 and 4.1.2.
+// A ClientHello may be in several. After one, there may be another, if the server asks for it, and
+// until then what servers skip: changes of cipher, alerts and early data.
 func (f *first) record(b []byte) (n int, err error) {
-	if f.left == 0 {
+	switch {
+	case f.skip > 0:
+		n = min(f.skip, len(b))
+		f.skip -= n
+	case f.left > 0:
+		n = min(f.left, len(b))
+		f.left -= n
+		f.hello = append(f.hello, b[:n]...)
+		err = f.hellos()
+	default:
 		n = min(recordHead-len(f.rest), len(b))
-		if f.rest = append(f.rest, b[:n]...); len(f.rest) < recordHead {
-			return n, nil
-		}
-		f.left = int(binary.BigEndian.Uint16(f.rest[3:]))
-		if f.rest[0] != recordHandshake || f.rest[1] != 3 || f.left == 0 || f.left > maxRecord {
-			return n, errHello
-		}
-		f.rest = f.rest[:0]
-		return n, nil
-	}
-	n = min(f.left, len(b))
-	f.left -= n
-	f.hello = append(f.hello, b[:n]...)
-	if len(f.hello) < helloHead {
-		return n, nil
-	}
-	size := int(binary.BigEndian.Uint32(f.hello) & 0xffffff)
-	if f.hello[0] != clientHello || size > maxFirst {
-		return n, errHello
-	}
-	if len(f.hello) < helloHead+size {
-		return n, nil
-	}
-	f.judged = true
-	names, err := namesOfHello(f.hello[helloHead:][:size])
-	for _, name := range names {
-		if err == nil {
-			err = f.compare(name)
+		if f.rest = append(f.rest, b[:n]...); len(f.rest) == recordHead {
+			err = f.recordHead(f.rest[0], f.rest[1], int(binary.BigEndian.Uint16(f.rest[3:])))
+			f.rest = f.rest[:0]
 		}
 	}
 	return n, err
+}
+
+func (f *first) recordHead(kind, major byte, size int) error {
+	between := f.greeted && len(f.hello) == 0
+	switch {
+	case kind == recordHandshake && major < maxMajor && 0 < size && size <= maxRecord:
+		f.left = size
+	case between && recordChange <= kind && kind <= recordData && size <= maxCipherRecord:
+		f.skip, f.early = size, f.early || kind == recordData
+	case between, f.strange && (kind != recordHandshake || size != 0) && (kind != recordAlert || size != alertSize):
+		f.judged = true
+	default:
+		return errHello
+	}
+	return nil
+}
+
+// hellos compares the names of those that are whole.
+func (f *first) hellos() error {
+	for len(f.hello) > 0 {
+		isHello := f.hello[0] == clientHello
+		if f.strange {
+			f.judged = !isHello || len(f.hello) > 1 && f.hello[1] > 1
+			f.strange = len(f.hello) == 1
+		}
+		if f.judged = f.judged || f.greeted && !isHello; f.judged {
+			return nil
+		}
+		if !isHello {
+			return errHello
+		}
+		if len(f.hello) < helloHead {
+			return nil
+		}
+		size := int(binary.BigEndian.Uint32(f.hello) & 0xffffff)
+		if size > maxFirst {
+			return errHello
+		}
+		if len(f.hello) < helloHead+size {
+			return nil
+		}
+		names, err := namesOfHello(f.hello[helloHead:][:size])
+		for _, name := range names {
+			if err == nil {
+				err = f.compare(name)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		f.greeted, f.size, f.hello = true, 0, f.hello[helloHead+size:]
+	}
+	return nil
 }
 
 func namesOfHello(b []byte) (names []string, err error) {
@@ -192,36 +260,103 @@ func (f *first) line(b []byte) (n int, err error) {
 	n = bytes.IndexByte(b, '\n') + 1
 	if n == 0 {
 		f.rest = append(f.rest, b...)
-		f.judged = len(f.rest) > maxFirst && !f.inHead && (!mayBeRequest(f.rest) || slices.ContainsFunc(f.rest, isControl))
 		return len(b), nil
 	}
 	line := bytes.TrimSuffix(append(f.rest, b[:n-1]...), []byte("\r"))
 	f.rest = f.rest[:0]
-	switch {
-	case f.inHead:
+	if f.inHead {
 		f.judged = len(line) == 0
-		return n, f.field(string(line))
-	case len(line) == 0: // before a request
-		return n, nil
-	case !mayBeRequest(line) || !bytes.Contains(bytes.ToUpper(line), []byte("HTTP/")):
+		return n, f.headLine(line)
+	}
+	return n, f.firstLine(line, f.size+n)
+}
+
+// firstLine looks at a line before the head, which ends at a number of bytes.
+func (f *first) firstLine(line []byte, end int) error {
+	w := words(line)
+	switch {
+	case len(w) == 0: // before a request
+		return nil
+	case end == proxyHead && string(line) == "\x00":
+		return &refusal{"the PROXY protocol's version 2 hides the name that follows"}
+	case !mayBeRequest(w):
 		f.judged = true
-		return n, nil
+		return nil
+	}
+	upper := bytes.ToUpper(line)
+	hasVersion := bytes.Contains(upper, []byte("HTTP/"))
+	if !hasVersion && isProxyLine(w) {
+		f.start = end
+		return nil
 	}
 	f.inHead = true
-	return n, f.compare(hostOfTarget(string(bytes.Fields(line)[1])))
+	target := string(w[1])
+	hasScheme := hasPrefix(target, "http://") || hasPrefix(target, "https://")
+	f.isHTTP = hasVersion || hasScheme || target[0] == '/' || bytes.Contains(upper, []byte("RTSP/")) || bytes.Contains(upper, []byte("ICE/"))
+	if hasVersion || hasScheme {
+		if err := f.compare(hostOfTarget(target)); err != nil {
+			return err
+		}
+	}
+	return f.headLine(line)
 }
 
-// mayBeRequest reports whether a line, or what is there of it, begins with a method and a target.
-func mayBeRequest(line []byte) bool {
-	line = bytes.TrimLeft(line, "\r")
-	method := slices.IndexFunc(line, func(c byte) bool { return !isToken(c) })
-	return method > 0 && method <= maxMethod && isSpace(line[method]) && len(bytes.Fields(line)) > 1
+func hasPrefix(s, prefix string) bool {
+	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
 }
 
-// field looks at a line of the head.
+// words takes a line apart.
+func words(line []byte) [][]byte {
+	plain := bytes.Clone(line)
+	for i, c := range plain {
+		if isSpace(c) {
+			plain[i] = ' '
+		}
+	}
+	return bytes.Fields(plain)
+}
+
+// proxyHead is the size of what the PROXY protocol's version 2 begins with, to the end of its third
+// line, which is a zero: haproxy's proxy-protocol.txt, section 2.2.
+const proxyHead = len("\r\n\r\n\x00\r\n")
+
+// isProxyLine reports whether a line is of the PROXY protocol's version 1, after which the client's
+// own words begin: section 2.1 there.
+func isProxyLine(words [][]byte) bool {
+	return string(words[0]) == "PROXY" && slices.Contains([]string{"TCP4", "TCP6", "UNKNOWN"}, string(words[1]))
+}
+
+// mayBeRequest reports whether a line begins with a method and a target.
+func mayBeRequest(words [][]byte) bool { return len(words) > 1 && isMethod(words[0]) }
+
+// mayBecomeRequest reports whether what is there of a line may. Binary protocols have control
+// characters, and no method.
+func mayBecomeRequest(line []byte) bool {
+	w := words(line)
+	return len(w) == 0 || isMethod(w[0]) && (len(w) == 1 || slices.ContainsFunc(w[0], isLetter) || !slices.ContainsFunc(line, isControl))
+}
+
+func isMethod(word []byte) bool {
+	return !slices.ContainsFunc(word, func(c byte) bool { return !isToken(c) })
+}
+
+// headLine looks at a line of the head, which for some servers is several.
+func (f *first) headLine(line []byte) error {
+	for part := range strings.FieldsFuncSeq(string(line), func(r rune) bool { return r == '\r' || r == '\v' || r == '\f' }) {
+		if err := f.field(part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// field looks at a field of the head.
 func (f *first) field(line string) error {
+	if strings.TrimSpace(line) == "" {
+		return nil
+	}
 	name, value, _ := strings.Cut(line, ":")
-	if f.isHost && line != "" && isSpace(line[0]) { // the line before goes on
+	if f.isHost && isSpace(line[0]) { // the line before goes on
 		return f.compare("..." + line)
 	}
 	if f.isHost = strings.EqualFold(strings.TrimSpace(name), "Host"); f.isHost {
@@ -230,13 +365,18 @@ func (f *first) field(line string) error {
 	return nil
 }
 
+func isLetter(c byte) bool { return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' }
+
 func isToken(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || bytes.IndexByte([]byte("!#$%&'*+-.^_`|~"), c) >= 0
+	return isLetter(c) || '0' <= c && c <= '9' || bytes.IndexByte([]byte("!#$%&'*+-.^_`|~"), c) >= 0
 }
 
 func isControl(c byte) bool { return c < ' ' && !isSpace(c) }
 
-func isSpace(c byte) bool { return bytes.IndexByte([]byte(" \t\v\f\r"), c) >= 0 }
+// isSpace reports whether something may be between words: Python's str.split takes the most.
+func isSpace(c byte) bool {
+	return bytes.IndexByte([]byte(" \t\v\f\r\x1c\x1d\x1e\x1f\x85\xa0"), c) >= 0
+}
 
 // hostOfTarget returns the host of a target with a scheme, or of one that is host and port.
 func hostOfTarget(target string) string {

@@ -1,9 +1,15 @@
 package gateway
 
 import (
+	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
+	"fmt"
+	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -49,6 +55,7 @@ func judge(b []byte, size int) (passed int, err error) {
 
 func TestFirst(t *testing.T) {
 	head := strings.Repeat("X: "+strings.Repeat("y", 1000)+"\r\n", 40)
+	const toOther, proxy, changed = "GET / HTTP/1.1\r\nHost: other.test\r\n\r\n", "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "\x14\x03\x03\x00\x01\x01"
 	same, other := hello(t, &tls.Config{ServerName: "one.test"}), hello(t, &tls.Config{ServerName: "other.test"})
 	for _, test := range []struct{ bytes, why string }{
 		{string(same), ""},
@@ -64,6 +71,13 @@ func TestFirst(t *testing.T) {
 		{"\x16\x03\x01\x00\x00" + string(other), "no hello"},
 		{"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", "no hello"},
 		{"\x16\x03\x01\x40\x00\x01\xff\xff\xff", "no hello"},
+		{"\x16\x01" + string(other[2:]), `"other.test"`}, {"\x16\x0f" + string(same[2:]), ""}, {"\x16\x01" + string(inRecords(other, 1)[2:]), `"other.test"`},
+		{"\x16\x00\x00\x00\x00" + string(other), "no hello"}, {"\x15\x00\x00\x00\x02\x01\x00" + string(other), "no hello"}, {"\x16\x01\x01\x00\x01\x01\x15\x03\x03\x00\x02\x01\x00", "no hello"},
+		{"\x16\x00\x00\x00\x08\x02" + toOther, ""}, {"\x16\x00\x00\x00\x08\x01\x02" + toOther, ""}, {"\x15\x00\x00\x00\x08\x02", ""}, {"\x16\x10\x01\x00\x05\x01\x00", ""},
+		{string(same) + changed + string(other), `"other.test"`}, {string(same) + changed + string(same), ""}, {string(same) + string(other), `"other.test"`},
+		{string(same) + "\x15\x03\x03\x00\x02\x01\x5a\x16\x03\x03\x00\x00" + string(other), `"other.test"`}, {string(same) + changed + string(inRecords(other, 1)), `"other.test"`},
+		{string(same) + "\x17\x03\x03\x40\x00" + strings.Repeat("x", 1<<14) + string(other), `"other.test"`}, {string(same) + strings.Repeat(changed, maxFirst/4), "no end"},
+		{string(same) + strings.Repeat("\x17\x03\x03\x40\x00"+strings.Repeat("x", 1<<14), 3), ""}, {string(same) + "\x16\x03\x03\x00\x01\x10" + string(other), ""},
 		{"\x16", ""}, {"\x17", ""}, {"\x17\x02", ""}, {"", ""},
 
 		{"GET / HTTP/1.1\r\nHost: one.test\r\n\r\n", ""},
@@ -88,18 +102,31 @@ func TestFirst(t *testing.T) {
 		{"OPTIONS * HTTP/1.1\r\nHost: one.test\r\n\r\n", ""},
 		{"GET / HTTP/1.1\r\nHost: one.test\r\n" + head + "\r\n", "no end"},
 		{"GET /" + strings.Repeat("x", 2*maxFirst) + " HTTP/1.1\r\nHost: one.test\r\n\r\n", "no end"},
+		{strings.Repeat("x", 2*maxFirst), "no end"},
+		{strings.Repeat("x", 256) + toOther, `"other.test"`},
+		{"GET /" + strings.Repeat("x\x01", maxFirst) + " HTTP/1.1\r\nHost: other.test\r\n\r\n", "no end"},
+		{"\r" + toOther, `"other.test"`}, {" \t\r\r\n" + toOther, `"other.test"`}, {" " + toOther, `"other.test"`},
+		{strings.Repeat("\r", 40_000) + toOther, "no end"}, {"GET" + strings.Repeat(" ", 40_000) + "/ HTTP/1.1\r\nHost: other.test\r\n\r\n", "no end"},
+		{"GET http://other.test/\r\n", `"other.test"`}, {"GET HTTPS://other.test\r\n", `"other.test"`}, {"GET http://one.test/\r\n", ""},
+		{"GET /\r\nHost: other.test\r\n\r\n", `"other.test"`}, {"GET / RTSP/1.0\r\nHost: other.test\r\n\r\n", `"other.test"`}, {"SOURCE / ICE/1.0\r\nHost: other.test\r\n\r\n", `"other.test"`},
+		{"GET /\r\n" + head + "Host: other.test\r\n\r\n", "no end"}, {"GET x RTSP/1.0\r\n" + head + "Host: other.test\r\n\r\n", "no end"},
+		{"GET / HTTP/1.1\r\nX: y\rHost: other.test\r\n\r\n", `"other.test"`}, {"GET / HTTP/1.1\r\nHost:\r\r\n other.test\r\n\r\n", "other.test"},
+		{"GET\x1c/\x1fHTTP/1.1\r\nHost: other.test\r\n\r\n", `"other.test"`}, {"GET\xa0/\x85HTTP/1.1\r\nHost: other.test\r\n\r\n", `"other.test"`},
+		{proxy + toOther, `"other.test"`}, {proxy + proxy + string(other), `"other.test"`}, {proxy + string(same), ""}, {"PROXY / HTTP/1.1\r\nHost: other.test\r\n\r\n", `"other.test"`},
+		{"PROXY UNKNOWN HTTP/1.1\r\nHost: other.test\r\n\r\n", "UNKNOWN"}, {"\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00" + toOther, "PROXY"},
 		{"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", ""},
 
 		// Other protocols.
 		{"ruok", ""}, {"SSH-2.0-x\r\n", ""}, {"EHLO other.test\r\n", ""}, {"*1\r\n$4\r\nPING\r\n", ""}, {"AMQP\x00\x00\x09\x01", ""}, {"\x00\x00\x00\x08\x04\xd2\x16\x2f", ""},
 		{"0 \x02\x01\x01`\x1b" + strings.Repeat("x", 2*maxFirst), ""}, // LDAP
-		{strings.Repeat("x", 2*maxFirst), ""},
-		{"OPTIONS rtsp://other.test/ RTSP/1.0\r\n", ""},
+		{strings.Repeat("x y", maxFirst), "no end"}, {strings.Repeat("x:", maxFirst), ""}, {strings.Repeat("\n\x00 ", maxFirst), ""},
+		{"OPTIONS rtsp://other.test/ RTSP/1.0\r\n", ""}, {"EHLO other.test\r\n" + head, ""}, {"get http:x\r\n" + head, ""}, {"SSH-2.0-x y\r\n\x16\x03" + head, ""},
+		{"\n\x16\x03", ""}, {"PROXY x\r\nHost: one.test\r\n", ""},
 	} {
 		for _, size := range []int{1, 7, 2 << 10} {
 			passed, err := judge([]byte(test.bytes), size)
 			if test.why == "" {
-				require.NoError(t, err, "%q", test.bytes)
+				require.NoError(t, err, "%.200q", test.bytes)
 				continue
 			}
 			require.ErrorContains(t, err, test.why, "%.200q in pieces of %d", test.bytes, size)
@@ -108,11 +135,74 @@ func TestFirst(t *testing.T) {
 	}
 }
 
-// FuzzFirst judges anything: in pieces as at once, and never a name that differs.
+// judged is a connection whose client is judged.
+type judged struct {
+	net.Conn
+	first *first
+}
+
+func (c judged) Write(b []byte) (int, error) {
+	for _, one := range b {
+		if err := c.first.add([]byte{one}); err != nil {
+			return 0, err
+		}
+	}
+	return c.Conn.Write(b)
+}
+
+// Real clients get through, also if the server asks for another hello.
+func TestFirstClient(t *testing.T) {
+	for _, config := range []*tls.Config{{}, {MaxVersion: tls.VersionTLS12}, {CurvePreferences: []tls.CurveID{tls.CurveP384}}} {
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			n, _ := io.Copy(io.Discard, r.Body)
+			fmt.Fprint(w, n, r.TLS.HelloRetryRequest)
+		}))
+		server.TLS = config
+		server.StartTLS()
+		defer server.Close()
+		dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(ctx, network, server.Listener.Addr().String())
+			return judged{conn, &first{name: "one.test"}}, err
+		}
+		client := http.Client{Transport: &http.Transport{DialContext: dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
+		answer, err := client.Post("https://one.test", "", bytes.NewReader(make([]byte, 3*maxFirst)))
+		require.NoError(t, err)
+		b, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		require.NoError(t, err)
+		require.Equal(t, fmt.Sprint(3*maxFirst, config.CurvePreferences != nil), string(b))
+	}
+}
+
+// said is a connection over which something was said.
+type said struct {
+	net.Conn
+	io.Reader
+}
+
+func (s said) Read(b []byte) (int, error) { return s.Reader.Read(b) }
+
+// shown returns the name that Go's servers understand.
+func shown(b []byte) (name string) {
+	if request, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(b))); err == nil {
+		return withoutPort(request.Host)
+	}
+	near, far := net.Pipe()
+	near.Close()
+	defer far.Close()
+	_ = tls.Server(said{far, bytes.NewReader(b)}, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		name = h.ServerName
+		return nil, io.EOF
+	}}).Handshake()
+	return name
+}
+
+// FuzzFirst judges anything: in pieces as at once, and never lets a name pass that differs.
 func FuzzFirst(f *testing.F) {
 	f.Add(hello(f, &tls.Config{ServerName: "other.test"}), 3)
 	f.Add(inRecords(hello(f, &tls.Config{ServerName: "one.test"}), 9), 30)
 	f.Add([]byte("GET http://one.test:80/ HTTP/1.1\r\nHost : one.test:8\r\n x\r\n\r\n"), 5)
+	f.Add([]byte("PROXY TCP4 x\r\n\r\r\nx /\r\nHost: other.test\r\n\r\n"), 5)
 	f.Fuzz(func(t *testing.T, b []byte, size int) {
 		if size < 1 || len(b) > maxFirst {
 			return
@@ -120,10 +210,8 @@ func FuzzFirst(f *testing.F) {
 		_, whole := judge(b, len(b)+1)
 		_, pieces := judge(b, size)
 		require.Equal(t, whole, pieces)
-		for _, line := range bytes.Split(b, []byte("\r\n")) {
-			if string(line) == "Host: other.test" && bytes.HasPrefix(b, []byte("GET / HTTP/1.1\r\n")) && !bytes.Contains(b, []byte("\n\n")) && !bytes.Contains(b, []byte("\n\r\n")) {
-				require.Error(t, whole)
-			}
+		if name := shown(b); name != "" && canonical(name) != "one.test" {
+			require.Error(t, whole, "%q", name)
 		}
 	})
 }

@@ -116,7 +116,9 @@ const backlog = 1024
 // requests, as every address would seem to be there. Settings of IPv4 are inherited from the
 // machine's (Documentation/admin-guide/sysctl/net.rst, devconf_inherit_init_net). The sockets are
 // that of the resolver, listeners of DNS over TCP and of all ports that are allowed, and those for
-// ports of UDP that are.
+// ports of UDP that are. All but the first answer from any address (ip(7), IP_TRANSPARENT): once there
+// was a rule of reach, the kernel knows those as local no more that only table main has so
+// (__ip_dev_find in net/ipv4/devinet.c, fib_unmerge).
 func setUpGateway(tcp, udp []uint16) func(b *program.Builder) []program.Slot {
 	return func(b *program.Builder) []program.Slot {
 		setUpAny(b)
@@ -141,12 +143,14 @@ func setUpGateway(tcp, udp []uint16) func(b *program.Builder) []program.Slot {
 		made := []program.Slot{names}
 		for _, port := range tcp {
 			s := socket(b, unix.AF_INET, unix.SOCK_STREAM, 0)
+			option(s, unix.SOL_IP, unix.IP_TRANSPARENT, "IP_TRANSPARENT")
 			bind(s, anywhere.Addr(), port)
 			b.Call("listen", unix.SYS_LISTEN, program.Use(s), program.Int(backlog))
 			made = append(made, s)
 		}
 		for _, port := range udp {
 			s := socket(b, unix.AF_INET, unix.SOCK_DGRAM, 0)
+			option(s, unix.SOL_IP, unix.IP_TRANSPARENT, "IP_TRANSPARENT")
 			bind(s, anywhere.Addr(), port)
 			made = append(made, s)
 		}

@@ -26,6 +26,7 @@ type Member struct {
 	ns      namespace
 	names   names
 	out, in *share
+	peers   *share // that send to what is published of UDP
 	ctx     context.Context
 	leave   context.CancelFunc
 	retired bool // by the gateway's mu
@@ -85,7 +86,7 @@ func (g *gateway) makeAhead() {
 
 // join makes a member, with its namespace and its way to the gateway.
 func (g *gateway) join() (_ *Member, err error) {
-	m := &Member{gateway: g, out: newShare(g.config), in: newShare(g.config)}
+	m := &Member{gateway: g, out: newShare(g.config), in: newShare(g.config), peers: newShare(g.config)}
 	m.sent = append(newBuckets(g.config.RunBandwidth), g.sent...)
 	m.received = append(newBuckets(g.config.RunBandwidth), g.received...)
 	m.ctx, m.leave = context.WithCancel(g.ctx)

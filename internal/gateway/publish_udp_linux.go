@@ -14,8 +14,10 @@ import (
 )
 
 const (
-	udpIdle  = time.Minute // how long a peer that is silent is remembered
-	udpSpare = time.Second // for how long it has to be silent until another may have its place
+	// udpIdle is how long a peer that is silent is remembered. What the run sends it does not count, or
+	// one datagram with a forged source would let the run send there for ever.
+	udpIdle  = time.Minute
+	udpSpare = time.Second // for how long nothing has to pass until another may have its place
 	infoRoom = 128         // of control messages with an address
 )
 
@@ -40,16 +42,19 @@ type peer struct {
 	peerKey
 	near    *net.UDPConn // to the run
 	begin   time.Time
-	last    atomic.Int64 // when something passed, in Unix nanoseconds
+	spoke   atomic.Int64 // when it sent something, in Unix nanoseconds
+	last    atomic.Int64 // when something passed, either way
 	in, out atomic.Int64 // bytes to and from the run
 }
 
-func (p *peer) passed(n int, count *atomic.Int64) {
-	count.Add(int64(n))
-	p.last.Store(time.Now().UnixNano())
+// speaks notes that the peer has sent something.
+func (p *peer) speaks() {
+	now := time.Now().UnixNano()
+	p.spoke.Store(now)
+	p.last.Store(now)
 }
 
-func (p *peer) silence() time.Duration { return time.Duration(time.Now().UnixNano() - p.last.Load()) }
+func since(t *atomic.Int64) time.Duration { return time.Since(time.Unix(0, t.Load())) }
 
 // publishUDP is Publish for UDP.
 func (m *Member) publishUDP(address string, port uint16) (netip.AddrPort, error) {
@@ -77,14 +82,31 @@ func (u *udpPort) takeIn() {
 		switch {
 		case err == nil:
 			if p := u.peer(peerKey{from, anyInterface(info[:infoLen])}); p != nil {
-				p.passed(n, &p.in)
-				_, _ = p.near.Write(b[:n]) // if the run does not listen, it is lost
+				u.passIn(p, b[:n])
 			}
 		case isClosed(err):
 			return
 		default:
 			time.Sleep(acceptPause)
 		}
+	}
+}
+
+// passIn passes on what a peer sends. If the run does not listen, it is lost.
+func (u *udpPort) passIn(p *peer, b []byte) {
+	p.speaks()
+	if u.m.received.try(len(b)) {
+		p.in.Add(int64(len(b)))
+		_, _ = p.near.Write(b)
+	}
+}
+
+// passOut passes an answer on.
+func (u *udpPort) passOut(p *peer, b []byte) {
+	p.last.Store(time.Now().UnixNano())
+	if u.m.sent.try(len(b)) {
+		p.out.Add(int64(len(b)))
+		_, _, _ = u.conn.WriteMsgUDPAddrPort(b, []byte(p.at), p.from)
 	}
 }
 
@@ -115,13 +137,16 @@ func (u *udpPort) peer(key peerKey) *peer {
 		return p
 	}
 	p = &peer{peerKey: key, begin: time.Now()}
-	if u.m.in.take() != nil {
-		u.makeRoom()
+	if err := u.m.peers.take(); err != nil {
+		if errors.Is(err, errTooMany) {
+			u.makeRoom()
+		}
+		u.m.tellCrowded(u.connOf(p), err)
 		return nil
 	}
 	var err error
 	if p.near, err = u.m.gateway.dialUDP(netip.AddrPortFrom(u.m.address, u.port)); err == nil {
-		p.passed(0, &p.in)
+		p.speaks()
 		u.mu.Lock()
 		u.peers[key] = p
 		u.mu.Unlock()
@@ -130,7 +155,7 @@ func (u *udpPort) peer(key peerKey) *peer {
 		}
 		u.end(p)
 	}
-	u.m.in.give()
+	u.m.peers.give()
 	return nil
 }
 
@@ -150,7 +175,7 @@ func (u *udpPort) endAll() {
 	}
 }
 
-// makeRoom ends the peer that has been silent for the longest time, if that is long enough.
+// makeRoom ends the peer for which nothing has passed for the longest time, if that is long enough.
 func (u *udpPort) makeRoom() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -160,7 +185,7 @@ func (u *udpPort) makeRoom() {
 			oldest = p
 		}
 	}
-	if oldest != nil && oldest.silence() >= udpSpare {
+	if oldest != nil && since(&oldest.last) >= udpSpare {
 		oldest.near.Close()
 	}
 }
@@ -169,51 +194,21 @@ func (u *udpPort) makeRoom() {
 func (u *udpPort) serve(p *peer) {
 	u.answer(p)
 	u.end(p)
-	u.m.in.give()
+	u.m.peers.give()
+	c := u.connOf(p)
+	c.Duration, c.Sent, c.Received = time.Since(p.begin), p.out.Load(), p.in.Load()
+	u.m.tell(c)
+}
+
+func (u *udpPort) connOf(p *peer) Conn {
 	from := netip.AddrPortFrom(p.from.Addr().Unmap(), p.from.Port())
-	u.m.tell(Conn{Published: true, Port: u.port, Address: from, Begin: p.begin, Duration: time.Since(p.begin), Sent: p.out.Load(), Received: p.in.Load()})
+	return Conn{UDP: true, Published: true, Port: u.port, Address: from, Begin: p.begin}
 }
 
 func (u *udpPort) answer(p *peer) {
-	for {
-		_ = p.near.SetReadDeadline(time.Unix(0, p.last.Load()).Add(udpIdle))
-		err := receive(p.near, func(b []byte) {
-			p.passed(len(b), &p.out)
-			_, _, _ = u.conn.WriteMsgUDPAddrPort(b, []byte(p.at), p.from)
-		})
-		switch {
-		case err == nil, errors.Is(err, unix.ECONNREFUSED): // it does not listen, yet
-		case errors.Is(err, os.ErrDeadlineExceeded) && p.silence() < udpIdle:
-		default:
-			return
-		}
+	near, err := p.near.SyscallConn()
+	for err == nil || errors.Is(err, os.ErrDeadlineExceeded) && since(&p.spoke) < udpIdle {
+		_ = p.near.SetReadDeadline(time.Unix(0, p.spoke.Load()).Add(udpIdle))
+		err = receive(near, netip.AddrPortFrom(u.m.address, u.port), func(b []byte) { u.passOut(p, b) })
 	}
-}
-
-// receive waits for a datagram, and takes a buffer for it only then.
-func receive(conn *net.UDPConn, f func(b []byte)) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var b *[maxDatagram]byte
-	var n int
-	var result error
-	err = raw.Read(func(fd uintptr) bool {
-		b = datagrams.Get().(*[maxDatagram]byte)
-		n, _, result = unix.Recvfrom(int(fd), b[:], unix.MSG_DONTWAIT)
-		if result == unix.EAGAIN {
-			datagrams.Put(b)
-			return false
-		}
-		return true
-	})
-	if err != nil {
-		return err
-	}
-	defer datagrams.Put(b)
-	if result == nil {
-		f(b[:n])
-	}
-	return result
 }

@@ -171,6 +171,12 @@ func (c *Conn) fail(err error) {
 	}
 }
 
+// withoutBroadcast takes from a socket what Go gives to all of UDP: one datagram would reach this
+// machine and all others on its link.
+func withoutBroadcast(raw syscall.RawConn) (err error) {
+	return errors.Join(raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 0) }), err)
+}
+
 // serveQueries answers what the member asks over TCP: RFC 1035, section 4.2.2.
 func (m *Member) serveQueries(conn *net.TCPConn) {
 	defer conn.Close()
@@ -225,10 +231,13 @@ func (m *Member) dial(network string, to netip.AddrPort, c *Conn) (net.Conn, err
 			return nil, err
 		}
 	}
-	d := net.Dialer{Timeout: dialTimeout, Resolver: config.Resolver, Control: func(_, address string, _ syscall.RawConn) error {
+	d := net.Dialer{Timeout: dialTimeout, Resolver: config.Resolver, Control: func(_, address string, raw syscall.RawConn) error {
 		real, err := netip.ParseAddrPort(address)
 		if err == nil {
 			_, err = config.ruleFor(real)
+		}
+		if err == nil && c.UDP {
+			err = withoutBroadcast(raw)
 		}
 		return err
 	}}

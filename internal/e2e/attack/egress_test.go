@@ -296,6 +296,40 @@ func TestAttackRootlessPrivateDatagrams(t *testing.T) {
 	require.Empty(t, quic.senders())
 }
 
+// A range that is listed has addresses at which one datagram reaches this machine, and all others on
+// its link.
+func TestAttackRootlessPrivateBroadcast(t *testing.T) {
+	server := serveDatagrams(t, "udp4", ":0")
+	all, one := fmt.Sprintf("127.255.255.255:%d", server.port), fmt.Sprintf("all.test:%d", server.port)
+	conn, err := net.Dial("udp4", all)
+	require.NoError(t, err)
+	defer conn.Close()
+	require.Eventually(t, func() bool {
+		_, _ = conn.Write([]byte("control"))
+		return len(server.senders()) > 0
+	}, 20*time.Second, 50*time.Millisecond, "it is reached")
+
+	zone := testkit.NewZone(t, map[string]string{"all.test": "127.255.255.255"})
+	told := make(chan sandbox.Conn, 100)
+	n, err := sandbox.NewNetwork(sandbox.AllowHost("all.test", sandbox.UDP(server.port)), sandbox.AllowCIDR("127.255.255.255", sandbox.UDP(server.port)), sandbox.NetworkResolver(zone.Resolver()),
+		sandbox.NetworkObserver(func(c sandbox.Conn) { told <- c }))
+	require.NoError(t, err)
+	defer n.Close()
+	runs.Start(t, runs.Helper("private-datagrams", one).With(sandbox.WithNetwork(n.As("attacker"))))
+	became := ""
+	for became == "" {
+		select {
+		case c := <-told:
+			became = c.Verdict.String()
+		case <-time.After(10 * time.Millisecond):
+			if slices.Contains(server.senders(), "x") {
+				became = "passed on"
+			}
+		}
+	}
+	require.Equal(t, "failed", became)
+}
+
 // Datagrams that lead out are the sender's, whatever their source says.
 func TestAttackRootlessPrivateDatagramSpoof(t *testing.T) {
 	server := serveDatagrams(t, "udp", "127.0.0.1:0")
