@@ -132,7 +132,7 @@ func TestRootlessReaches(t *testing.T) {
 // Who a run reaches does not change what gets out, of it and of all others.
 func TestRootlessReachesOutside(t *testing.T) {
 	t.Parallel()
-	tcp, udp := echoServer(t, "127.0.0.1", "one"), datagramEcho(t)
+	tcp, udp := echoServer(t, "127.0.0.1", "one"), datagramEcho(t, "127.0.0.1")
 	n := newNetwork(t, append(local(t, tcp), sandbox.AllowHost("one.test", sandbox.UDP(udp)), sandbox.AllowCIDR("127.0.0.1", sandbox.UDP(udp)))...)
 	for i, member := range []sandbox.Option{sandbox.WithNetwork(n.As("free")), sandbox.WithNetwork(n.As("limited", sandbox.Reaches())), sandbox.WithNetwork(n.As("free"))} {
 		p := held(t, member)

@@ -46,7 +46,6 @@ type gateway struct {
 	admitted  []*Member
 	tables    []uint32 // numbers that can be used again
 	lastTable uint32
-	ordered   bool // the kernel's rules are in the order that takes
 
 	spareMu sync.Mutex
 	spare   map[int][]*os.File // sockets by their type

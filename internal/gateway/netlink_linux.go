@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -112,20 +111,19 @@ func (x *batch) address(index int32, p netip.Prefix) {
 		nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()), nl.NewRtAttr(unix.IFA_ADDRESS, p.Addr().AsSlice()))
 }
 
-// route is an entry of a routing table.
+// route is an entry of the main routing table.
 type route struct {
 	to    netip.Prefix
 	index int32
 	via   netip.Addr // not valid if it is on the interface's own link
 	kind  uint8      // RTN_UNICAST or RTN_LOCAL
 	scope uint8
-	table uint8 // 0 for the main one
 }
 
 func (x *batch) route(r route) {
 	m := nl.NewRtMsg()
 	m.Family, m.Dst_len, m.Type, m.Scope = uint8(family(r.to.Addr())), uint8(r.to.Bits()), r.kind, r.scope
-	m.Table, m.Protocol = cmp.Or(r.table, unix.RT_TABLE_MAIN), unix.RTPROT_STATIC
+	m.Table, m.Protocol = unix.RT_TABLE_MAIN, unix.RTPROT_STATIC
 	parts := []nl.NetlinkRequestData{m, nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(r.index)))}
 	if r.to.Bits() > 0 {
 		parts = append(parts, nl.NewRtAttr(unix.RTA_DST, r.to.Addr().AsSlice()))

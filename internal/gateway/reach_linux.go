@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink/nl"
@@ -25,10 +24,8 @@ const firstOwnPort, lastOwnPort = 32768, 60999
 // firstTable is above those that the kernel has.
 const firstTable = 1000
 
-// The order of the rules. The main table's priority is 32766.
+// The order of the rules, after the gateway's own addresses (priority 0), before the main table.
 const (
-	ownFirst  = 1
-	localLast = 40000
 	openFirst = 100 + iota
 	answerTCP
 	answerUDP
@@ -61,9 +58,6 @@ func (g *gateway) admit(m *Member) error {
 	defer g.reachMu.Unlock()
 	var x batch
 	if r := m.reach; r != nil {
-		if !g.ordered {
-			x.localLast()
-		}
 		r.routes = map[*Member]uint32{}
 		r.open, r.answer = g.takeTables()
 		m.rules(&x, unix.RTM_NEWRULE, makeNew)
@@ -81,20 +75,7 @@ func (g *gateway) admit(m *Member) error {
 	if err := g.change(&x); err != nil {
 		return fmt.Errorf("what Reaches allows: %w", err)
 	}
-	g.ordered = g.ordered || m.reach != nil
 	return nil
-}
-
-// localLast moves the table of local addresses behind the main one, except for the gateway's own
-// address, and has it know that every address is local. The kernel looks there, and nowhere else,
-// for whether it may answer as an address (__ip_dev_find, net/ipv4/devinet.c). Without rules both
-// tables are one, in which the longest prefix wins (fib_unmerge, net/ipv4/fib_frontend.c).
-func (x *batch) localLast() {
-	own := netip.PrefixFrom(resolver, resolver.BitLen())
-	x.ruleFor(unix.RTM_NEWRULE, makeNew, ownFirst, unix.RT_TABLE_LOCAL, own)
-	x.ruleFor(unix.RTM_NEWRULE, makeNew, localLast, unix.RT_TABLE_LOCAL, netip.Prefix{})
-	x.ruleFor(unix.RTM_DELRULE, 0, 0, unix.RT_TABLE_LOCAL, netip.Prefix{})
-	x.route(route{to: anywhere, index: loopback, kind: unix.RTN_LOCAL, scope: unix.RT_SCOPE_HOST, table: unix.RT_TABLE_LOCAL})
 }
 
 // routeTo adds the route to another member, if there is to be one.
@@ -155,31 +136,18 @@ func (m *Member) rules(x *batch, kind, flags int) {
 	x.rule(m, kind, flags, elseNothing, 0)
 }
 
-// rule adds or removes a rule for what comes from a member: look into a table, or, with table 0,
-// refuse what goes to other runs.
+// rule adds or removes a rule: look into a table, or, with table 0, refuse what goes to other runs.
 func (x *batch) rule(from *Member, kind, flags int, priority, table uint32, more ...nl.NetlinkRequestData) {
-	to := netip.Prefix{}
-	if table == 0 {
-		to = runRange
-	}
-	x.ruleFor(kind, flags, priority, table, to, append(more, nl.NewRtAttr(nl.FRA_IIFNAME, nl.ZeroTerminated(from.linkName())))...)
-}
-
-// ruleFor adds or removes a rule for what goes to some addresses, if they are valid, else to any.
-func (x *batch) ruleFor(kind, flags int, priority, table uint32, to netip.Prefix, more ...nl.NetlinkRequestData) {
 	h := nl.NewRtMsg() // as fib_rule_hdr
 	h.Family, h.Table, h.Type, h.Scope, h.Protocol = unix.AF_INET, unix.RT_TABLE_UNSPEC, nl.FR_ACT_TO_TBL, 0, 0
-	parts := []nl.NetlinkRequestData{h, nl.NewRtAttr(nl.FRA_PRIORITY, nl.Uint32Attr(priority))}
-	if to.IsValid() {
-		h.Dst_len = uint8(to.Bits())
-		parts = append(parts, nl.NewRtAttr(nl.FRA_DST, to.Addr().AsSlice()))
-	}
+	parts := []nl.NetlinkRequestData{h, nl.NewRtAttr(nl.FRA_PRIORITY, nl.Uint32Attr(priority)), nl.NewRtAttr(nl.FRA_IIFNAME, nl.ZeroTerminated(from.linkName()))}
 	if table == 0 {
-		h.Type = nl.FR_ACT_PROHIBIT
+		h.Type, h.Dst_len = nl.FR_ACT_PROHIBIT, uint8(runRange.Bits())
+		parts = append(parts, nl.NewRtAttr(nl.FRA_DST, runRange.Addr().AsSlice()))
 	} else {
 		parts = append(parts, nl.NewRtAttr(nl.FRA_TABLE, nl.Uint32Attr(table)))
 	}
-	x.add(kind, flags, fmt.Sprintf("rule %d", priority), append(parts, more...)...)
+	x.add(kind, flags, fmt.Sprintf("rule %d for %s", priority, from.linkName()), append(parts, more...)...)
 }
 
 // routeIn adds or removes a route to a member.
