@@ -121,7 +121,8 @@ type Conn struct {
 	// Published means that the connection came in, through WithPublish, to Port.
 	Published bool
 	// UDP means datagrams between two addresses and ports, until there were none for 30 seconds, or
-	// for two minutes if there was an answer.
+	// for two minutes if there was an answer; with Published, until the other side has sent none for a
+	// minute.
 	UDP     bool
 	Verdict Verdict
 	Rule    string // the name or addresses of the option that allows it, as given there

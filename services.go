@@ -53,7 +53,8 @@ func Reaches(names ...string) PlaceOption {
 // for Docker ("127.0.0.1:5353/udp"), for UDP. The run must be on a private network and listen on its
 // own address, or on 0.0.0.0; until it does, connections are reset and datagrams lost. It may have
 // as many connections at a time as MaxConns says, besides its own; so many senders of UDP are told
-// apart, each until it has been silent for a minute, or for a second if others wait for its place.
+// apart, each until it has sent nothing for a minute, or until nothing has passed for a second, if
+// others wait for its place.
 // Each use adds one. If this process can't listen there, Start fails with a *SetupError.
 func WithPublish(address string, port int) Option {
 	p := spec.Published{Address: address, Protocol: "tcp", Port: port}

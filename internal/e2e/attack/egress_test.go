@@ -141,6 +141,8 @@ func TestAttackRootlessPrivateOtherSite(t *testing.T) {
 		[]byte("GET / HTTP/1.1\r\nHost: other.test\r\n\r\n"),
 		[]byte("\r\nBREW / HTTP/1.1\r\nX: y\r\nhost:other.test\r\n\r\n"),
 		[]byte("GET http://other.test/ HTTP/1.1\r\nHost: one.test\r\n\r\n"),
+		[]byte(strings.Repeat("x", 256) + " / HTTP/1.1\r\nHost: other.test\r\n\r\n"),
+		slices.Concat([]byte{22, 1}, other[2:]),
 	} {
 		attacks = append(attacks, inPieces(b, len(b)), inPieces(b, len(b)/20), inPieces(b[:len(b)-1], len(b)))
 	}
@@ -298,7 +300,7 @@ func TestAttackRootlessPrivateDatagrams(t *testing.T) {
 
 // A range that is listed has addresses at which one datagram reaches this machine, and all others on
 // its link.
-func TestAttackRootlessPrivateBroadcast(t *testing.T) {
+func TestAttackRootlessPrivateDatagramBroadcast(t *testing.T) {
 	server := serveDatagrams(t, "udp4", ":0")
 	all, one := fmt.Sprintf("127.255.255.255:%d", server.port), fmt.Sprintf("all.test:%d", server.port)
 	conn, err := net.Dial("udp4", all)
