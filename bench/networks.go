@@ -79,6 +79,11 @@ func beClientOrServer() bool {
 func beClient() {
 	in := &lineReader{os.Stdin}
 	var held []net.Conn
+	defer func() {
+		for _, conn := range held {
+			conn.Close()
+		}
+	}()
 	for {
 		line, err := in.line()
 		if err != nil {
