@@ -30,6 +30,8 @@ type settings struct {
 	command []string
 	net     string                  // the value of -net
 	private []sandbox.NetworkOption // of -allow and -bandwidth
+	network *sandbox.PrivateNetwork // made of these, or nil
+	denied  denied                  // what it refused
 	publish bool
 	name    string   // of the run, for "sandbox exec"
 	hold    bool     // no command of its own
@@ -206,12 +208,13 @@ func (s *settings) join() error {
 	if s.private == nil && !s.publish {
 		return nil
 	}
-	n, err := sandbox.NewNetwork(s.private...)
+	n, err := sandbox.NewNetwork(append(s.private, sandbox.NetworkObserver(s.denied.add))...)
 	if err != nil {
 		err = flagNames(err)
 		n, _ = sandbox.NewNetwork() // so that the other flags can be checked
 	}
-	s.add(sandbox.WithNetwork(n.As("run"))) // it ends with this process
+	s.network = n
+	s.add(sandbox.WithNetwork(n.As("run")))
 	if s.net != "" {
 		err = errors.Join(err, errors.New("-net: with -allow or -publish, which give the run a network of its own: leave -net out"))
 	}

@@ -57,6 +57,7 @@ type outcomeJSON struct {
 	Usage    *usageJSON `json:"usage,omitempty"`
 
 	Refusals []refusalJSON `json:"refusals,omitempty"` // with -explain-refusals
+	Denied   []denial      `json:"denied,omitempty"`   // with -allow
 }
 
 // usageJSON is sandbox.Usage.

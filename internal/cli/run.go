@@ -46,6 +46,9 @@ func run(ctx context.Context, args []string) int {
 	result, err := do(ctx, s, session.serve)
 	status, reason := outcome(s, result, err, context.Cause(ctx))
 	session.end(status, reason)
+	if s.network != nil {
+		_ = s.network.Close() // all is told then
+	}
 	return s.tell(result, status, reason)
 }
 
@@ -93,11 +96,15 @@ func (s *settings) tell(result *sandbox.Result, status int, reason error) int {
 	if s.json {
 		out := outcomeOf(result, status, reason, s.usage)
 		out.Refusals = s.refused.json()
+		out.Denied = s.denied.list()
 		writeJSON(os.Stderr, out)
 		return status
 	}
 	for _, r := range s.refused.list() {
 		complain(errors.New(r.text()))
+	}
+	for _, d := range s.denied.list() {
+		complain(errors.New(d.text()))
 	}
 	if reason != nil {
 		complain(reason)

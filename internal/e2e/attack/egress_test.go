@@ -375,6 +375,10 @@ func TestAttackRootlessPrivateDatagramFlood(t *testing.T) {
 	require.NoError(t, control.Kill())
 	_, _ = control.Wait()
 	require.Greater(t, len(server.senders()), 20)
+	testkit.Eventually(t, "what the control has sent is there", func() bool {
+		time.Sleep(200 * time.Millisecond)
+		return len(server.senders()) == 0
+	})
 
 	attacker := flood(n.As("attacker"), "one.test")
 	require.Equal(t, "answered", runs.Output(t, runs.Helper("private-answered", to("one.test")).With(sandbox.WithNetwork(n.As("client")))))

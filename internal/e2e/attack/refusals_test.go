@@ -28,9 +28,12 @@ func TestAttackRootlessRefusals(t *testing.T) {
 	t.Parallel()
 	var comms sync.Map
 	told := sandbox.WithRefusals(func(r sandbox.Refusal) { comms.Store(r.Comm, true) })
-	dir := testkit.OpenDir(t)
-	requireHeld(t, "set-id", attacker("set-id").With(told, sandbox.WithBind(dir, "/job"), sandbox.WithDir("/job")))
-	requireNoSetID(t, dir)
+	t.Run("set-id", func(t *testing.T) {
+		testkit.Need(t, "idmapped tmpfs or an ordinary user")
+		dir := testkit.OpenDir(t)
+		requireHeld(t, "set-id", attacker("set-id").With(told, sandbox.WithBind(dir, "/job"), sandbox.WithDir("/job")))
+		requireNoSetID(t, dir)
+	})
 	requireHeld(t, "refusals", attacker("refusals").With(told))
 	for comm := range comms.Range {
 		require.LessOrEqual(t, len(comm.(string)), 15)
