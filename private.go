@@ -98,8 +98,8 @@ type Verdict int
 const (
 	// Allowed means that there was a connection.
 	Allowed Verdict = iota
-	// Refused means that no rule allows it, that the run showed the server another name than the one
-	// that it asked for, or that MaxConns or MaxNewConns was reached.
+	// Refused means that no rule allows it, that the run showed the server another name than
+	// the one that it asked for, or that MaxConns or MaxNewConns was reached.
 	Refused
 	// Failed means that it is allowed, but the name could not be looked up, or the host did not
 	// answer.
@@ -120,9 +120,9 @@ type Conn struct {
 	Duration time.Duration
 	// Published means that the connection came in, through WithPublish, to Port.
 	Published bool
-	// UDP means datagrams between two addresses and ports, until there were none for 30 seconds, or
-	// for two minutes if there was an answer; with Published, until the other side has sent none for a
-	// minute.
+	// UDP means datagrams between two addresses and ports, until there were none for 30
+	// seconds, or for two minutes if there was an answer; with Published, until the other side
+	// has sent none for a minute.
 	UDP     bool
 	Verdict Verdict
 	Rule    string // the name or addresses of the option that allows it, as given there

@@ -43,7 +43,8 @@ func NewScratch(bytes int64) (*Scratch, error) {
 // of it outlives this process, so a run's fsync does not wait for the disk to have written. If the
 // disk is full before the size is reached, what has been written may be lost, and the file system
 // becomes read-only. It is given back as for NewScratch, which takes as long as the disk takes to
-// write what is not on it yet, and no file, mount or loop device is left, however this process ends.
+// write what is not on it yet, and no file, mount or loop device is left, however this process
+// ends.
 //
 // It needs root, Linux 5.12, loop devices and mkfs.ext4 (package e2fsprogs); else the error is a
 // *SetupError. An ordinary user may mount no disk: bind a directory with WithBind, under a quota of

@@ -20,9 +20,9 @@ func networkConfig(opts []NetworkOption) gateway.Config {
 
 // Private returns, for WithNetwork, a private network of one run. Each run of the sandbox has one
 // of its own, made at its start and closed at its end; so has each that waits by WithPrepared, and
-// each worker of a function. There it is called "run". It takes half as long again to start as a run
-// on a network of NewNetwork. The observer is told of the last connections
-// soon after Wait. Wrong options are *OptionErrors of Run and of what else starts runs.
+// each worker of a function. There it is called "run". It takes half as long again to start as a
+// run on a network of NewNetwork. The observer is told of the last connections soon after Wait.
+// Wrong options are *OptionErrors of Run and of what else starts runs.
 func Private(opts ...NetworkOption) Network {
 	c := networkConfig(opts)
 	return member{Of: &c, Name: "run"}
@@ -50,12 +50,12 @@ func Reaches(names ...string) PlaceOption {
 // WithPublish passes what comes to an address of this machine on to a port of the run, as long as
 // it lives: "127.0.0.1:8080" or "[::1]:8080", ":8080" for all of the machine's addresses, port 0
 // for any that is free, which Process.Published returns. It is for TCP; with "/udp" after it, as
-// for Docker ("127.0.0.1:5353/udp"), for UDP. The run must be on a private network and listen on its
-// own address, or on 0.0.0.0; until it does, connections are reset and datagrams lost. It may have
-// as many connections at a time as MaxConns says, besides its own; so many senders of UDP are told
-// apart, each until it has sent nothing for a minute, or until nothing has passed for a second, if
-// others wait for its place.
-// Each use adds one. If this process can't listen there, Start fails with a *SetupError.
+// for Docker ("127.0.0.1:5353/udp"), for UDP. The run must be on a private network and listen on
+// its own address, or on 0.0.0.0; until it does, connections are reset and datagrams lost. It may
+// have as many connections at a time as MaxConns says, besides its own; so many senders of UDP are
+// told apart, each until it has sent nothing for a minute, or until nothing has passed for a
+// second, if others wait for its place. Each use adds one. If this process can't listen there,
+// Start fails with a *SetupError.
 func WithPublish(address string, port int) Option {
 	p := spec.Published{Address: address, Protocol: "tcp", Port: port}
 	if a, protocol, given := strings.Cut(address, "/"); given {

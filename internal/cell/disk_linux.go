@@ -14,8 +14,9 @@ import (
 )
 
 // NewDiskScratch makes an ext4 file system in a file of a directory of the host, with room for the
-// given number of bytes less its own tables. A *fault.SetupError lacks its stage. Nobody but the kernel writes that file: it has no
-// name, the loop device that has it is let go of with the last mount, and so is the file with that.
+// given number of bytes less its own tables. A *fault.SetupError lacks its stage. Nobody but the
+// kernel writes that file: it has no name, the loop device that has it is let go of with the last
+// mount, and so is the file with that.
 func NewDiskScratch(dir string, size int64) (*Scratch, error) {
 	if !hasSetAttr() {
 		return nil, errNoScratch
@@ -34,8 +35,8 @@ func NewDiskScratch(dir string, size int64) (*Scratch, error) {
 		return nil, &fault.SetupError{Err: err, Hint: "load the module loop, and in a container give it /dev/loop-control and the devices"}
 	}
 	defer device.Close()
-	// What has no life after this process needs no flush to the disk when a run asks for one, and
-	// room is given back as files are removed.
+	// What has no life after this process needs no flush to the disk when a run asks for one,
+	// and room is given back as files are removed.
 	return newScratch(func(s *Scratch) (*os.File, error) {
 		return s.makeHere("ext4", []string{"source=" + device.Name(), "discard", "nobarrier", "noinit_itable", "errors=remount-ro"})
 	})
@@ -61,8 +62,8 @@ func newImage(dir string, size int64) (image *os.File, err error) {
 	if err != nil {
 		return nil, err
 	}
-	// Without a journal, and without room that is kept for root. What the kernel does about errors,
-	// as on a disk that is full, is not left to the machine's mke2fs.conf.
+	// Without a journal, and without room that is kept for root. What the kernel does about
+	// errors, as on a disk that is full, is not left to the machine's mke2fs.conf.
 	cmd := exec.Command(mkfs, "-q", "-F", "-b", "4096", "-I", "256", "-i", "16384", "-m", "0", "-e", "remount-ro", "-O", "^has_journal,^resize_inode",
 		"-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", "/proc/self/fd/3")
 	cmd.Env = []string{"LC_ALL=C"}

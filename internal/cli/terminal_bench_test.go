@@ -22,8 +22,8 @@ import (
 // echoing is a program that reads keys one by one and shows each, as editors do.
 var echoing = []string{"sh", "-c", "stty raw -echo; echo ready; exec cat"}
 
-// BenchmarkTerminal takes turns between a plain pty and terminals of commands in sandboxes: the time
-// from a key to its echo by the program there. Its figures are medians in microseconds and, as
+// BenchmarkTerminal takes turns between a plain pty and terminals of commands in sandboxes: the
+// time from a key to its echo by the program there. Its figures are medians in microseconds and, as
 // NAME-x, what they are of a plain pty's.
 func BenchmarkTerminal(b *testing.B) {
 	b.Setenv("XDG_RUNTIME_DIR", b.TempDir())

@@ -76,9 +76,9 @@ func (c *console) size() (rows, cols uint16) {
 	return size.Row, size.Col
 }
 
-// connect connects it to the other end of a command's terminal, until nobody has that open any more.
-// It is raw meanwhile, so that ^C and ^Z go to the command, and is restored before this program
-// ends in whatever way it can notice.
+// connect connects it to the other end of a command's terminal, until nobody has that open any
+// more. It is raw meanwhile, so that ^C and ^Z go to the command, and is restored before this
+// program ends in whatever way it can notice.
 func (c *console) connect(other io.ReadWriter, resize func(rows, cols uint16) error) error {
 	restore := c.restore
 	beforeExit.Store(&restore)

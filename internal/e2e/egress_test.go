@@ -46,8 +46,8 @@ func burstHelper(args []string) error {
 	return nil
 }
 
-// datagramsHelper sends a few datagrams to each address, over one socket each, and prints what comes
-// back from there within a time.
+// datagramsHelper sends a few datagrams to each address, over one socket each, and prints what
+// comes back from there within a time.
 func datagramsHelper(args []string) error {
 	wait, err := time.ParseDuration(args[0])
 	for _, at := range args[1:] {

@@ -154,8 +154,8 @@ func requireUnused(t *testing.T, ns string) {
 	})
 }
 
-// When the process that holds the listeners is killed in mid-transfer, nothing comes out of a run or
-// into it any more, and nothing is left of it.
+// When the process that holds the listeners is killed in mid-transfer, nothing comes out of a run
+// or into it any more, and nothing is left of it.
 func TestRootlessPrivateKilledHost(t *testing.T) {
 	t.Parallel()
 	mark := testkit.ALongTime()

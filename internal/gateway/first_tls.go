@@ -9,8 +9,8 @@ import (
 // before the hello.
 func mayBeTLS(b byte) bool { return b >= 20 && b <= 24 }
 
-// mayBeginTLS reports whether it may begin so also with a version that no TLS has: Go's servers look
-// at that of the first record only to know other protocols.
+// mayBeginTLS reports whether it may begin so also with a version that no TLS has: Go's servers
+// look at that of the first record only to know other protocols.
 func mayBeginTLS(b byte) bool { return b == recordAlert || b == recordHandshake }
 
 var errHello = &refusal{"what begins as TLS has no hello that can be read, and so none whose server name can be compared"}
@@ -30,9 +30,9 @@ const (
 	maxCipherRecord = maxRecord + 2<<10
 )
 
-// record looks at bytes of one record, and returns how many it was: RFC 8446, sections 5.1 and 4.1.2.
-// A ClientHello may be in several. After one, there may be another, if the server asks for it, and
-// until then what servers skip: changes of cipher, alerts and early data.
+// record looks at bytes of one record, and returns how many it was: RFC 8446, sections 5.1 and
+// 4.1.2. A ClientHello may be in several. After one, there may be another, if the server asks for
+// it, and until then what servers skip: changes of cipher, alerts and early data.
 func (f *first) record(b []byte) (n int, err error) {
 	switch {
 	case f.skip > 0:

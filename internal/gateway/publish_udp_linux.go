@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// udpIdle is how long a peer that is silent is remembered. What the run sends it does not count, or
-	// one datagram with a forged source would let the run send there for ever.
+	// udpIdle is how long a peer that is silent is remembered. What the run sends it does not
+	// count, or one datagram with a forged source would let the run send there for ever.
 	udpIdle  = time.Minute
 	udpSpare = time.Second // for how long nothing has to pass until another may have its place
 	infoRoom = 128         // of control messages with an address

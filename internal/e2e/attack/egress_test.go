@@ -298,8 +298,8 @@ func TestAttackRootlessPrivateDatagrams(t *testing.T) {
 	require.Empty(t, quic.senders())
 }
 
-// A range that is listed has addresses at which one datagram reaches this machine, and all others on
-// its link.
+// A range that is listed has addresses at which one datagram reaches this machine, and all others
+// on its link.
 func TestAttackRootlessPrivateDatagramBroadcast(t *testing.T) {
 	server := serveDatagrams(t, "udp4", ":0")
 	all, one := fmt.Sprintf("127.255.255.255:%d", server.port), fmt.Sprintf("all.test:%d", server.port)

@@ -56,7 +56,8 @@ const (
 	// own matches the tests of what this process does in the same way on every kernel and for
 	// every user.
 	own = "^Test(Rootless)?(Attack)?(Func|Workers|Pool|Isolate|WaitDelay|Registry|Layout|Archive)"
-	// killed matches the tests of hosts that are killed, of which systemd has its own cleaning up.
+	// killed matches the tests of hosts that are killed, of which systemd has its own cleaning
+	// up.
 	killed = "^TestRootlessKilledHost$"
 	// compat matches what a kernel with calls of 32 bits does alike for every user. Debian's
 	// have them.
