@@ -153,7 +153,15 @@ func reset(c *net.TCPConn) {
 
 // passOut serves one connection of the member to its end.
 func (m *Member) passOut(conn *net.TCPConn, c *Conn, o *outgoing) {
-	far, err := m.dial("tcp", c.Address, c)
+	at, err := m.target(c.Address, c)
+	if in := m.gateway.config.inject[c.Name]; err == nil && in != nil && c.Port == injectPort {
+		m.passInjected(in, conn, c)
+		return
+	}
+	var far net.Conn
+	if err == nil {
+		far, err = m.connect(m.ctx, "tcp", at, c)
+	}
 	if err == nil {
 		m.relay(conn, far.(*net.TCPConn), c, o)
 		return
@@ -206,31 +214,50 @@ func (m *Member) serveQueries(conn *net.TCPConn) {
 
 // dial connects to what the member wants to reach, if it may.
 func (m *Member) dial(network string, to netip.AddrPort, c *Conn) (net.Conn, error) {
-	config := m.gateway.config
-	if c.UDP {
-		config = m.gateway.udp
+	at, err := m.target(to, c)
+	if err != nil {
+		return nil, err
 	}
-	at := to.String()
-	if nameRange.Contains(to.Addr()) {
-		name, ok := m.names.nameOf(to.Addr())
-		if !ok {
-			return nil, &refusal{"the address stands for no name"}
-		}
-		c.Name, c.Address = name, netip.AddrPort{}
-		if c.Rule, ok = config.ruleForName(name, to.Port()); !ok {
-			return nil, &refusal{"the port is not listed for the name"}
-		}
-		// The root's dot keeps the machine's search list out of it.
-		at = net.JoinHostPort(name+".", strconv.Itoa(int(to.Port())))
-	} else {
-		rule, err := config.ruleFor(to)
-		if err == nil && rule == "" {
+	return m.connect(m.ctx, network, at, c)
+}
+
+// configFor returns the rules for the protocol of a connection.
+func (m *Member) configFor(c *Conn) *Config {
+	if c.UDP {
+		return m.gateway.udp
+	}
+	return m.gateway.config
+}
+
+// target returns where to dial for an address, if the member may reach that.
+func (m *Member) target(to netip.AddrPort, c *Conn) (at string, err error) {
+	if !nameRange.Contains(to.Addr()) {
+		c.Rule, err = m.configFor(c).ruleFor(to)
+		if err == nil && c.Rule == "" {
 			err = &refusal{"the address is not listed"}
 		}
-		if c.Rule = rule; err != nil {
-			return nil, err
-		}
+		return to.String(), err
 	}
+	name, ok := m.names.nameOf(to.Addr())
+	if !ok {
+		return "", &refusal{"the address stands for no name"}
+	}
+	c.Name, c.Address = name, netip.AddrPort{}
+	if c.Rule, ok = m.configFor(c).ruleForName(name, to.Port()); !ok {
+		return "", &refusal{"the port is not listed for the name"}
+	}
+	return hostAt(name, to.Port()), nil
+}
+
+// hostAt returns where to dial for a name. The root's dot keeps the machine's search list out of
+// it.
+func hostAt(name string, port uint16) string {
+	return net.JoinHostPort(name+".", strconv.Itoa(int(port)))
+}
+
+// connect connects, if no rule is against the address that is found.
+func (m *Member) connect(ctx context.Context, network, at string, c *Conn) (net.Conn, error) {
+	config := m.configFor(c)
 	d := net.Dialer{Timeout: dialTimeout, Resolver: config.Resolver, Control: func(_, address string, raw syscall.RawConn) error {
 		real, err := netip.ParseAddrPort(address)
 		if err == nil {
@@ -241,7 +268,7 @@ func (m *Member) dial(network string, to netip.AddrPort, c *Conn) (net.Conn, err
 		}
 		return err
 	}}
-	far, err := d.DialContext(m.ctx, network, at)
+	far, err := d.DialContext(ctx, network, at)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@
 package gateway
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -30,6 +31,10 @@ type Config struct {
 	Resolver *net.Resolver
 	Observe  func(Conn)
 	Wrong    []error
+
+	inject map[string]*injection // by names
+	// Roots is for tests: nil is the authorities that this machine trusts.
+	Roots *x509.CertPool
 }
 
 // Host is names that runs may connect to.
