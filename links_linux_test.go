@@ -24,8 +24,8 @@ func TestNoCBOR(t *testing.T) {
 }
 
 // TestImportedSize requires that importing the module does not make a program much larger than it
-// must: libcontainer and containerd/cgroups add 6.8 MB and what initialization reaches of them and
-// of this module 1.7 MB.
+// must: libcontainer and containerd/cgroups add 6.8 MB, what initialization reaches of them and of
+// this module 1.7 MB, and that of net/http 1.4 MB.
 func TestImportedSize(t *testing.T) {
 	testkit.Need(t, "root")
 	testkit.Need(t, "time to build programs")
@@ -41,5 +41,5 @@ func TestImportedSize(t *testing.T) {
 	}
 	added := size("imported", `import _ "github.com/cellkit/sandbox"`) - size("none", "")
 	t.Logf("%.2f MB", float64(added)/1e6)
-	require.Less(t, added, int64(9_500_000))
+	require.Less(t, added, int64(10_900_000))
 }

@@ -29,7 +29,7 @@ type settings struct {
 	image   string
 	command []string
 	net     string                  // the value of -net
-	private []sandbox.NetworkOption // of -allow and -bandwidth
+	private []sandbox.NetworkOption // of -allow, -inject and -bandwidth
 	network *sandbox.PrivateNetwork // made of these, or nil
 	denied  denied                  // what it refused
 	publish bool
@@ -102,6 +102,7 @@ var commandFlags = []runFlag{
 	{"hostname", "NAME", "name of the machine (default sandbox)", "WithHostname", text(sandbox.WithHostname)},
 	{"net", "none|new|host", "network: a loopback interface (default), the same in a namespace that no run was in before, or the host's", "WithNetwork", network},
 	{"allow", "HOST:PORT[,PORT]", "let it connect to a host by its name, such as *.pypi.org:443, or to addresses, such as 10.2.0.0/16:5432 or 10.2.0.1:53/udp*", "AllowHost", allow},
+	{"inject", "HOST=HEADER:VAR", "let it use http://HOST with a header set, which it does not see, to the variable VAR of this program; it goes out by TLS*", "InjectHeader", inject},
 	{"bandwidth", "SIZE", "bytes per second each way between it and what -allow and -publish lead to", "Bandwidth", size(func(s *settings, n int64) { s.private = append(s.private, sandbox.Bandwidth(n)) })},
 	{"publish", "[ADDR:]PORT:PORT[/udp]", "pass what comes to an address of this machine (default 127.0.0.1) on to a port of the run*", "WithPublish", publish},
 	{"time-offset", "TIME", "move the monotonic and the boot clock, such as by 24h or -10s", "WithTimeOffset", duration(func(s *settings, d time.Duration) { s.add(sandbox.WithTimeOffset(d)) })},
@@ -216,7 +217,7 @@ func (s *settings) join() error {
 	s.network = n
 	s.add(sandbox.WithNetwork(n.As("run")))
 	if s.net != "" {
-		err = errors.Join(err, errors.New("-net: with -allow or -publish, which give the run a network of its own: leave -net out"))
+		err = errors.Join(err, errors.New("-net: with -allow, -inject or -publish, which give the run a network of its own: leave -net out"))
 	}
 	return err
 }

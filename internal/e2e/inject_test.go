@@ -79,6 +79,11 @@ func TestRootlessPrivateInject(t *testing.T) {
 	got = saying(t, n, at("other.test", otherPort), "GET /\nHost: other.test\n")
 	require.Contains(t, got[0], `right=false key=false other=""`)
 
+	wrong := newNetwork(t, append(opts, sandbox.InjectHeader(at("other.test", port), "X", secret), sandbox.NetworkResolver(zone.Resolver()), sandbox.NetworkObserver(seen.tell))...)
+	require.Contains(t, saying(t, wrong, "other.test:80", "GET /\nHost: other.test\n")[0], "502")
+	seen.await(t, "another's certificate", func(c sandbox.Conn) bool {
+		return c.Verdict == sandbox.Failed && c.Name == "other.test" && strings.Contains(c.Err.Error(), "certificate is valid for")
+	})
 	zone.Set(runs.SecureName, "127.0.0.2")
 	require.Contains(t, saying(t, n, "example.com:80", "GET /\nHost: example.com\n")[0], "502")
 	seen.await(t, "an address that is not listed", func(c sandbox.Conn) bool {
