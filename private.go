@@ -99,7 +99,8 @@ const (
 	// Allowed means that there was a connection.
 	Allowed Verdict = iota
 	// Refused means that no rule allows it, that the run showed the server another name than
-	// the one that it asked for, or that MaxConns or MaxNewConns was reached.
+	// the one that it asked for, that a response showed a secret of InjectHeader or could not
+	// be searched for it, or that MaxConns or MaxNewConns was reached.
 	Refused
 	// Failed means that it is allowed, but the name could not be looked up, or the host did not
 	// answer.

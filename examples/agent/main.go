@@ -1,6 +1,6 @@
 // Command agent runs Python that nobody has read, as a language model writes it, with a way to one
-// API and to nothing else. What the API wants for it is added on the way, and the code does not know
-// it. The API is served by this program; each request that is refused is told.
+// API and to nothing else. The token that the API wants is added on the way, and the code does not
+// know it. The API is served by this program; each request that is refused is told.
 package main
 
 import (
@@ -25,8 +25,8 @@ import (
 //go:embed untrusted.py
 var untrusted string
 
-// apiName is by what the code knows the API, and what its certificate is for. What it resolves to is
-// decided here.
+// apiName is by what the code knows the API, and what its certificate is for. What it resolves to
+// is decided here.
 const apiName = "example.com"
 
 // token is what the API wants. The code uses it, and never sees it.

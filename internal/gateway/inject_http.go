@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -18,6 +20,7 @@ const (
 	headTimeout   = 30 * time.Second // of a run, for the head of a request
 	idleTimeout   = 2 * time.Minute  // of a run, between requests
 	answerTimeout = 10 * time.Minute // of a host, to the head of its response: some think for long
+	shakeTimeout  = 30 * time.Second // of TLS
 	maxAnswerHead = 256 << 10
 )
 
@@ -110,7 +113,7 @@ func (x *crossing) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	defer cancel()
 	defer context.AfterFunc(x.ctx, cancel)()
-	// Before anything is made of it: ReverseProxy would pass on an upgrade, and ask for trailers.
+	// ReverseProxy would pass on an upgrade, and ask for trailers.
 	r.Header.Del("Upgrade")
 	r.Header.Del("Te")
 	x.proxy.ServeHTTP(finalOnly{w}, r.WithContext(ctx))
@@ -135,12 +138,8 @@ func (x *crossing) rewrite(p *httputil.ProxyRequest) {
 		out.URL.Host = net.JoinHostPort(x.name, strconv.Itoa(int(x.port)))
 	}
 	out.Host, out.Trailer = out.URL.Host, nil
-	for name := range out.Header {
-		// Servers that give programs headers as variables take both characters for one: RFC
-		// 3875, section 4.1.18.
-		if _, ok := x.headers[http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))]; ok {
-			delete(out.Header, name)
-		}
+	for name := range x.headers {
+		maps.DeleteFunc(out.Header, func(other string, _ []string) bool { return asVariable(other) == asVariable(name) })
 	}
 	// Of what is compressed, or comes in ranges that the run chooses, nothing would be found.
 	for _, name := range []string{"Range", "If-Range", "Expect"} {
@@ -152,12 +151,19 @@ func (x *crossing) rewrite(p *httputil.ProxyRequest) {
 	}
 }
 
+// asVariable returns the name that servers give a header which they pass to programs as a variable,
+// for which - and _ are one: RFC 3875, section 4.1.18.
+func asVariable(header string) string {
+	return strings.ToUpper(strings.ReplaceAll(header, "-", "_"))
+}
+
 // RoundTrip sends a request, and returns the response as the run may see it: without the reason
 // of its status, without trailers.
 func (x *crossing) RoundTrip(req *http.Request) (*http.Response, error) {
 	far, err := x.handshake(req.Context())
 	if err != nil {
-		return nil, x.note(err)
+		_ = x.note(err) // which has addresses
+		return nil, errors.New("the host can't be reached")
 	}
 	t := http.Transport{DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return far, nil },
 		DisableKeepAlives: true, DisableCompression: true, ResponseHeaderTimeout: answerTimeout, MaxResponseHeaderBytes: maxAnswerHead, Protocols: onlyHTTP1()}
@@ -165,7 +171,7 @@ func (x *crossing) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		far.Close()
 		// Without the error, which has what could not be read.
-		return nil, x.note(&refusal{"the host did not answer in HTTP/1.1, or not in time"})
+		return nil, x.note(errors.New("the host did not answer in HTTP/1.1, or not in time"))
 	}
 	if err := x.judge(res); err != nil {
 		res.Body.Close()
@@ -182,7 +188,7 @@ func (x *crossing) handshake(ctx context.Context) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(ctx, shakeTimeout)
 	defer cancel()
 	secure := tls.Client(far, &tls.Config{ServerName: x.name, RootCAs: x.roots, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS12})
 	if err := secure.HandshakeContext(ctx); err != nil {
@@ -213,13 +219,9 @@ func (x *crossing) judge(res *http.Response) error {
 	return nil
 }
 
-// fail answers in place of the host. What the run is told says nothing of addresses.
+// fail answers in place of the host.
 func (x *crossing) fail(w http.ResponseWriter, _ *http.Request, err error) {
-	text := "the host can't be reached"
-	if r, ok := err.(*refusal); ok {
-		text = r.Error()
-	}
-	http.Error(w, "sandbox: "+text, http.StatusBadGateway)
+	http.Error(w, "sandbox: "+err.Error(), http.StatusBadGateway)
 }
 
 // search passes a body on until a secret is in it. As many bytes as the longest secret has, less

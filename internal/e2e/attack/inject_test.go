@@ -145,10 +145,14 @@ func TestAttackRootlessPrivateInject(t *testing.T) {
 		"POST / HTTP/1.1\r\nHost: example.com\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: other.test\r\n\r\n"}
 
 	// The control is a proxy as one writes it down.
-	naive := httptest.NewServer(&httputil.ReverseProxy{Director: func(r *http.Request) {
-		r.URL.Scheme, r.URL.Host = "https", fmt.Sprintf("127.0.0.1:%d", port)
+	proxy := &httputil.ReverseProxy{Rewrite: func(p *httputil.ProxyRequest) {
+		p.Out.URL.Scheme, p.Out.URL.Host = "https", fmt.Sprintf("127.0.0.1:%d", port)
+	},
+		FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0), Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	naive := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Header.Set("X-Api-Key", injected)
-	}, FlushInterval: -1, ErrorLog: log.New(io.Discard, "", 0), Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}})
+		proxy.ServeHTTP(w, r)
+	}))
 	defer naive.Close()
 	say := func(at string, network sandbox.Network, requests []string) []string {
 		out := runs.Output(t, runs.Helper("inject-say", append([]string{at}, requests...)...).With(sandbox.WithNetwork(network)))
