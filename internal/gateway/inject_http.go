@@ -116,6 +116,7 @@ func (x *crossing) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// ReverseProxy would pass on an upgrade, and ask for trailers.
 	r.Header.Del("Upgrade")
 	r.Header.Del("Te")
+	_ = http.NewResponseController(w).EnableFullDuplex() // a host may answer before it has all
 	x.proxy.ServeHTTP(finalOnly{w}, r.WithContext(ctx))
 }
 

@@ -1,13 +1,19 @@
 package gateway
 
 import (
+	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -119,4 +125,57 @@ func TestJudge(t *testing.T) {
 	}
 	require.Error(t, x.judge(&http.Response{StatusCode: 101}))
 	require.NoError(t, x.judge(&http.Response{Header: http.Header{"Location": {"https://x/"}, "Content-Encoding": {"identity"}, "X": {token[1:]}}}))
+}
+
+// Several requests of a connection, of any size, also of a client that has closed its half.
+func TestCrossing(t *testing.T) {
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Right", strconv.FormatBool(r.Header.Get("X-Key") == token && r.Trailer == nil))
+		_ = http.NewResponseController(w).EnableFullDuplex()
+		_, _ = io.Copy(w, r.Body)
+		time.Sleep(50 * time.Millisecond)
+	}))
+	defer server.Close()
+	var c Config
+	c.InjectHeader("example.com", "X-Key", token)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	ended := make(chan error)
+	go func() {
+		near, err := l.Accept()
+		if err != nil {
+			ended <- err
+			return
+		}
+		in := c.inject["example.com"]
+		ended <- in.serve(in, t.Context(), near, outside{
+			dial: func(ctx context.Context) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "tcp", server.Listener.Addr().String())
+			},
+			roots: server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs,
+		})
+	}()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	require.NoError(t, err)
+	defer conn.Close()
+	r := bufio.NewReader(conn)
+	for i, body := range []string{strings.Repeat("0123456789", 200_000), "", "x"} {
+		req, err := http.NewRequest("POST", "http://example.com/", io.MultiReader(strings.NewReader(body)))
+		require.NoError(t, err)
+		req.Trailer = http.Header{"X-Key": {"mine"}}
+		go func() {
+			_ = req.Write(conn)
+			if i == 2 {
+				_ = conn.(*net.TCPConn).CloseWrite()
+			}
+		}()
+		res, err := http.ReadResponse(r, req)
+		require.NoError(t, err)
+		b, err := io.ReadAll(res.Body)
+		require.NoError(t, err)
+		require.Equal(t, []string{"200 OK", "true"}, []string{res.Status, res.Header.Get("X-Right")})
+		require.True(t, body == string(b), "%d bytes", len(b))
+	}
+	require.NoError(t, <-ended)
 }
