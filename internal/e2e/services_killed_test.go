@@ -24,8 +24,12 @@ import (
 )
 
 func init() {
-	testkit.AddHelper("pump-host", pumpHost)
-	testkit.AddHelper("pump", pump)
+	testkit.AddHelper("pump", func(args []string) error {
+		if args[0] == "host" {
+			return pumpHost(args[1:])
+		}
+		return pump(args)
+	})
 }
 
 // pumpHost is a host process whose run sends as much as it can, to a server and to who connects to
@@ -96,7 +100,7 @@ func startPumping(t *testing.T, mark string) *pumping {
 		}
 	}()
 	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
-	host := testkit.HelperCommand(context.Background(), "pump-host", mark, zone.Address(), fmt.Sprint(l.Addr().(*net.TCPAddr).Port))
+	host := testkit.HelperCommand(context.Background(), "pump", "host", mark, zone.Address(), fmt.Sprint(l.Addr().(*net.TCPAddr).Port))
 	_, err = host.StdinPipe()
 	require.NoError(t, err)
 	out, err := host.StdoutPipe()

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // BenchmarkHold measures what a session takes in which no command is, in KiB, of 100 that live at
@@ -89,6 +90,7 @@ func belowPss(b *testing.B) (sum int) {
 // chargedTo returns the file that has what the memory cgroup of the first process below this one is
 // charged with.
 func chargedTo(b *testing.B) string {
+	testkit.Need(b, "cgroup memory")
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", below(b)[0]))
 	require.NoError(b, err)
 	for line := range strings.Lines(string(data)) {
@@ -100,7 +102,7 @@ func chargedTo(b *testing.B) string {
 			return "/sys/fs/cgroup" + f[2] + "/memory.current"
 		}
 	}
-	b.Skip("no memory cgroup")
+	b.Fatal("no memory cgroup")
 	return ""
 }
 

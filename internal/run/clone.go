@@ -57,6 +57,8 @@ type clone struct {
 	member *gateway.Member
 	alone  *gateway.Network // the member's, if it is of this run alone
 
+	entrance []*os.File // by which the command's process joins its cgroup, while it starts
+
 	terminal *Terminal // of the command, if it has one
 	refused  *refusals // by the filter, nil if nobody is told; the run's, for a further command
 
@@ -111,7 +113,13 @@ func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *clone, err 
 }
 
 // joined waits until the command's process is in its cgroup.
-func (r *clone) joined(ctx context.Context) error {
+func (r *clone) joined(ctx context.Context) (err error) {
+	if r.plan.Joins > 0 { // while the clone sets itself up
+		if r.entrance, err = r.group.Joins(); err != nil {
+			return r.startLost(ctx, &fault.SetupError{Stage: "cgroup", Err: err})
+		}
+		defer func() { closeFiles(r.entrance) }()
+	}
 	return r.under(ctx, func() error {
 		if r.goesAhead() {
 			// If it has ended, a later event says why.

@@ -229,17 +229,7 @@ func (r *clone) joinsAlone() bool { return r.plan.Joins > 0 || r.group == nil }
 func (r *clone) goesAhead() bool { return r.joinsAlone() && !r.joins }
 
 // letJoin lets the command's process go on once it is ready, with what it joins its cgroup by.
-func (r *clone) letJoin() error {
-	var groups []*os.File
-	if r.plan.Joins > 0 {
-		var err error
-		if groups, err = r.group.Joins(); err != nil {
-			return err
-		}
-	}
-	defer closeFiles(groups)
-	return r.conn.Go(descriptors(groups)...)
-}
+func (r *clone) letJoin() error { return r.conn.Go(descriptors(r.entrance)...) }
 
 // setupError returns the *SetupError of a failed call of a run, or of its template. It returns
 // other errors as they are.
