@@ -135,7 +135,7 @@ func (r *clone) follow(ctx context.Context, until program.Kind) error {
 			} else {
 				r.stage = m.Kind
 			}
-		case m.Kind == program.Started && unjoined != nil:
+		case unjoined != nil && (m.Kind == program.Started || m.Kind == program.Waiting):
 			return r.startLost(ctx, unjoined)
 		// Its process was killed on the way.
 		case m.Kind == program.Started && r.joins && r.command == nil:

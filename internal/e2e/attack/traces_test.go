@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -386,6 +387,7 @@ func keyTrace(name string, ring int) trace {
 // attributesHelper prints everything about a process that exec passes on, or that programs look at,
 // and that does not depend on the machine.
 func attributesHelper([]string) error {
+	runtime.LockOSThread() // thread-self is the one that opened the file
 	status, err := os.ReadFile("/proc/thread-self/status")
 	for line := range strings.Lines(string(status)) {
 		name, _, _ := strings.Cut(line, ":")
