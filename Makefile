@@ -4,7 +4,7 @@
 
 GO         ?= go
 BENCHTIME  ?= 2s
-FUZZTIME   ?= 10s
+FUZZTIME   ?= 5s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 MODULES     = . image examples bench
 ROOT        = github.com/cellkit/sandbox

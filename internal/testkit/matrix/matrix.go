@@ -40,6 +40,7 @@ const (
 	sample    = "^Test.*(Rootless|Attack|Limit|Memory|CPU|Pause|Cgroup|Check|Bind|Rootfs|Freeze|Kill|Usage|IO)"
 	tests     = "^Test"
 	user      = "Rootless|Attack"
+	delegated = "Rootless|Attack(Bombs|CgroupView|Usage|PageCache|Neighbours)" // what cgroups are for, of these
 	container = "Container"
 )
 
@@ -74,7 +75,7 @@ var Configurations = []Configuration{
 	{Name: "docker-cap", As: "docker", Packages: public, Run: tests, Note: "the same with CAP_SYS_ADMIN"},
 	{Name: "docker-privileged", As: "docker", Packages: public, Run: tests, Optional: true, Note: "docker run --privileged"},
 	{Name: "guest", Always: true, Kernel: "6.12", As: "root", Packages: kernel, Skip: slow + "|" + own + "|" + scripts + "|" + reports + "|" + killed, Note: "plain init, cgroup v2, root"},
-	{Name: "systemd-user", Always: true, Kernel: "6.12", As: "systemd-user", Packages: public, Run: user, Skip: slow + "|" + own + "|" + compat, Note: "uid 1000, in a service with Delegate=yes of its user manager"},
+	{Name: "systemd-user", Always: true, Kernel: "6.12", As: "systemd-user", Packages: public, Run: delegated, Skip: slow + "|" + own + "|" + compat, Note: "uid 1000, in a service with Delegate=yes of its user manager"},
 	{Name: "linux-5.10", Always: true, Kernel: "5.10", As: "root", Packages: placed, Run: sample, Skip: slow + "|" + own + "|" + compat, Optional: true, Note: "plain init, root"},
 	{Name: "systemd", Kernel: "6.12", As: "systemd", Packages: placed, Run: sample, Skip: slow, Note: "root, in a service without delegation"},
 	{Name: "systemd-service", Kernel: "6.12", As: "systemd-service", Packages: placed, Run: sample, Skip: slow, Note: "root, in a service with Delegate=yes"},
@@ -95,8 +96,11 @@ func Named(name string) (c Configuration, ok bool) {
 // Whole returns the configuration with everything that can be tested in it, for make matrix.
 func (c Configuration) Whole() Configuration {
 	c.Skip = ""
-	if c.Run == sample {
+	switch c.Run {
+	case sample:
 		c.Run = tests
+	case delegated:
+		c.Run = user
 	}
 	if slices.Equal(c.Packages, kernel) {
 		c.Packages = nil
