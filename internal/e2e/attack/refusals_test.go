@@ -4,6 +4,7 @@ package attack
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,6 +78,7 @@ func init() {
 	})
 	testkit.AddHelper("give set-id bits", func(args []string) error {
 		_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("\x1b[2J\n\"\xff\x00")[0])), 0, 0, 0)
+		fmt.Println("begins")
 		for {
 			_ = unix.Chmod(args[0], unix.S_ISUID|0o755)
 		}
@@ -96,10 +98,17 @@ func init() {
 			}
 			for i := range 30 {
 				c := exec.Command("/helper", "give set-id bits", name)
-				if err := c.Start(); err != nil {
+				out, err := c.StdoutPipe()
+				if err == nil {
+					err = c.Start()
+				}
+				if err == nil {
+					_, err = io.ReadFull(out, make([]byte, 1))
+				}
+				if err != nil {
 					return err
 				}
-				time.Sleep(time.Duration(20+i) * time.Millisecond)
+				time.Sleep(time.Duration(i) * time.Millisecond)
 				_ = c.Process.Kill()
 				_ = c.Wait()
 			}
