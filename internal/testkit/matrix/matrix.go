@@ -56,7 +56,7 @@ const (
 	reports = "^TestRootlessIsolate(Passes|Fails|Skips|Dies|Flags|FuzzSeeds|Coverage)$"
 	// own matches the tests of what this process does in the same way on every kernel and for
 	// every user.
-	own = "^Test(Rootless)?(Attack)?(Func|Workers|Pool|Isolate|WaitDelay|Registry|Layout|Archive)"
+	own = "^Test(Rootless)?(Attack)?(Func|Workers|Pool|Isolate|WaitDelay|Registry|Layout|Archive)|AgainstEvaluator$"
 	// killed matches the tests of hosts that are killed, of which systemd has its own cleaning
 	// up.
 	killed = "^TestRootlessKilledHost$"
