@@ -79,6 +79,10 @@ func (r *Run) finishStreams() {
 	if r.in == nil { // what a further command was refused is told as the run's
 		r.refused.finish(r.spec.Supervision.WaitDelay)
 	}
+	// The limit may be reached by what was still to be read when the end was seen.
+	if reason, killed, _ := r.whyKilled(); killed && reason == fault.OutputExceeded && r.end != nil && (r.end.Reason == fault.Exited || r.end.Reason == fault.Signaled) {
+		r.end.Reason = reason
+	}
 	if !inTime {
 		copied = errors.Join(copied, fault.ErrWaitDelay)
 	}
