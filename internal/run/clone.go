@@ -120,15 +120,7 @@ func (r *clone) joined(ctx context.Context) (err error) {
 		}
 		defer func() { closeFiles(r.entrance) }()
 	}
-	return r.under(ctx, func() error {
-		if r.goesAhead() {
-			// If it has ended, a later event says why.
-			if err := r.letJoin(); err != nil && !hasEnded(err) {
-				return r.startLost(ctx, &fault.SetupError{Stage: "cgroup", Err: err})
-			}
-		}
-		return r.follow(ctx, program.Ready)
-	})
+	return r.under(ctx, func() error { return r.follow(ctx, program.Ready) })
 }
 
 func (r *clone) makeGroup() (err error) {

@@ -135,7 +135,7 @@ func (r *clone) follow(ctx context.Context, until program.Kind) error {
 			} else {
 				r.stage = m.Kind
 			}
-		case unjoined != nil && (m.Kind == program.Started || m.Kind == program.Waiting):
+		case m.Kind == program.Started && unjoined != nil:
 			return r.startLost(ctx, unjoined)
 		// Its process was killed on the way.
 		case m.Kind == program.Started && r.joins && r.command == nil:
@@ -196,8 +196,8 @@ func (r *clone) startLost(ctx context.Context, err error) error {
 	return &fault.SetupError{Stage: "clone", Err: err}
 }
 
-// join keeps hold of the command's process, which waits, and puts it into its cgroup if it can't
-// join by itself.
+// join puts the command, which waits, into its cgroup, or lets it join that by itself if the plan
+// says so, and lets it go on.
 func (r *clone) join(pid int) error {
 	r.pid = pid
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -205,31 +205,17 @@ func (r *clone) join(pid int) error {
 		return &fault.SetupError{Stage: "pidfd_open", Err: err}
 	}
 	r.pidfd = os.NewFile(uintptr(fd), "pidfd")
-	if r.goesAhead() {
-		return nil
-	}
-	if !r.joinsAlone() {
+	if r.plan.Joins == 0 && r.group != nil {
 		err = r.group.Add(pid)
 	}
 	if err == nil {
-		err = r.letJoin()
+		err = r.conn.Go(descriptors(r.entrance)...)
 	}
 	if err != nil {
 		return &fault.SetupError{Stage: "cgroup", Err: err}
 	}
 	return nil
 }
-
-// joinsAlone reports whether the command's process joins its cgroup by itself, or has none.
-func (r *clone) joinsAlone() bool { return r.plan.Joins > 0 || r.group == nil }
-
-// goesAhead reports whether the command's process finds what it joins its cgroup by when it gets
-// there. One that enters a live run waits until this process has hold of it: from then on the run's
-// user may kill it.
-func (r *clone) goesAhead() bool { return r.joinsAlone() && !r.joins }
-
-// letJoin lets the command's process go on once it is ready, with what it joins its cgroup by.
-func (r *clone) letJoin() error { return r.conn.Go(descriptors(r.entrance)...) }
 
 // setupError returns the *SetupError of a failed call of a run, or of its template. It returns
 // other errors as they are.
