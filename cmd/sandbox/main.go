@@ -8,11 +8,11 @@
 //	sandbox check
 //	sandbox version
 //
-// "sandbox exec" executes a further command in the run of "sandbox run -name", for the same user, and
-// "sandbox ps" lists the names that there are.
+// "sandbox exec" executes a further command in the run of "sandbox run -name", for the same user,
+// and "sandbox ps" lists the names that there are.
 //
-// The exit status of "sandbox run" and "sandbox exec" is the command's own, or one that says what ended it, as with
-// env(1) and timeout(1):
+// The exit status of "sandbox run" and "sandbox exec" is the command's own, or one that says what
+// ended it, as with env(1) and timeout(1):
 //
 //	124      out of time (-timeout, -cpu-time)
 //	125      bad flags, or the sandbox could not be set up

@@ -58,7 +58,8 @@ func api(certFile string) (*httptest.Server, error) {
 func run(ctx context.Context, code string, port int, refused func(sandbox.Conn)) (string, error) {
 	network := sandbox.Private(
 		sandbox.InjectHeader(fmt.Sprintf("%s:%d", apiName, port), "Authorization", token),
-		sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), // where this API is: no name leads to this machine otherwise
+		// Where this API is: no name leads to this machine otherwise.
+		sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)),
 		sandbox.NetworkResolver(resolver()),
 		sandbox.MaxConns(16),
 		sandbox.NetworkObserver(func(c sandbox.Conn) {

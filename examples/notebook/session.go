@@ -91,7 +91,8 @@ func (s *session) execute(code string, limit time.Duration) (output string, err 
 	}
 	python := s.python
 	interrupt := time.AfterFunc(limit, func() { _ = python.Signal(os.Interrupt) })
-	kill := time.AfterFunc(2*limit, func() { _ = python.Close() }) // and its pipes, whoever has them
+	// Close closes its pipes too, whoever has them.
+	kill := time.AfterFunc(2*limit, func() { _ = python.Close() })
 	defer interrupt.Stop()
 	defer kill.Stop()
 	line, err := json.Marshal(code)

@@ -23,9 +23,10 @@ type denied struct {
 
 // denial is a connection that was refused, or a name that was asked for, without a port.
 type denial struct {
-	To    string `json:"to"`
-	Why   string `json:"why"`
-	Allow string `json:"allow,omitempty"` // the value of -allow that would let it pass, if one would
+	To  string `json:"to"`
+	Why string `json:"why"`
+	// The value of -allow that would let it pass, if one would.
+	Allow string `json:"allow,omitempty"`
 }
 
 func (d *denied) add(c sandbox.Conn) {

@@ -11,7 +11,8 @@ import (
 
 type session struct{}
 
-func newSession(*settings) (*session, error)              { return nil, nil } // the run can't start either
+// Without Linux no run starts, and so none has a session.
+func newSession(*settings) (*session, error)              { return nil, nil }
 func (*session) serve(*sandbox.Process)                   {}
 func (*session) end(status int, reason error)             {}
 func execute(context.Context, *settings) (*answer, error) { return nil, errors.ErrUnsupported }

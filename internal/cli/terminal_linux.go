@@ -21,7 +21,8 @@ func onTerminal(ctx context.Context, s *settings, started func(*sandbox.Process)
 	if err != nil {
 		return nil, err
 	}
-	opts := []sandbox.Option{sandbox.WithTerminal(here.size()), sandbox.WithEnv(termEnv()...)} // -env may say otherwise
+	// -env may say otherwise.
+	opts := []sandbox.Option{sandbox.WithTerminal(here.size()), sandbox.WithEnv(termEnv()...)}
 	p, err := sandbox.New(append(opts, s.opts...)...).Start(ctx)
 	if err != nil {
 		return nil, err

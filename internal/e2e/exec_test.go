@@ -81,8 +81,8 @@ func TestRootlessExecIsThere(t *testing.T) {
 func TestRootlessExecShares(t *testing.T) {
 	t.Parallel()
 	kept, private := newScratch(t, sandbox.MiB), newNetwork(t)
-	p := session(t, sandbox.WithScratch("/work", kept), sandbox.WithNetwork(private.As("box")))
-	require.Empty(t, inRun(t, p, "echo 1 >/work/a"))
+	p := session(t, sandbox.WithScratch("/kept", kept), sandbox.WithNetwork(private.As("box")))
+	require.Empty(t, inRun(t, p, "echo 1 >/kept/a"))
 	data, err := fs.ReadFile(kept.FS(), "a")
 	require.NoError(t, err)
 	require.Equal(t, "1\n", string(data))

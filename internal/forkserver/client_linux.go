@@ -171,8 +171,9 @@ var ErrLostFile = fmt.Errorf("receiving a descriptor: %w", unix.EMFILE)
 // Message is an Event and what came with it.
 type Message struct {
 	program.Event
-	PID  int      // of the sender, as this process sees it
-	File *os.File // the pidfd of a Cloned event, a terminal, a filter's listener, or a task's result
+	PID int // of the sender, as this process sees it
+	// The pidfd of a Cloned event, a terminal, a filter's listener, or a task's result.
+	File *os.File
 }
 
 // Next waits for an event. io.EOF means that nobody holds the other end any more. The caller closes

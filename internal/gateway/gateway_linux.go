@@ -137,7 +137,8 @@ func setUpGateway(tcp, udp []uint16) func(b *program.Builder) []program.Slot {
 			b.Call("bind", unix.SYS_BIND, program.Use(s), b.Bytes(at, fmt.Sprintf("{%v:%d}", address, port)), program.Int(len(at)))
 		}
 		names := socket(b, unix.AF_INET, unix.SOCK_DGRAM, 0)
-		option(names, unix.SOL_IP, unix.IP_FREEBIND, "IP_FREEBIND") // there is no address yet
+		// The address is not there yet.
+		option(names, unix.SOL_IP, unix.IP_FREEBIND, "IP_FREEBIND")
 		bind(names, resolver, dnsPort)
 		made := []program.Slot{names}
 		for _, port := range tcp {

@@ -28,8 +28,9 @@ type hidden func() string
 
 // outside is what is beyond the boundary.
 type outside struct {
-	dial  func(context.Context) (net.Conn, error) // to the injection's name and port
-	roots *x509.CertPool                          // of the host's certificate, nil for this machine's
+	dial func(context.Context) (net.Conn, error) // to the injection's name and port
+	// Of the host's certificate, nil for this machine's.
+	roots *x509.CertPool
 }
 
 const (

@@ -17,9 +17,10 @@ import (
 )
 
 const (
-	headTimeout   = 30 * time.Second // of a run, for the head of a request
-	idleTimeout   = 2 * time.Minute  // of a run, between requests
-	answerTimeout = 10 * time.Minute // of a host, to the head of its response: some think for long
+	headTimeout = 30 * time.Second // of a run, for the head of a request
+	idleTimeout = 2 * time.Minute  // of a run, between requests
+	// Of a host, to the head of its response: some think for long.
+	answerTimeout = 10 * time.Minute
 	shakeTimeout  = 30 * time.Second // of TLS
 	maxAnswerHead = 256 << 10
 )
@@ -45,7 +46,8 @@ func (in *injection) serveHTTP(ctx context.Context, near net.Conn, out outside) 
 	x.proxy = httputil.ReverseProxy{Rewrite: x.rewrite, Transport: x, FlushInterval: -1, ErrorHandler: x.fail, ErrorLog: quiet}
 	s := http.Server{Handler: x, ReadHeaderTimeout: headTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxFirst, ErrorLog: quiet, Protocols: onlyHTTP1()}
 	ended := make(chan struct{})
-	_ = s.Serve(&single{conn: &ending{Conn: near, ended: ended}, ended: ended}) // it says that there is no other connection
+	// The error says that there is no other connection.
+	_ = s.Serve(&single{conn: &ending{Conn: near, ended: ended}, ended: ended})
 	return x.err
 }
 
@@ -99,7 +101,8 @@ func (x *crossing) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case canonical(host) != x.name || port != "" && port != strconv.Itoa(injectPort):
 		_ = x.note(&refusal{"the HTTP host is " + printable(r.Host) + ", and not the name that was asked for"})
 		status = http.StatusMisdirectedRequest
-	case r.Method == http.MethodConnect, r.Method == http.MethodTrace: // which shows what it got
+	// TRACE shows what the server got.
+	case r.Method == http.MethodConnect, r.Method == http.MethodTrace:
 		status = http.StatusMethodNotAllowed
 	case r.URL.Opaque != "" || r.URL.Path != "" && r.URL.Path[0] != '/':
 		status = http.StatusBadRequest

@@ -15,11 +15,12 @@ import (
 
 // setting is a file of a cgroup with what it has to contain.
 type setting struct {
-	option            Option
-	controller, file  string
-	value             string
-	device            string // what the value begins with, if the file has a line for each device
-	memory, unlimited bool   // a limit of memory; of nothing
+	option           Option
+	controller, file string
+	value            string
+	// What the value begins with, if the file has a line for each device.
+	device            string
+	memory, unlimited bool // a limit of memory; of nothing
 }
 
 // Update changes the limits of a live group from those that it has: all of them, or, if one can't
@@ -86,7 +87,8 @@ func (s Spec) settingsV1(devices []IO, swap, sockets bool) []setting {
 			rate uint64
 		}{{"read_bps", have.ReadBytes}, {"write_bps", have.WriteBytes}, {"read_iops", have.ReadOps}, {"write_iops", have.WriteOps}} {
 			list = append(list, setting{option: WithIO, controller: "blkio", file: "blkio.throttle." + f.file + "_device",
-				device: d.name(), value: strconv.FormatUint(f.rate, 10)}) // 0 is none
+				// A rate of 0 is none.
+				device: d.name(), value: strconv.FormatUint(f.rate, 10)})
 		}
 	}
 	memory := func(option Option, file string, bytes int64) {

@@ -33,7 +33,8 @@ func TestUpdate(t *testing.T) {
 		for _, s := range cell.settings(to, to.IO) {
 			have := strings.Join(readWords(cell.fileOf(g, s)), " ")
 			switch {
-			case s.value == "" || s.unlimited: // as the one above, or the largest number
+			// As the one above, or the largest number.
+			case s.value == "" || s.unlimited:
 			case s.device == "":
 				assert.Equal(t, s.value, have, s.file)
 			case strings.Trim(s.value, "0rwbiops=max ") == "":
@@ -52,7 +53,8 @@ func TestUpdate(t *testing.T) {
 	}
 	before := all()
 	to := Spec{Memory: mib, CPUs: 1, CPUSet: "0"}
-	to.IO = []IO{{Major: 7, ReadBytes: 5}, {Major: 4000, ReadBytes: 1}} // a device that is not there
+	// A device that is not there.
+	to.IO = []IO{{Major: 7, ReadBytes: 5}, {Major: 4000, ReadBytes: 1}}
 	assert.ErrorContains(t, cell.Update(g, from, to), "WithIO")
 	assert.Equal(t, before, all(), "all or nothing")
 }

@@ -30,7 +30,8 @@ func (c *Cell) createV1(name string, s Spec) (*Group, error) {
 	g.counters = &countersV1{
 		counterFiles: &g.files,
 		memory:       dir("memory", true), pids: dir("pids", true), cpuacct: dir("cpuacct", true),
-		blkio: dir("blkio", true), quota: dir("cpu", slices.Contains(g.dirs, path.Join(c.tree.v1["cpu"], p))), // Update may set one
+		// Update may set a quota.
+		blkio: dir("blkio", true), quota: dir("cpu", slices.Contains(g.dirs, path.Join(c.tree.v1["cpu"], p))),
 	}
 	for i, d := range g.dirs {
 		if err := mkdir(d); err != nil {

@@ -164,7 +164,8 @@ func peer(c *net.UnixConn) (pid int, err error) {
 	}
 	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/user", who.Pid))
 	if err == nil && noPidfd == nil {
-		err = unix.PidfdSendSignal(pidfd, 0, nil, 0) // it lives, so its number was nobody else's
+		// It lives, so its number was nobody else's.
+		err = unix.PidfdSendSignal(pidfd, 0, nil, 0)
 	} else if noPidfd != unix.ENOPROTOOPT { // before Linux 6.5
 		err = errors.Join(err, noPidfd)
 	}

@@ -64,7 +64,8 @@ func NewMachine() (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mmap %d bytes for programs: %w", size, err)
 	}
-	_ = unix.Madvise(unsafe.Slice((*byte)(at), size), unix.MADV_NOHUGEPAGE) // EINVAL: a kernel that has none
+	// EINVAL: a kernel that has none.
+	_ = unix.Madvise(unsafe.Slice((*byte)(at), size), unix.MADV_NOHUGEPAGE)
 	mem := unsafe.Slice((*byte)(at), size)[threadLocal:]
 	return &Machine{mem: mem, state: (*state)(unsafe.Pointer(&mem[2*stackSize]))}, nil
 }

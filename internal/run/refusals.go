@@ -131,7 +131,8 @@ func (r *refusals) answer(listener *os.File) {
 		_ = raw.Control(func(fd uintptr) {
 			r.note(int(fd), n, errno)
 			r.slow()
-			_ = seccomp.Refuse(int(fd), n.ID, errno) // or its thread has gone on or ended
+			// Or its thread has gone on or ended.
+			_ = seccomp.Refuse(int(fd), n.ID, errno)
 		})
 	}
 }
@@ -171,7 +172,9 @@ func (r *refusals) note(listener int, n seccomp.Notification, errno unix.Errno) 
 	}
 	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", n.Thread))
 	if !seccomp.Waits(listener, n.ID) {
-		return // a signal came first: the call is made again or was not refused, and comm may be another's
+		// A signal came first: the call is made again or was not refused, and comm may be
+		// another's.
+		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -77,7 +77,8 @@ func TestUse(t *testing.T) {
 			isKit := imported == kit || strings.HasPrefix(imported, kit+"/")
 			assert.False(t, isKit && !isTest && imported != kit+"/matrix", "%s imports %s", name, imported)
 		}
-		if isTest && name != "internal/execstd/shim/shim.go" && name != "sandboxtest/isolate_test.go" { // its tests of samples are about tests that skip
+		// Its tests of samples are about tests that skip.
+		if isTest && name != "internal/execstd/shim/shim.go" && name != "sandboxtest/isolate_test.go" {
 			assert.Empty(t, skips(file), "%s: use testkit.Need", name)
 		}
 		return nil

@@ -82,7 +82,8 @@ func tryAll(args []string) error {
 	for i, other := range append(args[1:], "198.18.0.1") {
 		via := netip.MustParseAddr(other)
 		hop := victim.As4()
-		route := string(append([]byte{131, 7, 4}, hop[:]...)) + "\x00" // loose source route: RFC 791
+		// Loose source route: RFC 791.
+		route := string(append([]byte{131, 7, 4}, hop[:]...)) + "\x00"
 		ways[fmt.Sprint("routed", i)] = func() error {
 			return sent(unix.IPPROTO_UDP, via, 99, "hello", func(s int) error { return unix.SetsockoptString(s, unix.SOL_IP, unix.IP_OPTIONS, route) })
 		}
@@ -171,10 +172,11 @@ func TestAttackRootlessPrivateReaches(t *testing.T) {
 	victim := answering(t, n.As("victim", sandbox.Reaches("answerer")))
 	var running sync.WaitGroup
 	for place, want := range map[sandbox.Network]string{
-		n.As("control"):                           "ping tcp tcp-above udp",
-		n.As("attacker", sandbox.Reaches("db")):   "",
-		n.As("nobody", sandbox.Reaches()):         "",
-		n.As("answerer", sandbox.Reaches("db")):   "ping tcp-above", // as docs/PRIVATE_NETWORKS.md says
+		n.As("control"):                         "ping tcp tcp-above udp",
+		n.As("attacker", sandbox.Reaches("db")): "",
+		n.As("nobody", sandbox.Reaches()):       "",
+		// As docs/PRIVATE_NETWORKS.md says.
+		n.As("answerer", sandbox.Reaches("db")):   "ping tcp-above",
 		n.As("friend", sandbox.Reaches("victim")): "ping tcp tcp-above udp",
 	} {
 		running.Go(func() {

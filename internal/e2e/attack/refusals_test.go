@@ -52,7 +52,8 @@ func TestAttackRootlessRefusedFlood(t *testing.T) {
 		out := runs.Output(t, runs.Helper("flood of refused calls").With(opts...))
 		_, err := fmt.Sscan(out, &calls, &took)
 		require.NoError(t, err, "%q", out)
-		return calls, 1000 + took + 100 // at once, one for each millisecond, and some leeway
+		// At once, one for each millisecond, and some leeway.
+		return calls, 1000 + took + 100
 	}
 	calls, limit := flood(sandbox.WithRefusals(func(sandbox.Refusal) {}))
 	require.LessOrEqual(t, calls, limit)
@@ -115,7 +116,8 @@ func init() {
 			return hasSetID(name)
 		}},
 		{name: "a listener of its own", try: func([]string) error {
-			_, err := loadFilter(unix.SECCOMP_RET_ALLOW, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER) // left open
+			// The listener is left open.
+			_, err := loadFilter(unix.SECCOMP_RET_ALLOW, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER)
 			return err
 		}},
 		{name: "a listener that is open", try: func([]string) error {

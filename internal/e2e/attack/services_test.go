@@ -40,7 +40,8 @@ func steal(args []string) error {
 	for _, at := range args {
 		l, err := freeBind.Listen(context.Background(), "tcp4", at)
 		if err != nil {
-			fmt.Fprintln(os.Stderr, at, err) // the port is taken by the one for all addresses
+			// The port is taken by the one for all addresses.
+			fmt.Fprintln(os.Stderr, at, err)
 			continue
 		}
 		go func() {
@@ -102,7 +103,8 @@ func TestAttackRootlessPrivateSteal(t *testing.T) {
 	started(t, runs.Helper("private-steal", fmt.Sprintf(":%d", port), ":53", ":80").With(sandbox.WithNetwork(n.As("thief")), sandbox.WithPublish("127.0.0.1:0", 80)).With(netPowers...))
 	got := runs.Output(t, runs.Helper("private-fetch", one, "thief:80").With(sandbox.WithNetwork(n.As("client"))))
 	require.Equal(t, "real\nstolen", got, "and its own port, the control")
-	if conn, err := net.Dial("tcp", p.Published()[0].String()); err == nil { // or it was reset at once
+	// Without an error; otherwise it was reset at once.
+	if conn, err := net.Dial("tcp", p.Published()[0].String()); err == nil {
 		defer conn.Close()
 		b, _ := io.ReadAll(conn)
 		require.Empty(t, b, "nobody listens there")
@@ -209,8 +211,10 @@ func TestAttackRootlessPrivateLeft(t *testing.T) {
 	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()))
 	require.NoError(t, err)
 	defer n.Close()
-	runs.Output(t, runs.Shell("", sandbox.WithNetwork(n.As("first")))) // what stays for all runs is there
-	const slack = 10                                                   // what is made ahead for the next run
+	// The first run makes what stays for all runs.
+	runs.Output(t, runs.Shell("", sandbox.WithNetwork(n.As("first"))))
+	// What is made ahead for the next run.
+	const slack = 10
 	before := descriptors(t)
 	for range 2 {
 		p, lines := started(t, runs.Helper("private-keep", fmt.Sprintf("one.test:%d", port)).With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithPublish("127.0.0.1:0", 80), sandbox.WithPublish("127.0.0.1:0/udp", 80)))

@@ -37,10 +37,11 @@ var public = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run"
 // kernel and cgroups. Examples are left out on kernels without idmapped tmpfs (6.3), and in
 // containers, because examples can't call Need.
 const (
-	sample    = "^Test.*(Rootless|Attack|Limit|Memory|CPU|Pause|Cgroup|Check|Bind|Rootfs|Freeze|Kill|Usage|IO)"
-	tests     = "^Test"
-	user      = "Rootless|Attack"
-	delegated = "Rootless|Attack(Bombs|CgroupView|Usage|PageCache|Neighbours)" // what cgroups are for, of these
+	sample = "^Test.*(Rootless|Attack|Limit|Memory|CPU|Pause|Cgroup|Check|Bind|Rootfs|Freeze|Kill|Usage|IO)"
+	tests  = "^Test"
+	user   = "Rootless|Attack"
+	// What cgroups are for, of these.
+	delegated = "Rootless|Attack(Bombs|CgroupView|Usage|PageCache|Neighbours)"
 	container = "Container"
 )
 
