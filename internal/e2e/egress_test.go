@@ -57,7 +57,8 @@ func datagramsHelper(args []string) error {
 }
 
 func datagramsTo(at string, wait time.Duration) string {
-	conn, err := net.Dial("udp4", at)
+	network, at := over("udp4", at)
+	conn, err := net.Dial(network, at)
 	if err != nil {
 		return "no: " + err.Error()
 	}
@@ -79,7 +80,7 @@ func datagramsTo(at string, wait time.Duration) string {
 
 // datagramEcho answers datagrams at a port of an address of this machine.
 func datagramEcho(t *testing.T, address string) (port int) {
-	udp, err := net.ListenPacket("udp", address+":0")
+	udp, err := net.ListenPacket("udp", net.JoinHostPort(address, "0"))
 	require.NoError(t, err)
 	t.Cleanup(func() { udp.Close() })
 	go func() {

@@ -36,8 +36,17 @@ func reachHelper(args []string) error {
 	return nil
 }
 
+// over takes an address apart that may have a network before it, as "tcp6/db:80".
+func over(network, at string) (string, string) {
+	if n, rest, given := strings.Cut(at, "/"); given {
+		return n, rest
+	}
+	return network, at
+}
+
 func reach(at string) string {
-	conn, err := net.DialTimeout("tcp", at, 20*time.Second)
+	network, at := over("tcp", at)
+	conn, err := net.DialTimeout(network, at, 20*time.Second)
 	if err != nil {
 		return "no: " + err.Error()
 	}
@@ -56,7 +65,8 @@ func reach(at string) string {
 // listenHelper answers at an address, as echoes does, in the name that comes first, until it is
 // killed. It says when it listens.
 func listenHelper(args []string) error {
-	l, err := net.Listen("tcp", args[1])
+	network, at := over("tcp", args[1])
+	l, err := net.Listen(network, at)
 	if err != nil {
 		return err
 	}

@@ -36,7 +36,7 @@ type ends struct{ from, to netip.AddrPort }
 type flow struct {
 	ends
 	m    *Member
-	near syscall.RawConn // of the gateway
+	near near // of the gateway
 	conn Conn
 
 	mu       sync.Mutex
@@ -46,18 +46,53 @@ type flow struct {
 	last     time.Time // a datagram passed
 }
 
+// near is a socket of the gateway, at which datagrams to any address arrive.
+type near struct {
+	syscall.RawConn
+	family int
+}
+
+// nearOf has a socket say where each datagram was sent to.
+func nearOf(conn syscall.Conn) (n near, err error) {
+	if n.RawConn, err = conn.SyscallConn(); err != nil {
+		return n, err
+	}
+	ctlErr := n.Control(func(fd uintptr) {
+		if n.family, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil {
+			return
+		}
+		level, option := unix.SOL_IPV6, unix.IPV6_RECVPKTINFO
+		if n.family == unix.AF_INET {
+			level, option = unix.SOL_IP, unix.IP_PKTINFO
+		}
+		err = unix.SetsockoptInt(int(fd), level, option, 1)
+	})
+	return n, os.NewSyscallError("setsockopt", errors.Join(ctlErr, err))
+}
+
+// send sends a datagram from an address of the gateway, in which all are local.
+func (n near) send(b []byte, from netip.Addr, to netip.AddrPort) bool {
+	var as []byte
+	if n.family == unix.AF_INET {
+		as = unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: from.As4()})
+	} else { // also for IPv4: ip_cmsg_send in net/ipv4/ip_sockglue.c
+		as = unix.PktInfo6(&unix.Inet6Pktinfo{Addr: from.As16()})
+	}
+	return now(n, func(fd int) error {
+		_, err := unix.SendmsgN(fd, b, as, sockaddr(n.family, to), unix.MSG_DONTWAIT)
+		return err
+	})
+}
+
 // serveDatagrams takes what runs send to one port.
 func (g *gateway) serveDatagrams(udp *net.UDPConn) error {
-	near, err := udp.SyscallConn()
+	near, err := nearOf(udp)
 	if err != nil {
 		return err
 	}
-	if ctlErr := near.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_PKTINFO, 1) }); ctlErr != nil || err != nil {
-		return os.NewSyscallError("IP_PKTINFO", errors.Join(ctlErr, err))
-	}
 	context.AfterFunc(g.ctx, func() { udp.Close() })
 	g.busy.Go(func() {
-		b, oob := make([]byte, maxDatagram), make([]byte, unix.CmsgSpace(unix.SizeofInet4Pktinfo))
+		b, oob := make([]byte, maxDatagram), make([]byte, infoRoom)
 		for {
 			n, oobn, _, from, err := udp.ReadMsgUDPAddrPort(b, oob)
 			if isClosed(err) {
@@ -68,7 +103,7 @@ func (g *gateway) serveDatagrams(udp *net.UDPConn) error {
 				continue
 			}
 			from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-			if m := g.member(from.Addr()); m != nil {
+			if m := g.sender(from.Addr(), to); m != nil {
 				port := uint16(udp.LocalAddr().(*net.UDPAddr).Port)
 				m.sendOut(near, ends{from, netip.AddrPortFrom(to, port)}, b[:n])
 			}
@@ -77,18 +112,22 @@ func (g *gateway) serveDatagrams(udp *net.UDPConn) error {
 	return nil
 }
 
-// destination returns where a datagram was sent to: ip(7), IP_PKTINFO.
+// destination returns where a datagram was sent to: ip(7), IP_PKTINFO, and ipv6(7), IPV6_PKTINFO.
 func destination(oob []byte) (netip.Addr, bool) {
 	h, data, _, err := unix.ParseOneSocketControlMessage(oob)
-	if err != nil || h.Level != unix.SOL_IP || h.Type != unix.IP_PKTINFO || len(data) < unix.SizeofInet4Pktinfo {
-		return netip.Addr{}, false
+	switch {
+	case err != nil:
+	case h.Level == unix.SOL_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
+		at := unsafe.Offsetof(unix.Inet4Pktinfo{}.Addr)
+		return netip.AddrFrom4([4]byte(data[at:])), true
+	case h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
+		return netip.AddrFrom16([16]byte(data)).Unmap(), true
 	}
-	at := unsafe.Offsetof(unix.Inet4Pktinfo{}.Addr)
-	return netip.AddrFrom4([4]byte(data[at:])), true
+	return netip.Addr{}, false
 }
 
 // sendOut passes on a datagram of the member, over a flow that may be new.
-func (m *Member) sendOut(near syscall.RawConn, e ends, b []byte) {
+func (m *Member) sendOut(near near, e ends, b []byte) {
 	m.flowsMu.Lock()
 	f := m.flows[e]
 	if f == nil {
@@ -214,12 +253,7 @@ func (f *flow) passBack(b []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.answered, f.last = true, time.Now()
-	as := unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: f.to.Addr().As4()})
-	to := &unix.SockaddrInet4{Port: int(f.from.Port()), Addr: f.from.Addr().As4()}
-	if f.m.received.try(len(b)) && now(f.near, func(fd int) error {
-		_, err := unix.SendmsgN(fd, b, as, to, unix.MSG_DONTWAIT)
-		return err
-	}) {
+	if f.m.received.try(len(b)) && f.near.send(b, f.to.Addr(), f.from) {
 		f.conn.Received += int64(len(b))
 	}
 }

@@ -22,6 +22,7 @@ type gateway struct {
 	udp    *Config // for UDP
 	cell   *cell.Cell
 	ns     namespace
+	noIPv6 error           // why runs have IPv4 alone
 	ctx    context.Context // ends with the gateway
 	end    context.CancelFunc
 	busy   sync.WaitGroup // goroutines
@@ -48,7 +49,7 @@ type gateway struct {
 	lastTable uint32
 
 	spareMu sync.Mutex
-	spare   map[int][]*os.File // sockets by their type
+	spare   map[kind][]*os.File
 }
 
 // namespace is a network namespace and what this process has in it.
@@ -90,13 +91,10 @@ func set(b *program.Builder, name, value string) {
 	b.Close(f)
 }
 
-// setUpAny is for every namespace: later interfaces have no IPv6, and any user may listen on any
-// port. A kernel without IPv6 lacks the setting.
+// setUpAny is for every namespace: any user may listen on any port.
 func setUpAny(b *program.Builder) {
 	set(b, "ipv4/ip_unprivileged_port_start", "0")
-	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
-		set(b, "ipv6/conf/default/disable_ipv6", "1")
-	}
+	setUpIPv6(b)
 }
 
 // setUpMember sets up a run's namespace.
@@ -124,43 +122,66 @@ func setUpGateway(tcp, udp []uint16) func(b *program.Builder) []program.Slot {
 		for _, s := range [][2]string{{"ip_forward", "1"}, {"conf/all/rp_filter", "1"}, {"conf/default/rp_filter", "1"}, {"conf/all/accept_local", "0"}, {"conf/default/accept_local", "0"}, {"conf/all/accept_source_route", "0"}, {"icmp_echo_ignore_all", "1"}} {
 			set(b, "ipv4/"+s[0], s[1])
 		}
-		one := b.Bytes([]byte{1, 0, 0, 0}, "1")
-		option := func(s program.Slot, level, number int, name string) {
-			b.Call("setsockopt", unix.SYS_SETSOCKOPT, program.Use(s), program.Int(level), program.Int(number, name), one, program.Int(4))
+		family := unix.AF_INET
+		if kernelIPv6() == nil {
+			family = unix.AF_INET6
+			set(b, "ipv6/conf/all/forwarding", "1")
+			set(b, "ipv6/icmp/echo_ignore_all", "1")
 		}
-		bind := func(s program.Slot, address netip.Addr, port uint16) {
-			option(s, unix.SOL_SOCKET, unix.SO_REUSEADDR, "SO_REUSEADDR")
-			at := make([]byte, unix.SizeofSockaddrInet4)
-			at[2], at[3] = byte(port>>8), byte(port)
-			copy(at[4:], address.AsSlice())
-			nativeFamily(at, unix.AF_INET)
-			b.Call("bind", unix.SYS_BIND, program.Use(s), b.Bytes(at, fmt.Sprintf("{%v:%d}", address, port)), program.Int(len(at)))
+		transparent := func(kind int, port uint16) program.Slot {
+			s := socket(b, family, kind, 0)
+			option(b, s, unix.SOL_SOCKET, unix.SO_REUSEADDR, "SO_REUSEADDR")
+			any := anywhere.Addr()
+			if family == unix.AF_INET6 {
+				any = everywhere.Addr()
+				b.Call("setsockopt", unix.SYS_SETSOCKOPT, program.Use(s), program.Int(unix.SOL_IPV6), program.Int(unix.IPV6_V6ONLY, "IPV6_V6ONLY"), b.Bytes(make([]byte, 4), "0"), program.Int(4))
+				option(b, s, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, "IPV6_TRANSPARENT")
+			} else {
+				option(b, s, unix.SOL_IP, unix.IP_TRANSPARENT, "IP_TRANSPARENT")
+			}
+			bind(b, s, netip.AddrPortFrom(any, port))
+			return s
 		}
 		names := socket(b, unix.AF_INET, unix.SOCK_DGRAM, 0)
+		option(b, names, unix.SOL_SOCKET, unix.SO_REUSEADDR, "SO_REUSEADDR")
 		// The address is not there yet.
-		option(names, unix.SOL_IP, unix.IP_FREEBIND, "IP_FREEBIND")
-		bind(names, resolver, dnsPort)
+		option(b, names, unix.SOL_IP, unix.IP_FREEBIND, "IP_FREEBIND")
+		bind(b, names, netip.AddrPortFrom(resolver, dnsPort))
 		made := []program.Slot{names}
 		for _, port := range tcp {
-			s := socket(b, unix.AF_INET, unix.SOCK_STREAM, 0)
-			option(s, unix.SOL_IP, unix.IP_TRANSPARENT, "IP_TRANSPARENT")
-			bind(s, anywhere.Addr(), port)
+			s := transparent(unix.SOCK_STREAM, port)
 			b.Call("listen", unix.SYS_LISTEN, program.Use(s), program.Int(backlog))
 			made = append(made, s)
 		}
 		for _, port := range udp {
-			s := socket(b, unix.AF_INET, unix.SOCK_DGRAM, 0)
-			option(s, unix.SOL_IP, unix.IP_TRANSPARENT, "IP_TRANSPARENT")
-			bind(s, anywhere.Addr(), port)
-			made = append(made, s)
+			made = append(made, transparent(unix.SOCK_DGRAM, port))
 		}
 		return made
 	}
 }
 
+// option sets an option of a socket to 1: setsockopt(2).
+func option(b *program.Builder, s program.Slot, level, number int, name string) {
+	b.Call("setsockopt", unix.SYS_SETSOCKOPT, program.Use(s), program.Int(level), program.Int(number, name), b.Bytes([]byte{1, 0, 0, 0}, "1"), program.Int(4))
+}
+
+// bind gives a socket an address: bind(2).
+func bind(b *program.Builder, s program.Slot, to netip.AddrPort) {
+	at := make([]byte, unix.SizeofSockaddrInet4) // ip(7)
+	if to.Addr().Is6() {
+		at = make([]byte, unix.SizeofSockaddrInet6) // ipv6(7)
+		copy(at[8:], to.Addr().AsSlice())
+	} else {
+		copy(at[4:], to.Addr().AsSlice())
+	}
+	at[2], at[3] = byte(to.Port()>>8), byte(to.Port())
+	nativeFamily(at, uint16(family(to.Addr())))
+	b.Call("bind", unix.SYS_BIND, program.Use(s), b.Bytes(at, fmt.Sprintf("{%v}", to)), program.Int(len(at)))
+}
+
 // newGateway makes a gateway in the cell, and begins to listen.
 func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
-	g := &gateway{config: config, udp: config.forUDP(), cell: c, members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, spare: map[int][]*os.File{}, last: firstRun - 1}
+	g := &gateway{config: config, udp: config.forUDP(), cell: c, members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, spare: map[kind][]*os.File{}, last: firstRun - 1}
 	g.sent, g.received = newBuckets(config.Bandwidth), newBuckets(config.Bandwidth)
 	g.ctx, g.end = context.WithCancel(context.Background())
 	defer func() {
@@ -178,6 +199,7 @@ func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
 	if err := g.change(&x); err != nil {
 		return nil, fmt.Errorf("the gateway's interfaces: %w", err)
 	}
+	g.noIPv6 = g.addIPv6()
 	return g, g.listen()
 }
 
@@ -295,16 +317,19 @@ func (g *gateway) connect(m *Member) error {
 	x.veth(end{m.linkName(), m.link(), nil}, end{"eth0", runLink, m.ns.file})
 	x.up(m.link())
 	x.route(route{to: own, index: m.link(), kind: unix.RTN_UNICAST, scope: unix.RT_SCOPE_LINK})
+	var there batch
+	there.up(loopback)
+	there.up(runLink)
+	there.address(runLink, own)
+	there.route(route{to: via, index: runLink, kind: unix.RTN_UNICAST, scope: unix.RT_SCOPE_LINK})
+	there.route(route{to: anywhere, index: runLink, via: resolver, kind: unix.RTN_UNICAST})
+	if g.noIPv6 == nil {
+		m.connectIPv6(&x, &there)
+	}
 	if err := g.change(&x); err != nil {
 		return err
 	}
-	x = batch{}
-	x.up(loopback)
-	x.up(runLink)
-	x.address(runLink, own)
-	x.route(route{to: via, index: runLink, kind: unix.RTN_UNICAST, scope: unix.RT_SCOPE_LINK})
-	x.route(route{to: anywhere, index: runLink, via: resolver, kind: unix.RTN_UNICAST})
-	return x.send(m.ns.netlink)
+	return there.send(m.ns.netlink)
 }
 
 // change changes the gateway's interfaces.

@@ -86,7 +86,7 @@ func (g *gateway) makeAhead() {
 
 // join makes a member, with its namespace and its way to the gateway.
 func (g *gateway) join() (_ *Member, err error) {
-	m := &Member{gateway: g, out: newShare(g.config), in: newShare(g.config), peers: newShare(g.config)}
+	m := &Member{gateway: g, names: names{hasIPv6: g.noIPv6 == nil}, out: newShare(g.config), in: newShare(g.config), peers: newShare(g.config)}
 	m.sent = append(newBuckets(g.config.RunBandwidth), g.sent...)
 	m.received = append(newBuckets(g.config.RunBandwidth), g.received...)
 	m.ctx, m.leave = context.WithCancel(g.ctx)
@@ -212,7 +212,15 @@ func (g *gateway) isEmpty() bool {
 func (g *gateway) member(a netip.Addr) *Member {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.members[a]
+	return g.members[in4(a)]
+}
+
+// addresses returns those of the member.
+func (m *Member) addresses() []netip.Addr {
+	if m.gateway.noIPv6 != nil {
+		return []netip.Addr{m.address}
+	}
+	return []netip.Addr{m.address, in6(m.address)}
 }
 
 // reachable returns the addresses of the members of a name that m may reach, in any order.

@@ -21,7 +21,27 @@ var (
 	maxRuns    = 1<<16 - 2 - firstRun
 	maxNames   = 4096 // that one run asks for
 	firstNamed = 1
+	// A random one of RFC 4193. Resolvers prefer IPv4 to such (RFC 6724, section 2.1), so that
+	// who listens on 0.0.0.0 alone is found at once.
+	prefix6 = netip.MustParsePrefix("fde0:6be0:7e22::/96")
 )
+
+// in6 returns the address of IPv6 that stands for the same as one of ours.
+func in6(a netip.Addr) netip.Addr {
+	b, low := prefix6.Addr().As16(), a.As4()
+	copy(b[12:], low[:])
+	return netip.AddrFrom16(b)
+}
+
+// in4 returns the one of ours that stands for the same as an address of IPv6. Others it returns as
+// they are.
+func in4(a netip.Addr) netip.Addr {
+	if a = a.Unmap(); !prefix6.Contains(a) {
+		return a
+	}
+	b := a.As16()
+	return netip.AddrFrom4([4]byte(b[12:]))
+}
 
 // nth returns an address of a range.
 func nth(in netip.Prefix, i int) netip.Addr {
@@ -33,6 +53,8 @@ func nth(in netip.Prefix, i int) netip.Addr {
 // names is the names that one run has asked for. Each has an address that stands for it, to this
 // run alone: no run holds a real one.
 type names struct {
+	hasIPv6 bool // the run has it
+
 	mu      sync.Mutex
 	address map[string]netip.Addr
 	name    map[netip.Addr]string
@@ -87,9 +109,9 @@ const (
 	runTTL  = 1
 )
 
-// maxAnswers bounds how many runs of one name an answer has, of 16 bytes each: a reply over UDP has
-// 512 (RFC 1035, section 2.3.4).
-const maxAnswers = 14
+// maxAnswers and maxAnswers6 bound how many runs of one name an answer has, of 16 and 28 bytes each:
+// a reply over UDP has 512 (RFC 1035, section 2.3.4).
+const maxAnswers, maxAnswers6 = 14, 8
 
 // answer answers a query of DNS. It asks nobody: runs of the network have their addresses, what is
 // listed has one of ours, and all else does not exist. It returns the name if that was refused, and
@@ -108,11 +130,12 @@ func (c *Config) answer(query []byte, n *names, runs func(name string) []netip.A
 	}
 	name := canonical(q.Name.String())
 	found, ttl := runs(strings.TrimSuffix(name, internal)), uint32(runTTL)
+	hasType := q.Type == dnsmessage.TypeA || q.Type == dnsmessage.TypeAAAA && n.hasIPv6
 	switch {
 	case q.Class != dnsmessage.ClassINET:
 		out.RCode, found = dnsmessage.RCodeNotImplemented, nil
 	case len(found) > 0:
-		if q.Type != dnsmessage.TypeA {
+		if !hasType {
 			found = nil
 		}
 	case !isName(name) || !c.isListed(name):
@@ -121,7 +144,7 @@ func (c *Config) answer(query []byte, n *names, runs func(name string) []netip.A
 		if !isName(name) { // it may end up in somebody's log
 			refused = strings.Trim(strconv.QuoteToASCII(name), `"`)
 		}
-	case q.Type == dnsmessage.TypeA:
+	case hasType:
 		ttl = nameTTL
 		if a, ok := n.addressOf(name); ok {
 			found = []netip.Addr{a}
@@ -140,11 +163,17 @@ func encode(h dnsmessage.Header, q *dnsmessage.Question, ttl uint32, addresses [
 	if q != nil {
 		m.Questions = []dnsmessage.Question{*q}
 	}
-	for _, a := range addresses[:min(len(addresses), maxAnswers)] {
+	most := maxAnswers
+	if q != nil && q.Type == dnsmessage.TypeAAAA {
+		most = maxAnswers6
+	}
+	for _, a := range addresses[:min(len(addresses), most)] {
+		var body dnsmessage.ResourceBody = &dnsmessage.AResource{A: a.As4()}
+		if q.Type == dnsmessage.TypeAAAA {
+			body = &dnsmessage.AAAAResource{AAAA: in6(a).As16()}
+		}
 		m.Answers = append(m.Answers, dnsmessage.Resource{
-			Header: dnsmessage.ResourceHeader{Name: q.Name, Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET, TTL: ttl},
-			Body:   &dnsmessage.AResource{A: a.As4()},
-		})
+			Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: dnsmessage.ClassINET, TTL: ttl}, Body: body})
 	}
 	b, err := m.Pack()
 	if err != nil {

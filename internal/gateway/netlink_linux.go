@@ -3,6 +3,7 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"slices"
@@ -103,12 +104,20 @@ func family(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
+// deprecated is the attribute of an address from which connections go only if there is no other:
+// struct ifa_cacheinfo, how long it is preferred, and valid.
+func deprecated() nl.NetlinkRequestData {
+	b := make([]byte, 16)
+	nl.NativeEndian().PutUint32(b[4:], math.MaxUint32)
+	return nl.NewRtAttr(unix.IFA_CACHEINFO, b)
+}
+
 // address gives an interface an address.
-func (x *batch) address(index int32, p netip.Prefix) {
+func (x *batch) address(index int32, p netip.Prefix, more ...nl.NetlinkRequestData) {
 	m := nl.NewIfAddrmsg(family(p.Addr()))
 	m.Prefixlen, m.Flags, m.Index = uint8(p.Bits()), unix.IFA_F_NODAD, uint32(index)
-	x.add(unix.RTM_NEWADDR, makeNew, "address "+p.String(), m,
-		nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()), nl.NewRtAttr(unix.IFA_ADDRESS, p.Addr().AsSlice()))
+	x.add(unix.RTM_NEWADDR, makeNew, "address "+p.String(), append([]nl.NetlinkRequestData{m,
+		nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()), nl.NewRtAttr(unix.IFA_ADDRESS, p.Addr().AsSlice())}, more...)...)
 }
 
 // route is an entry of the main routing table.
@@ -132,6 +141,40 @@ func (x *batch) route(r route) {
 		parts = append(parts, nl.NewRtAttr(unix.RTA_GATEWAY, r.via.AsSlice()))
 	}
 	x.add(unix.RTM_NEWROUTE, makeNew, "route to "+r.to.String(), parts...)
+}
+
+// rule is an entry of ip-rule(8).
+type rule struct {
+	priority uint32
+	family   int
+	iif      string       // by which interface it comes, "" for any
+	from     netip.Addr   // not valid for any
+	to       netip.Prefix // not valid for any
+	table    uint32       // to look into, 0 to refuse
+}
+
+// rule adds or removes a rule.
+func (x *batch) rule(kind, flags int, r rule, more ...nl.NetlinkRequestData) {
+	h := nl.NewRtMsg() // as fib_rule_hdr
+	h.Family, h.Table, h.Type, h.Scope, h.Protocol = uint8(r.family), unix.RT_TABLE_UNSPEC, nl.FR_ACT_TO_TBL, 0, 0
+	parts := []nl.NetlinkRequestData{h, nl.NewRtAttr(nl.FRA_PRIORITY, nl.Uint32Attr(r.priority))}
+	if r.iif != "" {
+		parts = append(parts, nl.NewRtAttr(nl.FRA_IIFNAME, nl.ZeroTerminated(r.iif)))
+	}
+	if r.from.IsValid() {
+		h.Src_len = uint8(r.from.BitLen())
+		parts = append(parts, nl.NewRtAttr(nl.FRA_SRC, r.from.AsSlice()))
+	}
+	if r.to.IsValid() {
+		h.Dst_len = uint8(r.to.Bits())
+		parts = append(parts, nl.NewRtAttr(nl.FRA_DST, r.to.Addr().AsSlice()))
+	}
+	if r.table == 0 {
+		h.Type = nl.FR_ACT_PROHIBIT
+	} else {
+		parts = append(parts, nl.NewRtAttr(nl.FRA_TABLE, nl.Uint32Attr(r.table)))
+	}
+	x.add(kind, flags, fmt.Sprintf("rule %d for %q", r.priority, r.iif), append(parts, more...)...)
 }
 
 // atATime is how many messages are sent in one call: the answers have to fit into the socket's

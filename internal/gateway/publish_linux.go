@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -59,7 +60,13 @@ func (m *Member) takeIn(l *net.TCPListener, port uint16) {
 
 // passIn serves one connection from outside to its end.
 func (m *Member) passIn(conn *net.TCPConn, c *Conn, o *outgoing) {
-	near, err := m.gateway.dial(m.ctx, netip.AddrPortFrom(m.address, c.Port))
+	var near *net.TCPConn
+	var err error
+	for _, a := range m.addresses() { // it may listen at one of them
+		if near, err = m.gateway.dial(m.ctx, netip.AddrPortFrom(a, c.Port)); !errors.Is(err, unix.ECONNREFUSED) {
+			break
+		}
+	}
 	if err != nil {
 		reset(conn)
 		c.Verdict, c.Err = Failed, err
@@ -73,7 +80,7 @@ const socketBatch = 16
 
 // dial connects to a member from within the gateway.
 func (g *gateway) dial(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
-	f, err := g.socket(unix.SOCK_STREAM)
+	f, err := g.socket(kind{family(to.Addr()), unix.SOCK_STREAM})
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +110,7 @@ func connect(f *os.File, to netip.AddrPort) error {
 	err = raw.Write(func(fd uintptr) bool {
 		if !begun {
 			begun = true
-			result = unix.Connect(int(fd), &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
+			result = unix.Connect(int(fd), sockaddr(family(to.Addr()), to))
 			return result != unix.EINPROGRESS
 		}
 		var code int
@@ -124,7 +131,7 @@ func connect(f *os.File, to netip.AddrPort) error {
 
 // dialUDP returns a socket within the gateway for what goes to a member.
 func (g *gateway) dialUDP(to netip.AddrPort) (*net.UDPConn, error) {
-	f, err := g.socket(unix.SOCK_DGRAM)
+	f, err := g.socket(kind{family(to.Addr()), unix.SOCK_DGRAM})
 	if err != nil {
 		return nil, err
 	}
@@ -139,23 +146,32 @@ func (g *gateway) dialUDP(to netip.AddrPort) (*net.UDPConn, error) {
 	return conn.(*net.UDPConn), nil
 }
 
-// socket returns a new socket of the gateway, for TCP or UDP.
-func (g *gateway) socket(kind int) (*os.File, error) {
+// kind is what a socket of the gateway is for, of TCP or UDP.
+type kind struct{ family, socket int }
+
+// socket returns a new socket of the gateway. Those of IPv6 have its address, which no interface
+// has.
+func (g *gateway) socket(k kind) (*os.File, error) {
 	g.spareMu.Lock()
 	defer g.spareMu.Unlock()
-	if len(g.spare[kind]) == 0 {
+	if len(g.spare[k]) == 0 {
 		files, err := g.cell.InNetwork(g.ns.file, func(b *program.Builder) (made []program.Slot) {
 			for range socketBatch {
-				made = append(made, socket(b, unix.AF_INET, kind, 0))
+				s := socket(b, k.family, k.socket, 0)
+				if k.family == unix.AF_INET6 {
+					option(b, s, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, "IPV6_TRANSPARENT")
+					bind(b, s, netip.AddrPortFrom(gateway6, 0))
+				}
+				made = append(made, s)
 			}
 			return made
 		})
 		if err != nil {
 			return nil, fmt.Errorf("making sockets: %w", err)
 		}
-		g.spare[kind] = files
+		g.spare[k] = files
 	}
-	f := g.spare[kind][0]
-	g.spare[kind] = g.spare[kind][1:]
+	f := g.spare[k][0]
+	g.spare[k] = g.spare[k][1:]
 	return f, nil
 }

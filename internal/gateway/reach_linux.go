@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink/nl"
@@ -92,6 +93,9 @@ func (g *gateway) dismiss(m *Member) {
 	defer g.reachMu.Unlock()
 	var x batch
 	x.remove(m.link())
+	if g.noIPv6 == nil {
+		m.ruleIPv6(&x, unix.RTM_DELRULE, 0)
+	}
 	g.admitted = slices.DeleteFunc(g.admitted, func(o *Member) bool { return o == m })
 	for _, o := range g.admitted {
 		if o.reach != nil {
@@ -128,33 +132,32 @@ func (m *Member) rules(x *batch, kind, flags int) {
 	ports := make([]byte, 4)
 	nl.NativeEndian().PutUint16(ports, firstOwnPort)
 	nl.NativeEndian().PutUint16(ports[2:], lastOwnPort)
-	for priority, protocol := range map[uint32]uint8{answerTCP: unix.IPPROTO_TCP, answerUDP: unix.IPPROTO_UDP} {
-		x.rule(m, kind, flags, priority, m.reach.answer, nl.NewRtAttr(nl.FRA_IP_PROTO, []byte{protocol}), nl.NewRtAttr(nl.FRA_DPORT_RANGE, ports))
+	for _, own := range m.addresses() {
+		r := rule{family: family(own), iif: m.linkName()}
+		others, icmp := runRange, byte(unix.IPPROTO_ICMP)
+		if own.Is6() {
+			r.from, others, icmp = own, netip.PrefixFrom(in6(runRange.Addr()), 96+runRange.Bits()), unix.IPPROTO_ICMPV6
+		}
+		add := func(priority, table uint32, more ...nl.NetlinkRequestData) {
+			r.priority, r.table = priority, table
+			x.rule(kind, flags, r, more...)
+		}
+		add(openFirst, m.reach.open)
+		add(answerTCP, m.reach.answer, nl.NewRtAttr(nl.FRA_IP_PROTO, []byte{unix.IPPROTO_TCP}), nl.NewRtAttr(nl.FRA_DPORT_RANGE, ports))
+		add(answerUDP, m.reach.answer, nl.NewRtAttr(nl.FRA_IP_PROTO, []byte{unix.IPPROTO_UDP}), nl.NewRtAttr(nl.FRA_DPORT_RANGE, ports))
+		add(answerICMP, m.reach.answer, nl.NewRtAttr(nl.FRA_IP_PROTO, []byte{icmp}))
+		r.to = others
+		add(elseNothing, 0)
 	}
-	x.rule(m, kind, flags, openFirst, m.reach.open)
-	x.rule(m, kind, flags, answerICMP, m.reach.answer, nl.NewRtAttr(nl.FRA_IP_PROTO, []byte{unix.IPPROTO_ICMP}))
-	x.rule(m, kind, flags, elseNothing, 0)
 }
 
-// rule adds or removes a rule: look into a table, or, with table 0, refuse what goes to other runs.
-func (x *batch) rule(from *Member, kind, flags int, priority, table uint32, more ...nl.NetlinkRequestData) {
-	h := nl.NewRtMsg() // as fib_rule_hdr
-	h.Family, h.Table, h.Type, h.Scope, h.Protocol = unix.AF_INET, unix.RT_TABLE_UNSPEC, nl.FR_ACT_TO_TBL, 0, 0
-	parts := []nl.NetlinkRequestData{h, nl.NewRtAttr(nl.FRA_PRIORITY, nl.Uint32Attr(priority)), nl.NewRtAttr(nl.FRA_IIFNAME, nl.ZeroTerminated(from.linkName()))}
-	if table == 0 {
-		h.Type, h.Dst_len = nl.FR_ACT_PROHIBIT, uint8(runRange.Bits())
-		parts = append(parts, nl.NewRtAttr(nl.FRA_DST, runRange.Addr().AsSlice()))
-	} else {
-		parts = append(parts, nl.NewRtAttr(nl.FRA_TABLE, nl.Uint32Attr(table)))
-	}
-	x.add(kind, flags, fmt.Sprintf("rule %d for %s", priority, from.linkName()), append(parts, more...)...)
-}
-
-// routeIn adds or removes a route to a member.
+// routeIn adds or removes the routes to a member.
 func (x *batch) routeIn(table uint32, kind, flags int, to *Member) {
-	m := nl.NewRtMsg()
-	m.Family, m.Dst_len, m.Type, m.Scope = unix.AF_INET, 32, unix.RTN_UNICAST, unix.RT_SCOPE_LINK
-	m.Table, m.Protocol = unix.RT_TABLE_UNSPEC, unix.RTPROT_STATIC
-	x.add(kind, flags, fmt.Sprintf("route to %v in table %d", to.address, table), m, nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(table)),
-		nl.NewRtAttr(unix.RTA_DST, to.address.AsSlice()), nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(to.link()))))
+	for _, a := range to.addresses() {
+		m := nl.NewRtMsg()
+		m.Family, m.Dst_len, m.Type, m.Scope = uint8(family(a)), uint8(a.BitLen()), unix.RTN_UNICAST, unix.RT_SCOPE_LINK
+		m.Table, m.Protocol = unix.RT_TABLE_UNSPEC, unix.RTPROT_STATIC
+		x.add(kind, flags, fmt.Sprintf("route to %v in table %d", a, table), m, nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(table)),
+			nl.NewRtAttr(unix.RTA_DST, a.AsSlice()), nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(to.link()))))
+	}
 }

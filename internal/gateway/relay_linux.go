@@ -47,7 +47,7 @@ func (g *gateway) serveNames(udp *net.UDPConn) {
 		if err != nil {
 			continue // of an earlier answer, which did not arrive
 		}
-		m := g.member(from.Addr().Unmap())
+		m := g.member(from.Addr())
 		if m == nil {
 			continue
 		}
@@ -119,7 +119,7 @@ func (m *Member) limited(places *share, conn *net.TCPConn, c Conn, serve func(*n
 		defer places.give()
 		defer o.over()
 		defer context.AfterFunc(m.ctx, func() { o.end(conn) })()
-		if !c.Published && c.Address == netip.AddrPortFrom(resolver, dnsPort) {
+		if !c.Published && in4(c.Address.Addr()) == resolver && c.Port == dnsPort {
 			m.serveQueries(conn)
 			return
 		}
@@ -231,14 +231,14 @@ func (m *Member) configFor(c *Conn) *Config {
 
 // target returns where to dial for an address, if the member may reach that.
 func (m *Member) target(to netip.AddrPort, c *Conn) (at string, err error) {
-	if !nameRange.Contains(to.Addr()) {
+	if !nameRange.Contains(in4(to.Addr())) {
 		c.Rule, err = m.configFor(c).ruleFor(to)
 		if err == nil && c.Rule == "" {
 			err = &refusal{"the address is not listed"}
 		}
 		return to.String(), err
 	}
-	name, ok := m.names.nameOf(to.Addr())
+	name, ok := m.names.nameOf(in4(to.Addr()))
 	if !ok {
 		return "", &refusal{"the address stands for no name"}
 	}
