@@ -41,10 +41,28 @@ func init() {
 	}
 }
 
+// hasIPv6 reports whether runs on private networks have it.
+func hasIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
+}
+
+// gateways6 are the gateway's own addresses of IPv6, and those that stand for names of nobody.
+var gateways6 = []string{"fe80::1%eth0", "ff02::1%eth0", "fde0:6be0:7e22::c612:1", "fde0:6be0:7e22::c613:0", "fde0:6be0:7e22::c613:ffff"}
+
+// over takes an address apart that may have a network before it, as "tcp6/db:80".
+func over(network, at string) (string, string) {
+	if n, rest, given := strings.Cut(at, "/"); given {
+		return n, rest
+	}
+	return network, at
+}
+
 // dialAll fails if anything comes from any of the addresses.
 func dialAll(to []string) error {
 	for _, at := range to {
-		conn, err := net.DialTimeout("tcp", at, 20*time.Second)
+		network, at := over("tcp", at)
+		conn, err := net.DialTimeout(network, at, 20*time.Second)
 		if err != nil {
 			continue
 		}
@@ -98,9 +116,14 @@ func TestAttackRootlessPrivateNames(t *testing.T) {
 	}
 	zone := testkit.NewZone(t, nil)
 	to := []string{"169.254.169.254:" + port, "198.18.0.1:" + port, "198.19.0.1:" + port, "localhost.:" + port}
+	for _, a := range append(addresses, gateways6...) { // by itself
+		if netip.MustParseAddr(a).Is6() {
+			to = append(to, net.JoinHostPort(a, port))
+		}
+	}
 	for i, a := range addresses {
 		zone.Set(fmt.Sprintf("x%d.test", i), a)
-		to = append(to, fmt.Sprintf("x%d.test:%s", i, port))
+		to = append(to, fmt.Sprintf("x%d.test:%s", i, port), fmt.Sprintf("tcp6/x%d.test:%s", i, port))
 	}
 	zone.Set("all.test", addresses...)
 	to = append(to, "all.test:"+port)
@@ -145,6 +168,9 @@ func seizeNetwork([]string) error {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 	if err != nil {
 		return err
+	}
+	if s6, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM, 0); err == nil {
+		must("IPV6_TRANSPARENT", unix.SetsockoptInt(s6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1), unix.EPERM)
 	}
 	must("IP_TRANSPARENT", unix.SetsockoptInt(s, unix.SOL_IP, unix.IP_TRANSPARENT, 1), unix.EPERM)
 	must("SO_MARK", unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_MARK, 1), unix.EPERM)
@@ -214,7 +240,7 @@ func TestAttackRootlessPrivatePower(t *testing.T) {
 
 // hear prints from where datagrams come, until the last.
 func hear([]string) error {
-	udp, err := net.ListenPacket("udp4", ":99")
+	udp, err := net.ListenPacket("udp", ":99")
 	if err != nil {
 		return err
 	}
@@ -261,6 +287,7 @@ func spoof(args []string) error {
 		pktinfo := unix.Inet4Pktinfo{Spec_dst: source}
 		_, _ = unix.SendmsgN(s, []byte("as "+as), unix.PktInfo4(&pktinfo), to, 0)
 	}
+	spoof6(at)
 	conn, err := net.Dial("udp4", at)
 	if err != nil {
 		return err
@@ -269,6 +296,45 @@ func spoof(args []string) error {
 	fmt.Fprint(conn, "last")
 	fmt.Println(strings.TrimSuffix(conn.LocalAddr().String(), fmt.Sprint(":", conn.LocalAddr().(*net.UDPAddr).Port)))
 	return nil
+}
+
+// spoof6 is spoof over IPv6, in which any program may choose its source: to the victim, and to what
+// is the gateway's by itself, as which it may be taken in before its source is looked at.
+func spoof6(at string) {
+	victim, err := net.ResolveUDPAddr("udp6", at)
+	if err != nil {
+		return
+	}
+	// The control, after which it knows the way: neighbours are asked for from an own address.
+	if conn, err := net.DialUDP("udp6", nil, victim); err == nil {
+		fmt.Fprint(conn, "own")
+		conn.Close()
+	}
+	time.Sleep(100 * time.Millisecond)
+	sources := []string{"fde0:6be0:7e22::c612:1", "fde0:6be0:7e22::c613:0", "fde0:6be0:7e22::c613:1", "2001:4860:4860::8888", "fe80::1"}
+	if other, err := net.ResolveIPAddr("ip6", "neighbour"); err == nil {
+		sources = append(sources, other.String())
+	}
+	for _, as := range sources {
+		s, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM, 0)
+		if err != nil {
+			return
+		}
+		source := netip.MustParseAddr(as).As16()
+		_ = unix.SetsockoptInt(s, unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
+		zone := uint32(0)
+		if eth0, err := net.InterfaceByName("eth0"); err == nil && source[0] == 0xfe {
+			zone = uint32(eth0.Index)
+		}
+		if unix.Bind(s, &unix.SockaddrInet6{Addr: source, ZoneId: zone}) != nil {
+			continue
+		}
+		for _, to := range []*net.UDPAddr{victim, {IP: net.ParseIP("fe80::1"), Port: victim.Port}, {IP: net.ParseIP("ff02::1"), Port: victim.Port}} {
+			_ = unix.Sendto(s, []byte("as "+as), 0, &unix.SockaddrInet6{Port: to.Port, Addr: [16]byte(to.IP.To16())})
+		}
+		_, _ = unix.SendmsgN(s, []byte("as "+as), unix.PktInfo6(&unix.Inet6Pktinfo{Addr: source}), &unix.SockaddrInet6{Port: victim.Port, Addr: [16]byte(victim.IP.To16())}, 0)
+		unix.Close(s)
+	}
 }
 
 // One run can't speak as another.
@@ -282,13 +348,19 @@ func TestAttackRootlessPrivateSpoof(t *testing.T) {
 	lines := bufio.NewScanner(r)
 	require.True(t, lines.Scan())
 	attacker := runs.Output(t, runs.Helper("private-spoof").With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithUser(0, 0), sandbox.WithoutSeccomp()))
+	heard6 := false
 	for lines.Scan() {
 		from, word, _ := strings.Cut(lines.Text(), " ")
+		if word == "own" {
+			heard6 = true
+			continue
+		}
 		require.Equal(t, attacker, from, word)
 		if word == "last" {
 			break
 		}
 	}
+	require.Equal(t, hasIPv6(), heard6, "what it sends over IPv6 as itself arrives")
 	_, err = victim.Wait()
 	require.NoError(t, err)
 }
@@ -378,7 +450,7 @@ func noise([]string) error {
 }
 
 func askFor(names []string) error {
-	fmt.Println(net.LookupHost(names[0]))
+	fmt.Println(net.DefaultResolver.LookupNetIP(context.Background(), "ip4", names[0]))
 	return nil
 }
 

@@ -32,7 +32,7 @@ func init() {
 // answerAll answers over TCP at ports 80 and 40000 and over UDP at 99, and prints its address.
 func answerAll([]string) error {
 	for _, port := range []int{80, 40000} {
-		l, err := net.ListenTCP("tcp4", &net.TCPAddr{Port: port})
+		l, err := net.ListenTCP("tcp", &net.TCPAddr{Port: port})
 		if err != nil {
 			return err
 		}
@@ -47,7 +47,7 @@ func answerAll([]string) error {
 			}
 		}()
 	}
-	udp, err := net.ListenPacket("udp4", ":99")
+	udp, err := net.ListenPacket("udp", ":99")
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,10 @@ func answerAll([]string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(own[0].(*net.IPNet).IP)
+	for _, a := range own {
+		fmt.Print(a.(*net.IPNet).IP, " ")
+	}
+	fmt.Println()
 	b := make([]byte, 100)
 	for {
 		n, from, err := udp.ReadFrom(b)
@@ -69,18 +72,44 @@ func answerAll([]string) error {
 	}
 }
 
-// tryAll prints the ways in which it gets an answer of the first address. The others are those of
-// neighbours, as which it speaks, or through which it goes.
+// tryAll prints the ways in which it gets an answer of the first addresses, one of IPv4 or one of
+// both. The others are those of neighbours, as which it speaks, or through which it goes.
 func tryAll(args []string) error {
-	victim := netip.MustParseAddr(args[0])
+	victim := netip.MustParseAddr(strings.Fields(args[0])[0])
 	ways := map[string]func() error{
 		"tcp":       func() error { return overTCP(victim, 80, nil) },
 		"tcp-above": func() error { return overTCP(victim, 40000, nil) },
 		"udp":       func() error { return sent(unix.IPPROTO_UDP, victim, 99, "hello", nil) },
 		"ping":      func() error { return sent(unix.IPPROTO_ICMP, victim, 0, "\x08\x00\x00\x00\x00\x00\x00\x01", nil) },
 	}
-	for i, other := range append(args[1:], "198.18.0.1") {
+	others := []string{"198.18.0.1", "fde0:6be0:7e22::c613:0"}
+	for _, other := range args[1:] {
+		others = append(others, strings.Fields(other)...)
+	}
+	if _, six, has := strings.Cut(args[0], " "); has {
+		victim6 := netip.MustParseAddr(six)
+		ways["tcp6"] = func() error { return overTCP(victim6, 80, nil) }
+		ways["tcp6-above"] = func() error { return overTCP(victim6, 40000, nil) }
+		ways["udp6"] = func() error { return sent(unix.IPPROTO_UDP, victim6, 99, "hello", nil) }
+		ways["ping6"] = func() error {
+			return sent(unix.IPPROTO_ICMPV6, victim6, 0, "\x80\x00\x00\x00\x00\x00\x00\x01", nil)
+		}
+		for i, other := range others {
+			if as := netip.MustParseAddr(other); as.Is6() {
+				ways[fmt.Sprint("as6-", i)] = func() error {
+					return overTCP(victim6, 80, func(s int) error {
+						_ = unix.SetsockoptInt(s, unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
+						return unix.Bind(s, &unix.SockaddrInet6{Addr: as.As16()})
+					})
+				}
+			}
+		}
+	}
+	for i, other := range others {
 		via := netip.MustParseAddr(other)
+		if via.Is6() {
+			continue
+		}
 		hop := victim.As4()
 		// Loose source route: RFC 791.
 		route := string(append([]byte{131, 7, 4}, hop[:]...)) + "\x00"
@@ -125,7 +154,11 @@ func sent(protocol int, to netip.Addr, port int, text string, prepare func(s int
 
 // answers succeeds if anything comes back.
 func answers(kind, protocol int, to netip.Addr, port int, text string, prepare func(s int) error) error {
-	s, err := unix.Socket(unix.AF_INET, kind, protocol)
+	family, at := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: port, Addr: to.As16()})
+	if to.Is4() {
+		family, at = unix.AF_INET, &unix.SockaddrInet4{Port: port, Addr: to.As4()}
+	}
+	s, err := unix.Socket(family, kind, protocol)
 	if err != nil {
 		return err
 	}
@@ -138,7 +171,7 @@ func answers(kind, protocol int, to netip.Addr, port int, text string, prepare f
 	wait := unix.NsecToTimeval(int64(answerTime))
 	err = errors.Join(unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &wait), unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait))
 	if err == nil {
-		err = unix.Connect(s, &unix.SockaddrInet4{Port: port, Addr: to.As4()})
+		err = unix.Connect(s, at)
 	}
 	if err == nil && text != "" {
 		_, err = unix.Write(s, []byte(text))
@@ -183,7 +216,12 @@ func TestAttackRootlessPrivateReaches(t *testing.T) {
 			s := runs.Helper("private-tryall", victim, db).With(sandbox.WithNetwork(place), sandbox.WithUser(0, 0), sandbox.WithoutSeccomp())
 			got, err := s.Output(testkit.Deadline(t))
 			assert.NoError(t, err)
-			assert.Equal(t, want, strings.TrimSpace(string(got)), place)
+			ways := strings.Fields(want)
+			if hasIPv6() {
+				ways = append(ways, strings.Fields(strings.NewReplacer("ping", "ping6", "tcp", "tcp6", "udp", "udp6").Replace(want))...)
+			}
+			slices.Sort(ways)
+			assert.Equal(t, strings.Join(ways, " "), strings.TrimSpace(string(got)), place)
 		})
 	}
 	running.Wait()

@@ -38,7 +38,8 @@ var freeBind = net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) 
 // steal listens at all of its addresses and at others', on ports over TCP, and answers "stolen".
 func steal(args []string) error {
 	for _, at := range args {
-		l, err := freeBind.Listen(context.Background(), "tcp4", at)
+		network, at := over("tcp4", at)
+		l, err := freeBind.Listen(context.Background(), network, at)
 		if err != nil {
 			// The port is taken by the one for all addresses.
 			fmt.Fprintln(os.Stderr, at, err)
@@ -58,7 +59,8 @@ func steal(args []string) error {
 // fetch prints what comes from each address, which a name may stand for.
 func fetch(args []string) error {
 	for _, at := range args {
-		conn, err := net.DialTimeout("tcp", at, 20*time.Second)
+		network, at := over("tcp", at)
+		conn, err := net.DialTimeout(network, at, 20*time.Second)
 		if err != nil {
 			fmt.Println("nothing")
 			continue
@@ -99,10 +101,14 @@ func TestAttackRootlessPrivateSteal(t *testing.T) {
 	defer n.Close()
 	p, _ := started(t, runs.Shell("echo; exec sleep 1000", sandbox.WithNetwork(n.As("web")), sandbox.WithPublish("127.0.0.1:0", 80)))
 	one := fmt.Sprintf("one.test:%d", port)
-	started(t, runs.Helper("private-steal", fmt.Sprintf("198.19.0.1:%d", port), "198.18.0.1:53", "198.18.0.2:80", "198.18.0.3:80", ":81").With(sandbox.WithNetwork(n.As("web"))).With(netPowers...))
-	started(t, runs.Helper("private-steal", fmt.Sprintf(":%d", port), ":53", ":80").With(sandbox.WithNetwork(n.As("thief")), sandbox.WithPublish("127.0.0.1:0", 80)).With(netPowers...))
-	got := runs.Output(t, runs.Helper("private-fetch", one, "thief:80").With(sandbox.WithNetwork(n.As("client"))))
-	require.Equal(t, "real\nstolen", got, "and its own port, the control")
+	started(t, runs.Helper("private-steal", fmt.Sprintf("198.19.0.1:%d", port), "198.18.0.1:53", "198.18.0.2:80", "198.18.0.3:80", ":81",
+		fmt.Sprintf("tcp6/[fde0:6be0:7e22::c613:1]:%d", port), "tcp6/[fde0:6be0:7e22::c612:1]:53", "tcp6/[fde0:6be0:7e22::c612:2]:80").With(sandbox.WithNetwork(n.As("web"))).With(netPowers...))
+	started(t, runs.Helper("private-steal", fmt.Sprintf(":%d", port), ":53", ":80", fmt.Sprintf("tcp6/[::]:%d", port), "tcp6/[::]:80").With(sandbox.WithNetwork(n.As("thief")), sandbox.WithPublish("127.0.0.1:0", 80)).With(netPowers...))
+	client := sandbox.WithNetwork(n.As("client"))
+	require.Equal(t, "real\nstolen", runs.Output(t, runs.Helper("private-fetch", one, "thief:80").With(client)), "and its own port, the control")
+	if hasIPv6() {
+		require.Equal(t, "real\nstolen", runs.Output(t, runs.Helper("private-fetch", "tcp6/"+one, "tcp6/thief:80").With(client)))
+	}
 	// Without an error; otherwise it was reset at once.
 	if conn, err := net.Dial("tcp", p.Published()[0].String()); err == nil {
 		defer conn.Close()
@@ -116,6 +122,14 @@ func hearGroup([]string) error {
 	udp, err := net.ListenMulticastUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(224, 0, 0, 251), Port: 99})
 	if err != nil {
 		return err
+	}
+	if udp6, err := net.ListenMulticastUDP("udp6", nil, &net.UDPAddr{IP: net.ParseIP("ff02::fb"), Port: 99}); err == nil {
+		go func() {
+			b := make([]byte, 100)
+			for n, _, err := udp6.ReadFrom(b); err == nil; n, _, err = udp6.ReadFrom(b) {
+				fmt.Println("IPv6:", string(b[:n]))
+			}
+		}()
 	}
 	fmt.Println("listening")
 	b := make([]byte, 100)
@@ -142,6 +156,11 @@ func shout([]string) error {
 		_ = unix.Sendto(s, []byte("shouted"), 0, &unix.SockaddrInet4{Port: 99, Addr: to})
 		if raw, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_UDP); err == nil {
 			_ = unix.Sendto(raw, []byte{0, 99, 0, 99, 0, 11, 0, 0, 'r', 'a', 'w'}, 0, &unix.SockaddrInet4{Addr: to})
+		}
+	}
+	for _, to := range []string{"[ff02::fb%eth0]:99", "[ff02::1%eth0]:99", "[ff05::fb]:99", "[ff0e::fb]:99"} {
+		if conn, err := net.Dial("udp6", to); err == nil {
+			fmt.Fprint(conn, "shouted")
 		}
 	}
 	conn, err := net.Dial("udp4", "victim:99")
