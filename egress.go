@@ -13,16 +13,16 @@ import "github.com/cellkit/sandbox/internal/gateway"
 // takes AllowCIDR. "bücher.example" stands for xn--bcher-kva.example, which observers are told.
 func AllowHost[P int | Ports](name string, ports ...P) NetworkOption {
 	return func(c *gateway.Config) {
-		var all Ports
+		var all gateway.Ports
 		for _, p := range ports {
 			switch p := any(p).(type) {
 			case int:
-				all.tcp = append(all.tcp, p)
+				all.Add(TCP(p).of)
 			case Ports:
-				all.add(p)
+				all.Add(p.of)
 			}
 		}
-		c.AllowHost(name, all.tcp, all.udp...)
+		c.AllowHost(name, all)
 	}
 }
 
@@ -32,26 +32,51 @@ func AllowHost[P int | Ports](name string, ports ...P) NetworkOption {
 // by itself. Runs have IPv4 alone; IPv6 addresses are for names that lead there.
 func AllowCIDR(addresses string, ports ...Ports) NetworkOption {
 	return func(c *gateway.Config) {
-		var all Ports
+		var all gateway.Ports
 		for _, p := range ports {
-			all.add(p)
+			all.Add(p.of)
 		}
-		c.AllowCIDR(addresses, all.tcp, all.udp...)
+		c.AllowCIDR(addresses, all)
 	}
 }
 
-// Ports is ports of a protocol.
-type Ports struct{ tcp, udp []int }
+// Ports is ports of a protocol, or ping, which has none.
+type Ports struct{ of gateway.Ports }
 
-func (p *Ports) add(more Ports) {
-	p.tcp, p.udp = append(p.tcp, more.tcp...), append(p.udp, more.udp...)
+// TCP returns ports of TCP, 1 to 65535, or all without any, as TCPRange.
+func TCP(ports ...int) Ports {
+	if len(ports) == 0 {
+		return TCPRange(gateway.AllPorts.First, gateway.AllPorts.Last)
+	}
+	return Ports{gateway.Ports{TCP: gateway.Spans(ports...)}}
 }
 
-// TCP returns ports of TCP, 1 to 65535.
-func TCP(ports ...int) Ports { return Ports{tcp: ports} }
+// TCPRange returns the ports of TCP from the first to the last. A network whose options list more
+// than 200 different ports takes a kernel with nft_tproxy (CONFIG_NFT_TPROXY), as distributions
+// have it; without that, its runs fail with an *OptionError. No further privilege is needed.
+func TCPRange(first, last int) Ports {
+	return Ports{gateway.Ports{TCP: []gateway.Span{{First: first, Last: last}}}}
+}
 
-// UDP returns ports of UDP, 1 to 65535. QUIC, which is HTTP/3, takes UDP(443).
-func UDP(ports ...int) Ports { return Ports{udp: ports} }
+// UDP returns ports of UDP, 1 to 65535, or all without any, as UDPRange. QUIC, which is HTTP/3,
+// takes UDP(443).
+func UDP(ports ...int) Ports {
+	if len(ports) == 0 {
+		return UDPRange(gateway.AllPorts.First, gateway.AllPorts.Last)
+	}
+	return Ports{gateway.Ports{UDP: gateway.Spans(ports...)}}
+}
+
+// UDPRange returns the ports of UDP from the first to the last, with the limit of TCPRange.
+func UDPRange(first, last int) Ports {
+	return Ports{gateway.Ports{UDP: []gateway.Span{{First: first, Last: last}}}}
+}
+
+// Ping lets runs ping a host or addresses: it passes echo requests (ICMP, ICMPv6) on and echo
+// replies back, at most 100 a second of each run. Programs in a run need no capability for it, as
+// they may have ICMP sockets of SOCK_DGRAM: icmp(7). This process must be allowed such a socket, by
+// net.ipv4.ping_group_range, or a raw one, by CAP_NET_RAW; else runs fail with an *OptionError.
+func Ping() Ports { return Ports{gateway.Ports{Ping: true}} }
 
 // Bandwidth limits what the runs of the network send to the outside and get from there, by TCP and
 // UDP and also through WithPublish, to so many bytes per second each way, for all of them together

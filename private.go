@@ -87,7 +87,7 @@ func NetworkObserver(f func(Conn)) NetworkOption {
 			return
 		}
 		c.Observe = func(conn gateway.Conn) {
-			f(Conn{conn.Run, conn.Name, conn.Port, conn.Address, conn.Sent, conn.Received, conn.Begin, conn.Duration, conn.Published, conn.UDP, Verdict(conn.Verdict), conn.Rule, conn.Err})
+			f(Conn{conn.Run, conn.Name, conn.Port, conn.Address, conn.Sent, conn.Received, conn.Begin, conn.Duration, conn.Published, conn.UDP(), conn.Ping(), Verdict(conn.Verdict), conn.Rule, conn.Err})
 		}
 	}
 }
@@ -124,7 +124,10 @@ type Conn struct {
 	// UDP means datagrams between two addresses and ports, until there were none for 30
 	// seconds, or for two minutes if there was an answer; with Published, until the other side
 	// has sent none for a minute.
-	UDP     bool
+	UDP bool
+	// Ping means echo requests to an address, until there were none for 30 seconds, and their
+	// answers. Port is 0.
+	Ping    bool
 	Verdict Verdict
 	Rule    string // the name or addresses of the option that allows it, as given there
 	Err     error  // why it is not Allowed, or was cut off

@@ -26,6 +26,10 @@ func (v Verdict) String() string {
 	return "unknown"
 }
 
+// UDP and Ping report what it is made of, if that is not TCP.
+func (c *Conn) UDP() bool  { return c.over == overUDP }
+func (c *Conn) Ping() bool { return c.over == overPing }
+
 // Conn is sandbox.Conn, which has its documentation.
 type Conn struct {
 	Run       string
@@ -37,7 +41,7 @@ type Conn struct {
 	Begin     time.Time
 	Duration  time.Duration
 	Published bool
-	UDP       bool
+	over      protocol
 	Verdict   Verdict
 	Rule      string
 	Err       error

@@ -131,7 +131,7 @@ func (m *Member) sendOut(near near, e ends, b []byte) {
 	m.flowsMu.Lock()
 	f := m.flows[e]
 	if f == nil {
-		f = &flow{ends: e, m: m, near: near, last: time.Now(), conn: Conn{UDP: true, Port: e.to.Port(), Address: e.to, Begin: time.Now()}}
+		f = &flow{ends: e, m: m, near: near, last: time.Now(), conn: Conn{over: overUDP, Port: e.to.Port(), Address: e.to, Begin: time.Now()}}
 		if err := m.out.take(); err != nil {
 			m.flowsMu.Unlock()
 			m.tellCrowded(f.conn, err)

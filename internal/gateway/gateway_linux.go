@@ -19,7 +19,7 @@ import (
 // one to each run: what neither takes goes nowhere, also when this process has died.
 type gateway struct {
 	config *Config
-	udp    *Config // for UDP
+	rules  [overPing + 1]*Config // of each protocol
 	cell   *cell.Cell
 	ns     namespace
 	noIPv6 error           // why runs have IPv4 alone
@@ -181,7 +181,7 @@ func bind(b *program.Builder, s program.Slot, to netip.AddrPort) {
 
 // newGateway makes a gateway in the cell, and begins to listen.
 func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
-	g := &gateway{config: config, udp: config.forUDP(), cell: c, members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, spare: map[kind][]*os.File{}, last: firstRun - 1}
+	g := &gateway{config: config, rules: [...]*Config{config.of(overTCP), config.of(overUDP), config.of(overPing)}, cell: c, members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, spare: map[kind][]*os.File{}, last: firstRun - 1}
 	g.sent, g.received = newBuckets(config.Bandwidth), newBuckets(config.Bandwidth)
 	g.ctx, g.end = context.WithCancel(context.Background())
 	defer func() {
@@ -189,7 +189,7 @@ func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
 			g.close()
 		}
 	}()
-	if g.ns, err = newNamespace(c, setUpGateway(config.listened(), g.udp.ports())); err != nil {
+	if g.ns, err = newNamespace(c, setUpGateway(config.listened(), each(config.all().UDP))); err != nil {
 		return nil, fmt.Errorf("the gateway's network namespace: %w", err)
 	}
 	var x batch

@@ -60,7 +60,7 @@ func (c *Config) InjectHeader(host, header, value string) {
 			c.inject = map[string]*injection{}
 		}
 		c.inject[name] = in
-		c.Hosts = append(c.Hosts, Host{Pattern: name, Ports: []uint16{injectPort}})
+		c.Hosts = append(c.Hosts, Host{Pattern: name, Ports: Ports{TCP: Spans(injectPort)}})
 	}
 	in.headers[textproto.CanonicalMIMEHeaderKey(header)] = func() string { return value }
 }

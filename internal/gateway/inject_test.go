@@ -37,7 +37,7 @@ func TestInjectHeader(t *testing.T) {
 	require.Equal(t, "api.example.org", rule)
 	_, ok = c.ruleForName("api.example.org", 443)
 	require.False(t, ok)
-	require.Equal(t, []uint16{80}, c.ports())
+	require.Equal(t, []uint16{80}, each(c.all().TCP))
 	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%q"} {
 		require.NotContains(t, fmt.Sprintf(format, c), token)
 		require.NotContains(t, fmt.Sprintf(format, &c), token)

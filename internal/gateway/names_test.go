@@ -20,7 +20,7 @@ func queryFor(t testing.TB, name string, kind dnsmessage.Type) []byte {
 func listing(hosts ...string) *Config {
 	c := new(Config)
 	for _, h := range hosts {
-		c.AllowHost(h, []int{443})
+		c.AllowHost(h, Ports{TCP: Spans(443)})
 	}
 	return c
 }

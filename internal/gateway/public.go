@@ -83,7 +83,7 @@ func (c *Config) ruleFor(to netip.AddrPort) (rule string, err error) {
 	block, special := blockOf(a)
 	for _, r := range c.CIDRs {
 		switch {
-		case !r.Prefix.Contains(a) || !slices.Contains(r.Ports, to.Port()):
+		case !r.Prefix.Contains(a) || !r.Ports.have(c.over, to.Port()):
 		case own && !r.Prefix.IsSingleIP():
 		case special && !own && (r.Prefix.Bits() < block.Bits()):
 		default:

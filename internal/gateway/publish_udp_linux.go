@@ -202,7 +202,7 @@ func (u *udpPort) serve(p *peer) {
 
 func (u *udpPort) connOf(p *peer) Conn {
 	from := netip.AddrPortFrom(p.from.Addr().Unmap(), p.from.Port())
-	return Conn{UDP: true, Published: true, Port: u.port, Address: from, Begin: p.begin}
+	return Conn{over: overUDP, Published: true, Port: u.port, Address: from, Begin: p.begin}
 }
 
 func (u *udpPort) answer(p *peer) {

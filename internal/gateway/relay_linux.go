@@ -27,7 +27,7 @@ func nativeFamily(sockaddr []byte, family uint16) { binary.NativeEndian.PutUint1
 
 // listened returns the ports of the gateway's listeners.
 func (c *Config) listened() []uint16 {
-	ports := c.ports()
+	ports := each(c.all().TCP)
 	for _, p := range ports {
 		if p == dnsPort {
 			return ports
@@ -223,10 +223,7 @@ func (m *Member) dial(network string, to netip.AddrPort, c *Conn) (net.Conn, err
 
 // configFor returns the rules for the protocol of a connection.
 func (m *Member) configFor(c *Conn) *Config {
-	if c.UDP {
-		return m.gateway.udp
-	}
-	return m.gateway.config
+	return m.gateway.rules[c.over]
 }
 
 // target returns where to dial for an address, if the member may reach that.
@@ -263,7 +260,7 @@ func (m *Member) connect(ctx context.Context, network, at string, c *Conn) (net.
 		if err == nil {
 			_, err = config.ruleFor(real)
 		}
-		if err == nil && c.UDP {
+		if err == nil && c.over == overUDP {
 			err = withoutBroadcast(raw)
 		}
 		return err

@@ -6,7 +6,6 @@ package gateway
 import (
 	"crypto/x509"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -32,6 +31,7 @@ type Config struct {
 	Observe  func(Conn)
 	Wrong    []error
 
+	over   protocol              // of which the rules are asked for
 	inject map[string]*injection // by names
 	// Roots is for tests: nil is the authorities that this machine trusts.
 	Roots *x509.CertPool
@@ -39,16 +39,14 @@ type Config struct {
 
 // Host is names that runs may connect to.
 type Host struct {
-	Pattern string   // lower case; "*.example.org" for all below, "*" for all
-	Ports   []uint16 // of TCP
-	UDP     []uint16
+	Pattern string // lower case; "*.example.org" for all below, "*" for all
+	Ports   Ports
 }
 
 // CIDR is addresses that runs may connect to.
 type CIDR struct {
 	Prefix netip.Prefix
-	Ports  []uint16 // of TCP
-	UDP    []uint16
+	Ports  Ports
 }
 
 const (
@@ -64,15 +62,15 @@ const (
 )
 
 // AllowHost adds a name.
-func (c *Config) AllowHost(pattern string, tcp []int, udp ...int) {
-	var h Host
+func (c *Config) AllowHost(pattern string, ports Ports) {
+	h := Host{Ports: ports}
 	ascii, err := inASCII(pattern)
 	if err == nil {
 		h.Pattern = canonical(ascii)
 		err = checkPattern(h.Pattern)
 	}
 	if err == nil {
-		h.Ports, h.UDP, err = checkPorts(tcp, udp)
+		err = ports.check()
 	}
 	if err != nil {
 		c.Wrong = append(c.Wrong, fault.Option("AllowHost", "%q: %w", pattern, err))
@@ -82,7 +80,7 @@ func (c *Config) AllowHost(pattern string, tcp []int, udp ...int) {
 }
 
 // AllowCIDR adds addresses.
-func (c *Config) AllowCIDR(text string, tcp []int, udp ...int) {
+func (c *Config) AllowCIDR(text string, ports Ports) {
 	p, err := netip.ParsePrefix(text)
 	if err != nil {
 		var a netip.Addr
@@ -92,13 +90,13 @@ func (c *Config) AllowCIDR(text string, tcp []int, udp ...int) {
 			err = errors.New(`it is neither like "10.2.0.0/16" nor like "10.2.0.1", without a zone`)
 		}
 	}
-	r := CIDR{Prefix: p.Masked()}
+	r := CIDR{p.Masked(), ports}
 	switch {
 	case err != nil:
 	case p.Addr().Is4In6():
 		err = errors.New("write IPv4 as IPv4")
 	default:
-		r.Ports, r.UDP, err = checkPorts(tcp, udp)
+		err = ports.check()
 	}
 	if err != nil {
 		c.Wrong = append(c.Wrong, fault.Option("AllowCIDR", "%q: %w", text, err))
@@ -117,8 +115,8 @@ func (c *Config) Check() error {
 		errs = append(errs, fault.Option("MaxNewConns", "%d is not between 1 and %d", c.MaxNewConns, maxMaxNewConns))
 	}
 	errs = append(errs, checkBandwidth("Bandwidth", c.Bandwidth), checkBandwidth("RunBandwidth", c.RunBandwidth))
-	if n := len(c.ports()) + len(c.forUDP().ports()); n > maxPorts {
-		errs = append(errs, fault.Option("NewNetwork", "%d different ports are allowed, at most %d are possible", n, maxPorts))
+	if all := c.all(); count(all.TCP)+count(all.UDP) > maxPorts {
+		errs = append(errs, fault.Option("NewNetwork", "%d different ports are allowed, at most %d are possible", count(all.TCP)+count(all.UDP), maxPorts))
 	}
 	return errors.Join(errs...)
 }
@@ -128,23 +126,6 @@ func checkBandwidth(option string, rate int64) error {
 		return fault.Option(option, "%d bytes per second: the least is %d, and 0 is no limit", rate, minBandwidth)
 	}
 	return nil
-}
-
-func checkPorts(tcp, udp []int) (overTCP, overUDP []uint16, err error) {
-	if len(tcp)+len(udp) == 0 {
-		return nil, nil, errors.New("name the ports too")
-	}
-	for i, p := range slices.Concat(tcp, udp) {
-		switch {
-		case p < 1 || p > 65535:
-			return nil, nil, fmt.Errorf("%d: ports go from 1 to 65535", p)
-		case i < len(tcp):
-			overTCP = append(overTCP, uint16(p))
-		default:
-			overUDP = append(overUDP, uint16(p))
-		}
-	}
-	return overTCP, overUDP, nil
 }
 
 // inASCII returns a pattern as names are looked up, with xn-- for what is not ASCII: RFC 5891,
@@ -222,34 +203,16 @@ func (c *Config) isListed(name string) bool {
 // ruleForName returns the pattern that allows a connection to a name.
 func (c *Config) ruleForName(name string, port uint16) (rule string, ok bool) {
 	for _, h := range c.Hosts {
-		if h.covers(name) && slices.Contains(h.Ports, port) {
+		if h.covers(name) && h.Ports.have(c.over, port) {
 			return h.Pattern, true
 		}
 	}
 	return "", false
 }
 
-// forUDP returns the same with the ports of UDP in place of those of TCP.
-func (c *Config) forUDP() *Config {
+// of returns the same rules for a protocol.
+func (c *Config) of(over protocol) *Config {
 	u := *c
-	u.Hosts, u.CIDRs = slices.Clone(c.Hosts), slices.Clone(c.CIDRs)
-	for i := range u.Hosts {
-		u.Hosts[i].Ports = u.Hosts[i].UDP
-	}
-	for i := range u.CIDRs {
-		u.CIDRs[i].Ports = u.CIDRs[i].UDP
-	}
+	u.over = over
 	return &u
-}
-
-// ports returns all ports that are allowed anywhere, sorted.
-func (c *Config) ports() (list []uint16) {
-	for _, h := range c.Hosts {
-		list = append(list, h.Ports...)
-	}
-	for _, r := range c.CIDRs {
-		list = append(list, r.Ports...)
-	}
-	slices.Sort(list)
-	return slices.Compact(list)
 }

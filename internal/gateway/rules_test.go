@@ -9,10 +9,10 @@ import (
 
 func TestHosts(t *testing.T) {
 	var c Config
-	c.AllowHost("API.Example.org.", []int{443})
-	c.AllowHost("*.wild.example", []int{80, 443})
-	c.AllowHost("Bücher.example", []int{80})
-	c.AllowHost("*.straße。example", []int{80})
+	c.AllowHost("API.Example.org.", Ports{TCP: Spans(443)})
+	c.AllowHost("*.wild.example", Ports{TCP: Spans(80, 443)})
+	c.AllowHost("Bücher.example", Ports{TCP: Spans(80)})
+	c.AllowHost("*.straße。example", Ports{TCP: Spans(80)})
 	require.NoError(t, checkRules(&c))
 	for _, test := range []struct {
 		name string
@@ -37,7 +37,7 @@ func TestHosts(t *testing.T) {
 		require.Equal(t, test.rule != "", ok, test.name)
 	}
 	require.Equal(t, []uint16{80, 443}, c.ports())
-	c.AllowHost("*", []int{1})
+	c.AllowHost("*", Ports{TCP: Spans(1)})
 	require.True(t, c.isListed("anything.at.all"))
 }
 
@@ -52,25 +52,25 @@ func TestWrongRules(t *testing.T) {
 		"bü cher.example": "no host name", "*.*.bücher.example": "no host name", "\xff.example": "no host name", "127.0.0.1": "AllowCIDR", "[::1]": "AllowCIDR", "http://a": "no host name",
 	} {
 		var c Config
-		c.AllowHost(pattern, []int{80})
+		c.AllowHost(pattern, Ports{TCP: Spans(80)})
 		require.ErrorContains(t, checkRules(&c), why, pattern)
 	}
 	for text, why := range map[string]string{"": "neither", "a.b": "neither", "10.0.0.0/33": "neither", "fe80::1%eth0": "zone", "::ffff:10.0.0.1": "IPv4 as IPv4", "::ffff:10.0.0.0/104": "IPv4 as IPv4"} {
 		var c Config
-		c.AllowCIDR(text, []int{80})
+		c.AllowCIDR(text, Ports{TCP: Spans(80)})
 		require.ErrorContains(t, checkRules(&c), why, text)
 	}
 	for _, ports := range [][]int{nil, {0}, {-1}, {65536}} {
 		var c Config
-		c.AllowHost("a.b", ports)
-		c.AllowCIDR("10.0.0.1", ports)
+		c.AllowHost("a.b", Ports{TCP: Spans(ports...)})
+		c.AllowCIDR("10.0.0.1", Ports{TCP: Spans(ports...)})
 		err := checkRules(&c)
 		require.ErrorContains(t, err, "AllowHost: \"a.b\"")
 		require.ErrorContains(t, err, "AllowCIDR: \"10.0.0.1\"")
 	}
 	var c Config
 	for port := range maxPorts + 1 {
-		c.AllowHost("a.b", []int{port + 1})
+		c.AllowHost("a.b", Ports{TCP: Spans(port + 1)})
 	}
 	require.ErrorContains(t, checkRules(&c), "201 different ports")
 }
@@ -78,8 +78,8 @@ func TestWrongRules(t *testing.T) {
 // What no rule for the internet may lead to, in all the ways in which it can be written.
 func TestSpecialAddresses(t *testing.T) {
 	var none, internet Config
-	internet.AllowCIDR("0.0.0.0/0", []int{80})
-	internet.AllowCIDR("::/0", []int{80})
+	internet.AllowCIDR("0.0.0.0/0", Ports{TCP: Spans(80)})
+	internet.AllowCIDR("::/0", Ports{TCP: Spans(80)})
 	for _, text := range []string{
 		"127.0.0.1", "127.8.8.8", "0.0.0.0", "0.1.2.3", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1", "169.254.169.254",
 		"168.63.129.16", "192.0.0.8", "198.18.0.1", "224.0.0.1", "239.1.1.1", "255.255.255.255", "240.0.0.1",
@@ -106,7 +106,7 @@ func TestSpecialAddresses(t *testing.T) {
 func TestNamedAddresses(t *testing.T) {
 	var c Config
 	for _, text := range []string{"10.2.0.0/16", "169.254.169.254", "fd00:ec2::254", "127.0.0.1", "127.0.1.0/24", "192.0.0.0/8", "64:ff9b::/96", "64:ff9b::c0a8:0/112"} {
-		c.AllowCIDR(text, []int{80})
+		c.AllowCIDR(text, Ports{TCP: Spans(80)})
 	}
 	require.NoError(t, checkRules(&c))
 	for text, want := range map[string]string{
