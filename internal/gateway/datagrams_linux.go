@@ -41,6 +41,7 @@ type flow struct {
 
 	mu       sync.Mutex
 	far      syscall.RawConn // nil until it is known
+	pinger   *pinger         // that it is of, for ping
 	held     [][]byte
 	answered bool
 	last     time.Time // a datagram passed
@@ -105,7 +106,7 @@ func (g *gateway) serveDatagrams(udp *net.UDPConn) error {
 			from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 			if m := g.sender(from.Addr(), to); m != nil {
 				port := uint16(udp.LocalAddr().(*net.UDPAddr).Port)
-				m.sendOut(near, ends{from, netip.AddrPortFrom(to, port)}, b[:n])
+				m.sendOut(near, overUDP, ends{from, netip.AddrPortFrom(to, port)}, b[:n])
 			}
 		}
 	})
@@ -127,11 +128,11 @@ func destination(oob []byte) (netip.Addr, bool) {
 }
 
 // sendOut passes on a datagram of the member, over a flow that may be new.
-func (m *Member) sendOut(near near, e ends, b []byte) {
+func (m *Member) sendOut(near near, over protocol, e ends, b []byte) {
 	m.flowsMu.Lock()
 	f := m.flows[e]
 	if f == nil {
-		f = &flow{ends: e, m: m, near: near, last: time.Now(), conn: Conn{over: overUDP, Port: e.to.Port(), Address: e.to, Begin: time.Now()}}
+		f = &flow{ends: e, m: m, near: near, last: time.Now(), conn: Conn{over: over, Port: e.to.Port(), Address: e.to, Begin: time.Now()}}
 		if err := m.out.take(); err != nil {
 			m.flowsMu.Unlock()
 			m.tellCrowded(f.conn, err)
@@ -167,6 +168,9 @@ func (f *flow) send(b []byte) {
 
 // pass sends a datagram to the other side. f.mu must be held.
 func (f *flow) pass(b []byte) {
+	if p := f.pinger; p != nil {
+		b = echo(p.family, echoTypes[p.family][0], p.id, b)
+	}
 	if f.m.sent.try(len(b)) && now(f.far, func(fd int) error { return unix.Sendto(fd, b, unix.MSG_DONTWAIT, nil) }) {
 		f.conn.Sent += int64(len(b))
 	}
@@ -188,9 +192,9 @@ func (f *flow) serve() {
 		m.out.give()
 	}()
 	c := f.conn
-	far, err := m.dial("udp", f.to, &c)
+	far, err := f.dial(&c)
 	if err == nil {
-		err = f.exchange(far.(*net.UDPConn), c.Address)
+		err = f.exchange(far, c.Address)
 		far.Close()
 		f.mu.Lock()
 		c.Sent, c.Received = f.conn.Sent, f.conn.Received
@@ -207,10 +211,33 @@ func (f *flow) serve() {
 	}
 }
 
+// datagramConn is a *net.UDPConn or a *net.IPConn.
+type datagramConn interface {
+	net.Conn
+	syscall.Conn
+	SetReadBuffer(int) error
+	SetWriteBuffer(int) error
+}
+
+func (f *flow) dial(c *Conn) (datagramConn, error) {
+	if c.over == overPing {
+		p, err := f.m.dialPing(f.to.Addr(), c)
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
+	}
+	far, err := f.m.dial("udp", f.to, c)
+	if err != nil {
+		return nil, err
+	}
+	return far.(*net.UDPConn), nil
+}
+
 var datagrams = sync.Pool{New: func() any { return new([maxDatagram]byte) }}
 
 // exchange passes datagrams on, both ways, until there are none any more.
-func (f *flow) exchange(udp *net.UDPConn, other netip.AddrPort) error {
+func (f *flow) exchange(udp datagramConn, other netip.AddrPort) error {
 	_ = udp.SetReadBuffer(datagramBuffer)
 	_ = udp.SetWriteBuffer(datagramBuffer)
 	far, err := udp.SyscallConn()
@@ -220,6 +247,7 @@ func (f *flow) exchange(udp *net.UDPConn, other netip.AddrPort) error {
 	defer context.AfterFunc(f.m.ctx, func() { udp.Close() })()
 	f.mu.Lock()
 	f.far = far
+	f.pinger, _ = udp.(*pinger)
 	for _, b := range f.held {
 		f.pass(b)
 	}
@@ -241,7 +269,7 @@ func (f *flow) exchange(udp *net.UDPConn, other netip.AddrPort) error {
 func (f *flow) end() time.Time {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.answered {
+	if f.answered && f.pinger == nil {
 		return f.last.Add(answeredTime)
 	}
 	return f.last.Add(unansweredTime)
@@ -252,8 +280,15 @@ func (f *flow) end() time.Time {
 func (f *flow) passBack(b []byte) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	to := f.from
+	if f.pinger != nil {
+		if b = f.pinger.passed(b, f.near.family, to.Port()); b == nil {
+			return
+		}
+		to = netip.AddrPortFrom(to.Addr(), 0) // that of a raw socket of IPv6 is its protocol
+	}
 	f.answered, f.last = true, time.Now()
-	if f.m.received.try(len(b)) && f.near.send(b, f.to.Addr(), f.from) {
+	if f.m.received.try(len(b)) && f.near.send(b, f.to.Addr(), to) {
 		f.conn.Received += int64(len(b))
 	}
 }

@@ -112,11 +112,11 @@ const backlog = 1024
 // interface only what the run there may send (rp_filter: no other's address), and answers no echo
 // requests, as every address would seem to be there. Settings of IPv4 are inherited from the
 // machine's (Documentation/admin-guide/sysctl/net.rst, devconf_inherit_init_net). The sockets are
-// that of the resolver, listeners of DNS over TCP and of all ports that are allowed, and those for
-// ports of UDP that are. All but the first answer from any address (ip(7), IP_TRANSPARENT): once
+// that of the resolver, listeners of DNS over TCP and of all ports that are allowed, those for ports
+// of UDP that are, and for ping. All but the first answer from any address (ip(7), IP_TRANSPARENT): once
 // there was a rule of reach, the kernel knows those as local no more that only table main has so
 // (__ip_dev_find in net/ipv4/devinet.c, fib_unmerge).
-func setUpGateway(tcp, udp []uint16) func(b *program.Builder) []program.Slot {
+func setUpGateway(config *Config) func(b *program.Builder) []program.Slot {
 	return func(b *program.Builder) []program.Slot {
 		setUpAny(b)
 		for _, s := range [][2]string{{"ip_forward", "1"}, {"conf/all/rp_filter", "1"}, {"conf/default/rp_filter", "1"}, {"conf/all/accept_local", "0"}, {"conf/default/accept_local", "0"}, {"conf/all/accept_source_route", "0"}, {"icmp_echo_ignore_all", "1"}} {
@@ -148,13 +148,16 @@ func setUpGateway(tcp, udp []uint16) func(b *program.Builder) []program.Slot {
 		option(b, names, unix.SOL_IP, unix.IP_FREEBIND, "IP_FREEBIND")
 		bind(b, names, netip.AddrPortFrom(resolver, dnsPort))
 		made := []program.Slot{names}
-		for _, port := range tcp {
+		for _, port := range config.listened() {
 			s := transparent(unix.SOCK_STREAM, port)
 			b.Call("listen", unix.SYS_LISTEN, program.Use(s), program.Int(backlog))
 			made = append(made, s)
 		}
-		for _, port := range udp {
+		for _, port := range each(config.all().UDP) {
 			made = append(made, transparent(unix.SOCK_DGRAM, port))
+		}
+		if config.all().Ping {
+			made = append(made, setUpPing(b)...)
 		}
 		return made
 	}
@@ -189,7 +192,12 @@ func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
 			g.close()
 		}
 	}()
-	if g.ns, err = newNamespace(c, setUpGateway(config.listened(), each(config.all().UDP))); err != nil {
+	if config.all().Ping {
+		if err := canPing(); err != nil {
+			return nil, err
+		}
+	}
+	if g.ns, err = newNamespace(c, setUpGateway(config)); err != nil {
 		return nil, fmt.Errorf("the gateway's network namespace: %w", err)
 	}
 	var x batch
@@ -210,6 +218,12 @@ func (g *gateway) listen() error {
 			p, err := net.FilePacketConn(f)
 			if err != nil {
 				return err
+			}
+			if raw, is := p.(*net.IPConn); is {
+				if err := g.serveEchoes(raw); err != nil {
+					return err
+				}
+				continue
 			}
 			udp := p.(*net.UDPConn)
 			if i > 0 {

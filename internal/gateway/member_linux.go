@@ -26,6 +26,7 @@ type Member struct {
 	ns      namespace
 	names   names
 	out, in *share
+	pings   *bucket
 	peers   *share // that send to what is published of UDP
 	ctx     context.Context
 	leave   context.CancelFunc
@@ -86,7 +87,7 @@ func (g *gateway) makeAhead() {
 
 // join makes a member, with its namespace and its way to the gateway.
 func (g *gateway) join() (_ *Member, err error) {
-	m := &Member{gateway: g, names: names{hasIPv6: g.noIPv6 == nil}, out: newShare(g.config), in: newShare(g.config), peers: newShare(g.config)}
+	m := &Member{gateway: g, names: names{hasIPv6: g.noIPv6 == nil}, out: newShare(g.config), in: newShare(g.config), peers: newShare(g.config), pings: newBucket(pingRate, time.Second)}
 	m.sent = append(newBuckets(g.config.RunBandwidth), g.sent...)
 	m.received = append(newBuckets(g.config.RunBandwidth), g.received...)
 	m.ctx, m.leave = context.WithCancel(g.ctx)

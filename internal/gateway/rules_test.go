@@ -36,7 +36,7 @@ func TestHosts(t *testing.T) {
 		require.Equal(t, test.rule, rule, test.name)
 		require.Equal(t, test.rule != "", ok, test.name)
 	}
-	require.Equal(t, []uint16{80, 443}, c.ports())
+	require.Equal(t, []uint16{80, 443}, each(c.all().TCP))
 	c.AllowHost("*", Ports{TCP: Spans(1)})
 	require.True(t, c.isListed("anything.at.all"))
 }

@@ -120,6 +120,7 @@ var features = map[string]feature{
 	"time namespaces":                    {func() bool { return exists("/proc/self/ns/time") }, "ROOT USER docker docker-cap docker-privileged"},
 	// By SO_NETNS_COOKIE.
 	"network namespaces that can be told apart": {kernel(5, 14), "ROOT-5.14 USER-5.14 docker docker-cap docker-privileged"},
+	"ping":            {pings, "ROOT"}, // elsewhere net.ipv4.ping_group_range says
 	"IPv6":            {loopback6, ""}, // machines and containers may have it switched off
 	"user namespaces": {func() bool { return exec.Command("unshare", "-Ur", "true").Run() == nil }, "ROOT USER docker docker-cap docker-privileged"},
 }
@@ -209,6 +210,17 @@ func usersSystemd() bool {
 func onDisk(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && slices.Contains([]int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC}, int64(st.Type))
+}
+
+// pings reports whether this process may ping.
+func pings() bool {
+	for _, kind := range []int{unix.SOCK_DGRAM, unix.SOCK_RAW} {
+		if s, err := unix.Socket(unix.AF_INET, kind, unix.IPPROTO_ICMP); err == nil {
+			unix.Close(s)
+			return true
+		}
+	}
+	return false
 }
 
 // loopback6 reports whether the loopback interface has IPv6.
