@@ -103,3 +103,11 @@ func TestRootlessPrivatePing(t *testing.T) {
 		require.ErrorContains(t, c.Err, why)
 	}
 }
+
+func TestRootlessPrivatePingRefused(t *testing.T) {
+	testkit.Need(t, "no way to ping")
+	_, err := runs.Shell("", sandbox.WithNetwork(sandbox.Private(sandbox.AllowHost("one.test", sandbox.Ping())))).Run(testkit.Deadline(t))
+	var wrong *sandbox.OptionError
+	require.ErrorAs(t, err, &wrong)
+	require.ErrorContains(t, err, "Ping: this process may have no socket for it: widen net.ipv4.ping_group_range")
+}

@@ -121,6 +121,7 @@ var features = map[string]feature{
 	// By SO_NETNS_COOKIE.
 	"network namespaces that can be told apart": {kernel(5, 14), "ROOT-5.14 USER-5.14 docker docker-cap docker-privileged"},
 	"ping":            {pings, "ROOT"}, // elsewhere net.ipv4.ping_group_range says
+	"no way to ping":  {func() bool { return !pings() }, "host-user"},
 	"IPv6":            {loopback6, ""}, // machines and containers may have it switched off
 	"user namespaces": {func() bool { return exec.Command("unshare", "-Ur", "true").Run() == nil }, "ROOT USER docker docker-cap docker-privileged"},
 }
