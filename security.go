@@ -45,6 +45,9 @@ func WithSetID() Option {
 type Refusal struct {
 	// Call is the call's name, or "unknown" if it is none of this architecture's known calls.
 	Call string
+	// Path is the absolute path, in the run, at which a call that the filter allows met Errno,
+	// with links followed; "" for a call that the filter refused. The run chooses it.
+	Path string
 	// Errno is what the call failed with. Most programs do without a call that fails with
 	// ENOSYS, such as clone3, which threads are first tried with.
 	Errno syscall.Errno

@@ -21,7 +21,8 @@ func TestListener(t *testing.T) {
 	go func() { // this thread ends with it
 		runtime.LockOSThread()
 		_ = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-		n := f.Notifying()
+		n, err := f.Notifying()
+		assert.NoError(t, err)
 		code := n.Bytes()
 		program := unix.SockFprog{Len: uint16(n.Len()), Filter: (*unix.SockFilter)(unsafe.Pointer(&code[0]))}
 		fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(n.Flags), uintptr(unsafe.Pointer(&program)))
