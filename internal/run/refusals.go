@@ -128,7 +128,7 @@ func (r *refusals) answer(listener *os.File) {
 		var failed error
 		err := raw.Read(func(fd uintptr) bool {
 			n, failed = seccomp.Receive(int(fd))
-			return failed != unix.EAGAIN && failed != unix.EINTR
+			return failed != unix.EAGAIN
 		})
 		switch {
 		case err != nil || failed == unix.ENOTCONN:
