@@ -186,6 +186,31 @@ touch DIR/writable/new; rm DIR/writable/file; touch /tmp/new; echo $?`, "DIR", d
 	})
 }
 
+// A function, and the calls that a worker serves, are reported as commands are.
+func TestRootlessRefusalsOfFunctions(t *testing.T) {
+	t.Parallel()
+	dir := testkit.OpenDir(t)
+	first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
+	require.NoError(t, os.WriteFile(first, nil, 0o644))
+	require.NoError(t, os.WriteFile(second, nil, 0o644))
+	var log refusalLog
+	_, err := work.Call(testkit.Deadline(t), job{Do: "read", Text: first}, log.option())
+	require.ErrorContains(t, err, "no such file")
+	require.Equal(t, []string{"ENOENT /first WithReadOnlyBind"}, log.takePaths(dir))
+
+	workers := work.With(log.option()).Workers(1)
+	defer workers.Close()
+	for _, name := range []string{first, second} {
+		_, err = workers.Call(testkit.Deadline(t), job{Do: "read", Text: name})
+		require.ErrorContains(t, err, "no such file")
+		testkit.Eventually(t, "the call's report", func() bool {
+			return slices.Equal(log.takePaths(dir), []string{"ENOENT /" + filepath.Base(name) + " WithReadOnlyBind"})
+		})
+	}
+	workers.Close()
+	require.Empty(t, log.takePaths(dir))
+}
+
 // Whoever is told, however slowly, holds up neither the run nor, for longer than WithWaitDelay,
 // Wait.
 func TestRootlessSlowRefusals(t *testing.T) {
