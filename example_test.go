@@ -133,7 +133,9 @@ func ExampleWithRefusals() {
 	_, err := sandbox.New(
 		sandbox.WithCommand("sh", "-c", "touch job && chmod u+s job"),
 		sandbox.WithRefusals(func(r sandbox.Refusal) {
-			fmt.Printf("%s: %v: %s allows it\n", r.Comm, r.Errno, r.Option)
+			if r.Path == "" {
+				fmt.Printf("%s: %v: %s allows it\n", r.Comm, r.Errno, r.Option)
+			}
 		}),
 	).Run(context.Background())
 	fmt.Println(err)

@@ -41,16 +41,25 @@ func WithSetID() Option {
 	return func(c *spec.Spec) { c.Security.SetID = true }
 }
 
-// Refusal is a system call that the filter of a run refused with an errno.
+// Refusal is a system call that the filter of a run refused with an errno, or one that the kernel
+// was bound to fail at a path.
 type Refusal struct {
 	// Call is the call's name, or "unknown" if it is none of this architecture's known calls.
 	Call string
+	// Path is the absolute path in the run, with links followed, that is missing (ENOENT), that
+	// is on something read-only (EROFS), or whose permissions, or mount, do not allow what the
+	// call asks for (EACCES), which may be a directory on the way. It is "" for a call that the
+	// filter refused. The run chooses it.
+	Path string
 	// Errno is what the call failed with. Most programs do without a call that fails with
 	// ENOSYS, such as clone3, which threads are first tried with.
 	Errno syscall.Errno
 	// Option is the option with which the filter would let the call pass: "WithSetID",
-	// "WithCapabilities", or else "WithSeccomp", with a profile that allows it. The kernel,
-	// which decides then, may refuse it all the same.
+	// "WithCapabilities", or else "WithSeccomp", with a profile that allows it; or with which
+	// what is at Path would be there ("WithReadOnlyBind") or could be changed
+	// ("WithWritableRoot"; "WithBind" or "WithScratch" in place of the read-only one). It is ""
+	// if no option would, as for permissions. The kernel, which decides then, may refuse it all
+	// the same.
 	Option string
 	// Capability is what WithCapabilities would be given, or "".
 	Capability string
@@ -61,18 +70,28 @@ type Refusal struct {
 }
 
 // WithRefusals has f called for the system calls that the seccomp filter refuses with an errno, the
-// default profile's or that of WithSeccomp: once for each call and errno, and 256 times at most. f
-// is called by one goroutine, one call after the other, while the run goes on, and never after Wait
-// has returned, unless it takes longer than WithWaitDelay allows. What a command of Exec was
-// refused is told as the run's: the option belongs to the run. f must not wait for the run's end.
+// default profile's or that of WithSeccomp, once for each call and errno; and for the paths that
+// are missing or denied to open, stat, access, execve, chdir, mkdir, unlink and their relatives,
+// once for each path and errno: 256 times at most of each kind. A path that this machine does not
+// have either is not reported as missing, as no option would show it, and programs look for much
+// that is nowhere. f is called by one goroutine, one call after the other, while the run goes on,
+// and never after Wait has returned, unless it takes longer than WithWaitDelay allows. What a
+// command of Exec was refused is reported as the run's: the option belongs to the run. f must not
+// wait for the run's end.
 //
-// It is for finding out why something does not work. The filter is the same: a refused call waits
-// for this process, which answers with the filter's errno and can't let it pass. After the first
-// 1000 refused calls, each takes a millisecond, so that a flood of them costs this process little.
+// It is for finding out why something does not work. The filter allows and refuses the same, but
+// calls of both kinds wait for this process: for its filter's errno, or until it has looked at the
+// path, which takes some ten microseconds on an idle machine. After the first 1000 calls that are
+// refused, each takes a millisecond, and after 10000 with a path, each of these takes a tenth, so
+// that a flood of them costs this process little. The look is at what the process has there before
+// its call, so a process that changes it at the same time can make the report wrong, and nothing
+// else. Not reported is what this process can't find out: what is in /proc, on a network or FUSE
+// file system, or, for an ordinary user, in directories that it may not enter itself.
+//
 // A call that a signal interrupts meanwhile fails with EINTR if its handler has no SA_RESTART. A
-// run can't have another seccomp listener: EBUSY. What the kernel refuses by itself is not told,
-// such as a path that is missing or denied: see strace(1). Nor are calls for which a profile ends
-// the process.
+// run can't have another seccomp listener: EBUSY. A filter of its own that returns
+// SECCOMP_RET_TRACE is passed over for calls with a path. Calls for which a profile ends the process
+// are not reported.
 //
 // Default, and nil: none, which costs nothing. A profile of WithSeccomp must allow sendmsg and
 // close.

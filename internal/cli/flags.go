@@ -121,7 +121,7 @@ var otherFlags = []runFlag{
 	})},
 	{"explain", "", "run nothing, list the system calls that a run makes", "", toggle(func(s *settings) { s.explain = true })},
 	{"usage", "", "tell on stderr what the run used", "", toggle(func(s *settings) { s.usage = true })},
-	{"explain-refusals", "", "tell on stderr which system calls the seccomp filter refused, and what would allow them", "WithRefusals", toggle(explainRefusals)},
+	{"explain-refusals", "", "print on stderr which system calls the seccomp filter refused, which paths were missing or denied, and what would allow them", "WithRefusals", toggle(explainRefusals)},
 	{"json", "", "tell on stderr, as one line of JSON, how the run ended and, with -usage, what it used", "", toggle(func(s *settings) { s.json = true })},
 }
 

@@ -161,7 +161,9 @@ func (k *compiler) addSeccomp() error {
 		if err := checkNotify(f); err != nil {
 			return err
 		}
-		f = f.Notifying()
+		if f, err = f.Notifying(); err != nil {
+			return fault.Option("WithRefusals", "%w", err)
+		}
 	}
 	text := fmt.Sprintf("{%d instructions}", f.Len())
 	fprog := b.Struct(text, program.Int(f.Len()), b.Bytes(f.Bytes(), text))

@@ -116,6 +116,9 @@ func doJob(ctx context.Context, in job) (*job, error) {
 		slog.Error(in.Text)
 		fmt.Println("to stdout")
 		return nil, nil
+	case "read":
+		_, err := os.ReadFile(in.Text)
+		return nil, err
 	case "see":
 		return see(in.Text)
 	case "pid":

@@ -5,8 +5,11 @@ package e2e
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -40,7 +43,7 @@ func (l *refusalLog) take(calls ...string) (lines []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, r := range l.all {
-		if slices.Contains(calls, r.Call) {
+		if r.Path == "" && slices.Contains(calls, r.Call) {
 			lines = append(lines, fmt.Sprint(r.Call, " ", unix.ErrnoName(r.Errno), " ", r.Option, r.Capability, " ", r.Comm, " ", r.PID > 0))
 		}
 	}
@@ -65,9 +68,7 @@ func refusedCalls([]string) error {
 
 func init() { testkit.AddHelper("refused calls", refusedCalls) }
 
-const (
-	refusedErrnos = "EPERM\nEPERM\nEPERM\nEPERM\nEPROTONOSUPPORT\nEPROTONOSUPPORT\nENOSYS\nENOSYS\nEPERM\nEPERM\nEBADF\nEBADF\nENOSYS\nENOSYS\n"
-)
+const refusedErrnos = "EPERM\nEPERM\nEPERM\nEPERM\nEPROTONOSUPPORT\nEPROTONOSUPPORT\nENOSYS\nENOSYS\nEPERM\nEPERM\nEBADF\nEBADF\nENOSYS\nENOSYS\n"
 
 // What the filter refuses is told once, with what would allow it, and fails as it does untold.
 func TestRootlessRefusals(t *testing.T) {
@@ -124,6 +125,90 @@ func TestRootlessRefusalsOfProfile(t *testing.T) {
 	}
 	_, err = runs.Shell("", sandbox.WithoutSeccomp(), log.option()).Run(testkit.Deadline(t))
 	require.ErrorContains(t, err, "WithRefusals: ")
+}
+
+// takePaths returns what was missing or denied at paths below a directory in one line each, in
+// order, and forgets all.
+func (l *refusalLog) takePaths(below string) (lines []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range l.all {
+		if strings.HasPrefix(r.Path, below) {
+			lines = append(lines, fmt.Sprint(unix.ErrnoName(r.Errno), " ", strings.TrimPrefix(r.Path, below), " ", r.Option))
+		}
+	}
+	l.all = nil
+	slices.Sort(lines)
+	return lines
+}
+
+// What a run looks for in vain and this machine has, and what it may not do with what is there, is
+// reported once each, with what would help, and the calls end as they do otherwise.
+func TestRootlessRefusalsOfPaths(t *testing.T) {
+	t.Parallel()
+	dir := testkit.OpenDir(t)
+	for _, name := range []string{"hidden/file", "hidden/program", "shown/file", "shown/closed/file", "writable/file"} {
+		require.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), nil, 0o644))
+	}
+	require.NoError(t, os.Symlink("../hidden/file", filepath.Join(dir, "shown/link")))
+	// Which the run's user is not the owner of, whoever this process is.
+	require.NoError(t, os.Chmod(filepath.Join(dir, "shown/closed"), 0))
+	t.Cleanup(func() { _ = os.Chmod(filepath.Join(dir, "shown/closed"), 0o755) })
+	script := strings.ReplaceAll(`exec 2>&1; cd /tmp
+cat DIR/hidden/file DIR/hidden/nowhere /proc/self/status /proc/self/nowhere /dev/tty >/dev/null
+cat DIR/hidden/file; cd DIR/shown; test -e ../hidden/program; cat link; cat file; cat closed/file
+touch new; mkdir made; test -w file; rm file; rm -f nothing; : <DIR/shown/file
+touch DIR/writable/new; rm DIR/writable/file; touch /tmp/new; echo $?`, "DIR", dir)
+	want := []string{"EACCES /shown/closed ", "ENOENT /hidden/file WithReadOnlyBind", "ENOENT /hidden/program WithReadOnlyBind",
+		"EROFS /shown/file WithBind", "EROFS /shown/made WithBind", "EROFS /shown/new WithBind"}
+	binds := []sandbox.Option{sandbox.WithReadOnlyBind(filepath.Join(dir, "shown"), filepath.Join(dir, "shown")), sandbox.WithBind(filepath.Join(dir, "writable"), filepath.Join(dir, "writable"))}
+
+	var log refusalLog
+	told := append(binds, log.option())
+	plain := runs.Output(t, runs.Shell(script, binds...))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "writable/file"), nil, 0o644))
+	require.Equal(t, plain, runs.Output(t, runs.Shell(script, told...)))
+	require.Equal(t, want, log.takePaths(dir))
+
+	// A program that is not found, by the run's start, a shell, and a further command.
+	_, err := sandbox.New(append(told, sandbox.WithCommand(filepath.Join(dir, "hidden/program")))...).Run(testkit.Deadline(t))
+	require.Error(t, err)
+	require.Equal(t, []string{"ENOENT /hidden/program WithReadOnlyBind"}, log.takePaths(dir))
+	path := sandbox.WithEnv("PATH=/bin:/usr/bin:" + filepath.Join(dir, "hidden"))
+	_, _ = runs.Shell("program", append(told, path)...).Run(testkit.Deadline(t))
+	require.Equal(t, []string{"ENOENT /hidden/program WithReadOnlyBind"}, log.takePaths(dir))
+	p := runs.Start(t, sandbox.New(append(told, sandbox.WithHold())...))
+	x := execute(t, p, sandbox.WithCommand("/bin/sh", "-c", "cat /readonly "+dir+"/hidden/file; touch /readonly"))
+	_, _ = x.Wait()
+	testkit.Eventually(t, "what a further command did not find", func() bool {
+		return slices.Contains(log.takePaths(dir), "ENOENT /hidden/file WithReadOnlyBind")
+	})
+}
+
+// A function, and the calls that a worker serves, are reported as commands are.
+func TestRootlessRefusalsOfFunctions(t *testing.T) {
+	t.Parallel()
+	dir := testkit.OpenDir(t)
+	first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
+	require.NoError(t, os.WriteFile(first, nil, 0o644))
+	require.NoError(t, os.WriteFile(second, nil, 0o644))
+	var log refusalLog
+	_, err := work.Call(testkit.Deadline(t), job{Do: "read", Text: first}, log.option())
+	require.ErrorContains(t, err, "no such file")
+	require.Equal(t, []string{"ENOENT /first WithReadOnlyBind"}, log.takePaths(dir))
+
+	workers := work.With(log.option()).Workers(1)
+	defer workers.Close()
+	for _, name := range []string{first, second} {
+		_, err = workers.Call(testkit.Deadline(t), job{Do: "read", Text: name})
+		require.ErrorContains(t, err, "no such file")
+		testkit.Eventually(t, "the call's report", func() bool {
+			return slices.Equal(log.takePaths(dir), []string{"ENOENT /" + filepath.Base(name) + " WithReadOnlyBind"})
+		})
+	}
+	workers.Close()
+	require.Empty(t, log.takePaths(dir))
 }
 
 // Whoever is told, however slowly, holds up neither the run nor, for longer than WithWaitDelay,

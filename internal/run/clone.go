@@ -83,7 +83,7 @@ func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *clone, err 
 		}
 	}()
 	if conf.Security.Notify {
-		if r.refused, err = newRefusals(&conf.Security); err != nil {
+		if r.refused, err = newRefusals(conf); err != nil {
 			return nil, err
 		}
 	}

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path"
 	"slices"
-	"strings"
 
 	"github.com/cellkit/sandbox/internal/compile"
 	"github.com/cellkit/sandbox/internal/overlay"
@@ -100,7 +99,7 @@ var namesOfRun = []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf"}
 // has.
 func ownFiles(r *spec.Root, m *overlay.View, layers, layered bool) (files []compile.Point) {
 	for _, name := range namesOfRun {
-		if slices.ContainsFunc(r.Mounts, func(o spec.Mount) bool { return isBelow(name, path.Clean(o.Dst)) }) {
+		if slices.ContainsFunc(r.Mounts, func(o spec.Mount) bool { return spec.IsIn(name, path.Clean(o.Dst)) }) {
 			continue
 		}
 		at, exists, ok := m.FileAt(name)
@@ -118,9 +117,6 @@ func ownFiles(r *spec.Root, m *overlay.View, layers, layered bool) (files []comp
 	}
 	return slices.DeleteFunc(files, func(p compile.Point) bool { return !p.Over })
 }
-
-// isBelow reports whether p is dir or lies in it.
-func isBelow(p, dir string) bool { return p == dir || strings.HasPrefix(p, dir+"/") }
 
 // withoutSys leaves out /sys if the directory lacks it and needs no layer on top for anything else:
 // a layer keeps runs from seeing later changes of the directory, and takes Linux 5.11.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,31 +20,36 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// refusals answers the calls that the filter of a run refuses, with what the filter says, and tells
-// of them. All that comes from the run is hostile: it may make any call, with any arguments, as
-// often as it can, and end at any time.
+// refusals answers the calls that the filter of a run asks about, with what the filter says, and
+// reports those that are refused, and what will be missing or denied at the paths of the others.
+// All that comes from the run is hostile: it may make any call, with any arguments, as often as it
+// can, and end at any time.
 type refusals struct {
 	security spec.Security
+	root     spec.Root
 	filter   *seccomp.Filter
 
 	mu        sync.Mutex
 	listeners map[*os.File]struct{} // of the run's command, and of further ones
 	closed    bool
 	seen      map[refusal]bool
-	untold    []told
-	pace      pace
-	tell      func(spec.Refusal) // nil until the command is known
-	telling   chan struct{}      // closed when all has been told, nil while nothing is
+	paths     int // of those seen
+	pending   []reported
+	refused   pace
+	passed    pace
+	report    func(spec.Refusal) // nil until the command is known
+	reporting chan struct{}      // closed when all has been reported, nil while nothing is
+	reported  int                // paths
 }
 
-// refusal is what is told of once.
+// refusal is what is reported once.
 type refusal struct {
-	call  string
-	errno unix.Errno
+	call    string // "" for a path
+	outcome        // without a path for a call that the filter refuses
 }
 
-// told is a refusal with the first call that met it.
-type told struct {
+// reported is a refusal with the first call that met it.
+type reported struct {
 	refusal
 	first seccomp.Call
 	comm  string
@@ -51,16 +57,20 @@ type told struct {
 }
 
 const (
-	maxRefusals  = 256  // are told of
-	quickAnswers = 1000 // to a run, and as many per second
+	maxRefusals = 256  // are reported, and as many paths
+	maxPaths    = 2048 // are looked for on this machine, of up to PATH_MAX bytes
+
+	quickRefusals = 1000  // to a run, and as many per second
+	quickPasses   = 10000 // each takes some ten microseconds of this process
 )
 
-func newRefusals(s *spec.Security) (*refusals, error) {
-	filter, err := compile.Filter(s)
+func newRefusals(c *spec.Spec) (*refusals, error) {
+	filter, err := compile.Filter(&c.Security)
 	if err != nil {
 		return nil, err
 	}
-	return &refusals{security: *s, filter: filter, listeners: map[*os.File]struct{}{}, seen: map[refusal]bool{}, pace: pace{credit: quickAnswers}}, nil
+	return &refusals{security: c.Security, root: c.Root, filter: filter, listeners: map[*os.File]struct{}{}, seen: map[refusal]bool{},
+		refused: newPace(quickRefusals), passed: newPace(quickPasses)}, nil
 }
 
 // adoptListener begins to answer a listener that came with an event.
@@ -118,116 +128,169 @@ func (r *refusals) answer(listener *os.File) {
 		var failed error
 		err := raw.Read(func(fd uintptr) bool {
 			n, failed = seccomp.Receive(int(fd))
-			return failed != unix.EAGAIN && failed != unix.EINTR
+			return failed != unix.EAGAIN
 		})
 		switch {
-		case err != nil, failed != nil && failed != unix.ENOENT:
+		case err != nil || failed == unix.ENOTCONN:
 			return
-		case failed != nil: // its thread has gone on or ended
-			r.slow()
+		case failed != nil: // its thread has gone on or ended, or there is no memory for it
+			r.slow(&r.refused)
 			continue
 		}
-		errno := r.filter.Errno(n.Call)
-		_ = raw.Control(func(fd uintptr) {
-			r.note(int(fd), n, errno)
-			r.slow()
-			// Or its thread has gone on or ended.
-			_ = seccomp.Refuse(int(fd), n.ID, errno)
-		})
+		r.decide(raw, n)
 	}
 }
 
-// slow waits until the next answer may be given.
-func (r *refusals) slow() {
-	r.mu.Lock()
-	wait := r.pace.next(time.Now())
-	r.mu.Unlock()
-	time.Sleep(wait)
+// decide answers a call by what the filter returns for it, and nothing else: what is looked up for
+// the report the process may change before the call is made.
+func (r *refusals) decide(raw syscall.RawConn, n seccomp.Notification) {
+	pass := r.filter.Decide(n.Call) == unix.SECCOMP_RET_ALLOW
+	pace, met := &r.refused, reported{first: n.Call, pid: int(n.Thread)}
+	if pass {
+		pace = &r.passed
+		met.outcome = r.foresee(n)
+	} else {
+		met.call, met.errno = n.Call.Name(), r.filter.Errno(n.Call)
+	}
+	isNew := met.errno != 0 && r.isNew(met.refusal)
+	if isNew {
+		comm, _ := os.ReadFile(procFile(n.Thread, "comm"))
+		met.comm = string(bytes.TrimSuffix(comm, []byte("\n")))
+	}
+	r.slow(pace)
+	_ = raw.Control(func(fd uintptr) {
+		// If the call does not wait any more, a signal came first: it is made again, or was
+		// of another thread with that number.
+		if isNew && seccomp.Waits(int(fd), n.ID) {
+			r.note(met)
+		}
+		// Or its thread has gone on or ended.
+		if pass {
+			_ = seccomp.Continue(int(fd), n.ID)
+		} else {
+			_ = seccomp.Refuse(int(fd), n.ID, met.errno)
+		}
+	})
 }
 
-// pace is how fast a run is answered.
-type pace struct {
-	credit float64
-	at     time.Time
+// foresee returns what a call will end with at its path, if there may be more to report.
+func (r *refusals) foresee(n seccomp.Notification) (o outcome) {
+	r.mu.Lock()
+	enough := r.paths >= maxPaths || r.reported >= maxRefusals
+	r.mu.Unlock()
+	if n.Thread == 0 || enough {
+		return o
+	}
+	return foresee(n.Thread, n.Call)
 }
+
+// slow waits until the next answer may be given.
+func (r *refusals) slow(p *pace) {
+	r.mu.Lock()
+	wait := p.next(time.Now())
+	r.mu.Unlock()
+	if wait > 0 {
+		time.Sleep(wait)
+	}
+}
+
+// pace is how fast a run is answered: so many at once, and as many per second.
+type pace struct {
+	rate, credit float64
+	at           time.Time
+}
+
+func newPace(rate float64) pace { return pace{rate: rate, credit: rate} }
 
 // next returns how long the next answer waits.
 func (p *pace) next(now time.Time) time.Duration {
-	p.credit = min(quickAnswers, p.credit+now.Sub(p.at).Seconds()*quickAnswers) - 1
+	p.credit = min(p.rate, p.credit+now.Sub(p.at).Seconds()*p.rate) - 1
 	p.at = now
 	if p.credit >= 0 {
 		return 0
 	}
-	return time.Duration(-p.credit * float64(time.Second) / quickAnswers)
+	return time.Duration(-p.credit * float64(time.Second) / p.rate)
 }
 
-// note keeps what is to be told of a call that waits for its answer.
-func (r *refusals) note(listener int, n seccomp.Notification, errno unix.Errno) {
-	what := refusal{n.Call.Name(), errno}
-	r.mu.Lock()
-	known := r.seen[what] || len(r.seen) >= maxRefusals
-	r.mu.Unlock()
-	if known {
-		return
-	}
-	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", n.Thread))
-	if !seccomp.Waits(listener, n.ID) {
-		// A signal came first: the call is made again or was not refused, and comm may be
-		// another's.
-		return
-	}
+// isNew reports whether a refusal has not been met, and is still to be reported.
+func (r *refusals) isNew(met refusal) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.seen[what] {
-		r.seen[what] = true
-		r.untold = append(r.untold, told{what, n.Call, string(bytes.TrimSuffix(comm, []byte("\n"))), int(n.Thread)})
-		r.beginTelling()
-	}
+	return !r.seen[met] && (met.call == "" || len(r.seen)-r.paths < maxRefusals)
 }
 
-// tellTo has f told of what was refused, and of what will be.
-func (r *refusals) tellTo(f func(spec.Refusal)) {
+// note keeps what is to be reported.
+func (r *refusals) note(met reported) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.seen[met.refusal] {
+		return
+	}
+	r.seen[met.refusal] = true
+	if met.call == "" {
+		r.paths++
+	}
+	r.pending = append(r.pending, met)
+	r.beginReports()
+}
+
+// reportTo has f called for what was refused, and for what will be.
+func (r *refusals) reportTo(f func(spec.Refusal)) {
 	if r == nil {
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.tell = f
-	r.beginTelling()
+	r.report = f
+	r.beginReports()
 }
 
-// beginTelling starts what tells, if it is needed. r.mu must be held.
-func (r *refusals) beginTelling() {
-	if r.tell != nil && r.telling == nil && len(r.untold) > 0 {
-		r.telling = make(chan struct{})
-		go r.tellAll()
+// beginReports starts reportAll, if it is needed. r.mu must be held.
+func (r *refusals) beginReports() {
+	if r.report != nil && r.reporting == nil && len(r.pending) > 0 {
+		r.reporting = make(chan struct{})
+		go r.reportAll()
 	}
 }
 
-// tellAll tells until nothing is left. No lock is held while the caller is told.
-func (r *refusals) tellAll() {
+// reportAll reports until nothing is left. No lock is held while the caller's function runs. What
+// takes a look at this machine is done here, and not before a call is answered, so that the run
+// can't find out from how long that takes what this machine has.
+func (r *refusals) reportAll() {
 	for {
 		r.mu.Lock()
-		if len(r.untold) == 0 {
-			close(r.telling)
-			r.telling = nil
+		if len(r.pending) == 0 {
+			close(r.reporting)
+			r.reporting = nil
 			r.mu.Unlock()
 			return
 		}
-		next, tell := r.untold[0], r.tell
-		r.untold = r.untold[1:]
+		next, report := r.pending[0], r.report
+		r.pending = r.pending[1:]
+		isPath := next.call == ""
+		enough := isPath && r.reported >= maxRefusals
 		r.mu.Unlock()
-		tell(r.explain(next))
+		if enough {
+			continue
+		}
+		if e, worth := r.explain(next); worth {
+			if isPath {
+				r.mu.Lock()
+				r.reported++
+				r.mu.Unlock()
+			}
+			report(e)
+		}
 	}
 }
 
-// finish waits until all has been told, as long as the delay allows: 0 is without a limit.
+// finish waits until all has been reported, as long as the delay allows: 0 is without a limit.
 func (r *refusals) finish(delay time.Duration) {
 	if r == nil {
 		return
 	}
 	r.mu.Lock()
-	all := r.telling
+	all := r.reporting
 	r.mu.Unlock()
 	var late <-chan time.Time
 	if delay != 0 {
@@ -243,26 +306,36 @@ func (r *refusals) finish(delay time.Duration) {
 	}
 }
 
-// explain finds the option with which the filter would let a call pass.
-func (r *refusals) explain(t told) spec.Refusal {
+// explain finds the option with which a call would not be refused, or end otherwise, and whether
+// that is worth reporting.
+func (r *refusals) explain(met reported) (e spec.Refusal, worth bool) {
+	e = spec.Refusal{Call: met.first.Name(), Path: met.path, Errno: met.errno, Comm: met.comm, PID: met.pid}
+	if met.call == "" {
+		e.Option, worth = optionFor(&r.root, met.outcome)
+		return e, worth
+	}
+	e.Option, e.Capability = r.optionForCall(met.first)
+	return e, true
+}
+
+// optionForCall finds the option with which the filter would let a call pass, and the capability
+// that is its value.
+func (r *refusals) optionForCall(c seccomp.Call) (option, capability string) {
 	s := &r.security
-	e := spec.Refusal{Call: t.call, Errno: t.errno, Option: "WithSeccomp", Comm: t.comm, PID: t.pid}
 	allows := func(capabilities []string, setID bool) bool {
 		f, err := seccomp.CachedDefault(capabilities, setID)
-		return err == nil && f.Allows(t.first)
+		return err == nil && f.Allows(c)
 	}
 	if s.Seccomp != nil {
-		return e
+		return "WithSeccomp", ""
 	}
 	if !s.SetID && allows(s.Capabilities, true) {
-		e.Option = "WithSetID"
-		return e
+		return "WithSetID", ""
 	}
 	for _, name := range spec.GivenCapabilities() {
 		if !slices.Contains(s.Capabilities, name) && allows(append(slices.Clip(s.Capabilities), name), s.SetID) {
-			e.Option, e.Capability = "WithCapabilities", name
-			break
+			return "WithCapabilities", name
 		}
 	}
-	return e
+	return "WithSeccomp", ""
 }

@@ -49,7 +49,7 @@ func (r *Run) execute(ctx context.Context, conf *spec.Spec, command *program.Pro
 		return err
 	}
 	if r.in == nil {
-		r.refused.tellTo(conf.Supervision.Refused)
+		r.refused.reportTo(conf.Supervision.Refused)
 	}
 	r.started = time.Now()
 	return r.under(ctx, func() error {

@@ -3,6 +3,7 @@
 package seccomp
 
 import (
+	"math/rand/v2"
 	"runtime"
 	"testing"
 	"unsafe"
@@ -21,7 +22,8 @@ func TestListener(t *testing.T) {
 	go func() { // this thread ends with it
 		runtime.LockOSThread()
 		_ = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-		n := f.Notifying()
+		n, err := f.Notifying()
+		assert.NoError(t, err)
 		code := n.Bytes()
 		program := unix.SockFprog{Len: uint16(n.Len()), Filter: (*unix.SockFilter)(unsafe.Pointer(&code[0]))}
 		fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(n.Flags), uintptr(unsafe.Pointer(&program)))
@@ -32,6 +34,10 @@ func TestListener(t *testing.T) {
 			_, _, errno := unix.Syscall(unix.SYS_IO_SETUP, 0, 0, 0)
 			results <- errno
 			_, _, errno = unix.Syscall(unix.SYS_MOUNT, 1, 2, 3)
+			results <- errno
+			_, _, errno = unix.Syscall(unix.SYS_CHDIR, 0, 0, 0)
+			results <- errno
+			_, _, errno = unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, 0)
 			results <- errno
 		}
 	}()
@@ -60,14 +66,70 @@ func TestListener(t *testing.T) {
 		require.False(t, Waits(fd, n.ID))
 		require.Equal(t, unix.ENOENT, Refuse(fd, n.ID, 0), "too late")
 	}
-	next <- true
 	n := receive()
+	require.Equal(t, "chdir", n.Call.Name())
+	require.EqualValues(t, unix.SECCOMP_RET_ALLOW, f.Decide(n.Call))
+	require.NoError(t, Continue(fd, n.ID))
+	require.Equal(t, unix.EFAULT, <-results, "the kernel's answer")
+	require.Equal(t, unix.EBUSY, <-results, "a second listener")
+	next <- true
+	n = receive()
 	require.NoError(t, Refuse(fd, n.ID, f.Errno(n.Call)))
 	<-results
 	receive()
 	require.NoError(t, unix.Close(fd)) // while mount waits
 	require.Equal(t, unix.ENOSYS, <-results)
+	require.Equal(t, unix.ENOSYS, <-results, "which the filter allows")
+	require.Equal(t, unix.EBUSY, <-results, "a second listener, when there is none any more")
 	next <- true
 	require.Equal(t, unix.ENOSYS, <-results)
 	require.Equal(t, unix.ENOSYS, <-results, "which the filter refuses with EPERM")
+	<-results
+	<-results
+}
+
+// What a notifying filter lets pass by itself, the filter allows, and so it does what is asked about
+// and passes on. It never lets a second listener in.
+func TestNotifying(t *testing.T) {
+	a, err := archFor(runtime.GOARCH)
+	require.NoError(t, err)
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		p := randomProfile(r)
+		f, err := Compile(p, runtime.GOARCH)
+		require.NoError(t, err)
+		n, err := f.Notifying()
+		require.NoError(t, err)
+		m := newMachine(t, n)
+		check := func(c Call) {
+			want := f.Decide(c)
+			flags := -1
+			named, isPath := PathCalls[c.Name()]
+			if isPath && named.MayBeEmpty() {
+				flags = named.Flags
+			}
+			switch {
+			case want&unix.SECCOMP_RET_ACTION_FULL == unix.SECCOMP_RET_ERRNO:
+				want = unix.SECCOMP_RET_USER_NOTIF
+			case want != unix.SECCOMP_RET_ALLOW:
+			case isPath && (flags < 0 || c.Args[flags]&unix.AT_EMPTY_PATH == 0):
+				want = unix.SECCOMP_RET_USER_NOTIF
+			case c.Name() == "seccomp" && c.Args[1]&unix.SECCOMP_FILTER_FLAG_NEW_LISTENER != 0:
+				want = unix.SECCOMP_RET_ERRNO | uint32(unix.EBUSY)
+			}
+			require.Equal(t, want, m.run(t, call{nr: c.Number, audit: c.Arch, args: c.Args}), "%s %+v", c.Name(), c)
+		}
+		for name := range PathCalls {
+			for _, flags := range []uint64{0, unix.AT_EMPTY_PATH, r.Uint64()} {
+				check(Call{Number: a.numbers[name], Arch: a.audit, Args: [maxArgs]uint64{0, 1, flags, flags, flags}})
+			}
+		}
+		check(Own("seccomp", 1, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER))
+		check(Own("seccomp", 1, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_LOG))
+		check(Own("seccomp", 1, unix.SECCOMP_FILTER_FLAG_LOG))
+		for range 40 {
+			check(Call{Number: r.Uint32N(500), Arch: a.audit})
+			check(Call{Number: a.numbers["openat"], Arch: r.Uint32()})
+		}
+	}
 }

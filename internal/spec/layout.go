@@ -46,7 +46,7 @@ func (r *Root) Layout(found Found) *Layout {
 	all := r.placed(found)
 	l := &Layout{Mkdirs: []string{"/proc", "/dev"}, Sys: !found.NoSys}
 	for _, p := range all { // who puts something there has it to himself
-		l.Sys = l.Sys && p.Dst != "/sys" && !isBelow(p.Dst, "/sys")
+		l.Sys = l.Sys && !IsIn(p.Dst, "/sys")
 	}
 	if l.Sys {
 		l.Mkdirs = append(l.Mkdirs, "/sys")
@@ -120,7 +120,7 @@ func (l *Layout) placeDirs(dirs []string) {
 	for _, dir := range dirs {
 		var on *Placed
 		for i, p := range l.Mounts {
-			if p.Dst == dir || isBelow(dir, p.Dst) {
+			if IsIn(dir, p.Dst) {
 				on = &l.Mounts[i]
 			}
 		}

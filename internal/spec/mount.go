@@ -91,9 +91,9 @@ func (m Mount) Check() error {
 	switch {
 	case dst == "/":
 		return errors.New("/: use WithRootfs")
-	case dst == "/proc" || isBelow(dst, "/proc"):
+	case IsIn(dst, "/proc"):
 		return fmt.Errorf("%s: /proc is the run's own", dst)
-	case dst == "/dev" || isBelow(dst, "/dev") && dst != "/dev/shm" && !isBelow(dst, "/dev/shm"):
+	case IsIn(dst, "/dev") && !IsIn(dst, "/dev/shm"):
 		return fmt.Errorf("%s: /dev is the run's own, but for /dev/shm", dst)
 	}
 	return m.Source.check(dst)

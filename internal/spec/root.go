@@ -154,5 +154,8 @@ func checkFiles(all map[string]Mount) (errs []error) {
 	return errs
 }
 
+// IsIn reports whether a path is a directory, which is not /, or lies in it.
+func IsIn(p, dir string) bool { return p == dir || isBelow(p, dir) }
+
 // isBelow reports whether a path lies in a directory, which is not /.
 func isBelow(p, dir string) bool { return strings.HasPrefix(p, dir+"/") }

@@ -21,6 +21,7 @@ type Security struct {
 // Refusal is sandbox.Refusal, which has its documentation.
 type Refusal struct {
 	Call       string
+	Path       string
 	Errno      syscall.Errno
 	Option     string
 	Capability string

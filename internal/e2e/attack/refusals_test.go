@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -61,6 +63,25 @@ func TestAttackRootlessRefusedFlood(t *testing.T) {
 	require.Greater(t, calls, limit, "the control")
 }
 
+// Nor by paths: calls that name them wait for a look at what they name. All that a run can do to
+// the look is to make it useless; nor does a run find out by it what this machine has.
+func TestAttackRootlessRefusedPaths(t *testing.T) {
+	t.Parallel()
+	var told atomic.Int64
+	count := sandbox.WithRefusals(func(r sandbox.Refusal) {
+		told.Add(1)
+		assert.LessOrEqual(t, len(r.Path), unix.PathMax)
+	})
+	names := runs.Output(t, runs.Helper("unruly paths").With(count))
+	require.Equal(t, runs.Output(t, runs.Helper("unruly paths")), names, "the same without")
+	require.LessOrEqual(t, told.Load(), int64(512))
+
+	var calls, took int
+	_, err := fmt.Sscan(runs.Output(t, runs.Helper("flood of paths").With(count)), &calls, &took)
+	require.NoError(t, err)
+	require.LessOrEqual(t, calls, 10000+10*(took+100), "at once, ten for each millisecond, and some leeway")
+}
+
 func init() {
 	testkit.AddHelper("flood of refused calls", func([]string) error {
 		var calls atomic.Int64
@@ -77,6 +98,23 @@ func init() {
 		fmt.Println(calls.Load(), time.Since(began).Milliseconds())
 		return nil // with calls that wait
 	})
+	testkit.AddHelper("flood of paths", func([]string) error {
+		var calls atomic.Int64
+		began := time.Now()
+		name, _ := unix.BytePtrFromString("/usr/" + strings.Repeat("../usr/", 100))
+		for range 4 {
+			go func() {
+				for {
+					_, _, _ = unix.Syscall(unix.SYS_FACCESSAT, atFDCWD, uintptr(unsafe.Pointer(name)), 0)
+					calls.Add(1)
+				}
+			}()
+		}
+		time.Sleep(time.Second)
+		fmt.Println(calls.Load(), time.Since(began).Milliseconds())
+		return nil
+	})
+	testkit.AddHelper("unruly paths", unrulyPaths)
 	testkit.AddHelper("give set-id bits", func(args []string) error {
 		_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("\x1b[2J\n\"\xff\x00")[0])), 0, 0, 0)
 		fmt.Println("begins")
@@ -130,6 +168,75 @@ func init() {
 			return errNothing
 		}},
 	})
+}
+
+const atFDCWD = ^uintptr(99) // AT_FDCWD
+
+// unrulyPaths names files in ways that a look at them has to bear, and prints how the calls end.
+func unrulyPaths([]string) error {
+	access := func(name string, path uintptr) {
+		_, _, errno := unix.Syscall(unix.SYS_FACCESSAT, atFDCWD, path, 0)
+		fmt.Println(name, unix.ErrnoName(errno))
+	}
+	text := func(name, path string) {
+		p, err := unix.BytePtrFromString(path)
+		if err != nil {
+			panic(err)
+		}
+		access(name, uintptr(unsafe.Pointer(p)))
+		runtime.KeepAlive(p)
+	}
+	page, err := unix.Mmap(-1, 0, 2*os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mprotect(page[os.Getpagesize():], unix.PROT_NONE); err != nil {
+		return err
+	}
+	end := page[os.Getpagesize()-4:]
+	copy(end, "/tmp")
+	access("a path without an end", uintptr(unsafe.Pointer(&end[0])))
+	copy(end, "/us\x00")
+	access("a path at the end of what can be read", uintptr(unsafe.Pointer(&end[0])))
+	access("no memory", 1)
+	access("memory of the kernel", ^uintptr(0)-4096)
+	text("too long a path", strings.Repeat("/tmp/..", 1000))
+	text("too long a name", "/"+strings.Repeat("x", 300))
+	text("many steps", strings.Repeat("/tmp/..", 500))
+	text("nothing", "")
+
+	_ = os.Symlink("loop", "/tmp/loop")
+	text("a loop", "/tmp/loop/x")
+	_ = os.Symlink("/tmp/..", "/tmp/up")
+	text("links", strings.Repeat("/tmp/up", 39)+"/etc")
+	_ = os.Symlink(strings.Repeat("/tmp/..", 500), "/tmp/long")
+	text("long links", "/tmp/long/tmp/long/tmp/long")
+	text("the root's parent", "/../../../../etc/nothing")
+	text("links of proc", "/proc/self/root/proc/self/cwd/proc/1/root/etc/shadow")
+	text("what a terminal would not bear", "/tmp/\x1b[2J\n\xff")
+
+	_ = unix.Mkfifo("/tmp/fifo", 0o600)
+	fd, err := unix.Open("/tmp/fifo", unix.O_RDONLY|unix.O_NONBLOCK, 0)
+	fmt.Println("a FIFO without a writer", fd >= 0, err)
+	fd, err = unix.Open("/tmp/fifo", unix.O_WRONLY|unix.O_NONBLOCK, 0)
+	fmt.Println("a FIFO with a reader", fd >= 0, err)
+
+	// Paths and files that change while calls wait, from a process of many threads that
+	// executes another program in their midst.
+	_ = os.Mkdir("/tmp/dir", 0o700)
+	name := append([]byte("/tmp/dir/"), make([]byte, 5000)...)
+	for i := range 8 {
+		go func() {
+			for {
+				_, _, _ = unix.Syscall(unix.SYS_FACCESSAT, atFDCWD, uintptr(unsafe.Pointer(&name[0])), 0)
+				name[(i*37)%len("/tmp/dir/")]++
+				_ = os.Rename("/tmp/dir", "/tmp/other")
+				_ = os.Rename("/tmp/other", "/tmp/dir")
+			}
+		}()
+	}
+	time.Sleep(200 * time.Millisecond)
+	return unix.Exec("/bin/sh", []string{"sh", "-c", "echo the end"}, nil)
 }
 
 // loadFilter loads a filter of one instruction for this thread.
