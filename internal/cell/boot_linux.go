@@ -88,7 +88,7 @@ func (c *Cell) start(w wall.Wall, bin *binary, control *os.File) error {
 		if err == nil {
 			c.process = process
 			go c.reap()
-			err = c.client.Hello(bootTimeout)
+			c.init, err = c.client.Hello(bootTimeout)
 		}
 		result <- err
 	}()
@@ -108,7 +108,7 @@ func (c *Cell) start(w wall.Wall, bin *binary, control *os.File) error {
 func (c *Cell) describe(bin *binary, control *os.File) *wall.Container {
 	w := &wall.Container{
 		ID:     c.state.id,
-		Dir:    filepath.Join(c.state.dir, "container"),
+		Dir:    filepath.Join(c.state.dir, containerName),
 		Rootfs: c.rootfs(),
 		Binds:  bin.binds(),
 		// The control socket is descriptor 3, this program's own file the next one.
@@ -129,6 +129,7 @@ func (c *Cell) describe(bin *binary, control *os.File) *wall.Container {
 		w.Adopt = c.Limits.Adopt
 	default:
 		w.Cgroup = filepath.Join(c.Limits.Path(), "cell")
+		w.MakeCgroup = c.Limits.MakeOwn
 	}
 	return w
 }
@@ -169,6 +170,9 @@ const controllers = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n" +
 func (c *Cell) makePlaces() error {
 	b := program.NewBuilder()
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
+	if c.config.Runtime != "" {
+		wall.Finish(b)
+	}
 	for _, dir := range []string{program.CellRoot, program.CellChanges, program.CellStaging, program.CellEmpty, program.CellTemplates} {
 		b.Mkdir(program.AtCWD, dir, 0o755)
 	}

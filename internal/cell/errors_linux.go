@@ -22,6 +22,9 @@ func (e *BootError) Unwrap() error { return e.Err }
 // Why is a cause of a BootError for which there is a remedy.
 type Why = wall.Why
 
+// MissingError reports that Config.Runtime is not installed.
+type MissingError = wall.MissingError
+
 // The causes, as they are in package wall.
 const (
 	Other               = wall.Other
