@@ -3,7 +3,6 @@
 package wall
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -42,11 +41,16 @@ func (w *Command) Start(c *Container) (Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("describing it to %s: %w", w.name, err)
 	}
+	args = append([]string{w.path}, args...)
+	joins := w.joins
+	if w.hybrid != nil && hybridCgroups() {
+		args, joins = w.hybrid(args), true
+	}
 	// In a shell, because a process's own pid is in what some runtimes want to know of the
 	// descriptors that are for PID 1 (sd_listen_fds(3)), and has to be in its cgroup before it
 	// has children.
 	var join []string
-	if w.joins && c.MakeCgroup != nil {
+	if joins && c.MakeCgroup != nil {
 		dirs, err := c.MakeCgroup()
 		if err != nil {
 			return nil, fmt.Errorf("making its cgroup: %w", err)
@@ -55,7 +59,7 @@ func (w *Command) Start(c *Container) (Process, error) {
 			join = append(join, filepath.Join(dir, "cgroup.procs"))
 		}
 	}
-	cmd := exec.Command("/bin/sh", append([]string{"-c", launch, "sh"}, append(append(join, "--", w.path), args...)...)...)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", launch, "sh"}, append(append(join, "--"), args...)...)...)
 	cmd.Dir = "/"
 	cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, w.env...)
 	cmd.ExtraFiles = c.Files
@@ -80,20 +84,10 @@ func (p *command) Wait() (*os.ProcessState, error) {
 
 func (p *command) Signal(sig os.Signal) error { return p.Process.Signal(sig) }
 
-func (p *command) Destroy() error { return p.wall.clean(p.wall.path, p.container) }
+func (p *command) Destroy() error { return Clean(p.wall.name, p.container.ID, p.container.Dir) }
 
 // Explain implements Wall. The texts of runtimes are for people.
 func (*Command) Explain(error) (Why, bool) { return Other, false }
-
-// Clean removes what a container's dead owner, and its runtime if that was killed too, have left
-// outside of the container's directory dir and of cgroups.
-func Clean(name, id, dir string) error {
-	w, err := Installed(name)
-	if err != nil {
-		return nil // without it, nothing of it is there
-	}
-	return w.clean(w.path, &Container{ID: id, Dir: dir})
-}
 
 // mountPoints makes what is mounted over in the container's root. All of it belongs to this process
 // and is covered, or out of sight, once Finish has been executed.
@@ -126,13 +120,4 @@ func plain(texts ...string) error {
 		}
 	}
 	return nil
-}
-
-// removeIfThere removes a file, or a directory with all that is in it.
-func removeIfThere(paths ...string) error {
-	var errs []error
-	for _, p := range paths {
-		errs = append(errs, os.RemoveAll(p))
-	}
-	return errors.Join(errs...)
 }

@@ -93,10 +93,11 @@ func lxcPath(p string) string {
 	return strings.NewReplacer(`\`, `\134`, " ", `\040`, "\t", `\011`).Replace(p)
 }
 
-// lxcClean removes the locks that LXC leaves for each container.
-func lxcClean(_ string, c *Container) error {
-	lock := filepath.Join("/run/lxc/lock", c.Dir, "."+c.ID)
-	if err := removeIfThere(lock); err != nil {
+// lxcClean removes the lock that LXC leaves for each container, and the directories above it if no other
+// is in them.
+func lxcClean(id, dir string) error {
+	lock := filepath.Join("/run/lxc/lock", dir, "."+id)
+	if err := os.RemoveAll(lock); err != nil {
 		return err
 	}
 	for dir := filepath.Dir(lock); dir != "/run/lxc/lock" && os.Remove(dir) == nil; dir = filepath.Dir(dir) {

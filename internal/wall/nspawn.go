@@ -5,6 +5,7 @@ package wall
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -43,6 +44,6 @@ func nspawn(_ *runtime, c *Container) ([]string, error) {
 func nspawnPath(p string) string { return strings.NewReplacer(`\`, `\\`, ":", `\:`).Replace(p) }
 
 // nspawnClean removes the directory by which systemd-nspawn would take mounts for the container.
-func nspawnClean(_ string, c *Container) error {
-	return removeIfThere(filepath.Join("/run/systemd/nspawn/propagate", c.ID), filepath.Join("/run/systemd/nspawn/unix-export", c.ID))
+func nspawnClean(id, _ string) error {
+	return os.RemoveAll(filepath.Join("/run/systemd/nspawn/propagate", id))
 }

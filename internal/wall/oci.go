@@ -4,14 +4,12 @@ package wall
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // oci returns the arguments of a runtime that has runc's command line, and writes the container's
@@ -24,21 +22,8 @@ func oci(_ *runtime, c *Container) ([]string, error) {
 	if err := os.WriteFile(filepath.Join(c.Dir, "config.json"), b, 0o600); err != nil {
 		return nil, err
 	}
-	return []string{"--root", ociState(c), "run", "--preserve-fds", fmt.Sprint(len(c.Files)), "--bundle", c.Dir, c.ID}, nil
-}
-
-// ociState is where the runtime has its notes on the container.
-func ociState(c *Container) string { return filepath.Join(c.Dir, "state") }
-
-// ociClean has the runtime remove the container if its notes say that it is there.
-func ociClean(path string, c *Container) error {
-	if _, err := os.Stat(filepath.Join(ociState(c), c.ID)); errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if out, err := exec.Command(path, "--root", ociState(c), "delete", "--force", c.ID).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s delete: %w: %s", path, err, strings.TrimSpace(string(out)))
-	}
-	return nil
+	// Its own notes are in the bundle, and go with it.
+	return []string{"--root", filepath.Join(c.Dir, "state"), "run", "--preserve-fds", fmt.Sprint(len(c.Files)), "--bundle", c.Dir, c.ID}, nil
 }
 
 // ociSpec describes the container in the words of the OCI runtime specification.
@@ -103,4 +88,18 @@ func ociMapping(extents []Extent) (list []specs.LinuxIDMapping) {
 		list = append(list, specs.LinuxIDMapping{ContainerID: uint32(e.Inside), HostID: uint32(e.Outside), Size: uint32(e.Size)})
 	}
 	return list
+}
+
+// crunHybrid keeps hybrid cgroups out of crun's sight, which refuses to start beside them even if it
+// is to leave cgroups alone: in a mount namespace of its own, an empty file system covers them.
+func crunHybrid(args []string) []string {
+	const hide = `mount -t tmpfs none /sys/fs/cgroup && exec "$@"`
+	return append([]string{"unshare", "--mount", "--propagation", "slave", "/bin/sh", "-c", hide, "sh", args[0], "--cgroup-manager=disabled"}, args[1:]...)
+}
+
+// hybridCgroups reports whether v1 hierarchies are mounted beside a v2 one, where systemd puts
+// both: systemd's src/basic/cgroup-util.c, cg_unified_cached.
+func hybridCgroups() bool {
+	var st unix.Statfs_t
+	return unix.Statfs("/sys/fs/cgroup/unified", &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
 }

@@ -22,17 +22,38 @@ type runtime struct {
 	command func(r *runtime, c *Container) ([]string, error)
 	env     []string
 	joins   bool // it leaves its cgroup to who starts it
-	// clean removes what a runtime that was killed leaves outside of Container.Dir.
-	clean func(path string, c *Container) error
+	// hybrid changes the command for hybrid cgroups, and has the runtime leave its cgroup to who
+	// starts it there. It is nil if the runtime can deal with them.
+	hybrid func(args []string) []string
+	// clean removes what it leaves outside of Container.Dir and of cgroups, at least if it is
+	// killed. It is nil if that is nothing.
+	clean func(id, dir string) error
 }
 
 // runtimes are those that spec.Runtimes names.
 var runtimes = []runtime{
-	{name: "runc", program: "runc", debian: "runc", pieces: true, command: oci, clean: ociClean},
-	{name: "crun", program: "crun", debian: "crun", pieces: true, command: oci, clean: ociClean},
-	{name: "youki", program: "youki", pieces: true, command: oci, clean: ociClean},
+	{name: "runc", program: "runc", debian: "runc", pieces: true, command: oci},
+	{name: "crun", program: "crun", debian: "crun", pieces: true, command: oci, hybrid: crunHybrid},
+	{name: "youki", program: "youki", pieces: true, command: oci},
 	{name: "systemd-nspawn", program: "systemd-nspawn", debian: "systemd-container", command: nspawn, env: nspawnEnv, joins: true, clean: nspawnClean},
 	{name: "lxc", program: "lxc-start", debian: "lxc", pieces: true, command: lxc, env: lxcEnv, clean: lxcClean},
+}
+
+func named(name string) *runtime {
+	i := slices.IndexFunc(runtimes, func(r runtime) bool { return r.name == name })
+	if i < 0 {
+		return nil
+	}
+	return &runtimes[i]
+}
+
+// Clean removes what a runtime has left of a container outside of the container's Dir and of
+// cgroups. The container must have ended.
+func Clean(runtime, id, dir string) error {
+	if r := named(runtime); r != nil && r.clean != nil {
+		return r.clean(id, dir)
+	}
+	return nil
 }
 
 // MissingError reports that a runtime is not installed.
@@ -58,11 +79,10 @@ func (e *MissingError) Remedy() string {
 // Installed returns the Wall of a runtime that is installed on this machine. The error is a
 // *MissingError if it is not.
 func Installed(name string) (*Command, error) {
-	i := slices.IndexFunc(runtimes, func(r runtime) bool { return r.name == name })
-	if i < 0 {
+	r := named(name)
+	if r == nil {
 		return nil, fmt.Errorf("no container runtime %q is known", name)
 	}
-	r := &runtimes[i]
 	path, err := exec.LookPath(r.program)
 	if err != nil {
 		return nil, &MissingError{Runtime: r.name, Debian: r.debian, Err: err}
