@@ -25,6 +25,15 @@ type Why = wall.Why
 // MissingError reports that Config.Runtime is not installed.
 type MissingError = wall.MissingError
 
+// RuntimeVersion returns what the Config.Runtime says about its version.
+func RuntimeVersion(name string) (string, error) {
+	w, err := wall.Installed(name)
+	if err != nil {
+		return "", err
+	}
+	return w.Version()
+}
+
 // The causes, as they are in package wall.
 const (
 	Other               = wall.Other

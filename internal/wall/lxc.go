@@ -20,14 +20,21 @@ func lxc(_ *runtime, c *Container) ([]string, error) {
 	conf.set("lxc.rootfs.path", "dir:"+c.Rootfs)
 	conf.set("lxc.rootfs.options", "ro")
 	conf.set("lxc.uts.name", hostname)
-	conf.set("lxc.net.0.type", map[bool]string{false: "empty", true: "none"}[c.HostNetwork])
 	conf.set("lxc.console.path", "none")
 	conf.set("lxc.tty.max", "0")
 	conf.set("lxc.pty.max", "0")
 	conf.set("lxc.autodev", "1")
 	conf.set("lxc.mount.auto", "proc:rw")
 	// Runs are cloned into cgroups that are not below the container's.
-	conf.set("lxc.namespace.keep", "cgroup")
+	network, keep := "empty", "cgroup"
+	if c.HostNetwork {
+		network, keep = "none", "cgroup net"
+	}
+	conf.set("lxc.net.0.type", network)
+	if _, err := os.Stat("/proc/self/ns/time"); err == nil {
+		keep += " time" // nobody asks for one of the cell's own
+	}
+	conf.set("lxc.namespace.keep", keep)
 	conf.set("lxc.init.cmd", strings.Join(c.Args, " "))
 	for _, e := range c.Env {
 		conf.set("lxc.environment", e)

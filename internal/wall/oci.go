@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -28,8 +29,12 @@ func oci(_ *runtime, c *Container) ([]string, error) {
 
 // ociSpec describes the container in the words of the OCI runtime specification.
 func ociSpec(c *Container) *specs.Spec {
-	// Those are enough, and runtimes refuse names that are newer than they are.
-	caps := hostCapabilities
+	caps := c.capabilities()
+	if caps == nil {
+		// Not all that this kernel has: a runtime may refuse names that are newer than it is.
+		// A run's PID 1, which a further command enters by, is not dumpable (ptrace(2)).
+		caps = append(slices.Clip(hostCapabilities), "CAP_SYS_PTRACE")
+	}
 	s := &specs.Spec{
 		Version: "1.0.2",
 		Process: &specs.Process{
