@@ -87,8 +87,10 @@ func (c *Cell) start(w wall.Wall, bin *binary, control *os.File) error {
 		control.Close()
 		if err == nil {
 			c.process = process
-			go c.reap()
+			greeted := make(chan struct{})
+			go c.reap(greeted)
 			c.init, err = c.client.Hello(bootTimeout)
+			close(greeted)
 		}
 		result <- err
 	}()
@@ -141,9 +143,18 @@ func mapping(extents []extent) (list []wall.Extent) {
 	return list
 }
 
-// reap waits for the fork server, a child of this process.
-func (c *Cell) reap() {
+// reap waits for the fork server, or for what stands for it: then that was killed and could not end
+// the fork server, which goes too. By then it is known which process it is.
+func (c *Cell) reap(greeted <-chan struct{}) {
 	c.end, _ = c.process.Wait()
+	<-greeted
+	if c.init != nil && unix.PidfdSendSignal(int(c.init.Fd()), unix.SIGKILL, nil, 0) == nil {
+		for ended := []unix.PollFd{{Fd: int32(c.init.Fd()), Events: unix.POLLIN}}; ; {
+			if n, err := unix.Poll(ended, -1); n > 0 || err != unix.EINTR {
+				break
+			}
+		}
+	}
 	close(c.done)
 }
 

@@ -292,18 +292,27 @@ func belongs(id string) (pids []int) {
 	return pids
 }
 
-// Runs of a cell whose PID 1 is killed report that, as in any other.
+// Runs of a cell whose PID 1 is killed report that, as in any other, and so if the runtime is.
 func TestWallsKilledCell(t *testing.T) {
 	t.Parallel()
 	eachWall(t, func(t *testing.T, name string) {
-		cell, in := newWalled(t, sandbox.CellRuntime(name))
-		p := runs.Start(t, runs.Shell("exec sleep 1000", in))
-		require.NoError(t, unix.Kill(initOf(t, p.PID()), unix.SIGKILL))
-		_, err := p.Wait()
-		require.ErrorIs(t, err, sandbox.ErrCellLost)
-		_, err = runs.Shell("true", in).Run(testkit.Deadline(t))
-		require.ErrorIs(t, err, sandbox.ErrCellLost)
-		require.NoError(t, cell.Close())
+		for _, victim := range []string{"PID 1", "runtime"} {
+			cell, in := newWalled(t, sandbox.CellRuntime(name))
+			p := runs.Start(t, runs.Shell("exec sleep 1000", in))
+			pid := initOf(t, p.PID())
+			id := filepath.Base(cellGroup(p.PID()))
+			if victim == "runtime" {
+				for pid = testkit.Parent(t, pid); testkit.Parent(t, pid) != os.Getpid(); pid = testkit.Parent(t, pid) {
+				}
+			}
+			require.NoError(t, unix.Kill(pid, unix.SIGKILL))
+			_, err := p.Wait()
+			require.ErrorIs(t, err, sandbox.ErrCellLost, victim)
+			_, err = runs.Shell("true", in).Run(testkit.Deadline(t))
+			require.ErrorIs(t, err, sandbox.ErrCellLost, victim)
+			require.NoError(t, cell.Close())
+			require.Empty(t, belongs(id))
+		}
 	})
 }
 
