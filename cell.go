@@ -14,6 +14,7 @@ type cellConfig struct {
 	network      Network // nil for NetworkNone
 	cgroupParent string
 	hostIDs      bool
+	runtime      string // "" for libcontainer
 }
 
 // CellNetwork sets which network runs of the cell can have: with NetworkHost all of its runs must
@@ -26,6 +27,13 @@ func CellCgroupParent(path string) CellOption { return func(c *cellConfig) { c.c
 // CellWithoutUserNamespace makes a cell for runs with WithoutUserNamespace: see there for what such
 // runs lack. All runs of the cell must use that option. It needs root.
 func CellWithoutUserNamespace() CellOption { return func(c *cellConfig) { c.hostIDs = true } }
+
+// CellRuntime has an installed container runtime make the cell, in place of libcontainer, which is
+// linked into this program: "runc", "crun", "youki", "systemd-nspawn" or "lxc". Runs are made in
+// the same way and cost the same in each. What the runtimes add and lack, and which versions were
+// tried, is in docs/WALLS.md. It needs root. If the runtime is not installed, the *SetupError of
+// NewCell names the Debian package that has it.
+func CellRuntime(name string) CellOption { return func(c *cellConfig) { c.runtime = name } }
 
 // Cell is an outer container of its own for runs that must not share one with others. Most programs
 // need none: runs share a default cell, which the first of them boots.
@@ -58,6 +66,9 @@ func (c *cellConfig) check() error {
 	}
 	if err := spec.CheckCgroupParent(c.cgroupParent); err != nil {
 		errs = append(errs, fault.Option("CellCgroupParent", "%w", err))
+	}
+	if err := spec.CheckRuntime(c.runtime, c.hostIDs); err != nil {
+		errs = append(errs, fault.Option("CellRuntime", "%w", err))
 	}
 	return errors.Join(errs...)
 }

@@ -82,7 +82,7 @@ func check(ctx context.Context) (list []Feature) {
 }
 
 func newCell(c cellConfig) (*cellImpl, error) {
-	return engine.Boot(cell.Config{HostNetwork: c.network == NetworkHost, HostIDs: c.hostIDs, CgroupParent: c.cgroupParent})
+	return engine.Boot(cell.Config{HostNetwork: c.network == NetworkHost, HostIDs: c.hostIDs, CgroupParent: c.cgroupParent, Runtime: c.runtime})
 }
 
 func closeCell(c *cellImpl) error { return engine.End(context.Background(), c) }

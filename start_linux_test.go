@@ -90,6 +90,7 @@ func TestWrongCells(t *testing.T) {
 		"CellCgroupParent: \"/a/\" is not in":  CellCgroupParent("/a/"),
 		`CellCgroupParent: "/a\x00" contains`:  CellCgroupParent("/a\x00"),
 		`CellCgroupParent: "/a\nb" contains a`: CellCgroupParent("/a\nb"),
+		"CellRuntime: no container runtime \"podman\" is known: use one of runc, crun, youki, systemd-nspawn, lxc": CellRuntime("podman"),
 	} {
 		c, err := NewCell(nil, o)
 		requireOptionError(t, err, "sandbox: "+name)
@@ -98,6 +99,8 @@ func TestWrongCells(t *testing.T) {
 	_, err := NewCell(CellNetwork(new(PrivateNetwork).As("a")), CellCgroupParent("a"))
 	require.ErrorContains(t, err, "CellNetwork")
 	require.ErrorContains(t, err, "CellCgroupParent")
+	_, err = NewCell(CellWithoutUserNamespace(), CellRuntime("lxc"))
+	requireOptionError(t, err, "sandbox: CellRuntime: lxc makes no cell with CellWithoutUserNamespace: leave one of them out, or use runc")
 	for _, c := range []*Cell{nil, {}} {
 		require.ErrorContains(t, c.Close(), "the cell was not made by NewCell")
 		_, err := New(valid, WithCell(c)).Run(context.Background())

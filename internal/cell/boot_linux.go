@@ -87,8 +87,10 @@ func (c *Cell) start(w wall.Wall, bin *binary, control *os.File) error {
 		control.Close()
 		if err == nil {
 			c.process = process
-			go c.reap()
-			err = c.client.Hello(bootTimeout)
+			greeted := make(chan struct{})
+			go c.reap(greeted)
+			c.init, err = c.client.Hello(bootTimeout)
+			close(greeted)
 		}
 		result <- err
 	}()
@@ -108,7 +110,7 @@ func (c *Cell) start(w wall.Wall, bin *binary, control *os.File) error {
 func (c *Cell) describe(bin *binary, control *os.File) *wall.Container {
 	w := &wall.Container{
 		ID:     c.state.id,
-		Dir:    filepath.Join(c.state.dir, "container"),
+		Dir:    filepath.Join(c.state.dir, containerName),
 		Rootfs: c.rootfs(),
 		Binds:  bin.binds(),
 		// The control socket is descriptor 3, this program's own file the next one.
@@ -129,6 +131,7 @@ func (c *Cell) describe(bin *binary, control *os.File) *wall.Container {
 		w.Adopt = c.Limits.Adopt
 	default:
 		w.Cgroup = filepath.Join(c.Limits.Path(), "cell")
+		w.MakeCgroup = c.Limits.MakeOwn
 	}
 	return w
 }
@@ -140,9 +143,18 @@ func mapping(extents []extent) (list []wall.Extent) {
 	return list
 }
 
-// reap waits for the fork server, a child of this process.
-func (c *Cell) reap() {
+// reap waits for the fork server, or for what stands for it: then that was killed and could not end
+// the fork server, which goes too. By then it is known which process it is.
+func (c *Cell) reap(greeted <-chan struct{}) {
 	c.end, _ = c.process.Wait()
+	<-greeted
+	if c.init != nil && unix.PidfdSendSignal(int(c.init.Fd()), unix.SIGKILL, nil, 0) == nil {
+		for ended := []unix.PollFd{{Fd: int32(c.init.Fd()), Events: unix.POLLIN}}; ; {
+			if n, err := unix.Poll(ended, -1); n > 0 || err != unix.EINTR {
+				break
+			}
+		}
+	}
 	close(c.done)
 }
 
@@ -169,6 +181,9 @@ const controllers = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n" +
 func (c *Cell) makePlaces() error {
 	b := program.NewBuilder()
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
+	if c.config.Runtime != "" {
+		wall.Finish(b)
+	}
 	for _, dir := range []string{program.CellRoot, program.CellChanges, program.CellStaging, program.CellEmpty, program.CellTemplates} {
 		b.Mkdir(program.AtCWD, dir, 0o755)
 	}

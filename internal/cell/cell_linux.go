@@ -31,6 +31,7 @@ type Config struct {
 	HostNetwork  bool
 	HostIDs      bool   // no user namespace: root only
 	CgroupParent string // "" to choose
+	Runtime      string // of spec.Runtimes; "" for libcontainer
 }
 
 // Cell is a booted cell.
@@ -42,7 +43,8 @@ type Cell struct {
 	porting sync.Mutex
 	porter  *porter // rootless only; see livePorter
 	stderr  *os.File
-	process wall.Process // PID 1, once it was started
+	process wall.Process // PID 1 or what stands for it, once it was started
+	init    *os.File     // PID 1's pidfd, once it has greeted
 
 	// Limits is where runs get their cgroups. It is nil if cgroups can't be used; LimitsErr
 	// then says why.
@@ -69,7 +71,7 @@ type Cell struct {
 // Boot makes a cell. It first removes what dead owners of cells have left behind. Its error is a
 // *BootError.
 func Boot(config Config) (*Cell, error) {
-	w, err := wall.Libcontainer()
+	w, err := config.wall()
 	if err != nil {
 		return nil, &BootError{Err: err}
 	}
@@ -79,6 +81,24 @@ func Boot(config Config) (*Cell, error) {
 	}
 	return c, nil
 }
+
+// wall returns what makes the container.
+func (config *Config) wall() (wall.Wall, error) {
+	if config.Runtime == "" {
+		return wall.Libcontainer()
+	}
+	w, err := wall.Installed(config.Runtime)
+	switch {
+	case err != nil:
+		return nil, err
+	case !asRoot():
+		return nil, ErrRuntimeNeedsRoot
+	}
+	return w, nil
+}
+
+// ErrRuntimeNeedsRoot reports that Config.Runtime takes root.
+var ErrRuntimeNeedsRoot = errors.New("only root's cells can be made by another container runtime")
 
 func bootNew(config Config, w wall.Wall) (_ *Cell, err error) {
 	if inRun() {
@@ -101,6 +121,9 @@ func bootNew(config Config, w wall.Wall) (_ *Cell, err error) {
 	} else if c.ids, err = chooseIDs(); err != nil {
 		return nil, err
 	}
+	if w, ok := w.(*wall.Command); ok {
+		c.ids.oneExtent = w.OneExtent()
+	}
 	if c.state, err = newState(root); err != nil {
 		return nil, err
 	}
@@ -109,6 +132,9 @@ func bootNew(config Config, w wall.Wall) (_ *Cell, err error) {
 			c.destroy()
 		}
 	}()
+	if err := c.state.noteRuntime(config.Runtime); err != nil {
+		return nil, err
+	}
 	if err := c.ids.open(root); err != nil {
 		return nil, err
 	}
@@ -249,7 +275,7 @@ func (c *Cell) Close(ctx context.Context) error {
 		case <-c.done:
 		case <-ctx.Done():
 			err = fmt.Errorf("waiting for the cell to end: %w", ctx.Err())
-			_ = c.process.Signal(unix.SIGKILL)
+			c.kill()
 			<-c.done
 		}
 		c.busy.Wait()
@@ -258,10 +284,22 @@ func (c *Cell) Close(ctx context.Context) error {
 	return err
 }
 
+// goneIn is how long a wall has to remove what it made, once PID 1 has ended.
+const goneIn = 10 * time.Second
+
+// kill kills PID 1 and, if that has not greeted or what stands for it does not end, the latter.
+func (c *Cell) kill() {
+	if c.init != nil && unix.PidfdSendSignal(int(c.init.Fd()), unix.SIGKILL, nil, 0) == nil {
+		time.AfterFunc(goneIn, func() { _ = c.process.Signal(unix.SIGKILL) })
+		return
+	}
+	_ = c.process.Signal(unix.SIGKILL)
+}
+
 func (c *Cell) destroy() error {
 	var errs []error
 	if c.process != nil { // even if the boot failed later
-		_ = c.process.Signal(unix.SIGKILL)
+		c.kill()
 		<-c.done
 	}
 	c.porting.Lock()
@@ -278,6 +316,9 @@ func (c *Cell) destroy() error {
 	c.maps.close()
 	c.networks.close()
 	c.ids.close()
+	if c.init != nil {
+		c.init.Close()
+	}
 	if c.stderr != nil {
 		c.stderr.Close()
 	}

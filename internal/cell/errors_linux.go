@@ -22,6 +22,18 @@ func (e *BootError) Unwrap() error { return e.Err }
 // Why is a cause of a BootError for which there is a remedy.
 type Why = wall.Why
 
+// MissingError reports that Config.Runtime is not installed.
+type MissingError = wall.MissingError
+
+// RuntimeVersion returns what the Config.Runtime says about its version.
+func RuntimeVersion(name string) (string, error) {
+	w, err := wall.Installed(name)
+	if err != nil {
+		return "", err
+	}
+	return w.Version()
+}
+
 // The causes, as they are in package wall.
 const (
 	Other               = wall.Other

@@ -29,6 +29,8 @@ type ids struct {
 	uid, gid idRange
 	rootless bool
 	host     bool // no user namespace: ids are the host's, and runs share them
+	// The cell's map is a single extent: as root, it does without the blocks below its own.
+	oneExtent bool
 
 	claims *claims
 	root   int64 // as root: the cell's own block in uid and gid
@@ -158,6 +160,8 @@ func (i *ids) extents(r idRange, own int64) (list []extent) {
 	switch {
 	case r.size == 1:
 		all = []extent{{0, r.start, 1}}
+	case i.oneExtent && !i.rootless:
+		all = []extent{{0, r.start + i.root, r.size - i.root}}
 	case i.rootless:
 		all = []extent{{0, own, 1}, {1, r.start, r.size - 1}}
 	}
@@ -325,4 +329,10 @@ func parseSubIDs(r io.Reader, name, uid string) (best idRange) {
 }
 
 // blocks returns how many runs can have ids of their own at the same time.
-func (i *ids) blocks() int64 { return i.size()/i.block() - 1 }
+func (i *ids) blocks() int64 {
+	mapped := i.size()
+	if i.oneExtent {
+		mapped -= i.root
+	}
+	return mapped/i.block() - 1
+}

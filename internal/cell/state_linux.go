@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/limits"
+	"github.com/cellkit/sandbox/internal/wall"
 )
 
 // state is a cell's directory. Its lock file is locked as long as its owner lives, and the kernel
@@ -180,6 +181,11 @@ func sweepOne(root string, e os.DirEntry) error {
 			return fmt.Errorf("removing the cgroups of dead cell %s: %w", e.Name(), err)
 		}
 	}
+	if name, err := os.ReadFile(filepath.Join(dir, runtimeName)); err == nil {
+		if err := wall.Clean(string(name), e.Name(), filepath.Join(dir, containerName)); err != nil {
+			return fmt.Errorf("cleaning up after %s of dead cell %s: %w", name, e.Name(), err)
+		}
+	}
 	return os.RemoveAll(dir)
 }
 
@@ -191,3 +197,18 @@ func recent(e os.DirEntry) bool {
 
 // cgroupName is the file to which a cell writes where its cgroups are, before it makes them.
 const cgroupName = "cgroup"
+
+// runtimeName is the file with the Config.Runtime of a cell, if there is one, and containerName the
+// directory that is wall.Container.Dir.
+const (
+	runtimeName   = "runtime"
+	containerName = "container"
+)
+
+// noteRuntime writes down which runtime a later sweep has to clean up after.
+func (s *state) noteRuntime(name string) error {
+	if name == "" {
+		return nil
+	}
+	return os.WriteFile(filepath.Join(s.dir, runtimeName), []byte(name), 0o600)
+}

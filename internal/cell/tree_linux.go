@@ -158,10 +158,12 @@ func startPorter() (*porter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting a process that opens host directories: %w", err)
 	}
-	if err := p.client.Hello(bootTimeout); err != nil {
+	pidfd, err := p.client.Hello(bootTimeout)
+	if err != nil {
 		p.close()
 		return nil, err
 	}
+	pidfd.Close() // it is a child
 	return p, nil
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // settings holds what the command line asks for.
@@ -33,6 +34,8 @@ type settings struct {
 	network *sandbox.PrivateNetwork // made of these, or nil
 	denied  denied                  // what it refused
 	publish bool
+	wall    string // who makes the cell, "" for the library itself
+	cell    []sandbox.CellOption
 	name    string   // of the run, for "sandbox exec"
 	hold    bool     // no command of its own
 	env     []string // of -env
@@ -80,7 +83,7 @@ var limitFlags = []runFlag{
 		s.add(sandbox.WithOutputLimit(n))
 	})},
 	{"rlimit", "NAME=SOFT[:HARD]", "resource limit of getrlimit(2), such as nofile=64; \"unlimited\" is a value*", "WithRlimit", rlimit},
-	{"cgroup-parent", "PATH", "cgroup below which the run's is made", "WithCgroupParent", text(sandbox.WithCgroupParent)},
+	{"cgroup-parent", "PATH", "cgroup below which the run's is made", "WithCgroupParent", cgroupParent},
 }
 
 var fileFlags = []runFlag{
@@ -106,7 +109,7 @@ var commandFlags = []runFlag{
 	{"bandwidth", "SIZE", "bytes per second each way between it and what -allow and -publish lead to", "Bandwidth", size(func(s *settings, n int64) { s.private = append(s.private, sandbox.Bandwidth(n)) })},
 	{"publish", "[ADDR:]PORT:PORT[/udp]", "pass what comes to an address of this machine (default 127.0.0.1) on to a port of the run*", "WithPublish", publish},
 	{"time-offset", "TIME", "move the monotonic and the boot clock, such as by 24h or -10s", "WithTimeOffset", duration(func(s *settings, d time.Duration) { s.add(sandbox.WithTimeOffset(d)) })},
-	{"no-user-ns", "", "no user namespace: one wall less, and the host's ids; root only", "WithoutUserNamespace", toggle(func(s *settings) { s.add(sandbox.WithoutUserNamespace()) })},
+	{"no-user-ns", "", "no user namespace: one wall less, and the host's ids; root only", "WithoutUserNamespace", toggle(noUserNamespace)},
 	{"cap", "NAME", "keep a capability, such as NET_BIND_SERVICE*", "WithCapabilities", capability},
 	{"seccomp", "FILE", "seccomp profile, the linux.seccomp object of an OCI configuration in JSON", "WithSeccomp", seccomp},
 	{"set-id", "", "let it set set-uid and set-gid bits of files; else EPERM", "WithSetID", toggle(func(s *settings) { s.add(sandbox.WithSetID()) })},
@@ -114,6 +117,7 @@ var commandFlags = []runFlag{
 }
 
 var otherFlags = []runFlag{
+	{"wall", "NAME", "have a container runtime make the outer container: " + strings.Join(spec.Runtimes(), ", ") + "; root only", "CellRuntime", wall},
 	{"name", "NAME", "a name, by which sandbox exec runs further commands in it", "", runName},
 	{"hold", "", "run no command: it lives until a signal or a limit ends it, for sandbox exec", "WithHold", toggle(func(s *settings) {
 		s.hold = true
@@ -290,8 +294,28 @@ func image(s *settings, ref string) error {
 	return nil
 }
 
-// open puts the options of an image before those of the flags.
+// open opens the image and makes the cell that the flags ask for.
 func (s *settings) open(ctx context.Context) (done func(), err error) {
+	closeImage, err := s.openImage(ctx)
+	if err != nil || s.wall == "" {
+		return closeImage, err
+	}
+	c, err := sandbox.NewCell(append(s.cell, sandbox.CellRuntime(s.wall))...)
+	if err != nil {
+		closeImage()
+		return nil, flagNames(err)
+	}
+	s.add(sandbox.WithCell(c))
+	return func() {
+		if err := c.Close(); err != nil {
+			complain(fmt.Errorf("cleaning up: %w", err))
+		}
+		closeImage()
+	}, nil
+}
+
+// openImage puts the options of an image before those of the flags.
+func (s *settings) openImage(ctx context.Context) (done func(), err error) {
 	if s.image == "" {
 		return func() {}, nil
 	}
@@ -335,6 +359,10 @@ func flagName(option string) string {
 		return "command" // which isn't a flag
 	case "AllowCIDR":
 		option = "AllowHost" // one flag is for both
+	case "CellWithoutUserNamespace":
+		option = "WithoutUserNamespace"
+	case "CellCgroupParent":
+		option = "WithCgroupParent"
 	}
 	for _, group := range flagGroups {
 		for _, f := range group.flags {
@@ -348,7 +376,7 @@ func flagName(option string) string {
 
 // optionName matches the name of an option in the library's texts. It must begin a word, so that
 // names in paths don't match.
-var optionName = regexp.MustCompile(`(?m)(^(?:sandbox: )?|[ (])(With[A-Za-z]+)`)
+var optionName = regexp.MustCompile(`(?m)(^(?:sandbox: )?|[ (])(With[A-Za-z]+|Cell(?:Runtime|WithoutUserNamespace|CgroupParent))`)
 
 // inFlags returns a text of the library with flags instead of options: the reason of an error, or a
 // remedy. The result is only printed.

@@ -312,10 +312,32 @@ func network(s *settings, value string) error {
 		if value == n.String() {
 			s.net = value
 			s.add(sandbox.WithNetwork(n))
+			if n == sandbox.NetworkHost {
+				s.cell = append(s.cell, sandbox.CellNetwork(n))
+			}
 			return nil
 		}
 	}
 	return fmt.Errorf("%q is neither none nor new nor host", value)
+}
+
+// wall names the container runtime that makes the cell.
+func wall(s *settings, value string) error {
+	if value == "" {
+		return errors.New(`"" is empty: give a name, or leave the flag out`)
+	}
+	s.wall = value
+	return nil
+}
+
+func cgroupParent(s *settings, value string) error {
+	s.cell = append(s.cell, sandbox.CellCgroupParent(value))
+	return text(sandbox.WithCgroupParent)(s, value)
+}
+
+func noUserNamespace(s *settings) {
+	s.cell = append(s.cell, sandbox.CellWithoutUserNamespace())
+	s.add(sandbox.WithoutUserNamespace())
 }
 
 // allow parses a name or addresses with ports.

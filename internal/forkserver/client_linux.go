@@ -1,6 +1,7 @@
 package forkserver
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -26,23 +27,69 @@ func NewClient() (*Client, *os.File, error) {
 	if err != nil {
 		return nil, nil, os.NewSyscallError("socketpair", err)
 	}
-	if err := unix.SetNonblock(fds[0], true); err != nil {
+	// The greeting brings its sender's pid, as this process sees it: unix(7), SO_PASSCRED.
+	err = unix.SetsockoptInt(fds[0], unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+	if err = errors.Join(err, unix.SetNonblock(fds[0], true)); err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
 		return nil, nil, err
 	}
 	return &Client{sock: os.NewFile(uintptr(fds[0]), "fork server")}, os.NewFile(uintptr(fds[1]), "control"), nil
 }
 
-// Hello waits until the fork server is up.
-func (c *Client) Hello(timeout time.Duration) error {
+// Hello waits until the fork server is up and returns a pidfd of it.
+func (c *Client) Hello(timeout time.Duration) (*os.File, error) {
 	if err := c.sock.SetReadDeadline(time.Now().Add(timeout)); err != nil {
-		return err
+		return nil, err
 	}
 	defer c.sock.SetReadDeadline(time.Time{})
-	var b [1]byte
-	if _, err := io.ReadFull(c.sock, b[:]); err != nil {
-		return fmt.Errorf("waiting for the fork server: %w", err)
+	pid, err := c.greeting()
+	if err != nil {
+		return nil, fmt.Errorf("waiting for the fork server: %w", err)
 	}
-	return nil
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("pidfd_open", err)
+	}
+	pidfd := os.NewFile(uintptr(fd), "fork server's pidfd")
+	// The process that serves greets too. It does not outlive the fork server, so if it is there
+	// now, the pid was nobody else's when it was opened.
+	var b [1]byte
+	if _, err = io.ReadFull(c.sock, b[:]); err == nil && c.Gone() {
+		err = io.EOF
+	}
+	if err != nil {
+		pidfd.Close()
+		return nil, fmt.Errorf("waiting for the fork server: %w", err)
+	}
+	return pidfd, nil
+}
+
+// greeting receives the fork server's own byte and returns its pid.
+func (c *Client) greeting() (int, error) {
+	raw, err := c.sock.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var b [1]byte
+	var oob [128]byte
+	var n, oobn int
+	var recvErr error
+	err = raw.Read(func(fd uintptr) bool {
+		n, oobn, _, _, recvErr = unix.Recvmsg(int(fd), b[:], oob[:], unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+		return recvErr != unix.EAGAIN && recvErr != unix.EINTR
+	})
+	if err = cmp.Or(err, recvErr); err != nil {
+		return 0, err
+	}
+	if n == 0 {
+		return 0, io.EOF
+	}
+	pid := senderPID(oob[:oobn])
+	if pid <= 0 {
+		return 0, errors.New("a greeting without credentials")
+	}
+	return pid, nil
 }
 
 // Close ends the fork server and with it every run of its cell.

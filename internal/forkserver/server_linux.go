@@ -84,6 +84,10 @@ func serve(control int) error {
 	if s.spared, err = spare(m.Address()); err != nil {
 		return err
 	}
+	// The host learns this process's pid from the greeting.
+	if _, err := unix.Write(control, []byte{1}); err != nil {
+		return fmt.Errorf("greeting the host: %w", err)
+	}
 	debug.SetGCPercent(-1) // the child can't collect garbage, and need not
 	growStack()
 	pid, errno := program.Fork(s.loop)

@@ -31,6 +31,7 @@ type testServer struct {
 	t      testing.TB
 	cmd    *exec.Cmd
 	stderr bytes.Buffer
+	pidfd  *os.File
 }
 
 func startServer(t testing.TB) *testServer {
@@ -54,7 +55,9 @@ func startServer(t testing.TB) *testServer {
 			_ = s.cmd.Wait()
 		}
 	})
-	require.NoError(t, client.Hello(patience))
+	s.pidfd, err = client.Hello(patience)
+	require.NoError(t, err)
+	t.Cleanup(func() { s.pidfd.Close() })
 	return s
 }
 
@@ -314,9 +317,12 @@ func TestPrivileged(t *testing.T) {
 		require.NoError(t, cmd.Start())
 		control.Close()
 		if want == 0 {
-			require.NoError(t, client.Hello(patience))
+			pidfd, err := client.Hello(patience)
+			require.NoError(t, err)
+			pidfd.Close()
 		} else {
-			require.ErrorIs(t, client.Hello(patience), io.EOF)
+			_, err := client.Hello(patience)
+			require.ErrorIs(t, err, io.EOF)
 		}
 		client.Close()
 		_ = cmd.Wait()
@@ -335,12 +341,23 @@ func TestDupKeepsServerAlive(t *testing.T) {
 	require.NoError(t, s.cmd.Wait())
 }
 
+// TestHelloPidfd looks whether the pidfd is the fork server's, and not that of the process in it
+// that serves.
+func TestHelloPidfd(t *testing.T) {
+	s := startServer(t)
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", s.pidfd.Fd()))
+	require.NoError(t, err)
+	require.Contains(t, string(info), fmt.Sprintf("\nPid:\t%d\n", s.cmd.Process.Pid))
+}
+
 func TestHelloTimesOut(t *testing.T) {
 	client, control, err := NewClient()
 	require.NoError(t, err)
 	defer client.Close()
-	require.ErrorIs(t, client.Hello(time.Millisecond), os.ErrDeadlineExceeded)
+	_, err = client.Hello(time.Millisecond)
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
 	require.NoError(t, control.Close())
-	require.ErrorIs(t, client.Hello(patience), io.EOF)
+	_, err = client.Hello(patience)
+	require.ErrorIs(t, err, io.EOF)
 	require.True(t, client.Gone())
 }

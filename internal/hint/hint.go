@@ -223,6 +223,7 @@ func Boot(err error, hostIDs bool) string {
 		return fmt.Sprintf("%v: %s", why, remedy)
 	}
 	var boot *cell.BootError
+	var missing *cell.MissingError
 	switch {
 	case !errors.As(err, &boot):
 	case boot.Why == cell.ChildTaken:
@@ -234,6 +235,10 @@ func Boot(err error, hostIDs bool) string {
 			"or run as another user (docker run --user 1000; docs/CONTAINERS.md)"
 	case boot.Why == cell.CapabilitiesLacking && hostIDs:
 		return "WithoutUserNamespace takes capabilities that this container's root lacks: docker run --cap-add SYS_ADMIN --cap-add NET_ADMIN"
+	case errors.As(err, &missing):
+		return missing.Remedy()
+	case errors.Is(err, cell.ErrRuntimeNeedsRoot):
+		return "run this program as root, or leave CellRuntime out"
 	case errors.Is(err, cell.ErrNested):
 		return "start it from the process that started this run"
 	case boot.Denied:

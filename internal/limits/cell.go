@@ -123,6 +123,24 @@ func (c *Cell) adopt(pid int) error {
 	return err
 }
 
+// MakeOwn makes the cell's own cgroup, as libcontainer would, and returns its directory in each
+// hierarchy. There are no rules for devices in it.
+func (c *Cell) MakeOwn() (dirs []string, err error) {
+	t := c.tree
+	for _, h := range t.all {
+		dir := path.Join(h.mount, c.path, "cell")
+		if err := mkdir(dir); err == nil {
+			dirs = append(dirs, dir)
+		} else if h.mount == t.v2 || len(t.dirs("/", h.v1...)) > 0 { // as in makeDirs
+			return nil, fmt.Errorf("cgroup %s: %w", dir, err)
+		}
+	}
+	if t.v2 == "" {
+		c.fillCPUSet(path.Join(c.path, "cell"))
+	}
+	return dirs, nil
+}
+
 // Settle releases the keeper: the cell has a process of its own now.
 func (c *Cell) Settle() {
 	c.release()
@@ -159,6 +177,10 @@ func (c *Cell) setUp() {
 		return
 	}
 	c.fillCPUSet(c.path)
+	if cpuset := t.v1["cpuset"]; cpuset != "" {
+		// LXC does not fill those that it makes. If this fails, it reports that.
+		_ = writeFile(path.Join(cpuset, c.path, "cgroup.clone_children"), "1")
+	}
 	memory := t.v1["memory"]
 	c.swap = memory != "" && exists(memory+"/memory.memsw.limit_in_bytes")
 	c.sockets = memory != "" && exists(memory+"/memory.kmem.tcp.limit_in_bytes")

@@ -62,6 +62,7 @@ func All(ctx context.Context, e *run.Engine, wait func(*run.Run) error) (list []
 	list = append(list, idmapFeature(c, e.Machine()))
 	writable := p.run("WithWritableRoot", writableDetail(c, e.Machine()), func(c *spec.Spec) { c.Root.SetWritable(mib) })
 	writable.Remedy = "Linux 5.11 or later with overlayfs (modprobe overlay)"
+	list = append(list, p.runtimes()...)
 	return append(list, writable, p.scratch(),
 		p.run("WithTimeOffset", "the monotonic and the boot clock", func(c *spec.Spec) { c.Namespaces.Clocks = time.Hour }),
 		p.run("WithNetwork(NetworkHost)", "in a cell of its own", func(c *spec.Spec) { c.Namespaces.Network = spec.NetworkHost }))

@@ -109,6 +109,10 @@ var features = map[string]feature{
 	"root's mounts of overlayfs":         {kernelAsRoot(5, 11), "ROOT-5.11 docker-cap docker-privileged"},
 	"files that hide others":             {layered(true), "GUEST-6.6"}, // its tmpfs; elsewhere it depends
 	"extended attributes for users":      {layered(false), "GUEST-6.6"},
+	"runc":                               {found("runc"), "host"},
+	"crun":                               {found("crun"), "host"},
+	"systemd-nspawn":                     {found("systemd-nspawn"), "host"},
+	"lxc":                                {found("lxc-start"), "host"},
 	"gcc":                                {found("gcc"), "ROOT USER"},
 	"python3":                            {found("python3"), "ROOT USER"},
 	"a static busybox":                   {found("busybox"), "ROOT USER"},

@@ -1,7 +1,8 @@
 //go:build linux
 
 // Package wall makes the container that a cell is. Wall is what a cell needs of a container
-// runtime. The only one is libcontainer, and no other package uses that.
+// runtime: libcontainer, which no other package uses, or the command line of one that is installed
+// (Command, with a file for each kind of command line). docs/WALLS.md compares them.
 package wall
 
 import "os"
@@ -54,6 +55,10 @@ type Container struct {
 	// lets it use no devices except for deviceNodes and terminals, puts PID 1 into it and
 	// removes it. If it is empty the container has no cgroup from the Wall.
 	Cgroup string
+
+	// MakeCgroup, if it is not nil, makes Cgroup, without rules for devices, for a Wall whose
+	// runtime stays in the cgroup where it is started. It returns Cgroup's directories.
+	MakeCgroup func() ([]string, error)
 
 	// Adopt, if it is not nil, is called when PID 1 exists and before it executes Args, to put
 	// it into a cgroup. If it fails, Start does.

@@ -1,0 +1,349 @@
+//go:build linux
+
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/internal/testkit/runs"
+)
+
+func init() { testkit.AddHelper("walled", walledHelper) }
+
+// walls are the container runtimes that the tests know, beside what is linked into this program.
+var walls = []string{"runc", "crun", "systemd-nspawn", "lxc"}
+
+// eachWall runs a test in a cell of each runtime that is installed.
+func eachWall(t *testing.T, do func(t *testing.T, name string)) {
+	for _, name := range walls {
+		t.Run(name, func(t *testing.T) {
+			testkit.Need(t, "root")
+			testkit.Need(t, name)
+			do(t, name)
+		})
+	}
+}
+
+func newWalled(t *testing.T, opts ...sandbox.CellOption) (*sandbox.Cell, sandbox.Option) {
+	t.Helper()
+	c, err := sandbox.NewCell(opts...)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, c.Close()) })
+	return c, sandbox.WithCell(c)
+}
+
+// What runs can do depends on nothing that makes their cell.
+func TestWalls(t *testing.T) {
+	t.Parallel()
+	eachWall(t, func(t *testing.T, name string) {
+		ctx := testkit.Deadline(t)
+		cell, in := newWalled(t, sandbox.CellRuntime(name))
+
+		require.Equal(t, "1000 sandbox\n1", runs.Output(t, runs.Shell("echo $(id -u) $(hostname); ls /proc | grep -c '^1$'", in)))
+		_, err := runs.Shell("exit 7", in).Run(ctx)
+		var exit *sandbox.ExitError
+		require.ErrorAs(t, err, &exit)
+		require.Equal(t, 7, exit.ExitCode)
+		require.Equal(t, "allocated", runs.Output(t, runs.Helper("alloc", "1").With(in)))
+		require.Equal(t, "busybox", runs.Output(t, runs.Shell("echo busybox", in, sandbox.WithRootfs(sandbox.DirRootfs(testkit.BusyboxRoot(t))))))
+		require.Equal(t, "hidden", runs.Output(t, runs.Shell("echo hidden >/usr/new && cat /usr/new", in, sandbox.WithWritableRoot(sandbox.MiB))))
+
+		result, err := runs.Shell("tail /dev/zero", in, sandbox.WithMemory(32*sandbox.MiB)).Run(ctx)
+		require.ErrorIs(t, err, sandbox.ErrOutOfMemory)
+		require.Positive(t, result.Usage.OOMKills)
+		_, err = runs.Shell("(true) && (true)", in, sandbox.WithPIDs(1)).Run(ctx)
+		require.ErrorIs(t, err, sandbox.ErrPIDLimit)
+		_, err = runs.Shell("sleep 1000", in, sandbox.WithTimeout(100*time.Millisecond)).Run(ctx)
+		require.ErrorIs(t, err, sandbox.ErrTimeout)
+
+		scratch, err := sandbox.NewScratch(sandbox.MiB)
+		require.NoError(t, err)
+		defer scratch.Close()
+		kept := sandbox.WithScratch("/kept", scratch)
+		p := runs.Start(t, runs.Shell("echo one >/kept/f; mkdir /tmp/there; exec sleep 1000", in, kept))
+		testkit.Eventually(t, "the run is ready", func() bool {
+			e, err := p.Exec(ctx, sandbox.WithCommand("test", "-d", "/tmp/there"))
+			if err != nil {
+				return false
+			}
+			_, err = e.Wait()
+			return err == nil
+		})
+		require.NoError(t, p.Pause())
+		require.NoError(t, p.Resume())
+		require.NoError(t, p.Kill())
+		_, err = p.Wait()
+		require.Error(t, err)
+		require.Equal(t, "one", runs.Output(t, runs.Shell("cat /kept/f", in, kept)))
+
+		require.Equal(t, "prepared", runs.Output(t, runs.Prepared(t, 1, in).With(sandbox.WithCommand("echo", "prepared"))))
+		terminal := watch(t, runs.Start(t, sandbox.New(sandbox.WithCommand("sh"), sandbox.WithTerminal(24, 80), in)))
+		terminal.typed(t, "tty; exit\n")
+		terminal.shows(t, `/dev/pts/[0-9]+\r\n`)
+
+		require.NoError(t, cell.Close())
+		_, err = runs.Shell("true", in).Run(ctx)
+		require.ErrorIs(t, err, sandbox.ErrCellLost)
+	})
+}
+
+// Private networks and the host's.
+func TestWallsNetwork(t *testing.T) {
+	t.Parallel()
+	eachWall(t, func(t *testing.T, name string) {
+		_, in := newWalled(t, sandbox.CellRuntime(name))
+		n, err := sandbox.NewNetwork()
+		require.NoError(t, err)
+		defer n.Close()
+		on := func(name string) sandbox.Option { return sandbox.WithNetwork(n.As(name)) }
+		web := runs.Start(t, runs.Helper("listen", "web", ":80").With(in, on("web"), sandbox.WithPublish("127.0.0.1:0", 80)))
+		testkit.Eventually(t, "the run answers", func() bool { return reach(web.Published()[0].String()) == "web: hello" })
+		require.Equal(t, "web: hello", runs.Output(t, runs.Helper("reach", "web:80").With(in, on("other"))))
+
+		_, in = newWalled(t, sandbox.CellRuntime(name), sandbox.CellNetwork(sandbox.NetworkHost))
+		of := runs.Output(t, runs.Shell("readlink /proc/self/ns/net", in, sandbox.WithNetwork(sandbox.NetworkHost)))
+		own, err := os.Readlink("/proc/self/ns/net")
+		require.NoError(t, err)
+		require.Equal(t, own, of)
+	})
+}
+
+// initOf returns the pid of PID 1 of the cell that a run is in.
+func initOf(t *testing.T, run int) int {
+	t.Helper()
+	for pid := run; ; pid = testkit.Parent(t, pid) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		require.NoError(t, err)
+		_, ids, _ := strings.Cut(string(b), "\nNSpid:\t")
+		line, _, _ := strings.Cut(ids, "\n")
+		if f := strings.Fields(line); len(f) == 2 && f[1] == "1" {
+			return pid
+		}
+	}
+}
+
+// view returns what a process that took over PID 1 of a cell would have before it.
+func view(t *testing.T, pid int) map[string]string {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	is := map[string]string{}
+	for _, ns := range []string{"user", "pid", "mnt", "net", "ipc", "uts", "cgroup", "time"} {
+		of, err := os.Readlink(dir + "ns/" + ns)
+		require.NoError(t, err)
+		own, err := os.Readlink("/proc/self/ns/" + ns)
+		require.NoError(t, err)
+		is["namespace "+ns] = fmt.Sprint("own: ", of != own)
+	}
+	mounts, err := os.ReadFile(dir + "mountinfo")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(mounts)) {
+		f := strings.Fields(line)
+		shared := strings.Contains(line, " shared:") || strings.Contains(line, " master:")
+		if strings.HasPrefix(f[4], "/cell/") || strings.HasPrefix(f[4], "/dev/") {
+			continue // templates; devices are nodes or mounts
+		}
+		is["mount "+f[4]] += fmt.Sprint("shared: ", shared, " ")
+	}
+	for _, at := range []string{"", "dev", "cell"} {
+		entries, err := os.ReadDir(dir + "root/" + at)
+		require.NoError(t, err)
+		for _, e := range entries {
+			is["file "+at+"/"+e.Name()] = e.Type().String()
+		}
+	}
+	// The cell's root is nobody special outside.
+	ids, err := os.ReadFile(dir + "uid_map")
+	require.NoError(t, err)
+	for line := range strings.Lines(string(ids)) {
+		f := strings.Fields(line)
+		is["id map"] = fmt.Sprint("host's root: ", slices.Contains(f[1:2], "0"))
+	}
+	return is
+}
+
+// What breaks out of a run finds the same in the cell, whoever has made it.
+func TestAttackWallsView(t *testing.T) {
+	t.Parallel()
+	var want map[string]string
+	eachWall(t, func(t *testing.T, name string) {
+		if want == nil {
+			_, in := newWalled(t)
+			want = view(t, initOf(t, runs.Start(t, runs.Shell("exec sleep 1000", in)).PID()))
+			require.Equal(t, "own: true", want["namespace user"])
+			require.Equal(t, "own: false", want["namespace cgroup"])
+			require.Equal(t, "host's root: false", want["id map"])
+		}
+		_, in := newWalled(t, sandbox.CellRuntime(name))
+		p := runs.Start(t, runs.Shell("exec sleep 1000", in))
+		got := view(t, initOf(t, p.PID()))
+		for what, is := range got {
+			require.Equal(t, want[what], is, what)
+		}
+		for what := range want { // libcontainer's has this program's libraries besides
+			if !strings.HasPrefix(what, "mount /lib") && !strings.HasPrefix(what, "mount /usr") && !strings.HasPrefix(what, "file ") {
+				require.Contains(t, got, what)
+			}
+		}
+		// Two cells share no ids, in whatever pieces these are mapped.
+		_, other := newWalled(t, sandbox.CellRuntime(name))
+		q := runs.Start(t, runs.Shell("exec sleep 1000", other))
+		require.NotEqual(t, uidOf(t, p.PID()), uidOf(t, q.PID()))
+		require.NotEqual(t, uidOf(t, initOf(t, p.PID())), uidOf(t, initOf(t, q.PID())))
+	})
+}
+
+// uidOf returns the user id of a process.
+func uidOf(t *testing.T, pid int) uint32 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	require.NoError(t, err)
+	_, ids, _ := strings.Cut(string(b), "\nUid:\t")
+	var uid uint32
+	_, err = fmt.Sscan(ids, &uid)
+	require.NoError(t, err)
+	return uid
+}
+
+// walledHelper is a host process with a run in a cell of a runtime. It prints the pid of the run.
+func walledHelper(args []string) error {
+	c, err := sandbox.NewCell(sandbox.CellRuntime(args[0]))
+	if err != nil {
+		return err
+	}
+	p, err := sandbox.New(sandbox.WithCommand("sleep", args[1]), sandbox.WithCell(c)).Start(context.Background())
+	if err != nil {
+		return err
+	}
+	fmt.Println(p.PID())
+	_, err = p.Wait()
+	return err
+}
+
+// A host process that is killed leaves nothing: no process of the run, the cell or the runtime, and
+// after the next cell has been made no cgroup and no file of theirs. Nor if the runtime is killed
+// before, which then can't clean up.
+func TestWallsKilledHost(t *testing.T) {
+	t.Parallel()
+	eachWall(t, func(t *testing.T, name string) {
+		for _, first := range []string{"host", "runtime"} {
+			mark := testkit.ALongTime()
+			host := testkit.HelperCommand(context.Background(), "walled", name, mark)
+			out, err := host.StdoutPipe()
+			require.NoError(t, err)
+			host.Stderr = os.Stderr
+			require.NoError(t, host.Start())
+			t.Cleanup(func() { _ = host.Process.Kill(); _ = host.Wait() })
+			line, err := bufio.NewReader(out).ReadString('\n')
+			require.NoError(t, err)
+			var run int
+			_, err = fmt.Sscan(line, &run)
+			require.NoError(t, err)
+			id := filepath.Base(cellGroup(run))
+			require.Len(t, id, 16)
+			runtime := testkit.ChildrenOf(host.Process.Pid)
+			require.NotEmpty(t, runtime)
+			require.NotEmpty(t, belongs(id), "the runtime's command names the cell")
+
+			if first == "runtime" {
+				for _, pid := range runtime {
+					require.NoError(t, unix.Kill(pid, unix.SIGKILL))
+				}
+			}
+			require.NoError(t, host.Process.Kill())
+			_ = host.Wait()
+			testkit.Eventually(t, "the run is gone", func() bool { return len(testkit.Running(mark)) == 0 })
+			testkit.Eventually(t, "the runtime is gone", func() bool { return len(belongs(id)) == 0 })
+
+			c, err := sandbox.NewCell() // sweeps
+			require.NoError(t, err)
+			require.NoError(t, c.Close())
+			for _, dir := range []string{"/run", "/sys/fs/cgroup"} {
+				_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+					require.NotContains(t, path, id, "%s was killed first", first)
+					return nil
+				})
+			}
+		}
+	})
+}
+
+// belongs returns the processes whose command lines name a cell.
+func belongs(id string) (pids []int) {
+	for _, pid := range testkit.Processes() {
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && strings.Contains(string(b), id) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// Runs of a cell whose PID 1 is killed report that, as in any other, and so if the runtime is.
+func TestWallsKilledCell(t *testing.T) {
+	t.Parallel()
+	eachWall(t, func(t *testing.T, name string) {
+		for _, victim := range []string{"PID 1", "runtime"} {
+			cell, in := newWalled(t, sandbox.CellRuntime(name))
+			p := runs.Start(t, runs.Shell("exec sleep 1000", in))
+			pid := initOf(t, p.PID())
+			id := filepath.Base(cellGroup(p.PID()))
+			if victim == "runtime" {
+				for pid = testkit.Parent(t, pid); testkit.Parent(t, pid) != os.Getpid(); pid = testkit.Parent(t, pid) {
+				}
+			}
+			require.NoError(t, unix.Kill(pid, unix.SIGKILL))
+			_, err := p.Wait()
+			require.ErrorIs(t, err, sandbox.ErrCellLost, victim)
+			_, err = runs.Shell("true", in).Run(testkit.Deadline(t))
+			require.ErrorIs(t, err, sandbox.ErrCellLost, victim)
+			require.NoError(t, cell.Close())
+			require.Empty(t, belongs(id))
+		}
+	})
+}
+
+// Errors name what is missing and what to do.
+func TestWallsMissing(t *testing.T) {
+	testkit.Need(t, "root")
+	t.Setenv("PATH", "/nonexistent")
+	_, err := sandbox.NewCell(sandbox.CellRuntime("systemd-nspawn"))
+	var setup *sandbox.SetupError
+	require.ErrorAs(t, err, &setup)
+	require.ErrorIs(t, err, exec.ErrNotFound)
+	require.Contains(t, setup.Hint, "systemd-container")
+}
+
+func TestRootlessWallsNeedRoot(t *testing.T) {
+	testkit.Need(t, "an ordinary user")
+	testkit.Need(t, "runc")
+	_, err := sandbox.NewCell(sandbox.CellRuntime("runc"))
+	var setup *sandbox.SetupError
+	require.True(t, errors.As(err, &setup), err)
+	require.Contains(t, setup.Hint, "run this program as root, or leave CellRuntime out")
+}
+
+// Check makes a cell with each runtime that is installed.
+func TestWallsCheck(t *testing.T) {
+	t.Parallel()
+	report := sandbox.Check(testkit.Deadline(t))
+	eachWall(t, func(t *testing.T, name string) {
+		i := slices.IndexFunc(report.Features, func(f sandbox.Feature) bool { return f.Name == "CellRuntime("+name+")" })
+		require.GreaterOrEqual(t, i, 0)
+		require.NoError(t, report.Features[i].Err)
+		require.Regexp(t, `[0-9]\.[0-9]|[0-9]{3}`, report.Features[i].Detail)
+	})
+}

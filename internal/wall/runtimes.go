@@ -1,0 +1,104 @@
+//go:build linux
+
+package wall
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
+)
+
+// runtime is a container runtime that is installed on this machine, used by its command line.
+type runtime struct {
+	name    string // as CellRuntime has it
+	program string // the command that starts a container in the foreground
+	debian  string // the package that has it
+	pieces  bool   // a map of ids may have several extents
+
+	// command returns the runtime's arguments for a container, and writes the files that they
+	// name to Container.Dir.
+	command func(r *runtime, c *Container) ([]string, error)
+	env     []string
+	joins   bool // it leaves its cgroup to who starts it
+	// hybrid changes the command for hybrid cgroups, and has the runtime leave its cgroup to who
+	// starts it there. It is nil if the runtime can deal with them.
+	hybrid func(args []string) []string
+	// clean removes what it leaves outside of Container.Dir and of cgroups, at least if it is
+	// killed. It is nil if that is nothing.
+	clean func(id, dir string) error
+}
+
+// runtimes are those that spec.Runtimes names.
+var runtimes = []runtime{
+	{name: "runc", program: "runc", debian: "runc", pieces: true, command: oci},
+	{name: "crun", program: "crun", debian: "crun", pieces: true, command: oci, hybrid: crunHybrid},
+	{name: "youki", program: "youki", pieces: true, command: oci},
+	{name: "systemd-nspawn", program: "systemd-nspawn", debian: "systemd-container", command: nspawn, env: nspawnEnv, joins: true, clean: nspawnClean},
+	{name: "lxc", program: "lxc-start", debian: "lxc", pieces: true, command: lxc, env: lxcEnv, clean: lxcClean},
+}
+
+func named(name string) *runtime {
+	i := slices.IndexFunc(runtimes, func(r runtime) bool { return r.name == name })
+	if i < 0 {
+		return nil
+	}
+	return &runtimes[i]
+}
+
+// Clean removes what a runtime has left of a container outside of the container's Dir and of
+// cgroups. The container must have ended.
+func Clean(runtime, id, dir string) error {
+	if r := named(runtime); r != nil && r.clean != nil {
+		return r.clean(id, dir)
+	}
+	return nil
+}
+
+// MissingError reports that a runtime is not installed.
+type MissingError struct {
+	Runtime string
+	Debian  string // the package that has it, "" if Debian has none
+	Err     error
+}
+
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("%s is not installed: %v", e.Runtime, e.Err)
+}
+func (e *MissingError) Unwrap() error { return e.Err }
+
+// Remedy returns how to install the runtime.
+func (e *MissingError) Remedy() string {
+	if e.Debian == "" {
+		return "install " + e.Runtime + ", which Debian has no package of"
+	}
+	return "install it: on Debian, apt-get install " + e.Debian
+}
+
+// Installed returns the Wall of a runtime that is installed on this machine. The error is a
+// *MissingError if it is not.
+func Installed(name string) (*Command, error) {
+	r := named(name)
+	if r == nil {
+		return nil, fmt.Errorf("no container runtime %q is known", name)
+	}
+	path, err := exec.LookPath(r.program)
+	if err != nil {
+		return nil, &MissingError{Runtime: r.name, Debian: r.debian, Err: err}
+	}
+	return &Command{runtime: r, path: path}, nil
+}
+
+// Version returns what the runtime's command says about its version, in a line.
+func (w *Command) Version() (string, error) {
+	out, err := exec.Command(w.path, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("%s --version: %w", w.path, err)
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	if line = strings.TrimSpace(line); line == "" {
+		return "", errors.New(w.path + " --version prints nothing")
+	}
+	return line, nil
+}
