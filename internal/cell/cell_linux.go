@@ -36,6 +36,7 @@ type Config struct {
 // Cell is a booted cell.
 type Cell struct {
 	config  Config
+	wall    string // the name of what made the container
 	state   *state
 	ids     *ids
 	client  *forkserver.Client
@@ -69,10 +70,7 @@ type Cell struct {
 // Boot makes a cell. It first removes what dead owners of cells have left behind. Its error is a
 // *BootError.
 func Boot(config Config) (*Cell, error) {
-	w, err := wall.Libcontainer()
-	if err != nil {
-		return nil, &BootError{Err: err}
-	}
+	w := wall.Default()
 	c, err := bootNew(config, w)
 	if err != nil {
 		return nil, newBootError(w, err)
@@ -94,7 +92,7 @@ func bootNew(config Config, w wall.Wall) (_ *Cell, err error) {
 	if err := sweep(root); err != nil {
 		slog.Debug("sandbox: sweeping dead cells", "error", err)
 	}
-	c := &Cell{config: config, done: make(chan struct{})}
+	c := &Cell{config: config, wall: w.Name(), done: make(chan struct{})}
 	c.networks = networks{c: c, score: maxScore}
 	if config.HostIDs {
 		c.ids = hostIDs()
@@ -210,6 +208,9 @@ func (c *Cell) Lost() error {
 
 // Config returns what the cell was booted with.
 func (c *Cell) Config() Config { return c.config }
+
+// Wall returns the name of what made the container that the cell is.
+func (c *Cell) Wall() string { return c.wall }
 
 // Rootless reports whether the cell was made as for an ordinary user: by one, or by root without
 // CAP_SYS_ADMIN.

@@ -1,13 +1,16 @@
 //go:build linux
 
 // Package wall makes the container that a cell is. Wall is what a cell needs of a container
-// runtime. The only one is libcontainer, and no other package uses that.
+// runtime: libcontainer, which no other package uses, and one of its own, which takes no cgo.
 package wall
 
 import "os"
 
 // Wall makes containers with a container runtime.
 type Wall interface {
+	// Name returns the name by which users know it.
+	Name() string
+
 	// Start makes a container and starts its PID 1. After an error nothing of it is left. The
 	// kernel kills PID 1 when the thread that calls Start ends, so the caller must be locked to
 	// that thread until PID 1 has cleared its parent death signal.
