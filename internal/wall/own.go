@@ -94,7 +94,7 @@ func cloneBoot(c *Container, p *program.Program, far *os.File) (*cloned, error) 
 	}
 	pid, pidfd, errno := m.Clone(flags)
 	if errno != 0 {
-		return nil, os.NewSyscallError("clone3", errno)
+		return nil, &callError{program.Call{Number: unix.SYS_CLONE3, Stage: "clone", Text: "clone3"}, errno}
 	}
 	defer unix.Close(pidfd)
 	process, err := os.FindProcess(pid) // a child, so the pid is nobody else's before Wait
@@ -155,8 +155,8 @@ func (own) Explain(err error) (why Why, denied bool) {
 		return Other, false
 	case call.Purpose == program.OwnPlace:
 		why = ProcUnmounted
-	case call.Number == unix.SYS_CAPSET:
-		why = CapabilitiesLacking
+	case call.Number == unix.SYS_CAPSET || call.Number == unix.SYS_CLONE3 && call.errno == unix.EPERM:
+		why = CapabilitiesLacking // for clone3, if there is no user namespace
 	}
 	return why, call.errno == unix.EPERM || call.errno == unix.EACCES || call.errno == unix.ENOSYS
 }

@@ -35,6 +35,8 @@ func bootProgram(c *Container) (*program.Program, error) {
 	}
 	b.addProcess()
 	b.addFiles(stderr, files)
+	// As this process: the container's root may not search the directories above.
+	b.Call("chdir", unix.SYS_CHDIR, b.Str(c.Rootfs))
 	b.Stage("ids and cgroup")
 	b.Wait(program.Report)
 	b.addIDs()
@@ -111,12 +113,15 @@ func (b *boot) addNamespaces() {
 }
 
 // addRoot assembles the root in a file system of its own, which nobody else has, so no path in it
-// leads elsewhere. Every mount of the host is private before the first one of the container.
+// leads elsewhere. It hides the directory of the host that the clone is in. Every mount of the host
+// is private before the first one of the container.
 func (b *boot) addRoot() {
 	b.Stage("root")
 	b.mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, "")
-	b.mount("root", b.c.Rootfs, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755,size=64k")
-	b.Call("chdir", unix.SYS_CHDIR, b.Str(b.c.Rootfs))
+	root := b.FileSystem("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, "mode=755", "size=64k")
+	b.AttachAt(root, ".")
+	b.Call("fchdir", unix.SYS_FCHDIR, program.Use(root))
+	b.Close(root)
 	for _, m := range b.c.mounts() {
 		b.addMount(m)
 	}
