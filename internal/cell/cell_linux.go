@@ -31,12 +31,13 @@ type Config struct {
 	HostNetwork  bool
 	HostIDs      bool   // no user namespace: root only
 	CgroupParent string // "" to choose
-	Runtime      string // of spec.Runtimes; "" for libcontainer
+	Runtime      string // of spec.Runtimes; "" for wall.Default
 }
 
 // Cell is a booted cell.
 type Cell struct {
 	config  Config
+	wall    string // the name of what made the container
 	state   *state
 	ids     *ids
 	client  *forkserver.Client
@@ -85,7 +86,7 @@ func Boot(config Config) (*Cell, error) {
 // wall returns what makes the container.
 func (config *Config) wall() (wall.Wall, error) {
 	if config.Runtime == "" {
-		return wall.Libcontainer()
+		return wall.Default(), nil
 	}
 	w, err := wall.Installed(config.Runtime)
 	switch {
@@ -114,7 +115,7 @@ func bootNew(config Config, w wall.Wall) (_ *Cell, err error) {
 	if err := sweep(root); err != nil {
 		slog.Debug("sandbox: sweeping dead cells", "error", err)
 	}
-	c := &Cell{config: config, done: make(chan struct{})}
+	c := &Cell{config: config, wall: w.Name(), done: make(chan struct{})}
 	c.networks = networks{c: c, score: maxScore}
 	if config.HostIDs {
 		c.ids = hostIDs()
@@ -236,6 +237,9 @@ func (c *Cell) Lost() error {
 
 // Config returns what the cell was booted with.
 func (c *Cell) Config() Config { return c.config }
+
+// Wall returns the name of what made the container that the cell is.
+func (c *Cell) Wall() string { return c.wall }
 
 // Rootless reports whether the cell was made as for an ordinary user: by one, or by root without
 // CAP_SYS_ADMIN.

@@ -12,10 +12,23 @@ import (
 	"github.com/cellkit/sandbox/internal/wall"
 )
 
+// explaining is a wall that explains one error.
+type explaining struct {
+	wall.Wall
+	err error
+}
+
+func (w explaining) Explain(err error) (Why, bool) {
+	if errors.Is(err, w.err) {
+		return IDsUnmapped, true
+	}
+	return Other, false
+}
+
 // TestBootErrors has what the wall explains, and what is known without it.
 func TestBootErrors(t *testing.T) {
-	w, err := wall.Libcontainer()
-	require.NoError(t, err)
+	known := errors.New("no such map")
+	w := explaining{err: known}
 	started := func(err error) error {
 		return fmt.Errorf("booting the cell: unable to start container process: %w", err)
 	}
@@ -28,10 +41,7 @@ func TestBootErrors(t *testing.T) {
 		{started(os.NewSyscallError("waitid", unix.ECHILD)), ChildTaken, false},
 		{&os.PathError{Op: "open", Path: "/proc/self/exe", Err: unix.EACCES}, ProgramUnreadable, true},
 		{&os.PathError{Op: "open", Path: "/lib/libc.so.6", Err: unix.EACCES}, Other, true},
-		{started(errors.New("EOF; runc init error(s): nsexec-1[77]: failed to unshare user namespace: Operation not permitted")), Other, true},
-		{started(errors.New("EOF; runc init error(s): nsexec-0[76]: failed to use newuid map on 77")), IDsUnmapped, false},
-		{started(errors.New("error during container init: can't apply capabilities: operation not permitted")), CapabilitiesLacking, true},
-		{started(errors.New(`error during container init: error mounting "proc" to rootfs at "/proc": operation not permitted`)), ProcUnmounted, true},
+		{started(known), IDsUnmapped, true},
 		{fmt.Errorf("clone: %w", unix.ENOSYS), Other, true},
 	} {
 		got := newBootError(w, test.err)

@@ -65,7 +65,7 @@ func userStateRoot() (string, error) {
 		}
 		errs = append(errs, err)
 	}
-	return "", errors.Join(errs...)
+	return "", fmt.Errorf("no place for the state of cells: set XDG_RUNTIME_DIR to a directory of this user's: %w", errors.Join(errs...))
 }
 
 // ensureDir makes the directory, or accepts an existing one that belongs to this user and that

@@ -35,6 +35,7 @@ func init() {
 		"clocks":   clocksHelper,
 		"ping":     pingHelper,
 		"disk":     diskHelper,
+		"scratch":  scratchHelper,
 	} {
 		testkit.AddHelper(name, run)
 	}

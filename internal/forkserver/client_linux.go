@@ -136,20 +136,32 @@ func (c *Client) Gone() bool {
 // Send asks for a clone. The files follow the returned Conn's other end in the program's list of
 // descriptors. They stay open and the caller's.
 func (c *Client) Send(r *Request, files []int) (*Conn, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	conn, far, err := NewConn()
 	if err != nil {
-		return nil, os.NewSyscallError("socketpair", err)
+		return nil, err
 	}
-	defer unix.Close(fds[1])
-	conn := &Conn{sock: os.NewFile(uintptr(fds[0]), "run")}
-	if err = prepare(fds); err == nil {
-		err = c.send(r, append([]int{fds[1]}, files...))
-	}
-	if err != nil {
+	defer far.Close()
+	if err := c.send(r, append([]int{int(far.Fd())}, files...)); err != nil {
 		conn.Close()
 		return nil, err
 	}
 	return conn, nil
+}
+
+// NewConn makes the two ends of the socket of a process that executes a program. The second is for
+// that process, as its Report; the caller closes it.
+func NewConn() (*Conn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	conn := &Conn{sock: os.NewFile(uintptr(fds[0]), "run")}
+	if err := prepare(fds); err != nil {
+		unix.Close(fds[1])
+		conn.Close()
+		return nil, nil, err
+	}
+	return conn, os.NewFile(uintptr(fds[1]), "run's end"), nil
 }
 
 // prepare makes the far end blocking, since programs wait on it, and makes the near end learn the

@@ -3,6 +3,7 @@
 package lifetest_test
 
 import (
+	"debug/elf"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,9 +39,17 @@ var embedTests = map[string]func(t *testing.T, m *module){
 		require.Len(t, counters, 1, "the user's own program leaves its counters, and nobody else does")
 	},
 	"without cgo": func(t *testing.T, m *module) {
-		out, err := command(t, m.build(t, "CGO_ENABLED=0", "./minimal")).CombinedOutput()
-		require.Error(t, err)
-		require.Contains(t, string(out), "build with CGO_ENABLED=1")
+		program := m.build(t, "CGO_ENABLED=0", "./minimal")
+		file, err := elf.Open(program)
+		require.NoError(t, err)
+		defer file.Close()
+		libs, err := file.ImportedLibraries()
+		require.NoError(t, err)
+		require.Empty(t, libs)
+		prints(t, minimal, command(t, program))
+	},
+	"without cgo, heap of 1 GiB": func(t *testing.T, m *module) {
+		prints(t, "noisy\nheap: done\n", command(t, m.build(t, "CGO_ENABLED=0", "./commands"), "heap"))
 	},
 	"test binary": func(t *testing.T, m *module) {
 		out, err := command(t, m.build(t, "test", "./tested"), "-custom=yes", "-test.v").CombinedOutput()

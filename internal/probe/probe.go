@@ -168,6 +168,7 @@ func cellFeature(c *cell.Cell, err error) Feature {
 				f.Detail = "as root without CAP_SYS_ADMIN over the mounts here, so like an ordinary user"
 			}
 		}
+		f.Detail += ", made by " + c.Wall()
 	}
 	return f
 }
@@ -194,7 +195,7 @@ func networkFeature(c *cell.Cell) Feature {
 // private reports whether runs can be on private networks.
 func (p *prober) private() Feature {
 	const name = "private networks"
-	n, err := gateway.New(gateway.Config{MaxConns: 1})
+	n, err := gateway.New(gateway.Config{MaxConns: 1, MaxNewConns: 1})
 	if err != nil {
 		return Feature{Name: name, Err: err}
 	}

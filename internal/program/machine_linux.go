@@ -70,6 +70,11 @@ func NewMachine() (*Machine, error) {
 	return &Machine{mem: mem, state: (*state)(unsafe.Pointer(&mem[2*stackSize]))}, nil
 }
 
+// Close gives the memory back. The machine can't be used any more.
+func (m *Machine) Close() {
+	_ = unix.MunmapPtr(unsafe.Add(unsafe.Pointer(unsafe.SliceData(m.mem)), -threadLocal), threadLocal+uintptr(len(m.mem)))
+}
+
 // Address returns an address in the memory that a clone executes from.
 func (m *Machine) Address() uintptr { return uintptr(unsafe.Pointer(&m.mem[0])) }
 

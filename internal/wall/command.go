@@ -18,6 +18,9 @@ type Command struct {
 	path string
 }
 
+// Name implements Wall.
+func (w *Command) Name() string { return w.name }
+
 // OneExtent reports whether the runtime maps ids by a single extent.
 func (w *Command) OneExtent() bool { return !w.pieces }
 

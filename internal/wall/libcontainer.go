@@ -1,9 +1,8 @@
-//go:build linux
+//go:build linux && cgo
 
 package wall
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -33,17 +32,14 @@ func init() {
 // cell among those of other containers that this program starts.
 const logLevel = "004"
 
-// Libcontainer returns the Wall that needs no installed runtime: libcontainer is linked into this
-// program. It returns an error if that was built without cgo.
-func Libcontainer() (Wall, error) {
-	if !cgo {
-		return nil, errors.New("this program was built without cgo, which the cell needs: build with CGO_ENABLED=1 and a C compiler")
-	}
-	return linked{}, nil
-}
+// Libcontainer returns the Wall that needs no installed runtime, but cgo: libcontainer is linked
+// into this program.
+func Libcontainer() Wall { return linked{} }
 
 // linked is the Wall of libcontainer.
 type linked struct{}
+
+func (linked) Name() string { return "libcontainer" }
 
 // started is a process of libcontainer and the container that it is PID 1 of.
 type started struct {

@@ -1,10 +1,8 @@
-//go:build linux
+//go:build linux && cgo
 
 package wall
 
 import (
-	"github.com/opencontainers/cgroups"
-	_ "github.com/opencontainers/cgroups/devices" // lets libcontainer set device rules
 	devices "github.com/opencontainers/cgroups/devices/config"
 	"github.com/opencontainers/runc/libcontainer/capabilities"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -36,8 +34,9 @@ func containerConfig(c *Container) *configs.Config {
 		Capabilities: &configs.Capabilities{
 			Bounding: caps, Effective: caps, Permitted: caps,
 		},
-		Cgroups:      &cgroups.Cgroup{Resources: &cgroups.Resources{}},
-		NoNewKeyring: false,
+		Cgroups:         cgroupOf(c),
+		RootlessCgroups: c.Cgroup == "",
+		NoNewKeyring:    false,
 		// Until the fork server is up, nothing else ends the boot when the host is killed.
 		ParentDeathSignal: int(unix.SIGKILL),
 		UIDMappings:       mapping(c.UIDs),
@@ -54,34 +53,7 @@ func containerConfig(c *Container) *configs.Config {
 	for _, d := range deviceNodes {
 		conf.Devices = append(conf.Devices, &devices.Device{Path: d.path, FileMode: 0o666, Rule: deviceRule(d)})
 	}
-	describeCgroup(conf, c)
 	return conf
-}
-
-// describeCgroup says where PID 1's cgroup is, and what devices can be used in it.
-func describeCgroup(conf *configs.Config, c *Container) {
-	if c.Cgroup == "" {
-		conf.RootlessCgroups = true
-		conf.Cgroups.Rootless = true
-		conf.Cgroups.Name = c.ID // with a Path, libcontainer would insist on it
-		conf.Cgroups.Resources.Devices = []*devices.Rule{}
-		return
-	}
-	conf.Cgroups.Path = c.Cgroup
-	for _, list := range [][]device{deviceNodes, terminals} {
-		for _, d := range list {
-			rule := deviceRule(d)
-			conf.Cgroups.Resources.Devices = append(conf.Cgroups.Resources.Devices, &rule)
-		}
-	}
-}
-
-func deviceRule(d device) devices.Rule {
-	minor := d.minor
-	if minor == anyMinor {
-		minor = devices.Wildcard
-	}
-	return devices.Rule{Type: devices.CharDevice, Major: d.major, Minor: minor, Permissions: "rwm", Allow: true}
 }
 
 func mapping(extents []Extent) (list []configs.IDMap) {

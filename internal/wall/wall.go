@@ -1,14 +1,18 @@
 //go:build linux
 
 // Package wall makes the container that a cell is. Wall is what a cell needs of a container
-// runtime: libcontainer, which no other package uses, or the command line of one that is installed
-// (Command, with a file for each kind of command line). docs/WALLS.md compares them.
+// runtime: libcontainer, which no other package uses, one of its own, which takes no cgo, or the
+// command line of one that is installed (Command, with a file for each kind of command line).
+// docs/WALLS.md compares them.
 package wall
 
 import "os"
 
 // Wall makes containers with a container runtime.
 type Wall interface {
+	// Name returns the name by which users know it.
+	Name() string
+
 	// Start makes a container and starts its PID 1. After an error nothing of it is left. The
 	// kernel kills PID 1 when the thread that calls Start ends, so the caller must be locked to
 	// that thread until PID 1 has cleared its parent death signal.

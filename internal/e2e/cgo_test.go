@@ -1,0 +1,119 @@
+//go:build linux
+
+package e2e
+
+import (
+	"debug/elf"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/testkit"
+)
+
+// Programs that are built without cgo, such as for containers without any library.
+
+// staticCommandLine returns the command line of this module, built without cgo.
+func staticCommandLine(t *testing.T) string {
+	testkit.Need(t, "time to build programs")
+	program := filepath.Join(testkit.OpenDir(t), "sandbox")
+	build := exec.CommandContext(testkit.Deadline(t), "go", "build", "-o", program, "../../cmd/sandbox")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	file, err := elf.Open(program)
+	require.NoError(t, err)
+	defer file.Close()
+	libs, err := file.ImportedLibraries()
+	require.NoError(t, err)
+	require.Empty(t, libs)
+	return program
+}
+
+func TestWithoutCgo(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "root")
+	program := staticCommandLine(t)
+	// script runs a shell script in a sandbox, as a user, and returns its output and status.
+	script := func(uid uint32, text string, flags ...string) (string, int) {
+		cmd := exec.CommandContext(testkit.Deadline(t), program, append(append([]string{"run"}, flags...), "--", "sh", "-c", text)...)
+		dir := testkit.OpenDir(t)
+		require.NoError(t, os.Chown(dir, int(uid), int(uid)))
+		cmd.Dir, cmd.Env = "/", append(os.Environ(), "XDG_RUNTIME_DIR="+dir, "HOME="+dir)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		out, err := cmd.CombinedOutput()
+		if _, ended := err.(*exec.ExitError); !ended {
+			require.NoError(t, err)
+		}
+		return string(out), cmd.ProcessState.ExitCode()
+	}
+	const facts = "id -u; grep -E '^(CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; wc -l < /proc/net/dev; exit 7"
+	const safe = "1000\nCapBnd:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n3\n"
+	for name, as := range map[string]struct {
+		uid   uint32
+		flags []string
+	}{"root": {}, "an ordinary user": {uid: 1000}, "no user namespace": {flags: []string{"-no-user-ns"}}} {
+		out, status := script(as.uid, facts, as.flags...)
+		require.Equal(t, safe, out, name)
+		require.Equal(t, 7, status, name)
+	}
+	_, status := script(0, "cat /dev/zero | tail", "-memory", "32m")
+	require.Equal(t, 137, status, "out of memory")
+	out, err := exec.CommandContext(testkit.Deadline(t), program, "check").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Regexp(t, "(?m)^cell +yes +as root, made by own$", string(out))
+}
+
+// TestScratchContainer runs the command line where there is no other file, as in a container FROM
+// scratch.
+func TestScratchContainer(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "a whole machine's root")
+	cmd := testkit.HelperCommand(testkit.Deadline(t), "scratch", testkit.OpenDir(t), staticCommandLine(t),
+		"run", "-rootfs", "/empty", "-ro-bind", "/sandbox:/mnt", "--", "/mnt", "version")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Regexp(t, "^sandbox .*linux/", string(out))
+}
+
+// scratchHelper makes a directory the root, with nothing but the program, /proc, /dev and /tmp in
+// it, and executes the program.
+func scratchHelper(args []string) error {
+	root, program := args[0], args[1]
+	data, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount("scratch", root, "tmpfs", 0, "mode=755"); err != nil {
+		return err
+	}
+	for _, dir := range []string{"proc", "dev", "tmp", "old", "empty/proc", "empty/dev", "empty/tmp", "empty/home"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	for _, file := range []string{"sandbox", "empty/mnt"} {
+		if err := os.WriteFile(filepath.Join(root, file), data, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{"proc", "dev"} {
+		if err := unix.Mount("/"+dir, filepath.Join(root, dir), "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return err
+		}
+	}
+	if err := unix.PivotRoot(root, filepath.Join(root, "old")); err != nil {
+		return err
+	}
+	if err := errors.Join(os.Chdir("/"), unix.Unmount("/old", unix.MNT_DETACH)); err != nil {
+		return err
+	}
+	return unix.Exec("/sandbox", append([]string{"/sandbox"}, args[2:]...), []string{"HOME=/", "PATH=/"})
+}
