@@ -120,11 +120,11 @@ class H(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         global n
         n += 1
+        print("request", n, self.path, flush=True)
         self.send_response(503 if n < 4 else 302)
         self.send_header("Location", "http://nowhere.test/")
         self.end_headers()
         self.wfile.write(b"x" * 100)
-        print("request", n, self.path, flush=True)
     def log_message(self, *a): pass
 http.server.HTTPServer(("0.0.0.0", 80), H).serve_forever()
 `)
