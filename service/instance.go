@@ -23,6 +23,7 @@ type Instance struct {
 	network *sandbox.PrivateNetwork // of this instance alone, or nil
 	place   spec.Member
 	ports   []published
+	volumes []*sandbox.Scratch // copies of the snapshots of From
 	log     *lines
 
 	ctx    context.Context
@@ -45,23 +46,39 @@ type published struct {
 	keep io.Closer // what keeps the address from others
 }
 
-func newInstance(life context.Context, s *Service) (*Instance, error) {
+// newInstance makes an instance, with all that stays through its restarts, before wait ends.
+func newInstance(life, wait context.Context, s *Service) (_ *Instance, err error) {
 	i := &Instance{service: s, log: newLog(s.conf.logLimit), ready: make(chan struct{}), ended: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			i.release()
+		}
+	}()
 	for _, p := range s.conf.ports {
 		addr, keep, err := reserve()
 		if err != nil {
-			i.release()
 			return nil, fmt.Errorf("sandbox: service.Port: %w", err)
 		}
 		i.ports = append(i.ports, published{p, addr, keep})
+	}
+	for _, snapshot := range s.conf.from {
+		volume, err := snapshot.copy(wait)
+		if err != nil {
+			return nil, err
+		}
+		i.volumes = append(i.volumes, volume)
 	}
 	i.ctx, i.cancel = context.WithCancel(life)
 	return i, nil
 }
 
+// release gives back what stays through restarts.
 func (i *Instance) release() {
 	for _, p := range i.ports {
 		_ = p.keep.Close()
+	}
+	for _, v := range i.volumes {
+		_ = v.Close()
 	}
 }
 

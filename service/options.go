@@ -21,6 +21,7 @@ type config struct {
 
 	restarts int
 	after    []string
+	from     []*Snapshot
 	logLimit int
 	observe  []func(Event)
 }
@@ -99,6 +100,9 @@ func (c *config) check() (errs []error) {
 	}
 	if c.health != nil && (c.every <= 0 || c.failures < 1) {
 		wrong("Health", "a pause of %v and %d failures are not positive", c.every, c.failures)
+	}
+	if slices.Contains(c.from, nil) {
+		wrong("From", "the snapshot is nil: make one by NewSnapshot")
 	}
 	for _, check := range slices.Concat(c.ready, c.health) {
 		switch {

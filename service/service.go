@@ -81,9 +81,9 @@ func (s *Service) start(life, wait context.Context, net *sandbox.PrivateNetwork)
 	if err := s.check(); err != nil {
 		return nil, err
 	}
-	i, err := newInstance(life, s)
+	i, err := newInstance(life, wait, s)
 	if err != nil {
-		return nil, err
+		return nil, &Error{Service: s.name, Err: err}
 	}
 	i.s = s.s.With(i.options(net)...)
 	go i.supervise()
@@ -122,6 +122,9 @@ func (i *Instance) options(net *sandbox.PrivateNetwork) (opts []sandbox.Option) 
 	opts = append(opts, place)
 	for _, p := range i.ports {
 		opts = append(opts, sandbox.WithPublish(p.addr, p.port))
+	}
+	for n, snapshot := range i.service.conf.from {
+		opts = append(opts, sandbox.WithScratch(snapshot.dst, i.volumes[n]))
 	}
 	return opts
 }

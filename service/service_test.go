@@ -334,6 +334,29 @@ func TestRootlessGroupFails(t *testing.T) {
 	require.NoError(t, g.Close())
 }
 
+// A snapshot is made once, and each instance has a copy of its own, which stays through restarts.
+func TestRootlessSnapshot(t *testing.T) {
+	testkit.Need(t, "idmapped tmpfs or an ordinary user")
+	ctx := testkit.Deadline(t)
+	data := service.NewSnapshot("/data", sandbox.MiB, sh("mkdir -m 700 /data/private; head -c 8 /dev/urandom | od -An -tx1 >/data/private/id; ln -s private/id /data/link; umask 777; echo x >/data/none"))
+	defer data.Close()
+	s := service.New("x", sh("cat /data/link; stat -c %a,%u /data/private /data/none; cat /data/mine; echo mine >/data/mine; sleep 0.1; exit 1"), service.From(data), service.Restart(1), service.Ready(service.Log("1000")))
+	var ids []string
+	for range 2 {
+		i, err := s.Start(ctx)
+		require.NoError(t, err)
+		<-i.Ended()
+		lines := texts(i.Logs())
+		require.Equal(t, lines[0], lines[4])
+		require.Equal(t, []string{"700,1000", "600,1000", "cat: /data/mine: No such file or directory", lines[0], "700,1000", "600,1000", "mine"}, lines[1:])
+		ids = append(ids, lines[0])
+		require.Error(t, i.Close())
+	}
+	require.Equal(t, ids[0], ids[1])
+	_, err := service.New("x", sh("true"), service.From(service.NewSnapshot("/data", sandbox.MiB, sh("echo no room; exit 1")))).Start(ctx)
+	require.ErrorContains(t, err, "service x: service snapshot of /data: sandbox: exit status 1; its last lines:\n\tno room")
+}
+
 // TestWrongOptions reports what is wrong without starting anything.
 func TestWrongOptions(t *testing.T) {
 	ok := sandbox.New(sandbox.WithCommand("true"))
@@ -351,6 +374,7 @@ func TestWrongOptions(t *testing.T) {
 		"service.Listens: 0: ports":                 service.New("x", ok, service.Ready(service.Listens(0))),
 		"service.Ready: a Check is empty":           service.New("x", ok, service.Ready(service.Check{})),
 		"service.HTTP: port 80 is not published":    service.New("x", ok, service.Ready(service.HTTP(80, "/"))),
+		"service.From: the snapshot is nil":         service.New("x", ok, service.From(nil)),
 		`service.HTTP: "x" is no path`:              service.New("x", ok, service.Port(80), service.Ready(service.HTTP(80, "x"))),
 		"WithStdout: a service keeps":               service.New("x", ok.With(sandbox.WithStdout(io.Discard))),
 		"WithHold: a service is its command":        service.New("x", ok.With(sandbox.WithHold())),
