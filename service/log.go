@@ -56,9 +56,8 @@ type pattern struct {
 
 func newLog(limit int) *lines { return &lines{limit: limit, more: make(chan struct{})} }
 
+// add keeps a line. l.mu must be held.
 func (l *lines) add(line Line) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	for _, p := range l.await {
 		p.seen = p.seen || p.re.MatchString(line.Text)
 	}
@@ -69,7 +68,6 @@ func (l *lines) add(line Line) {
 		l.kept[n] = Line{}
 	}
 	l.kept, l.first = l.kept[n:], l.first+n
-	l.news()
 }
 
 // news wakes those who follow. l.mu must be held.
@@ -168,6 +166,9 @@ type stream struct {
 
 // Write is called by one goroutine.
 func (s *stream) Write(b []byte) (int, error) {
+	now := time.Now()
+	s.to.mu.Lock()
+	defer s.to.mu.Unlock()
 	for rest := b; len(rest) > 0; {
 		n, end := bytes.IndexByte(rest, '\n'), 1
 		if n < 0 {
@@ -178,21 +179,25 @@ func (s *stream) Write(b []byte) (int, error) {
 		}
 		s.part = append(s.part, rest[:n]...)
 		if end == 1 || len(s.part) == maxLine {
-			s.flush()
+			s.flush(now)
 		}
 		rest = rest[n+end:]
 	}
+	s.to.news()
 	return len(b), nil
 }
 
-func (s *stream) flush() {
-	s.to.add(Line{Time: time.Now(), Stderr: s.stderr, Text: string(s.part)})
+func (s *stream) flush(now time.Time) {
+	s.to.add(Line{Time: now, Stderr: s.stderr, Text: string(s.part)})
 	s.part = s.part[:0]
 }
 
 // end makes a line of what has no end of one.
 func (s *stream) end() {
+	s.to.mu.Lock()
+	defer s.to.mu.Unlock()
 	if len(s.part) > 0 {
-		s.flush()
+		s.flush(time.Now())
+		s.to.news()
 	}
 }
