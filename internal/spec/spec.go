@@ -232,20 +232,20 @@ func (s *Spec) checkMember() (errs []error) {
 			errs = append(errs, err)
 		}
 	}
-	if !isLabel(m.Name) {
+	if !IsLabel(m.Name) {
 		errs = append(errs, fault.Option("WithNetwork", "%q is no name on a network: 1 to 63 of a-z, 0-9 and -, the first and last no -", m.Name))
 	}
 	names, _ := m.Limits()
 	for _, name := range names {
-		if !isLabel(name) {
+		if !IsLabel(name) {
 			errs = append(errs, fault.Option("Reaches", "%q is no name on a network", name))
 		}
 	}
 	return errs
 }
 
-// isLabel reports whether s can be a name of one label in DNS: RFC 1035, section 2.3.1, RFC 1123.
-func isLabel(s string) bool {
+// IsLabel reports whether s can be a name of one label in DNS: RFC 1035, section 2.3.1, RFC 1123.
+func IsLabel(s string) bool {
 	return s != "" && len(s) <= 63 && s[0] != '-' && s[len(s)-1] != '-' &&
 		!strings.ContainsFunc(s, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' })
 }

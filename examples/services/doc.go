@@ -1,0 +1,4 @@
+// Package services is tests of what needs PostgreSQL and Redis, with the usual clients, neither a
+// daemon nor root: services for one test and for all of the package, a database that is made once
+// and copied, and a test that reaches its database and nothing else.
+package services

@@ -1,0 +1,163 @@
+//go:build linux
+
+package services
+
+import (
+	"context"
+
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/sandboxtest"
+	"github.com/cellkit/sandbox/service"
+)
+
+func TestMain(m *testing.M) {
+	testkit.Main(m, func(context.Context) error { return cache.Close() }, func(context.Context) error { return database.Close() }, sandbox.Shutdown)
+}
+
+// bin is where Debian has the programs of PostgreSQL.
+var bin = func() string {
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin")
+	return append(found, "/usr/bin")[0]
+}()
+
+// database is made once, which takes a second, and copied for each instance.
+var database = service.NewSnapshot("/data", 256*sandbox.MiB, sandbox.New(sandbox.WithCommand("sh", "-ec", bin+`/initdb -D /data/db -U postgres -A trust --no-sync --wal-segsize=1
+echo host all all all trust >>/data/db/pg_hba.conf`)))
+
+var postgres = service.New("postgres",
+	sandbox.New(sandbox.WithCommand(bin+"/postgres", "-D", "/data/db", "-k", "/tmp", "-c", "listen_addresses=*", "-c", "fsync=off", "-c", "shared_buffers=16MB"),
+		sandbox.WithStopSignal(syscall.SIGINT, 10*time.Second)), // the fast shutdown, which does not wait for clients
+	service.Port(5432), service.From(database), service.Ready(service.Log("ready to accept connections")))
+
+// cache is one Redis for all tests of the package.
+var cache = sandboxtest.Share(service.New("redis",
+	sandbox.New(sandbox.WithCommand("redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--dir", "/tmp")),
+	service.Port(6379), service.Health(time.Second, 3, service.Command("redis-cli", "ping"))))
+
+func connect(t testing.TB, pg *service.Instance) *pgx.Conn {
+	t.Helper()
+	db, err := pgx.Connect(t.Context(), "postgres://postgres@"+pg.Addr(5432)+"/postgres?sslmode=disable")
+	require.NoError(t, err)
+	t.Cleanup(func() { db.Close(context.Background()) })
+	return db
+}
+
+func numbers(t testing.TB, db *pgx.Conn, begin int) (sum int) {
+	t.Helper()
+	_, err := db.Exec(t.Context(), "CREATE TABLE numbers (n int)")
+	require.NoError(t, err)
+	_, err = db.Exec(t.Context(), "INSERT INTO numbers SELECT generate_series($1::int, $1::int + 9)", begin)
+	require.NoError(t, err)
+	require.NoError(t, db.QueryRow(t.Context(), "SELECT sum(n) FROM numbers").Scan(&sum))
+	return sum
+}
+
+// TestRootlessPostgres has a PostgreSQL for each of some tests at a time, and one Redis for all.
+func TestRootlessPostgres(t *testing.T) {
+	testkit.Need(t, "PostgreSQL")
+	for n := range 3 {
+		t.Run("parallel", func(t *testing.T) {
+			t.Parallel()
+			sum := numbers(t, connect(t, sandboxtest.Service(t, postgres)), n)
+			require.Equal(t, 45+10*n, sum)
+			client := redis.NewClient(&redis.Options{Addr: cache.Get(t, "redis").Addr(6379)})
+			defer client.Close()
+			require.NoError(t, client.Set(t.Context(), strconv.Itoa(n), sum, 0).Err())
+			got, err := client.Get(t.Context(), strconv.Itoa(n)).Int()
+			require.NoError(t, err)
+			require.Equal(t, sum, got)
+		})
+	}
+}
+
+// TestRootlessPostgresIsolated reaches the database by its name, and nothing else.
+func TestRootlessPostgresIsolated(t *testing.T) {
+	if os.Getenv("INSIDE") == "" {
+		testkit.Need(t, "PostgreSQL")
+	}
+	pg, other := sandboxtest.Service(t, postgres), cache.Get(t, "redis")
+	sandboxtest.Isolate(t, pg.Reach(), sandbox.WithEnv("INSIDE=1"))
+	require.Equal(t, 45, numbers(t, connect(t, pg), 0))
+	_, err := net.DialTimeout("tcp", other.Addr(6379), 2*time.Second)
+	require.Error(t, err)
+}
+
+// TestRootlessPostgresKilled has a PostgreSQL recover, with its data, from being killed.
+func TestRootlessPostgresKilled(t *testing.T) {
+	testkit.Need(t, "PostgreSQL")
+	starts := make(chan service.Event, 100)
+	pg, err := service.New("postgres", sandbox.New(sandbox.WithCommand(bin+"/postgres", "-D", "/data/db", "-k", "/tmp", "-c", "listen_addresses=*"), sandbox.WithStopSignal(syscall.SIGINT, 10*time.Second)),
+		service.Port(5432), service.From(database), service.Ready(service.Log("ready to accept connections")), service.Restart(1),
+		service.Observe(func(e service.Event) { starts <- e })).Start(t.Context())
+	require.NoError(t, err)
+	defer pg.Close()
+	require.Equal(t, 45, numbers(t, connect(t, pg), 0))
+	require.NoError(t, pg.Process().Kill())
+	for n := 0; n < 2; {
+		if e := <-starts; e.State == service.Running {
+			n++
+		}
+	}
+	var sum int
+	require.NoError(t, connect(t, pg).QueryRow(t.Context(), "SELECT sum(n) FROM numbers").Scan(&sum))
+	require.Equal(t, 45, sum)
+	require.NoError(t, pg.Close())
+}
+
+// BenchmarkPostgres is the time from Start until a PostgreSQL has answered its first query: with
+// initdb before each, and with a copy of what that has made once. A run of true is for comparison.
+func BenchmarkPostgres(b *testing.B) {
+	testkit.Need(b, "PostgreSQL")
+	query := func(s *service.Service) {
+		pg, err := s.Start(b.Context())
+		require.NoError(b, err)
+		var one int
+		db, err := pgx.Connect(b.Context(), "postgres://postgres@"+pg.Addr(5432)+"/postgres?sslmode=disable")
+		require.NoError(b, err)
+		require.NoError(b, db.QueryRow(b.Context(), "SELECT 1").Scan(&one))
+		b.StopTimer()
+		defer b.StartTimer()
+		db.Close(b.Context())
+		require.NoError(b, pg.Close())
+	}
+	subjects := []func(){
+		func() { query(postgres) },
+		func() {
+			database.Close()
+			query(postgres)
+		},
+		func() { _, _ = sandbox.New(sandbox.WithCommand("true")).Run(b.Context()) },
+	}
+	var took [3]time.Duration
+	for range 3 {
+		for _, s := range subjects {
+			s()
+		}
+	}
+	n := 0
+	for b.Loop() {
+		for i, s := range subjects {
+			begin := b.Elapsed()
+			s()
+			took[i] += b.Elapsed() - begin
+		}
+		n++
+	}
+	for i, name := range []string{"snapshot", "initdb", "true"} {
+		b.ReportMetric(float64(took[i].Milliseconds())/float64(n), name+"-ms")
+	}
+}

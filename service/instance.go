@@ -1,0 +1,198 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"math"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// Instance is a service that was started. Its methods are safe for concurrent use.
+type Instance struct {
+	service *Service
+	s       *sandbox.Sandbox
+	network *sandbox.PrivateNetwork // of this instance alone, or nil
+	place   spec.Member
+	ports   []published
+	volumes []*sandbox.Scratch // copies of the snapshots of From
+	log     *lines
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	ready  chan struct{} // closed when it is ready for the first time
+	ended  chan struct{} // closed when it is over for good
+
+	once sync.Once // closes ready
+
+	mu      sync.Mutex
+	process *sandbox.Process // nil while there is none
+	state   State
+	err     error
+}
+
+// published is a port of the service, and the address at which it is published.
+type published struct {
+	port int
+	addr string
+	keep io.Closer // what keeps the address from others
+}
+
+// newInstance makes an instance, with all that stays through its restarts, before wait ends.
+func newInstance(life, wait context.Context, s *Service) (_ *Instance, err error) {
+	i := &Instance{service: s, log: newLog(s.conf.logLimit), ready: make(chan struct{}), ended: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			i.release()
+		}
+	}()
+	for _, p := range s.conf.ports {
+		addr, keep, err := reserve()
+		if err != nil {
+			return nil, fmt.Errorf("sandbox: service.Port: %w", err)
+		}
+		i.ports = append(i.ports, published{p, addr, keep})
+	}
+	for _, snapshot := range s.conf.from {
+		volume, err := snapshot.copy(wait)
+		if err != nil {
+			return nil, err
+		}
+		i.volumes = append(i.volumes, volume)
+	}
+	i.ctx, i.cancel = context.WithCancel(life)
+	return i, nil
+}
+
+// release gives back what stays through restarts.
+func (i *Instance) release() {
+	for _, p := range i.ports {
+		_ = p.keep.Close()
+	}
+	for _, v := range i.volumes {
+		_ = v.Close()
+	}
+}
+
+// Name returns the service's name.
+func (i *Instance) Name() string { return i.service.name }
+
+// Addr returns the address of this machine at which a port of Port is published, such as
+// "127.0.0.1:41234". It panics for a port that is none of Port's, as an empty address means another
+// server to many clients.
+func (i *Instance) Addr(port int) string {
+	n := slices.IndexFunc(i.ports, func(p published) bool { return p.port == port })
+	if n < 0 {
+		panic(fmt.Sprintf("service: %s: port %d is not published: add service.Port(%d)", i.Name(), port, port))
+	}
+	return i.ports[n].addr
+}
+
+// Reach returns an option for sandboxes whose runs are to reach the service, by its name and any
+// port of it, and nothing else. Several of a group's instances add up; of others the last one counts. For
+// an instance of At it changes nothing.
+func (i *Instance) Reach() sandbox.Option {
+	return func(c *spec.Spec) {
+		if i.cancel == nil { // of At
+			return
+		}
+		m := spec.Member{Of: i.place.Of, Name: "client", Limited: true}
+		if old := c.Place.Member; old.Of == m.Of && old.Limited && old.Name == m.Name {
+			m.Reaches = old.Reaches
+		}
+		m.Reaches += i.place.Name + ","
+		c.Namespaces.Network, c.Place.Member = spec.NetworkPrivate, m
+	}
+}
+
+// Process returns the service's present run, or nil while there is none. A restart makes another.
+func (i *Instance) Process() *sandbox.Process {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.process
+}
+
+// Exec executes a command in the service's present run, as sandbox.Process.Exec does. While there is
+// no run, the error is os.ErrProcessDone.
+func (i *Instance) Exec(ctx context.Context, opts ...sandbox.Option) (*sandbox.Process, error) {
+	p := i.Process()
+	if p == nil {
+		return nil, os.ErrProcessDone
+	}
+	return p.Exec(ctx, opts...)
+}
+
+// State returns what the instance is doing.
+func (i *Instance) State() State {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.state
+}
+
+// Logs returns the output of the service, of all its runs, as far as it is kept: LogLimit.
+func (i *Instance) Logs() []Line { return i.log.last(math.MaxInt) }
+
+// Follow yields the lines that are kept, and what the service writes from then on, until ctx or the
+// instance ends. The service does not wait for whoever follows it: Line.Missed counts what was given
+// up meanwhile.
+func (i *Instance) Follow(ctx context.Context) iter.Seq[Line] { return i.log.follow(ctx, 0) }
+
+// Ended returns a channel that is closed when the instance is over for good: by Close, by its
+// context, by itself, or as it failed.
+func (i *Instance) Ended() <-chan struct{} { return i.ended }
+
+// Err returns a *Error if the service has failed for good, and nil if it has not, or has ended well.
+func (i *Instance) Err() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.err
+}
+
+// Close ends the service gently, if it has not ended, waits until nothing of it is left, and returns
+// what Err returns. It may be called more than once.
+func (i *Instance) Close() error { return i.stop() }
+
+func (i *Instance) stop() error {
+	if i.cancel == nil { // of At
+		return nil
+	}
+	i.cancel()
+	<-i.ended
+	err := i.Err()
+	if i.network != nil {
+		err = errors.Join(err, i.network.Close())
+	}
+	return err
+}
+
+// failure returns the error of a service that failed.
+func (i *Instance) failure(err error) error {
+	return &Error{i.Name(), err, i.log.last(lastLines)}
+}
+
+func (i *Instance) setProcess(p *sandbox.Process) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.process = p
+}
+
+// enter records a new state and reports it.
+func (i *Instance) enter(s State, err error) {
+	i.mu.Lock()
+	i.state = s
+	if s == Failed {
+		i.err = err
+	}
+	i.mu.Unlock()
+	for _, observe := range i.service.conf.observe {
+		observe(Event{i.Name(), s, time.Now(), err})
+	}
+}

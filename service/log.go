@@ -1,0 +1,203 @@
+package service
+
+import (
+	"bytes"
+	"context"
+	"iter"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+)
+
+// Line is a line of a service's output, without its end. It is as the service wrote it, so what
+// shows it on a terminal should use its String method.
+type Line struct {
+	Time   time.Time
+	Stderr bool
+	Text   string // up to 64 KiB: a longer line is several
+	// Missed is how many lines before it were given up before they could be returned.
+	Missed int
+}
+
+// String returns the text with U+FFFD in place of control characters and bytes that are no UTF-8.
+func (l Line) String() string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\t' {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, strings.TrimSuffix(l.Text, "\r"))
+}
+
+const (
+	maxLine  = 64 << 10
+	lineCost = 64 // bytes that a line takes besides its text
+)
+
+// lines keeps the last lines of an instance, through its restarts.
+type lines struct {
+	mu    sync.Mutex
+	kept  []Line
+	first int // how many were given up
+	size  int
+	limit int
+	ended bool
+	more  chan struct{} // closed, and replaced, when there is news
+	await []*pattern
+}
+
+// pattern is a regular expression that a line of the present run is to match.
+type pattern struct {
+	re   *regexp.Regexp
+	seen bool
+}
+
+func newLog(limit int) *lines { return &lines{limit: limit, more: make(chan struct{})} }
+
+// add keeps a line. l.mu must be held.
+func (l *lines) add(line Line) {
+	for _, p := range l.await {
+		p.seen = p.seen || p.re.MatchString(line.Text)
+	}
+	l.kept, l.size = append(l.kept, line), l.size+len(line.Text)+lineCost
+	n := 0
+	for ; n < len(l.kept)-1 && l.size > l.limit; n++ {
+		l.size -= len(l.kept[n].Text) + lineCost
+		l.kept[n] = Line{}
+	}
+	l.kept, l.first = l.kept[n:], l.first+n
+}
+
+// news wakes those who follow. l.mu must be held.
+func (l *lines) news() {
+	close(l.more)
+	l.more = make(chan struct{})
+}
+
+// close says that nothing comes any more.
+func (l *lines) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = true
+	l.news()
+}
+
+// look has the lines of a new run matched with the patterns of checks.
+func (l *lines) look(checks []Check) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.await = nil
+	for _, c := range checks {
+		if c.re != nil {
+			l.await = append(l.await, &pattern{re: c.re})
+		}
+	}
+}
+
+// saw reports whether a line of the present run has matched.
+func (l *lines) saw(re *regexp.Regexp) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.await {
+		if p.re == re {
+			return p.seen
+		}
+	}
+	return false
+}
+
+// next returns a channel that is closed with the next news.
+func (l *lines) next() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.more
+}
+
+// since returns the lines from number n on, the number of the one after them, whether they are the
+// last, and a channel that is closed when there are more.
+func (l *lines) since(n int) (lines []Line, next int, ended bool, more <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	skip := max(0, n-l.first)
+	lines = append(lines, l.kept[min(skip, len(l.kept)):]...)
+	if len(lines) > 0 {
+		lines[0].Missed = max(0, l.first-n)
+	}
+	return lines, l.first + len(l.kept), l.ended, l.more
+}
+
+// last returns the last n lines.
+func (l *lines) last(n int) []Line {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]Line(nil), l.kept[max(0, len(l.kept)-n):]...)
+}
+
+// follow yields what is kept from line n on, and what comes, until ctx or the instance ends.
+func (l *lines) follow(ctx context.Context, n int) iter.Seq[Line] {
+	return func(yield func(Line) bool) {
+		for {
+			lines, next, ended, more := l.since(n)
+			for _, line := range lines {
+				if ctx.Err() != nil || !yield(line) {
+					return
+				}
+			}
+			if n = next; ended {
+				return
+			}
+			select {
+			case <-more:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// stream is one of the output streams of a run.
+type stream struct {
+	to     *lines
+	stderr bool
+	part   []byte // of a line
+}
+
+// Write is called by one goroutine.
+func (s *stream) Write(b []byte) (int, error) {
+	now := time.Now()
+	s.to.mu.Lock()
+	defer s.to.mu.Unlock()
+	for rest := b; len(rest) > 0; {
+		n, end := bytes.IndexByte(rest, '\n'), 1
+		if n < 0 {
+			n, end = len(rest), 0
+		}
+		if room := maxLine - len(s.part); n > room {
+			n, end = room, 0
+		}
+		s.part = append(s.part, rest[:n]...)
+		if end == 1 || len(s.part) == maxLine {
+			s.flush(now)
+		}
+		rest = rest[n+end:]
+	}
+	s.to.news()
+	return len(b), nil
+}
+
+func (s *stream) flush(now time.Time) {
+	s.to.add(Line{Time: now, Stderr: s.stderr, Text: string(s.part)})
+	s.part = s.part[:0]
+}
+
+// end makes a line of what has no end of one.
+func (s *stream) end() {
+	s.to.mu.Lock()
+	defer s.to.mu.Unlock()
+	if len(s.part) > 0 {
+		s.flush(time.Now())
+		s.to.news()
+	}
+}

@@ -1,0 +1,135 @@
+package service
+
+import (
+	"slices"
+	"time"
+
+	"github.com/cellkit/sandbox/internal/fault"
+)
+
+// Option changes one thing of a service.
+type Option func(*config)
+
+type config struct {
+	ports        []int
+	ready        []Check
+	startTimeout time.Duration
+
+	health   []Check
+	every    time.Duration
+	failures int
+
+	restarts int
+	after    []string
+	from     []*Snapshot
+	logLimit int
+	observe  []func(Event)
+}
+
+// Port publishes a TCP port of the service at a port of 127.0.0.1 that is free, which Instance.Addr
+// returns and which stays the same through restarts. The service must listen there on 0.0.0.0.
+// Several calls add up. For UDP and other addresses the sandbox has sandbox.WithPublish.
+func Port(port int) Option {
+	return func(c *config) { c.ports = append(slices.Clip(c.ports), port) }
+}
+
+// Ready sets when the service is ready: when each of the checks was met once. Several calls add up.
+// Default: when it listens on all ports of Port, or, if there are none, as soon as its command is
+// executed.
+func Ready(checks ...Check) Option {
+	return func(c *config) { c.ready = append(slices.Clip(c.ready), checks...) }
+}
+
+// StartTimeout limits how long the service, and each restart of it, takes until it is ready. One
+// that takes longer has failed. Default: a minute.
+func StartTimeout(d time.Duration) Option { return func(c *config) { c.startTimeout = d } }
+
+// Health has a service that is ready checked again and again, with a pause between. After the given
+// number of failures in a row, 1 at least, it has failed: it is ended. A check that takes longer
+// than 30 s counts as a failure. Default: it fails only by its end.
+func Health(pause time.Duration, failures int, checks ...Check) Option {
+	return func(c *config) { c.every, c.failures, c.health = pause, failures, checks }
+}
+
+// Restart starts a service that has failed again, n times in a row at most, after a pause of 100 ms,
+// which doubles each time, up to 10 s. Once it has been ready for 10 s, counting begins anew. An
+// instance that exits with status 0 after it was ready has not failed. The sandbox's volumes and
+// Addr stay, all else is new. Default: 0.
+func Restart(n int) Option { return func(c *config) { c.restarts = n } }
+
+// After starts the service in its group once those with the given names are ready, and ends it
+// before them. Several calls add up. It has no effect on a service that is started alone.
+func After(names ...string) Option {
+	return func(c *config) { c.after = append(slices.Clip(c.after), names...) }
+}
+
+// LogLimit sets how much of the service's output is kept, in bytes, 64 more for each line; the
+// oldest lines are given up. Default: 1 MiB.
+func LogLimit(bytes int) Option { return func(c *config) { c.logLimit = bytes } }
+
+// Observe calls f for each event of an instance, one after the other. The instance waits for it, so
+// f must not call Close. Several calls add up. Default: none.
+func Observe(f func(Event)) Option {
+	return func(c *config) {
+		if f != nil {
+			c.observe = append(slices.Clip(c.observe), f)
+		}
+	}
+}
+
+func (c *config) check() (errs []error) {
+	wrong := func(option, format string, args ...any) {
+		errs = append(errs, fault.Option("service."+option, format, args...))
+	}
+	for n, p := range c.ports {
+		switch {
+		case p < 1 || p > 65535:
+			wrong("Port", "%d: ports go from 1 to 65535", p)
+		case slices.Contains(c.ports[:n], p):
+			wrong("Port", "%d is given twice", p)
+		}
+	}
+	if c.startTimeout <= 0 {
+		wrong("StartTimeout", "%v is not a positive duration", c.startTimeout)
+	}
+	if c.restarts < 0 {
+		wrong("Restart", "%d is negative: 0 does not restart", c.restarts)
+	}
+	if c.logLimit <= 0 {
+		wrong("LogLimit", "%d is not a positive number of bytes", c.logLimit)
+	}
+	if c.health != nil && (c.every <= 0 || c.failures < 1) {
+		wrong("Health", "a pause of %v and %d failures are not positive", c.every, c.failures)
+	}
+	if slices.Contains(c.from, nil) {
+		wrong("From", "the snapshot is nil: make one by NewSnapshot")
+	}
+	for _, check := range slices.Concat(c.ready, c.health) {
+		switch {
+		case check.wrong != nil:
+			errs = append(errs, check.wrong)
+		case check.met == nil:
+			wrong("Ready", "a Check is empty: use what Log, Listens, HTTP, Command, Func or Exits returns")
+		case check.port != 0 && !slices.Contains(c.ports, check.port):
+			wrong("HTTP", "port %d is not published: add service.Port(%d)", check.port, check.port)
+		}
+	}
+	for _, check := range c.health {
+		if check.once {
+			wrong("Health", "%s happens once: it is for Ready", check.what)
+		}
+	}
+	return errs
+}
+
+// readyChecks returns those of Ready, or the default ones.
+func (c *config) readyChecks() []Check {
+	if c.ready != nil {
+		return c.ready
+	}
+	var checks []Check
+	for _, p := range c.ports {
+		checks = append(checks, Listens(p))
+	}
+	return checks
+}

@@ -1,0 +1,173 @@
+// Package service runs what programs and tests depend on: databases, caches, servers. A service is a
+// sandbox whose command goes on: it is started and waited for until it is ready, watched, restarted
+// when it fails, and ended gently.
+//
+//	db := service.New("db", sandbox.New(sandbox.WithCommand("redis-server", "--bind", "0.0.0.0")),
+//		service.Port(6379), service.Ready(service.Log("Ready to accept connections")))
+//	running, err := db.Start(ctx)
+//	defer running.Close()
+//	conn, err := net.Dial("tcp", running.Addr(6379))
+//
+// Everything else is the sandbox's: its root, such as that of a container image (module image), its
+// limits, its volumes, which are binds and scratches, and what it reaches, if it is on a private
+// network. It works as root and as an ordinary user, without a daemon, and nothing of a service
+// outlives this process. docs/SERVICES.md has more.
+package service
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// Service describes a service. It is immutable and safe for concurrent use: each Start makes
+// another instance of it.
+type Service struct {
+	name string
+	s    *sandbox.Sandbox
+	conf config
+}
+
+// New describes a service: what its sandbox executes, under a name of 1 to 63 of a-z, 0-9 and -, by
+// which other services of its group find it. It never fails: Start reports wrong options.
+//
+// A sandbox that is on no network gets a place on a private one, from which only other services of
+// its group are reached. One that is to reach more has WithNetwork(net.As(name)) with a network of
+// the caller's, which others of the group may share. Unless the sandbox has WithStopSignal, a
+// service is ended by SIGTERM, with 10 s until it is killed. Its output is kept as its logs: the
+// sandbox must have neither WithStdout nor WithStderr, nor WithTerminal or WithHold.
+func New(name string, s *sandbox.Sandbox, opts ...Option) *Service {
+	conf := config{startTimeout: time.Minute, logLimit: sandbox.MiB}
+	for _, opt := range opts {
+		if opt != nil {
+			opt(&conf)
+		}
+	}
+	return &Service{name, s, conf}
+}
+
+// Name returns the name that New was given.
+func (s *Service) Name() string { return s.name }
+
+// Start starts an instance and waits until it is ready, as Ready says. The instance lives until
+// Close, until it fails or until ctx ends, which ends it as Close does.
+//
+// The error is a *Error, with the last lines of output, if the service ended before it was ready or
+// took longer than StartTimeout allows; else the errors of sandbox.Sandbox.Start. Nothing is left
+// running then.
+func (s *Service) Start(ctx context.Context) (*Instance, error) {
+	net, err := sandbox.NewNetwork()
+	if err != nil {
+		return nil, err
+	}
+	i, err := s.start(ctx, ctx, net)
+	if err != nil {
+		return nil, errors.Join(err, net.Close())
+	}
+	i.network = net
+	return i, nil
+}
+
+// start waits until the instance is ready or wait ends. It lives until life ends.
+func (s *Service) start(life, wait context.Context, net *sandbox.PrivateNetwork) (*Instance, error) {
+	if err := s.check(); err != nil {
+		return nil, err
+	}
+	i, err := newInstance(life, wait, s)
+	if err != nil {
+		return nil, &Error{Service: s.name, Err: err}
+	}
+	i.s = s.s.With(i.options(net)...)
+	go i.supervise()
+	select {
+	case <-i.ready:
+	case <-i.ended:
+	case <-wait.Done():
+		i.cancel()
+		<-i.ended
+	}
+	select {
+	case <-i.ready: // maybe it has exited since, as Exits has it
+		if i.Err() == nil && wait.Err() == nil {
+			return i, nil
+		}
+	default:
+	}
+	_ = i.stop()
+	if err := i.Err(); err != nil {
+		return nil, err
+	}
+	return nil, i.failure(fault.NotStarted(wait))
+}
+
+// options are what the instance's sandbox has besides its own.
+func (i *Instance) options(net *sandbox.PrivateNetwork) (opts []sandbox.Option) {
+	place := func(c *spec.Spec) {
+		if c.Namespaces.Network == spec.NetworkNone {
+			sandbox.WithNetwork(net.As(i.service.name)).Apply(c)
+		}
+		i.place = c.Place.Member
+		if c.Supervision.StopGrace == 0 {
+			sandbox.WithStopSignal(syscall.SIGTERM, 10*time.Second).Apply(c)
+		}
+	}
+	opts = append(opts, place)
+	for _, p := range i.ports {
+		opts = append(opts, sandbox.WithPublish(p.addr, p.port))
+	}
+	for n, snapshot := range i.service.conf.from {
+		opts = append(opts, sandbox.WithScratch(snapshot.dst, i.volumes[n]))
+	}
+	return opts
+}
+
+// check returns what is wrong with the service itself. The rest is found by the sandbox.
+func (s *Service) check() error {
+	if s.s == nil {
+		return fault.Option("service.New", "the sandbox is nil: make one by sandbox.New")
+	}
+	errs := s.conf.check()
+	if !spec.IsLabel(s.name) {
+		errs = append(errs, fault.Option("service.New", "%q is no name of a service: 1 to 63 of a-z, 0-9 and -, the first and last no -", s.name))
+	}
+	s.s.With(func(c *spec.Spec) {
+		for _, o := range []struct {
+			name  string
+			given bool
+			why   string
+		}{
+			{"WithStdout", c.Streams.Stdout != nil, "a service keeps its output: leave it out, and use Instance.Follow"},
+			{"WithStderr", c.Streams.Stderr != nil, "a service keeps its output: leave it out, and use Instance.Follow"},
+			{"WithTerminal", c.Command.Terminal.On, "a service has no terminal: leave it out"},
+			{"WithHold", c.Command.Hold, "a service is its command: use WithCommand"},
+			{"WithNetwork", len(s.conf.ports) > 0 && !slices.Contains([]spec.Network{spec.NetworkNone, spec.NetworkPrivate}, c.Namespaces.Network),
+				"a service with service.Port is on a private network: leave it out, or use what PrivateNetwork.As returns"},
+		} {
+			if o.given {
+				errs = append(errs, fault.Option(o.name, "%s", o.why))
+			}
+		}
+	})
+	return errors.Join(errs...)
+}
+
+// At returns an instance that stands for the service where somebody else runs it: at the host, at
+// the ports of Port themselves. It is for a service that is there already, and for programs on a
+// network where the host is the service's name. It has no logs, and Close does nothing.
+func (s *Service) At(host string) *Instance {
+	i := &Instance{service: s, ready: make(chan struct{}), ended: make(chan struct{}), log: newLog(1), state: Running}
+	for _, p := range s.conf.ports {
+		i.ports = append(i.ports, published{port: p, addr: net.JoinHostPort(host, strconv.Itoa(p))})
+	}
+	close(i.ready)
+	i.log.close()
+	return i
+}

@@ -1,0 +1,188 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cellkit/sandbox"
+)
+
+const (
+	minPause = 100 * time.Millisecond // before a restart
+	maxPause = 10 * time.Second
+	settled  = 10 * time.Second // ready for so long, a service has not failed in a row
+)
+
+// supervise runs the service until it has ended for good.
+func (i *Instance) supervise() {
+	defer close(i.ended)
+	defer i.cancel()
+	defer i.log.close()
+	defer i.release()
+	pause := minPause
+	for failures := 0; ; pause = min(2*pause, maxPause) {
+		i.enter(Starting, nil)
+		a := attempt{i: i}
+		err := a.run()
+		switch {
+		case i.ctx.Err() != nil || err == nil:
+			i.enter(Ended, nil)
+			return
+		case !a.ready.IsZero() && time.Since(a.ready) >= settled:
+			failures, pause = 0, minPause // for this one again
+		}
+		err = i.failure(err)
+		if failures++; failures > i.service.conf.restarts || errors.As(err, new(*sandbox.OptionError)) {
+			i.enter(Failed, err)
+			return
+		}
+		i.enter(Waiting, err)
+		select {
+		case <-time.After(pause):
+		case <-i.ctx.Done():
+			i.enter(Ended, nil)
+			return
+		}
+	}
+}
+
+// attempt is one run of a service.
+type attempt struct {
+	i     *Instance
+	p     *sandbox.Process
+	left  []Check   // of Ready, which were not met yet
+	ready time.Time // zero until it is
+}
+
+// run returns when the run has ended: nil if that was well, or as its context has ended.
+func (a *attempt) run() error {
+	a.left = a.i.service.conf.readyChecks()
+	a.i.log.look(a.left)
+	stdout, stderr := &stream{to: a.i.log}, &stream{to: a.i.log, stderr: true}
+	var err error
+	if a.p, err = a.i.s.With(sandbox.WithStdout(stdout), sandbox.WithStderr(stderr)).Start(a.i.ctx); err != nil {
+		return err
+	}
+	a.i.setProcess(a.p)
+	why := a.watch()
+	if why != nil || a.i.ctx.Err() != nil {
+		a.i.enter(Stopping, nil)
+		_ = a.p.Close()
+	}
+	_, err = a.p.Wait()
+	a.i.setProcess(nil)
+	stdout.end()
+	stderr.end()
+	switch {
+	case why != nil:
+		return why
+	case err != nil || !a.ready.IsZero() || a.i.ctx.Err() != nil:
+		return err
+	}
+	return a.exited()
+}
+
+// exited returns whether exiting with status 0 is what the service was to do.
+func (a *attempt) exited() error {
+	for _, c := range a.left {
+		if !c.exits && !a.i.log.saw(c.re) {
+			return fmt.Errorf("%w: it exited with status 0 before %s", ErrNotReady, c.what)
+		}
+	}
+	a.becomeReady()
+	return nil
+}
+
+// watch waits until the run has ended, or returns why it is to end.
+func (a *attempt) watch() error {
+	if err := a.await(); err != nil || a.ready.IsZero() {
+		return err
+	}
+	conf := &a.i.service.conf
+	if conf.health == nil {
+		a.wait(nil, nil)
+		return nil
+	}
+	for failed := 0; ; {
+		if pause := time.After(conf.every); !a.wait(pause, nil) {
+			return nil
+		}
+		c, err := a.firstUnmet(conf.health)
+		if failed++; err == nil {
+			failed = 0
+		}
+		if failed >= conf.failures && a.goesOn() {
+			return fmt.Errorf("%w: %s: %w", ErrUnhealthy, conf.health[c].what, err)
+		}
+	}
+}
+
+// await waits until the run is ready, has ended, or is to end.
+func (a *attempt) await() error {
+	timeout := a.i.service.conf.startTimeout
+	late := time.After(timeout)
+	for pause := time.Millisecond; ; pause = min(pause*3/2, 100*time.Millisecond) {
+		news := a.i.log.next()
+		n, err := a.firstUnmet(a.left)
+		if !a.goesOn() {
+			return nil
+		}
+		if a.left = a.left[n:]; err == nil {
+			a.becomeReady()
+			return nil
+		}
+		if a.left[0].re == nil {
+			news = nil
+		}
+		if !a.wait(time.After(pause), news) {
+			return nil
+		}
+		select {
+		case <-late:
+			return fmt.Errorf("%w after %v: %s: %w", ErrNotReady, timeout, a.left[0].what, err)
+		default:
+		}
+	}
+}
+
+// firstUnmet returns the number of the first check that is not met, and why.
+func (a *attempt) firstUnmet(checks []Check) (int, error) {
+	for n, c := range checks {
+		ctx, cancel := context.WithTimeout(a.i.ctx, min(checkTimeout, a.i.service.conf.startTimeout))
+		err := c.met(ctx, a)
+		cancel()
+		if err != nil {
+			return n, err
+		}
+	}
+	return len(checks), nil
+}
+
+// wait waits until the pause is over or there is news, and reports whether the run goes on.
+func (a *attempt) wait(pause <-chan time.Time, news <-chan struct{}) bool {
+	select {
+	case <-pause:
+	case <-news:
+	case <-a.p.Ended():
+	case <-a.i.ctx.Done():
+	}
+	return a.goesOn()
+}
+
+// goesOn reports whether the run has not ended, and is not to end.
+func (a *attempt) goesOn() bool {
+	select {
+	case <-a.p.Ended():
+		return false
+	default:
+		return a.i.ctx.Err() == nil
+	}
+}
+
+func (a *attempt) becomeReady() {
+	a.ready = time.Now()
+	a.i.enter(Running, nil)
+	a.i.once.Do(func() { close(a.i.ready) })
+}
