@@ -89,7 +89,7 @@ func (q *Queue) follow(ctx context.Context, id string, after uint64, yield func(
 			}
 			after = m.Sequence
 			r, err := decode[logRecord](m.Data)
-			if err == nil && !yield(Chunk{Position: m.Sequence, Attempt: r.Attempt, Stderr: r.Stream == 1, Offset: r.Offset, Data: r.Data}) {
+			if err == nil && len(r.Data) > 0 && !yield(Chunk{Position: m.Sequence, Attempt: r.Attempt, Stderr: r.Stream == 1, Offset: r.Offset, Data: r.Data}) {
 				return nil
 			}
 		}
