@@ -1,0 +1,209 @@
+package queue
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A blob is content that is too large for a record, named by its SHA-256. Its bytes are in chunks
+// under a name of their upload; a record at the content's name, which is written last, leads there.
+// So what is collected while somebody else uploads the same is the other upload.
+
+// blobRecord says where the bytes of a content are.
+type blobRecord struct {
+	Version int    `cbor:"0,keyasint"`
+	Upload  string `cbor:"1,keyasint"`
+	Size    int64  `cbor:"2,keyasint"`
+}
+
+const (
+	chunkSize = 256 << 10
+	maxBlob   = 1 << 30
+	// blobGrace is for how long a blob that nobody refers to is kept, for a task or result that
+	// is about to.
+	blobGrace = time.Hour
+)
+
+var errBlob = errors.New("the content is not what its name says")
+
+func (q *Queue) blobSubject(sum []byte) string {
+	return q.config.name + ".blob." + hex.EncodeToString(sum)
+}
+
+func (q *Queue) chunkSubject(upload, n string) string {
+	return q.config.name + ".chunk." + upload + "." + n
+}
+
+// putBlob stores what r has, unless it is there, and returns its name. open is called twice if it
+// is not there.
+func (q *Queue) putBlob(ctx context.Context, open func() (io.ReadCloser, error)) (sum []byte, size int64, err error) {
+	r, err := open()
+	if err != nil {
+		return nil, 0, err
+	}
+	h := sha256.New()
+	size, err = io.Copy(h, io.LimitReader(r, maxBlob+1))
+	r.Close()
+	if err != nil {
+		return nil, 0, err
+	}
+	if size > maxBlob {
+		return nil, 0, fmt.Errorf("larger than %d bytes", maxBlob)
+	}
+	sum = h.Sum(nil)
+	if there, err := q.touchBlob(ctx, sum, size); there || err != nil {
+		return sum, size, err
+	}
+	if r, err = open(); err != nil {
+		return nil, 0, err
+	}
+	defer r.Close()
+	return sum, size, q.upload(ctx, r, sum, size)
+}
+
+// touchBlob reports whether a blob is there, and if so makes it as new, so that it is not collected
+// before what refers to it is there.
+func (q *Queue) touchBlob(ctx context.Context, sum []byte, size int64) (bool, error) {
+	m, b, err := q.blob(ctx, sum)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return false, nil
+	case err != nil && !errors.Is(err, errBlob):
+		return false, err
+	case err != nil || b.Size != size:
+		return false, nil // somebody wrote nonsense: another upload replaces it
+	case time.Since(m.Time) < blobGrace/4:
+		return true, nil
+	}
+	_, err = q.publish(ctx, m.Subject, m.Data, jetstream.WithExpectLastSequencePerSubject(m.Sequence))
+	if conflict(err) { // collected, or touched by somebody else
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// blob finds a blob's record.
+func (q *Queue) blob(ctx context.Context, sum []byte) (m *jetstream.RawStreamMsg, b *blobRecord, err error) {
+	err = retry(ctx, func(ctx context.Context) (err error) {
+		m, err = q.blobs.GetLastMsgForSubject(ctx, q.blobSubject(sum))
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	b, err = decode[blobRecord](m.Data)
+	if err == nil && (!tokenPattern.MatchString(b.Upload) || b.Size < 0 || b.Size > maxBlob) {
+		err = errors.New("a record that can't be")
+	}
+	if err != nil {
+		return nil, nil, errors.Join(errBlob, err)
+	}
+	return m, b, nil
+}
+
+func (q *Queue) upload(ctx context.Context, r io.Reader, sum []byte, size int64) error {
+	b := &blobRecord{Version: version, Upload: strings.ToLower(rand.Text()), Size: size}
+	buf, h := make([]byte, min(size, chunkSize)), sha256.New()
+	for n := int64(0); n*chunkSize < size; n++ {
+		chunk := buf[:min(size-n*chunkSize, chunkSize)]
+		if _, err := io.ReadFull(r, chunk); err != nil {
+			return fmt.Errorf("it changed while it was read: %w", err)
+		}
+		h.Write(chunk)
+		if _, err := q.publish(ctx, q.chunkSubject(b.Upload, strconv.FormatInt(n, 10)), chunk); err != nil {
+			return err
+		}
+	}
+	if !bytes.Equal(h.Sum(nil), sum) {
+		return errors.New("it changed while it was read")
+	}
+	data, err := encode(b)
+	if err != nil {
+		return err
+	}
+	_, err = q.publish(ctx, q.blobSubject(sum), data)
+	return err
+}
+
+// blobReader reads a blob, and fails instead of the end if it was not what its name says.
+type blobReader struct {
+	ctx  context.Context
+	q    *Queue
+	sum  []byte
+	size int64
+	at   *blobRecord // nil before the first Read
+	n    int64
+	left []byte
+	h    hash.Hash
+}
+
+func (q *Queue) openBlob(ctx context.Context, sum []byte, size int64) *blobReader {
+	return &blobReader{ctx: ctx, q: q, sum: sum, size: size, h: sha256.New()}
+}
+
+func (r *blobReader) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if len(r.left) == 0 {
+		if err := r.next(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, r.left)
+	r.left = r.left[n:]
+	return n, nil
+}
+
+// next reads a chunk, and checks the whole before the last one is given away.
+func (r *blobReader) next() error {
+	if r.at == nil {
+		_, b, err := r.q.blob(r.ctx, r.sum)
+		if err != nil {
+			return fmt.Errorf("content %x: %w", r.sum, err)
+		}
+		if b.Size != r.size {
+			return fmt.Errorf("content %x: %w", r.sum, errBlob)
+		}
+		r.at = b
+	}
+	chunks := (r.size + chunkSize - 1) / chunkSize
+	if r.n < chunks {
+		var m *jetstream.RawStreamMsg
+		err := retry(r.ctx, func(ctx context.Context) (err error) {
+			m, err = r.q.blobs.GetLastMsgForSubject(ctx, r.q.chunkSubject(r.at.Upload, strconv.FormatInt(r.n, 10)))
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("content %x: %w", r.sum, err)
+		}
+		if int64(len(m.Data)) != min(r.size-r.n*chunkSize, chunkSize) {
+			return fmt.Errorf("content %x: %w", r.sum, errBlob)
+		}
+		r.n++
+		_, _ = r.h.Write(m.Data) // a hash's never fails
+		r.left = m.Data
+	}
+	if r.n == chunks && !bytes.Equal(r.h.Sum(nil), r.sum) {
+		r.left = nil
+		return fmt.Errorf("content %x: %w", r.sum, errBlob)
+	}
+	if len(r.left) == 0 {
+		return io.EOF
+	}
+	return nil
+}
+
+func (r *blobReader) Close() error { return nil }

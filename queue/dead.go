@@ -1,0 +1,123 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// ErrNotDead means that a task that was to be put back is no dead letter.
+var ErrNotDead = errors.New("it is no dead letter")
+
+// Dead yields the tasks that were given up after their attempts, and are kept (Retention).
+func (q *Queue) Dead(ctx context.Context) iter.Seq2[Status, error] {
+	return func(yield func(Status, error) bool) {
+		for m, err := range q.records(ctx, q.dead, q.config.name+".dead.>") {
+			if err != nil {
+				yield(Status{}, err)
+				return
+			}
+			id := q.idOf("dead", m.Subject)
+			r, _, err := q.state(ctx, id)
+			if err != nil {
+				if !yield(Status{ID: id}, fmt.Errorf("queue: %s: %w", id, err)) {
+					return
+				}
+				continue
+			}
+			// A worker writes the letter before the state, and Requeue removes it last.
+			if r != nil && r.State == Dead && !yield(statusOf(id, r), nil) {
+				return
+			}
+		}
+	}
+}
+
+// bury keeps a task that is about to be given up.
+func (q *Queue) bury(ctx context.Context, id string, task []byte) error {
+	_, err := q.publish(ctx, q.subject("dead", id), task)
+	return err
+}
+
+// Requeue puts a dead letter back: it waits again, with as many attempts as at first, and the same
+// id. The error is ErrNotDead if it is none. It may be repeated if it failed.
+func (q *Queue) Requeue(ctx context.Context, id string) error {
+	if err := checkID("Requeue", id); err != nil {
+		return err
+	}
+	if err := q.requeue(ctx, id); err != nil {
+		return fmt.Errorf("queue: %s: %w", id, full(err))
+	}
+	return nil
+}
+
+func (q *Queue) requeue(ctx context.Context, id string) error {
+	var letter *jetstream.RawStreamMsg
+	err := retry(ctx, func(ctx context.Context) (err error) {
+		letter, err = q.dead.GetLastMsgForSubject(ctx, q.subject("dead", id))
+		return err
+	})
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return ErrNotDead
+	}
+	if err != nil {
+		return err
+	}
+	r, seq, err := q.state(ctx, id)
+	if err != nil {
+		return err
+	}
+	// A Requeue that was cut short has left it waiting, with its letter and without a task.
+	again := r != nil && r.State == Waiting && r.Attempt == 0
+	if !again && (r == nil || r.State != Dead) {
+		return ErrNotDead
+	}
+	if !again {
+		// Its message may still be there, if who buried it has not acknowledged it yet.
+		r = &stateRecord{State: Waiting, Message: r.Message + 1, Text: "put back"}
+		if n, err := q.replace(ctx, id, r, seq); err != nil || n == 0 {
+			return errors.Join(err, ErrNotDead)
+		}
+	}
+	t, err := decode[taskRecord](letter.Data)
+	if err != nil {
+		return err
+	}
+	t.NotBefore, t.Deadline = 0, 0
+	data, err := encode(t)
+	if err == nil {
+		err = q.republish(ctx, id, data, r.Message)
+	}
+	if err != nil {
+		return err
+	}
+	return retry(ctx, func(ctx context.Context) error {
+		err := q.dead.DeleteMsg(ctx, letter.Sequence)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return nil
+		}
+		return err
+	})
+}
+
+// republish stores a task whose message is to have at least the given number, unless it is stored.
+func (q *Queue) republish(ctx context.Context, id string, data []byte, from uint64) error {
+	for {
+		_, err := q.publish(ctx, q.subject("task", id), data, jetstream.WithExpectLastSequencePerSubject(0))
+		if !conflict(err) {
+			return err
+		}
+		m, err := q.taskMessage(ctx, id)
+		if err == nil && m.Sequence < from {
+			err = retry(ctx, func(ctx context.Context) error { return q.tasks.DeleteMsg(ctx, m.Sequence) })
+		} else if err == nil {
+			return nil
+		}
+		if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+			return err
+		}
+	}
+}

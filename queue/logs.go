@@ -1,0 +1,231 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	logChunk    = 16 << 10
+	logChunks   = 64 // that are kept of a task
+	logRate     = 1 << 20
+	logEvery    = 100 * time.Millisecond
+	maxLogBytes = 64 << 20 // of all tasks
+	tailBytes   = 64 << 10
+)
+
+// logRecord is a piece of what a command wrote.
+type logRecord struct {
+	Version int    `cbor:"0,keyasint"`
+	Attempt int    `cbor:"1,keyasint"`
+	Stream  int    `cbor:"2,keyasint"` // 0: standard output, 1: standard error
+	Offset  int64  `cbor:"3,keyasint"`
+	Data    []byte `cbor:"4,keyasint"`
+}
+
+// Chunk is a piece of what a task's command wrote.
+type Chunk struct {
+	Position uint64 // of the piece: what Logs takes to go on after it
+	Attempt  int
+	Stderr   bool
+	Offset   int64 // in the attempt's standard output or error. A gap is what is not kept.
+	Data     []byte
+}
+
+// Logs yields what a task's command writes while it runs, from what is kept of it on, or, for one
+// that returns, after the piece with a Position. It ends when the task has ended. Pieces come at
+// most a tenth of a second later than they were written. Of a task the last 64 pieces are kept, up
+// to 1 MiB, of all tasks 64 MiB, in the servers' memory; and no more is sent than 1 MiB, and 1 MiB
+// a second. The end of the output is also in the Result.
+func (q *Queue) Logs(ctx context.Context, id string, after uint64) iter.Seq2[Chunk, error] {
+	return func(yield func(Chunk, error) bool) {
+		if err := q.follow(ctx, id, after, func(c Chunk) bool { return yield(c, nil) }); err != nil {
+			yield(Chunk{}, err)
+		}
+	}
+}
+
+func (q *Queue) follow(ctx context.Context, id string, after uint64, yield func(Chunk) bool) error {
+	if err := checkID("Logs", id); err != nil {
+		return err
+	}
+	changed := make(chan struct{}, 1)
+	for _, kind := range []string{"log", "now"} {
+		sub, err := q.nc.Subscribe(q.subject(kind, id), func(*nats.Msg) {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+		if err != nil {
+			return fmt.Errorf("queue: %w", err)
+		}
+		defer func() { _ = sub.Unsubscribe() }() // fails if the connection is closed
+	}
+	for {
+		s, err := q.Status(ctx, id) // before the log is read, whose last piece is stored before the end
+		if err != nil {
+			return err
+		}
+		for {
+			var m *jetstream.RawStreamMsg
+			err := retry(ctx, func(ctx context.Context) (err error) {
+				m, err = q.logs.GetMsg(ctx, after+1, jetstream.WithGetMsgSubject(q.subject("log", id)))
+				return err
+			})
+			if errors.Is(err, jetstream.ErrMsgNotFound) {
+				break
+			}
+			if err != nil {
+				return fmt.Errorf("queue: %s: %w", id, err)
+			}
+			after = m.Sequence
+			r, err := decode[logRecord](m.Data)
+			if err == nil && len(r.Data) > 0 && !yield(Chunk{Position: m.Sequence, Attempt: r.Attempt, Stderr: r.Stream == 1, Offset: r.Offset, Data: r.Data}) {
+				return nil
+			}
+		}
+		if s.State.Ended() {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("queue: %s: %w", id, context.Cause(ctx))
+		case <-changed:
+		case <-time.After(logEvery): // what is announced may not be stored yet
+		}
+	}
+}
+
+// output takes what a command writes: its end, for the result, and pieces, for Logs.
+type output struct {
+	q       *Queue
+	id      string
+	attempt int
+
+	mu      sync.Mutex
+	streams [2]stream
+	sent    bool
+	budget  float64 // bytes that may be sent now
+	filled  time.Time
+}
+
+// stream is one of a command's two outputs.
+type stream struct {
+	tail    []byte // the last tailBytes, or up to twice as many
+	pending []byte // not sent yet
+	offset  int64  // of what is pending
+	written int64
+}
+
+func (q *Queue) newOutput(id string, attempt int) *output {
+	return &output{q: q, id: id, attempt: attempt, budget: logRate, filled: time.Now()}
+}
+
+func (o *output) writer(n int) io.Writer {
+	return writerFunc(func(p []byte) (int, error) { return o.write(n, p) })
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+func (o *output) write(n int, p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s := &o.streams[n]
+	s.written += int64(len(p))
+	s.tail = append(s.tail, p[max(0, len(p)-tailBytes):]...)
+	if len(s.tail) > 2*tailBytes {
+		s.tail = append(s.tail[:0], s.tail[len(s.tail)-tailBytes:]...)
+	}
+	for left := p; len(left) > 0; {
+		k := min(len(left), logChunk-len(s.pending))
+		s.pending = append(s.pending, left[:k]...)
+		left = left[k:]
+		if len(s.pending) == logChunk {
+			o.send(n)
+		}
+	}
+	return len(p), nil
+}
+
+// send sends what is pending of a stream, or leaves it out if too much was sent.
+func (o *output) send(n int) {
+	s := &o.streams[n]
+	now := time.Now()
+	o.budget = min(logRate, o.budget+logRate*now.Sub(o.filled).Seconds())
+	o.filled = now
+	if size := float64(len(s.pending)); size > 0 && size <= o.budget {
+		data, err := encode(&logRecord{Version: version, Attempt: o.attempt, Stream: n, Offset: s.offset, Data: s.pending})
+		if err == nil && o.q.nc.Publish(o.q.subject("log", o.id), data) == nil {
+			o.budget -= size
+			o.sent = true
+		}
+	}
+	s.offset += int64(len(s.pending))
+	s.pending = s.pending[:0]
+}
+
+// stream sends what is written, every now and then, until the returned function is called, which
+// returns when all of it is stored.
+func (o *output) stream(ctx context.Context) (stop func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(logEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+			}
+			o.flush()
+		}
+	}()
+	return func() {
+		close(done)
+		<-ended
+		o.flush()
+		if !o.sent {
+			return
+		}
+		// The stream stores in order: when it has this one, it has all. It is only a log: the
+		// result does not wait for long.
+		end, err := encode(&logRecord{Version: version, Attempt: o.attempt, Offset: o.streams[0].offset})
+		if err != nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		_, _ = o.q.js.Publish(ctx, o.q.subject("log", o.id), end, jetstream.WithRetryAttempts(0))
+	}
+}
+
+func (o *output) flush() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for n := range o.streams {
+		o.send(n)
+	}
+}
+
+// result puts the end of the output into the record of a run.
+func (o *output) result(r *runRecord) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for n, dst := range []*[]byte{&r.Stdout, &r.Stderr} {
+		s := &o.streams[n]
+		*dst = s.tail[max(0, len(s.tail)-tailBytes):]
+		r.Cut += s.written - int64(len(*dst))
+	}
+}

@@ -1,0 +1,263 @@
+// Package queue runs tasks, which are commands of a sandbox, on one machine or on many. It keeps
+// them in NATS JetStream: in a server in this process by default, or in a cluster by changing a URL.
+//
+//	q, err := queue.Open(ctx, "")
+//	id, err := q.Submit(ctx, queue.Task{Command: []string{"make", "test"}, Inputs: os.DirFS("job"), Outputs: []string{"results"}})
+//	res, err := q.Wait(ctx, id)
+//
+// and, in the same process or in others,
+//
+//	err := queue.NewWorker(q, pool.New(sandbox.New(), 8), queue.Slots(8)).Run(ctx)
+//
+// docs/QUEUE.md has the words, what is guaranteed, and against whom.
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/cellkit/sandbox"
+)
+
+// Queue is a connection to a queue. It is safe for concurrent use.
+type Queue struct {
+	config   config
+	embedded *server.Server // nil if the queue is on a server elsewhere
+	unlock   func()
+	ctx      context.Context // ends with Close
+	stop     context.CancelFunc
+	nc       *nats.Conn
+	js       jetstream.JetStream
+
+	tasks, states, dead, logs, blobs, workers jetstream.Stream
+
+	mu        sync.Mutex
+	consumers map[string]jetstream.Consumer
+	live      map[string]bool // attempts of workers of this process
+}
+
+// Open opens a queue. With a URL such as "nats://a,b,c" or "tls://a" it connects to servers of NATS
+// that have JetStream, and keeps trying until ctx ends. With "" it runs a server in
+// this process, which keeps its files in a directory (Dir), syncs each change before it answers
+// (SyncEvery), and listens on nothing (Listen). One process at a time may have the directory.
+//
+// A queue that is not there is made, with the options Lease, Retention and Replicas; one that is
+// keeps what it has. The errors of wrong options are *sandbox.OptionErrors, joined. The caller
+// should call Close.
+func Open(ctx context.Context, url string, opts ...Option) (*Queue, error) {
+	c, err := newConfig(url, opts)
+	if err != nil {
+		return nil, err
+	}
+	q := &Queue{config: c, unlock: func() {}, consumers: map[string]jetstream.Consumer{}, live: map[string]bool{}}
+	q.ctx, q.stop = context.WithCancel(context.Background())
+	if err := q.connect(ctx, url); err != nil {
+		q.Close()
+		return nil, fmt.Errorf("queue: %w", err)
+	}
+	return q, nil
+}
+
+func (q *Queue) connect(ctx context.Context, url string) (err error) {
+	conn := append([]nats.Option{nats.Name("sandbox"), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.RetryOnFailedConnect(true)}, q.config.conn...)
+	if url == "" {
+		if err := q.startServer(); err != nil {
+			return err
+		}
+		conn = append(conn, nats.InProcessServer(q.embedded))
+		if q.config.token != "" {
+			conn = append(conn, nats.Token(q.config.token))
+		}
+	}
+	if q.nc, err = nats.Connect(url, conn...); err != nil {
+		return err
+	}
+	// An API call that no server answers is tried again: a cluster may be choosing a leader.
+	if q.js, err = jetstream.New(q.nc, jetstream.WithDefaultTimeout(tryTime)); err != nil {
+		return err
+	}
+	return retry(ctx, func(ctx context.Context) error { return q.bindStreams(ctx) })
+}
+
+// Close closes the connection, and stops the server in this process, if there is one. Workers of
+// the queue must have returned before.
+func (q *Queue) Close() {
+	q.stop()
+	if q.nc != nil {
+		q.nc.Close()
+	}
+	if q.embedded != nil {
+		q.embedded.Shutdown()
+		q.embedded.WaitForShutdown()
+	}
+	q.unlock()
+}
+
+// URL returns what another process of this machine can open the queue with. It is empty for one in
+// this process without Listen. It may have a secret in it.
+func (q *Queue) URL() string {
+	if q.embedded == nil {
+		return strings.Join(q.nc.Servers(), ",")
+	}
+	if q.config.listen == "" {
+		return ""
+	}
+	return "nats://" + q.config.token + "@" + q.embedded.Addr().String()
+}
+
+// shared reports whether workers of other processes may have the same tasks.
+func (q *Queue) shared() bool { return q.embedded == nil || q.config.listen != "" }
+
+// subject returns the subject of a kind of record of a task, which it is also filed under for
+// permissions: farm.state.linux.normal.4f2a...
+func (q *Queue) subject(kind, id string) string { return q.config.name + "." + kind + "." + id }
+
+// idOf is the inverse of subject.
+func (q *Queue) idOf(kind, subject string) string {
+	return strings.TrimPrefix(subject, q.config.name+"."+kind+".")
+}
+
+// bindStreams finds the queue's streams, and makes those that are missing.
+func (q *Queue) bindStreams(ctx context.Context) error {
+	n := q.config.name
+	base := jetstream.StreamConfig{Storage: jetstream.FileStorage, Replicas: q.config.replicas, AllowDirect: true}
+	for _, s := range []struct {
+		stream *jetstream.Stream
+		name   string
+		set    func(*jetstream.StreamConfig)
+	}{
+		{&q.tasks, "tasks", func(c *jetstream.StreamConfig) {
+			c.Subjects = []string{n + ".task.*.*.*"}
+			c.Retention = jetstream.WorkQueuePolicy
+			c.Discard, c.MaxMsgs, c.MaxBytes = jetstream.DiscardNew, maxTasks, maxTaskBytes
+		}},
+		{&q.states, "states", func(c *jetstream.StreamConfig) {
+			c.Subjects = []string{n + ".state.*.*.*"}
+			c.MaxMsgsPerSubject = 1
+			// What is republished has been accepted; what is published need not be.
+			c.RePublish = &jetstream.RePublish{Source: n + ".state.*.*.*", Destination: n + ".now.{{wildcard(1)}}.{{wildcard(2)}}.{{wildcard(3)}}"}
+		}},
+		{&q.dead, "dead", func(c *jetstream.StreamConfig) {
+			c.Subjects, c.MaxMsgsPerSubject, c.MaxAge = []string{n + ".dead.*.*.*"}, 1, q.config.retention
+		}},
+		{&q.logs, "logs", func(c *jetstream.StreamConfig) {
+			c.Subjects, c.Storage = []string{n + ".log.*.*.*"}, jetstream.MemoryStorage
+			c.MaxMsgsPerSubject, c.MaxBytes, c.MaxAge = logChunks, maxLogBytes, q.config.retention
+		}},
+		{&q.blobs, "blobs", func(c *jetstream.StreamConfig) {
+			c.Subjects = []string{n + ".blob.*", n + ".chunk.*.*", n + ".turn"}
+			c.MaxMsgsPerSubject, c.Duplicates = 1, collectEvery // whose turn it is to collect: see collect.go
+			c.Discard, c.MaxBytes = jetstream.DiscardNew, q.config.blobBytes
+		}},
+		{&q.workers, "workers", func(c *jetstream.StreamConfig) {
+			c.Subjects, c.Storage = []string{n + ".worker.*"}, jetstream.MemoryStorage
+			c.MaxMsgsPerSubject, c.MaxAge, c.MaxMsgs = 1, workerAge, maxWorkers
+		}},
+	} {
+		c := base
+		c.Name = n + "-" + s.name
+		s.set(&c)
+		stream, err := q.js.Stream(ctx, c.Name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			stream, err = q.js.CreateStream(ctx, c)
+		}
+		if err != nil {
+			return fmt.Errorf("stream %s: %w", c.Name, err)
+		}
+		*s.stream = stream
+	}
+	return nil
+}
+
+// consumer returns what hands out tasks of a class and priority. One that is there keeps its lease:
+// changing it would cut short the leases that workers have.
+func (q *Queue) consumer(ctx context.Context, class string, p Priority) (jetstream.Consumer, error) {
+	name := class + "-" + p.String()
+	q.mu.Lock()
+	c := q.consumers[name]
+	q.mu.Unlock()
+	if c != nil {
+		return c, nil
+	}
+	c, err := q.tasks.Consumer(ctx, name)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		// MaxAckPending is for all workers together, so there is none: their slots are the limit.
+		c, err = q.tasks.CreateConsumer(ctx, jetstream.ConsumerConfig{Durable: name, FilterSubject: q.subject("task", class+"."+p.String()+".*"),
+			AckPolicy: jetstream.AckExplicitPolicy, AckWait: q.config.lease, MaxDeliver: -1, MaxAckPending: -1, MaxWaiting: 8192})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("consumer %s: %w", name, err)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.consumers[name] = c
+	return c, nil
+}
+
+const (
+	tryTime      = 5 * time.Second // for one answer of a server
+	maxTasks     = 1 << 20
+	maxTaskBytes = 4 << 30
+	workerAge    = 30 * time.Second
+	maxWorkers   = 1 << 14
+)
+
+// retry calls f until it succeeds, fails for another reason than that no server answered, or ctx
+// ends.
+func retry(ctx context.Context, f func(context.Context) error) error {
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		try, cancel := context.WithTimeout(ctx, tryTime)
+		err := f(try)
+		cancel()
+		if err == nil || !unanswered(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
+		case <-time.After(wait):
+		}
+	}
+}
+
+func unanswered(err error) bool {
+	for _, e := range []error{context.DeadlineExceeded, nats.ErrTimeout, nats.ErrNoResponders, nats.ErrDisconnected, nats.ErrConnectionReconnecting, nats.ErrReconnectBufExceeded,
+		jetstream.ErrNoStreamResponse, jetstream.ErrNoHeartbeat} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.Code == 503 // such as no leader, or not enough replicas, yet
+}
+
+// conflict reports whether a record was not written because another one was there.
+func conflict(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && (api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+}
+
+// publish writes a record and returns its sequence number once it is stored. If only the answer got
+// lost, a record that expects what was there before is refused when it is tried again: conflict.
+func (q *Queue) publish(ctx context.Context, subject string, data []byte, opts ...jetstream.PublishOpt) (seq uint64, err error) {
+	err = retry(ctx, func(ctx context.Context) error {
+		ack, err := q.js.Publish(ctx, subject, data, opts...)
+		if err == nil {
+			seq = ack.Sequence
+		}
+		return err
+	})
+	return seq, err
+}
+
+func wrong(option, format string, args ...any) error {
+	return &sandbox.OptionError{Option: option, Err: fmt.Errorf(format, args...)}
+}

@@ -1,0 +1,250 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// State is what has become of a task.
+type State int
+
+const (
+	Waiting  State = iota + 1 // for a worker, its delay, or another attempt
+	Running                   // a worker has it
+	Done                      // its command ended, well or not
+	Dead                      // given up after its attempts: a dead letter
+	Canceled                  // by Cancel
+	Expired                   // its deadline passed before it started
+)
+
+func (s State) String() string {
+	switch s {
+	case Waiting:
+		return "waiting"
+	case Running:
+		return "running"
+	case Done:
+		return "done"
+	case Dead:
+		return "dead"
+	case Canceled:
+		return "canceled"
+	case Expired:
+		return "expired"
+	}
+	return fmt.Sprintf("State(%d)", int(s))
+}
+
+// Ended reports whether the state is the last one of a task.
+func (s State) Ended() bool { return s >= Done }
+
+// stateRecord is what has become of a task, at its id's subject: one record, which each change
+// replaces if it is still the one that the writer saw. One that ended is never replaced, but by
+// Requeue. So a task has one end, and a worker that lost it writes nothing any more.
+type stateRecord struct {
+	Version   int        `cbor:"0,keyasint"`
+	State     State      `cbor:"1,keyasint"`
+	Attempt   int        `cbor:"2,keyasint,omitempty"` // the last one that started
+	Worker    string     `cbor:"3,keyasint,omitempty"`
+	Message   uint64     `cbor:"4,keyasint,omitempty"`  // the number of the task's message; those before are obsolete
+	Delivered uint64     `cbor:"5,keyasint,omitempty"`  // how often that had been handed out for the attempt
+	Spared    int        `cbor:"10,keyasint,omitempty"` // attempts that do not count: their workers were stopped
+	At        int64      `cbor:"6,keyasint"`            // ns since 1970
+	Text      string     `cbor:"7,keyasint,omitempty"`  // why
+	Run       *runRecord `cbor:"8,keyasint,omitempty"`
+	Next      int64      `cbor:"9,keyasint,omitempty"` // waiting: not before then
+}
+
+const maxText = 4 << 10
+
+// state returns a task's record and its sequence number, or nil and 0.
+func (q *Queue) state(ctx context.Context, id string) (r *stateRecord, seq uint64, err error) {
+	var m *jetstream.RawStreamMsg
+	err = retry(ctx, func(ctx context.Context) (err error) {
+		m, err = q.states.GetLastMsgForSubject(ctx, q.subject("state", id))
+		return err
+	})
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, 0, nil
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	r, err = decode[stateRecord](m.Data)
+	return r, m.Sequence, err
+}
+
+// replace writes a task's record in the place of the one with the number seq, or of none. It
+// returns 0 if there is another one.
+func (q *Queue) replace(ctx context.Context, id string, r *stateRecord, seq uint64) (uint64, error) {
+	r.Version, r.At = version, time.Now().UnixNano()
+	r.Text = strings.ToValidUTF8(r.Text[:min(len(r.Text), maxText)], "")
+	data, err := encode(r)
+	if err != nil {
+		return 0, err
+	}
+	n, err := q.publish(ctx, q.subject("state", id), data, jetstream.WithExpectLastSequencePerSubject(seq))
+	if !conflict(err) {
+		return n, err
+	}
+	// It may be there already, with the answer lost.
+	now, n, err := q.state(ctx, id)
+	if err != nil || now == nil || now.At != r.At || now.Worker != r.Worker || now.State != r.State || now.Attempt != r.Attempt {
+		return 0, err
+	}
+	return n, nil
+}
+
+// end writes the end of a task that nobody has, and reports whether it has ended otherwise.
+func (q *Queue) end(ctx context.Context, id string, state State, text string) (now *stateRecord, err error) {
+	for {
+		old, seq, err := q.state(ctx, id)
+		if err != nil || old != nil && old.State.Ended() {
+			return old, err
+		}
+		r := &stateRecord{State: state, Text: text}
+		if old != nil {
+			r.Attempt, r.Worker, r.Message, r.Delivered = old.Attempt, old.Worker, old.Message, old.Delivered
+		}
+		if n, err := q.replace(ctx, id, r, seq); n != 0 || err != nil {
+			return r, err
+		}
+	}
+}
+
+// Status is what a queue knows of a task.
+type Status struct {
+	ID      string    `json:"id"`
+	State   State     `json:"-"`
+	Attempt int       `json:"attempt"`          // the last one that started; 0: none
+	Worker  string    `json:"worker,omitempty"` // that has it, or had it
+	Text    string    `json:"text,omitempty"`   // why it was canceled, given up, or waits again
+	At      time.Time `json:"at"`               // of the last change
+}
+
+// ErrNotFound means that the queue knows no task with the id: it never did, or its result has been
+// kept for as long as Retention says.
+var ErrNotFound = errors.New("no such task")
+
+// Status returns what is known of a task. The error is ErrNotFound if nothing is.
+func (q *Queue) Status(ctx context.Context, id string) (Status, error) {
+	if err := checkID("Status", id); err != nil {
+		return Status{}, err
+	}
+	r, _, err := q.state(ctx, id)
+	if err != nil {
+		return Status{}, fmt.Errorf("queue: %s: %w", id, err)
+	}
+	if r != nil {
+		return statusOf(id, r), nil
+	}
+	t, err := q.task(ctx, id)
+	if err != nil {
+		return Status{}, fmt.Errorf("queue: %s: %w", id, err)
+	}
+	return Status{ID: id, State: Waiting, At: time.Unix(0, t.Submitted)}, nil
+}
+
+func statusOf(id string, r *stateRecord) Status {
+	return Status{ID: id, State: r.State, Attempt: r.Attempt, Worker: r.Worker, Text: r.Text, At: time.Unix(0, r.At)}
+}
+
+// task returns a task that has not ended.
+func (q *Queue) task(ctx context.Context, id string) (*taskRecord, error) {
+	m, err := q.taskMessage(ctx, id)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil, ErrNotFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	return decode[taskRecord](m.Data)
+}
+
+func (q *Queue) taskMessage(ctx context.Context, id string) (m *jetstream.RawStreamMsg, err error) {
+	err = retry(ctx, func(ctx context.Context) (err error) {
+		m, err = q.tasks.GetLastMsgForSubject(ctx, q.subject("task", id))
+		return err
+	})
+	return m, err
+}
+
+// Cancel ends a task, with a reason for those who wait for it. One that waits never starts, and one
+// that runs is killed by its worker as soon as it hears of it, within a fifth of the lease at the
+// latest. It reports whether the task is canceled: false, if it had ended before.
+func (q *Queue) Cancel(ctx context.Context, id, reason string) (bool, error) {
+	if _, err := q.Status(ctx, id); err != nil {
+		return false, err
+	}
+	r, err := q.end(ctx, id, Canceled, reason)
+	if err != nil {
+		return false, fmt.Errorf("queue: %s: %w", id, err)
+	}
+	return r.State == Canceled, nil
+}
+
+// List yields the tasks that the queue knows in no particular order: those that wait for their first
+// attempt, and then the others. What changes meanwhile may be left out, or yielded twice.
+func (q *Queue) List(ctx context.Context) iter.Seq2[Status, error] {
+	return func(yield func(Status, error) bool) {
+		started := map[string]bool{}
+		var all []Status
+		for m, err := range q.records(ctx, q.states, q.config.name+".state.>") {
+			if err != nil {
+				yield(Status{}, err)
+				return
+			}
+			id := q.idOf("state", m.Subject)
+			started[id] = true
+			if r, err := decode[stateRecord](m.Data); err == nil {
+				all = append(all, statusOf(id, r))
+			} else {
+				all = append(all, Status{ID: id, Text: err.Error(), At: m.Time})
+			}
+		}
+		for m, err := range q.records(ctx, q.tasks, q.config.name+".task.>") {
+			if err != nil {
+				yield(Status{}, err)
+				return
+			}
+			if id := q.idOf("task", m.Subject); !started[id] && !yield(Status{ID: id, State: Waiting, At: m.Time}, nil) {
+				return
+			}
+		}
+		for _, s := range all {
+			if !yield(s, nil) {
+				return
+			}
+		}
+	}
+}
+
+// records yields the records of a stream at the subjects of a pattern.
+func (q *Queue) records(ctx context.Context, s jetstream.Stream, pattern string) iter.Seq2[*jetstream.RawStreamMsg, error] {
+	return func(yield func(*jetstream.RawStreamMsg, error) bool) {
+		for seq := uint64(1); ; {
+			var m *jetstream.RawStreamMsg
+			err := retry(ctx, func(ctx context.Context) (err error) {
+				m, err = s.GetMsg(ctx, seq, jetstream.WithGetMsgSubject(pattern))
+				return err
+			})
+			if errors.Is(err, jetstream.ErrMsgNotFound) {
+				return
+			}
+			if err != nil {
+				yield(nil, fmt.Errorf("queue: %w", err))
+				return
+			}
+			seq = m.Sequence + 1
+			if !yield(m, nil) {
+				return
+			}
+		}
+	}
+}
