@@ -29,7 +29,7 @@ func AllowHost[P int | Ports](name string, ports ...P) NetworkOption {
 // AllowCIDR lets runs connect to addresses, "10.2.0.0/16" or "10.2.0.1", and lets names of
 // AllowHost lead there. A range names the addresses of a special block, such as 10.0.0.0/8, only if
 // it lies within that: 0.0.0.0/0 is the internet alone. An address of this machine has to be named
-// by itself. Runs have IPv4 alone; IPv6 addresses are for names that lead there.
+// by itself. Addresses may be of IPv6, "fd00::/64", where the kernel has it.
 func AllowCIDR(addresses string, ports ...Ports) NetworkOption {
 	return func(c *gateway.Config) {
 		var all gateway.Ports

@@ -36,6 +36,9 @@ func (d *denied) add(c sandbox.Conn) {
 	to, port := c.Name, "PORT"
 	if to == "" {
 		to = c.Address.Addr().String()
+		if c.Address.Addr().Is6() {
+			to = "[" + to + "]"
+		}
 	}
 	if c.Port != 0 {
 		port = strconv.Itoa(int(c.Port))
@@ -43,8 +46,11 @@ func (d *denied) add(c sandbox.Conn) {
 			port += "/udp"
 		}
 	}
+	if c.Ping {
+		port = "ping"
+	}
 	is := denial{To: to, Why: strings.ReplaceAll(c.Err.Error(), "AllowCIDR", "-allow")}
-	if c.Port != 0 {
+	if c.Port != 0 || c.Ping {
 		is.To += ":" + port
 	}
 	if c.Rule == "" {

@@ -104,7 +104,7 @@ var commandFlags = []runFlag{
 	{"groups", "GID,...", "supplementary groups inside (default none)", "WithGroups", groups},
 	{"hostname", "NAME", "name of the machine (default sandbox)", "WithHostname", text(sandbox.WithHostname)},
 	{"net", "none|new|host", "network: a loopback interface (default), the same in a namespace that no run was in before, or the host's", "WithNetwork", network},
-	{"allow", "HOST:PORT[,PORT]", "let it connect to a host by its name, such as *.pypi.org:443, or to addresses, such as 10.2.0.0/16:5432 or 10.2.0.1:53/udp*", "AllowHost", allow},
+	{"allow", "HOST:PORT[,PORT]", "let it connect to a host by its name, such as *.pypi.org:443, or to addresses, such as 10.2.0.0/16:8000-8100 or [fd00::1]:53/udp,ping; port * is all of TCP*", "AllowHost", allow},
 	{"inject", "HOST=HEADER:VAR", "let it use http://HOST with a header set, which it does not see, to the variable VAR of this program; it goes out by TLS*", "InjectHeader", inject},
 	{"bandwidth", "SIZE", "bytes per second each way between it and what -allow and -publish lead to", "Bandwidth", size(func(s *settings, n int64) { s.private = append(s.private, sandbox.Bandwidth(n)) })},
 	{"publish", "[ADDR:]PORT:PORT[/udp]", "pass what comes to an address of this machine (default 127.0.0.1) on to a port of the run*", "WithPublish", publish},

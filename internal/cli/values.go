@@ -349,16 +349,11 @@ func allow(s *settings, value string) error {
 	host := strings.TrimSuffix(strings.TrimPrefix(value[:i], "["), "]")
 	var ports []sandbox.Ports
 	for text := range strings.SplitSeq(value[i+1:], ",") {
-		number, overUDP := strings.CutSuffix(text, "/udp")
-		port, err := strconv.Atoi(number)
+		p, err := allowedPorts(text)
 		if err != nil {
-			return fmt.Errorf("%q: %q is no port", value, text)
+			return fmt.Errorf("%q: %q is no port, nor 8000-8100, nor * for all, nor ping", value, text)
 		}
-		if overUDP {
-			ports = append(ports, sandbox.UDP(port))
-		} else {
-			ports = append(ports, sandbox.TCP(port))
-		}
+		ports = append(ports, p)
 	}
 	if addr, _, _ := strings.Cut(host, "/"); isAddress(addr) {
 		s.private = append(s.private, sandbox.AllowCIDR(host, ports...))
@@ -366,6 +361,27 @@ func allow(s *settings, value string) error {
 		s.private = append(s.private, sandbox.AllowHost(host, ports...))
 	}
 	return nil
+}
+
+// allowedPorts parses a port or a range of them, all, or ping.
+func allowedPorts(text string) (sandbox.Ports, error) {
+	if text == "ping" {
+		return sandbox.Ping(), nil
+	}
+	numbers, overUDP := strings.CutSuffix(text, "/udp")
+	if numbers == "*" {
+		numbers = "1-65535"
+	}
+	from, to, isRange := strings.Cut(numbers, "-")
+	if !isRange {
+		to = from
+	}
+	first, err := strconv.Atoi(from)
+	last, lastErr := strconv.Atoi(to)
+	if overUDP {
+		return sandbox.UDPRange(first, last), errors.Join(err, lastErr)
+	}
+	return sandbox.TCPRange(first, last), errors.Join(err, lastErr)
 }
 
 func isAddress(text string) bool {

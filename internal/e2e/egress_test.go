@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -177,4 +178,33 @@ func TestRootlessPrivateNewConns(t *testing.T) {
 	require.GreaterOrEqual(t, got, 2)
 	require.LessOrEqual(t, got, 3+int(2*time.Since(begin).Seconds()))
 	require.ErrorContains(t, seen.await(t, "the others", func(c sandbox.Conn) bool { return c.Verdict == sandbox.Refused }).Err, "MaxNewConns")
+}
+
+// More ports than there may be listeners, of all kinds of destinations; what runs send each other
+// stays theirs.
+func TestRootlessPrivateAllPorts(t *testing.T) {
+	testkit.Need(t, "nft_tproxy")
+	t.Parallel()
+	one, two := echoServer(t, "127.0.0.1", "one"), echoServer(t, "127.0.0.1", "two")
+	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1", "some.test": "127.0.0.1"})
+	first := min(one, 65535-300)
+	last := first + 300
+	n := newNetwork(t, sandbox.AllowHost("one.test", sandbox.TCP()), sandbox.AllowHost("some.test", sandbox.TCPRange(first, last)), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP()), sandbox.NetworkResolver(zone.Resolver()))
+	web := listening(t, "web", "0.0.0.0:80", sandbox.WithNetwork(n.As("web")), sandbox.WithPublish("127.0.0.1:0", 80))
+	require.Equal(t, "web: hello", reach(web.Published()[0].String()))
+	got := reaching(t, n, "client", at("one.test", one), at("one.test", two), at("some.test", one), "web:80", "web:81", "198.18.0.1:80", at("some.test", last+1), "8.8.8.8:80")
+	require.Equal(t, []string{"one: hello", "two: hello", "one: hello", "web: hello"}, got[:4])
+	for i, text := range got[4:] {
+		require.Regexp(t, []string{"refused", "refused", "reset|EOF", "reset|EOF"}[i], text)
+	}
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+		require.Equal(t, []string{"one: hello", "web: hello"}, reaching(t, n, "client", at("tcp6/one.test", one), "tcp6/web:80"))
+	}
+	some := newNetwork(t, sandbox.AllowHost("some.test", sandbox.TCPRange(first, last)), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP()), sandbox.NetworkResolver(zone.Resolver()))
+	require.Equal(t, "one: hello", reaching(t, some, "client", at("some.test", one))[0])
+
+	_, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", sandbox.UDP(), sandbox.TCPRange(2, 1)))
+	require.ErrorContains(t, err, "2 to 1: the first port comes first")
+	_, err = sandbox.NewNetwork(sandbox.AllowHost("one.test", sandbox.UDP()))
+	require.ErrorContains(t, err, "UDP: 65535 different ports of UDP are allowed, at most 200 are possible")
 }

@@ -208,6 +208,11 @@ func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
 		return nil, fmt.Errorf("the gateway's interfaces: %w", err)
 	}
 	g.noIPv6 = g.addIPv6()
+	if config.isWide() {
+		if err := g.addWide(config.all().TCP); err != nil {
+			return nil, err
+		}
+	}
 	return g, g.listen()
 }
 

@@ -56,6 +56,16 @@ func (n *Network) ready(c *cell.Cell) (err error) {
 	return err
 }
 
+// IPv6 returns why runs on the network have IPv4 alone, as far as that is known.
+func (n *Network) IPv6() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.gateway == nil {
+		return nil
+	}
+	return n.gateway.noIPv6
+}
+
 func errClosed() error { return fault.Option("WithNetwork", "the network was closed: make another") }
 
 // Release closes the gateway if it was made in the cell, which has ended or is about to.

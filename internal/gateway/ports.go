@@ -95,6 +95,12 @@ func merged(spans []Span) (list []Span) {
 	return list
 }
 
+// isWide reports whether the ports are more than there may be listeners for.
+func (c *Config) isWide() bool {
+	all := c.all()
+	return count(all.TCP)+count(all.UDP) > maxPorts
+}
+
 // count returns how many ports spans have.
 func count(spans []Span) (n int) {
 	for _, s := range spans {

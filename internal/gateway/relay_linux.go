@@ -27,6 +27,9 @@ func nativeFamily(sockaddr []byte, family uint16) { binary.NativeEndian.PutUint1
 
 // listened returns the ports of the gateway's listeners.
 func (c *Config) listened() []uint16 {
+	if c.isWide() {
+		return []uint16{widePort}
+	}
 	ports := each(c.all().TCP)
 	for _, p := range ports {
 		if p == dnsPort {

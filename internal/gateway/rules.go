@@ -115,8 +115,12 @@ func (c *Config) Check() error {
 		errs = append(errs, fault.Option("MaxNewConns", "%d is not between 1 and %d", c.MaxNewConns, maxMaxNewConns))
 	}
 	errs = append(errs, checkBandwidth("Bandwidth", c.Bandwidth), checkBandwidth("RunBandwidth", c.RunBandwidth))
-	if all := c.all(); count(all.TCP)+count(all.UDP) > maxPorts {
-		errs = append(errs, fault.Option("NewNetwork", "%d different ports are allowed, at most %d are possible", count(all.TCP)+count(all.UDP), maxPorts))
+	all := c.all()
+	if n := count(all.UDP); n > maxPorts {
+		errs = append(errs, fault.Option("UDP", "%d different ports of UDP are allowed, at most %d are possible", n, maxPorts))
+	}
+	if n := len(all.TCP); n > maxPorts && c.isWide() {
+		errs = append(errs, fault.Option("TCP", "%d ranges of ports with gaps between them are allowed, at most %d are possible: allow what is between them, too", n, maxPorts))
 	}
 	return errors.Join(errs...)
 }

@@ -57,7 +57,9 @@ func All(ctx context.Context, e *run.Engine, wait func(*run.Run) error) (list []
 	runs.Required = true
 	list = append(list, runs, programsFeature(e.HostFiles()))
 	list = append(list, p.protections()...)
-	list = append(list, idsFeature(c), networkFeature(c), p.private())
+	list = append(list, idsFeature(c), networkFeature(c), p.private(),
+		p.privateWith("ping from private networks", "of what Ping lists", gateway.Ports{Ping: true}),
+		p.privateWith("all ports on private networks", "TCP() and long ranges, by nft_tproxy", gateway.Ports{TCP: []gateway.Span{gateway.AllPorts}}))
 	list = append(list, cgroupFeatures(c)...)
 	list = append(list, idmapFeature(c, e.Machine()))
 	writable := p.run("WithWritableRoot", writableDetail(c, e.Machine()), func(c *spec.Spec) { c.Root.SetWritable(mib) })
@@ -200,7 +202,25 @@ func (p *prober) private() Feature {
 		return Feature{Name: name, Err: err}
 	}
 	defer p.engine.CloseNetwork(n)
-	return p.run(name, "what is listed by name or address, each other, published (docs/PRIVATE_NETWORKS.md)", func(c *spec.Spec) {
+	f := p.run(name, "what is listed by name or address, each other, published (docs/PRIVATE_NETWORKS.md)", func(c *spec.Spec) {
+		c.Namespaces.Network, c.Place.Member = spec.NetworkPrivate, spec.Member{Of: n, Name: "check"}
+	})
+	if err := n.IPv6(); f.Err == nil && err != nil {
+		f.Detail += ", by IPv4 alone: " + err.Error()
+	}
+	return f
+}
+
+// privateWith reports whether runs can be on a private network that allows some ports.
+func (p *prober) privateWith(name, detail string, ports gateway.Ports) Feature {
+	c := gateway.Config{MaxConns: 1, MaxNewConns: 1}
+	c.AllowHost("check.test", ports)
+	n, err := gateway.New(c)
+	if err != nil {
+		return Feature{Name: name, Err: err}
+	}
+	defer p.engine.CloseNetwork(n)
+	return p.run(name, detail, func(c *spec.Spec) {
 		c.Namespaces.Network, c.Place.Member = spec.NetworkPrivate, spec.Member{Of: n, Name: "check"}
 	})
 }

@@ -3,6 +3,7 @@
 package testkit
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"os"
@@ -126,6 +127,7 @@ var features = map[string]feature{
 	// By SO_NETNS_COOKIE.
 	"network namespaces that can be told apart": {kernel(5, 14), "ROOT-5.14 USER-5.14 docker docker-cap docker-privileged"},
 	"ping":            {pings, "ROOT"}, // elsewhere net.ipv4.ping_group_range says
+	"nft_tproxy":      {tproxy, ""},    // a module of the kernel
 	"no way to ping":  {func() bool { return !pings() }, "host-user"},
 	"IPv6":            {loopback6, ""}, // machines and containers may have it switched off
 	"user namespaces": {func() bool { return exec.Command("unshare", "-Ur", "true").Run() == nil }, "ROOT USER docker docker-cap docker-privileged"},
@@ -216,6 +218,13 @@ func usersSystemd() bool {
 func onDisk(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && slices.Contains([]int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC}, int64(st.Type))
+}
+
+// tproxy reports whether the kernel has nft_tproxy, as far as it shows what it was built with, or as
+// a module.
+func tproxy() bool {
+	built, _ := exec.Command("zcat", "/proc/config.gz").Output()
+	return bytes.Contains(built, []byte("CONFIG_NFT_TPROXY=y")) || exec.Command("modprobe", "-n", "nft_tproxy").Run() == nil
 }
 
 // pings reports whether this process may ping.
