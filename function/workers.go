@@ -209,16 +209,5 @@ func lock(w io.Writer) io.Writer {
 	if _, isFile := w.(*os.File); w == nil || isFile {
 		return w
 	}
-	return &lockedWriter{w: w}
-}
-
-type lockedWriter struct {
-	mu sync.Mutex
-	w  io.Writer
-}
-
-func (l *lockedWriter) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(b)
+	return stdio.Locked(w)
 }

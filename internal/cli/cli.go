@@ -19,7 +19,7 @@ import (
 const usage = `usage:
   sandbox run [flags] [--] command [args...]         run a command in a sandbox
   sandbox exec [flags] name [--] command [args...]   run a command in a live run of that name: sandbox run -name
-  sandbox ps                                         list the names of live runs
+  sandbox ps [-json]                                 list the names of live runs
   sandbox check [-json]                              tell what this machine can do
   sandbox version [-json]                            print the version
   sandbox help                                       print this; "sandbox run -h" explains the flags
@@ -35,7 +35,7 @@ func dispatch(args []string) int {
 		return statusSetup
 	}
 	name, rest := args[0], args[1:]
-	asJSON := (name == "check" || name == "version") && len(rest) == 1 && (rest[0] == "-json" || rest[0] == "--json")
+	asJSON := (name == "check" || name == "version" || name == "ps") && len(rest) == 1 && (rest[0] == "-json" || rest[0] == "--json")
 	if asJSON {
 		rest = nil
 	}
@@ -46,7 +46,7 @@ func dispatch(args []string) int {
 	case "exec":
 		return withCleanup(func(ctx context.Context) int { return runExec(ctx, rest) })
 	case "ps":
-		do = ps
+		do = func() int { return ps(asJSON) }
 	case "check":
 		do = func() int { return withCleanup(func(ctx context.Context) int { return check(ctx, asJSON) }) }
 	case "version", "-version", "--version":
@@ -65,8 +65,8 @@ func dispatch(args []string) int {
 }
 
 // ps prints the names of live runs of this user, and the processes that hold them.
-func ps() int {
-	if err := list(); err != nil {
+func ps(asJSON bool) int {
+	if err := list(asJSON); err != nil {
 		complain(err)
 		return 1
 	}

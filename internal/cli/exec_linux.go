@@ -139,10 +139,18 @@ func (t *remoteTerminal) resize(rows, cols uint16) error {
 }
 
 // list prints the names of runs, and the processes that hold them.
-func list() error {
+func list(asJSON bool) error {
 	holders, err := named.List()
 	if err != nil {
 		return err
+	}
+	if asJSON {
+		all := []holderJSON{}
+		for _, h := range holders {
+			all = append(all, holderJSON{h.Name, h.PID})
+		}
+		writeJSON(os.Stdout, all)
+		return nil
 	}
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tPID")

@@ -1,6 +1,6 @@
 package cli
 
-// The output of -json: one object, whose names don't change. Times are in nanoseconds, sizes in
+// The output of -json: one object, or of "sandbox ps" an array of such, whose names don't change. Times are in nanoseconds, sizes in
 // bytes.
 
 import (
@@ -17,6 +17,12 @@ func writeJSON(w io.Writer, v any) {
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
 	_ = e.Encode(v) // fails on a closed pipe, where nobody reads an error either
+}
+
+// holderJSON is a live run with a name.
+type holderJSON struct {
+	Name string `json:"name"`
+	PID  int    `json:"pid"` // of the process that holds it
 }
 
 type featureJSON struct {

@@ -16,4 +16,4 @@ func newSession(*settings) (*session, error)              { return nil, nil }
 func (*session) serve(*sandbox.Process)                   {}
 func (*session) end(status int, reason error)             {}
 func execute(context.Context, *settings) (*answer, error) { return nil, errors.ErrUnsupported }
-func list() error                                         { return errors.ErrUnsupported }
+func list(bool) error                                     { return errors.ErrUnsupported }

@@ -8,11 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
-	"net/netip"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -178,87 +175,6 @@ func parseRlimit(value string) (uint64, error) {
 	return uint64(n), err
 }
 
-// bind parses SRC[:DST]. SRC may contain colons if DST is given.
-func bind(option func(src, dst string) sandbox.Option) setter {
-	return func(s *settings, value string) error {
-		src, dst := value, ""
-		if i := strings.LastIndexByte(value, ':'); i >= 0 {
-			src, dst = value[:i], value[i+1:]
-			if dst == "" {
-				return fmt.Errorf("%q has nothing after its colon: it must be SRC or SRC:DST", value)
-			}
-		}
-		abs, err := absolute(src)
-		if err != nil {
-			return err
-		}
-		if dst == "" {
-			dst = abs
-		}
-		s.add(option(abs, dst))
-		return nil
-	}
-}
-
-// absolute makes a path of the caller's absolute, relative to the working directory.
-func absolute(path string) (string, error) {
-	if path == "" {
-		return "", errors.New("the path on the host is empty")
-	}
-	return filepath.Abs(path)
-}
-
-func tmpfs(s *settings, value string) error {
-	i := strings.LastIndexByte(value, ':')
-	if i < 0 {
-		return fmt.Errorf("%q is not DST:SIZE, such as /scratch:64m", value)
-	}
-	n, err := parseSize(value[i+1:])
-	if err != nil {
-		return err
-	}
-	s.add(sandbox.WithTmpfs(value[:i], n))
-	return nil
-}
-
-func rootfs(s *settings, value string) error {
-	dir, err := absolute(value)
-	if err != nil {
-		return err
-	}
-	s.layers = append(s.layers, dir)
-	if len(s.layers) == 1 {
-		s.add(sandbox.WithRootfs(sandbox.DirRootfs(dir)))
-	} else {
-		s.add(sandbox.WithRootfs(sandbox.LayersRootfs(s.layers...)))
-	}
-	return nil
-}
-
-// file parses DST=SRC. The copy has SRC's permission bits.
-func file(s *settings, value string) error {
-	dst, src, ok := strings.Cut(value, "=")
-	if !ok || src == "" {
-		return fmt.Errorf("%q is not DST=SRC, such as /etc/app.conf=./app.conf", value)
-	}
-	f, err := os.Open(src)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	// One byte more than the library takes makes it refuse the file.
-	data, err := io.ReadAll(io.LimitReader(f, sandbox.MiB+1))
-	if err != nil {
-		return err
-	}
-	s.add(sandbox.WithFile(dst, data, info.Mode().Perm()))
-	return nil
-}
-
 func env(s *settings, value string) error {
 	if value == "" {
 		return errors.New(`"" is not NAME or NAME=VALUE, such as LANG=C`)
@@ -307,108 +223,6 @@ func groups(s *settings, value string) error {
 	return nil
 }
 
-func network(s *settings, value string) error {
-	for _, n := range []sandbox.Network{sandbox.NetworkNone, sandbox.NetworkNew, sandbox.NetworkHost} {
-		if value == n.String() {
-			s.net = value
-			s.add(sandbox.WithNetwork(n))
-			if n == sandbox.NetworkHost {
-				s.cell = append(s.cell, sandbox.CellNetwork(n))
-			}
-			return nil
-		}
-	}
-	return fmt.Errorf("%q is neither none nor new nor host", value)
-}
-
-// wall names the container runtime that makes the cell.
-func wall(s *settings, value string) error {
-	if value == "" {
-		return errors.New(`"" is empty: give a name, or leave the flag out`)
-	}
-	s.wall = value
-	return nil
-}
-
-func cgroupParent(s *settings, value string) error {
-	s.cell = append(s.cell, sandbox.CellCgroupParent(value))
-	return text(sandbox.WithCgroupParent)(s, value)
-}
-
-func noUserNamespace(s *settings) {
-	s.cell = append(s.cell, sandbox.CellWithoutUserNamespace())
-	s.add(sandbox.WithoutUserNamespace())
-}
-
-// allow parses a name or addresses with ports.
-func allow(s *settings, value string) error {
-	i := strings.LastIndexByte(value, ':')
-	if i < 0 {
-		return fmt.Errorf("%q names no port: it must be like api.example.org:443 or 10.2.0.0/16:5432", value)
-	}
-	host := strings.TrimSuffix(strings.TrimPrefix(value[:i], "["), "]")
-	var ports []sandbox.Ports
-	for text := range strings.SplitSeq(value[i+1:], ",") {
-		p, err := allowedPorts(text)
-		if err != nil {
-			return fmt.Errorf("%q: %q is no port, nor 8000-8100, nor * for all, nor ping", value, text)
-		}
-		ports = append(ports, p)
-	}
-	if addr, _, _ := strings.Cut(host, "/"); isAddress(addr) {
-		s.private = append(s.private, sandbox.AllowCIDR(host, ports...))
-	} else {
-		s.private = append(s.private, sandbox.AllowHost(host, ports...))
-	}
-	return nil
-}
-
-// allowedPorts parses a port or a range of them, all, or ping.
-func allowedPorts(text string) (sandbox.Ports, error) {
-	if text == "ping" {
-		return sandbox.Ping(), nil
-	}
-	numbers, overUDP := strings.CutSuffix(text, "/udp")
-	if numbers == "*" {
-		numbers = "1-65535"
-	}
-	from, to, isRange := strings.Cut(numbers, "-")
-	if !isRange {
-		to = from
-	}
-	first, err := strconv.Atoi(from)
-	last, lastErr := strconv.Atoi(to)
-	if overUDP {
-		return sandbox.UDPRange(first, last), errors.Join(err, lastErr)
-	}
-	return sandbox.TCPRange(first, last), errors.Join(err, lastErr)
-}
-
-func isAddress(text string) bool {
-	_, err := netip.ParseAddr(text)
-	return err == nil
-}
-
-func publish(s *settings, value string) error {
-	i := strings.LastIndexByte(value, ':')
-	text, protocol, given := strings.Cut(value[i+1:], "/")
-	port, err := strconv.Atoi(text)
-	if i < 0 || err != nil {
-		return fmt.Errorf("%q must be like 8080:80, 127.0.0.1:8080:80 or 5353:53/udp", value)
-	}
-	at := value[:i]
-	if !strings.Contains(at, ":") {
-		at = "127.0.0.1:" + at
-	}
-	if given {
-		at += "/" + protocol
-	}
-	s.publish = true
-	s.add(sandbox.WithPublish(at, port))
-	return nil
-}
-
-// capability parses names in the forms NET_ADMIN, CAP_NET_ADMIN and cap_net_admin.
 func capability(s *settings, value string) error {
 	s.add(sandbox.WithCapabilities("CAP_" + strings.TrimPrefix(strings.ToUpper(value), "CAP_")))
 	return nil

@@ -2,6 +2,7 @@ package stdio
 
 import (
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 )
@@ -25,6 +26,20 @@ func (b *Buffer) Bytes() []byte {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return slices.Clip(b.b)
+}
+
+// Locked returns a writer that passes on what several goroutines write, one call after the other.
+func Locked(w io.Writer) io.Writer { return &locked{w: w} }
+
+type locked struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *locked) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
 
 // PrefixSuffix keeps the first and the last N bytes of what is written to it, as Buffer does.

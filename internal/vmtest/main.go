@@ -24,6 +24,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/cellkit/sandbox/internal/stdio"
 )
 
 var (
@@ -62,7 +64,7 @@ func main() {
 
 // testAll builds the test binaries and runs them in the configurations named.
 func testAll(ctx context.Context, names []string) (*report, error) {
-	report := &report{out: &lockedWriter{w: os.Stdout}, verbose: *verbose}
+	report := &report{out: stdio.Locked(os.Stdout), verbose: *verbose}
 	configurations, err := chooseConfigurations(names)
 	if err != nil {
 		return report, err

@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -64,18 +63,6 @@ func (c *counts) add(d counts) {
 	c.passed += d.passed
 	c.failed += d.failed
 	c.skipped += d.skipped
-}
-
-// A lockedWriter keeps the output of configurations that run at the same time apart.
-type lockedWriter struct {
-	mu sync.Mutex
-	w  io.Writer
-}
-
-func (l *lockedWriter) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(p)
 }
 
 func (r *report) section(name string) *section {
