@@ -24,7 +24,7 @@ matrix: deps vet fuzz examples
 # The guest sees to its own packages (internal/vmtest/guest.sh).
 deps:
 	@echo "== packages that the tests need"
-	@internal/vmtest/install.sh gcc libc6-dev python3 php-cli busybox-static bubblewrap uidmap mmdebstrap umoci openjdk-17-jre-headless nodejs redis-server
+	@internal/vmtest/install.sh gcc libc6-dev python3 php-cli busybox-static bubblewrap uidmap mmdebstrap umoci openjdk-17-jre-headless nodejs redis-server runc crun systemd-container lxc
 
 # Builds all packages of all modules and vets their tests, for each system. Systems other than Linux
 # have the whole API, and every call fails there: TestUnsupported, which is linked too. bench uses a

@@ -32,7 +32,7 @@ var walls = []string{"runc", "crun", "systemd-nspawn", "lxc"}
 func eachWall(t *testing.T, do func(t *testing.T, name string)) {
 	for _, name := range walls {
 		t.Run(name, func(t *testing.T) {
-			testkit.Need(t, "root")
+			testkit.Need(t, "a whole machine's root")
 			testkit.Need(t, name)
 			do(t, name)
 		})

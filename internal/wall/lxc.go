@@ -100,14 +100,16 @@ func lxcPath(p string) string {
 	return strings.NewReplacer(`\`, `\134`, " ", `\040`, "\t", `\011`).Replace(p)
 }
 
-// lxcClean removes the lock that LXC leaves for each container, and the directories above it if no other
-// is in them.
-func lxcClean(id, dir string) error {
-	lock := filepath.Join("/run/lxc/lock", dir, "."+id)
+// lxcClean removes the lock that LXC leaves for each container.
+func lxcClean(id, dir string) error { return lxcUnlock("/run/lxc/lock", id, dir) }
+
+// lxcUnlock removes a lock, and the directories above it if no other is in them.
+func lxcUnlock(locks, id, dir string) error {
+	lock := filepath.Join(locks, dir, "."+id)
 	if err := os.RemoveAll(lock); err != nil {
 		return err
 	}
-	for dir := filepath.Dir(lock); dir != "/run/lxc/lock" && os.Remove(dir) == nil; dir = filepath.Dir(dir) {
+	for above := filepath.Dir(lock); above != locks && os.Remove(above) == nil; above = filepath.Dir(above) {
 	}
 	return nil
 }

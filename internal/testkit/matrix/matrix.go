@@ -50,7 +50,8 @@ const (
 const (
 	slow = "^Test(AttackRaces|AttackInherited|AttackRootlessPrivate(Noise|Flood|DatagramFlood)|AttackRootlessRefused(Flood|Paths)|RootlessRefusalsOfPaths|RootlessPrivateNewConns|AttackRootlessExecStalked|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
 		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions|Crash|" +
-		"RootlessLinksWhileOthersRename|CellKilledFromOutside|RootlessWorkingDirectory)$"
+		"RootlessLinksWhileOthersRename|CellKilledFromOutside|RootlessWorkingDirectory|" +
+		"Walls|AttackWallsView|Walls(Network|KilledHost|KilledCell|Check))$"
 	scripts = "^TestScripts$"
 	// reports matches the tests of how isolated tests report. Each starts several test
 	// binaries.

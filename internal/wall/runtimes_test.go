@@ -1,0 +1,65 @@
+//go:build linux
+
+package wall
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// What options are checked against is what there is.
+func TestRuntimes(t *testing.T) {
+	var names []string
+	for _, r := range runtimes {
+		names = append(names, r.name)
+	}
+	assert.Equal(t, spec.Runtimes(), names)
+	_, err := Installed("none")
+	assert.Error(t, err)
+	assert.NoError(t, Clean("none", "0", "/nonexistent"))
+}
+
+// A path is one value to a runtime, whatever is in it.
+func TestRuntimesQuotePaths(t *testing.T) {
+	const odd = `/a b\c:d,e`
+	c := &Container{
+		ID: "1", Dir: t.TempDir(), Rootfs: "/root", Binds: []Bind{{odd, "/lib/x"}}, Args: []string{"/init"},
+		UIDs: []Extent{{0, 1 << 16, 1 << 16}}, GIDs: []Extent{{0, 1 << 16, 1 << 16}},
+	}
+	args, err := nspawn(nil, c)
+	require.NoError(t, err)
+	assert.Contains(t, args, `--bind-ro=/a b\\c\:d,e:/lib/x:norbind`)
+	_, err = lxc(nil, c)
+	require.NoError(t, err)
+	conf, err := os.ReadFile(filepath.Join(c.Dir, "config"))
+	require.NoError(t, err)
+	assert.Contains(t, string(conf), "lxc.mount.entry = /a\\040b\\134c:d,e lib/x none bind,ro,nosuid,nodev 0 0\n")
+
+	c.Env = []string{"A=b\nlxc.hook.start-host = /bin/sh"}
+	_, err = lxc(nil, c)
+	assert.ErrorContains(t, err, "line break")
+	c.GIDs = []Extent{{0, 1 << 17, 1 << 16}}
+	_, err = nspawn(nil, c)
+	assert.ErrorContains(t, err, "one range")
+}
+
+// What a killed runtime leaves outside of its container's directory goes, and nothing else.
+func TestRuntimesClean(t *testing.T) {
+	locks := filepath.Join(t.TempDir(), "locks")
+	for _, name := range []string{"state/1/.1", "state/2/.2"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(locks, filepath.Dir(name)), 0o700))
+		require.NoError(t, os.WriteFile(filepath.Join(locks, name), nil, 0o600))
+	}
+	require.NoError(t, lxcUnlock(locks, "1", "/state/1"))
+	assert.NoDirExists(t, filepath.Join(locks, "state/1"))
+	assert.FileExists(t, filepath.Join(locks, "state/2/.2"))
+	require.NoError(t, lxcUnlock(locks, "2", "/state/2"))
+	assert.DirExists(t, locks)
+	assert.NoDirExists(t, filepath.Join(locks, "state"))
+}
