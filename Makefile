@@ -34,6 +34,7 @@ vet:
 		if [ $$system/$$m = linux/arm64/bench ]; then continue; fi; echo "== vet: $$system $$m"; \
 		(cd $$m && export GOOS=$${system%/*} GOARCH=$${system#*/} && if [ $$system != "$$($(GO) env GOHOSTOS)/$$($(GO) env GOHOSTARCH)" ]; then export CGO_ENABLED=0; fi && \
 		$(GO) build ./... && $(GO) vet ./...) || exit 1; done; done
+	@echo "== vet: without cgo"; CGO_ENABLED=0 $(GO) vet ./...
 	@for os in darwin windows; do for m in . pool function service image; do (cd $$m && GOOS=$$os $(GO) test -c -o /dev/null .) || exit 1; done; done
 	@echo "== vet: what runs after a clone fits its stack, also as debuggers want it compiled"
 	@for arch in amd64 arm64; do CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) build -gcflags='all=-N -l' -o /dev/null ./cmd/sandbox || exit 1; done

@@ -17,15 +17,15 @@
 //
 // # How it works
 //
-// The first run of a process boots a cell: a container, made by libcontainer, that holds nothing
-// but a small copy of this program, the fork server. Every run is a clone of the fork server, in
+// The first run of a process boots a cell: a container that holds nothing but a small copy of this
+// program, the fork server. libcontainer makes it, or in a program without cgo this package. Every run is a clone of the fork server, in
 // fresh namespaces nested in the cell's. A run costs the same however large this process is, and
 // whatever happens to this process, nothing of a run outlives it.
 //
 // # What it needs
 //
-// Linux 5.10 or later, cgo, and root or a machine that lets ordinary users make user namespaces.
-// Check reports what this machine can do. On other systems every call fails with an error that
+// Linux 5.10 or later, and root or a machine that lets ordinary users make user namespaces. Check
+// reports what this machine can do. On other systems every call fails with an error that
 // wraps errors.ErrUnsupported.
 package sandbox
 

@@ -8,9 +8,11 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -109,4 +111,30 @@ func initOf(t *testing.T) string {
 	})
 	require.GreaterOrEqual(t, i, 0)
 	return all[i] + "/"
+}
+
+// BenchmarkBoot boots cells of each wall in turn, beside a heap of the given size.
+func BenchmarkBoot(b *testing.B) {
+	for _, heap := range []int{0, 512 << 20} {
+		held := make([]byte, heap)
+		for i := 0; i < heap; i += 4096 {
+			held[i] = 1
+		}
+		b.Run(fmt.Sprintf("heap=%dMiB", heap>>20), func(b *testing.B) {
+			took := map[string]time.Duration{}
+			for b.Loop() {
+				for _, w := range []wall.Wall{wall.Libcontainer(), wall.Own()} {
+					begin := time.Now()
+					c, err := bootNew(Config{}, w)
+					took[w.Name()] += time.Since(begin)
+					require.NoError(b, err)
+					require.NoError(b, c.Close(context.Background()))
+				}
+			}
+			for name, d := range took {
+				b.ReportMetric(float64(d.Microseconds())/1000/float64(b.N), name+"-ms")
+			}
+		})
+		runtime.KeepAlive(held)
+	}
 }
