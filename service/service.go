@@ -148,6 +148,7 @@ func (s *Service) check() error {
 			{"WithStderr", c.Streams.Stderr != nil, "a service keeps its output: leave it out, and use Instance.Follow"},
 			{"WithTerminal", c.Command.Terminal.On, "a service has no terminal: leave it out"},
 			{"WithHold", c.Command.Hold, "a service is its command: use WithCommand"},
+			{"WithNetwork", isAlone(c.Place.Member.Of), "a network for each run has no place for others: use what As of a PrivateNetwork returns, or leave it out"},
 			{"WithNetwork", len(s.conf.ports) > 0 && !slices.Contains([]spec.Network{spec.NetworkNone, spec.NetworkPrivate}, c.Namespaces.Network),
 				"a service with service.Port is on a private network: leave it out, or use what PrivateNetwork.As returns"},
 		} {
@@ -157,6 +158,12 @@ func (s *Service) check() error {
 		}
 	})
 	return errors.Join(errs...)
+}
+
+// isAlone reports whether what a place is on is the description of a network for each run.
+func isAlone(of any) bool {
+	_, alone := of.(interface{ Check() error })
+	return alone
 }
 
 // At returns an instance that stands for the service where somebody else runs it: at the host, at
