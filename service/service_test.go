@@ -165,7 +165,7 @@ http.server.HTTPServer(("0.0.0.0", 80), H).serve_forever()
 func TestRootlessNotReady(t *testing.T) {
 	testkit.Need(t, "python3")
 	ctx := testkit.Deadline(t)
-	short := service.StartTimeout(testkit.Scale(time.Second, 20*time.Second))
+	short := service.StartTimeout(testkit.Scale(3*time.Second, 20*time.Second))
 	for name, c := range map[string]struct {
 		s    *service.Service
 		is   error
