@@ -1,9 +1,9 @@
-// Package service runs what programs and tests depend on: databases, caches, servers. A service is a
-// sandbox whose command goes on: it is started and waited for until it is ready, watched, restarted
-// when it fails, and ended gently.
+// Package service runs what programs and tests depend on: databases, caches, servers. A service is
+// a sandbox whose command goes on: it is started and waited for until it is ready, watched,
+// restarted when it fails, and ended gently.
 //
-//	db := service.New("db", sandbox.New(sandbox.WithCommand("redis-server", "--bind", "0.0.0.0")),
-//		service.Port(6379), service.Ready(service.Log("Ready to accept connections")))
+//	redis := sandbox.New(sandbox.WithCommand("redis-server", "--bind", "0.0.0.0"))
+//	db := service.New("db", redis, service.Port(6379), service.Ready(service.Log("Ready to")))
 //	running, err := db.Start(ctx)
 //	defer running.Close()
 //	conn, err := net.Dial("tcp", running.Addr(6379))
