@@ -97,8 +97,9 @@ func (i *Instance) Addr(port int) string {
 }
 
 // Reach returns an option for sandboxes whose runs are to reach the service, by its name and any
-// port of it, and nothing else. Several of a group's instances add up; of others the last one
-// counts. For an instance of At it changes nothing.
+// port of it, and nothing else, unless it is on a network of the caller's that leads outside.
+// Several of a group's instances add up; of others the last one counts. For an instance of At it
+// changes nothing.
 func (i *Instance) Reach() sandbox.Option {
 	return func(c *spec.Spec) {
 		if i.cancel == nil { // of At
