@@ -338,9 +338,9 @@ func TestRootlessGroupFails(t *testing.T) {
 func TestRootlessSnapshot(t *testing.T) {
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")
 	ctx := testkit.Deadline(t)
-	data := service.NewSnapshot("/data", sandbox.MiB, sh("mkdir -m 700 /data/private; head -c 8 /dev/urandom | od -An -tx1 >/data/private/id; ln -s private/id /data/link; umask 777; echo x >/data/none"))
+	data := service.NewSnapshot("/data", sandbox.MiB, sh("mkdir -m 700 /data/private; head -c 8 /dev/urandom | od -An -tx1 >/data/private/id; ln -s private/id /data/link; umask 377; echo x >/data/fixed"))
 	defer data.Close()
-	s := service.New("x", sh("cat /data/link; stat -c %a,%u /data/private /data/none; cat /data/mine; echo mine >/data/mine; sleep 0.1; exit 1"), service.From(data), service.Restart(1), service.Ready(service.Log("1000")))
+	s := service.New("x", sh("cat /data/link; stat -c %a,%u /data/private /data/fixed; cat /data/mine; echo mine >/data/mine; sleep 0.1; exit 1"), service.From(data), service.Restart(1), service.Ready(service.Log("1000")))
 	var ids []string
 	for range 2 {
 		i, err := s.Start(ctx)
