@@ -21,9 +21,9 @@ import (
 //	pool, err := pgxpool.New(t.Context(), "postgres://postgres@"+db.Addr(5432)+"/postgres")
 //
 // Each port is published at one of this machine that is free, so tests with services may be
-// parallel. If the test fails, the end of the service's log is in that of the test, and what is kept
-// of it in a file of the test's artifacts (go test -artifacts), NAME.log. The service ends before the
-// test's own deadline, too. Service skips the test as Need does.
+// parallel. If the test fails, the end of the service's log is in that of the test, and what is
+// kept of it in a file of the test's artifacts (go test -artifacts), NAME.log. The service ends
+// before the test's own deadline, too. Service skips the test as Need does.
 //
 // An isolated test reaches its services, and nothing else, by their names:
 //
@@ -44,7 +44,8 @@ func Services(t testing.TB, s ...*service.Service) []*service.Instance {
 		return elsewhere(s)
 	}
 	Need(t)
-	ctx, cancel := withDeadline(context.Background(), t) // not the test's, which ends before cleanups begin
+	// The test's own context ends before cleanups begin, which may use the services.
+	ctx, cancel := withDeadline(context.Background(), t)
 	t.Cleanup(cancel)
 	g, err := service.StartAll(ctx, s...)
 	if err != nil {
@@ -94,7 +95,7 @@ func report(t testing.TB, running []*service.Instance, since time.Time) {
 		end := &tail{}
 		_, _ = end.Write(whole.Bytes())
 		t.Logf("sandboxtest: the log of service %s:\n%s", i.Name(), end)
-		if value("test.artifacts") != "true" { // else it is a directory that may be gone by now
+		if value("test.artifacts") != "true" { // else it is temporary, and may be gone
 			continue
 		}
 		if err := os.WriteFile(filepath.Join(t.ArtifactDir(), i.Name()+".log"), whole.Bytes(), 0o666); err != nil {
@@ -121,8 +122,8 @@ type Shared struct {
 //		addr := shared.Get(t, "db").Addr(5432)
 func Share(services ...*service.Service) *Shared { return &Shared{services: services} }
 
-// Get returns the instance of the service with that name, which is ready. If it can't be started, or
-// has failed since, the test fails. If the test fails, what the service has written since Get is
+// Get returns the instance of the service with that name, which is ready. If it can't be started,
+// or has failed since, the test fails. If the test fails, what the service has written since Get is
 // reported as Service says. Get skips the test as Need does, and in an isolated test it is what
 // Service is there.
 func (s *Shared) Get(t testing.TB, name string) *service.Instance {

@@ -56,8 +56,8 @@ func Listens(port int) Check {
 	return c
 }
 
-// HTTP is met when a GET of the path, such as "/health", at a port of Port is answered with a status
-// from 200 to 399. No redirect is followed, no proxy is used, and the body is not read.
+// HTTP is met when a GET of the path, such as "/health", at a port of Port is answered with a
+// status from 200 to 399. No redirect is followed, no proxy is used, and the body is not read.
 func HTTP(port int, path string) Check {
 	c := Check{what: fmt.Sprintf("HTTP at port %d, %s", port, path), port: port, met: func(ctx context.Context, a *attempt) error {
 		return get(ctx, "http://"+a.i.Addr(port)+path)
@@ -86,8 +86,8 @@ func get(ctx context.Context, url string) error {
 	return nil
 }
 
-// Command is met when the command, executed in the service's run by sandbox.Process.Exec, exits with
-// status 0.
+// Command is met when the command, executed in the service's run by sandbox.Process.Exec, exits
+// with status 0.
 func Command(name string, args ...string) Check {
 	return Check{what: fmt.Sprintf("command %q", name), met: func(ctx context.Context, a *attempt) error {
 		p, err := a.p.Exec(ctx, sandbox.WithCommand(name, args...), sandbox.WithStopSignal(nil, 0))

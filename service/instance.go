@@ -97,8 +97,9 @@ func (i *Instance) Addr(port int) string {
 }
 
 // Reach returns an option for sandboxes whose runs are to reach the service, by its name and any
-// port of it, and nothing else. Several of a group's instances add up; of others the last one counts. For
-// an instance of At it changes nothing.
+// port of it, and nothing else, unless it is on a network of the caller's that leads outside.
+// Several of a group's instances add up; of others the last one counts. For an instance of At it
+// changes nothing.
 func (i *Instance) Reach() sandbox.Option {
 	return func(c *spec.Spec) {
 		if i.cancel == nil { // of At
@@ -120,8 +121,8 @@ func (i *Instance) Process() *sandbox.Process {
 	return i.process
 }
 
-// Exec executes a command in the service's present run, as sandbox.Process.Exec does. While there is
-// no run, the error is os.ErrProcessDone.
+// Exec executes a command in the service's present run, as sandbox.Process.Exec does. While there
+// is no run, the error is os.ErrProcessDone.
 func (i *Instance) Exec(ctx context.Context, opts ...sandbox.Option) (*sandbox.Process, error) {
 	p := i.Process()
 	if p == nil {
@@ -141,23 +142,24 @@ func (i *Instance) State() State {
 func (i *Instance) Logs() []Line { return i.log.last(math.MaxInt) }
 
 // Follow yields the lines that are kept, and what the service writes from then on, until ctx or the
-// instance ends. The service does not wait for whoever follows it: Line.Missed counts what was given
-// up meanwhile.
+// instance ends. The service does not wait for whoever follows it: Line.Missed counts what was
+// given up meanwhile.
 func (i *Instance) Follow(ctx context.Context) iter.Seq[Line] { return i.log.follow(ctx, 0) }
 
 // Ended returns a channel that is closed when the instance is over for good: by Close, by its
 // context, by itself, or as it failed.
 func (i *Instance) Ended() <-chan struct{} { return i.ended }
 
-// Err returns a *Error if the service has failed for good, and nil if it has not, or has ended well.
+// Err returns a *Error if the service has failed for good, and nil if it has not, or has ended
+// well.
 func (i *Instance) Err() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.err
 }
 
-// Close ends the service gently, if it has not ended, waits until nothing of it is left, and returns
-// what Err returns. It may be called more than once.
+// Close ends the service gently, if it has not ended, waits until nothing of it is left, and
+// returns what Err returns. It may be called more than once.
 func (i *Instance) Close() error { return i.stop() }
 
 func (i *Instance) stop() error {

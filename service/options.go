@@ -51,9 +51,9 @@ func Health(pause time.Duration, failures int, checks ...Check) Option {
 	return func(c *config) { c.every, c.failures, c.health = pause, failures, checks }
 }
 
-// Restart starts a service that has failed again, n times in a row at most, after a pause of 100 ms,
-// which doubles each time, up to 10 s. Once it has been ready for 10 s, counting begins anew. An
-// instance that exits with status 0 after it was ready has not failed. The sandbox's volumes and
+// Restart starts a service that has failed again, n times in a row at most, after a pause of 100
+// ms, which doubles each time, up to 10 s. Once it has been ready for 10 s, counting begins anew.
+// An instance that exits with status 0 after it was ready has not failed. The sandbox's volumes and
 // Addr stay, all else is new. Default: 0.
 func Restart(n int) Option { return func(c *config) { c.restarts = n } }
 

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reserve returns an address of the loopback with a port that is free, and what keeps it until it is
-// closed: a socket that is bound but does not listen. The kernel gives such a port to nobody who
+// reserve returns an address of the loopback with a port that is free, and what keeps it until it
+// is closed: a socket that is bound but does not listen. The kernel gives such a port to nobody who
 // asks for any (inet_csk_find_open_port, __inet_hash_connect), and lets one that sets SO_REUSEADDR,
 // as package net does, listen there.
 func reserve() (addr string, keep io.Closer, err error) {
@@ -89,8 +89,8 @@ func inTable(r io.Reader, port int) error {
 	return found
 }
 
-// parseAddress parses words of 32 bits, each in the order of this machine's bytes: that of amd64 and
-// arm64.
+// parseAddress parses words of 32 bits, each in the order of this machine's bytes: that of amd64
+// and arm64.
 func parseAddress(hex string) (netip.Addr, bool) {
 	var b []byte
 	for ; len(hex) >= 8; hex = hex[8:] {

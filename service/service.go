@@ -1,9 +1,9 @@
-// Package service runs what programs and tests depend on: databases, caches, servers. A service is a
-// sandbox whose command goes on: it is started and waited for until it is ready, watched, restarted
-// when it fails, and ended gently.
+// Package service runs what programs and tests depend on: databases, caches, servers. A service is
+// a sandbox whose command goes on: it is started and waited for until it is ready, watched,
+// restarted when it fails, and ended gently.
 //
-//	db := service.New("db", sandbox.New(sandbox.WithCommand("redis-server", "--bind", "0.0.0.0")),
-//		service.Port(6379), service.Ready(service.Log("Ready to accept connections")))
+//	redis := sandbox.New(sandbox.WithCommand("redis-server", "--bind", "0.0.0.0"))
+//	db := service.New("db", redis, service.Port(6379), service.Ready(service.Log("Ready to")))
 //	running, err := db.Start(ctx)
 //	defer running.Close()
 //	conn, err := net.Dial("tcp", running.Addr(6379))
@@ -148,6 +148,7 @@ func (s *Service) check() error {
 			{"WithStderr", c.Streams.Stderr != nil, "a service keeps its output: leave it out, and use Instance.Follow"},
 			{"WithTerminal", c.Command.Terminal.On, "a service has no terminal: leave it out"},
 			{"WithHold", c.Command.Hold, "a service is its command: use WithCommand"},
+			{"WithNetwork", isAlone(c.Place.Member.Of), "a network for each run has no place for others: use what As of a PrivateNetwork returns, or leave it out"},
 			{"WithNetwork", len(s.conf.ports) > 0 && !slices.Contains([]spec.Network{spec.NetworkNone, spec.NetworkPrivate}, c.Namespaces.Network),
 				"a service with service.Port is on a private network: leave it out, or use what PrivateNetwork.As returns"},
 		} {
@@ -157,6 +158,12 @@ func (s *Service) check() error {
 		}
 	})
 	return errors.Join(errs...)
+}
+
+// isAlone reports whether what a place is on is the description of a network for each run.
+func isAlone(of any) bool {
+	_, alone := of.(interface{ Check() error })
+	return alone
 }
 
 // At returns an instance that stands for the service where somebody else runs it: at the host, at

@@ -165,7 +165,7 @@ http.server.HTTPServer(("0.0.0.0", 80), H).serve_forever()
 func TestRootlessNotReady(t *testing.T) {
 	testkit.Need(t, "python3")
 	ctx := testkit.Deadline(t)
-	short := service.StartTimeout(testkit.Scale(time.Second, 20*time.Second))
+	short := service.StartTimeout(testkit.Scale(3*time.Second, 20*time.Second))
 	for name, c := range map[string]struct {
 		s    *service.Service
 		is   error
@@ -174,7 +174,7 @@ func TestRootlessNotReady(t *testing.T) {
 		"exit":     {service.New("x", sh("echo one; printf 'two\\033[2J' >&2; exit 3"), service.Ready(service.Log("z"))), nil, []string{"service x: sandbox: exit status 3; its last lines:", "\tone", "\ttwo\uFFFD[2J"}},
 		"ends":     {service.New("x", sh("true"), service.Ready(service.Log("z"))), service.ErrNotReady, []string{`exited with status 0 before a line that matches "z"`}},
 		"log":      {service.New("x", sh("exec sleep 1000"), short, service.Ready(service.Log("z"))), service.ErrNotReady, []string{`a line that matches "z": none so far`}},
-		"loopback": {service.New("x", python("import socket\ns = socket.create_server(('127.0.0.1', 7))\nwhile True: s.accept()"), short, service.Port(7)), service.ErrNotReady, []string{"port 7: only its own loopback"}},
+		"loopback": {service.New("x", python("import socket\ns = socket.create_server(('127.0.0.1', 7))\nwhile True: s.accept()"), service.StartTimeout(testkit.Scale(5*time.Second, time.Minute)), service.Port(7)), service.ErrNotReady, []string{"port 7: only its own loopback"}},
 		"port":     {service.New("x", sh("exec sleep 1000"), short, service.Port(7)), service.ErrNotReady, []string{"port 7: nothing listens there"}},
 		"http":     {service.New("x", sh("exec sleep 1000"), short, service.Port(7), service.Ready(service.HTTP(7, "/"))), service.ErrNotReady, []string{"HTTP at port 7, /: "}},
 		"command":  {service.New("x", sh("exec sleep 1000"), short, service.Ready(service.Command("false"))), service.ErrNotReady, []string{`command "false": sandbox: exit status 1`}},
@@ -338,9 +338,9 @@ func TestRootlessGroupFails(t *testing.T) {
 func TestRootlessSnapshot(t *testing.T) {
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")
 	ctx := testkit.Deadline(t)
-	data := service.NewSnapshot("/data", sandbox.MiB, sh("mkdir -m 700 /data/private; head -c 8 /dev/urandom | od -An -tx1 >/data/private/id; ln -s private/id /data/link; umask 777; echo x >/data/none"))
+	data := service.NewSnapshot("/data", sandbox.MiB, sh("mkdir -m 700 /data/private; head -c 8 /dev/urandom | od -An -tx1 >/data/private/id; ln -s private/id /data/link; umask 377; echo x >/data/fixed"))
 	defer data.Close()
-	s := service.New("x", sh("cat /data/link; stat -c %a,%u /data/private /data/none; cat /data/mine; echo mine >/data/mine; sleep 0.1; exit 1"), service.From(data), service.Restart(1), service.Ready(service.Log("1000")))
+	s := service.New("x", sh("cat /data/link; stat -c %a,%u /data/private /data/fixed; cat /data/mine; echo mine >/data/mine; sleep 0.1; exit 1"), service.From(data), service.Restart(1), service.Ready(service.Log("1000")))
 	var ids []string
 	for range 2 {
 		i, err := s.Start(ctx)
@@ -379,6 +379,7 @@ func TestWrongOptions(t *testing.T) {
 		"WithStdout: a service keeps":               service.New("x", ok.With(sandbox.WithStdout(io.Discard))),
 		"WithHold: a service is its command":        service.New("x", ok.With(sandbox.WithHold())),
 		"WithNetwork: a service with service.Port":  service.New("x", ok.With(sandbox.WithNetwork(sandbox.NetworkHost)), service.Port(1)),
+		"WithNetwork: a network for each run":       service.New("x", ok.With(sandbox.WithNetwork(sandbox.Private()))),
 		"WithMemory: -1":                            service.New("x", ok.With(sandbox.WithMemory(-1)), service.Restart(3)),
 		`service.After: x is to start after "other`: service.New("x", ok, service.After("other")),
 		"service.After: x waits":                    service.New("x", ok, service.After("x")),

@@ -19,19 +19,23 @@ type Snapshot struct {
 	made *sandbox.Scratch
 }
 
-// NewSnapshot describes a snapshot of the directory dst, with up to the given number of bytes, as the
-// sandbox's command leaves it: that is executed, with an empty and writable file system there, when
-// the first instance needs the snapshot, and must exit with status 0. It stays in memory until Close,
-// or until nothing refers to it. It needs what sandbox.NewScratch and sandbox.WithScratch need.
+// NewSnapshot describes a snapshot of the directory dst, with up to the given number of bytes, as
+// the sandbox's command leaves it: that is executed, with an empty and writable file system there,
+// when the first instance needs the snapshot, and must exit with status 0. Copies are made by
+// sandbox.Scratch.CopyIn, so a file's owner may always read and write it, and an ordinary user's
+// snapshot has no file that its owner may not read. It stays in memory until Close, or until
+// nothing refers to it. It needs what sandbox.NewScratch and sandbox.WithScratch need.
 //
-//	data := service.NewSnapshot("/data", 256*sandbox.MiB, sandbox.New(sandbox.WithCommand("initdb", "-D", "/data/db")))
-//	db := service.New("db", sandbox.New(sandbox.WithCommand("postgres", "-D", "/data/db")), service.From(data))
+//	initdb := sandbox.New(sandbox.WithCommand("initdb", "-D", "/data/db"))
+//	data := service.NewSnapshot("/data", 256*sandbox.MiB, initdb)
+//	db := service.New("db", postgres, service.From(data), service.Port(5432))
 func NewSnapshot(dst string, bytes int64, s *sandbox.Sandbox) *Snapshot {
 	return &Snapshot{dst: dst, bytes: bytes, maker: s, turn: make(chan struct{}, 1)}
 }
 
 // From gives each instance a copy of the snapshot, in memory and as large at most, at the directory
-// where it was made. It stays through restarts, and is gone with the instance. Several calls add up.
+// where it was made. It stays through restarts, and is gone with the instance. Several calls add
+// up.
 func From(s *Snapshot) Option {
 	return func(c *config) { c.from = append(c.from[:len(c.from):len(c.from)], s) }
 }

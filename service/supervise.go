@@ -52,8 +52,9 @@ func (i *Instance) supervise() {
 type attempt struct {
 	i     *Instance
 	p     *sandbox.Process
-	left  []Check   // of Ready, which were not met yet
-	ready time.Time // zero until it is
+	ctx   context.Context // of checks: ends with the run, too
+	left  []Check         // of Ready, which were not met yet
+	ready time.Time       // zero until it is
 }
 
 // run returns when the run has ended: nil if that was well, or as its context has ended.
@@ -66,6 +67,12 @@ func (a *attempt) run() error {
 		return err
 	}
 	a.i.setProcess(a.p)
+	var cancel context.CancelFunc
+	a.ctx, cancel = context.WithCancel(a.i.ctx)
+	go func() {
+		<-a.p.Ended()
+		cancel()
+	}()
 	why := a.watch()
 	if why != nil || a.i.ctx.Err() != nil {
 		a.i.enter(Stopping, nil)
@@ -150,7 +157,7 @@ func (a *attempt) await() error {
 // firstUnmet returns the number of the first check that is not met, and why.
 func (a *attempt) firstUnmet(checks []Check) (int, error) {
 	for n, c := range checks {
-		ctx, cancel := context.WithTimeout(a.i.ctx, min(checkTimeout, a.i.service.conf.startTimeout))
+		ctx, cancel := context.WithTimeout(a.ctx, min(checkTimeout, a.i.service.conf.startTimeout))
 		err := c.met(ctx, a)
 		cancel()
 		if err != nil {

@@ -40,7 +40,8 @@ echo host all all all trust >>/data/db/pg_hba.conf`)))
 
 var postgres = service.New("postgres",
 	sandbox.New(sandbox.WithCommand(bin+"/postgres", "-D", "/data/db", "-k", "/tmp", "-c", "listen_addresses=*", "-c", "fsync=off", "-c", "shared_buffers=16MB"),
-		sandbox.WithStopSignal(syscall.SIGINT, 10*time.Second)), // the fast shutdown, which does not wait for clients
+		// The fast shutdown, which does not wait for clients.
+		sandbox.WithStopSignal(syscall.SIGINT, 10*time.Second)),
 	service.Port(5432), service.From(database), service.Ready(service.Log("ready to accept connections")))
 
 // cache is one Redis for all tests of the package.

@@ -27,11 +27,11 @@ var placed = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run"
 // Packages whose tests can fail on another kernel. The others compile, parse, compare or copy in
 // this process alone.
 var kernel = append([]string{"internal/forkserver", "internal/program", "internal/seccomp", "internal/scratch", "internal/lifetest",
-	"pool", "function", "sandboxtest", "image", "image/cmd/sandbox"}, placed...)
+	"pool", "function", "service", "sandboxtest", "image", "image/cmd/sandbox"}, placed...)
 
 // Packages that users import or run, and those that make runs. In these, the tests named Rootless
 // and Attack also run for ordinary users.
-var public = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run", "internal/probe", "sandboxtest", "image", "image/cmd/sandbox"}
+var public = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run", "internal/probe", "service", "sandboxtest", "image", "image/cmd/sandbox"}
 
 // Where most is as in another configuration, it is enough to run the tests that depend most on the
 // kernel and cgroups. Examples are left out on kernels without idmapped tmpfs (6.3), and in
@@ -49,6 +49,7 @@ const (
 // run only on this machine. Emulated, a cell's boot takes seconds, and each script boots several.
 const (
 	slow = "^Test(AttackRaces|AttackInherited|AttackRootlessPrivate(Noise|Flood|DatagramFlood)|AttackRootlessRefused(Flood|Paths)|RootlessRefusalsOfPaths|RootlessPrivateNewConns|AttackRootlessExecStalked|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
+		"RootlessReady|RootlessNotReady|RootlessStartCancelled|RootlessHealth|RootlessLogs|RootlessGroupFails|RootlessServices|RootlessServiceLogs|AttackRootlessOutput|AttackRootlessRedirect|" +
 		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions|Crash|" +
 		"RootlessLinksWhileOthersRename|CellKilledFromOutside|RootlessWorkingDirectory|" +
 		"Walls|AttackWallsView|Walls(Network|KilledHost|KilledCell|Check))$"
