@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -144,6 +145,55 @@ func TestWorkerStopped(t *testing.T) {
 	require.Error(t, first.Signal(syscall.SIGCONT), "the kernel has killed the worker")
 }
 
+// serve starts a server as a process of its own.
+func serve(t testing.TB, dir, address string) (url string, server *os.Process) {
+	t.Helper()
+	cmd := testkit.HelperCommand(context.Background(), "serve", dir, address)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // or it has ended
+		_ = cmd.Wait()         // it was killed
+	})
+	url, err = bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	return strings.TrimSpace(url), cmd.Process
+}
+
+// A worker that is cut off from the servers kills its run before they give the task away.
+func TestWorkerCutOff(t *testing.T) {
+	url, server := serve(t, t.TempDir(), "127.0.0.1:0")
+	q, err := Open(testkit.Deadline(t), url)
+	require.NoError(t, err)
+	defer q.Close()
+	out := t.TempDir()
+	require.NoError(t, os.Chmod(out, 0o777))
+	startWorker(t, q, 1, out)
+	id := submit(t, q, Task{Command: shell("[ ! -e /out/f ] || exit 0; while :; do date +%s%N > /out/g; mv /out/g /out/f; sleep 0.02; done")})
+	lives := func() string {
+		b, err := os.ReadFile(out + "/f")
+		if !errors.Is(err, os.ErrNotExist) {
+			require.NoError(t, err)
+		}
+		return string(b)
+	}
+	testkit.Eventually(t, "the run lives", func() bool { return lives() != "" })
+	require.NoError(t, server.Signal(syscall.SIGSTOP))
+	cut := time.Now()
+	time.Sleep(2 * time.Second) // the lease
+	last := lives()
+	ns, err := strconv.ParseInt(text([]byte(last)), 10, 64)
+	require.NoError(t, err)
+	require.Less(t, time.Unix(0, ns).Sub(cut), 2*time.Second)
+	time.Sleep(200 * time.Millisecond)
+	require.Equal(t, last, lives(), "the run lives on")
+	require.NoError(t, server.Signal(syscall.SIGCONT))
+	startWorker(t, q, 1, out) // the kernel has killed the first one, if it was too slow
+	require.Equal(t, 2, mustWait(t, q, id).Attempt)
+}
+
 // The server is killed while tasks are submitted: what was answered is there.
 func TestServerKilled(t *testing.T) {
 	ctx := testkit.Deadline(t)
@@ -152,22 +202,7 @@ func TestServerKilled(t *testing.T) {
 	require.NoError(t, err)
 	address := l.Addr().String()
 	require.NoError(t, l.Close())
-	serve := func() (url string, kill func()) {
-		cmd := testkit.HelperCommand(context.Background(), "serve", dir, address)
-		cmd.Stderr = os.Stderr
-		out, err := cmd.StdoutPipe()
-		require.NoError(t, err)
-		require.NoError(t, cmd.Start())
-		kill = sync.OnceFunc(func() {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait() // it was killed
-		})
-		t.Cleanup(kill)
-		url, err = bufio.NewReader(out).ReadString('\n')
-		require.NoError(t, err)
-		return text([]byte(url)), kill
-	}
-	url, kill := serve()
+	url, server := serve(t, dir, address)
 	q, err := Open(ctx, url)
 	require.NoError(t, err)
 	defer q.Close()
@@ -194,8 +229,8 @@ func TestServerKilled(t *testing.T) {
 	}()
 	for range 3 {
 		time.Sleep(300 * time.Millisecond)
-		kill()
-		_, kill = serve()
+		require.NoError(t, server.Kill())
+		_, server = serve(t, dir, address)
 	}
 	time.Sleep(200 * time.Millisecond)
 	close(stop)

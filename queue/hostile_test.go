@@ -111,6 +111,8 @@ func TestAttackWithoutToken(t *testing.T) {
 	url := q.URL()
 	_, err := nats.Connect("nats://" + url[strings.Index(url, "@")+1:])
 	require.ErrorIs(t, err, nats.ErrAuthorization)
+	_, err = Open(testkit.Deadline(t), strings.Replace(url, "@", "x@", 1))
+	require.ErrorIs(t, err, nats.ErrAuthorization)
 	c, err := nats.Connect(url)
 	require.NoError(t, err)
 	c.Close()

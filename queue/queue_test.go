@@ -307,3 +307,10 @@ func TestOpen(t *testing.T) {
 	_, err = Open(ctx, "nats://127.0.0.1:1")
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 }
+
+func TestFull(t *testing.T) {
+	q := open(t, BlobBytes(100_000))
+	_, err := q.Submit(testkit.Deadline(t), Task{Command: shell("true"), Inputs: dirOf(t, "a", strings.Repeat("x", 300_000))})
+	require.ErrorIs(t, err, ErrFull)
+	submit(t, q, Task{Command: shell("true"), Inputs: dirOf(t, "a", strings.Repeat("x", 30_000))})
+}
