@@ -31,7 +31,7 @@ import (
 type Queue struct {
 	config   config
 	embedded *server.Server // nil if the queue is on a server elsewhere
-	url      string // that Open was given
+	url      string         // that Open was given
 	unlock   func()
 	ctx      context.Context // ends with Close
 	stop     context.CancelFunc
@@ -132,7 +132,8 @@ func (q *Queue) idOf(kind, subject string) string {
 // bindStreams finds the queue's streams, and makes those that are missing.
 func (q *Queue) bindStreams(ctx context.Context) error {
 	n := q.config.name
-	base := jetstream.StreamConfig{Storage: jetstream.FileStorage, Replicas: q.config.replicas, AllowDirect: true}
+	base := jetstream.StreamConfig{Storage: jetstream.FileStorage, Replicas: q.config.replicas, AllowDirect: true,
+		Metadata: map[string]string{leaseKey: q.config.lease.String(), retentionKey: q.config.retention.String()}}
 	for _, s := range []struct {
 		stream *jetstream.Stream
 		name   string
@@ -178,6 +179,26 @@ func (q *Queue) bindStreams(ctx context.Context) error {
 		}
 		*s.stream = stream
 	}
+	return q.adopt(q.tasks.CachedInfo().Config.Metadata)
+}
+
+// What streams say of the queue that they were made for.
+const (
+	leaseKey     = "sandbox.lease"
+	retentionKey = "sandbox.retention"
+)
+
+// adopt takes over the properties of a queue that was there.
+func (q *Queue) adopt(properties map[string]string) error {
+	lease, err := time.ParseDuration(properties[leaseKey])
+	if err != nil || lease < minLease || lease > maxLease {
+		return fmt.Errorf("stream %s-tasks: %s is %q: it was not made by this package", q.config.name, leaseKey, properties[leaseKey])
+	}
+	retention, err := time.ParseDuration(properties[retentionKey])
+	if err != nil || retention < minRetention {
+		return fmt.Errorf("stream %s-tasks: %s is %q: it was not made by this package", q.config.name, retentionKey, properties[retentionKey])
+	}
+	q.config.lease, q.config.retention = lease, retention
 	return nil
 }
 

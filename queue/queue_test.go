@@ -300,6 +300,13 @@ func TestOpen(t *testing.T) {
 		_, err := Open(testkit.Deadline(t), "", append(opts, Dir(t.TempDir()))...)
 		require.ErrorAs(t, err, &option)
 	}
+	shared := open(t, Listen("127.0.0.1:0"), Lease(3*time.Second))
+	other, err := Open(testkit.Deadline(t), shared.URL(), Lease(time.Minute))
+	require.NoError(t, err)
+	defer other.Close()
+	c, err := other.consumer(testkit.Deadline(t), "default", Normal)
+	require.NoError(t, err)
+	require.Equal(t, 3*time.Second, c.CachedInfo().Config.AckWait, "the lease is the queue's")
 	_, err = Open(testkit.Deadline(t), "nats://127.0.0.1:1", Dir(dir))
 	require.ErrorAs(t, err, &option)
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
