@@ -6,7 +6,7 @@ GO         ?= go
 BENCHTIME  ?= 2s
 FUZZTIME   ?= 5s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
-MODULES     = . image examples bench
+MODULES     = . image queue examples bench
 ROOT        = github.com/cellkit/sandbox
 VMTEST      = umask 022 && $(GO) run ./internal/vmtest
 
@@ -75,6 +75,6 @@ bench:
 fuzz:
 	@echo "== fuzz targets, $(FUZZTIME) each"
 	@TMPDIR=$$(mktemp -d) && export TMPDIR && trap 'rm -rf "$$TMPDIR"' EXIT && \
-		for m in . image; do (cd $$m && for p in $$($(GO) list ./...); do $(GO) test -list '^Fuzz' $$p | sed -n "s|^Fuzz|$$m $$p &|p"; done); done | \
+		for m in . image queue; do (cd $$m && for p in $$($(GO) list ./...); do $(GO) test -list '^Fuzz' $$p | sed -n "s|^Fuzz|$$m $$p &|p"; done); done | \
 		xargs -P "$$(nproc)" -L 1 sh -c 'out=$$(cd $$1 && $(GO) test -run "^$$" -fuzz "^$$3\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x -parallel 1 $$2 2>&1) || { ! echo "$$out" | grep -q "Failing input" && echo "$$out" | grep -qx "    context deadline exceeded"; } && \
 		echo "ok    $$2 $$3  $$(echo "$$out" | sed -n "s/.*\(execs: [0-9]*\).*/\1/p" | tail -n 1)" || { echo "$$out"; exit 255; }' sh

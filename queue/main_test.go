@@ -5,7 +5,9 @@ package queue
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -113,3 +115,11 @@ func awaitState(t testing.TB, q *Queue, id string, s State) Status {
 }
 
 func text(b []byte) string { return strings.TrimSpace(string(b)) }
+
+// dirOf returns a directory with a file.
+func dirOf(t testing.TB, name, content string) fs.FS {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644))
+	return os.DirFS(dir)
+}

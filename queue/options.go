@@ -106,6 +106,11 @@ func Replicas(n int) Option { return func(c *config) { c.replicas = n } }
 // 16 GiB.
 func BlobBytes(n int64) Option { return func(c *config) { c.blobBytes = n } }
 
+const (
+	minLease, maxLease = 2 * time.Second, time.Hour
+	minRetention       = time.Minute
+)
+
 var tokenPattern = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
 
 func newConfig(url string, opts []Option) (config, error) {
@@ -119,8 +124,8 @@ func newConfig(url string, opts []Option) (config, error) {
 		}
 	}
 	check(tokenPattern.MatchString(c.name), "queue.Name", "%q: a name is 1 to 32 of a-z, 0-9 and -", c.name)
-	check(c.lease >= 2*time.Second && c.lease <= time.Hour, "queue.Lease", "%v: must be 2s to 1h", c.lease)
-	check(c.retention >= time.Minute, "queue.Retention", "%v: must be a minute or more", c.retention)
+	check(c.lease >= minLease && c.lease <= maxLease, "queue.Lease", "%v: must be 2s to 1h", c.lease)
+	check(c.retention >= minRetention, "queue.Retention", "%v: must be a minute or more", c.retention)
 	check(c.replicas == 1 || c.replicas == 3 || c.replicas == 5, "queue.Replicas", "%d: must be 1, 3 or 5", c.replicas)
 	check(c.blobBytes > 0, "queue.BlobBytes", "%d: must be positive", c.blobBytes)
 	check(c.syncEvery >= 0, "queue.SyncEvery", "%v: must not be negative", c.syncEvery)

@@ -31,6 +31,7 @@ import (
 type Queue struct {
 	config   config
 	embedded *server.Server // nil if the queue is on a server elsewhere
+	url      string         // that Open was given
 	unlock   func()
 	ctx      context.Context // ends with Close
 	stop     context.CancelFunc
@@ -57,7 +58,7 @@ func Open(ctx context.Context, url string, opts ...Option) (*Queue, error) {
 	if err != nil {
 		return nil, err
 	}
-	q := &Queue{config: c, unlock: func() {}, consumers: map[string]jetstream.Consumer{}, live: map[string]bool{}}
+	q := &Queue{config: c, url: url, unlock: func() {}, consumers: map[string]jetstream.Consumer{}, live: map[string]bool{}}
 	q.ctx, q.stop = context.WithCancel(context.Background())
 	if err := q.connect(ctx, url); err != nil {
 		q.Close()
@@ -84,7 +85,10 @@ func (q *Queue) connect(ctx context.Context, url string) (err error) {
 	if q.js, err = jetstream.New(q.nc, jetstream.WithDefaultTimeout(tryTime)); err != nil {
 		return err
 	}
-	return retry(ctx, func(ctx context.Context) error { return q.bindStreams(ctx) })
+	if err := retry(ctx, q.bindStreams); err != nil {
+		return errors.Join(err, q.nc.LastError()) // which knows more, such as that the token is wrong
+	}
+	return nil
 }
 
 // Close closes the connection, and stops the server in this process, if there is one. Workers of
@@ -105,7 +109,7 @@ func (q *Queue) Close() {
 // this process without Listen. It may have a secret in it.
 func (q *Queue) URL() string {
 	if q.embedded == nil {
-		return strings.Join(q.nc.Servers(), ",")
+		return q.url
 	}
 	if q.config.listen == "" {
 		return ""
@@ -128,7 +132,8 @@ func (q *Queue) idOf(kind, subject string) string {
 // bindStreams finds the queue's streams, and makes those that are missing.
 func (q *Queue) bindStreams(ctx context.Context) error {
 	n := q.config.name
-	base := jetstream.StreamConfig{Storage: jetstream.FileStorage, Replicas: q.config.replicas, AllowDirect: true}
+	base := jetstream.StreamConfig{Storage: jetstream.FileStorage, Replicas: q.config.replicas, AllowDirect: true,
+		Metadata: map[string]string{leaseKey: q.config.lease.String(), retentionKey: q.config.retention.String()}}
 	for _, s := range []struct {
 		stream *jetstream.Stream
 		name   string
@@ -174,6 +179,26 @@ func (q *Queue) bindStreams(ctx context.Context) error {
 		}
 		*s.stream = stream
 	}
+	return q.adopt(q.tasks.CachedInfo().Config.Metadata)
+}
+
+// What streams say of the queue that they were made for.
+const (
+	leaseKey     = "sandbox.lease"
+	retentionKey = "sandbox.retention"
+)
+
+// adopt takes over the properties of a queue that was there.
+func (q *Queue) adopt(properties map[string]string) error {
+	lease, err := time.ParseDuration(properties[leaseKey])
+	if err != nil || lease < minLease || lease > maxLease {
+		return fmt.Errorf("stream %s-tasks: %s is %q: it was not made by this package", q.config.name, leaseKey, properties[leaseKey])
+	}
+	retention, err := time.ParseDuration(properties[retentionKey])
+	if err != nil || retention < minRetention {
+		return fmt.Errorf("stream %s-tasks: %s is %q: it was not made by this package", q.config.name, retentionKey, properties[retentionKey])
+	}
+	q.config.lease, q.config.retention = lease, retention
 	return nil
 }
 
@@ -236,7 +261,7 @@ func unanswered(err error) bool {
 		}
 	}
 	var api *jetstream.APIError
-	return errors.As(err, &api) && api.Code == 503 // such as no leader, or not enough replicas, yet
+	return errors.As(err, &api) && api.Code == 503 && !errors.Is(full(err), ErrFull) // such as no leader, or not enough replicas, yet
 }
 
 // conflict reports whether a record was not written because another one was there.

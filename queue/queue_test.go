@@ -300,10 +300,24 @@ func TestOpen(t *testing.T) {
 		_, err := Open(testkit.Deadline(t), "", append(opts, Dir(t.TempDir()))...)
 		require.ErrorAs(t, err, &option)
 	}
+	shared := open(t, Listen("127.0.0.1:0"), Lease(3*time.Second))
+	other, err := Open(testkit.Deadline(t), shared.URL(), Lease(time.Minute))
+	require.NoError(t, err)
+	defer other.Close()
+	c, err := other.consumer(testkit.Deadline(t), "default", Normal)
+	require.NoError(t, err)
+	require.Equal(t, 3*time.Second, c.CachedInfo().Config.AckWait, "the lease is the queue's")
 	_, err = Open(testkit.Deadline(t), "nats://127.0.0.1:1", Dir(dir))
 	require.ErrorAs(t, err, &option)
 	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 	defer cancel()
 	_, err = Open(ctx, "nats://127.0.0.1:1")
 	require.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+func TestFull(t *testing.T) {
+	q := open(t, BlobBytes(100_000))
+	_, err := q.Submit(testkit.Deadline(t), Task{Command: shell("true"), Inputs: dirOf(t, "a", strings.Repeat("x", 300_000))})
+	require.ErrorIs(t, err, ErrFull)
+	submit(t, q, Task{Command: shell("true"), Inputs: dirOf(t, "a", strings.Repeat("x", 30_000))})
 }

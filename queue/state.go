@@ -41,6 +41,20 @@ func (s State) String() string {
 	return fmt.Sprintf("State(%d)", int(s))
 }
 
+// MarshalText returns the state's name.
+func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText is the inverse of MarshalText.
+func (s *State) UnmarshalText(b []byte) error {
+	for state := Waiting; state <= Expired; state++ {
+		if state.String() == string(b) {
+			*s = state
+			return nil
+		}
+	}
+	return fmt.Errorf("queue: %q is no state", b)
+}
+
 // Ended reports whether the state is the last one of a task.
 func (s State) Ended() bool { return s >= Done }
 
@@ -121,7 +135,7 @@ func (q *Queue) end(ctx context.Context, id string, state State, text string) (n
 // Status is what a queue knows of a task.
 type Status struct {
 	ID      string    `json:"id"`
-	State   State     `json:"-"`
+	State   State     `json:"state"`
 	Attempt int       `json:"attempt"`          // the last one that started; 0: none
 	Worker  string    `json:"worker,omitempty"` // that has it, or had it
 	Text    string    `json:"text,omitempty"`   // why it was canceled, given up, or waits again

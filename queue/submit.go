@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-
 	"sync"
 	"time"
 
@@ -67,7 +66,7 @@ func full(err error) error {
 	var api *jetstream.APIError
 	if errors.As(err, &api) {
 		switch api.ErrorCode {
-		case 10047, 10077, 10122: // JSStorageResourcesExceeded, JSStreamStoreFailed (a maximum), JSInsufficientResources
+		case 10023, 10047, 10077: // JSInsufficientResources, JSStorageResourcesExceeded, JSStreamStoreFailed: a maximum
 			return errors.Join(ErrFull, err)
 		}
 	}

@@ -1,4 +1,4 @@
-// Command vmtest runs the tests of this module, and of the one in image, on the machine at hand and
+// Command vmtest runs the tests of this module, and of those in image and queue, on the machine at hand and
 // in QEMU guests.
 //
 //	go run ./internal/vmtest [-pkg pattern] [-run regexp] [-v] [configuration...]
@@ -38,7 +38,7 @@ var (
 const everything = "./..."
 
 // modules are the directories of the modules that are tested.
-var modules = []string{".", "image"}
+var modules = []string{".", "image", "queue"}
 
 // userID is the uid and gid of the configuration host-user.
 const userID = 1000

@@ -13,7 +13,7 @@ func TestPatternIn(t *testing.T) {
 		asked string
 		want  map[string]string // by module
 	}{
-		{everything, map[string]string{".": "./...", "image": "./..."}},
+		{everything, map[string]string{".": "./...", "image": "./...", "queue": "./..."}},
 		{".", map[string]string{".": "."}},
 		{"./internal/...", map[string]string{".": "./internal/..."}},
 		{"./image", map[string]string{"image": "./"}},

@@ -1,0 +1,72 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/queue"
+)
+
+func TestMain(m *testing.M) { testkit.Main(m, sandbox.Shutdown) }
+
+func TestCommands(t *testing.T) {
+	q, err := queue.Open(testkit.Deadline(t), "", queue.Dir(t.TempDir()), queue.Listen("127.0.0.1:0"))
+	require.NoError(t, err)
+	defer q.Close()
+	t.Setenv("SANDBOX_QUEUE_URL", q.URL())
+	do := func(want int, args ...string) (string, string) {
+		t.Helper()
+		var out, stderr bytes.Buffer
+		require.Equal(t, want, run(testkit.Deadline(t), args, strings.NewReader("in"), &out, &stderr), "%q: %s", args, &stderr)
+		return strings.TrimSpace(out.String()), stderr.String()
+	}
+	waiting, _ := do(0, "submit", "-class", "other", "--", "true")
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan int, 1)
+	go func() { ended <- run(ctx, []string{"work", "-slots", "2"}, nil, os.Stdout, os.Stderr) }()
+
+	job := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(job, "a"), []byte("content"), 0o644))
+	to := filepath.Join(t.TempDir(), "got")
+	out, stderr := do(3, "submit", "-in", job, "-out", "b", "-to", to, "-stdin", "-env", "A=x", "-wait", "--", "/bin/sh", "-c", "cat; cp a b; echo $A >&2; exit 3")
+	require.Equal(t, "in", out)
+	require.Equal(t, "x\n", stderr)
+	got, err := os.ReadFile(filepath.Join(to, "b"))
+	require.NoError(t, err)
+	require.Equal(t, "content", string(got))
+
+	id, _ := do(0, "submit", "-attempts", "1", "--", "/no/such/program")
+	_, stderr = do(failed, "wait", id)
+	require.Contains(t, stderr, "dead")
+	out, _ = do(0, "dead", "-json")
+	var s queue.Status
+	require.NoError(t, json.Unmarshal([]byte(out), &s))
+	require.Equal(t, id, s.ID)
+	require.Equal(t, queue.Dead, s.State)
+	do(0, "requeue", id)
+	do(failed, "wait", id)
+	id, _ = do(0, "submit", "--", "echo", "hello")
+	out, _ = do(0, "logs", id)
+	require.Equal(t, "hello", out)
+	do(0, "cancel", waiting, "not", "needed")
+	out, _ = do(0, "ls")
+	require.Contains(t, out, "not needed")
+	out, _ = do(0, "workers")
+	require.Contains(t, out, "default")
+	do(misused, "nonsense")
+	do(misused, "submit", "-class", "A", "--", "true")
+	do(misused, "wait")
+	stop()
+	require.Zero(t, <-ended)
+}

@@ -1,0 +1,265 @@
+//go:build linux
+
+package queue
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/testkit"
+)
+
+// The helper serve is a queue in a process of its own: its directory and address. It prints its URL.
+func init() {
+	testkit.AddHelper("serve", func(args []string) error {
+		q, err := Open(context.Background(), "", Dir(args[0]), Listen(args[1]), Lease(2*time.Second))
+		if err != nil {
+			return err
+		}
+		fmt.Println(q.URL())
+		select {}
+	})
+}
+
+// ends counts the ends of tasks that are written, by id.
+func ends(t testing.TB, q *Queue) func() map[string]int {
+	t.Helper()
+	var mu sync.Mutex
+	count := map[string]int{}
+	sub, err := q.nc.Subscribe(q.config.name+".now.>", func(m *nats.Msg) {
+		r, err := decode[stateRecord](m.Data)
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil || r.State.Ended() {
+			count[q.idOf("now", m.Subject)]++
+		}
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, sub.Unsubscribe()) })
+	return func() map[string]int {
+		mu.Lock()
+		defer mu.Unlock()
+		return maps.Clone(count)
+	}
+}
+
+// Workers are killed while they work: no task is lost, and none has two ends.
+func TestWorkersKilled(t *testing.T) {
+	q := open(t, Listen("127.0.0.1:0"), Lease(2*time.Second))
+	ctx, cancel := context.WithTimeout(context.Background(), 4*testkit.Patience) // for a busy machine
+	defer cancel()
+	ended := ends(t, q)
+	var tasks []Task
+	for i := range 200 {
+		tasks = append(tasks, Task{Command: shell("sleep 0.05; echo " + fmt.Sprint(i)), Key: fmt.Sprint(i), Retry: Retry{Attempts: 50}})
+	}
+	ids, err := q.SubmitAll(ctx, tasks)
+	require.NoError(t, err)
+	again, err := q.SubmitAll(ctx, tasks[:20])
+	require.NoError(t, err)
+	require.Equal(t, ids[:20], again)
+
+	stop, killed := make(chan struct{}), make(chan int, 1)
+	workers := []*os.Process{startWorker(t, q, 4, ""), startWorker(t, q, 4, "")}
+	go func() {
+		for n := 0; ; n++ {
+			if n == 8 {
+				<-stop
+			}
+			// A worker takes a while to start: whoever is killed has done some work.
+			for begin := len(ended()); len(ended()) < begin+12; time.Sleep(10 * time.Millisecond) {
+				select {
+				case <-stop:
+					killed <- n
+					return
+				default:
+				}
+			}
+			i := n % len(workers)
+			_ = workers[i].Kill() // it may have ended
+			workers[i] = startWorker(t, q, 4, "")
+		}
+	}()
+	results, errs := q.WaitAll(ctx, ids)
+	close(stop)
+	n := <-killed
+	require.NoError(t, errors.Join(errs...))
+	later := 0
+	for i, r := range results {
+		require.Equal(t, fmt.Sprint(i), text(r.Stdout))
+		if r.Attempt > 1 {
+			later++
+		}
+	}
+	require.Positive(t, n, "no worker was killed")
+	require.Positive(t, later, "no task had to be tried again")
+	for id, n := range ended() {
+		require.Equal(t, 1, n, id)
+	}
+	require.Len(t, ended(), len(ids))
+}
+
+// A worker that is stopped for longer than its lease is killed by the kernel, and its run with it,
+// before another worker starts the task.
+func TestWorkerStopped(t *testing.T) {
+	q := open(t, Listen("127.0.0.1:0"), Lease(4*time.Second))
+	out := t.TempDir()
+	require.NoError(t, os.Chmod(out, 0o777))
+	first := startWorker(t, q, 1, out)
+	// Each attempt writes down when it lives, until there is a second one.
+	id := submit(t, q, Task{Command: shell("f=/out/$(date +%s%N); [ -z \"$(ls /out)\" ] || { date +%s%N > $f; exit 0; }; while :; do date +%s%N >> $f; sleep 0.02; done")})
+	testkit.Eventually(t, "the first attempt lives", func() bool {
+		files, err := filepath.Glob(out + "/*")
+		require.NoError(t, err)
+		return len(files) == 1
+	})
+	require.NoError(t, first.Signal(syscall.SIGSTOP))
+	startWorker(t, q, 1, out)
+	res := mustWait(t, q, id)
+	require.Equal(t, 2, res.Attempt)
+	files, err := filepath.Glob(out + "/*")
+	require.NoError(t, err)
+	require.Len(t, files, 2) // in the order of their start
+	times := func(file string) []string {
+		b, err := os.ReadFile(file)
+		require.NoError(t, err)
+		return strings.Fields(string(b))
+	}
+	one, two := times(files[0]), times(files[1])
+	require.Less(t, one[len(one)-1], two[0], "the first attempt lived when the second one began")
+	require.Error(t, first.Signal(syscall.SIGCONT), "the kernel has killed the worker")
+}
+
+// serve starts a server as a process of its own.
+func serve(t testing.TB, dir, address string) (url string, server *os.Process) {
+	t.Helper()
+	cmd := testkit.HelperCommand(context.Background(), "serve", dir, address)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // or it has ended
+		_ = cmd.Wait()         // it was killed
+	})
+	url, err = bufio.NewReader(out).ReadString('\n')
+	require.NoError(t, err)
+	return strings.TrimSpace(url), cmd.Process
+}
+
+// A worker that is cut off from the servers kills its run before they give the task away.
+func TestWorkerCutOff(t *testing.T) {
+	url, server := serve(t, t.TempDir(), "127.0.0.1:0")
+	q, err := Open(testkit.Deadline(t), url)
+	require.NoError(t, err)
+	defer q.Close()
+	out := t.TempDir()
+	require.NoError(t, os.Chmod(out, 0o777))
+	startWorker(t, q, 1, out)
+	id := submit(t, q, Task{Command: shell("[ ! -e /out/f ] || exit 0; while :; do date +%s%N > /out/g; mv /out/g /out/f; sleep 0.02; done")})
+	lives := func() string {
+		b, err := os.ReadFile(out + "/f")
+		if !errors.Is(err, os.ErrNotExist) {
+			require.NoError(t, err)
+		}
+		return string(b)
+	}
+	testkit.Eventually(t, "the run lives", func() bool { return lives() != "" })
+	require.NoError(t, server.Signal(syscall.SIGSTOP))
+	cut := time.Now()
+	time.Sleep(2 * time.Second) // the lease
+	last := lives()
+	ns, err := strconv.ParseInt(text([]byte(last)), 10, 64)
+	require.NoError(t, err)
+	require.Less(t, time.Unix(0, ns).Sub(cut), 2*time.Second)
+	time.Sleep(200 * time.Millisecond)
+	require.Equal(t, last, lives(), "the run lives on")
+	require.NoError(t, server.Signal(syscall.SIGCONT))
+	startWorker(t, q, 1, out) // the kernel has killed the first one, if it was too slow
+	require.Equal(t, 2, mustWait(t, q, id).Attempt)
+}
+
+// The server is killed while tasks are submitted: what was answered is there.
+func TestServerKilled(t *testing.T) {
+	ctx := testkit.Deadline(t)
+	dir := t.TempDir()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := l.Addr().String()
+	require.NoError(t, l.Close())
+	url, server := serve(t, dir, address)
+	q, err := Open(ctx, url)
+	require.NoError(t, err)
+	defer q.Close()
+	submitted := make(chan []string, 1)
+	stop := make(chan struct{})
+	go func() {
+		var ids []string
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				submitted <- ids
+				return
+			default:
+			}
+			id, err := q.Submit(ctx, Task{Command: shell(fmt.Sprintf("echo %d", i)), Key: fmt.Sprint(i)})
+			if err != nil {
+				t.Errorf("submit %d: %v", i, err)
+				submitted <- ids
+				return
+			}
+			ids = append(ids, id)
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	for range 3 {
+		time.Sleep(300 * time.Millisecond)
+		require.NoError(t, server.Kill())
+		_, server = serve(t, dir, address)
+	}
+	time.Sleep(200 * time.Millisecond)
+	close(stop)
+	ids := <-submitted
+	require.NotEmpty(t, ids)
+	work(t, q)
+	results, errs := q.WaitAll(ctx, ids)
+	require.NoError(t, errors.Join(errs...))
+	for i, r := range results {
+		require.Equal(t, fmt.Sprint(i), text(r.Stdout))
+	}
+}
+
+// A worker that is told to end gives its task back, which does not count as an attempt of it.
+func TestWorkerEnds(t *testing.T) {
+	q := open(t)
+	id := submit(t, q, Task{Command: shell("sleep 1000"), Retry: Retry{Attempts: 1}})
+	stop := work(t, q)
+	awaitState(t, q, id, Running)
+	stop()
+	s := awaitState(t, q, id, Waiting)
+	require.Equal(t, 1, s.Attempt)
+	work(t, q)
+	testkit.Eventually(t, "it runs again", func() bool {
+		s, err := q.Status(testkit.Deadline(t), id)
+		require.NoError(t, err)
+		return s.State == Running && s.Attempt == 2
+	})
+	won, err := q.Cancel(testkit.Deadline(t), id, "enough")
+	require.NoError(t, err)
+	require.True(t, won)
+}

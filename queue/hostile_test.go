@@ -1,0 +1,138 @@
+//go:build linux
+
+package queue
+
+import (
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/testkit"
+)
+
+// What is no task, and who else may write to the servers, harms the task alone.
+func TestAttackRecords(t *testing.T) {
+	q := open(t, Lease(2*time.Second))
+	ctx := testkit.Deadline(t)
+	put := func(kind, id string, data []byte) {
+		_, err := q.js.Publish(ctx, q.subject(kind, id), data)
+		require.NoError(t, err)
+	}
+	record := func(change func(*taskRecord)) []byte {
+		r, err := (&Task{Command: shell("true")}).record(time.Now())
+		require.NoError(t, err)
+		change(r)
+		b, err := encode(r)
+		require.NoError(t, err)
+		return b
+	}
+	files := func(entries ...entry) func(*taskRecord) {
+		return func(r *taskRecord) {
+			r.Inputs = &bundle{Inline: &bundleRecord{Version: version, Entries: entries}}
+			r.Retry.Attempts = 1
+		}
+	}
+	for name, data := range map[string][]byte{
+		"garbage": []byte("\xff\x00garbage"),
+		"empty":   nil,
+		"deep":    []byte(strings.Repeat("\x81", 1000)),
+		"huge":    {0x9b, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff},
+		"version": {0xa1, 0x00, 0x20},
+		"command": record(func(r *taskRecord) { r.Command = nil }),
+		"outputs": record(func(r *taskRecord) { r.Outputs = []string{"../../etc"} }),
+		"retries": record(func(r *taskRecord) { r.Retry.Attempts = 1 << 30 }),
+		"up":      record(files(entry{Name: "../up", Mode: 0o644})),
+		"root":    record(files(entry{Name: "/etc/x", Mode: 0o644})),
+		"link":    record(files(entry{Name: "a", Mode: fs.ModeSymlink, Link: "../.."}, entry{Name: "a/b", Mode: 0o644})),
+		"twice":   record(files(entry{Name: "a", Mode: 0o644}, entry{Name: "a", Mode: 0o644})),
+		"device":  record(files(entry{Name: "a", Mode: fs.ModeDevice})),
+		"setuid":  record(files(entry{Name: "a", Mode: fs.ModeSetuid | 0o755})),
+		"size":    record(files(entry{Name: "a", Size: 1 << 50, Sum: make([]byte, 32)})),
+		"lie":     record(files(entry{Name: "a", Size: 1, Data: []byte("much more")})),
+		"lost":    record(files(entry{Name: "a", Size: 1, Sum: make([]byte, 32)})),
+	} {
+		put("task", "default.high."+name, data)
+	}
+	// A task of a newer version waits for a worker that knows it.
+	put("task", "default.high.newer", []byte{0xa1, 0x00, 0x18, 0x63})
+	good := submit(t, q, Task{Command: shell("echo good")})
+	work(t, q)
+	require.Equal(t, "good", text(mustWait(t, q, good).Stdout))
+	for _, name := range []string{"garbage", "empty", "deep", "huge", "version", "command", "outputs", "retries", "up", "root", "link", "twice", "device", "setuid", "size", "lie", "lost"} {
+		_, err := q.Wait(ctx, "default.high."+name)
+		require.ErrorIs(t, err, ErrDead, name)
+	}
+	_, err := q.Status(ctx, "default.high.newer")
+	require.ErrorIs(t, err, errNewer)
+}
+
+// What is read is what its name says, or an error.
+func TestAttackContents(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	content := strings.Repeat("content", 100_000)
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(dir+"/a", []byte(content), 0o644))
+	b, _, err := q.pack(ctx, os.DirFS(dir), []string{"."}, false)
+	require.NoError(t, err)
+	files, err := q.unpack(ctx, b)
+	require.NoError(t, err)
+	got, err := fs.ReadFile(files, "a")
+	require.NoError(t, err)
+	require.True(t, string(got) == content)
+
+	m, r, err := q.blob(ctx, b.Inline.Entries[0].Sum)
+	require.NoError(t, err)
+	chunk := make([]byte, chunkSize)
+	_, err = q.js.Publish(ctx, q.chunkSubject(r.Upload, "1"), chunk) // as long as what was there
+	require.NoError(t, err)
+	_, err = fs.ReadFile(files, "a")
+	require.ErrorIs(t, err, errBlob)
+	_, err = q.js.Publish(ctx, m.Subject, []byte("nonsense"))
+	require.NoError(t, err)
+	_, err = fs.ReadFile(files, "a")
+	require.ErrorIs(t, err, errBlob)
+	// Who sends the same again mends it.
+	_, _, err = q.pack(ctx, os.DirFS(dir), []string{"."}, false)
+	require.NoError(t, err)
+	got, err = fs.ReadFile(files, "a")
+	require.NoError(t, err)
+	require.True(t, string(got) == content)
+}
+
+// Others of this machine need the token.
+func TestAttackWithoutToken(t *testing.T) {
+	q := open(t, Listen("127.0.0.1:0"))
+	url := q.URL()
+	_, err := nats.Connect("nats://" + url[strings.Index(url, "@")+1:])
+	require.ErrorIs(t, err, nats.ErrAuthorization)
+	_, err = Open(testkit.Deadline(t), strings.Replace(url, "@", "x@", 1))
+	require.ErrorIs(t, err, nats.ErrAuthorization)
+	c, err := nats.Connect(url)
+	require.NoError(t, err)
+	c.Close()
+}
+
+// A run can't say more than it wrote, and what is kept of it is bounded.
+func TestAttackOutput(t *testing.T) {
+	q := open(t)
+	work(t, q)
+	ctx := testkit.Deadline(t)
+	id := submit(t, q, Task{Command: shell("yes | head -c 4000000; yes | head -c 4000000 >&2")})
+	res := mustWait(t, q, id)
+	require.Len(t, res.Stdout, tailBytes)
+	require.Len(t, res.Stderr, tailBytes)
+	require.EqualValues(t, 8_000_000-2*tailBytes, res.Cut)
+	kept := 0
+	for c, err := range q.Logs(ctx, id, 0) {
+		require.NoError(t, err)
+		kept += len(c.Data)
+	}
+	require.LessOrEqual(t, kept, logChunks*logChunk)
+	require.Positive(t, kept)
+}
