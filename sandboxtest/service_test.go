@@ -48,7 +48,7 @@ func ask(t *testing.T, addr string) string {
 var shared = Share(greeter("one"), greeter("two"))
 
 // Tests that run at the same time have services of their own, or share one.
-func TestRootlessServices(t *testing.T) {
+func TestRootlessServiceGroup(t *testing.T) {
 	testkit.Need(t, "python3")
 	t.Cleanup(func() { require.NoError(t, shared.Close()) })
 	t.Run("all", func(t *testing.T) {
