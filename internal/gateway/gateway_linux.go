@@ -112,10 +112,10 @@ const backlog = 1024
 // interface only what the run there may send (rp_filter: no other's address), and answers no echo
 // requests, as every address would seem to be there. Settings of IPv4 are inherited from the
 // machine's (Documentation/admin-guide/sysctl/net.rst, devconf_inherit_init_net). The sockets are
-// that of the resolver, listeners of DNS over TCP and of all ports that are allowed, those for ports
-// of UDP that are, and for ping. All but the first answer from any address (ip(7), IP_TRANSPARENT): once
-// there was a rule of reach, the kernel knows those as local no more that only table main has so
-// (__ip_dev_find in net/ipv4/devinet.c, fib_unmerge).
+// that of the resolver, listeners of DNS over TCP and of all ports that are allowed, those for
+// ports of UDP that are, and for ping. All but the first answer from any address (ip(7),
+// IP_TRANSPARENT): once there was a rule of reach, the kernel knows those as local no more that
+// only table main has so (__ip_dev_find in net/ipv4/devinet.c, fib_unmerge).
 func setUpGateway(config *Config) func(b *program.Builder) []program.Slot {
 	return func(b *program.Builder) []program.Slot {
 		setUpAny(b)

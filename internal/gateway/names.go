@@ -109,8 +109,8 @@ const (
 	runTTL  = 1
 )
 
-// maxAnswers and maxAnswers6 bound how many runs of one name an answer has, of 16 and 28 bytes each:
-// a reply over UDP has 512 (RFC 1035, section 2.3.4).
+// maxAnswers and maxAnswers6 bound how many runs of one name an answer has, of 16 and 28 bytes
+// each: a reply over UDP has 512 (RFC 1035, section 2.3.4).
 const maxAnswers, maxAnswers6 = 14, 8
 
 // answer answers a query of DNS. It asks nobody: runs of the network have their addresses, what is

@@ -128,7 +128,8 @@ func load(base, offset, size uint32) *nl.RtAttr {
 // send makes the transaction. The kernel answers what fails, and the last message, before sendto
 // returns.
 func (x *nftables) send(s *os.File) error {
-	x.table(unix.NFT_MSG_NEWTABLE, unix.NLM_F_ACK, unix.NFPROTO_IPV4, nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(nftName))) // is there already
+	// The table is there already: this is for the answer.
+	x.table(unix.NFT_MSG_NEWTABLE, unix.NLM_F_ACK, unix.NFPROTO_IPV4, nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(nftName)))
 	last := x.seq
 	x.add(unix.NFNL_MSG_BATCH_END, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	raw, err := s.SyscallConn()

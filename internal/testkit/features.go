@@ -220,8 +220,8 @@ func onDisk(path string) bool {
 	return unix.Statfs(path, &st) == nil && slices.Contains([]int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC}, int64(st.Type))
 }
 
-// tproxy reports whether the kernel has nft_tproxy, as far as it shows what it was built with, or as
-// a module.
+// tproxy reports whether the kernel has nft_tproxy, as far as it shows what it was built with, or
+// as a module.
 func tproxy() bool {
 	built, _ := exec.Command("zcat", "/proc/config.gz").Output()
 	return bytes.Contains(built, []byte("CONFIG_NFT_TPROXY=y")) || exec.Command("modprobe", "-n", "nft_tproxy").Run() == nil
