@@ -109,7 +109,9 @@ func (p *page) do(method string, params any) json.RawMessage {
 // eval evaluates an expression in the page and returns its value as JSON.
 func (p *page) eval(expression string) string {
 	p.t.Helper()
-	var answer struct{ Result struct{ Value json.RawMessage } }
+	var answer struct {
+		Result struct{ Value json.RawMessage }
+	}
 	require.NoError(p.t, json.Unmarshal(p.do("Runtime.evaluate", map[string]any{"expression": expression, "returnByValue": true}), &answer))
 	return string(answer.Result.Value)
 }
