@@ -10,7 +10,7 @@ MODULES     = . image queue examples bench
 ROOT        = github.com/cellkit/sandbox
 VMTEST      = umask 022 && $(GO) run ./internal/vmtest
 
-.PHONY: test matrix deps vet tidy release-check examples test-host test-vm vm race bench fuzz
+.PHONY: test matrix deps vet tidy release-check examples browser test-host test-vm vm race bench fuzz
 
 test: deps vet fuzz examples
 	@echo "== tests"
@@ -52,6 +52,11 @@ release-check:
 examples:
 	@echo "== examples"
 	@cd examples && $(GO) test -count=1 ./...
+
+# The notebook's page in headless Chromium, which is too large a package for each change.
+browser:
+	@internal/vmtest/install.sh chromium-headless-shell
+	@cd examples && $(GO) test -count=1 -tags browser -run TestBrowser ./notebook
 
 test-host:
 	@$(VMTEST) host
