@@ -68,8 +68,8 @@ func TestOwnFailures(t *testing.T) {
 	}
 }
 
-// TestOwnDescriptors executes a program that lists what it has: the descriptors that it is given and
-// no other, though this process has one that exec does not close.
+// TestOwnDescriptors executes a program that lists its descriptors: those that it is given and no
+// other, though this process has one that exec does not close.
 func TestOwnDescriptors(t *testing.T) {
 	testkit.Need(t, "a static busybox")
 	busybox, err := exec.LookPath("busybox")

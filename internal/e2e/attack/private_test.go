@@ -446,7 +446,8 @@ func noise([]string) error {
 		cancel()
 	}
 	fmt.Println("done")
-	select {}
+	time.Sleep(time.Hour) // not select: without cgo, Go ends a program that waits for nothing
+	return nil
 }
 
 func askFor(names []string) error {
