@@ -55,7 +55,8 @@ var (
 
 func (a *attempt) do(ctx context.Context, m jetstream.Msg) (err error) {
 	if a.task, err = decode[taskRecord](m.Data()); errors.Is(err, errNewer) {
-		_ = m.NakWithDelay(time.Minute) // for a newer worker; if it does not arrive, it comes again sooner
+		// For a newer worker; if it does not arrive, it comes again sooner.
+		_ = m.NakWithDelay(time.Minute)
 		return err
 	}
 	if err == nil {
@@ -65,7 +66,8 @@ func (a *attempt) do(ctx context.Context, m jetstream.Msg) (err error) {
 		return a.refuse(m, err)
 	}
 	if wait := time.Until(time.Unix(0, a.task.NotBefore)); a.task.NotBefore != 0 && wait > 0 {
-		_ = m.NakWithDelay(min(wait, maxDelay)) // if it does not arrive, it is looked at again
+		// If it does not arrive, it is looked at again.
+		_ = m.NakWithDelay(min(wait, maxDelay))
 		return nil
 	}
 	if over, err := a.claim(m); over || err != nil {
@@ -114,7 +116,8 @@ func (a *attempt) claim(m jetstream.Msg) (over bool, err error) {
 				return false, errNotOurs // this message was given out again since
 			}
 			if wait := time.Until(time.Unix(0, old.Next)); old.Next != 0 && wait > 0 {
-				_ = m.NakWithDelay(wait) // if it does not arrive, it is looked at again
+				// If it does not arrive, it is looked at again.
+				_ = m.NakWithDelay(wait)
 				return true, nil
 			}
 			a.now.Attempt, a.now.Spared = old.Attempt+1, old.Spared

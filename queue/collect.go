@@ -82,7 +82,8 @@ func (q *Queue) forget(ctx context.Context, state *jetstream.RawStreamMsg) error
 func (q *Queue) remove(ctx context.Context, s jetstream.Stream, seq uint64) error {
 	err := retry(ctx, func(ctx context.Context) error { return s.DeleteMsg(ctx, seq) })
 	var api *jetstream.APIError
-	if errors.Is(err, jetstream.ErrMsgNotFound) || errors.As(err, &api) && api.ErrorCode == 10043 { // JSSequenceNotFound
+	// JSSequenceNotFound.
+	if errors.Is(err, jetstream.ErrMsgNotFound) || errors.As(err, &api) && api.ErrorCode == 10043 {
 		return nil
 	}
 	return err

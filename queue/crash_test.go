@@ -24,7 +24,8 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// The helper serve is a queue in a process of its own: its directory and address. It prints its URL.
+// The helper serve is a queue in a process of its own: its directory and address. It prints its
+// URL.
 func init() {
 	testkit.AddHelper("serve", func(args []string) error {
 		q, err := Open(context.Background(), "", Dir(args[0]), Listen(args[1]), Lease(2*time.Second))
@@ -61,7 +62,8 @@ func ends(t testing.TB, q *Queue) func() map[string]int {
 // Workers are killed while they work: no task is lost, and none has two ends.
 func TestWorkersKilled(t *testing.T) {
 	q := open(t, Listen("127.0.0.1:0"), Lease(2*time.Second))
-	ctx, cancel := context.WithTimeout(context.Background(), 4*testkit.Patience) // for a busy machine
+	// For a busy machine.
+	ctx, cancel := context.WithTimeout(context.Background(), 4*testkit.Patience)
 	defer cancel()
 	ended := ends(t, q)
 	var tasks []Task

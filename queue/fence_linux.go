@@ -11,9 +11,9 @@ import (
 )
 
 // A fence kills this process when it has not been able to end in time what it holds. It is a timer
-// of the kernel, which also a process has that is stopped (SIGSTOP), traced, or starved: its SIGKILL
-// ends this process, and with it its cells and all their runs. It counts the time that the machine
-// is suspended.
+// of the kernel, which also a process has that is stopped (SIGSTOP), traced, or starved: its
+// SIGKILL ends this process, and with it its cells and all their runs. It counts the time that the
+// machine is suspended.
 type fence struct {
 	mu    sync.Mutex
 	timer int32
@@ -90,6 +90,7 @@ func (f *fence) set() error {
 
 func (f *fence) close() {
 	if f.armed {
-		_, _, _ = unix.Syscall(unix.SYS_TIMER_DELETE, uintptr(f.timer), 0, 0) // fails for a wrong timer alone
+		// Fails for a wrong timer alone.
+		_, _, _ = unix.Syscall(unix.SYS_TIMER_DELETE, uintptr(f.timer), 0, 0)
 	}
 }

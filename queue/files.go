@@ -55,8 +55,8 @@ type packer struct {
 	missing []string
 }
 
-// pack stores the files at names. If it is lenient, what is not there or can't be stored is left out
-// and named.
+// pack stores the files at names. If it is lenient, what is not there or can't be stored is left
+// out and named.
 func (q *Queue) pack(ctx context.Context, fsys fs.FS, names []string, lenient bool) (b *bundle, missing []string, err error) {
 	p := &packer{ctx: ctx, q: q, fsys: fsys, list: bundleRecord{Version: version}, seen: map[string]bool{}, lenient: lenient}
 	for _, name := range names {
@@ -174,8 +174,8 @@ func (e *entry) check() error {
 	return nil
 }
 
-// unpack returns the files of a bundle, whoever wrote it. Their contents are read from the queue, as
-// long as ctx lasts, when they are read.
+// unpack returns the files of a bundle, whoever wrote it. Their contents are read from the queue,
+// as long as ctx lasts, when they are read.
 func (q *Queue) unpack(ctx context.Context, b *bundle) (fs.FS, error) {
 	list := b.Inline
 	if list == nil {

@@ -89,7 +89,8 @@ func TestAttackContents(t *testing.T) {
 	m, r, err := q.blob(ctx, b.Inline.Entries[0].Sum)
 	require.NoError(t, err)
 	chunk := make([]byte, chunkSize)
-	_, err = q.js.Publish(ctx, q.chunkSubject(r.Upload, "1"), chunk) // as long as what was there
+	// As long as what was there.
+	_, err = q.js.Publish(ctx, q.chunkSubject(r.Upload, "1"), chunk)
 	require.NoError(t, err)
 	_, err = fs.ReadFile(files, "a")
 	require.ErrorIs(t, err, errBlob)

@@ -10,9 +10,9 @@ import (
 )
 
 // lease is what a worker has of a task's message. The servers give the message to another worker
-// when they have not heard of this one for the lease's length. By this process's clock, counted from
-// before the last request that was answered, the run is killed after half of it, and this process
-// after three quarters: see fence.
+// when they have not heard of this one for the lease's length. By this process's clock, counted
+// from before the last request that was answered, the run is killed after half of it, and this
+// process after three quarters: see fence.
 type lease struct {
 	w       *Worker
 	id      string
@@ -96,7 +96,8 @@ func (l *lease) keep(last time.Duration) {
 func (l *lease) renew(timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(l.ctx, timeout)
 	defer cancel()
-	_, err := l.w.q.nc.RequestWithContext(ctx, l.m.Reply(), []byte("+WPI")) // answered once it is done
+	// Answered once it is done.
+	_, err := l.w.q.nc.RequestWithContext(ctx, l.m.Reply(), []byte("+WPI"))
 	return err
 }
 

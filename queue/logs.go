@@ -71,7 +71,8 @@ func (q *Queue) follow(ctx context.Context, id string, after uint64, yield func(
 		defer func() { _ = sub.Unsubscribe() }() // fails if the connection is closed
 	}
 	for {
-		s, err := q.Status(ctx, id) // before the log is read, whose last piece is stored before the end
+		// Before the log is read, whose last piece is stored before the end.
+		s, err := q.Status(ctx, id)
 		if err != nil {
 			return err
 		}
@@ -199,8 +200,8 @@ func (o *output) stream(ctx context.Context) (stop func()) {
 		if !o.sent {
 			return
 		}
-		// The stream stores in order: when it has this one, it has all. It is only a log: the
-		// result does not wait for long.
+		// The stream stores in order: when it has this one, it has all. It is only a log:
+		// the result does not wait for long.
 		end, err := encode(&logRecord{Version: version, Attempt: o.attempt, Offset: o.streams[0].offset})
 		if err != nil {
 			return

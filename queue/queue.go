@@ -1,8 +1,9 @@
 // Package queue runs tasks, which are commands of a sandbox, on one machine or on many. It keeps
-// them in NATS JetStream: in a server in this process by default, or in a cluster by changing a URL.
+// them in NATS JetStream: in a server in this process by default, or in a cluster by changing a
+// URL.
 //
 //	q, err := queue.Open(ctx, "")
-//	id, err := q.Submit(ctx, queue.Task{Command: []string{"make", "test"}, Inputs: os.DirFS("job"), Outputs: []string{"results"}})
+//	id, err := q.Submit(ctx, queue.Task{Command: []string{"make"}, Inputs: os.DirFS("job")})
 //	res, err := q.Wait(ctx, id)
 //
 // and, in the same process or in others,
@@ -86,7 +87,8 @@ func (q *Queue) connect(ctx context.Context, url string) (err error) {
 		return err
 	}
 	if err := retry(ctx, q.bindStreams); err != nil {
-		return errors.Join(err, q.nc.LastError()) // which knows more, such as that the token is wrong
+		// Which knows more, such as that the token is wrong.
+		return errors.Join(err, q.nc.LastError())
 	}
 	return nil
 }
@@ -159,7 +161,8 @@ func (q *Queue) bindStreams(ctx context.Context) error {
 		}},
 		{&q.blobs, "blobs", func(c *jetstream.StreamConfig) {
 			c.Subjects = []string{n + ".blob.*", n + ".chunk.*.*", n + ".turn"}
-			c.MaxMsgsPerSubject, c.Duplicates = 1, collectEvery // whose turn it is to collect: see collect.go
+			// Whose turn it is to collect: see collect.go.
+			c.MaxMsgsPerSubject, c.Duplicates = 1, collectEvery
 			c.Discard, c.MaxBytes = jetstream.DiscardNew, q.config.blobBytes
 		}},
 		{&q.workers, "workers", func(c *jetstream.StreamConfig) {
@@ -214,7 +217,8 @@ func (q *Queue) consumer(ctx context.Context, class string, p Priority) (jetstre
 	}
 	c, err := q.tasks.Consumer(ctx, name)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		// MaxAckPending is for all workers together, so there is none: their slots are the limit.
+		// MaxAckPending is for all workers together, so there is none: their slots are the
+		// limit.
 		c, err = q.tasks.CreateConsumer(ctx, jetstream.ConsumerConfig{Durable: name, FilterSubject: q.subject("task", class+"."+p.String()+".*"),
 			AckPolicy: jetstream.AckExplicitPolicy, AckWait: q.config.lease, MaxDeliver: -1, MaxAckPending: -1, MaxWaiting: 8192})
 	}
@@ -261,7 +265,8 @@ func unanswered(err error) bool {
 		}
 	}
 	var api *jetstream.APIError
-	return errors.As(err, &api) && api.Code == 503 && !errors.Is(full(err), ErrFull) // such as no leader, or not enough replicas, yet
+	// Such as no leader, or not enough replicas, yet.
+	return errors.As(err, &api) && api.Code == 503 && !errors.Is(full(err), ErrFull)
 }
 
 // conflict reports whether a record was not written because another one was there.

@@ -62,17 +62,20 @@ func (s State) Ended() bool { return s >= Done }
 // replaces if it is still the one that the writer saw. One that ended is never replaced, but by
 // Requeue. So a task has one end, and a worker that lost it writes nothing any more.
 type stateRecord struct {
-	Version   int        `cbor:"0,keyasint"`
-	State     State      `cbor:"1,keyasint"`
-	Attempt   int        `cbor:"2,keyasint,omitempty"` // the last one that started
-	Worker    string     `cbor:"3,keyasint,omitempty"`
-	Message   uint64     `cbor:"4,keyasint,omitempty"`  // the number of the task's message; those before are obsolete
-	Delivered uint64     `cbor:"5,keyasint,omitempty"`  // how often that had been handed out for the attempt
-	Spared    int        `cbor:"10,keyasint,omitempty"` // attempts that do not count: their workers were stopped
-	At        int64      `cbor:"6,keyasint"`            // ns since 1970
-	Text      string     `cbor:"7,keyasint,omitempty"`  // why
-	Run       *runRecord `cbor:"8,keyasint,omitempty"`
-	Next      int64      `cbor:"9,keyasint,omitempty"` // waiting: not before then
+	Version int    `cbor:"0,keyasint"`
+	State   State  `cbor:"1,keyasint"`
+	Attempt int    `cbor:"2,keyasint,omitempty"` // the last one that started
+	Worker  string `cbor:"3,keyasint,omitempty"`
+	// The number of the task's message; those before are obsolete.
+	Message uint64 `cbor:"4,keyasint,omitempty"`
+	// How often that had been handed out for the attempt.
+	Delivered uint64 `cbor:"5,keyasint,omitempty"`
+	// Attempts that do not count: their workers were stopped.
+	Spared int        `cbor:"10,keyasint,omitempty"`
+	At     int64      `cbor:"6,keyasint"`           // ns since 1970
+	Text   string     `cbor:"7,keyasint,omitempty"` // why
+	Run    *runRecord `cbor:"8,keyasint,omitempty"`
+	Next   int64      `cbor:"9,keyasint,omitempty"` // waiting: not before then
 }
 
 const maxText = 4 << 10
@@ -203,8 +206,8 @@ func (q *Queue) Cancel(ctx context.Context, id, reason string) (bool, error) {
 	return r.State == Canceled, nil
 }
 
-// List yields the tasks that the queue knows in no particular order: those that wait for their first
-// attempt, and then the others. What changes meanwhile may be left out, or yielded twice.
+// List yields the tasks that the queue knows in no particular order: those that wait for their
+// first attempt, and then the others. What changes meanwhile may be left out, or yielded twice.
 func (q *Queue) List(ctx context.Context) iter.Seq2[Status, error] {
 	return func(yield func(Status, error) bool) {
 		started := map[string]bool{}

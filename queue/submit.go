@@ -47,8 +47,8 @@ func (q *Queue) store(ctx context.Context, id string, data []byte) error {
 		if !conflict(err) {
 			return err
 		}
-		// Servers may refuse a record because of one that they have not stored yet, and then
-		// fail to store that.
+		// Servers may refuse a record because of one that they have not stored yet, and
+		// then fail to store that.
 		if _, err := q.task(ctx, id); !errors.Is(err, ErrNotFound) {
 			if unanswered(err) || ctx.Err() != nil {
 				return err
@@ -66,7 +66,9 @@ func full(err error) error {
 	var api *jetstream.APIError
 	if errors.As(err, &api) {
 		switch api.ErrorCode {
-		case 10023, 10047, 10077: // JSInsufficientResources, JSStorageResourcesExceeded, JSStreamStoreFailed: a maximum
+		// JSInsufficientResources, JSStorageResourcesExceeded, JSStreamStoreFailed: a
+		// maximum.
+		case 10023, 10047, 10077:
 			return errors.Join(ErrFull, err)
 		}
 	}

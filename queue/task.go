@@ -36,7 +36,8 @@ type Task struct {
 
 	// Class is what a worker must offer: 1 to 32 of a-z, 0-9 and -. Default: "default".
 	Class string
-	// Priority orders the tasks of the classes of a worker: it takes those of a higher one first.
+	// Priority orders the tasks of the classes of a worker: it takes those of a higher one
+	// first.
 	Priority Priority
 	// Key names the task. Tasks with the same key, class and priority are one, as long as its
 	// result is kept (Retention): the first of them. Up to 512 bytes. Default: every task is
@@ -59,15 +60,18 @@ type Limits struct {
 	CPUTime time.Duration `cbor:"4,keyasint,omitempty"`
 	Timeout time.Duration `cbor:"5,keyasint,omitempty"`
 	Output  int64         `cbor:"6,keyasint,omitempty"` // bytes of standard output and error
-	Files   int64         `cbor:"7,keyasint,omitempty"` // bytes in /work, which are memory; a worker's default: 256 MiB
+	// Bytes in /work, which are memory; a worker's default: 256 MiB.
+	Files int64 `cbor:"7,keyasint,omitempty"`
 }
 
 // Retry says what is tried again. A worker that was lost, or that could not start the command, is
 // always a reason; a command that failed only if Failures is set.
 type Retry struct {
-	Attempts int           `cbor:"1,keyasint,omitempty"` // 1 to 100. Default: 3
-	Failures bool          `cbor:"2,keyasint,omitempty"` // also when the command fails or reaches a limit
-	Backoff  time.Duration `cbor:"3,keyasint,omitempty"` // before the second attempt, doubled for each further one, up to an hour. Default: 1 s
+	Attempts int `cbor:"1,keyasint,omitempty"` // 1 to 100. Default: 3
+	// Also when the command fails or reaches a limit.
+	Failures bool `cbor:"2,keyasint,omitempty"`
+	// Before the second attempt, doubled for each further one, up to an hour. Default: 1 s.
+	Backoff time.Duration `cbor:"3,keyasint,omitempty"`
 }
 
 // Priority orders tasks.

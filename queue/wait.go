@@ -22,8 +22,8 @@ type Result struct {
 	Ended   time.Time
 
 	// Stdout and Stderr are the last 64 KiB of what the command wrote to each, and Cut is how
-	// many bytes of both are missing before. An output that is to be had as a whole is written to
-	// a file of Outputs.
+	// many bytes of both are missing before. An output that is to be had as a whole is written
+	// to a file of Outputs.
 	Stdout, Stderr []byte
 	Cut            int64
 	// Outputs has the files of Task.Outputs that there were. Their contents are read from the
@@ -100,7 +100,8 @@ func (q *Queue) Wait(ctx context.Context, id string) (*Result, error) {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("queue: %s: %w", id, context.Cause(ctx))
 		case <-changed:
-		case <-time.After(2 * time.Second): // what is announced may get lost with a connection
+		// What is announced may get lost with a connection.
+		case <-time.After(2 * time.Second):
 		}
 	}
 }

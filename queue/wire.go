@@ -19,9 +19,6 @@ const version = 1
 
 var errNewer = errors.New("written by a newer version of this package")
 
-// maxRecord is less than what servers take by default for a message, 1 MiB.
-const maxRecord = 1<<20 - 16<<10
-
 // maxBundle bounds what is decoded: the list of the files of a bundle, which is a blob.
 const maxBundle = 8 << 20
 

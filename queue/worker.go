@@ -75,21 +75,21 @@ func WorkerName(name string) WorkerOption {
 	}
 }
 
-// MaxLimits sets how much a task may ask for: what its Limits say takes the place of what the pool's
-// sandbox says, up to these. What is 0 here has its default: 1 GiB of memory, all CPUs, 4,096
-// processes, 24 h of time and of CPU time, 1 GiB of output, and 256 MiB of files. A task that asks
-// for more is refused, and tried again elsewhere.
+// MaxLimits sets how much a task may ask for: what its Limits say takes the place of what the
+// pool's sandbox says, up to these. What is 0 here has its default: 1 GiB of memory, all CPUs,
+// 4,096 processes, 24 h of time and of CPU time, 1 GiB of output, and 256 MiB of files. A task that
+// asks for more is refused, and tried again elsewhere.
 func MaxLimits(l Limits) WorkerOption {
 	return func(w *Worker) { w.max = l }
 }
 
-// WorkerLog logs each attempt that has ended, with the task's id, at level Info, or Warn if it is to
-// be tried again or the task was given up; and what goes wrong with the queue. Default: none.
+// WorkerLog logs each attempt that has ended, with the task's id, at level Info, or Warn if it is
+// to be tried again or the task was given up; and what goes wrong with the queue. Default: none.
 func WorkerLog(l *slog.Logger) WorkerOption { return func(w *Worker) { w.log = l } }
 
-// NewWorker makes a worker that runs tasks with the sandbox of a pool: its root, binds, networks and
-// other options are what tasks have, and no task can change them. It never fails: Run reports wrong
-// options.
+// NewWorker makes a worker that runs tasks with the sandbox of a pool: its root, binds, networks
+// and other options are what tasks have, and no task can change them. It never fails: Run reports
+// wrong options.
 func NewWorker(q *Queue, p *pool.Pool, opts ...WorkerOption) *Worker {
 	w := &Worker{q: q, pool: p, slots: runtime.NumCPU(), classes: []string{"default"}, name: workerName(), log: slog.New(slog.DiscardHandler),
 		live: map[string]*lease{}, freed: make(chan struct{}, 1)}
@@ -115,9 +115,9 @@ func namePattern(s string) bool {
 }
 
 // Run takes tasks and runs them until ctx ends; it then kills what runs, which is tried again by
-// others, and returns nil. While no server answers it waits for one. The errors are wrong options, as
-// *sandbox.OptionErrors, joined, and errors.ErrUnsupported on other systems than Linux. It must be
-// called once.
+// others, and returns nil. While no server answers it waits for one. The errors are wrong options,
+// as *sandbox.OptionErrors, joined, and errors.ErrUnsupported on other systems than Linux. It must
+// be called once.
 //
 // A worker of a queue that others use too holds a lease of each of its tasks. If this process can't
 // renew one and does not even end the run in time, as it is stopped, traced or starved, or its

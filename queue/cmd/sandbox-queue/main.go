@@ -57,7 +57,7 @@ The queue is that of -url, or of $SANDBOX_QUEUE_URL. COMMAND -h lists flags.
 const (
 	failed   = 125
 	misused  = 2
-	maxStdin = 1 << 20
+	maxStdin = 1 << 20 // more than a task may have, which Submit says
 )
 
 // env is what a command has.
@@ -162,7 +162,7 @@ func work(e *env, args []string) error {
 		return err
 	}
 	p := pool.New(sandbox.New(), max(*slots, 1))
-	defer p.Close(context.WithoutCancel(e.ctx)) //nolint: its error is that of the context
+	defer func() { _ = p.Close(context.WithoutCancel(e.ctx)) }() // it fails with its context alone
 	return queue.NewWorker(q, p, queue.Slots(*slots), queue.Classes(strings.Split(*classes, ",")...)).Run(e.ctx)
 }
 
