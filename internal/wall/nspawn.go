@@ -24,7 +24,7 @@ func nspawn(_ *runtime, c *Container) ([]string, error) {
 	args := []string{
 		"--quiet", "--pipe", "--register=no", "--keep-unit", "--link-journal=no", "--settings=no",
 		"--resolv-conf=off", "--timezone=off",
-		"--system-call-filter=@keyring", // beside what it allows: each run has a keyring of its own
+		"--system-call-filter=@keyring", // besides: each run has a keyring of its own
 		"--machine=" + c.ID, "--hostname=" + hostname, "--directory=" + c.Rootfs, "--read-only",
 		fmt.Sprintf("--private-users=%d:%d", c.UIDs[0].Outside, c.UIDs[0].Size), "--private-users-ownership=off",
 	}
