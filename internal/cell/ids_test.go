@@ -274,6 +274,7 @@ func TestExtents(t *testing.T) {
 		{"root's third", &ids{root: 2 * wideBlock}, wide,
 			[]extent{{0, 1<<20 + 2*wideBlock, wideBlock}, {wideBlock, 1 << 20, 2 * wideBlock}, {3 * wideBlock, 1<<20 + 3*wideBlock, 97 * wideBlock}}},
 		{"root's last", &ids{root: 99 * wideBlock}, wide, []extent{{0, 1<<20 + 99*wideBlock, wideBlock}, {wideBlock, 1 << 20, 99 * wideBlock}}},
+		{"root's third in one piece", &ids{root: 2 * wideBlock, oneExtent: true}, wide, []extent{{0, 1<<20 + 2*wideBlock, 98 * wideBlock}}},
 		{"root's in a container", &ids{root: 2}, idRange{100, 11}, []extent{{0, 102, 2}, {2, 100, 2}, {4, 104, 7}}},
 		{"root's only one", &ids{}, idRange{7, 1}, []extent{{0, 7, 1}}},
 		{"a user's", &ids{rootless: true}, idRange{100000, 10}, []extent{{0, 1234, 1}, {1, 100000, 9}}},

@@ -52,8 +52,8 @@ func (c *Client) Hello(timeout time.Duration) (*os.File, error) {
 		return nil, os.NewSyscallError("pidfd_open", err)
 	}
 	pidfd := os.NewFile(uintptr(fd), "fork server's pidfd")
-	// The process that serves greets too. It does not outlive the fork server, so if it is there
-	// now, the pid was nobody else's when it was opened.
+	// The process that serves greets too. It does not outlive the fork server, so if it is
+	// there now, the pid was nobody else's when it was opened.
 	var b [1]byte
 	if _, err = io.ReadFull(c.sock, b[:]); err == nil && c.Gone() {
 		err = io.EOF

@@ -48,7 +48,8 @@ func lxc(_ *runtime, c *Container) ([]string, error) {
 		conf.set("lxc.mount.entry", lxcPath(b.Source)+" "+lxcPath(strings.TrimPrefix(b.Destination, "/"))+" none bind,ro,nosuid,nodev 0 0")
 	}
 	if _, err := os.Stat("/sys/module/apparmor"); err == nil {
-		conf.set("lxc.apparmor.profile", "unconfined") // its own would refuse a run's mounts
+		// Its own would refuse a run's mounts.
+		conf.set("lxc.apparmor.profile", "unconfined")
 	}
 	lxcCgroup(&conf, c)
 	if err := plain(conf.values...); err != nil {

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // nspawnEnv keeps systemd-nspawn from what a cell does without: a cgroup namespace, a lock of the
@@ -24,9 +26,17 @@ func nspawn(_ *runtime, c *Container) ([]string, error) {
 	args := []string{
 		"--quiet", "--pipe", "--register=no", "--keep-unit", "--link-journal=no", "--settings=no",
 		"--resolv-conf=off", "--timezone=off",
-		"--system-call-filter=@keyring", // beside what it allows: each run has a keyring of its own
+		"--system-call-filter=@keyring", // besides: each run has a keyring of its own
 		"--machine=" + c.ID, "--hostname=" + hostname, "--directory=" + c.Rootfs, "--read-only",
 		fmt.Sprintf("--private-users=%d:%d", c.UIDs[0].Outside, c.UIDs[0].Size), "--private-users-ownership=off",
+	}
+	// Without a cgroup namespace a mount of cgroup2 undoes the options of the host's own
+	// (nsdelegate). systemd-nspawn makes none where one is: Finish lets go of that.
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		var st unix.Statfs_t
+		if unix.Statfs(dir, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
+			args = append(args, "--bind-ro="+dir+":/sys/fs/cgroup:norbind")
+		}
 	}
 	if !c.HostNetwork {
 		args = append(args, "--private-network")

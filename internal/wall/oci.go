@@ -31,8 +31,8 @@ func oci(_ *runtime, c *Container) ([]string, error) {
 func ociSpec(c *Container) *specs.Spec {
 	caps := c.capabilities()
 	if caps == nil {
-		// Not all that this kernel has: a runtime may refuse names that are newer than it is.
-		// A run's PID 1, which a further command enters by, is not dumpable (ptrace(2)).
+		// Not all that this kernel has: a runtime may refuse names that are newer than it
+		// is. A run's PID 1, which a further command enters by, is not dumpable (ptrace(2)).
 		caps = append(slices.Clip(hostCapabilities), "CAP_SYS_PTRACE")
 	}
 	s := &specs.Spec{
@@ -95,8 +95,8 @@ func ociMapping(extents []Extent) (list []specs.LinuxIDMapping) {
 	return list
 }
 
-// crunHybrid keeps hybrid cgroups out of crun's sight, which refuses to start beside them even if it
-// is to leave cgroups alone: in a mount namespace of its own, an empty file system covers them.
+// crunHybrid keeps hybrid cgroups out of crun's sight, which refuses to start beside them even if
+// it is to leave cgroups alone: in a mount namespace of its own, an empty file system covers them.
 func crunHybrid(args []string) []string {
 	const hide = `mount -t tmpfs none /sys/fs/cgroup && exec "$@"`
 	return append([]string{"unshare", "--mount", "--propagation", "slave", "/bin/sh", "-c", hide, "sh", args[0], "--cgroup-manager=disabled"}, args[1:]...)

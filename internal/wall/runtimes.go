@@ -22,8 +22,8 @@ type runtime struct {
 	command func(r *runtime, c *Container) ([]string, error)
 	env     []string
 	joins   bool // it leaves its cgroup to who starts it
-	// hybrid changes the command for hybrid cgroups, and has the runtime leave its cgroup to who
-	// starts it there. It is nil if the runtime can deal with them.
+	// hybrid changes the command for hybrid cgroups, and has the runtime leave its cgroup to
+	// who starts it there. It is nil if the runtime can deal with them.
 	hybrid func(args []string) []string
 	// clean removes what it leaves outside of Container.Dir and of cgroups, at least if it is
 	// killed. It is nil if that is nothing.
