@@ -9,7 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
+	goruntime "runtime"
 	"strings"
 	"testing"
 
@@ -36,8 +36,8 @@ func container(t *testing.T, args ...string) *Container {
 
 // start starts it on a thread that does not end before PID 1 does.
 func start(t *testing.T, c *Container) (Process, error) {
-	runtime.LockOSThread()
-	t.Cleanup(runtime.UnlockOSThread)
+	goruntime.LockOSThread()
+	t.Cleanup(goruntime.UnlockOSThread)
 	return Own().Start(c)
 }
 
