@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"regexp"
-	"strings"
 	"time"
 
 	"github.com/cellkit/sandbox"
@@ -62,11 +62,17 @@ func HTTP(port int, path string) Check {
 	c := Check{what: fmt.Sprintf("HTTP at port %d, %s", port, path), port: port, met: func(ctx context.Context, a *attempt) error {
 		return get(ctx, "http://"+a.i.Addr(port)+path)
 	}}
-	if !strings.HasPrefix(path, "/") {
-		c.wrong = fault.Option("service.HTTP", "%q is no path: it begins with /", path)
+	if _, err := url.ParseRequestURI(path); err != nil || path[0] != '/' {
+		c.wrong = fault.Option("service.HTTP", "%q is no path: it begins with /, and is encoded as in a URL", path)
 	}
 	return c
 }
+
+// answerError is an error whose text may quote what a service has sent, as package http's do.
+type answerError struct{ error }
+
+func (e answerError) Error() string { return shown(e.error.Error()) }
+func (e answerError) Unwrap() error { return e.error }
 
 func get(ctx context.Context, url string) error {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -77,7 +83,7 @@ func get(ctx context.Context, url string) error {
 	defer transport.CloseIdleConnections()
 	response, err := transport.RoundTrip(r) // which follows nothing, other than a client
 	if err != nil {
-		return err
+		return answerError{err}
 	}
 	_ = response.Body.Close()
 	if response.StatusCode < 200 || response.StatusCode > 399 {
@@ -102,6 +108,9 @@ func Command(name string, args ...string) Check {
 // Func is met when f returns nil. It may use the instance's methods except for Close, and must
 // return when ctx ends.
 func Func(f func(ctx context.Context, i *Instance) error) Check {
+	if f == nil {
+		return Check{wrong: fault.Option("service.Func", "the function is nil: leave the check out")}
+	}
 	return Check{what: "a function", met: func(ctx context.Context, a *attempt) error { return f(ctx, a.i) }}
 }
 

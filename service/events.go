@@ -49,8 +49,7 @@ func (e *Error) Error() string {
 		b.WriteString("; its last lines:")
 	}
 	for _, line := range e.Last {
-		text := []rune(line.String())
-		fmt.Fprintf(&b, "\n\t%s", string(text[:min(len(text), maxShown)]))
+		fmt.Fprintf(&b, "\n\t%s", shown(strings.TrimSuffix(line.Text, "\r")))
 	}
 	return b.String()
 }
@@ -59,7 +58,7 @@ func (e *Error) Unwrap() error { return e.Err }
 
 const (
 	lastLines = 20
-	maxShown  = 500 // runes of a line in an error's text
+	maxShown  = 500 // runes of a line, or of an answer, in an error's text
 )
 
 // ErrNotReady is in the error of a service that took longer than StartTimeout allows.

@@ -75,7 +75,7 @@ func (g *Group) live(ctx context.Context, m *member) {
 		return
 	}
 	var err error
-	if m.instance, err = m.service.start(ctx, g.over, g.network); err != nil {
+	if m.instance, err = m.service.start(ctx, g.over, g.network, nil); err != nil {
 		g.end(err)
 		return
 	}

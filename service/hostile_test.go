@@ -66,6 +66,37 @@ while True:
 	require.NoError(t, i.Close())
 }
 
+// TestAttackRootlessAnswer has a service answer what is no HTTP and would act on a terminal: the
+// error quotes little of it, without control characters. Package http quotes all of it.
+func TestAttackRootlessAnswer(t *testing.T) {
+	testkit.Need(t, "python3")
+	ctx := testkit.Deadline(t)
+	web := python(`
+import socket
+s = socket.create_server(("0.0.0.0", 80))
+while True:
+    c, _ = s.accept()
+    c.recv(9999)
+    c.sendall(b"HTTP/1.1 200 OK\r\nhead\x1b[2Jer" + b"x" * 9999 + b"\r\n\r\n")
+    c.close()
+`)
+	var control error
+	check := service.Func(func(_ context.Context, i *service.Instance) error {
+		response, err := http.Get("http://" + i.Addr(80))
+		if err == nil {
+			response.Body.Close()
+		}
+		control = err
+		return nil
+	})
+	_, err := service.New("x", web, service.Port(80), service.StartTimeout(testkit.Scale(5*time.Second, time.Minute)), service.Ready(service.Listens(80), check, service.HTTP(80, "/"))).Start(ctx)
+	require.ErrorIs(t, err, service.ErrNotReady)
+	require.Greater(t, len(control.Error()), 9999)
+	require.ErrorContains(t, err, ": HTTP at port 80, /: ")
+	require.NotContains(t, err.Error(), "\x1b")
+	require.Less(t, len(err.Error()), 1000)
+}
+
 // TestAttackRootlessRedirect has a service lead the readiness check to a server of the host, which
 // a client that follows does reach.
 func TestAttackRootlessRedirect(t *testing.T) {

@@ -2,17 +2,18 @@ package service
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"math"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
@@ -20,7 +21,7 @@ import (
 type Instance struct {
 	service *Service
 	s       *sandbox.Sandbox
-	network *sandbox.PrivateNetwork // of this instance alone, or nil
+	network *sandbox.PrivateNetwork // of this instance alone, which it closes, or nil
 	place   spec.Member
 	ports   []published
 	volumes []*sandbox.Scratch // copies of the snapshots of From
@@ -80,6 +81,9 @@ func (i *Instance) release() {
 	for _, v := range i.volumes {
 		_ = v.Close()
 	}
+	if i.network != nil {
+		_ = i.network.Close() // it is one, so this does not fail
+	}
 }
 
 // Name returns the service's name.
@@ -98,20 +102,31 @@ func (i *Instance) Addr(port int) string {
 
 // Reach returns an option for sandboxes whose runs are to reach the service, by its name and any
 // port of it, and nothing else, unless it is on a network of the caller's that leads outside.
-// Several of a group's instances add up; of others the last one counts. For an instance of At it
-// changes nothing.
+// Several of a group's instances add up; others, on another network, are an *OptionError when the
+// run starts. For an instance of At it changes nothing.
 func (i *Instance) Reach() sandbox.Option {
 	return func(c *spec.Spec) {
 		if i.cancel == nil { // of At
 			return
 		}
-		m := spec.Member{Of: i.place.Of, Name: "client", Limited: true}
-		if old := c.Place.Member; old.Of == m.Of && old.Limited && old.Name == m.Name {
-			m.Reaches = old.Reaches
+		// A name that no service is likely to have: others would find this run by it, too.
+		name := "client-of-" + i.place.Name
+		m := spec.Member{Of: i.place.Of, Name: strings.TrimRight(name[:min(len(name), 63)], "-"), Limited: true}
+		if old := c.Place.Member; c.Namespaces.Network == spec.NetworkPrivate && old.Limited {
+			if m = old; old.Of != i.place.Of {
+				m.Of = apart{i.Name(), old.Reaches}
+			}
 		}
 		m.Reaches += i.place.Name + ","
 		c.Namespaces.Network, c.Place.Member = spec.NetworkPrivate, m
 	}
+}
+
+// apart is the network of a run that is to reach services of several.
+type apart struct{ name, others string }
+
+func (a apart) Check() error {
+	return fault.Option("Instance.Reach", "%s is on another network than %s: a run reaches services of one, those of one StartAll", a.name, strings.TrimSuffix(a.others, ","))
 }
 
 // Process returns the service's present run, or nil while there is none. A restart makes another.
@@ -168,11 +183,7 @@ func (i *Instance) stop() error {
 	}
 	i.cancel()
 	<-i.ended
-	err := i.Err()
-	if i.network != nil {
-		err = errors.Join(err, i.network.Close())
-	}
-	return err
+	return i.Err()
 }
 
 // failure returns the error of a service that failed.

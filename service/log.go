@@ -22,13 +22,21 @@ type Line struct {
 }
 
 // String returns the text with U+FFFD in place of control characters and bytes that are no UTF-8.
-func (l Line) String() string {
+func (l Line) String() string { return printable(strings.TrimSuffix(l.Text, "\r")) }
+
+func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) && r != '\t' {
 			return unicode.ReplacementChar
 		}
 		return r
-	}, strings.TrimSuffix(l.Text, "\r"))
+	}, s)
+}
+
+// shown returns what an error's text shows of something that a service has written.
+func shown(s string) string {
+	runes := []rune(printable(s))
+	return string(runes[:min(len(runes), maxShown)])
 }
 
 const (
@@ -40,7 +48,8 @@ const (
 type lines struct {
 	mu    sync.Mutex
 	kept  []Line
-	first int // how many were given up
+	stale int // how many at the beginning of kept were given up
+	first int // how many were given up in all
 	size  int
 	limit int
 	ended bool
@@ -62,13 +71,22 @@ func (l *lines) add(line Line) {
 		p.seen = p.seen || p.re.MatchString(line.Text)
 	}
 	l.kept, l.size = append(l.kept, line), l.size+len(line.Text)+lineCost
-	n := 0
-	for ; n < len(l.kept)-1 && l.size > l.limit; n++ {
-		l.size -= len(l.kept[n].Text) + lineCost
-		l.kept[n] = Line{}
+	for ; l.stale < len(l.kept)-1 && l.size > l.limit; l.stale++ {
+		l.size -= len(l.kept[l.stale].Text) + lineCost
+		l.kept[l.stale] = Line{}
+		l.first++
 	}
-	l.kept, l.first = l.kept[n:], l.first+n
+	// Moved within their array, and when as many were given up, so that a flood of short lines
+	// allocates nothing, and moves each once.
+	if l.stale > len(l.kept)/2 {
+		n := copy(l.kept, l.kept[l.stale:])
+		clear(l.kept[n:])
+		l.kept, l.stale = l.kept[:n], 0
+	}
 }
+
+// present returns the lines that are kept. l.mu must be held.
+func (l *lines) present() []Line { return l.kept[l.stale:] }
 
 // news wakes those who follow. l.mu must be held.
 func (l *lines) news() {
@@ -121,18 +139,20 @@ func (l *lines) since(n int) (lines []Line, next int, ended bool, more <-chan st
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	skip := max(0, n-l.first)
-	lines = append(lines, l.kept[min(skip, len(l.kept)):]...)
+	kept := l.present()
+	lines = append(lines, kept[min(skip, len(kept)):]...)
 	if len(lines) > 0 {
 		lines[0].Missed = max(0, l.first-n)
 	}
-	return lines, l.first + len(l.kept), l.ended, l.more
+	return lines, l.first + len(kept), l.ended, l.more
 }
 
 // last returns the last n lines.
 func (l *lines) last(n int) []Line {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return append([]Line(nil), l.kept[max(0, len(l.kept)-n):]...)
+	kept := l.present()
+	return append([]Line(nil), kept[max(0, len(kept)-n):]...)
 }
 
 // follow yields what is kept from line n on, and what comes, until ctx or the instance ends.

@@ -98,8 +98,11 @@ func (c *config) check() (errs []error) {
 	if c.logLimit <= 0 {
 		wrong("LogLimit", "%d is not a positive number of bytes", c.logLimit)
 	}
-	if c.health != nil && (c.every <= 0 || c.failures < 1) {
+	switch given := c.every != 0 || c.failures != 0 || c.health != nil; {
+	case given && (c.every <= 0 || c.failures < 1):
 		wrong("Health", "a pause of %v and %d failures are not positive", c.every, c.failures)
+	case given && len(c.health) == 0:
+		wrong("Health", "it has no check: add one, such as HTTP, or leave it out")
 	}
 	if slices.Contains(c.from, nil) {
 		wrong("From", "the snapshot is nil: make one by NewSnapshot")

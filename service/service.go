@@ -2,7 +2,7 @@
 // a sandbox whose command goes on: it is started and waited for until it is ready, watched,
 // restarted when it fails, and ended gently.
 //
-//	redis := sandbox.New(sandbox.WithCommand("redis-server", "--bind", "0.0.0.0"))
+//	redis := sandbox.New(sandbox.WithCommand("redis-server", "--protected-mode", "no"))
 //	db := service.New("db", redis, service.Port(6379), service.Ready(service.Log("Ready to")))
 //	running, err := db.Start(ctx)
 //	defer running.Close()
@@ -68,16 +68,16 @@ func (s *Service) Start(ctx context.Context) (*Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	i, err := s.start(ctx, ctx, net)
+	i, err := s.start(ctx, ctx, net, net)
 	if err != nil {
 		return nil, errors.Join(err, net.Close())
 	}
-	i.network = net
 	return i, nil
 }
 
-// start waits until the instance is ready or wait ends. It lives until life ends.
-func (s *Service) start(life, wait context.Context, net *sandbox.PrivateNetwork) (*Instance, error) {
+// start waits until the instance is ready or wait ends. It lives until life ends, and then closes
+// its own network, if it has one.
+func (s *Service) start(life, wait context.Context, net, own *sandbox.PrivateNetwork) (*Instance, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
@@ -85,7 +85,7 @@ func (s *Service) start(life, wait context.Context, net *sandbox.PrivateNetwork)
 	if err != nil {
 		return nil, &Error{Service: s.name, Err: err}
 	}
-	i.s = s.s.With(i.options(net)...)
+	i.s, i.network = s.s.With(i.options(net)...), own
 	go i.supervise()
 	select {
 	case <-i.ready:

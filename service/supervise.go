@@ -140,6 +140,9 @@ func (a *attempt) await() error {
 			a.becomeReady()
 			return nil
 		}
+		if errors.As(err, new(*sandbox.OptionError)) { // of Command: another time it is as wrong
+			return fmt.Errorf("%s: %w", a.left[0].what, err)
+		}
 		if a.left[0].re == nil {
 			news = nil
 		}

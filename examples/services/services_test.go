@@ -4,12 +4,10 @@ package services
 
 import (
 	"context"
-
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
-
 	"syscall"
 	"testing"
 	"time"

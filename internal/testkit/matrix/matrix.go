@@ -49,7 +49,7 @@ const (
 // run only on this machine. Emulated, a cell's boot takes seconds, and each script boots several.
 const (
 	slow = "^Test(AttackRaces|AttackInherited|AttackRootlessPrivate(Noise|Flood|DatagramFlood)|AttackRootlessRefused(Flood|Paths)|RootlessRefusalsOfPaths|RootlessPrivateNewConns|AttackRootlessExecStalked|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
-		"RootlessReady|RootlessNotReady|RootlessStartCancelled|RootlessHealth|RootlessLogs|RootlessGroupFails|RootlessServiceGroup|RootlessServiceLogs|AttackRootlessOutput|AttackRootlessRedirect|" +
+		"RootlessReady|RootlessNotReady|RootlessStartCancelled|RootlessHealth|RootlessLogs|RootlessGroupFails|RootlessServiceGroup|RootlessServiceLogs|AttackRootlessOutput|AttackRootlessAnswer|AttackRootlessRedirect|RootlessPortHeld|RootlessServiceLeavesNothing|RootlessReachSeveral|" +
 		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions|Crash|" +
 		"RootlessLinksWhileOthersRename|CellKilledFromOutside|RootlessWorkingDirectory|" +
 		"Walls|AttackWallsView|Walls(Network|KilledHost|KilledCell|Check))$"
