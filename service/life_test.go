@@ -45,6 +45,7 @@ func testAddr(t *testing.T, addr string) *net.TCPAddr {
 
 // While a service waits to be restarted, nothing listens at its address, and nobody gets the port.
 func TestRootlessPortHeld(t *testing.T) {
+	testkit.Need(t, "ranges of ports by socket")
 	testkit.Need(t, "python3")
 	ctx := testkit.Deadline(t)
 	waits, goOn := make(chan struct{}), make(chan struct{})

@@ -104,6 +104,7 @@ var features = map[string]feature{
 	"2 CPUs":                             {func() bool { var s unix.CPUSet; return unix.SchedGetaffinity(0, &s) == nil && s.Count() > 1 }, "ROOT USER"},
 	"idmapped tmpfs":                     {kernelAsRoot(6, 3), "ROOT-6.3"},
 	"idmapped tmpfs or an ordinary user": {func() bool { return !AsRoot() || Kernel(6, 3) }, "ROOT-6.3 USER docker"},
+	"ranges of ports by socket":          {kernel(6, 3), "ROOT-6.3 USER-6.3"},
 	"files for several runs":             {kernel(5, 12), "ROOT-5.12 USER docker docker-cap"},
 	"idmapped /usr":                      {func() bool { return AsRoot() && Kernel(5, 19) && onDisk("/usr") }, ""}, // the guest's is on 9p
 	"overlayfs for runs":                 {kernel(5, 11), "ROOT-5.11 USER"},
@@ -115,7 +116,7 @@ var features = map[string]feature{
 	"systemd-nspawn":                     {found("systemd-nspawn"), "host"},
 	"lxc":                                {found("lxc-start"), "host"},
 	"gcc":                                {found("gcc"), "ROOT USER"},
-	"PostgreSQL":                         {func() bool { found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres"); return found != nil }, ""}, // 50 MB
+	"PostgreSQL":                         {postgres, ""}, // 50 MB, which no configuration installs
 	"python3":                            {found("python3"), "ROOT USER"},
 	"a static busybox":                   {found("busybox"), "ROOT USER"},
 	"root's power over networks":         {func() bool { return AsRoot() && Effective(unix.CAP_NET_ADMIN) }, "ROOT docker-privileged"},
@@ -269,4 +270,9 @@ func layered(whiteouts bool) func() bool {
 		return unix.Setxattr(dir, "user.test", nil, 0) == nil &&
 			(!whiteouts || unix.Mknod(filepath.Join(dir, "whiteout"), unix.S_IFCHR, 0) == nil)
 	}
+}
+
+func postgres() bool {
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
+	return found != nil
 }
