@@ -21,7 +21,13 @@ import (
 )
 
 // foreseen returns what a call of this thread that names a path will end with.
-func foreseen(t *testing.T, r *refusals, p string) outcome {
+func foreseen(t *testing.T, r *refusals, p string) (o outcome) {
+	notify(t, p, func(n seccomp.Notification) { o = r.foresee(n) })
+	return o
+}
+
+// notify calls a function with a notification of a call of this thread that names a path.
+func notify(t *testing.T, p string, f func(seccomp.Notification)) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	name, err := unix.BytePtrFromString(p)
@@ -29,7 +35,7 @@ func foreseen(t *testing.T, r *refusals, p string) outcome {
 	defer runtime.KeepAlive(name)
 	dir := int64(unix.AT_FDCWD)
 	call := seccomp.Own("faccessat", uint64(dir), uint64(uintptr(unsafe.Pointer(name))), 0)
-	return r.foresee(seccomp.Notification{Thread: uint32(unix.Gettid()), Call: call})
+	f(seccomp.Notification{Thread: uint32(unix.Gettid()), Call: call})
 }
 
 func refusalsFor(t *testing.T) *refusals {
@@ -89,9 +95,14 @@ func TestLooksTakeTurns(t *testing.T) {
 		now = now.Add(took + r.passed.next(now, took.Seconds()))
 	}
 	require.InDelta(t, quickLooks.Seconds()+10*lookShare, looks.Seconds(), 0.1)
-	require.Greater(t, busy(func() {
-		for range 1000 {
-			_ = isThere("/nothing")
-		}
-	}), time.Millisecond)
+
+	// And it is charged for each.
+	r = refusalsFor(t)
+	nothing, err := os.Open(os.DevNull)
+	require.NoError(t, err)
+	defer nothing.Close()
+	raw, err := nothing.SyscallConn()
+	require.NoError(t, err)
+	notify(t, strings.Repeat("/tmp/..", 60), func(n seccomp.Notification) { r.decide(raw, n) })
+	require.Less(t, r.passed.credit, r.passed.most-lookAtom.Seconds())
 }
