@@ -81,8 +81,8 @@ type Refusal struct {
 //
 // It is for finding out why something does not work. The filter allows and refuses the same, but
 // calls of both kinds wait for this process: for its filter's errno, or until it has looked at the
-// path, which takes some ten microseconds on an idle machine. After the first 1000 calls that are
-// refused, each takes a millisecond, and after 10000 with a path, each of these takes a tenth, so
+// path. After the first 1000 calls that are refused, each takes a millisecond, and after looks that
+// have kept a CPU busy for a second, they may do so for a quarter of each further second, so
 // that a flood of them costs this process little. The look is at what the process has there before
 // its call, so a process that changes it at the same time can make the report wrong, and nothing
 // else. Not reported is what this process can't find out: what is in /proc, on a network or FUSE

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,15 +35,22 @@ type step struct {
 	fd   int
 	name string // the absolute path, without links
 	unix.Statx_t
-	fs unix.Statfs_t
+	mount *mountinfo.Info
 }
 
 func (s *step) is(kind uint16) bool { return s.Mode&unix.S_IFMT == kind }
 
+func (s *step) isReadOnly() bool { return has(s.mount.Options, "ro") || has(s.mount.VFSOptions, "ro") }
+
+// has reports whether one of the options of a mount is this one.
+func has(options, option string) bool { return slices.Contains(strings.Split(options, ","), option) }
+
 // way is a path that is followed: its files from the root on.
 type way struct {
-	as    *credentials // whose way it is, nil for one that may go anywhere
-	steps []*step
+	as     *credentials // whose way it is, nil for one that may go anywhere
+	proc   string       // the directory in /proc of a process from whose root it leads
+	mounts []*mountinfo.Info
+	steps  []*step
 
 	missing string // the path that is not there, "" if all are
 	last    bool   // it is the last of its path
@@ -51,12 +59,12 @@ type way struct {
 
 // local are the file systems that answer by themselves. Others ask a server or a daemon, or show
 // each process something else.
-var local = []int64{unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, unix.TMPFS_MAGIC, unix.RAMFS_MAGIC,
-	unix.OVERLAYFS_SUPER_MAGIC, unix.SQUASHFS_MAGIC, unix.EROFS_SUPER_MAGIC_V1, 0x2fc12fc1 /* ZFS */, 0xca451a4e /* bcachefs */}
+var local = []string{"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "tmpfs", "devtmpfs", "ramfs", "rootfs", "overlay", "squashfs", "erofs", "zfs", "bcachefs"}
 
-// follow goes along an absolute path. The last component may be a link that is not followed.
-func (w *way) follow(root, p string, through bool) error {
-	if err := w.enter(unix.AT_FDCWD, root, "/", unix.O_DIRECTORY); err != nil {
+// follow goes along an absolute path from the process's root on. The last component may be a link
+// that is not followed.
+func (w *way) follow(p string, through bool) error {
+	if err := w.enter(unix.AT_FDCWD, w.proc+"/root", "/", unix.O_DIRECTORY); err != nil {
 		return errUntold
 	}
 	rest, links := strings.Split(p, "/"), 0
@@ -115,14 +123,34 @@ func (w *way) enter(dir int, name, p string, flag int) error {
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, wanted, &s.Statx_t); err != nil {
 		return errUntold
 	}
-	if n := len(w.steps); n > 1 && s.Mask&unix.STATX_MNT_ID != 0 && s.Mnt_id == w.steps[n-2].Mnt_id {
-		s.fs = w.steps[n-2].fs
+	if n := len(w.steps); n > 1 && s.Mnt_id == w.steps[n-2].Mnt_id {
+		s.mount = w.steps[n-2].mount
 		return nil
 	}
-	if err := unix.Fstatfs(fd, &s.fs); err != nil || !slices.Contains(local, int64(s.fs.Type)) {
+	if s.mount = w.mountOf(s); s.mount == nil || !slices.Contains(local, s.mount.FSType) {
 		return errUntold
 	}
 	return nil
+}
+
+// mountOf returns the mount of a file, nil if it is not found. statfs(2) would ask the file system,
+// and thus a server or a daemon.
+func (w *way) mountOf(s *step) *mountinfo.Info {
+	if w.mounts == nil {
+		f, err := os.Open(w.proc + "/mountinfo")
+		if err != nil {
+			return nil
+		}
+		defer f.Close()
+		if w.mounts, err = mountinfo.GetMountsFromReader(f, nil); err != nil {
+			return nil
+		}
+	}
+	i := slices.IndexFunc(w.mounts, func(m *mountinfo.Info) bool { return uint64(m.ID) == s.Mnt_id })
+	if i < 0 || s.Mask&unix.STATX_MNT_ID == 0 {
+		return nil
+	}
+	return w.mounts[i]
 }
 
 func (w *way) end() *step { return w.steps[len(w.steps)-1] }
@@ -144,9 +172,9 @@ func linkOf(fd int) (string, error) {
 
 // isThere reports whether this machine has a file at an absolute path.
 func isThere(p string) bool {
-	var w way
+	w := way{proc: "/proc/self"}
 	defer w.backTo(0)
-	return w.follow("/", p, false) == nil && w.missing == ""
+	return w.follow(p, false) == nil && w.missing == ""
 }
 
 // credentials are what a thread may do with files: credentials(7).

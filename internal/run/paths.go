@@ -34,15 +34,16 @@ type outcome struct {
 	errno unix.Errno
 }
 
-// foresee returns what a call of a thread will end with.
+// foresee returns what a call of a thread will end with. No path that is kept is longer than a path
+// may be: links can lengthen it.
 func foresee(thread uint32, c seccomp.Call) (o outcome) {
 	e, ok := errandOf(thread, c)
 	if !ok {
 		return o
 	}
-	w := way{as: &credentials{thread: thread}}
+	w := way{as: &credentials{thread: thread}, proc: procFile(thread, "")}
 	defer w.backTo(0)
-	if w.follow(procFile(thread, "root"), e.path, e.through) != nil {
+	if w.follow(e.path, e.through) != nil || max(len(w.missing), len(w.denied), len(w.end().name)) >= unix.PathMax {
 		return o
 	}
 	switch at := w.end(); {
@@ -56,9 +57,9 @@ func foresee(thread uint32, c seccomp.Call) (o outcome) {
 		return o
 	case e.removes && len(w.steps) > 1:
 		return w.changes(w.steps[len(w.steps)-2], at.name)
-	case e.access&unix.W_OK != 0 && (at.is(unix.S_IFREG) || at.is(unix.S_IFDIR)) && at.fs.Flags&unix.ST_RDONLY != 0:
+	case e.access&unix.W_OK != 0 && (at.is(unix.S_IFREG) || at.is(unix.S_IFDIR)) && at.isReadOnly():
 		return outcome{at.name, unix.EROFS}
-	case w.as.denied(at, e.access), e.access&unix.X_OK != 0 && at.is(unix.S_IFREG) && at.fs.Flags&unix.ST_NOEXEC != 0:
+	case w.as.denied(at, e.access), e.access&unix.X_OK != 0 && at.is(unix.S_IFREG) && has(at.mount.Options, "noexec"):
 		return outcome{at.name, unix.EACCES}
 	}
 	return o
@@ -67,7 +68,7 @@ func foresee(thread uint32, c seccomp.Call) (o outcome) {
 // changes returns what a change of a directory at a path in it ends with.
 func (w *way) changes(dir *step, p string) outcome {
 	switch {
-	case dir.fs.Flags&unix.ST_RDONLY != 0:
+	case dir.isReadOnly():
 		return outcome{p, unix.EROFS}
 	case w.as.denied(dir, unix.W_OK|unix.X_OK):
 		return outcome{dir.name, unix.EACCES}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"syscall"
@@ -60,8 +61,13 @@ const (
 	maxRefusals = 256  // are reported, and as many paths
 	maxPaths    = 2048 // are looked for on this machine, of up to PATH_MAX bytes
 
-	quickRefusals = 1000  // to a run, and as many per second
-	quickPasses   = 10000 // each takes some ten microseconds of this process
+	quickRefusals = 1000 // to a run, and as many per second
+
+	// Looks at paths are measured in how long they keep a CPU busy, as the run decides how
+	// much there is to look at: for so long at once, and for so much of each second.
+	quickLooks = time.Second
+	lookShare  = 0.25
+	lookAtom   = 50 * time.Microsecond // and at least so long each, with the answer
 )
 
 func newRefusals(c *spec.Spec) (*refusals, error) {
@@ -70,7 +76,7 @@ func newRefusals(c *spec.Spec) (*refusals, error) {
 		return nil, err
 	}
 	return &refusals{security: c.Security, root: c.Root, filter: filter, listeners: map[*os.File]struct{}{}, seen: map[refusal]bool{},
-		refused: newPace(quickRefusals), passed: newPace(quickPasses)}, nil
+		refused: pace{most: quickRefusals, rate: quickRefusals}, passed: pace{most: quickLooks.Seconds(), rate: lookShare}}, nil
 }
 
 // adoptListener begins to answer a listener that came with an event.
@@ -134,7 +140,7 @@ func (r *refusals) answer(listener *os.File) {
 		case err != nil || failed == unix.ENOTCONN:
 			return
 		case failed != nil: // its thread has gone on or ended, or there is no memory for it
-			r.slow(&r.refused)
+			r.slow(&r.refused, 1)
 			continue
 		}
 		r.decide(raw, n)
@@ -145,10 +151,10 @@ func (r *refusals) answer(listener *os.File) {
 // the report the process may change before the call is made.
 func (r *refusals) decide(raw syscall.RawConn, n seccomp.Notification) {
 	pass := r.filter.Decide(n.Call) == unix.SECCOMP_RET_ALLOW
-	pace, met := &r.refused, reported{first: n.Call, pid: int(n.Thread)}
+	pace, cost, met := &r.refused, 1.0, reported{first: n.Call, pid: int(n.Thread)}
 	if pass {
-		pace = &r.passed
-		met.outcome = r.foresee(n)
+		took := busy(func() { met.outcome = r.foresee(n) })
+		pace, cost = &r.passed, max(took, lookAtom).Seconds()
 	} else {
 		met.call, met.errno = n.Call.Name(), r.filter.Errno(n.Call)
 	}
@@ -157,7 +163,7 @@ func (r *refusals) decide(raw syscall.RawConn, n seccomp.Notification) {
 		comm, _ := os.ReadFile(procFile(n.Thread, "comm"))
 		met.comm = string(bytes.TrimSuffix(comm, []byte("\n")))
 	}
-	r.slow(pace)
+	r.slow(pace, cost)
 	_ = raw.Control(func(fd uintptr) {
 		// If the call does not wait any more, a signal came first: it is made again, or was
 		// of another thread with that number.
@@ -173,10 +179,12 @@ func (r *refusals) decide(raw syscall.RawConn, n seccomp.Notification) {
 	})
 }
 
-// foresee returns what a call will end with at its path, if there may be more to report.
+// foresee returns what a call will end with at its path, if there may be more to report. Whether it
+// looks, which the run can find out from how long that takes, does not depend on what has been
+// reported, and thus not on what this machine has.
 func (r *refusals) foresee(n seccomp.Notification) (o outcome) {
 	r.mu.Lock()
-	enough := r.paths >= maxPaths || r.reported >= maxRefusals
+	enough := r.paths >= maxPaths
 	r.mu.Unlock()
 	if n.Thread == 0 || enough {
 		return o
@@ -184,27 +192,36 @@ func (r *refusals) foresee(n seccomp.Notification) (o outcome) {
 	return foresee(n.Thread, n.Call)
 }
 
-// slow waits until the next answer may be given.
-func (r *refusals) slow(p *pace) {
+// busy returns how long a function keeps a CPU busy.
+func busy(f func()) time.Duration {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var from, to unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &from)
+	f()
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &to)
+	return time.Duration(to.Nano() - from.Nano())
+}
+
+// slow waits until the next answer may be given, which costs so much.
+func (r *refusals) slow(p *pace, cost float64) {
 	r.mu.Lock()
-	wait := p.next(time.Now())
+	wait := p.next(time.Now(), cost)
 	r.mu.Unlock()
 	if wait > 0 {
 		time.Sleep(wait)
 	}
 }
 
-// pace is how fast a run is answered: so many at once, and as many per second.
+// pace is how fast a run is answered: for so much at once, and so much per second.
 type pace struct {
-	rate, credit float64
-	at           time.Time
+	most, rate, credit float64
+	at                 time.Time
 }
 
-func newPace(rate float64) pace { return pace{rate: rate, credit: rate} }
-
 // next returns how long the next answer waits.
-func (p *pace) next(now time.Time) time.Duration {
-	p.credit = min(p.rate, p.credit+now.Sub(p.at).Seconds()*p.rate) - 1
+func (p *pace) next(now time.Time, cost float64) time.Duration {
+	p.credit = min(p.most, p.credit+now.Sub(p.at).Seconds()*p.rate) - cost
 	p.at = now
 	if p.credit >= 0 {
 		return 0

@@ -63,7 +63,7 @@ func TestAttackRootlessRefusedFlood(t *testing.T) {
 	require.Greater(t, calls, limit, "the control")
 }
 
-// Nor by paths: calls that name them wait for a look at what they name. All that a run can do to
+// Calls that name a path wait for a look at what it names. All that a run can do to
 // the look is to make it useless; nor does a run find out by it what this machine has.
 func TestAttackRootlessRefusedPaths(t *testing.T) {
 	t.Parallel()
@@ -75,11 +75,6 @@ func TestAttackRootlessRefusedPaths(t *testing.T) {
 	names := runs.Output(t, runs.Helper("unruly paths").With(count))
 	require.Equal(t, runs.Output(t, runs.Helper("unruly paths")), names, "the same without")
 	require.LessOrEqual(t, told.Load(), int64(512))
-
-	var calls, took int
-	_, err := fmt.Sscan(runs.Output(t, runs.Helper("flood of paths").With(count)), &calls, &took)
-	require.NoError(t, err)
-	require.LessOrEqual(t, calls, 10000+10*(took+100), "at once, ten for each millisecond, and some leeway")
 }
 
 func init() {
@@ -97,22 +92,6 @@ func init() {
 		time.Sleep(time.Second)
 		fmt.Println(calls.Load(), time.Since(began).Milliseconds())
 		return nil // with calls that wait
-	})
-	testkit.AddHelper("flood of paths", func([]string) error {
-		var calls atomic.Int64
-		began := time.Now()
-		name, _ := unix.BytePtrFromString("/usr/" + strings.Repeat("../usr/", 100))
-		for range 4 {
-			go func() {
-				for {
-					_, _, _ = unix.Syscall(unix.SYS_FACCESSAT, atFDCWD, uintptr(unsafe.Pointer(name)), 0)
-					calls.Add(1)
-				}
-			}()
-		}
-		time.Sleep(time.Second)
-		fmt.Println(calls.Load(), time.Since(began).Milliseconds())
-		return nil
 	})
 	testkit.AddHelper("unruly paths", unrulyPaths)
 	testkit.AddHelper("give set-id bits", func(args []string) error {
