@@ -110,6 +110,7 @@ func TestWorkersKilled(t *testing.T) {
 	}
 	require.Positive(t, n, "no worker was killed")
 	require.Positive(t, later, "no task had to be tried again")
+	testkit.Eventually(t, "all ends are announced", func() bool { return len(ended()) >= len(ids) })
 	for id, n := range ended() {
 		require.Equal(t, 1, n, id)
 	}
