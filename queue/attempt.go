@@ -220,7 +220,9 @@ func (a *attempt) run(ctx context.Context) (r *runRecord, failure error, again b
 	r = runOf(res)
 	out.result(r)
 	if len(a.task.Outputs) > 0 {
-		if r.Outputs, r.Missing, failure = a.w.q.pack(run, scratch.FS(), a.task.Outputs, true); failure != nil {
+		slow, cancel := context.WithTimeoutCause(run, packTime, errSlow)
+		defer cancel()
+		if r.Outputs, r.Missing, failure = a.w.q.pack(slow, scratch.FS(), a.task.Outputs, true); failure != nil {
 			return nil, fmt.Errorf("outputs: %w", full(failure)), true
 		}
 	}

@@ -34,7 +34,12 @@ const (
 	// blobGrace is for how long a blob that nobody refers to is kept, for a task or result that
 	// is about to.
 	blobGrace = time.Hour
+	// packTime is for how long what will refer to blobs may take to be there. A blob that was
+	// not touched, as it was younger than a quarter of blobGrace, is still there then.
+	packTime = blobGrace / 2
 )
+
+var errSlow = fmt.Errorf("the files and what refers to them were not stored within %v", packTime)
 
 var errBlob = errors.New("the content is not what its name says")
 
@@ -84,7 +89,8 @@ func (q *Queue) touchBlob(ctx context.Context, sum []byte, size int64) (bool, er
 		return false, err
 	case err != nil || b.Size != size:
 		return false, nil // somebody wrote nonsense: another upload replaces it
-	case time.Since(m.Time) < blobGrace/4:
+	}
+	if age := time.Since(m.Time); age >= 0 && age < blobGrace/4 {
 		return true, nil
 	}
 	_, err = q.publish(ctx, m.Subject, m.Data, jetstream.WithExpectLastSequencePerSubject(m.Sequence))

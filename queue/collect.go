@@ -27,7 +27,12 @@ func (q *Queue) takeTurn(ctx context.Context) bool {
 // dead letter refers, and which are older than an hour. One of the workers does so every hour.
 func (q *Queue) Collect(ctx context.Context) error {
 	used := map[string]bool{} // names of contents
-	begun := time.Now()       // what refers to contents is written after these
+	// By the servers' clock, as the times of records are.
+	info, err := q.blobs.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("queue: collect: %w", err)
+	}
+	begun := info.TimeStamp
 	// A task becomes a dead letter, or one a task, by being both for a moment.
 	for _, kind := range []string{"dead", "task", "dead"} {
 		stream := map[string]jetstream.Stream{"dead": q.dead, "task": q.tasks}[kind]
@@ -80,13 +85,17 @@ func (q *Queue) forget(ctx context.Context, state *jetstream.RawStreamMsg) error
 
 // remove removes a message, if it is there.
 func (q *Queue) remove(ctx context.Context, s jetstream.Stream, seq uint64) error {
-	err := retry(ctx, func(ctx context.Context) error { return s.DeleteMsg(ctx, seq) })
-	var api *jetstream.APIError
-	// JSSequenceNotFound.
-	if errors.Is(err, jetstream.ErrMsgNotFound) || errors.As(err, &api) && api.ErrorCode == 10043 {
-		return nil
-	}
-	return err
+	return retry(ctx, func(ctx context.Context) error {
+		err := s.DeleteMsg(ctx, seq)
+		if err == nil || unanswered(err) {
+			return err
+		}
+		// The error does not say why.
+		if _, gone := s.GetMsg(ctx, seq); errors.Is(gone, jetstream.ErrMsgNotFound) {
+			return nil
+		}
+		return err
+	})
 }
 
 // mark adds the names of a bundle's contents. A list that can't be read refers to nothing: who has

@@ -67,7 +67,7 @@ func TestWorkersKilled(t *testing.T) {
 	defer cancel()
 	ended := ends(t, q)
 	var tasks []Task
-	for i := range 200 {
+	for i := range 80 {
 		tasks = append(tasks, Task{Command: shell("sleep 0.05; echo " + fmt.Sprint(i)), Key: fmt.Sprint(i), Retry: Retry{Attempts: 50}})
 	}
 	ids, err := q.SubmitAll(ctx, tasks)
@@ -80,7 +80,7 @@ func TestWorkersKilled(t *testing.T) {
 	workers := []*os.Process{startWorker(t, q, 4, ""), startWorker(t, q, 4, "")}
 	go func() {
 		for n := 0; ; n++ {
-			if n == 8 {
+			if n == 3 {
 				<-stop
 			}
 			// A worker takes a while to start: whoever is killed has done some work.
@@ -110,6 +110,7 @@ func TestWorkersKilled(t *testing.T) {
 	}
 	require.Positive(t, n, "no worker was killed")
 	require.Positive(t, later, "no task had to be tried again")
+	testkit.Eventually(t, "all ends are announced", func() bool { return len(ended()) >= len(ids) })
 	for id, n := range ended() {
 		require.Equal(t, 1, n, id)
 	}
@@ -229,7 +230,7 @@ func TestServerKilled(t *testing.T) {
 			time.Sleep(5 * time.Millisecond)
 		}
 	}()
-	for range 3 {
+	for range 2 {
 		time.Sleep(300 * time.Millisecond)
 		require.NoError(t, server.Kill())
 		_, server = serve(t, dir, address)

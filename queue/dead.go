@@ -21,6 +21,9 @@ func (q *Queue) Dead(ctx context.Context) iter.Seq2[Status, error] {
 				return
 			}
 			id := q.idOf("dead", m.Subject)
+			if !validID(id) {
+				continue // not written by this package
+			}
 			r, _, err := q.state(ctx, id)
 			if err != nil {
 				if !yield(Status{ID: id}, fmt.Errorf("queue: %s: %w", id, err)) {
@@ -94,13 +97,7 @@ func (q *Queue) requeue(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	return retry(ctx, func(ctx context.Context) error {
-		err := q.dead.DeleteMsg(ctx, letter.Sequence)
-		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			return nil
-		}
-		return err
-	})
+	return q.remove(ctx, q.dead, letter.Sequence)
 }
 
 // republish stores a task whose message is to have at least the given number, unless it is stored.
@@ -112,7 +109,7 @@ func (q *Queue) republish(ctx context.Context, id string, data []byte, from uint
 		}
 		m, err := q.taskMessage(ctx, id)
 		if err == nil && m.Sequence < from {
-			err = retry(ctx, func(ctx context.Context) error { return q.tasks.DeleteMsg(ctx, m.Sequence) })
+			err = q.remove(ctx, q.tasks, m.Sequence)
 		} else if err == nil {
 			return nil
 		}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"strings"
 	"time"
 )
 
@@ -37,6 +38,7 @@ type entry struct {
 
 const (
 	maxFiles       = 10_000
+	maxName        = 4095 // bytes: PATH_MAX, with its end
 	maxBundleBytes = 1 << 30
 	inlineFile     = 4 << 10
 	inlineBundle   = 64 << 10 // of files' contents, and of the whole list
@@ -85,8 +87,11 @@ func (p *packer) visit(name string, d fs.DirEntry, err error) error {
 	}
 	var left *fs.PathError
 	if err != nil && p.lenient && (errors.As(err, &left) || errors.Is(err, errLeftOut)) {
-		if len(p.missing) < maxOutputs {
-			p.missing = append(p.missing, name)
+		if len(p.missing) < maxOutputs { // as the run named it
+			p.missing = append(p.missing, strings.ToValidUTF8(name[:min(len(name), maxName)], "\ufffd"))
+		}
+		if d != nil && d.IsDir() {
+			return fs.SkipDir
 		}
 		return nil
 	}
@@ -102,6 +107,9 @@ func (p *packer) add(name string, d fs.DirEntry) error {
 		return err
 	}
 	e := entry{Name: name, Mode: info.Mode() & (fs.ModeType | fs.ModePerm), Modified: info.ModTime().UnixNano()}
+	if !validName(name) && name != "." {
+		return fmt.Errorf("%q: a name that can't be: %w", name, errLeftOut)
+	}
 	switch e.Mode.Type() {
 	case 0:
 		if err := p.content(&e); err != nil {
@@ -115,7 +123,7 @@ func (p *packer) add(name string, d fs.DirEntry) error {
 		if e.Link, err = fs.ReadLink(p.fsys, name); err != nil {
 			return err
 		}
-		if !e.leadsInside() {
+		if len(e.Link) > maxName || !e.leadsInside() {
 			return fmt.Errorf("%s: a link to %q: %w", name, e.Link, errLeftOut)
 		}
 	default:
@@ -151,20 +159,31 @@ func (p *packer) content(e *entry) error {
 	return nil
 }
 
-// leadsInside reports whether a link leads to a name in its bundle.
+// validName reports whether a file of a bundle may have the name.
+func validName(name string) bool { return fs.ValidPath(name) && name != "." && len(name) <= maxName }
+
+// leadsInside reports whether a link leads to a name in its bundle. After a name in it there is no
+// "..", which leads somewhere else if that name is a link too.
 func (e *entry) leadsInside() bool {
+	down := false
+	for part := range strings.SplitSeq(e.Link, "/") {
+		if part == ".." && down {
+			return false
+		}
+		down = down || part != ".." && part != "." && part != ""
+	}
 	return e.Link != "" && !path.IsAbs(e.Link) && fs.ValidPath(path.Join(path.Dir(e.Name), e.Link))
 }
 
 // check reports what is wrong with an entry, whoever wrote it.
 func (e *entry) check() error {
-	ok := fs.ValidPath(e.Name) && e.Name != "." && len(e.Name) < 4096 && e.Mode&^(fs.ModeType|fs.ModePerm) == 0
+	ok := validName(e.Name) && e.Mode&^(fs.ModeType|fs.ModePerm) == 0
 	switch e.Mode.Type() {
 	case 0:
 		ok = ok && e.Size >= 0 && (e.Sum == nil && int64(len(e.Data)) == e.Size || len(e.Sum) == 32 && e.Data == nil)
 	case fs.ModeDir:
 	case fs.ModeSymlink:
-		ok = ok && len(e.Link) < 4096 && e.leadsInside()
+		ok = ok && len(e.Link) <= maxName && e.leadsInside()
 	default:
 		ok = false
 	}

@@ -5,11 +5,13 @@ package queue
 import (
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox/internal/testkit"
@@ -37,7 +39,7 @@ func TestAttackRecords(t *testing.T) {
 			r.Retry.Attempts = 1
 		}
 	}
-	for name, data := range map[string][]byte{
+	hostile := map[string][]byte{
 		"garbage": []byte("\xff\x00garbage"),
 		"empty":   nil,
 		"deep":    []byte(strings.Repeat("\x81", 1000)),
@@ -49,26 +51,72 @@ func TestAttackRecords(t *testing.T) {
 		"up":      record(files(entry{Name: "../up", Mode: 0o644})),
 		"root":    record(files(entry{Name: "/etc/x", Mode: 0o644})),
 		"link":    record(files(entry{Name: "a", Mode: fs.ModeSymlink, Link: "../.."}, entry{Name: "a/b", Mode: 0o644})),
+		"through": record(files(entry{Name: "s", Mode: fs.ModeSymlink, Link: "."}, entry{Name: "a", Mode: fs.ModeSymlink, Link: "s/s/../../x"})),
+		"bytes":   record(func(r *taskRecord) { r.Command = []string{"\xff"} }),
 		"twice":   record(files(entry{Name: "a", Mode: 0o644}, entry{Name: "a", Mode: 0o644})),
 		"device":  record(files(entry{Name: "a", Mode: fs.ModeDevice})),
 		"setuid":  record(files(entry{Name: "a", Mode: fs.ModeSetuid | 0o755})),
 		"size":    record(files(entry{Name: "a", Size: 1 << 50, Sum: make([]byte, 32)})),
 		"lie":     record(files(entry{Name: "a", Size: 1, Data: []byte("much more")})),
 		"lost":    record(files(entry{Name: "a", Size: 1, Sum: make([]byte, 32)})),
-	} {
+	}
+	for name, data := range hostile {
 		put("task", "default.high."+name, data)
 	}
+	put("task", "default.high.\x1b[31m", nil)
 	// A task of a newer version waits for a worker that knows it.
 	put("task", "default.high.newer", []byte{0xa1, 0x00, 0x18, 0x63})
 	good := submit(t, q, Task{Command: shell("echo good")})
 	work(t, q)
 	require.Equal(t, "good", text(mustWait(t, q, good).Stdout))
-	for _, name := range []string{"garbage", "empty", "deep", "huge", "version", "command", "outputs", "retries", "up", "root", "link", "twice", "device", "setuid", "size", "lie", "lost"} {
+	for name := range hostile {
 		_, err := q.Wait(ctx, "default.high."+name)
 		require.ErrorIs(t, err, ErrDead, name)
 	}
 	_, err := q.Status(ctx, "default.high.newer")
 	require.ErrorIs(t, err, errNewer)
+	for s, err := range q.List(ctx) {
+		require.NoError(t, err)
+		require.True(t, validID(s.ID), "%q", s.ID)
+	}
+}
+
+// Names and links that a run leaves do not make its result unreadable, and lead nowhere else.
+func TestAttackNames(t *testing.T) {
+	q := open(t)
+	work(t, q)
+	id := submit(t, q, Task{Outputs: []string{"r"}, Command: shell(`mkdir r && cd r && echo good > good && ln -s ../r/good in && ln -s . s && ln -s s/s/s/../../../../x out &&
+		bad=$(printf '\377') && echo > "$bad" && mkdir "d$bad" && echo > "d$bad/f" && ln -s "$bad" l &&
+		n=$(printf %0200d 0) && p=$n/$n/$n/$n/$n/$n/$n/$n/$n/$n/$n/$n && mkdir -p a/$p b/$p && echo > b/$p/f && cd a/$p && mv /work/r/b .`)})
+	res, err := q.Wait(testkit.Deadline(t), id)
+	require.NoError(t, err, "%s", res.Stderr)
+	require.Contains(t, res.Missing, "r/out")
+	require.Contains(t, res.Missing, "r/l")
+	require.Contains(t, res.Missing, "r/\ufffd")
+	require.Contains(t, res.Missing, "r/d\ufffd")
+	require.Len(t, res.Missing, 5, "and one that is too long")
+	to := filepath.Join(t.TempDir(), "to")
+	require.NoError(t, os.CopyFS(to, res.Outputs))
+	require.NoError(t, filepath.WalkDir(to, func(name string, _ fs.DirEntry, err error) error {
+		require.NoError(t, err)
+		real, err := filepath.EvalSymlinks(name)
+		require.NoError(t, err)
+		require.True(t, strings.HasPrefix(real, to), "%s leads to %s", name, real)
+		return nil
+	}))
+	got, err := os.ReadFile(to + "/r/in")
+	require.NoError(t, err)
+	require.Equal(t, "good\n", string(got))
+}
+
+// A server's lease that would overflow, or kill this process at once, is refused.
+func TestAttackLease(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	_, err := q.tasks.CreateConsumer(ctx, jetstream.ConsumerConfig{Durable: "default-normal", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 1 << 62})
+	require.NoError(t, err)
+	_, err = q.consumer(ctx, "default", Normal)
+	require.ErrorContains(t, err, "lease")
 }
 
 // What is read is what its name says, or an error.

@@ -39,6 +39,11 @@ func (w *Worker) hold(ctx context.Context, id string, p pulled) *lease {
 	if w.q.live[id] || clockNow() >= p.asked+p.lease/2 {
 		return nil
 	}
+	// Before anything of it lives.
+	if err := w.fence.hold(id, p.asked+p.lease*3/4); err != nil {
+		w.log.Warn("no task can be held", "error", err)
+		return nil
+	}
 	w.q.live[id] = true
 	l := &lease{w: w, id: id, m: p.m, length: p.lease, ended: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
@@ -66,10 +71,6 @@ func (l *lease) close() {
 func (l *lease) keep(last time.Duration) {
 	defer close(l.ended)
 	for {
-		if err := l.w.fence.hold(l.id, last+l.length*3/4); err != nil {
-			l.cancel(err)
-			return
-		}
 		asked := clockNow()
 		left := last + l.length/2 - asked
 		if left <= 0 {
@@ -79,6 +80,10 @@ func (l *lease) keep(last time.Duration) {
 		wait := l.length / 5
 		if err := l.renew(min(left, wait)); err == nil {
 			last = asked
+			if err := l.w.fence.hold(l.id, last+l.length*3/4); err != nil {
+				l.cancel(err)
+				return
+			}
 			l.look()
 		} else {
 			wait = min(wait, l.length/20)

@@ -116,7 +116,11 @@ func (q *Queue) URL() string {
 	if q.config.listen == "" {
 		return ""
 	}
-	return "nats://" + q.config.token + "@" + q.embedded.Addr().String()
+	scheme := "nats://"
+	if q.config.serverTLS != nil {
+		scheme = "tls://"
+	}
+	return scheme + q.config.token + "@" + q.embedded.Addr().String()
 }
 
 // shared reports whether workers of other processes may have the same tasks.
@@ -224,6 +228,9 @@ func (q *Queue) consumer(ctx context.Context, class string, p Priority) (jetstre
 	}
 	if err != nil {
 		return nil, fmt.Errorf("consumer %s: %w", name, err)
+	}
+	if lease := c.CachedInfo().Config.AckWait; lease < minLease || lease > maxLease {
+		return nil, fmt.Errorf("consumer %s: its lease is %v: it was not made by this package", name, lease)
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()

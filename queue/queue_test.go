@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -94,6 +95,7 @@ func TestFiles(t *testing.T) {
 	left, err := q.blobs.Info(ctx)
 	require.NoError(t, err)
 	require.Zero(t, left.State.Msgs)
+	require.NoError(t, q.remove(ctx, q.blobs, 1), "somebody else has removed it")
 }
 
 func TestInputsThatCannotBe(t *testing.T) {
@@ -102,9 +104,12 @@ func TestInputsThatCannotBe(t *testing.T) {
 	require.NoError(t, os.Symlink("/etc/passwd", filepath.Join(dir, "link")))
 	_, err := q.Submit(testkit.Deadline(t), Task{Command: shell("true"), Inputs: os.DirFS(dir)})
 	require.ErrorIs(t, err, errLeftOut)
+	_, err = q.Submit(testkit.Deadline(t), Task{Command: shell("true"), Inputs: fstest.MapFS{"\xff": {Mode: fs.ModeDir | 0o755}}})
+	require.Error(t, err)
 	var option *sandbox.OptionError
 	for _, task := range []Task{{}, {Command: shell(":"), Class: "A.b"}, {Command: shell(":"), Outputs: []string{"../x"}}, {Command: shell(":"), Dir: "../x"}, {Command: shell(":"), Priority: 7},
-		{Command: shell(":"), Limits: Limits{Memory: -1}}, {Command: shell(":"), Retry: Retry{Attempts: 1000}}, {Command: shell(":"), Stdin: make([]byte, maxStdin+1)}} {
+		{Command: shell(":"), Limits: Limits{Memory: -1}}, {Command: shell(":"), Retry: Retry{Attempts: 1000}}, {Command: shell(":"), Stdin: make([]byte, maxStdin+1)},
+		{Command: []string{"\xff"}}, {Command: slices.Repeat([]string{"a"}, maxElements+1)}} {
 		_, err := q.Submit(testkit.Deadline(t), task)
 		require.ErrorAs(t, err, &option, "%+v", task.Class)
 	}

@@ -20,7 +20,7 @@ func (q *Queue) startServer() error {
 	}
 	unlock, err := lockDir(filepath.Join(c.dir, "lock"))
 	if err != nil {
-		return wrong("queue.Dir", "%s: another process has it (%w): connect to that one by the URL of its Listen", c.dir, err)
+		return wrong("queue.Dir", "%s can't be locked: %w: if another process has it, connect to that one by the URL of its Listen", c.dir, err)
 	}
 	q.unlock = unlock
 	o := &server.Options{ServerName: "sandbox-queue", DontListen: true, JetStream: true, StoreDir: filepath.Join(c.dir, "jetstream"), NoSigs: true, NoLog: true,

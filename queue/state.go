@@ -218,6 +218,9 @@ func (q *Queue) List(ctx context.Context) iter.Seq2[Status, error] {
 				return
 			}
 			id := q.idOf("state", m.Subject)
+			if !validID(id) {
+				continue // not written by this package
+			}
 			started[id] = true
 			if r, err := decode[stateRecord](m.Data); err == nil {
 				all = append(all, statusOf(id, r))
@@ -230,7 +233,7 @@ func (q *Queue) List(ctx context.Context) iter.Seq2[Status, error] {
 				yield(Status{}, err)
 				return
 			}
-			if id := q.idOf("task", m.Subject); !started[id] && !yield(Status{ID: id, State: Waiting, At: m.Time}, nil) {
+			if id := q.idOf("task", m.Subject); validID(id) && !started[id] && !yield(Status{ID: id, State: Waiting, At: m.Time}, nil) {
 				return
 			}
 		}

@@ -16,7 +16,8 @@ var ErrFull = errors.New("the queue is full")
 // Submit stores a task, and its inputs before, and returns its id. When it has returned without an
 // error the task is stored durably: docs/QUEUE.md says what that means. After an error the task may
 // be stored nevertheless, as when the answer got lost; Submit of a task with a Key may be repeated
-// until it succeeds. While no server answers, Submit waits for one until ctx ends.
+// until it succeeds. While no server answers, Submit waits for one until ctx ends, with Inputs for
+// half an hour at most.
 //
 // What is wrong with the task is an *sandbox.OptionError.
 func (q *Queue) Submit(ctx context.Context, t Task) (id string, err error) {
@@ -26,6 +27,9 @@ func (q *Queue) Submit(ctx context.Context, t Task) (id string, err error) {
 	}
 	id = t.id()
 	if t.Inputs != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, packTime, errSlow)
+		defer cancel()
 		if r.Inputs, _, err = q.pack(ctx, t.Inputs, []string{"."}, false); err != nil {
 			return "", fmt.Errorf("queue: inputs: %w", full(err))
 		}

@@ -9,6 +9,7 @@ import (
 	"path"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Task is a command that is to run somewhere. It says what a submitter may say; what else a run may
@@ -180,10 +181,11 @@ func (t *Task) record(now time.Time) (*taskRecord, error) {
 
 // check reports what is wrong with a task, whoever wrote it.
 func (r *taskRecord) check() error {
-	words := len(r.Dir)
+	words, valid := len(r.Dir), utf8.ValidString(r.Dir)
 	for _, s := range [][]string{r.Command, r.Env, r.Outputs} {
 		for _, w := range s {
 			words += len(w) + 1
+			valid = valid && utf8.ValidString(w)
 		}
 	}
 	l, again := r.Limits, r.Retry
@@ -192,6 +194,10 @@ func (r *taskRecord) check() error {
 		return wrong("Task.Command", "there is none")
 	case words > maxWords:
 		return wrong("Task.Command", "with Env, Dir and Outputs it is %d bytes, more than %d: put some in a file of Inputs", words, maxWords)
+	case max(len(r.Command), len(r.Env)) > maxElements:
+		return wrong("Task.Command", "it or Env has more than %d words: put some in a file of Inputs", maxElements)
+	case !valid:
+		return wrong("Task.Command", "it, Env, Dir or Outputs is not UTF-8: put such words in a file of Inputs")
 	case len(r.Stdin) > maxStdin:
 		return wrong("Task.Stdin", "%d bytes, more than %d: use a file of Inputs", len(r.Stdin), maxStdin)
 	case len(r.Outputs) > maxOutputs:

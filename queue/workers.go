@@ -40,11 +40,12 @@ func (q *Queue) Workers(ctx context.Context) iter.Seq2[WorkerStatus, error] {
 				yield(WorkerStatus{}, err)
 				return
 			}
+			name := strings.TrimPrefix(m.Subject, q.config.name+".worker.")
 			r, err := decode[workerRecord](m.Data)
-			if err != nil {
+			if err != nil || !namePattern(name) {
 				continue // written by another version, or by no worker
 			}
-			s := WorkerStatus{Name: strings.TrimPrefix(m.Subject, q.config.name+".worker."), Host: r.Host, PID: r.PID, Classes: r.Classes, Slots: r.Slots, Running: r.Running,
+			s := WorkerStatus{Name: name, Host: r.Host, PID: r.PID, Classes: r.Classes, Slots: r.Slots, Running: r.Running,
 				System: r.System, At: m.Time}
 			if !yield(s, nil) {
 				return

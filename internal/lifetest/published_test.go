@@ -21,18 +21,21 @@ import (
 )
 
 // TestPublished publishes this repository's modules in a module proxy, in the version in which they
-// require each other. Another module then requires them from there, and both commands are
+// require each other. Another module then requires them from there, and the commands are
 // installed.
 func TestPublished(t *testing.T) {
 	testkit.Need(t, "time to build programs")
 	p := newProxy(t)
 	version := p.requiredVersion(t, "../../image/go.mod")
 	p.publish(t, rootModule, version, "../..")
-	p.publish(t, rootModule+"/image", version, "../../image")
+	for _, m := range []string{"image", "queue"} {
+		require.Equal(t, version, p.requiredVersion(t, "../../"+m+"/go.mod"))
+		p.publish(t, rootModule+"/"+m, version, "../../"+m)
+	}
 
 	foreign := t.TempDir()
 	require.NoError(t, os.CopyFS(foreign, os.DirFS("testdata/foreign")))
-	mod := fmt.Sprintf("module example.com/foreign\n\ngo 1.26\n\nrequire (\n\t%s %s\n\t%s/image %s\n)\n", rootModule, version, rootModule, version)
+	mod := fmt.Sprintf("module example.com/foreign\n\ngo 1.26\n\nrequire (\n\t%[1]s %[2]s\n\t%[1]s/image %[2]s\n\t%[1]s/queue %[2]s\n)\n", rootModule, version)
 	require.NoError(t, os.WriteFile(filepath.Join(foreign, "go.mod"), []byte(mod), 0o600))
 	p.run(t, foreign, "build", "-o", "foreign", ".")
 	prints(t, "in a sandbox\n", command(t, filepath.Join(foreign, "foreign")))
@@ -43,6 +46,8 @@ func TestPublished(t *testing.T) {
 		require.NoError(t, err, "%s", out)
 		require.True(t, strings.HasPrefix(string(out), "sandbox "+version+", "), "%s", out)
 	}
+	p.run(t, t.TempDir(), "install", rootModule+"/queue/cmd/sandbox-queue@"+version)
+	require.NoError(t, command(t, filepath.Join(p.dir, "bin", "sandbox-queue"), "serve", "-h").Run())
 }
 
 const rootModule = "github.com/cellkit/sandbox"
@@ -70,7 +75,7 @@ func newProxy(t *testing.T) *proxy {
 		"GOFLAGS=-mod=mod -modcacherw -trimpath -buildvcs=false", "GOWORK=off", "GOSUMDB=off", "GOVCS=*:off", "GOPRIVATE=", "CGO_ENABLED=1",
 		// The go command also looks for modules with the names of these packages. It asks
 		// no proxy for them, so no answer gets in the way.
-		"GONOPROXY="+rootModule+"/cmd,"+rootModule+"/image/cmd")
+		"GONOPROXY="+rootModule+"/cmd,"+rootModule+"/image/cmd,"+rootModule+"/queue/cmd")
 	return p
 }
 

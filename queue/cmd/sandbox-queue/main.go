@@ -24,6 +24,7 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/pool"
@@ -81,7 +82,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, stderr io.Writer
 	}
 	e := &env{ctx: ctx, in: in, out: out, err: stderr, flags: flag.NewFlagSet("sandbox-queue "+args[0], flag.ContinueOnError)}
 	e.flags.SetOutput(stderr)
-	e.flags.StringVar(&e.url, "url", os.Getenv("SANDBOX_QUEUE_URL"), "the queue's URL")
+	e.flags.StringVar(&e.url, "url", os.Getenv("SANDBOX_QUEUE_URL"), "the queue's URL. Others see arguments: one with a token is better in the variable")
 	e.flags.BoolVar(&e.json, "json", false, "print JSON, one object a line")
 	err := commands[args[0]](e, args[1:])
 	if e.opened != nil {
@@ -99,11 +100,21 @@ func run(ctx context.Context, args []string, in io.Reader, out, stderr io.Writer
 	case errors.As(err, &exit) && !errors.Is(err, queue.ErrDead) && exit.ExitCode > 0:
 		return exit.ExitCode
 	}
-	fmt.Fprintln(stderr, "sandbox-queue:", err)
+	fmt.Fprintln(stderr, "sandbox-queue:", plain(err.Error()))
 	if errors.As(err, &misuse) {
 		return misused
 	}
 	return failed
+}
+
+// plain returns a text that others wrote without what a terminal may obey.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 var errUsage = errors.New("wrong usage")
@@ -369,7 +380,7 @@ func tasks(e *env, args []string, of func(*queue.Queue) iter.Seq2[queue.Status, 
 		return err
 	}
 	return table(e, of(q), "ID\tSTATE\tATTEMPT\tWORKER\tSINCE\tWHY", func(s queue.Status) string {
-		return fmt.Sprintf("%s\t%v\t%d\t%s\t%s\t%q", s.ID, s.State, s.Attempt, s.Worker, s.At.Format(time.DateTime), s.Text)
+		return fmt.Sprintf("%s\t%v\t%d\t%s\t%s\t%q", s.ID, s.State, s.Attempt, plain(s.Worker), s.At.Format(time.DateTime), s.Text)
 	})
 }
 

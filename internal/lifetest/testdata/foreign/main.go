@@ -1,4 +1,4 @@
-// Command foreign is a program of another author that requires both modules.
+// Command foreign is a program of another author that requires the modules.
 package main
 
 import (
@@ -10,11 +10,15 @@ import (
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/image"
+	"github.com/cellkit/sandbox/queue"
 )
 
 func main() {
 	ctx := context.Background()
 	if _, err := image.Open(ctx, "./no-such-image"); !errors.Is(err, fs.ErrNotExist) {
+		log.Fatal(err)
+	}
+	if _, err := queue.Open(ctx, "", queue.Lease(0)); !errors.As(err, new(*sandbox.OptionError)) {
 		log.Fatal(err)
 	}
 	out, err := sandbox.New(sandbox.WithCommand("echo", "in a sandbox")).Output(ctx)
