@@ -18,9 +18,10 @@
 // # How it works
 //
 // The first run of a process boots a cell: a container that holds nothing but a small copy of this
-// program, the fork server. libcontainer makes it, or in a program without cgo this package. Every run is a clone of the fork server, in
-// fresh namespaces nested in the cell's. A run costs the same however large this process is, and
-// whatever happens to this process, nothing of a run outlives it.
+// program, the fork server. libcontainer makes it, or in a program without cgo this package. Every
+// run is a clone of the fork server, in fresh namespaces nested in the cell's. A run costs the same
+// however large this process is, and whatever happens to this process, nothing of a run outlives
+// it.
 //
 // # What it needs
 //

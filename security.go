@@ -90,8 +90,8 @@ type Refusal struct {
 //
 // A call that a signal interrupts meanwhile fails with EINTR if its handler has no SA_RESTART. A
 // run can't have another seccomp listener: EBUSY. A filter of its own that returns
-// SECCOMP_RET_TRACE is passed over for calls with a path. Calls for which a profile ends the process
-// are not reported.
+// SECCOMP_RET_TRACE is passed over for calls with a path. Calls for which a profile ends the
+// process are not reported.
 //
 // Default, and nil: none, which costs nothing. A profile of WithSeccomp must allow sendmsg and
 // close.

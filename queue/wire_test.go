@@ -33,10 +33,10 @@ func FuzzDecode(f *testing.F) {
 	add(encode(&logRecord{Version: version, Data: []byte("line\n")}))
 	add(encode(&blobRecord{Version: version, Upload: "u", Size: 1}))
 	add(encode(&workerRecord{Version: version, Classes: []string{"default"}}))
-	f.Add([]byte{0xbf, 0x00, 0x01, 0xff})                                           // of indefinite length
-	f.Add([]byte{0xa1, 0x00, 0x1b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}) // a version of 2^64-1
-	f.Add([]byte{0xa2, 0x00, 0x01, 0x00, 0x01})                                     // twice the same key
-	f.Add([]byte("\xa2\x00\x01\x01\x9b\x7f\xff\xff\xff\xff\xff\xff\xff"))           // an array that would be huge
+	f.Add([]byte{0xbf, 0x00, 0x01, 0xff})                                           // no end
+	f.Add([]byte{0xa1, 0x00, 0x1b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}) // 2^64-1
+	f.Add([]byte{0xa2, 0x00, 0x01, 0x00, 0x01})                                     // twice
+	f.Add([]byte("\xa2\x00\x01\x01\x9b\x7f\xff\xff\xff\xff\xff\xff\xff"))           // huge
 	f.Add([]byte("\xa2\x00\x01\x06" + strings.Repeat("\xa1\x01", 20) + "\x00"))     // deep
 	f.Add([]byte{0xa2, 0x00, 0x01, 0x07, 0x61, 0xff})                               // no UTF-8
 	f.Add([]byte{0xc1, 0xa1, 0x00, 0x01})                                           // a tag

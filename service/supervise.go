@@ -140,7 +140,7 @@ func (a *attempt) await() error {
 			a.becomeReady()
 			return nil
 		}
-		if errors.As(err, new(*sandbox.OptionError)) { // of Command: another time it is as wrong
+		if errors.As(err, new(*sandbox.OptionError)) { // Command's, as wrong next time
 			return fmt.Errorf("%s: %w", a.left[0].what, err)
 		}
 		if a.left[0].re == nil {

@@ -1,8 +1,8 @@
 package cli
 
 // The flags of "sandbox run", some of which "sandbox exec" has too. Every flag becomes an option of
-// the library. parse.go parses command lines; values.go, paths.go, networks.go and wall.go the flags'
-// values.
+// the library. parse.go parses command lines; values.go, paths.go, networks.go and wall.go the
+// flags' values.
 
 import (
 	"fmt"

@@ -1,7 +1,7 @@
 package cli
 
-// The output of -json: one object, or of "sandbox ps" an array of such, whose names don't change. Times are in nanoseconds, sizes in
-// bytes.
+// The output of -json: one object, or of "sandbox ps" an array of such, whose names don't change.
+// Times are in nanoseconds, sizes in bytes.
 
 import (
 	"encoding/json"

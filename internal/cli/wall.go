@@ -1,7 +1,7 @@
 package cli
 
-// -wall: another container runtime makes the cell. A cell of the caller's takes what some options of
-// a run say of their cell from options of its own.
+// -wall: another container runtime makes the cell. A cell of the caller's takes what some options
+// of a run say of their cell from options of its own.
 
 import (
 	"context"

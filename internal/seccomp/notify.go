@@ -180,8 +180,8 @@ func Refuse(listener int, id uint64, errno unix.Errno) error {
 }
 
 // Continue lets the call of a notification pass (Linux 5.5). That is safe only if what the filter
-// returns for the call's registers, as they are in the notification, is ALLOW: the registers stay as
-// they are until the call is made, while memory does not.
+// returns for the call's registers, as they are in the notification, is ALLOW: the registers stay
+// as they are until the call is made, while memory does not.
 func Continue(listener int, id uint64) error {
 	return respond(listener, response{id: id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE})
 }

@@ -88,8 +88,8 @@ func TestListener(t *testing.T) {
 	<-results
 }
 
-// What a notifying filter lets pass by itself, the filter allows, and so it does what is asked about
-// and passes on. It never lets a second listener in.
+// What a notifying filter lets pass by itself, the filter allows, and so it does what is asked
+// about and passes on. It never lets a second listener in.
 func TestNotifying(t *testing.T) {
 	a, err := archFor(runtime.GOARCH)
 	require.NoError(t, err)

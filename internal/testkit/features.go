@@ -116,7 +116,7 @@ var features = map[string]feature{
 	"systemd-nspawn":                     {found("systemd-nspawn"), "host"},
 	"lxc":                                {found("lxc-start"), "host"},
 	"gcc":                                {found("gcc"), "ROOT USER"},
-	"PostgreSQL":                         {postgres, ""}, // 50 MB, which no configuration installs
+	"PostgreSQL":                         {postgres, ""}, // none installs its 50 MB
 	"python3":                            {found("python3"), "ROOT USER"},
 	"a static busybox":                   {found("busybox"), "ROOT USER"},
 	"root's power over networks":         {func() bool { return AsRoot() && Effective(unix.CAP_NET_ADMIN) }, "ROOT docker-privileged"},

@@ -1,5 +1,5 @@
-// Command vmtest runs the tests of this module, and of those in image and queue, on the machine at hand and
-// in QEMU guests.
+// Command vmtest runs the tests of this module, and of those in image and queue, on the machine at
+// hand and in QEMU guests.
 //
 //	go run ./internal/vmtest [-pkg pattern] [-run regexp] [-v] [configuration...]
 //

@@ -173,7 +173,7 @@ func work(e *env, args []string) error {
 		return err
 	}
 	p := pool.New(sandbox.New(), max(*slots, 1))
-	defer func() { _ = p.Close(context.WithoutCancel(e.ctx)) }() // it fails with its context alone
+	defer func() { _ = p.Close(context.WithoutCancel(e.ctx)) }() // its context's error
 	return queue.NewWorker(q, p, queue.Slots(*slots), queue.Classes(strings.Split(*classes, ",")...)).Run(e.ctx)
 }
 
