@@ -81,10 +81,11 @@ type guarded struct {
 	had []string
 }
 
-func (g *guarded) serve(t *testing.T, address string) {
+// serve returns the port.
+func (g *guarded) serve(t *testing.T, address string) int {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return // not one of this machine's
+		return 0 // not one of this machine's
 	}
 	t.Cleanup(func() { l.Close() })
 	go func() {
@@ -100,6 +101,7 @@ func (g *guarded) serve(t *testing.T, address string) {
 			conn.Close()
 		}
 	}()
+	return l.Addr().(*net.TCPAddr).Port
 }
 
 // Names that lead to what is not the internet's, in all the ways in which a name server can say it,
