@@ -168,11 +168,12 @@ func (f *flow) send(b []byte) {
 
 // pass sends a datagram to the other side. f.mu must be held.
 func (f *flow) pass(b []byte) {
-	if p := f.pinger; p != nil {
-		b = echo(p.family, echoTypes[p.family][0], p.id, b)
+	n := len(b)
+	if f.pinger != nil {
+		b = f.pinger.request(b)
 	}
-	if f.m.sent.try(len(b)) && now(f.far, func(fd int) error { return unix.Sendto(fd, b, unix.MSG_DONTWAIT, nil) }) {
-		f.conn.Sent += int64(len(b))
+	if f.m.sent.try(n) && now(f.far, func(fd int) error { return unix.Sendto(fd, b, unix.MSG_DONTWAIT, nil) }) {
+		f.conn.Sent += int64(n)
 	}
 }
 

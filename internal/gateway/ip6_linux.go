@@ -16,12 +16,14 @@ import (
 // rules of routing take from each run's interface its own address alone. The kernel's first rule is
 // before them and can't be removed everywhere (FIB_RULE_PERMANENT), so its table, of what is local
 // by itself, has link-local and multicast addresses alone, and what arrives there is dropped
-// (sender).
+// (sender). The gateway's link-local address has no prefix: with that it would look for neighbours
+// that a run makes up, of which there may be as many on the whole machine as in one namespace
+// (gc_thresh3).
 
 var (
 	everywhere = netip.MustParsePrefix("::/0")
-	gateway6   = in6(nameRange.Addr())               // stands for no name, and is in no rule of Reaches
-	linkLocal  = netip.MustParsePrefix("fe80::1/64") // the gateway's, on every link
+	gateway6   = in6(nameRange.Addr())                // stands for no name, and is in no rule of Reaches
+	linkLocal  = netip.MustParsePrefix("fe80::1/128") // the gateway's, on every link
 )
 
 // The order of IPv6's rules, after those of Reaches.

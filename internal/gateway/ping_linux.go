@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -136,14 +137,22 @@ func checksum(b []byte) uint16 {
 type pinger struct {
 	datagramConn
 	family int
-	raw    bool   // which gets the answers to others, too
+	raw    bool
 	id     uint16 // that the kernel replaces if it is not raw
+	// mark is at the end of what a raw socket sends, as it gets the answers to others, too,
+	// and of ids there are too few to tell them apart.
+	mark []byte
+}
+
+// request returns what to send for a request of the run.
+func (p *pinger) request(b []byte) []byte {
+	return echo(p.family, echoTypes[p.family][0], p.id, slices.Concat(b, p.mark))
 }
 
 // passed returns what the address has answered, with the id and the family of the run, or nil.
 func (p *pinger) passed(b []byte, family int, id uint16) []byte {
-	b = message(p.family, p.raw, b)
-	if len(b) < echoHead || b[0] != echoTypes[p.family][1] || p.raw && binary.BigEndian.Uint16(b[4:]) != p.id {
+	b, own := bytes.CutSuffix(message(p.family, p.raw, b), p.mark)
+	if !own || len(b) < echoHead || b[0] != echoTypes[p.family][1] {
 		return nil
 	}
 	return echo(family, echoTypes[family][1], id, b)
@@ -194,6 +203,9 @@ func newPinger(to netip.Addr) (*pinger, error) {
 		return nil, err
 	}
 	p.raw, p.datagramConn = raw, conn.(datagramConn)
+	if raw {
+		p.mark = binary.NativeEndian.AppendUint64(nil, rand.Uint64())
+	}
 	return p, nil
 }
 

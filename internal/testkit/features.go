@@ -225,7 +225,7 @@ func onDisk(path string) bool {
 // as a module.
 func tproxy() bool {
 	built, _ := exec.Command("zcat", "/proc/config.gz").Output()
-	return bytes.Contains(built, []byte("CONFIG_NFT_TPROXY=y")) || exec.Command("modprobe", "-n", "nft_tproxy").Run() == nil
+	return bytes.Contains(built, []byte("CONFIG_NFT_TPROXY=y")) || exec.Command("/sbin/modprobe", "-n", "nft_tproxy").Run() == nil
 }
 
 // pings reports whether this process may ping.

@@ -81,10 +81,11 @@ type guarded struct {
 	had []string
 }
 
-func (g *guarded) serve(t *testing.T, address string) {
+// serve returns the port.
+func (g *guarded) serve(t *testing.T, address string) int {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		return // not one of this machine's
+		return 0 // not one of this machine's
 	}
 	t.Cleanup(func() { l.Close() })
 	go func() {
@@ -100,6 +101,7 @@ func (g *guarded) serve(t *testing.T, address string) {
 			conn.Close()
 		}
 	}()
+	return l.Addr().(*net.TCPAddr).Port
 }
 
 // Names that lead to what is not the internet's, in all the ways in which a name server can say it,
@@ -171,6 +173,10 @@ func seizeNetwork([]string) error {
 	}
 	if s6, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM, 0); err == nil {
 		must("IPV6_TRANSPARENT", unix.SetsockoptInt(s6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1), unix.EPERM)
+		must("extension headers", unix.SetsockoptString(s6, unix.SOL_IPV6, unix.IPV6_HOPOPTS, "\x00\x00\x01\x04\x00\x00\x00\x00"), unix.EPERM)
+		_, err = unix.Socket(unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_ICMPV6) // neighbour discovery
+		must("raw socket of IPv6", err, unix.EPERM)
+		must("/proc/sys of IPv6", os.WriteFile("/proc/sys/net/ipv6/conf/eth0/accept_ra", []byte("2"), 0), unix.EROFS, unix.EACCES)
 	}
 	must("IP_TRANSPARENT", unix.SetsockoptInt(s, unix.SOL_IP, unix.IP_TRANSPARENT, 1), unix.EPERM)
 	must("SO_MARK", unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_MARK, 1), unix.EPERM)
@@ -185,12 +191,13 @@ func seizeNetwork([]string) error {
 	must("promiscuous", unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, ifreq), unix.EPERM)
 	must("/proc/sys", os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0), unix.EROFS, unix.EACCES)
 	must("a rule of netfilter", unix.SetsockoptString(s, unix.SOL_IP, 64 /* IPT_SO_SET_REPLACE */, strings.Repeat("x", 128)), unix.EPERM, unix.ENOPROTOOPT)
-	must("routes", netlinkRequest(unix.RTM_DELROUTE), unix.EPERM)
+	must("routes", netlinkRequest(unix.AF_INET, unix.RTM_DELROUTE), unix.EPERM)
+	must("routes of IPv6", netlinkRequest(unix.AF_INET6, unix.RTM_DELROUTE), unix.EPERM)
 	return errors.Join(errs...)
 }
 
 // netlinkRequest asks for a change of the default route.
-func netlinkRequest(kind uint16) error {
+func netlinkRequest(family byte, kind uint16) error {
 	s, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
@@ -198,7 +205,7 @@ func netlinkRequest(kind uint16) error {
 	defer unix.Close(s)
 	b := make([]byte, unix.SizeofNlMsghdr+unix.SizeofRtMsg)
 	b[0], b[4], b[5], b[6] = byte(len(b)), byte(kind), byte(kind>>8), unix.NLM_F_REQUEST|unix.NLM_F_ACK
-	b[16], b[20] = unix.AF_INET, unix.RT_TABLE_MAIN
+	b[16], b[20] = family, unix.RT_TABLE_MAIN
 	if err := unix.Sendto(s, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
