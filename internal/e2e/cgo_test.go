@@ -67,7 +67,7 @@ func TestWithoutCgo(t *testing.T) {
 	require.Equal(t, 137, status, "out of memory")
 	out, err := exec.CommandContext(testkit.Deadline(t), program, "check").CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	require.Regexp(t, "(?m)^cell +yes +as root, made by own$", string(out))
+	require.Regexp(t, "(?m)^cell +yes +as root, made by builtin$", string(out))
 }
 
 // TestScratchContainer runs the command line where there is no other file, as in a container FROM
