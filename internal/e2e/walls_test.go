@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -280,6 +281,57 @@ func TestWallsKilledHost(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A host process that is killed at any moment of the boot leaves nothing either, though the next
+// cell is made at once, while the runtime may still be at work.
+func TestWallsKilledBoot(t *testing.T) {
+	testkit.Need(t, "a whole machine's root")
+	for _, name := range append([]string{"libcontainer", "builtin"}, walls...) {
+		t.Run(name, func(t *testing.T) {
+			if slices.Contains(walls, name) {
+				testkit.Need(t, name)
+			}
+			for range 3 {
+				mark := testkit.ALongTime()
+				host := testkit.HelperCommand(context.Background(), "walled", name, mark)
+				require.NoError(t, host.Start())
+				moment := rand.N(400 * time.Millisecond)
+				time.Sleep(moment)
+				id := cellOf(host.Process.Pid)
+				require.NoError(t, host.Process.Kill())
+				_ = host.Wait()
+				if id == "" {
+					id = cellOf(host.Process.Pid)
+				}
+				c, err := sandbox.NewCell() // sweeps
+				require.NoError(t, err)
+				require.NoError(t, c.Close())
+				testkit.Eventually(t, "its processes are gone", func() bool { return len(testkit.Running(mark)) == 0 })
+				if id == "" {
+					continue // it had not begun
+				}
+				testkit.Eventually(t, "the runtime is gone", func() bool { return len(belongs(id)) == 0 })
+				for _, dir := range []string{"/run", "/sys/fs/cgroup"} {
+					_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+						require.NotContains(t, path, id, "killed after %v", moment)
+						return nil
+					})
+				}
+			}
+		})
+	}
+}
+
+// cellOf returns the name of the cell whose state directory has a process for its owner.
+func cellOf(pid int) string {
+	locks, _ := filepath.Glob("/run/sandbox/*/lock")
+	for _, lock := range locks {
+		if b, err := os.ReadFile(lock); err == nil && string(b) == fmt.Sprintln(pid) {
+			return filepath.Base(filepath.Dir(lock))
+		}
+	}
+	return ""
 }
 
 // belongs returns the processes whose command lines name a cell.

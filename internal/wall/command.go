@@ -14,7 +14,7 @@ import (
 // Command is the Wall of a runtime's command line. The command stays in the foreground while the
 // container is there, and removes it when PID 1 has ended, also if nobody waits for it any more.
 type Command struct {
-	*runtime
+	*commandLine
 	path string
 }
 
@@ -40,7 +40,7 @@ func (w *Command) Start(c *Container) (Process, error) {
 	if err := mountPoints(c); err != nil {
 		return nil, fmt.Errorf("making mount points: %w", err)
 	}
-	args, err := w.command(w.runtime, c)
+	args, err := w.command(w.commandLine, c)
 	if err != nil {
 		return nil, fmt.Errorf("describing it to %s: %w", w.name, err)
 	}

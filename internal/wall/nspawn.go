@@ -19,7 +19,7 @@ import (
 var nspawnEnv = []string{"SYSTEMD_NSPAWN_USE_CGNS=0", "SYSTEMD_NSPAWN_LOCK=0", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1"}
 
 // nspawn returns the arguments of systemd-nspawn. It needs no systemd that runs.
-func nspawn(_ *runtime, c *Container) ([]string, error) {
+func nspawn(_ *commandLine, c *Container) ([]string, error) {
 	if len(c.UIDs) != 1 || !slices.Equal(c.UIDs, c.GIDs) {
 		return nil, errors.New("systemd-nspawn maps one range, the same of user and group ids")
 	}
