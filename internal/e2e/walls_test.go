@@ -167,6 +167,20 @@ func view(t *testing.T, pid int) map[string]string {
 			is["file "+at+"/"+e.Name()] = e.Type().String()
 		}
 	}
+	fds, err := os.ReadDir(dir + "fd")
+	require.NoError(t, err)
+	for _, fd := range fds {
+		target, err := os.Readlink(dir + "fd/" + fd.Name())
+		require.NoError(t, err)
+		kind, _, _ := strings.Cut(target, ":[") // of sockets, pipes and namespaces
+		is["descriptor "+fd.Name()] = kind
+	}
+	env, err := os.ReadFile(dir + "environ")
+	require.NoError(t, err)
+	for v := range strings.SplitSeq(strings.TrimSuffix(string(env), "\x00"), "\x00") {
+		name, value, _ := strings.Cut(v, "=")
+		is["variable "+name] = value
+	}
 	// The cell's root is nobody special outside.
 	ids, err := os.ReadFile(dir + "uid_map")
 	require.NoError(t, err)
@@ -181,10 +195,18 @@ func view(t *testing.T, pid int) map[string]string {
 func TestAttackWallsView(t *testing.T) {
 	t.Parallel()
 	var want map[string]string
+	var passed []string // what PID 1 has open
+	const hostVariable = "HOST_SECRET_OF_WALLS"
+	require.NoError(t, os.Setenv(hostVariable, "1")) // not t.Setenv: this test is parallel
 	eachWall(t, func(t *testing.T, name string) {
 		if want == nil {
 			_, in := newWalled(t)
 			want = view(t, initOf(t, runs.Start(t, runs.Shell("exec sleep 1000", in)).PID()))
+			for what, is := range want {
+				if strings.HasPrefix(what, "descriptor ") {
+					passed = append(passed, is)
+				}
+			}
 			require.Equal(t, "own: true", want["namespace user"])
 			require.Equal(t, "own: false", want["namespace cgroup"])
 			require.Equal(t, "host's root: false", want["id map"])
@@ -193,10 +215,19 @@ func TestAttackWallsView(t *testing.T) {
 		p := runs.Start(t, runs.Shell("exec sleep 1000", in))
 		got := view(t, initOf(t, p.PID()))
 		for what, is := range got {
-			require.Equal(t, want[what], is, what)
+			switch number, isFD := strings.CutPrefix(what, "descriptor "); {
+			case strings.HasPrefix(what, "variable "):
+				require.NotEqual(t, what, "variable "+hostVariable)
+			case !isFD:
+				require.Equal(t, want[what], is, what)
+			case slices.Contains([]string{"0", "1", "2"}, number):
+				require.Regexp(t, "^(pipe|/|/dev/null|/memfd:stderr .*)$", is) // "/": its file's mount is gone
+			default:
+				require.Contains(t, passed, is, what)
+			}
 		}
 		for what := range want { // libcontainer's has this program's libraries besides
-			if !strings.HasPrefix(what, "mount /lib") && !strings.HasPrefix(what, "mount /usr") && !strings.HasPrefix(what, "file ") {
+			if !strings.HasPrefix(what, "mount /lib") && !strings.HasPrefix(what, "mount /usr") && !strings.HasPrefix(what, "file ") && !strings.HasPrefix(what, "variable ") && !strings.HasPrefix(what, "descriptor ") {
 				require.Contains(t, got, what)
 			}
 		}
@@ -296,7 +327,7 @@ func TestWallsKilledBoot(t *testing.T) {
 				mark := testkit.ALongTime()
 				host := testkit.HelperCommand(context.Background(), "walled", name, mark)
 				require.NoError(t, host.Start())
-				moment := rand.N(400 * time.Millisecond)
+				moment := rand.N(time.Second)
 				time.Sleep(moment)
 				id := cellOf(host.Process.Pid)
 				require.NoError(t, host.Process.Kill())

@@ -78,7 +78,7 @@ func (w *Command) Start(c *Container) (Process, error) {
 
 // launch enters the cgroups that come before "--" and becomes the command after it.
 const launch = `while [ "$1" != -- ]; do echo $$ >"$1" || exit; shift; done; shift
-export LISTEN_FDS=3 LISTEN_PID=$$; exec "$@"`
+export LISTEN_PID=$$; exec "$@"`
 
 func (p *command) Wait() (*os.ProcessState, error) {
 	err := p.Cmd.Wait()
