@@ -399,6 +399,16 @@ func TestWallsKilledCell(t *testing.T) {
 	})
 }
 
+// What is in this program is for everybody.
+func TestRootlessWallsLinked(t *testing.T) {
+	_, in := newWalled(t, sandbox.CellRuntime("builtin"))
+	require.Equal(t, "1000 sandbox", runs.Output(t, runs.Shell("echo $(id -u) $(hostname)", in)))
+	_, err := sandbox.NewCell(sandbox.CellRuntime("own"))
+	var option *sandbox.OptionError
+	require.ErrorAs(t, err, &option)
+	require.ErrorContains(t, err, "use one of libcontainer, builtin, runc")
+}
+
 // Errors name what is missing and what to do.
 func TestWallsMissing(t *testing.T) {
 	testkit.Need(t, "root")
