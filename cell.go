@@ -14,7 +14,7 @@ type cellConfig struct {
 	network      Network // nil for NetworkNone
 	cgroupParent string
 	hostIDs      bool
-	runtime      string // "" for libcontainer
+	runtime      string // "" for the default
 }
 
 // CellNetwork sets which network runs of the cell can have: with NetworkHost all of its runs must
@@ -28,11 +28,13 @@ func CellCgroupParent(path string) CellOption { return func(c *cellConfig) { c.c
 // runs lack. All runs of the cell must use that option. It needs root.
 func CellWithoutUserNamespace() CellOption { return func(c *cellConfig) { c.hostIDs = true } }
 
-// CellRuntime has an installed container runtime make the cell, in place of libcontainer, which is
-// linked into this program: "runc", "crun", "youki", "systemd-nspawn" or "lxc". Runs are made in
-// the same way and cost the same in each. What the runtimes add and lack, and which versions were
-// tried, is in docs/WALLS.md. It needs root. If the runtime is not installed, the *SetupError of
-// NewCell names the Debian package that has it.
+// CellRuntime sets what makes the cell. "libcontainer" and "builtin" are linked into this program
+// and for everybody. "runc", "crun", "youki", "systemd-nspawn" and "lxc" are installed container
+// runtimes: they need root, and are looked up in this process's PATH and run as root, so no
+// directory in it may be another user's. Runs are made in the same way and cost the same in each;
+// docs/WALLS.md says what differs. Default: "libcontainer", or "builtin" in a program that was
+// built without cgo, which has no libcontainer. If there is none of this name, the *SetupError of
+// NewCell says how to get it.
 func CellRuntime(name string) CellOption { return func(c *cellConfig) { c.runtime = name } }
 
 // Cell is an outer container of its own for runs that must not share one with others. Most programs

@@ -57,7 +57,8 @@ func (c *Cell) boot(w wall.Wall) error {
 	if err := bin.seal(); err != nil {
 		return err
 	}
-	if err := c.makePlaces(); err != nil {
+	_, installed := w.(*wall.Command)
+	if err := c.makePlaces(installed); err != nil {
 		return fmt.Errorf("preparing the cell: %w", err)
 	}
 	if c.ids.rootless {
@@ -177,11 +178,12 @@ func (c *Cell) complaint() string {
 const controllers = "#subsys_name\thierarchy\tnum_cgroups\tenabled\n" +
 	"cpuset\t0\t1\t1\ncpu\t0\t1\t1\ncpuacct\t0\t1\t1\nmemory\t0\t1\t1\npids\t0\t1\t1\n"
 
-// makePlaces makes the files and directories that programs refer to.
-func (c *Cell) makePlaces() error {
+// makePlaces makes the files and directories that programs refer to, in a container that has to be
+// finished first if an installed runtime has made it.
+func (c *Cell) makePlaces(installed bool) error {
 	b := program.NewBuilder()
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
-	if c.config.Runtime != "" {
+	if installed {
 		wall.Finish(b)
 	}
 	for _, dir := range []string{program.CellRoot, program.CellChanges, program.CellStaging, program.CellEmpty, program.CellTemplates} {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/cellkit/sandbox/internal/forkserver"
 	"github.com/cellkit/sandbox/internal/limits"
+	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/wall"
 )
 
@@ -31,7 +32,7 @@ type Config struct {
 	HostNetwork  bool
 	HostIDs      bool   // no user namespace: root only
 	CgroupParent string // "" to choose
-	Runtime      string // of spec.Runtimes; "" for wall.Default
+	Runtime      string // of spec.Walls; "" for wall.Default
 }
 
 // Cell is a booted cell.
@@ -85,8 +86,16 @@ func Boot(config Config) (*Cell, error) {
 
 // wall returns what makes the container.
 func (config *Config) wall() (wall.Wall, error) {
-	if config.Runtime == "" {
+	switch config.Runtime {
+	case "":
 		return wall.Default(), nil
+	case spec.Builtin:
+		return wall.Builtin(), nil
+	case spec.Libcontainer:
+		if w := wall.Libcontainer(); w != nil {
+			return w, nil
+		}
+		return nil, ErrNoLibcontainer
 	}
 	w, err := wall.Installed(config.Runtime)
 	switch {
@@ -99,7 +108,10 @@ func (config *Config) wall() (wall.Wall, error) {
 }
 
 // ErrRuntimeNeedsRoot reports that Config.Runtime takes root.
-var ErrRuntimeNeedsRoot = errors.New("only root's cells can be made by another container runtime")
+var ErrRuntimeNeedsRoot = errors.New("only root's cells can be made by an installed container runtime")
+
+// ErrNoLibcontainer reports that Config.Runtime is not in this program.
+var ErrNoLibcontainer = errors.New("this program was built without cgo, so libcontainer is not in it")
 
 func bootNew(config Config, w wall.Wall) (_ *Cell, err error) {
 	if inRun() {
@@ -122,8 +134,9 @@ func bootNew(config Config, w wall.Wall) (_ *Cell, err error) {
 	} else if c.ids, err = chooseIDs(); err != nil {
 		return nil, err
 	}
-	if w, ok := w.(*wall.Command); ok {
-		c.ids.oneExtent = w.OneExtent()
+	installed, _ := w.(*wall.Command)
+	if installed != nil {
+		c.ids.oneExtent = installed.OneExtent()
 	}
 	if c.state, err = newState(root); err != nil {
 		return nil, err
@@ -133,8 +146,10 @@ func bootNew(config Config, w wall.Wall) (_ *Cell, err error) {
 			c.destroy()
 		}
 	}()
-	if err := c.state.noteRuntime(config.Runtime); err != nil {
-		return nil, err
+	if installed != nil {
+		if err := c.state.noteRuntime(installed.Name()); err != nil {
+			return nil, err
+		}
 	}
 	if err := c.ids.open(root); err != nil {
 		return nil, err

@@ -198,7 +198,7 @@ func recent(e os.DirEntry) bool {
 // cgroupName is the file to which a cell writes where its cgroups are, before it makes them.
 const cgroupName = "cgroup"
 
-// runtimeName is the file with the Config.Runtime of a cell, if there is one, and containerName the
+// runtimeName is the file with the name of the installed runtime that makes a cell, if one does, and containerName the
 // directory that is wall.Container.Dir.
 const (
 	runtimeName   = "runtime"
@@ -207,8 +207,5 @@ const (
 
 // noteRuntime writes down which runtime a later sweep has to clean up after.
 func (s *state) noteRuntime(name string) error {
-	if name == "" {
-		return nil
-	}
 	return os.WriteFile(filepath.Join(s.dir, runtimeName), []byte(name), 0o600)
 }

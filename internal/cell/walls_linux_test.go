@@ -22,15 +22,15 @@ import (
 )
 
 // TestWallsMakeTheSame compares what the kernel says about PID 1 of the cells that libcontainer and
-// the wall of our own make.
+// the built-in wall make.
 func TestWallsMakeTheSame(t *testing.T) {
 	for name, config := range map[string]Config{"default": {}, "host network": {HostNetwork: true}, "host ids": {HostIDs: true}} {
 		t.Run(name, func(t *testing.T) {
 			if config.HostIDs {
 				testkit.Need(t, "root")
 			}
-			want, got := factsOf(t, config, wall.Libcontainer()), factsOf(t, config, wall.Own())
-			// Our own has a root that is no directory of the host, and device nodes whose
+			want, got := factsOf(t, config, wall.Libcontainer()), factsOf(t, config, wall.Builtin())
+			// The built-in one has a root that is no directory of the host, and device nodes whose
 			// attributes nobody can change, and PID 1 has none of this process's groups.
 			require.Equal(t, "ro,nosuid,nodev tmpfs", got["mount /"])
 			for _, d := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
@@ -123,7 +123,7 @@ func BenchmarkBoot(b *testing.B) {
 		b.Run(fmt.Sprintf("heap=%dMiB", heap>>20), func(b *testing.B) {
 			took := map[string]time.Duration{}
 			for b.Loop() {
-				for _, w := range []wall.Wall{wall.Libcontainer(), wall.Own()} {
+				for _, w := range []wall.Wall{wall.Libcontainer(), wall.Builtin()} {
 					begin := time.Now()
 					c, err := bootNew(Config{}, w)
 					took[w.Name()] += time.Since(begin)

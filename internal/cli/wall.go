@@ -1,7 +1,7 @@
 package cli
 
-// -wall: another container runtime makes the cell. A cell of the caller's takes what some options
-// of a run say of their cell from options of its own.
+// -wall: what makes the cell. A cell of the caller's takes what some options of
+// a run say of their cell from options of its own.
 
 import (
 	"context"
@@ -11,7 +11,7 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-// wall names the container runtime that makes the cell.
+// wall names what makes the cell.
 func wall(s *settings, value string) error {
 	if value == "" {
 		return errors.New(`"" is empty: give a name, or leave the flag out`)

@@ -67,7 +67,10 @@ func TestWithoutCgo(t *testing.T) {
 	require.Equal(t, 137, status, "out of memory")
 	out, err := exec.CommandContext(testkit.Deadline(t), program, "check").CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	require.Regexp(t, "(?m)^cell +yes +as root, made by own$", string(out))
+	require.Regexp(t, "(?m)^cell +yes +as root, made by builtin$", string(out))
+	text, _ := script(0, "true", "-wall", "libcontainer")
+	require.Contains(t, text, "this program was built without cgo")
+	require.Contains(t, text, "CGO_ENABLED=1")
 }
 
 // TestScratchContainer runs the command line where there is no other file, as in a container FROM

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -166,6 +167,20 @@ func view(t *testing.T, pid int) map[string]string {
 			is["file "+at+"/"+e.Name()] = e.Type().String()
 		}
 	}
+	fds, err := os.ReadDir(dir + "fd")
+	require.NoError(t, err)
+	for _, fd := range fds {
+		target, err := os.Readlink(dir + "fd/" + fd.Name())
+		require.NoError(t, err)
+		kind, _, _ := strings.Cut(target, ":[") // of sockets, pipes and namespaces
+		is["descriptor "+fd.Name()] = kind
+	}
+	env, err := os.ReadFile(dir + "environ")
+	require.NoError(t, err)
+	for v := range strings.SplitSeq(strings.TrimSuffix(string(env), "\x00"), "\x00") {
+		name, value, _ := strings.Cut(v, "=")
+		is["variable "+name] = value
+	}
 	// The cell's root is nobody special outside.
 	ids, err := os.ReadFile(dir + "uid_map")
 	require.NoError(t, err)
@@ -180,10 +195,18 @@ func view(t *testing.T, pid int) map[string]string {
 func TestAttackWallsView(t *testing.T) {
 	t.Parallel()
 	var want map[string]string
+	var passed []string // what PID 1 has open
+	const hostVariable = "HOST_SECRET_OF_WALLS"
+	require.NoError(t, os.Setenv(hostVariable, "1")) // not t.Setenv: this test is parallel
 	eachWall(t, func(t *testing.T, name string) {
 		if want == nil {
 			_, in := newWalled(t)
 			want = view(t, initOf(t, runs.Start(t, runs.Shell("exec sleep 1000", in)).PID()))
+			for what, is := range want {
+				if strings.HasPrefix(what, "descriptor ") {
+					passed = append(passed, is)
+				}
+			}
 			require.Equal(t, "own: true", want["namespace user"])
 			require.Equal(t, "own: false", want["namespace cgroup"])
 			require.Equal(t, "host's root: false", want["id map"])
@@ -192,10 +215,19 @@ func TestAttackWallsView(t *testing.T) {
 		p := runs.Start(t, runs.Shell("exec sleep 1000", in))
 		got := view(t, initOf(t, p.PID()))
 		for what, is := range got {
-			require.Equal(t, want[what], is, what)
+			switch number, isFD := strings.CutPrefix(what, "descriptor "); {
+			case strings.HasPrefix(what, "variable "):
+				require.NotEqual(t, what, "variable "+hostVariable)
+			case !isFD:
+				require.Equal(t, want[what], is, what)
+			case slices.Contains([]string{"0", "1", "2"}, number):
+				require.Regexp(t, "^(pipe|/|/dev/null|/memfd:stderr .*)$", is) // "/": its file's mount is gone
+			default:
+				require.Contains(t, passed, is, what)
+			}
 		}
 		for what := range want { // libcontainer's has this program's libraries besides
-			if !strings.HasPrefix(what, "mount /lib") && !strings.HasPrefix(what, "mount /usr") && !strings.HasPrefix(what, "file ") {
+			if !strings.HasPrefix(what, "mount /lib") && !strings.HasPrefix(what, "mount /usr") && !strings.HasPrefix(what, "file ") && !strings.HasPrefix(what, "variable ") && !strings.HasPrefix(what, "descriptor ") {
 				require.Contains(t, got, what)
 			}
 		}
@@ -282,6 +314,57 @@ func TestWallsKilledHost(t *testing.T) {
 	})
 }
 
+// A host process that is killed at any moment of the boot leaves nothing either, though the next
+// cell is made at once, while the runtime may still be at work.
+func TestWallsKilledBoot(t *testing.T) {
+	testkit.Need(t, "a whole machine's root")
+	for _, name := range append([]string{"libcontainer", "builtin"}, walls...) {
+		t.Run(name, func(t *testing.T) {
+			if slices.Contains(walls, name) {
+				testkit.Need(t, name)
+			}
+			for range 3 {
+				mark := testkit.ALongTime()
+				host := testkit.HelperCommand(context.Background(), "walled", name, mark)
+				require.NoError(t, host.Start())
+				moment := rand.N(time.Second)
+				time.Sleep(moment)
+				id := cellOf(host.Process.Pid)
+				require.NoError(t, host.Process.Kill())
+				_ = host.Wait()
+				if id == "" {
+					id = cellOf(host.Process.Pid)
+				}
+				c, err := sandbox.NewCell() // sweeps
+				require.NoError(t, err)
+				require.NoError(t, c.Close())
+				testkit.Eventually(t, "its processes are gone", func() bool { return len(testkit.Running(mark)) == 0 })
+				if id == "" {
+					continue // it had not begun
+				}
+				testkit.Eventually(t, "the runtime is gone", func() bool { return len(belongs(id)) == 0 })
+				for _, dir := range []string{"/run", "/sys/fs/cgroup"} {
+					_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+						require.NotContains(t, path, id, "killed after %v", moment)
+						return nil
+					})
+				}
+			}
+		})
+	}
+}
+
+// cellOf returns the name of the cell whose state directory has a process for its owner.
+func cellOf(pid int) string {
+	locks, _ := filepath.Glob("/run/sandbox/*/lock")
+	for _, lock := range locks {
+		if b, err := os.ReadFile(lock); err == nil && string(b) == fmt.Sprintln(pid) {
+			return filepath.Base(filepath.Dir(lock))
+		}
+	}
+	return ""
+}
+
 // belongs returns the processes whose command lines name a cell.
 func belongs(id string) (pids []int) {
 	for _, pid := range testkit.Processes() {
@@ -314,6 +397,16 @@ func TestWallsKilledCell(t *testing.T) {
 			require.Empty(t, belongs(id))
 		}
 	})
+}
+
+// What is in this program is for everybody.
+func TestRootlessWallsLinked(t *testing.T) {
+	_, in := newWalled(t, sandbox.CellRuntime("builtin"))
+	require.Equal(t, "1000 sandbox", runs.Output(t, runs.Shell("echo $(id -u) $(hostname)", in)))
+	_, err := sandbox.NewCell(sandbox.CellRuntime("own"))
+	var option *sandbox.OptionError
+	require.ErrorAs(t, err, &option)
+	require.ErrorContains(t, err, "use one of libcontainer, builtin, runc")
 }
 
 // Errors name what is missing and what to do.

@@ -239,6 +239,8 @@ func Boot(err error, hostIDs bool) string {
 		return missing.Remedy()
 	case errors.Is(err, cell.ErrRuntimeNeedsRoot):
 		return "run this program as root, or leave CellRuntime out"
+	case errors.Is(err, cell.ErrNoLibcontainer):
+		return "build it with CGO_ENABLED=1 and a C compiler, or leave CellRuntime out"
 	case errors.Is(err, cell.ErrNested):
 		return "start it from the process that started this run"
 	case boot.Denied:

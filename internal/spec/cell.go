@@ -5,14 +5,24 @@ import (
 	"strings"
 )
 
-// runtimes are the container runtimes that can make a cell in place of libcontainer, and whether
-// they do it without a user namespace too.
+// What makes a cell and is linked into this program: libcontainer, which takes cgo, or what needs
+// nothing.
+const (
+	Libcontainer = "libcontainer"
+	Builtin      = "builtin"
+)
+
+// runtimes are the installed container runtimes that can make a cell, and whether they do it
+// without a user namespace too.
 var runtimes = []struct {
 	name string
 	bare bool
 }{{"runc", true}, {"crun", true}, {"youki", true}, {"systemd-nspawn", false}, {"lxc", false}}
 
-// Runtimes returns the names of the container runtimes that can make a cell.
+// Walls returns the names of all that can make a cell.
+func Walls() []string { return append([]string{Libcontainer, Builtin}, Runtimes()...) }
+
+// Runtimes returns the names of the installed container runtimes that can make a cell.
 func Runtimes() (names []string) {
 	for _, r := range runtimes {
 		names = append(names, r.name)
@@ -20,9 +30,9 @@ func Runtimes() (names []string) {
 	return names
 }
 
-// CheckRuntime returns what is wrong with a cell's runtime, "" being libcontainer.
+// CheckRuntime returns what is wrong with a cell's runtime, "" being the default.
 func CheckRuntime(name string, hostIDs bool) error {
-	if name == "" {
+	if name == "" || name == Libcontainer || name == Builtin {
 		return nil
 	}
 	for _, r := range runtimes {
@@ -34,5 +44,5 @@ func CheckRuntime(name string, hostIDs bool) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("no container runtime %q is known: use one of %s", name, strings.Join(Runtimes(), ", "))
+	return fmt.Errorf("no container runtime %q is known: use one of %s", name, strings.Join(Walls(), ", "))
 }

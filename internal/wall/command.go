@@ -14,7 +14,7 @@ import (
 // Command is the Wall of a runtime's command line. The command stays in the foreground while the
 // container is there, and removes it when PID 1 has ended, also if nobody waits for it any more.
 type Command struct {
-	*runtime
+	*commandLine
 	path string
 }
 
@@ -40,7 +40,7 @@ func (w *Command) Start(c *Container) (Process, error) {
 	if err := mountPoints(c); err != nil {
 		return nil, fmt.Errorf("making mount points: %w", err)
 	}
-	args, err := w.command(w.runtime, c)
+	args, err := w.command(w.commandLine, c)
 	if err != nil {
 		return nil, fmt.Errorf("describing it to %s: %w", w.name, err)
 	}
@@ -78,7 +78,7 @@ func (w *Command) Start(c *Container) (Process, error) {
 
 // launch enters the cgroups that come before "--" and becomes the command after it.
 const launch = `while [ "$1" != -- ]; do echo $$ >"$1" || exit; shift; done; shift
-export LISTEN_FDS=3 LISTEN_PID=$$; exec "$@"`
+export LISTEN_PID=$$; exec "$@"`
 
 func (p *command) Wait() (*os.ProcessState, error) {
 	err := p.Cmd.Wait()

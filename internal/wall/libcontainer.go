@@ -33,7 +33,7 @@ func init() {
 const logLevel = "004"
 
 // Libcontainer returns the Wall that needs no installed runtime, but cgo: libcontainer is linked
-// into this program.
+// into this program. Without cgo it is nil.
 func Libcontainer() Wall { return linked{} }
 
 // linked is the Wall of libcontainer.

@@ -15,7 +15,7 @@ var lxcEnv = []string{"PATH=/nonexistent"}
 
 // lxc returns the arguments of lxc-start, and writes the container's configuration:
 // lxc.container.conf(5).
-func lxc(_ *runtime, c *Container) ([]string, error) {
+func lxc(_ *commandLine, c *Container) ([]string, error) {
 	var conf lxcConf
 	conf.set("lxc.rootfs.path", "dir:"+c.Rootfs)
 	conf.set("lxc.rootfs.options", "ro")
@@ -102,15 +102,10 @@ func lxcPath(p string) string {
 }
 
 // lxcClean removes the lock that LXC leaves for each container.
-func lxcClean(id, dir string) error { return lxcUnlock("/run/lxc/lock", id, dir) }
+func lxcClean(_, dir string) error { return lxcUnlock("/run/lxc/lock", dir) }
 
-// lxcUnlock removes a lock, and the directories above it if no other is in them.
-func lxcUnlock(locks, id, dir string) error {
-	lock := filepath.Join(locks, dir, "."+id)
-	if err := os.RemoveAll(lock); err != nil {
-		return err
-	}
-	for above := filepath.Dir(lock); above != locks && os.Remove(above) == nil; above = filepath.Dir(above) {
-	}
-	return nil
+// lxcUnlock removes the directory with a container's lock and that of its cell. Those above stay:
+// another LXC may be making its own in them, which it does one after the other (mkdir_p).
+func lxcUnlock(locks, dir string) error {
+	return os.RemoveAll(filepath.Join(locks, filepath.Dir(dir)))
 }

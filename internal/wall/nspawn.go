@@ -15,11 +15,13 @@ import (
 
 // nspawnEnv keeps systemd-nspawn from what a cell does without: a cgroup namespace, a lock of the
 // root that it would leave if it is killed, and mounts of v1 hierarchies, of which it demands those
-// that the kernel has and this machine may not use (systemd's docs/ENVIRONMENT.md).
-var nspawnEnv = []string{"SYSTEMD_NSPAWN_USE_CGNS=0", "SYSTEMD_NSPAWN_LOCK=0", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1"}
+// that the kernel has and this machine may not use (systemd's docs/ENVIRONMENT.md). LISTEN_FDS says
+// how many descriptors it passes on. Others must not see that: runc takes it besides its
+// --preserve-fds, and passed as many more, of its own.
+var nspawnEnv = []string{"LISTEN_FDS=3", "SYSTEMD_NSPAWN_USE_CGNS=0", "SYSTEMD_NSPAWN_LOCK=0", "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1"}
 
 // nspawn returns the arguments of systemd-nspawn. It needs no systemd that runs.
-func nspawn(_ *runtime, c *Container) ([]string, error) {
+func nspawn(_ *commandLine, c *Container) ([]string, error) {
 	if len(c.UIDs) != 1 || !slices.Equal(c.UIDs, c.GIDs) {
 		return nil, errors.New("systemd-nspawn maps one range, the same of user and group ids")
 	}

@@ -15,7 +15,7 @@ import (
 
 // oci returns the arguments of a runtime that has runc's command line, and writes the container's
 // bundle.
-func oci(_ *runtime, c *Container) ([]string, error) {
+func oci(_ *commandLine, c *Container) ([]string, error) {
 	b, err := json.Marshal(ociSpec(c))
 	if err != nil {
 		return nil, err

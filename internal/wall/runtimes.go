@@ -3,15 +3,18 @@
 package wall
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"slices"
 	"strings"
+	"time"
 )
 
-// runtime is a container runtime that is installed on this machine, used by its command line.
-type runtime struct {
+// commandLine is that of a container runtime that is installed on this machine.
+type commandLine struct {
 	name    string // as CellRuntime has it
 	program string // the command that starts a container in the foreground
 	debian  string // the package that has it
@@ -19,7 +22,7 @@ type runtime struct {
 
 	// command returns the runtime's arguments for a container, and writes the files that they
 	// name to Container.Dir.
-	command func(r *runtime, c *Container) ([]string, error)
+	command func(r *commandLine, c *Container) ([]string, error)
 	env     []string
 	joins   bool // it leaves its cgroup to who starts it
 	// hybrid changes the command for hybrid cgroups, and has the runtime leave its cgroup to
@@ -31,7 +34,7 @@ type runtime struct {
 }
 
 // runtimes are those that spec.Runtimes names.
-var runtimes = []runtime{
+var runtimes = []commandLine{
 	{name: "runc", program: "runc", debian: "runc", pieces: true, command: oci},
 	{name: "crun", program: "crun", debian: "crun", pieces: true, command: oci, hybrid: crunHybrid},
 	{name: "youki", program: "youki", pieces: true, command: oci},
@@ -39,8 +42,8 @@ var runtimes = []runtime{
 	{name: "lxc", program: "lxc-start", debian: "lxc", pieces: true, command: lxc, env: lxcEnv, clean: lxcClean},
 }
 
-func named(name string) *runtime {
-	i := slices.IndexFunc(runtimes, func(r runtime) bool { return r.name == name })
+func named(name string) *commandLine {
+	i := slices.IndexFunc(runtimes, func(r commandLine) bool { return r.name == name })
 	if i < 0 {
 		return nil
 	}
@@ -87,16 +90,30 @@ func Installed(name string) (*Command, error) {
 	if err != nil {
 		return nil, &MissingError{Runtime: r.name, Debian: r.debian, Err: err}
 	}
-	return &Command{runtime: r, path: path}, nil
+	return &Command{commandLine: r, path: path}, nil
 }
+
+// versionTimeout is far more than any runtime takes.
+const versionTimeout = 10 * time.Second
 
 // Version returns what the runtime's command says about its version, in a line.
 func (w *Command) Version() (string, error) {
-	out, err := exec.Command(w.path, "--version").Output()
+	ctx, cancel := context.WithTimeout(context.Background(), versionTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, w.path, "--version")
+	cmd.WaitDelay = time.Second
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
 	if err != nil {
 		return "", fmt.Errorf("%s --version: %w", w.path, err)
 	}
-	line, _, _ := strings.Cut(string(out), "\n")
+	head, _ := io.ReadAll(io.LimitReader(out, 4<<10)) // what fails shows in Wait
+	if err := cmd.Wait(); err != nil {
+		return "", fmt.Errorf("%s --version: %w", w.path, err)
+	}
+	line, _, _ := strings.Cut(string(head), "\n")
 	if line = strings.TrimSpace(line); line == "" {
 		return "", errors.New(w.path + " --version prints nothing")
 	}

@@ -52,14 +52,24 @@ func TestRuntimesQuotePaths(t *testing.T) {
 // What a killed runtime leaves outside of its container's directory goes, and nothing else.
 func TestRuntimesClean(t *testing.T) {
 	locks := filepath.Join(t.TempDir(), "locks")
-	for _, name := range []string{"state/1/.1", "state/2/.2"} {
+	for _, name := range []string{"state/1/container/.1", "state/2/container/.2"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(locks, filepath.Dir(name)), 0o700))
 		require.NoError(t, os.WriteFile(filepath.Join(locks, name), nil, 0o600))
 	}
-	require.NoError(t, lxcUnlock(locks, "1", "/state/1"))
+	require.NoError(t, lxcUnlock(locks, "/state/1/container"))
 	assert.NoDirExists(t, filepath.Join(locks, "state/1"))
-	assert.FileExists(t, filepath.Join(locks, "state/2/.2"))
-	require.NoError(t, lxcUnlock(locks, "2", "/state/2"))
-	assert.DirExists(t, locks)
-	assert.NoDirExists(t, filepath.Join(locks, "state"))
+	assert.FileExists(t, filepath.Join(locks, "state/2/container/.2"))
+	require.NoError(t, lxcUnlock(locks, "/state/2/container"))
+	assert.DirExists(t, filepath.Join(locks, "state"), "another LXC may be about to use it")
+}
+
+// A runtime's version is its first line, however much the command prints.
+func TestRuntimeVersion(t *testing.T) {
+	for script, want := range map[string]string{"echo runc 1.2.3; echo more": "runc 1.2.3", "exec yes": "", "exit 3": "", "true": ""} {
+		path := filepath.Join(t.TempDir(), "runc")
+		require.NoError(t, os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o700))
+		version, err := (&Command{path: path}).Version()
+		assert.Equal(t, want, version, script)
+		assert.Equal(t, want == "", err != nil, script)
+	}
 }

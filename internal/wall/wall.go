@@ -1,7 +1,7 @@
 //go:build linux
 
 // Package wall makes the container that a cell is. Wall is what a cell needs of a container
-// runtime: libcontainer, which no other package uses, one of its own, which takes no cgo, or the
+// runtime: libcontainer, which no other package uses, the built-in one, which takes no cgo, or the
 // command line of one that is installed (Command, with a file for each kind of command line).
 // docs/WALLS.md compares them.
 package wall

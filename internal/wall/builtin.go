@@ -16,14 +16,14 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// Own returns the Wall that takes neither an installed runtime nor cgo. Go code can't run between a
+// Builtin returns the Wall that takes neither an installed runtime nor cgo. Go code can't run between a
 // clone and its exec, so what makes the container is a program, as what makes a run is: a list of
 // system calls that a clone of this process executes. Nothing but PID 1 is executed.
-func Own() Wall { return own{} }
+func Builtin() Wall { return builtin{} }
 
-type own struct{}
+type builtin struct{}
 
-func (own) Name() string { return "own" }
+func (builtin) Name() string { return "builtin" }
 
 // cloned is PID 1 of a container that this package made, and the container's cgroup, if any.
 type cloned struct {
@@ -42,7 +42,7 @@ func (p *cloned) Destroy() error {
 // the host's and may be on a file system that hangs.
 const patience = time.Minute
 
-func (own) Start(c *Container) (Process, error) {
+func (builtin) Start(c *Container) (Process, error) {
 	p, err := bootProgram(c)
 	if err != nil {
 		return nil, err
@@ -145,7 +145,7 @@ type callError struct {
 func (e *callError) Error() string { return fmt.Sprintf("%s: %s: %v", e.Stage, e.Text, e.errno) }
 func (e *callError) Unwrap() error { return e.errno }
 
-func (own) Explain(err error) (why Why, denied bool) {
+func (builtin) Explain(err error) (why Why, denied bool) {
 	var call *callError
 	var ids *mapError
 	switch {

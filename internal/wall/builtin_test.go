@@ -9,7 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	goruntime "runtime"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -36,14 +36,14 @@ func container(t *testing.T, args ...string) *Container {
 
 // start starts it on a thread that does not end before PID 1 does.
 func start(t *testing.T, c *Container) (Process, error) {
-	goruntime.LockOSThread()
-	t.Cleanup(goruntime.UnlockOSThread)
-	return Own().Start(c)
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
+	return Builtin().Start(c)
 }
 
-// TestOwnFailures has containers that can't be made: the error says what failed, and no process is
+// TestBuiltinFailures has containers that can't be made: the error says what failed, and no process is
 // left.
-func TestOwnFailures(t *testing.T) {
+func TestBuiltinFailures(t *testing.T) {
 	for name, test := range map[string]struct {
 		spoil func(c *Container)
 		errno unix.Errno
@@ -68,9 +68,9 @@ func TestOwnFailures(t *testing.T) {
 	}
 }
 
-// TestOwnDescriptors executes a program that lists its descriptors: those that it is given and no
+// TestBuiltinDescriptors executes a program that lists its descriptors: those that it is given and no
 // other, though this process has one that exec does not close.
-func TestOwnDescriptors(t *testing.T) {
+func TestBuiltinDescriptors(t *testing.T) {
 	testkit.Need(t, "a static busybox")
 	busybox, err := exec.LookPath("busybox")
 	require.NoError(t, err)
@@ -102,7 +102,7 @@ func TestOwnDescriptors(t *testing.T) {
 	require.Regexp(t, "(?m) 0 -> /dev/null$", string(out))
 }
 
-func TestOwnExplains(t *testing.T) {
+func TestBuiltinExplains(t *testing.T) {
 	failed := func(number uintptr, purpose program.Purpose, errno unix.Errno) error {
 		return fmt.Errorf("booting the cell: %w", &callError{program.Call{Number: number, Purpose: purpose}, errno})
 	}
@@ -120,7 +120,7 @@ func TestOwnExplains(t *testing.T) {
 		{failed(unix.SYS_CLONE3, program.General, unix.ENOSYS), Other, true},
 		{&mapError{unix.EPERM}, IDsUnmapped, false},
 	} {
-		why, denied := Own().Explain(test.err)
+		why, denied := Builtin().Explain(test.err)
 		require.Equal(t, test.why, why, test.err)
 		require.Equal(t, test.denied, denied, test.err)
 	}
