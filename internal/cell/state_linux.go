@@ -198,8 +198,8 @@ func recent(e os.DirEntry) bool {
 // cgroupName is the file to which a cell writes where its cgroups are, before it makes them.
 const cgroupName = "cgroup"
 
-// runtimeName is the file with the name of the installed runtime that makes a cell, if one does, and containerName the
-// directory that is wall.Container.Dir.
+// runtimeName is the file with the name of the installed runtime that makes a cell, if one does,
+// and containerName the directory that is wall.Container.Dir.
 const (
 	runtimeName   = "runtime"
 	containerName = "container"

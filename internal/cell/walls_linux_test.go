@@ -30,8 +30,9 @@ func TestWallsMakeTheSame(t *testing.T) {
 				testkit.Need(t, "root")
 			}
 			want, got := factsOf(t, config, wall.Libcontainer()), factsOf(t, config, wall.Builtin())
-			// The built-in one has a root that is no directory of the host, and device nodes whose
-			// attributes nobody can change, and PID 1 has none of this process's groups.
+			// The built-in one has a root that is no directory of the host, and device
+			// nodes whose attributes nobody can change, and PID 1 has none of this
+			// process's groups.
 			require.Equal(t, "ro,nosuid,nodev tmpfs", got["mount /"])
 			for _, d := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
 				require.Contains(t, got["mount /dev/"+d], "ro,nosuid,noexec")

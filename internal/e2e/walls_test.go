@@ -221,7 +221,8 @@ func TestAttackWallsView(t *testing.T) {
 			case !isFD:
 				require.Equal(t, want[what], is, what)
 			case slices.Contains([]string{"0", "1", "2"}, number):
-				require.Regexp(t, "^(pipe|/|/dev/null|/memfd:stderr .*)$", is) // "/": its file's mount is gone
+				// "/" is a file whose mount is gone.
+				require.Regexp(t, "^(pipe|/|/dev/null|/memfd:stderr .*)$", is)
 			default:
 				require.Contains(t, passed, is, what)
 			}

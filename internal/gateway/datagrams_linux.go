@@ -286,7 +286,7 @@ func (f *flow) passBack(b []byte) {
 		if b = f.pinger.passed(b, f.near.family, to.Port()); b == nil {
 			return
 		}
-		to = netip.AddrPortFrom(to.Addr(), 0) // that of a raw socket of IPv6 is its protocol
+		to = netip.AddrPortFrom(to.Addr(), 0) // a raw socket's is its protocol
 	}
 	f.answered, f.last = true, time.Now()
 	if f.m.received.try(len(b)) && f.near.send(b, f.to.Addr(), to) {

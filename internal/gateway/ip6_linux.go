@@ -22,7 +22,7 @@ import (
 
 var (
 	everywhere = netip.MustParsePrefix("::/0")
-	gateway6   = in6(nameRange.Addr())                // stands for no name, and is in no rule of Reaches
+	gateway6   = in6(nameRange.Addr())                // for no name, in no rule
 	linkLocal  = netip.MustParsePrefix("fe80::1/128") // the gateway's, on every link
 )
 

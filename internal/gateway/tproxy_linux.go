@@ -57,7 +57,8 @@ func (x *nftables) add(kind, flags int, family uint8, resource uint16, attrs ...
 	r := nl.NewNetlinkRequest(kind, flags)
 	x.seq++
 	r.Seq = x.seq
-	r.AddData(bytesOf{family, unix.NFNETLINK_V0, byte(resource >> 8), byte(resource)}) // struct nfgenmsg
+	// struct nfgenmsg
+	r.AddData(bytesOf{family, unix.NFNETLINK_V0, byte(resource >> 8), byte(resource)})
 	for _, a := range attrs {
 		r.AddData(a)
 	}

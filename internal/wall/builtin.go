@@ -16,9 +16,9 @@ import (
 	"github.com/cellkit/sandbox/internal/program"
 )
 
-// Builtin returns the Wall that takes neither an installed runtime nor cgo. Go code can't run between a
-// clone and its exec, so what makes the container is a program, as what makes a run is: a list of
-// system calls that a clone of this process executes. Nothing but PID 1 is executed.
+// Builtin returns the Wall that takes neither an installed runtime nor cgo. Go code can't run
+// between a clone and its exec, so what makes the container is a program, as what makes a run is: a
+// list of system calls that a clone of this process executes. Nothing but PID 1 is executed.
 func Builtin() Wall { return builtin{} }
 
 type builtin struct{}

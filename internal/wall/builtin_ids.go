@@ -25,9 +25,9 @@ func (e *mapError) Unwrap() error { return e.err }
 func mapIDs(pid int, uids, gids []Extent) error {
 	err := mapWith("newuidmap", pid, "uid_map", uids)
 	if err == nil && onlyOwnGroup(gids) {
-		// Without CAP_SETGID, the kernel demands this before the process's own group is mapped.
-		// Else a process could leave a group to which a file denies what it lets others do
-		// (CVE-2014-8989).
+		// Without CAP_SETGID, the kernel demands this before the process's own group is
+		// mapped. Else a process could leave a group to which a file denies what it lets
+		// others do (CVE-2014-8989).
 		err = os.WriteFile(procFile(pid, "setgroups"), []byte("deny"), 0)
 	}
 	if err == nil {

@@ -41,8 +41,8 @@ func start(t *testing.T, c *Container) (Process, error) {
 	return Builtin().Start(c)
 }
 
-// TestBuiltinFailures has containers that can't be made: the error says what failed, and no process is
-// left.
+// TestBuiltinFailures has containers that can't be made: the error says what failed, and no process
+// is left.
 func TestBuiltinFailures(t *testing.T) {
 	for name, test := range map[string]struct {
 		spoil func(c *Container)
@@ -68,8 +68,8 @@ func TestBuiltinFailures(t *testing.T) {
 	}
 }
 
-// TestBuiltinDescriptors executes a program that lists its descriptors: those that it is given and no
-// other, though this process has one that exec does not close.
+// TestBuiltinDescriptors executes a program that lists its descriptors: those that it is given and
+// no other, though this process has one that exec does not close.
 func TestBuiltinDescriptors(t *testing.T) {
 	testkit.Need(t, "a static busybox")
 	busybox, err := exec.LookPath("busybox")

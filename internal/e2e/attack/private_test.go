@@ -174,7 +174,7 @@ func seizeNetwork([]string) error {
 	if s6, err := unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM, 0); err == nil {
 		must("IPV6_TRANSPARENT", unix.SetsockoptInt(s6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1), unix.EPERM)
 		must("extension headers", unix.SetsockoptString(s6, unix.SOL_IPV6, unix.IPV6_HOPOPTS, "\x00\x00\x01\x04\x00\x00\x00\x00"), unix.EPERM)
-		_, err = unix.Socket(unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_ICMPV6) // neighbour discovery
+		_, err = unix.Socket(unix.AF_INET6, unix.SOCK_RAW, unix.IPPROTO_ICMPV6) // for ND
 		must("raw socket of IPv6", err, unix.EPERM)
 		must("/proc/sys of IPv6", os.WriteFile("/proc/sys/net/ipv6/conf/eth0/accept_ra", []byte("2"), 0), unix.EROFS, unix.EACCES)
 	}
