@@ -247,7 +247,7 @@ func TestServerKilled(t *testing.T) {
 	}
 }
 
-// A worker that is told to end gives its task back, which does not count as an attempt of it.
+// A worker that is asked to end gives its task back, which does not count as an attempt of it.
 func TestWorkerEnds(t *testing.T) {
 	q := open(t)
 	id := submit(t, q, Task{Command: shell("sleep 1000"), Retry: Retry{Attempts: 1}})

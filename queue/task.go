@@ -127,7 +127,7 @@ type taskRecord struct {
 	Deadline  int64    `cbor:"11,keyasint,omitempty"` // ns since 1970
 }
 
-// id returns the task's id: its class, its priority, and what tells it from others of these.
+// id returns the task's id: its class, its priority, and a part that no other of these has.
 func (t *Task) id() string {
 	name := strings.ToLower(rand.Text())
 	if t.Key != "" {
