@@ -329,11 +329,19 @@ func (m *Member) link() int32 { return int32(linkBase + m.index) }
 
 func (m *Member) linkName() string { return fmt.Sprintf("run%d", m.index) }
 
+// hardware returns the addresses of the veth's two ends, which are of those that nobody was given
+// (IEEE 802, locally administered).
+func (m *Member) hardware() (gateway, run net.HardwareAddr) {
+	a := m.address.As4()
+	return append(net.HardwareAddr{2, 1}, a[:]...), append(net.HardwareAddr{2, 0}, a[:]...)
+}
+
 // connect makes a veth between the gateway and a member.
 func (g *gateway) connect(m *Member) error {
 	own, via := netip.PrefixFrom(m.address, 32), netip.PrefixFrom(resolver, 32)
 	var x batch
-	x.veth(end{m.linkName(), m.link(), nil}, end{"eth0", runLink, m.ns.file})
+	here, inside := m.hardware()
+	x.veth(end{m.linkName(), m.link(), here, nil}, end{"eth0", runLink, inside, m.ns.file})
 	x.up(m.link())
 	x.route(route{to: own, index: m.link(), kind: unix.RTN_UNICAST, scope: unix.RT_SCOPE_LINK})
 	var there batch

@@ -67,15 +67,22 @@ func (g *gateway) addIPv6() error {
 	return nil
 }
 
-// connectIPv6 adds what the gateway and the member need to reach each other by IPv6.
+// connectIPv6 adds what the gateway and the member need to reach each other by IPv6, at once: what
+// an address brings by itself, its route and that its neighbours get answers, comes from a queue of
+// the kernel's (net/ipv6/addrconf.c, addrconf_dad_work), which waits for a lock that all namespaces
+// share, for seconds where many come and go. So neither end asks for its neighbour.
 func (m *Member) connectIPv6(gateways, members *batch) {
 	own := netip.PrefixFrom(in6(m.address), 128)
 	gateways.address(m.link(), linkLocal)
 	gateways.route(route{to: own, index: m.link(), kind: unix.RTN_UNICAST})
+	gateway, run := m.hardware()
+	gateways.neighbour(m.link(), own.Addr(), run)
 	m.ruleIPv6(gateways, unix.RTM_NEWRULE, makeNew)
 	// The C library prefers IPv4 only to an address that leads away from such a one
 	// (getaddrinfo(3), RFC 6724, rule 3).
 	members.address(runLink, own, deprecated())
+	members.route(route{to: own, index: runLink, kind: unix.RTN_LOCAL, local: true})
+	members.neighbour(runLink, linkLocal.Addr(), gateway)
 	members.route(route{to: everywhere, index: runLink, via: linkLocal.Addr(), kind: unix.RTN_UNICAST})
 }
 

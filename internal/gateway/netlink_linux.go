@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -62,6 +63,7 @@ const mtu = 65535
 type end struct {
 	name  string
 	index int32
+	mac   net.HardwareAddr
 	ns    *os.File // nil for the namespace of the socket
 }
 
@@ -69,6 +71,7 @@ func (e *end) attrs(to interface {
 	AddRtAttr(int, []byte) *nl.RtAttr
 }) {
 	to.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(e.name))
+	to.AddRtAttr(unix.IFLA_ADDRESS, e.mac)
 	to.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(mtu))
 	to.AddRtAttr(unix.IFLA_NUM_TX_QUEUES, nl.Uint32Attr(1))
 	to.AddRtAttr(unix.IFLA_NUM_RX_QUEUES, nl.Uint32Attr(1))
@@ -120,19 +123,33 @@ func (x *batch) address(index int32, p netip.Prefix, more ...nl.NetlinkRequestDa
 		nl.NewRtAttr(unix.IFA_LOCAL, p.Addr().AsSlice()), nl.NewRtAttr(unix.IFA_ADDRESS, p.Addr().AsSlice())}, more...)...)
 }
 
-// route is an entry of the main routing table.
+// neighbour gives an address on an interface's link the hardware that has it, so that nobody asks.
+func (x *batch) neighbour(index int32, a netip.Addr, mac net.HardwareAddr) {
+	m := make([]byte, unix.SizeofNdMsg)
+	m[0] = byte(family(a))
+	nl.NativeEndian().PutUint32(m[4:], uint32(index))
+	nl.NativeEndian().PutUint16(m[8:], unix.NUD_PERMANENT)
+	x.add(unix.RTM_NEWNEIGH, makeNew, "neighbour "+a.String(), bytesOf(m),
+		nl.NewRtAttr(unix.NDA_DST, a.AsSlice()), nl.NewRtAttr(unix.NDA_LLADDR, mac))
+}
+
+// route is an entry of the main routing table, or of that of local addresses.
 type route struct {
 	to    netip.Prefix
 	index int32
 	via   netip.Addr // not valid if it is on the interface's own link
 	kind  uint8      // RTN_UNICAST or RTN_LOCAL
 	scope uint8
+	local bool // in the table of local addresses, which comes first
 }
 
 func (x *batch) route(r route) {
 	m := nl.NewRtMsg()
 	m.Family, m.Dst_len, m.Type, m.Scope = uint8(family(r.to.Addr())), uint8(r.to.Bits()), r.kind, r.scope
 	m.Table, m.Protocol = unix.RT_TABLE_MAIN, unix.RTPROT_STATIC
+	if r.local {
+		m.Table = unix.RT_TABLE_LOCAL
+	}
 	parts := []nl.NetlinkRequestData{m, nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(r.index)))}
 	if r.to.Bits() > 0 {
 		parts = append(parts, nl.NewRtAttr(unix.RTA_DST, r.to.Addr().AsSlice()))
