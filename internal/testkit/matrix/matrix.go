@@ -29,9 +29,12 @@ var placed = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run"
 var kernel = append([]string{"internal/forkserver", "internal/program", "internal/seccomp", "internal/scratch",
 	"pool", "function", "service", "sandboxtest"}, placed...)
 
-// Packages that users import or run, and those that make runs. In these, the tests named Rootless
-// and Attack also run for ordinary users.
-var public = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run", "internal/probe", "service", "sandboxtest", "image", "image/cmd/sandbox"}
+// Packages that make runs, and with images those that users import or run. In these, the tests named
+// Rootless and Attack also run for ordinary users.
+var (
+	makers = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run", "internal/probe", "service", "sandboxtest"}
+	public = append([]string{"image", "image/cmd/sandbox"}, makers...)
+)
 
 // Where most is as in another configuration, it is enough to run the tests that depend most on the
 // kernel and cgroups. Examples are left out on kernels without idmapped tmpfs (6.3), and in
@@ -81,7 +84,7 @@ var Configurations = []Configuration{
 	{Name: "docker-cap", As: "docker", Packages: public, Run: tests, Note: "the same with CAP_SYS_ADMIN"},
 	{Name: "docker-privileged", As: "docker", Packages: public, Run: tests, Optional: true, Note: "docker run --privileged"},
 	{Name: "guest", Always: true, Kernel: "6.12", As: "root", Packages: kernel, Skip: slow + "|" + own + "|" + scripts + "|" + reports + "|" + killed, Note: "plain init, cgroup v2, root"},
-	{Name: "systemd-user", Always: true, Kernel: "6.12", As: "systemd-user", Packages: public, Run: delegated, Skip: slow + "|" + own + "|" + compat + "|" + gateway, Note: "uid 1000, in a service with Delegate=yes of its user manager"},
+	{Name: "systemd-user", Always: true, Kernel: "6.12", As: "systemd-user", Packages: makers, Run: delegated, Skip: slow + "|" + own + "|" + compat + "|" + gateway, Note: "uid 1000, in a service with Delegate=yes of its user manager"},
 	{Name: "linux-5.10", Always: true, Kernel: "5.10", As: "root", Packages: placed, Run: sample, Skip: slow + "|" + own + "|" + compat + "|" + gateway, Optional: true, Note: "plain init, root"},
 	{Name: "systemd", Kernel: "6.12", As: "systemd", Packages: placed, Run: sample, Skip: slow, Note: "root, in a service without delegation"},
 	{Name: "systemd-service", Kernel: "6.12", As: "systemd-service", Packages: placed, Run: sample, Skip: slow, Note: "root, in a service with Delegate=yes"},
@@ -108,8 +111,11 @@ func (c Configuration) Whole() Configuration {
 	case delegated:
 		c.Run = user
 	}
-	if slices.Equal(c.Packages, kernel) {
+	switch {
+	case slices.Equal(c.Packages, kernel):
 		c.Packages = nil
+	case slices.Equal(c.Packages, makers):
+		c.Packages = public
 	}
 	return c
 }
