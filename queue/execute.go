@@ -11,7 +11,7 @@ import (
 )
 
 // workDir is where the files of tasks are.
-const workDir = "/work"
+const workDir = "/task"
 
 // options returns what the task adds to the worker's sandbox, and the files that it has. All that a
 // submitter can say of a run is here.

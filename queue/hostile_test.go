@@ -87,7 +87,7 @@ func TestAttackNames(t *testing.T) {
 	work(t, q)
 	id := submit(t, q, Task{Outputs: []string{"r"}, Command: shell(`mkdir r && cd r && echo good > good && ln -s ../r/good in && ln -s . s && ln -s s/s/s/../../../../x out &&
 		bad=$(printf '\377') && echo > "$bad" && mkdir "d$bad" && echo > "d$bad/f" && ln -s "$bad" l &&
-		n=$(printf %0200d 0) && p=$n/$n/$n/$n/$n/$n/$n/$n/$n/$n/$n/$n && mkdir -p a/$p b/$p && echo > b/$p/f && cd a/$p && mv /work/r/b .`)})
+		n=$(printf %0200d 0) && p=$n/$n/$n/$n/$n/$n/$n/$n/$n/$n/$n/$n && mkdir -p a/$p b/$p && echo > b/$p/f && cd a/$p && mv /task/r/b .`)})
 	res, err := q.Wait(testkit.Deadline(t), id)
 	require.NoError(t, err, "%s", res.Stderr)
 	require.Contains(t, res.Missing, "r/out")

@@ -27,11 +27,11 @@ type Task struct {
 	// Limits are what the run may use. A worker has limits of its own: see MaxLimits.
 	Limits Limits
 
-	// Inputs are files, which are in /work when the command starts: regular files, directories
+	// Inputs are files, which are in /task when the command starts: regular files, directories
 	// and symbolic links that don't lead out. Up to 10,000, of up to 1 GiB together. A file is
 	// stored once for all tasks that have one with the same content. Default: none.
 	Inputs fs.FS
-	// Outputs names files and directories in /work that the result is to have, whatever the
+	// Outputs names files and directories in /task that the result is to have, whatever the
 	// command's end: names as in package fs, up to 100. Default: none.
 	Outputs []string
 
@@ -61,7 +61,7 @@ type Limits struct {
 	CPUTime time.Duration `cbor:"4,keyasint,omitempty"`
 	Timeout time.Duration `cbor:"5,keyasint,omitempty"`
 	Output  int64         `cbor:"6,keyasint,omitempty"` // bytes of standard output and error
-	// Bytes in /work, which are memory; a worker's default: 256 MiB.
+	// Bytes in /task, which are memory; a worker's default: 256 MiB.
 	Files int64 `cbor:"7,keyasint,omitempty"`
 }
 
@@ -211,11 +211,11 @@ func (r *taskRecord) check() error {
 	}
 	for _, name := range r.Outputs {
 		if !fs.ValidPath(name) {
-			return wrong("Task.Outputs", "%q: must be a name in /work as in package fs, such as results/a.txt", name)
+			return wrong("Task.Outputs", "%q: must be a name in /task as in package fs, such as results/a.txt", name)
 		}
 	}
 	if d := path.Clean(r.Dir); !path.IsAbs(d) && !fs.ValidPath(d) {
-		return wrong("Task.Dir", "%q leads out of /work: an absolute one may", r.Dir)
+		return wrong("Task.Dir", "%q leads out of /task: an absolute one may", r.Dir)
 	}
 	return nil
 }

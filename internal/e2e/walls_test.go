@@ -348,7 +348,8 @@ func TestWallsKilledBoot(t *testing.T) {
 					continue // it had not begun
 				}
 				testkit.Eventually(t, "the runtime is gone", func() bool { return len(belongs(id)) == 0 })
-				sweep() // what the runtime held on to, such as its cgroup: the cell's directory names it
+				// What the runtime held on to, such as its cgroup: the cell's directory names it.
+				sweep()
 				for _, dir := range []string{"/run", "/sys/fs/cgroup"} {
 					_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 						require.NotContains(t, path, id, "killed after %v", moment)

@@ -29,8 +29,8 @@ var placed = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run"
 var kernel = append([]string{"internal/forkserver", "internal/program", "internal/seccomp", "internal/scratch",
 	"pool", "function", "service", "sandboxtest"}, placed...)
 
-// Packages that make runs, and with images those that users import or run. In these, the tests named
-// Rootless and Attack also run for ordinary users.
+// Packages that make runs, and with images those that users import or run. In these, the tests
+// named Rootless and Attack also run for ordinary users.
 var (
 	makers = []string{".", "internal/e2e", "internal/e2e/attack", "internal/run", "internal/probe", "service", "sandboxtest"}
 	public = append([]string{"image", "image/cmd/sandbox"}, makers...)
