@@ -19,7 +19,16 @@ import (
 	"github.com/cellkit/sandbox/pool"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m, sandbox.Shutdown) }
+func TestMain(m *testing.M) { testkit.Main(m, sweep, sandbox.Shutdown) }
+
+// sweep removes what workers that were killed have left, as the next cell of any process does.
+func sweep(context.Context) error {
+	c, err := sandbox.NewCell()
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
 
 // The helper work is a worker in a process of its own: a URL, its slots, and a directory that its
 // runs have, writable, at /out.
