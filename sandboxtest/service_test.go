@@ -4,7 +4,6 @@ package sandboxtest
 
 import (
 	"flag"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -33,17 +32,6 @@ while True:
 	return service.New(name, sandbox.New(sandbox.WithCommand("python3", "-c", script, name)), service.Port(7))
 }
 
-func ask(t *testing.T, addr string) string {
-	t.Helper()
-	conn, err := net.DialTimeout("tcp", addr, testkit.Patience)
-	require.NoError(t, err)
-	defer conn.Close()
-	require.NoError(t, conn.SetDeadline(time.Now().Add(testkit.Patience)))
-	b, err := io.ReadAll(conn)
-	require.NoError(t, err)
-	return string(b)
-}
-
 // shared is what tests of this package have in common.
 var shared = Share(greeter("one"), greeter("two"))
 
@@ -56,10 +44,10 @@ func TestRootlessServiceGroup(t *testing.T) {
 			t.Run("one", func(t *testing.T) {
 				t.Parallel()
 				s := Services(t, greeter("b"), greeter("a"))
-				require.Equal(t, "b", ask(t, s[0].Addr(7)))
-				require.Equal(t, "a", ask(t, s[1].Addr(7)))
-				require.Equal(t, "one", ask(t, shared.Get(t, "one").Addr(7)))
-				require.Equal(t, "two", ask(t, shared.Get(t, "two").Addr(7)))
+				require.Equal(t, "b", testkit.Ask(t, s[0].Addr(7)))
+				require.Equal(t, "a", testkit.Ask(t, s[1].Addr(7)))
+				require.Equal(t, "one", testkit.Ask(t, shared.Get(t, "one").Addr(7)))
+				require.Equal(t, "two", testkit.Ask(t, shared.Get(t, "two").Addr(7)))
 			})
 		}
 	})
@@ -76,11 +64,11 @@ func TestRootlessIsolateServices(t *testing.T) {
 	if isolated == "" {
 		t.Cleanup(func() { require.NoError(t, shared.Close()) })
 		t.Setenv("COMMON", common.Addr(7))
-		require.Equal(t, "one", ask(t, os.Getenv("COMMON")))
+		require.Equal(t, "one", testkit.Ask(t, os.Getenv("COMMON")))
 	}
 	Isolate(t, s[0].Reach(), sandbox.WithEnv("COMMON="+common.Addr(7)))
 	require.Equal(t, "near:7", s[0].Addr(7))
-	require.Equal(t, "near", ask(t, s[0].Addr(7)))
+	require.Equal(t, "near", testkit.Ask(t, s[0].Addr(7)))
 	reached := 0
 	for _, host := range []string{"198.18.0.2", "198.18.0.3"} { // those of the two
 		if conn, err := net.DialTimeout("tcp", host+":7", testkit.Patience); err == nil {
@@ -117,8 +105,8 @@ func TestRootlessServiceLogs(t *testing.T) {
 	require.NoError(t, artifacts.Set("true"))
 	f := &failing{fake{TB: t}, t.TempDir()}
 	time.Sleep(time.Millisecond)
-	ask(t, own.Get(f, "shared").Addr(7))
-	ask(t, Service(f, greeter("mine")).Addr(7))
+	testkit.Ask(t, own.Get(f, "shared").Addr(7))
+	testkit.Ask(t, Service(f, greeter("mine")).Addr(7))
 	testkit.Eventually(t, "its second line", func() bool { return len(first.Logs()) == 2 })
 	log := f.over()
 	require.Regexp(t, `the log of service shared:\n\d\d:\d\d:\d\d\.\d{3} asked\n`, log)

@@ -66,7 +66,7 @@ func TestRootlessPortHeld(t *testing.T) {
 	close(goOn)
 	testkit.Eventually(t, "the service to run again", func() bool { return i.State() == service.Running })
 	require.Equal(t, addr, i.Addr(7))
-	require.Equal(t, "hello", ask(t, addr))
+	require.Equal(t, "hello", testkit.Ask(t, addr))
 	require.NoError(t, i.Close())
 	// The control: afterwards anybody gets it, once what was connected there is forgotten.
 	l, err := net.Listen("tcp", addr)

@@ -40,18 +40,6 @@ while True:
     c.close()
 `
 
-// ask returns what a server says.
-func ask(t *testing.T, addr string) string {
-	t.Helper()
-	conn, err := net.DialTimeout("tcp", addr, testkit.Patience)
-	require.NoError(t, err)
-	defer conn.Close()
-	require.NoError(t, conn.SetDeadline(time.Now().Add(testkit.Patience)))
-	b, err := io.ReadAll(conn)
-	require.NoError(t, err)
-	return string(b)
-}
-
 // events collects what Observe is called with.
 type events struct {
 	mu  sync.Mutex
@@ -90,7 +78,7 @@ func TestRootlessService(t *testing.T) {
 	var e events
 	i, err := service.New("hello", python(hello), service.Port(7), e.option()).Start(ctx)
 	require.NoError(t, err)
-	require.Equal(t, "hello", ask(t, i.Addr(7)))
+	require.Equal(t, "hello", testkit.Ask(t, i.Addr(7)))
 	require.Equal(t, service.Running, i.State())
 	p, err := i.Exec(ctx, sandbox.WithCommand("true"))
 	require.NoError(t, err)
@@ -225,7 +213,7 @@ func TestRootlessRestart(t *testing.T) {
 	require.NoError(t, err)
 	for n := 1; n <= 3; n++ {
 		testkit.Eventually(t, "the service to run again", func() bool { return i.State() == service.Running && i.Process() != nil })
-		require.Equal(t, strings.Repeat("x", n), ask(t, i.Addr(7)))
+		require.Equal(t, strings.Repeat("x", n), testkit.Ask(t, i.Addr(7)))
 		require.NoError(t, i.Process().Kill())
 		testkit.Eventually(t, "the service to have failed", func() bool { return strings.Count(e.states()+" ", "waiting")+strings.Count(e.states(), "failed") == n })
 	}
@@ -295,7 +283,7 @@ func TestRootlessGroup(t *testing.T) {
 	web := service.New("web", python(hello), service.Port(7), service.After("db", "job"), e.option())
 	g, err := service.StartAll(ctx, web, job, db)
 	require.NoError(t, err)
-	require.Equal(t, "hello", ask(t, g.Service("web").Addr(7)))
+	require.Equal(t, "hello", testkit.Ask(t, g.Service("web").Addr(7)))
 	require.NotEqual(t, g.Service("web").Addr(7), g.Service("db").Addr(7))
 	require.Equal(t, []string{"b'hello'"}, texts(g.Service("job").Logs()))
 	reach := "import socket\nfor n in 'db', 'web', 'job':\n  try: print(n, socket.create_connection((n, 7)).recv(9))\n  except OSError as e: print(n, type(e).__name__)"

@@ -143,6 +143,16 @@ func (e *env) open(opts ...queue.Option) (*queue.Queue, error) {
 	return q, err
 }
 
+// openFor parses a subcommand's arguments and opens its queue.
+func (e *env) openFor(args []string, least int, what string) (*queue.Queue, []string, error) {
+	rest, err := e.parse(args, least, what)
+	if err != nil {
+		return nil, nil, err
+	}
+	q, err := e.open()
+	return q, rest, err
+}
+
 func serve(e *env, args []string) (err error) {
 	dir := e.flags.String("dir", "", "where its files are; default: sandbox/queue in $XDG_STATE_HOME or ~/.local/state")
 	listen := e.flags.String("listen", "127.0.0.1:4222", "the address at which it listens, a loopback one")
@@ -165,10 +175,7 @@ func serve(e *env, args []string) (err error) {
 func work(e *env, args []string) error {
 	slots := e.flags.Int("slots", 4, "how many tasks at a time")
 	classes := e.flags.String("classes", "default", "which classes of tasks, with commas between")
-	if _, err := e.parse(args, 0, ""); err != nil {
-		return err
-	}
-	q, err := e.open()
+	q, _, err := e.openFor(args, 0, "")
 	if err != nil {
 		return err
 	}
@@ -240,11 +247,7 @@ func submit(e *env, args []string) error {
 
 func wait(e *env, args []string) error {
 	to := e.flags.String("to", "", "a new directory for the result's files")
-	rest, err := e.parse(args, 1, "ID")
-	if err != nil {
-		return err
-	}
-	q, err := e.open()
+	q, rest, err := e.openFor(args, 1, "ID")
 	if err != nil {
 		return err
 	}
@@ -304,11 +307,7 @@ func copyOut(to string, r *queue.Result) error {
 
 func logs(e *env, args []string) error {
 	after := e.flags.Uint64("after", 0, "go on after this position")
-	rest, err := e.parse(args, 1, "ID")
-	if err != nil {
-		return err
-	}
-	q, err := e.open()
+	q, rest, err := e.openFor(args, 1, "ID")
 	if err != nil {
 		return err
 	}
@@ -331,11 +330,7 @@ func logs(e *env, args []string) error {
 }
 
 func cancel(e *env, args []string) error {
-	rest, err := e.parse(args, 1, "ID [REASON]")
-	if err != nil {
-		return err
-	}
-	q, err := e.open()
+	q, rest, err := e.openFor(args, 1, "ID [REASON]")
 	if err != nil {
 		return err
 	}
@@ -347,11 +342,7 @@ func cancel(e *env, args []string) error {
 }
 
 func requeue(e *env, args []string) error {
-	rest, err := e.parse(args, 1, "ID...")
-	if err != nil {
-		return err
-	}
-	q, err := e.open()
+	q, rest, err := e.openFor(args, 1, "ID...")
 	if err != nil {
 		return err
 	}
@@ -372,10 +363,7 @@ func dead(e *env, args []string) error {
 }
 
 func tasks(e *env, args []string, of func(*queue.Queue) iter.Seq2[queue.Status, error]) error {
-	if _, err := e.parse(args, 0, ""); err != nil {
-		return err
-	}
-	q, err := e.open()
+	q, _, err := e.openFor(args, 0, "")
 	if err != nil {
 		return err
 	}
@@ -385,10 +373,7 @@ func tasks(e *env, args []string, of func(*queue.Queue) iter.Seq2[queue.Status, 
 }
 
 func workers(e *env, args []string) error {
-	if _, err := e.parse(args, 0, ""); err != nil {
-		return err
-	}
-	q, err := e.open()
+	q, _, err := e.openFor(args, 0, "")
 	if err != nil {
 		return err
 	}
