@@ -101,7 +101,7 @@ the one before; that time is in its CPU time. At several at a time they are not 
 	}
 	fmt.Fprintf(&b, "## Other figures\n\n"+
 		"- The first run of a process, which boots the cell: %s%s.\n- A live run, its own small program included, takes up to %d KiB of the machine's memory, and one that waits for its command %d KiB.\n"+
-		"- A program that imports the module and does not use it is %.1f MB larger (%.1f MB with -ldflags=\"-s -w\") and starts %s later; cgo alone, which the module needs, adds %.1f MB and %s.\n\n"+
+		"- A program that imports the module and does not use it is %.1f MB larger (%.1f MB with -ldflags=\"-s -w\") and starts %s later; cgo alone, which libcontainer's wall needs, adds %.1f MB and %s.\n\n"+
 		"## Growth\n\nThe median of a run of the static program, as something grows:\n\n", ms(r.first), besideRunc, r.live>>10, r.waiting>>10,
 		float64(r.module.size)/1e6, float64(r.module.stripped)/1e6, ms(r.module.start), float64(r.cgo.size)/1e6, ms(r.cgo.start))
 	for _, c := range r.growths {

@@ -26,6 +26,7 @@ type subject struct {
 	name  string
 	run   func() error
 	ready func() error // called before each run and not measured; may be nil
+	alone bool         // only one at a time can run
 }
 
 const (
@@ -57,7 +58,7 @@ func (p *place) working(w workload) (list []subject) {
 			"--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--ro-bind", p.work, "/programs", "--proc", "/proc", "--dev", "/dev",
 			"--tmpfs", "/tmp", "--tmpfs", "/home/sandbox"}, w.argv...)...)},
 		{name: "nsjail", run: p.command("nsjail", append([]string{"-Mo", "-q", "--rlimit_as", "max", "-R", "/usr", "-R", "/lib", "-R", "/lib64", "-R", p.work + ":/programs", "-T", "/tmp", "--"}, w.argv...)...)},
-		{name: "systemd-nspawn", run: p.command("systemd-nspawn", append([]string{"--quiet", "--register=no", "--keep-unit", "--as-pid2", "--private-network", "--read-only",
+		{name: "systemd-nspawn", alone: true, run: p.command("systemd-nspawn", append([]string{"--quiet", "--register=no", "--keep-unit", "--as-pid2", "--private-network", "--read-only",
 			"--directory=" + p.root, "--bind-ro=/usr", "--bind-ro=" + p.work + ":/programs", "--"}, w.argv...)...)},
 		{name: "libcontainer", run: p.libcontainer(w)},
 		{name: "crun", run: p.runtime("crun", w)},

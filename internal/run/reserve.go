@@ -100,10 +100,20 @@ func (v *reserve) fill(from recipe) *filling {
 	}
 	v.idle.Reset(preparedIdle)
 	if v.filling == nil {
+		v.discard(func(r *clone) bool { return r.cell != from.cell }) // it was lost
 		v.filling = &filling{from: from, now: make(chan struct{}), done: make(chan struct{})}
 		go v.work(v.filling)
 	}
 	return v.filling
+}
+
+// soon fills without pauses.
+func (v *reserve) soon(from recipe) *filling {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	f := v.fill(from)
+	f.hurry()
+	return f
 }
 
 func (v *reserve) work(f *filling) {
@@ -167,8 +177,13 @@ func (f *filling) prepare(c *spec.Spec) (*clone, error) {
 func (v *reserve) drop(c *cell.Cell) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	v.discard(func(r *clone) bool { return c == nil || r.cell == c })
+}
+
+// discard ends the waiting runs that useless is true of. v.mu must be held.
+func (v *reserve) discard(useless func(*clone) bool) {
 	v.waiting = slices.DeleteFunc(v.waiting, func(r *clone) bool {
-		gone := c == nil || r.cell == c
+		gone := useless(r)
 		if gone {
 			go r.abandon()
 		}
@@ -248,15 +263,14 @@ func (s *Sandbox) Prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	v := s.prepared.reserve
-	v.mu.Lock()
-	f := v.fill(from)
-	v.mu.Unlock()
-	f.hurry()
+	f := s.prepared.soon(from)
 	select {
 	case <-ctx.Done():
 		return fmt.Errorf("sandbox: Prepare: %w", fault.Ended(ctx))
 	case <-f.done:
+	}
+	if f.from.cell != from.cell {
+		return s.Prepare(ctx) // it was for a cell that has ended since
 	}
 	if errors.Is(f.err, cell.ErrLost) {
 		return fmt.Errorf("sandbox: %w (%w)", fault.ErrCellLost, f.err)
