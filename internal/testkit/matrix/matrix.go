@@ -72,6 +72,18 @@ const (
 	// gateway matches the attacks on private networks. What withstands them is the same on
 	// every kernel that has them, which one guest shows.
 	gateway = "^TestAttackRootlessPrivate"
+	// network matches all tests of private networks and of network namespaces that serve again,
+	// for which the kernel and not the user's systemd matters.
+	network = "^Test(Attack)?Rootless(Private|Reaches|Publish|Services|Network)"
+	// turns matches the attacks on network namespaces that serve again. They try everything
+	// that a kernel may count, on the oldest and this machine's.
+	turns = "^TestAttackRootlessNetwork"
+	// here matches the tests of streams, terminals and refusals, which are this process's work
+	// or the filter's, for a user whose cgroups are made by its systemd.
+	here = "^TestRootless(Terminal|WaitDelay|Refusals|SlowRefusals|Streams|Handed|Pipes|Names|FS|Scratch|StopSignal)"
+	// filter matches the attacks that the filter, the fork server and this process withstand:
+	// programs of this library's, the same on every kernel.
+	filter = "^TestAttack(Kernel|Unruly|ForkServerKilled|Liar|BombsPrepared|BombsBeside|Lengths|Scenarios|RootlessRefusals|RootlessExec|RootlessTerminal)$"
 )
 
 // Configurations is the matrix. The tests run in all of them in this order, with guests in
@@ -83,9 +95,9 @@ var Configurations = []Configuration{
 	{Name: "docker", Always: true, As: "docker", Packages: public, Run: user + "|" + container, Skip: slow + "|" + own, Note: "the same with the least flags that make runs work: the rootless tests"},
 	{Name: "docker-cap", As: "docker", Packages: public, Run: tests, Note: "the same with CAP_SYS_ADMIN"},
 	{Name: "docker-privileged", As: "docker", Packages: public, Run: tests, Optional: true, Note: "docker run --privileged"},
-	{Name: "guest", Always: true, Kernel: "6.12", As: "root", Packages: kernel, Skip: slow + "|" + own + "|" + scripts + "|" + reports + "|" + killed, Note: "plain init, cgroup v2, root"},
-	{Name: "systemd-user", Always: true, Kernel: "6.12", As: "systemd-user", Packages: makers, Run: delegated, Skip: slow + "|" + own + "|" + compat + "|" + gateway, Note: "uid 1000, in a service with Delegate=yes of its user manager"},
-	{Name: "linux-5.10", Always: true, Kernel: "5.10", As: "root", Packages: placed, Run: sample, Skip: slow + "|" + own + "|" + compat + "|" + gateway, Optional: true, Note: "plain init, root"},
+	{Name: "guest", Always: true, Kernel: "6.12", As: "root", Packages: kernel, Skip: slow + "|" + own + "|" + scripts + "|" + reports + "|" + killed + "|" + turns, Note: "plain init, cgroup v2, root"},
+	{Name: "systemd-user", Always: true, Kernel: "6.12", As: "systemd-user", Packages: makers, Run: delegated, Skip: slow + "|" + own + "|" + compat + "|" + network + "|" + here, Note: "uid 1000, in a service with Delegate=yes of its user manager"},
+	{Name: "linux-5.10", Always: true, Kernel: "5.10", As: "root", Packages: placed, Run: sample, Skip: slow + "|" + own + "|" + compat + "|" + gateway + "|" + filter, Optional: true, Note: "plain init, root"},
 	{Name: "systemd", Kernel: "6.12", As: "systemd", Packages: placed, Run: sample, Skip: slow, Note: "root, in a service without delegation"},
 	{Name: "systemd-service", Kernel: "6.12", As: "systemd-service", Packages: placed, Run: sample, Skip: slow, Note: "root, in a service with Delegate=yes"},
 	{Name: "linux-6.1", Kernel: "6.1", As: "root", Packages: placed, Run: tests, Skip: slow, Note: "plain init, root"},
