@@ -52,8 +52,9 @@ func TCP(ports ...int) Ports {
 }
 
 // TCPRange returns the ports of TCP from the first to the last. A network whose options list more
-// than 200 different ports takes a kernel with nft_tproxy (CONFIG_NFT_TPROXY), as distributions
-// have it; without that, its runs fail with an *OptionError. No further privilege is needed.
+// than 200 different ports, with those of UDP, takes a kernel with nft_tproxy (CONFIG_NFT_TPROXY),
+// as distributions have it; without that, its runs fail with an *OptionError. No further privilege
+// is needed.
 func TCPRange(first, last int) Ports {
 	return Ports{gateway.Ports{TCP: []gateway.Span{{First: first, Last: last}}}}
 }

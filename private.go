@@ -33,7 +33,7 @@ func NewNetwork(opts ...NetworkOption) (*PrivateNetwork, error) {
 // this name, and the same with ".internal" after it, the other runs of the network find the run
 // from its start to its end, at an address of its own, and may use all of its ports, as it may use
 // theirs. If several runs have the same name, it leads to all of them. Reaches limits which others
-// it reaches. All that are on a network at the same time must be of one cell.
+// it reaches. They may be of several cells; what those send each other passes through this process.
 func (n *PrivateNetwork) As(name string, opts ...PlaceOption) Network {
 	m := spec.Member{Name: name}
 	if n != nil && n.is != nil {

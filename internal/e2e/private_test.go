@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/netip"
 	"slices"
@@ -369,26 +368,6 @@ func TestPrivateWithoutUserNamespace(t *testing.T) {
 	got := strings.Split(runs.Output(t, s), "\n")
 	require.Equal(t, "one: hello", got[0])
 	require.Contains(t, got[1], "connection refused")
-}
-
-// A network is one cell's at a time.
-func TestRootlessPrivateCells(t *testing.T) {
-	t.Parallel()
-	n := newNetwork(t)
-	own, err := sandbox.NewCell()
-	require.NoError(t, err)
-	on := sandbox.WithNetwork(n.As("client"))
-	require.Equal(t, "ok", runs.Output(t, runs.Shell("echo ok", on, sandbox.WithCell(own))))
-	_, err = sandbox.New(sandbox.WithCommand("no-such-command"), on, sandbox.WithCell(own)).Run(testkit.Deadline(t))
-	require.ErrorIs(t, err, fs.ErrNotExist)
-	p := runs.Start(t, runs.Shell("sleep 1000", on))
-	_, err = runs.Shell("echo ok", on, sandbox.WithCell(own)).Run(testkit.Deadline(t))
-	require.ErrorContains(t, err, "WithNetwork: runs of another cell are on the network")
-	require.NoError(t, p.Kill())
-	_, _ = p.Wait()
-	require.Equal(t, "ok", runs.Output(t, runs.Shell("echo ok", on, sandbox.WithCell(own))))
-	require.NoError(t, own.Close())
-	require.Equal(t, "ok", runs.Output(t, runs.Shell("echo ok", on)))
 }
 
 func TestWrongNetworks(t *testing.T) {

@@ -42,6 +42,7 @@ type Conn struct {
 	Duration  time.Duration
 	Published bool
 	over      protocol
+	elsewhere bool // another member has it: there is nothing to tell
 	Verdict   Verdict
 	Rule      string
 	Err       error

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
@@ -51,36 +52,53 @@ type flow struct {
 type near struct {
 	syscall.RawConn
 	family int
+	raw    bool // it sends what has a header of UDP
 }
 
-// nearOf has a socket say where each datagram was sent to.
+// nearOf has a socket say where each datagram was sent to. One of IPv6 takes those of IPv4 too,
+// and says the port of these with the option of IPv4.
 func nearOf(conn syscall.Conn) (n near, err error) {
 	if n.RawConn, err = conn.SyscallConn(); err != nil {
 		return n, err
 	}
 	ctlErr := n.Control(func(fd uintptr) {
-		if n.family, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil {
+		s := int(fd)
+		if n.family, err = unix.GetsockoptInt(s, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil {
 			return
 		}
 		level, option := unix.SOL_IPV6, unix.IPV6_RECVPKTINFO
 		if n.family == unix.AF_INET {
 			level, option = unix.SOL_IP, unix.IP_PKTINFO
 		}
-		err = unix.SetsockoptInt(int(fd), level, option, 1)
+		if err = unix.SetsockoptInt(s, level, option, 1); err != nil {
+			return
+		}
+		if kind, _ := unix.GetsockoptInt(s, unix.SOL_SOCKET, unix.SO_TYPE); kind == unix.SOCK_DGRAM {
+			err = unix.SetsockoptInt(s, unix.SOL_IP, unix.IP_RECVORIGDSTADDR, 1)
+			if err == nil && n.family == unix.AF_INET6 {
+				err = unix.SetsockoptInt(s, unix.SOL_IPV6, unix.IPV6_RECVORIGDSTADDR, 1)
+			}
+		}
 	})
 	return n, os.NewSyscallError("setsockopt", errors.Join(ctlErr, err))
 }
 
-// send sends a datagram from an address of the gateway, in which all are local.
-func (n near) send(b []byte, from netip.Addr, to netip.AddrPort) bool {
+// send sends a datagram from an address of the gateway, in which all are local. Its port is the
+// socket's, unless that is raw.
+func (n near) send(b []byte, from, to netip.AddrPort) bool {
 	var as []byte
 	if n.family == unix.AF_INET {
-		as = unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: from.As4()})
+		as = unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: from.Addr().As4()})
 	} else { // also for IPv4: ip_cmsg_send in net/ipv4/ip_sockglue.c
-		as = unix.PktInfo6(&unix.Inet6Pktinfo{Addr: from.As16()})
+		as = unix.PktInfo6(&unix.Inet6Pktinfo{Addr: from.Addr().As16()})
+	}
+	parts := [][]byte{b}
+	if n.raw {
+		parts = [][]byte{headOf(b, from.Port(), to.Port()), b}
+		to = netip.AddrPortFrom(to.Addr(), 0) // that of a raw socket is its protocol
 	}
 	return now(n, func(fd int) error {
-		_, err := unix.SendmsgN(fd, b, as, sockaddr(n.family, to), unix.MSG_DONTWAIT)
+		_, err := unix.SendmsgBuffers(fd, parts, as, sockaddr(n.family, to), unix.MSG_DONTWAIT)
 		return err
 	})
 }
@@ -91,7 +109,6 @@ func (g *gateway) serveDatagrams(udp *net.UDPConn) error {
 	if err != nil {
 		return err
 	}
-	context.AfterFunc(g.ctx, func() { udp.Close() })
 	g.busy.Go(func() {
 		b, oob := make([]byte, maxDatagram), make([]byte, infoRoom)
 		for {
@@ -104,27 +121,36 @@ func (g *gateway) serveDatagrams(udp *net.UDPConn) error {
 				continue
 			}
 			from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-			if m := g.sender(from.Addr(), to); m != nil {
-				port := uint16(udp.LocalAddr().(*net.UDPAddr).Port)
-				m.sendOut(near, overUDP, ends{from, netip.AddrPortFrom(to, port)}, b[:n])
+			if m := g.sender(from.Addr(), to.Addr()); m != nil {
+				m.sendOut(g.answering(near, from.Addr()), overUDP, ends{from, to}, b[:n])
 			}
 		}
 	})
 	return nil
 }
 
-// destination returns where a datagram was sent to: ip(7), IP_PKTINFO, and ipv6(7), IPV6_PKTINFO.
-func destination(oob []byte) (netip.Addr, bool) {
-	h, data, _, err := unix.ParseOneSocketControlMessage(oob)
-	switch {
-	case err != nil:
-	case h.Level == unix.SOL_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
-		at := unsafe.Offsetof(unix.Inet4Pktinfo{}.Addr)
-		return netip.AddrFrom4([4]byte(data[at:])), true
-	case h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
-		return netip.AddrFrom16([16]byte(data)).Unmap(), true
+// destination returns where a datagram was sent to: ip(7), IP_PKTINFO, IP_RECVORIGDSTADDR, and the
+// same of ipv6(7). The port is 0 for what has none.
+func destination(oob []byte) (to netip.AddrPort, ok bool) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return to, false
 	}
-	return netip.Addr{}, false
+	port := func(data []byte) uint16 { return binary.BigEndian.Uint16(data[2:]) }
+	for _, m := range messages {
+		data := m.Data
+		switch h := m.Header; {
+		case h.Level == unix.SOL_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
+			at := unsafe.Offsetof(unix.Inet4Pktinfo{}.Addr)
+			to, ok = netip.AddrPortFrom(netip.AddrFrom4([4]byte(data[at:])), to.Port()), true
+		case h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
+			to, ok = netip.AddrPortFrom(netip.AddrFrom16([16]byte(data)).Unmap(), to.Port()), true
+		case h.Level == unix.SOL_IP && h.Type == unix.IP_ORIGDSTADDR && len(data) >= unix.SizeofSockaddrInet4,
+			h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_ORIGDSTADDR && len(data) >= unix.SizeofSockaddrInet6:
+			to = netip.AddrPortFrom(to.Addr(), port(data))
+		}
+	}
+	return to, ok
 }
 
 // sendOut passes on a datagram of the member, over a flow that may be new.
@@ -255,9 +281,26 @@ func (f *flow) exchange(udp datagramConn, other netip.AddrPort) error {
 	f.held = nil
 	f.mu.Unlock()
 	for {
-		_ = udp.SetReadDeadline(f.end())
-		switch err := receive(far, other, f.passBack); {
-		case errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(f.end()):
+		if err := receiveUntil(f.end, udp, other, f.passBack); err != errNoListener {
+			return err
+		}
+	}
+}
+
+// errNoListener is that the kernel was told that nobody listens at the other side.
+var errNoListener error = unix.ECONNREFUSED
+
+// receiveUntil takes datagrams until the time that end returns, which each may change, or until
+// errNoListener.
+func receiveUntil(end func() time.Time, udp datagramConn, from netip.AddrPort, f func(b []byte)) error {
+	raw, err := udp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for {
+		_ = udp.SetReadDeadline(end())
+		switch err := receive(raw, from, f); {
+		case errors.Is(err, os.ErrDeadlineExceeded) && time.Now().Before(end()):
 		case errors.Is(err, os.ErrDeadlineExceeded) || isClosed(err):
 			return nil
 		case err != nil:
@@ -289,28 +332,30 @@ func (f *flow) passBack(b []byte) {
 		to = netip.AddrPortFrom(to.Addr(), 0) // a raw socket's is its protocol
 	}
 	f.answered, f.last = true, time.Now()
-	if f.m.received.try(len(b)) && f.near.send(b, f.to.Addr(), to) {
+	if f.m.received.try(len(b)) && f.near.send(b, f.to, to) {
 		f.conn.Received += int64(len(b))
 	}
 }
 
 // receive waits for a datagram, and takes a buffer for it only then. It leaves out what is not from
 // the sender, as a socket has its port an instant before its peer (inet_dgram_connect in
-// net/ipv4/af_inet.c), and what the kernel was told of earlier ones, such as that nobody listens.
+// net/ipv4/af_inet.c), and what the kernel was told of earlier ones, except for errNoListener.
 func receive(conn syscall.RawConn, from netip.AddrPort, f func(b []byte)) error {
 	var b *[maxDatagram]byte
 	var n int
 	var sender unix.Sockaddr
+	var recvErr error
 	err := conn.Read(func(fd uintptr) bool {
 		b = datagrams.Get().(*[maxDatagram]byte)
-		var err error
-		if n, sender, err = unix.Recvfrom(int(fd), b[:], unix.MSG_DONTWAIT); err != nil {
+		if n, sender, recvErr = unix.Recvfrom(int(fd), b[:], unix.MSG_DONTWAIT); recvErr != nil {
 			datagrams.Put(b)
-			sender = nil
 		}
-		return err != unix.EAGAIN
+		return recvErr != unix.EAGAIN
 	})
-	if err != nil || sender == nil {
+	if err == nil && recvErr == errNoListener {
+		err = recvErr
+	}
+	if err != nil || recvErr != nil || sender == nil {
 		return err
 	}
 	defer datagrams.Put(b)

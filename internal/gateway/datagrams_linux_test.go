@@ -40,7 +40,7 @@ func TestPeerForgotten(t *testing.T) {
 	run, at := loopbackUDP(t)
 	outside, _ := loopbackUDP(t)
 	u := &udpPort{m: &Member{address: at.Addr()}, conn: outside, port: at.Port()}
-	p := &peer{peerKey: peerKey{from: addrPort(outside.LocalAddr())}, near: near}
+	p := &peer{peerKey: peerKey{from: addrPort(outside.LocalAddr())}, near: near, to: at}
 	p.speaks()
 	p.spoke.Add(-int64(udpIdle - time.Second/5))
 	done := make(chan struct{})

@@ -2,11 +2,13 @@ package gateway
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -29,24 +31,21 @@ type gateway struct {
 
 	listeners []*net.TCPListener
 
-	sent, received buckets // of all runs
+	roster *roster               // of the network
+	cable  atomic.Pointer[cable] // to the gateways of other cells, nil for none
 
-	mu      sync.Mutex
-	closed  bool
-	members map[netip.Addr]*Member
-	named   map[string][]*Member // those that can be found
-	active  int                  // runs that have not ended
-	joins   int
-	ahead   *Member // for the next run
-	making  bool    // of ahead
-	last    int     // index of the latest member
+	mu     sync.Mutex
+	closed bool
+	joins  int
+	ahead  *Member // for the next run
+	making bool    // of ahead
 
 	netlinkMu sync.Mutex
 
-	reachMu   sync.Mutex // held while it is decided who reaches whom, and set
-	admitted  []*Member
-	tables    []uint32 // numbers that can be used again
+	tables    []uint32 // numbers that can be used again; by roster.reachMu, as the next
 	lastTable uint32
+
+	answers map[int]near // by family: what answers datagrams from any port, if many are allowed
 
 	spareMu sync.Mutex
 	spare   map[kind][]*os.File
@@ -153,8 +152,11 @@ func setUpGateway(config *Config) func(b *program.Builder) []program.Slot {
 			b.Call("listen", unix.SYS_LISTEN, program.Use(s), program.Int(backlog))
 			made = append(made, s)
 		}
-		for _, port := range each(config.all().UDP) {
+		for _, port := range config.taken() {
 			made = append(made, transparent(unix.SOCK_DGRAM, port))
+		}
+		if config.isWide() {
+			made = append(made, setUpAnswers(b)...)
 		}
 		if config.all().Ping {
 			made = append(made, setUpPing(b)...)
@@ -178,14 +180,13 @@ func bind(b *program.Builder, s program.Slot, to netip.AddrPort) {
 		copy(at[4:], to.Addr().AsSlice())
 	}
 	at[2], at[3] = byte(to.Port()>>8), byte(to.Port())
-	nativeFamily(at, uint16(family(to.Addr())))
+	binary.NativeEndian.PutUint16(at, uint16(family(to.Addr())))
 	b.Call("bind", unix.SYS_BIND, program.Use(s), b.Bytes(at, fmt.Sprintf("{%v}", to)), program.Int(len(at)))
 }
 
 // newGateway makes a gateway in the cell, and begins to listen.
-func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
-	g := &gateway{config: config, rules: [...]*Config{config.of(overTCP), config.of(overUDP), config.of(overPing)}, cell: c, members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, spare: map[kind][]*os.File{}, last: firstRun - 1}
-	g.sent, g.received = newBuckets(config.Bandwidth), newBuckets(config.Bandwidth)
+func newGateway(config *Config, of *roster, c *cell.Cell) (_ *gateway, err error) {
+	g := &gateway{config: config, rules: [...]*Config{config.of(overTCP), config.of(overUDP), config.of(overPing)}, cell: c, roster: of, spare: map[kind][]*os.File{}}
 	g.ctx, g.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -209,38 +210,30 @@ func newGateway(config *Config, c *cell.Cell) (_ *gateway, err error) {
 	}
 	g.noIPv6 = g.addIPv6()
 	if config.isWide() {
-		if err := g.addWide(config.all().TCP); err != nil {
+		if err := g.addWide(); err != nil {
 			return nil, err
 		}
 	}
-	return g, g.listen()
+	if err := g.listen(); err != nil {
+		return nil, err
+	}
+	return g, of.enter(g)
 }
 
-// listen gives each of the gateway's sockets a goroutine.
+// listen gives each of the gateway's sockets a goroutine, in the order in which setUpGateway makes
+// them.
 func (g *gateway) listen() error {
-	for i, f := range g.ns.sockets {
-		if i == 0 || i > len(g.config.listened()) {
-			p, err := net.FilePacketConn(f)
-			if err != nil {
-				return err
-			}
-			if raw, is := p.(*net.IPConn); is {
-				if err := g.serveEchoes(raw); err != nil {
-					return err
-				}
-				continue
-			}
-			udp := p.(*net.UDPConn)
-			if i > 0 {
-				if err := g.serveDatagrams(udp); err != nil {
-					return err
-				}
-				continue
-			}
-			context.AfterFunc(g.ctx, func() { udp.Close() })
-			g.busy.Go(func() { g.serveNames(udp) })
-			continue
-		}
+	rest := g.ns.sockets
+	take := func(n int) (some []*os.File) {
+		some, rest = rest[:n], rest[n:]
+		return some
+	}
+	names, err := packetConn[*net.UDPConn](g, take(1)[0])
+	if err != nil {
+		return err
+	}
+	g.busy.Go(func() { g.serveNames(names) })
+	for _, f := range take(len(g.config.listened())) {
 		l, err := net.FileListener(f)
 		if err != nil {
 			return err
@@ -250,11 +243,45 @@ func (g *gateway) listen() error {
 		context.AfterFunc(g.ctx, func() { tcp.Close() })
 		g.busy.Go(func() { g.accept(tcp) })
 	}
+	datagrams := take(len(g.config.taken()))
+	if g.config.isWide() {
+		if err := g.useAnswers(take(len(families()))); err != nil {
+			return err
+		}
+	}
+	for _, f := range datagrams {
+		udp, err := packetConn[*net.UDPConn](g, f)
+		if err == nil {
+			err = g.serveDatagrams(udp)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, f := range rest {
+		raw, err := packetConn[*net.IPConn](g, f)
+		if err == nil {
+			err = g.serveEchoes(raw)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	for _, f := range g.ns.sockets { // the copies remain
 		f.Close()
 	}
 	g.ns.sockets = nil
 	return nil
+}
+
+// packetConn returns a socket of the gateway, which is closed when that is.
+func packetConn[C *net.UDPConn | *net.IPConn](g *gateway, f *os.File) (c C, err error) {
+	p, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil, err
+	}
+	context.AfterFunc(g.ctx, func() { p.Close() })
+	return p.(C), nil
 }
 
 // hasWaiting reports whether a connection is still to be accepted.
@@ -293,15 +320,7 @@ func (g *gateway) close() {
 	g.mu.Unlock()
 	g.end()
 	g.busy.Wait()
-	g.mu.Lock()
-	var x batch
-	for _, m := range g.members {
-		x.remove(m.link())
-	}
-	g.mu.Unlock()
-	if len(x.whats) > 0 {
-		_ = g.change(&x)
-	}
+	g.roster.leave(g)
 	if g.ahead != nil {
 		g.ahead.disconnect()
 	}

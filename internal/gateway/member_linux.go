@@ -2,13 +2,10 @@ package gateway
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,10 +24,10 @@ type Member struct {
 	names   names
 	out, in *share
 	pings   *bucket
-	peers   *share // that send to what is published of UDP
+	peers   *share       // that send to what is published of UDP
+	ready   *atomic.Bool // nil if it is ready at once
 	ctx     context.Context
 	leave   context.CancelFunc
-	retired bool // by the gateway's mu
 
 	// What passes, each way.
 	sent, received buckets
@@ -66,13 +63,10 @@ func (g *gateway) take(place *spec.Member) (m *Member, err error) {
 	if names, limited := place.Limits(); limited {
 		m.reach = &reach{names: names}
 	}
-	if err := g.admit(m); err != nil {
+	if err := g.roster.admit(m); err != nil {
 		m.disconnect()
 		return nil, err
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.active++
 	return m, nil
 }
 
@@ -88,10 +82,10 @@ func (g *gateway) makeAhead() {
 // join makes a member, with its namespace and its way to the gateway.
 func (g *gateway) join() (_ *Member, err error) {
 	m := &Member{gateway: g, names: names{hasIPv6: g.noIPv6 == nil}, out: newShare(g.config), in: newShare(g.config), peers: newShare(g.config), pings: newBucket(pingRate, time.Second)}
-	m.sent = append(newBuckets(g.config.RunBandwidth), g.sent...)
-	m.received = append(newBuckets(g.config.RunBandwidth), g.received...)
+	m.sent = append(newBuckets(g.config.RunBandwidth), g.roster.sent...)
+	m.received = append(newBuckets(g.config.RunBandwidth), g.roster.received...)
 	m.ctx, m.leave = context.WithCancel(g.ctx)
-	if err := g.add(m); err != nil {
+	if err := g.roster.add(m); err != nil {
 		m.leave()
 		return nil, err
 	}
@@ -120,13 +114,14 @@ func (m *Member) Err() error {
 	return nil
 }
 
+// ReadyWhen has what is for all of the member's name go to others, if there are such, until ready
+// is set. It is called before Publish and Announce.
+func (m *Member) ReadyWhen(ready *atomic.Bool) { m.ready = ready }
+
+func (m *Member) isReady() bool { return m.ready == nil || m.ready.Load() }
+
 // Announce lets others find the member by its name.
-func (m *Member) Announce() {
-	g := m.gateway
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.named[m.name] = append(g.named[m.name], m)
-}
+func (m *Member) Announce() { m.gateway.roster.announce(m) }
 
 // Retire is for a run that has ended: it can't be found any more, and lets go of the addresses at
 // which it was published.
@@ -137,17 +132,7 @@ func (m *Member) Retire() {
 	}
 	m.listeners = nil
 	m.mu.Unlock()
-	g := m.gateway
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !m.retired {
-		m.retired = true
-		g.active--
-	}
-	rest := slices.DeleteFunc(g.named[m.name], func(o *Member) bool { return o == m })
-	if g.named[m.name] = rest; len(rest) == 0 {
-		delete(g.named, m.name)
-	}
+	m.gateway.roster.hide(m)
 }
 
 // drain is how long what a run sent before its end may take to be passed on.
@@ -174,46 +159,18 @@ func (m *Member) Leave() {
 
 func (m *Member) disconnect() {
 	m.leave()
-	g := m.gateway
-	g.dismiss(m)
+	r := m.gateway.roster
+	r.dismiss(m)
 	m.ns.close()
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	delete(g.members, m.address)
+	r.remove(m)
 }
 
-// add makes m a member, with an address that no other has.
-func (g *gateway) add(m *Member) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if len(g.members) == maxRuns {
-		return errors.New("no address is left: too many runs are on the network")
-	}
-	for {
-		g.last++
-		if g.last == firstRun+maxRuns {
-			g.last = firstRun
-		}
-		m.index, m.address = g.last, nth(runRange, g.last)
-		if g.members[m.address] == nil {
-			g.members[m.address] = m
-			return nil
-		}
-	}
-}
-
-// isEmpty reports whether no run is on the network, except for those that have ended.
-func (g *gateway) isEmpty() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.active == 0
-}
-
-// member returns the one that has an address, or nil.
+// member returns the gateway's own that has an address, or nil.
 func (g *gateway) member(a netip.Addr) *Member {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.members[in4(a)]
+	if m := g.roster.member(a); m != nil && m.gateway == g {
+		return m
+	}
+	return nil
 }
 
 // addresses returns those of the member.
@@ -222,18 +179,4 @@ func (m *Member) addresses() []netip.Addr {
 		return []netip.Addr{m.address}
 	}
 	return []netip.Addr{m.address, in6(m.address)}
-}
-
-// reachable returns the addresses of the members of a name that m may reach, in any order.
-func (m *Member) reachable(name string) (list []netip.Addr) {
-	g := m.gateway
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for _, o := range g.named[name] {
-		if m.mayOpen(o) {
-			list = append(list, o.address)
-		}
-	}
-	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
-	return list
 }

@@ -67,7 +67,6 @@ func (g *gateway) serveEchoes(conn *net.IPConn) error {
 	if ctlErr := near.Control(func(fd uintptr) { err = onlyEchoes(int(fd), near.family, echoTypes[near.family][0]) }); ctlErr != nil || err != nil {
 		return os.NewSyscallError("ICMP_FILTER", errors.Join(ctlErr, err))
 	}
-	context.AfterFunc(g.ctx, func() { conn.Close() })
 	g.busy.Go(func() {
 		b, info := make([]byte, maxDatagram), make([]byte, infoRoom)
 		for {
@@ -82,7 +81,7 @@ func (g *gateway) serveEchoes(conn *net.IPConn) error {
 			}
 			to, ok := destination(info[:infoLen])
 			if recvErr == nil && ok {
-				g.takeEcho(near, senderOf(sender).Addr(), to, message(near.family, true, b[:n]))
+				g.takeEcho(near, senderOf(sender).Addr(), to.Addr(), message(near.family, true, b[:n]))
 			}
 		}
 	})

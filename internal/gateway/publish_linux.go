@@ -23,11 +23,18 @@ func (m *Member) Publish(p spec.Published) (netip.AddrPort, error) {
 	if p.Protocol == "udp" {
 		return m.publishUDP(p.Address, port)
 	}
+	if p.Shared {
+		return m.share(p)
+	}
 	l, err := net.Listen("tcp", p.Address)
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
-	return addrPort(l.Addr()), m.published(l, func() { m.takeIn(l.(*net.TCPListener), port) })
+	return addrPort(l.Addr()), m.published(l, func() {
+		takeIn(l.(*net.TCPListener), func(conn *net.TCPConn) {
+			m.limited(m.in, conn, Conn{Published: true, Port: port, Address: addrPort(conn.RemoteAddr()), Begin: time.Now()}, m.passIn)
+		})
+	})
 }
 
 // published has a goroutine take in what comes to l, until the member retires.
@@ -36,20 +43,25 @@ func (m *Member) published(l io.Closer, takeIn func()) error {
 		l.Close()
 		return net.ErrClosed
 	}
+	m.keep(l)
+	return nil
+}
+
+// keep has l closed when the member retires.
+func (m *Member) keep(l io.Closer) {
 	context.AfterFunc(m.ctx, func() { l.Close() })
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.listeners = append(m.listeners, l)
-	return nil
 }
 
-// takeIn takes the connections to one address.
-func (m *Member) takeIn(l *net.TCPListener, port uint16) {
+// takeIn takes the connections to one address, until that is closed.
+func takeIn(l *net.TCPListener, take func(*net.TCPConn)) {
 	for {
 		conn, err := l.AcceptTCP()
 		switch {
 		case err == nil:
-			m.limited(m.in, conn, Conn{Published: true, Port: port, Address: addrPort(conn.RemoteAddr()), Begin: time.Now()}, m.passIn)
+			take(conn)
 		case isClosed(err):
 			return
 		default:
@@ -60,19 +72,23 @@ func (m *Member) takeIn(l *net.TCPListener, port uint16) {
 
 // passIn serves one connection from outside to its end.
 func (m *Member) passIn(conn *net.TCPConn, c *Conn, o *outgoing) {
-	var near *net.TCPConn
-	var err error
-	for _, a := range m.addresses() { // it may listen at one of them
-		if near, err = m.gateway.dial(m.ctx, netip.AddrPortFrom(a, c.Port)); !errors.Is(err, unix.ECONNREFUSED) {
-			break
-		}
-	}
+	near, err := m.dialIn(c.Port)
 	if err != nil {
 		reset(conn)
 		c.Verdict, c.Err = Failed, err
 	} else {
 		m.relay(near, conn, c, o)
 	}
+}
+
+// dialIn connects to a port of the member.
+func (m *Member) dialIn(port uint16) (near *net.TCPConn, err error) {
+	for _, a := range m.addresses() { // it may listen at one of them
+		if near, err = m.gateway.dial(m.ctx, netip.AddrPortFrom(a, port)); !errors.Is(err, unix.ECONNREFUSED) {
+			break
+		}
+	}
+	return near, err
 }
 
 // socketBatch is how many sockets are made in the gateway at a time: each time takes a process.

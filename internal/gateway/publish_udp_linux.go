@@ -4,7 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -40,12 +40,46 @@ type peerKey struct {
 
 type peer struct {
 	peerKey
-	near    *net.UDPConn // to the run
 	begin   time.Time
 	spoke   atomic.Int64 // when it sent something, in Unix nanoseconds
 	last    atomic.Int64 // when something passed, either way
 	in, out atomic.Int64 // bytes to and from the run
+
+	mu     sync.Mutex
+	near   *net.UDPConn   // to the run
+	to     netip.AddrPort // of the run
+	held   []byte         // what it said last, while the run has not answered
+	turned bool           // to the run's other address, since then
+	closed bool
 }
+
+// send passes a datagram on to the run.
+func (p *peer) send(b []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.turned, p.held = false, nil; p.out.Load() == 0 && len(b) <= maxHeldSize {
+		p.held = slices.Clone(b)
+	}
+	if _, err := p.near.Write(b); errors.Is(err, errNoListener) { // of the one before
+		_, _ = p.near.Write(b)
+	}
+}
+
+func (p *peer) socket() (*net.UDPConn, netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.near, p.to
+}
+
+func (p *peer) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	p.near.Close()
+}
+
+// end returns when the peer is forgotten, if it stays silent.
+func (p *peer) end() time.Time { return time.Unix(0, p.spoke.Load()).Add(udpIdle) }
 
 // speaks notes that the peer has sent something.
 func (p *peer) speaks() {
@@ -97,7 +131,7 @@ func (u *udpPort) passIn(p *peer, b []byte) {
 	p.speaks()
 	if u.m.received.try(len(b)) {
 		p.in.Add(int64(len(b)))
-		_, _ = p.near.Write(b)
+		p.send(b)
 	}
 }
 
@@ -136,7 +170,7 @@ func (u *udpPort) peer(key peerKey) *peer {
 	if p != nil {
 		return p
 	}
-	p = &peer{peerKey: key, begin: time.Now()}
+	p = &peer{peerKey: key, begin: time.Now(), to: netip.AddrPortFrom(u.m.address, u.port)}
 	if err := u.m.peers.take(); err != nil {
 		if errors.Is(err, errTooMany) {
 			u.makeRoom()
@@ -145,7 +179,7 @@ func (u *udpPort) peer(key peerKey) *peer {
 		return nil
 	}
 	var err error
-	if p.near, err = u.m.gateway.dialUDP(netip.AddrPortFrom(u.m.address, u.port)); err == nil {
+	if p.near, err = u.m.gateway.dialUDP(p.to); err == nil {
 		p.speaks()
 		u.mu.Lock()
 		u.peers[key] = p
@@ -164,14 +198,14 @@ func (u *udpPort) end(p *peer) {
 	u.mu.Lock()
 	delete(u.peers, p.peerKey)
 	u.mu.Unlock()
-	p.near.Close()
+	p.close()
 }
 
 func (u *udpPort) endAll() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, p := range u.peers {
-		p.near.Close()
+		p.close()
 	}
 }
 
@@ -186,7 +220,7 @@ func (u *udpPort) makeRoom() {
 		}
 	}
 	if oldest != nil && since(&oldest.last) >= udpSpare {
-		oldest.near.Close()
+		oldest.close()
 	}
 }
 
@@ -206,9 +240,36 @@ func (u *udpPort) connOf(p *peer) Conn {
 }
 
 func (u *udpPort) answer(p *peer) {
-	near, err := p.near.SyscallConn()
-	for err == nil || errors.Is(err, os.ErrDeadlineExceeded) && since(&p.spoke) < udpIdle {
-		_ = p.near.SetReadDeadline(time.Unix(0, p.spoke.Load()).Add(udpIdle))
-		err = receive(near, netip.AddrPortFrom(u.m.address, u.port), func(b []byte) { u.passOut(p, b) })
+	for {
+		near, to := p.socket()
+		if receiveUntil(p.end, near, to, func(b []byte) { u.passOut(p, b) }) != errNoListener {
+			return
+		}
+		u.turn(p)
+	}
+}
+
+// turn has a peer who got no answer speak to the run's other address, as it may listen there, and
+// say again what it said last.
+func (u *udpPort) turn(p *peer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.held == nil || p.turned || p.closed {
+		return
+	}
+	p.turned = true
+	for _, a := range u.m.addresses() {
+		if a == p.to.Addr() {
+			continue
+		}
+		to := netip.AddrPortFrom(a, u.port)
+		near, err := u.m.gateway.dialUDP(to)
+		if err != nil {
+			return
+		}
+		p.near.Close()
+		p.near, p.to = near, to
+		_, _ = near.Write(p.held)
+		return
 	}
 }

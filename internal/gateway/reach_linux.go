@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -52,67 +53,108 @@ func (m *Member) tableFor(to *Member) uint32 {
 	return 0
 }
 
-// admit lets a member with a name and a reach in among the others: it gets the routes to them that
-// it may have, and they those to it.
-func (g *gateway) admit(m *Member) error {
-	g.reachMu.Lock()
-	defer g.reachMu.Unlock()
-	var x batch
-	if r := m.reach; r != nil {
-		r.routes = map[*Member]uint32{}
-		r.open, r.answer = g.takeTables()
-		m.rules(&x, unix.RTM_NEWRULE, makeNew)
-		for _, o := range g.admitted {
-			m.routeTo(o, &x)
+// changes is those of several gateways.
+type changes map[*gateway]*batch
+
+func (x changes) of(g *gateway) *batch {
+	if x[g] == nil {
+		x[g] = new(batch)
+	}
+	return x[g]
+}
+
+// make makes all of them.
+func (x changes) make() (err error) {
+	for g, b := range x {
+		if len(b.whats) > 0 {
+			err = errors.Join(err, g.change(b))
 		}
 	}
-	for _, o := range g.admitted {
-		o.routeTo(m, &x)
+	return err
+}
+
+// routesTo adds the routes by cable to a member, of gateways other than its own.
+func (x changes) routesTo(m *Member, from ...*gateway) {
+	for _, g := range from {
+		if g != m.gateway {
+			x.of(g).routeIn(unix.RT_TABLE_MAIN, unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, g, m)
+		}
 	}
-	g.admitted = append(g.admitted, m)
-	if len(x.whats) == 0 {
-		return nil
+}
+
+// admit lets a member with a name and a reach in among the others: it gets the routes to them that
+// it may have, and they those to it.
+func (r *roster) admit(m *Member) error {
+	r.reachMu.Lock()
+	defer r.reachMu.Unlock()
+	x := changes{}
+	if own := m.reach; own != nil {
+		own.routes = map[*Member]uint32{}
+		own.open, own.answer = m.gateway.takeTables()
+		m.rules(x.of(m.gateway), unix.RTM_NEWRULE, makeNew)
+		for _, o := range r.admitted {
+			m.routeTo(o, x)
+		}
 	}
-	if err := g.change(&x); err != nil {
+	x.routesTo(m, r.gateways...)
+	for _, o := range r.admitted {
+		o.routeTo(m, x)
+	}
+	r.admitted = append(r.admitted, m)
+	if err := x.make(); err != nil {
 		return fmt.Errorf("what Reaches allows: %w", err)
 	}
 	return nil
 }
 
 // routeTo adds the route to another member, if there is to be one.
-func (m *Member) routeTo(o *Member, x *batch) {
+func (m *Member) routeTo(o *Member, x changes) {
 	if table := m.tableFor(o); table != 0 {
 		m.reach.routes[o] = table
-		x.routeIn(table, unix.RTM_NEWROUTE, makeNew, o)
+		x.of(m.gateway).routeIn(table, unix.RTM_NEWROUTE, makeNew, m.gateway, o)
 	}
 }
 
 // dismiss takes the member's interface away, and with it the routes to it; then what was its own.
-func (g *gateway) dismiss(m *Member) {
-	g.reachMu.Lock()
-	defer g.reachMu.Unlock()
-	var x batch
-	x.remove(m.link())
-	if g.noIPv6 == nil {
-		m.ruleIPv6(&x, unix.RTM_DELRULE, 0)
+func (r *roster) dismiss(m *Member) {
+	r.reachMu.Lock()
+	defer r.reachMu.Unlock()
+	there, x := changes{}, changes{}
+	own := x.of(m.gateway)
+	own.remove(m.link())
+	if m.gateway.noIPv6 == nil {
+		m.ruleIPv6(own, unix.RTM_DELRULE, 0)
 	}
-	g.admitted = slices.DeleteFunc(g.admitted, func(o *Member) bool { return o == m })
-	for _, o := range g.admitted {
-		if o.reach != nil {
-			delete(o.reach.routes, m)
-		}
-	}
-	r := m.reach
-	if r == nil {
-		_ = g.change(&x) // it may be gone already
+	if !slices.Contains(r.admitted, m) {
+		_ = x.make() // it may be gone already
 		return
 	}
-	m.rules(&x, unix.RTM_DELRULE, 0)
-	for o, table := range r.routes {
-		x.routeIn(table, unix.RTM_DELROUTE, 0, o)
+	r.admitted = slices.DeleteFunc(r.admitted, func(o *Member) bool { return o == m })
+	for _, g := range r.gateways {
+		if g != m.gateway {
+			there.of(g).routeIn(unix.RT_TABLE_MAIN, unix.RTM_DELROUTE, 0, g, m)
+		}
 	}
-	if g.change(&x) == nil {
-		g.tables = append(g.tables, r.open) // as empty as new ones
+	for _, o := range r.admitted {
+		if o.reach == nil {
+			continue
+		}
+		if table := o.reach.routes[m]; table != 0 && o.gateway != m.gateway {
+			there.of(o.gateway).routeIn(table, unix.RTM_DELROUTE, 0, o.gateway, m)
+		}
+		delete(o.reach.routes, m)
+	}
+	_ = there.make()
+	if m.reach == nil {
+		_ = x.make()
+		return
+	}
+	m.rules(own, unix.RTM_DELRULE, 0)
+	for o, table := range m.reach.routes {
+		own.routeIn(table, unix.RTM_DELROUTE, 0, m.gateway, o)
+	}
+	if x.make() == nil {
+		m.gateway.tables = append(m.gateway.tables, m.reach.open) // as empty as new ones
 	}
 }
 
@@ -151,13 +193,17 @@ func (m *Member) rules(x *batch, kind, flags int) {
 	}
 }
 
-// routeIn adds or removes the routes to a member.
-func (x *batch) routeIn(table uint32, kind, flags int, to *Member) {
+// routeIn adds or removes a gateway's routes to a member, which is one of its own or at the other
+// end of its cable.
+func (x *batch) routeIn(table uint32, kind, flags int, g *gateway, to *Member) {
 	for _, a := range to.addresses() {
+		if a.Is6() && g.noIPv6 != nil {
+			continue
+		}
 		m := nl.NewRtMsg()
 		m.Family, m.Dst_len, m.Type, m.Scope = uint8(family(a)), uint8(a.BitLen()), unix.RTN_UNICAST, unix.RT_SCOPE_LINK
 		m.Table, m.Protocol = unix.RT_TABLE_UNSPEC, unix.RTPROT_STATIC
 		x.add(kind, flags, fmt.Sprintf("route to %v in table %d", a, table), m, nl.NewRtAttr(unix.RTA_TABLE, nl.Uint32Attr(table)),
-			nl.NewRtAttr(unix.RTA_DST, a.AsSlice()), nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(to.link()))))
+			nl.NewRtAttr(unix.RTA_DST, a.AsSlice()), nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(g.linkTo(to)))))
 	}
 }

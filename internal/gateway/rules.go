@@ -116,11 +116,8 @@ func (c *Config) Check() error {
 	}
 	errs = append(errs, checkBandwidth("Bandwidth", c.Bandwidth), checkBandwidth("RunBandwidth", c.RunBandwidth))
 	all := c.all()
-	if n := count(all.UDP); n > maxPorts {
-		errs = append(errs, fault.Option("UDP", "%d different ports of UDP are allowed, at most %d are possible", n, maxPorts))
-	}
-	if n := len(all.TCP); n > maxPorts && c.isWide() {
-		errs = append(errs, fault.Option("TCP", "%d ranges of ports with gaps between them are allowed, at most %d are possible: allow what is between them, too", n, maxPorts))
+	if n := len(all.TCP) + len(all.UDP); n > maxPorts && c.isWide() {
+		errs = append(errs, fault.Option("NewNetwork", "%d ranges of ports with gaps between them are allowed, at most %d are possible: allow what is between them, too", n, maxPorts))
 	}
 	return errors.Join(errs...)
 }

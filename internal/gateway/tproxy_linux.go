@@ -18,14 +18,39 @@ import (
 
 // A listener takes one port. If more are allowed than the gateway may have listeners, rules of
 // nftables in its namespace lead them all to one: Documentation/networking/tproxy.rst. What was
-// accepted has the address and port that the run connected to, as ever. Runs can't see or change
-// these rules, and without them nobody listens.
+// accepted has the address and port that the run connected to, as ever. Datagrams arrive with them
+// (IP_RECVORIGDSTADDR), and are answered by raw sockets, which write the ports themselves. Runs
+// can't see or change these rules, and without them nobody listens.
 
 // widePort is that of the listener to which the rules lead, which is there for DNS over TCP.
 const widePort = dnsPort
 
+// listened returns the ports of the gateway's listeners.
+func (c *Config) listened() []uint16 {
+	if c.isWide() {
+		return []uint16{widePort}
+	}
+	ports := each(c.all().TCP)
+	for _, p := range ports {
+		if p == dnsPort {
+			return ports
+		}
+	}
+	return append(ports, dnsPort)
+}
+
+// taken returns the ports of the gateway's sockets for datagrams.
+func (c *Config) taken() []uint16 {
+	udp := c.all().UDP
+	if c.isWide() && len(udp) > 0 {
+		return []uint16{widePort}
+	}
+	return each(udp)
+}
+
 // addWide adds the rules.
-func (g *gateway) addWide(spans []Span) error {
+func (g *gateway) addWide() error {
+	all := g.config.all()
 	err := func() error {
 		files, err := g.cell.InNetwork(g.ns.file, func(b *program.Builder) []program.Slot {
 			return []program.Slot{socket(b, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_NETFILTER)}
@@ -35,14 +60,14 @@ func (g *gateway) addWide(spans []Span) error {
 		}
 		defer files[0].Close()
 		var x nftables
-		x.addRules(unix.NFPROTO_IPV4, runRange, 16, spans)
+		x.addRules(unix.NFPROTO_IPV4, runRange, 16, &all)
 		if g.noIPv6 == nil {
-			x.addRules(unix.NFPROTO_IPV6, netip.PrefixFrom(in6(runRange.Addr()), 96+runRange.Bits()), 24, spans)
+			x.addRules(unix.NFPROTO_IPV6, netip.PrefixFrom(in6(runRange.Addr()), 96+runRange.Bits()), 24, &all)
 		}
 		return x.send(files[0])
 	}()
 	if err != nil {
-		return fault.Option("NewNetwork", "%d different ports are allowed, and more than %d take a kernel with nft_tproxy: load it (modprobe nft_tproxy) or allow fewer: %w", count(spans), maxPorts, err)
+		return fault.Option("NewNetwork", "%d different ports are allowed, and more than %d take a kernel with nft_tproxy: load it (modprobe nft_tproxy) or allow fewer: %w", count(all.TCP)+count(all.UDP), maxPorts, err)
 	}
 	return nil
 }
@@ -74,9 +99,9 @@ const (
 	nftReg  = 1 // a register
 )
 
-// addRules adds, for a family, a chain whose rules take the ports of TCP, but not what is sent to
+// addRules adds, for a family, a chain whose rules take the ports, but not what is sent to
 // runs. at is where a packet has its destination.
-func (x *nftables) addRules(family uint8, not netip.Prefix, at uint32, spans []Span) {
+func (x *nftables) addRules(family uint8, not netip.Prefix, at uint32, ports *Ports) {
 	if x.seq == 0 {
 		x.add(unix.NFNL_MSG_BATCH_BEGIN, 0, unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)
 	}
@@ -87,10 +112,10 @@ func (x *nftables) addRules(family uint8, not netip.Prefix, at uint32, spans []S
 	x.table(unix.NFT_MSG_NEWCHAIN, 0, family, name(unix.NFTA_CHAIN_TABLE), name(unix.NFTA_CHAIN_NAME), nl.NewRtAttr(unix.NFTA_CHAIN_TYPE, nl.ZeroTerminated("filter")),
 		nested(unix.NFTA_CHAIN_HOOK, number(unix.NFTA_HOOK_HOOKNUM, prerouting), number(unix.NFTA_HOOK_PRIORITY, uint32(first))))
 	destination := not.Addr().AsSlice()[:not.Bits()/8]
-	for _, s := range spans {
+	rule := func(protocol byte, s Span) {
 		x.table(unix.NFT_MSG_NEWRULE, unix.NLM_F_APPEND, family, name(unix.NFTA_RULE_TABLE), name(unix.NFTA_RULE_CHAIN), nested(unix.NFTA_RULE_EXPRESSIONS,
 			expression("meta", number(unix.NFTA_META_KEY, unix.NFT_META_L4PROTO), number(unix.NFTA_META_DREG, nftReg)),
-			expression("cmp", number(unix.NFTA_CMP_SREG, nftReg), number(unix.NFTA_CMP_OP, unix.NFT_CMP_EQ), value(unix.NFTA_CMP_DATA, []byte{unix.IPPROTO_TCP})),
+			expression("cmp", number(unix.NFTA_CMP_SREG, nftReg), number(unix.NFTA_CMP_OP, unix.NFT_CMP_EQ), value(unix.NFTA_CMP_DATA, []byte{protocol})),
 			load(unix.NFT_PAYLOAD_NETWORK_HEADER, at, uint32(len(destination))),
 			expression("cmp", number(unix.NFTA_CMP_SREG, nftReg), number(unix.NFTA_CMP_OP, unix.NFT_CMP_NEQ), value(unix.NFTA_CMP_DATA, destination)),
 			load(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2),
@@ -98,6 +123,12 @@ func (x *nftables) addRules(family uint8, not netip.Prefix, at uint32, spans []S
 				value(unix.NFTA_RANGE_FROM_DATA, port(s.First)), value(unix.NFTA_RANGE_TO_DATA, port(s.Last))),
 			expression("immediate", number(unix.NFTA_IMMEDIATE_DREG, nftReg), value(unix.NFTA_IMMEDIATE_DATA, port(widePort))),
 			expression("tproxy", number(1 /* NFTA_TPROXY_FAMILY */, uint32(family)), number(3 /* NFTA_TPROXY_REG_PORT */, nftReg))))
+	}
+	for _, s := range ports.TCP {
+		rule(unix.IPPROTO_TCP, s)
+	}
+	for _, s := range ports.UDP {
+		rule(unix.IPPROTO_UDP, s)
 	}
 }
 

@@ -255,7 +255,7 @@ func Private(err error) string {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return "a kernel with veth: modprobe veth, or CONFIG_VETH; for Reaches also CONFIG_IP_MULTIPLE_TABLES"
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
-		return "this process must be the user that it was when the cell was booted; with WithoutUserNamespace it needs CAP_NET_ADMIN"
+		return "this process must be the user that it was when the cell was booted; with WithoutUserNamespace it needs CAP_NET_ADMIN and CAP_NET_RAW"
 	case errors.Is(err, unix.EMFILE):
 		return "raise the limit of open files (ulimit -n)"
 	}

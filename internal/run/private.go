@@ -41,6 +41,7 @@ func (r *Run) publish() error {
 	if err := r.member.Err(); err != nil {
 		return err
 	}
+	r.member.ReadyWhen(r.spec.Supervision.Ready)
 	for _, p := range r.spec.Supervision.Publish {
 		at, err := r.member.Publish(p)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/cellkit/sandbox/internal/fault"
@@ -70,9 +71,11 @@ type Supervision struct {
 	WaitDelay   time.Duration // how long writers may take at the end, 0 for as long as they do
 	OutputLimit int64         // bytes, 0 for none
 	Publish     []Published
-	StopSignal  int           // that the command gets first
-	StopGrace   time.Duration // before it is killed, 0 for no signal
-	Refused     func(Refusal) // is told what the filter refuses
+	// Until it is set, others of the run's name are preferred; nil for at once.
+	Ready      *atomic.Bool
+	StopSignal int           // that the command gets first
+	StopGrace  time.Duration // before it is killed, 0 for no signal
+	Refused    func(Refusal) // is told what the filter refuses
 	// Start, if not nil, is called in place of the method Start, with a sandbox that lacks it.
 	// It is a func(context.Context, *sandbox.Sandbox) (*sandbox.Process, error).
 	Start any
@@ -83,6 +86,7 @@ type Published struct {
 	Address  string
 	Protocol string // "tcp" or "udp"
 	Port     int
+	Shared   bool // with other runs of the name, which get the connections in turn; TCP alone
 }
 
 func (p *Published) check() error {

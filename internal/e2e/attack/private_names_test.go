@@ -1,0 +1,126 @@
+//go:build linux
+
+package attack
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/internal/testkit/runs"
+)
+
+// public is a server at an address that may be reached, and returns its port.
+func public(t *testing.T, text string) int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
+			fmt.Fprint(conn, text)
+			conn.Close()
+		}
+	}()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// verdicts counts the connections that an observer is called for, by verdict.
+type verdicts struct {
+	mu    sync.Mutex
+	count map[sandbox.Verdict]int
+}
+
+func (v *verdicts) tell(c sandbox.Conn) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.count == nil {
+		v.count = map[sandbox.Verdict]int{}
+	}
+	if c.Port != 0 {
+		v.count[c.Verdict]++
+	}
+}
+
+// A name whose addresses change with each question, between one that may be reached and one that
+// may not: whoever asks, checks, and asks again when it connects, is led to the other.
+func TestAttackRootlessPrivateRebinding(t *testing.T) {
+	port := public(t, "public")
+	var behind guarded
+	require.Equal(t, port, behind.serve(t, fmt.Sprintf("127.0.0.2:%d", port)))
+	zone := testkit.NewZone(t, nil)
+	const name = "turning.test"
+	zone.Turn(name, "127.0.0.1", "127.0.0.2")
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	checked, err := zone.Resolver().LookupHost(ctx, name)
+	require.NoError(t, err)
+	require.Equal(t, []string{"127.0.0.1"}, checked)
+	conn, err := (&net.Dialer{Resolver: zone.Resolver()}).DialContext(ctx, "tcp", fmt.Sprintf("%s:%d", name, port))
+	require.NoError(t, err)
+	conn.Close()
+	testkit.Eventually(t, "the control reaches it", func() bool {
+		behind.mu.Lock()
+		defer behind.mu.Unlock()
+		return len(behind.had) > 0
+	})
+	behind.mu.Lock()
+	behind.had = nil
+	behind.mu.Unlock()
+
+	var seen verdicts
+	n, err := sandbox.NewNetwork(sandbox.AllowHost(name, port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()), sandbox.NetworkObserver(seen.tell))
+	require.NoError(t, err)
+	defer n.Close()
+	var to []string
+	for _, network := range tcpNetworks() {
+		to = append(to, slices.Repeat([]string{fmt.Sprintf("%s/%s:%d", network, name, port)}, 20)...)
+	}
+	out := runs.Output(t, runs.Helper("private-fetch", to...).With(sandbox.WithNetwork(n.As("attacker"))))
+	require.NotContains(t, out, "secret")
+	require.Contains(t, out, "public")
+	require.NoError(t, n.Close())
+	require.Positive(t, seen.count[sandbox.Refused], "both addresses were found: %v", seen.count)
+	require.Positive(t, seen.count[sandbox.Allowed])
+	require.Empty(t, behind.had)
+}
+
+// tcpNetworks are those over which runs on private networks reach others.
+func tcpNetworks() []string {
+	if hasIPv6() {
+		return []string{"tcp4", "tcp6"}
+	}
+	return []string{"tcp4"}
+}
+
+// A listed name that is an alias (CNAME) leads to what may be reached of the other name's addresses
+// alone, and makes that name none that is listed.
+func TestAttackRootlessPrivateAlias(t *testing.T) {
+	port := public(t, "public")
+	var behind guarded
+	require.Equal(t, port, behind.serve(t, fmt.Sprintf("127.0.0.2:%d", port)))
+	zone := testkit.NewZone(t, map[string]string{"metadata.internal": "127.0.0.2", "other.test": "127.0.0.1"})
+	zone.Alias("inner.evil.test", "metadata.internal")
+	zone.Alias("outer.evil.test", "other.test")
+	found, err := zone.Resolver().LookupHost(testkit.Deadline(t), "inner.evil.test")
+	require.NoError(t, err)
+	require.Equal(t, []string{"127.0.0.2"}, found, "the control")
+	n, err := sandbox.NewNetwork(sandbox.AllowHost("*.evil.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()))
+	require.NoError(t, err)
+	defer n.Close()
+	at := func(name string) string { return fmt.Sprintf("%s:%d", name, port) }
+	to := []string{at("outer.evil.test"), at("inner.evil.test"), at("metadata.internal"), at("other.test")}
+	want := "public\n\nnothing\nnothing"
+	if hasIPv6() {
+		to, want = append(to, at("tcp6/outer.evil.test"), at("tcp6/inner.evil.test"), at("tcp6/other.test")), want+"\npublic\n\nnothing"
+	}
+	require.Equal(t, want, runs.Output(t, runs.Helper("private-fetch", to...).With(sandbox.WithNetwork(n.As("attacker")))))
+	require.Empty(t, behind.had)
+}

@@ -1,0 +1,153 @@
+package gateway
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+)
+
+// roster is who is on a network, whichever cell the run is of.
+type roster struct {
+	sent, received buckets // of all runs
+
+	mu      sync.Mutex
+	members map[netip.Addr]*Member
+	named   map[string][]*Member // those that can be found
+	last    int                  // index of the latest member
+
+	// reachMu is held while it is decided who reaches whom, and set.
+	reachMu  sync.Mutex
+	admitted []*Member
+	gateways []*gateway // of each cell one
+
+	frontsMu sync.Mutex
+	fronts   map[frontKey]*front
+}
+
+func newRoster(config *Config) *roster {
+	return &roster{sent: newBuckets(config.Bandwidth), received: newBuckets(config.Bandwidth), members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, fronts: map[frontKey]*front{}, last: firstRun - 1}
+}
+
+// add makes m a member, with an address that no other has.
+func (r *roster) add(m *Member) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.members) == maxRuns {
+		return errors.New("no address is left: too many runs are on the network")
+	}
+	for {
+		r.last++
+		if r.last == firstRun+maxRuns {
+			r.last = firstRun
+		}
+		m.index, m.address = r.last, nth(runRange, r.last)
+		if r.members[m.address] == nil {
+			r.members[m.address] = m
+			return nil
+		}
+	}
+}
+
+// remove takes the address of a member away.
+func (r *roster) remove(m *Member) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.members[m.address] == m {
+		delete(r.members, m.address)
+	}
+}
+
+// member returns the one that has an address, or nil.
+func (r *roster) member(a netip.Addr) *Member {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.members[in4(a)]
+}
+
+// of returns the members of a gateway.
+func (r *roster) of(g *gateway) (list []*Member) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, m := range r.members {
+		if m.gateway == g {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
+// announce lets others find a member by its name.
+func (r *roster) announce(m *Member) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.named[m.name] = append(r.named[m.name], m)
+}
+
+// hide is the opposite of announce.
+func (r *roster) hide(m *Member) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rest := slices.DeleteFunc(r.named[m.name], func(o *Member) bool { return o == m })
+	if r.named[m.name] = rest; len(rest) == 0 {
+		delete(r.named, m.name)
+	}
+}
+
+// reachable returns the addresses of the members of a name that m may reach, in any order: of those
+// that are ready, if there are any.
+func (m *Member) reachable(name string) (list []netip.Addr) {
+	r := m.gateway.roster
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var others []netip.Addr
+	for _, o := range r.named[name] {
+		switch {
+		case !m.mayOpen(o):
+		case o.isReady():
+			list = append(list, o.address)
+		default:
+			others = append(others, o.address)
+		}
+	}
+	if len(list) == 0 {
+		list = others
+	}
+	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	return list
+}
+
+// enter adds the gateway of a further cell. From the second on they are connected by cables.
+func (r *roster) enter(g *gateway) error {
+	r.reachMu.Lock()
+	defer r.reachMu.Unlock()
+	if len(r.gateways) > 0 {
+		for _, o := range append(r.gateways, g) {
+			if err := o.addCable(); err != nil {
+				return err
+			}
+		}
+		x := changes{}
+		for _, m := range r.admitted {
+			x.routesTo(m, g)
+		}
+		if err := x.make(); err != nil {
+			return err
+		}
+	}
+	r.gateways = append(r.gateways, g)
+	return nil
+}
+
+// leave removes a gateway that is closed, and all who are still there.
+func (r *roster) leave(g *gateway) {
+	for _, m := range r.of(g) {
+		m.Retire()
+		r.dismiss(m)
+		r.remove(m)
+	}
+	r.reachMu.Lock()
+	defer r.reachMu.Unlock()
+	r.gateways = slices.DeleteFunc(r.gateways, func(o *gateway) bool { return o == g })
+}
