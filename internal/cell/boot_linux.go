@@ -57,7 +57,7 @@ func (c *Cell) boot(w wall.Wall) error {
 	if err := bin.seal(); err != nil {
 		return err
 	}
-	_, installed := w.(*wall.Command)
+	_, installed := w.(wall.Runtime)
 	if err := c.makePlaces(installed); err != nil {
 		return fmt.Errorf("preparing the cell: %w", err)
 	}

@@ -59,6 +59,7 @@ type Cell struct {
 	end  *os.ProcessState // how it ended, once done is closed
 	once sync.Once
 
+	guests    guests
 	templates templates
 	staging   sync.Mutex // one template is assembled at a time
 	maps      idmaps
@@ -86,7 +87,11 @@ func Boot(config Config) (*Cell, error) {
 
 // wall returns what makes the container.
 func (config *Config) wall() (wall.Wall, error) {
-	switch config.Runtime {
+	name := config.Runtime
+	if name == "" && asRoot() && spec.CheckRuntime(spec.DefaultRuntime, config.HostIDs) == nil {
+		name = spec.DefaultRuntime
+	}
+	switch name {
 	case "":
 		return wall.Default(), nil
 	case spec.Builtin:
@@ -97,7 +102,7 @@ func (config *Config) wall() (wall.Wall, error) {
 		}
 		return nil, ErrNoLibcontainer
 	}
-	w, err := wall.Installed(config.Runtime)
+	w, err := wall.Installed(name)
 	switch {
 	case err != nil:
 		return nil, err
@@ -134,7 +139,7 @@ func bootNew(config Config, w wall.Wall) (_ *Cell, err error) {
 	} else if c.ids, err = chooseIDs(); err != nil {
 		return nil, err
 	}
-	installed, _ := w.(*wall.Command)
+	installed, _ := w.(wall.Runtime)
 	if installed != nil {
 		c.ids.oneExtent = installed.OneExtent()
 	}
@@ -156,6 +161,10 @@ func bootNew(config Config, w wall.Wall) (_ *Cell, err error) {
 	}
 	if err := c.makeCgroups(); err != nil {
 		return nil, err
+	}
+	if w.Name() == spec.GVisor {
+		c.guests.runtime, _ = w.(*wall.Command)
+		return c, nil
 	}
 	if err := c.boot(w); err != nil {
 		return nil, err
@@ -220,11 +229,14 @@ func (c *Cell) Alive() bool {
 }
 
 // Dying reports whether the fork server has ended, even if nobody has waited for it yet.
-func (c *Cell) Dying() bool { return !c.Alive() || c.client.Gone() }
+func (c *Cell) Dying() bool { return !c.Alive() || c.client != nil && c.client.Gone() }
 
 // DiesNow reports whether a run ended unexpectedly because its cell does. It gives the cell a
 // moment to end: a clone that is still being set up keeps the fork server's socket open.
 func (c *Cell) DiesNow() bool {
+	if c.guests.runtime != nil {
+		return c.Dying()
+	}
 	for range 100 {
 		if c.Dying() {
 			return true
@@ -289,18 +301,28 @@ func (c *Cell) Close(ctx context.Context) error {
 		c.closing = true
 		c.mu.Unlock()
 		c.guards.fire()
-		c.client.Close()
-		select {
-		case <-c.done:
-		case <-ctx.Done():
-			err = fmt.Errorf("waiting for the cell to end: %w", ctx.Err())
-			c.kill()
-			<-c.done
+		if c.guests.runtime != nil {
+			c.endGuests()
+		} else {
+			err = c.awaitInit(ctx)
 		}
 		c.busy.Wait()
 		err = errors.Join(err, c.destroy())
 	})
 	return err
+}
+
+// awaitInit has PID 1 end, and kills it when ctx ends.
+func (c *Cell) awaitInit(ctx context.Context) error {
+	c.client.Close()
+	select {
+	case <-c.done:
+		return nil
+	case <-ctx.Done():
+	}
+	c.kill()
+	<-c.done
+	return fmt.Errorf("waiting for the cell to end: %w", ctx.Err())
 }
 
 // goneIn is how long a wall has to remove what it made, once PID 1 has ended.

@@ -25,6 +25,9 @@ const usage = `usage:
   sandbox help                                       print this; "sandbox run -h" explains the flags
 `
 
+// guardName is the subcommand by which this program executes itself to restore a terminal.
+const guardName = "restore-terminal"
+
 // Main runs the command line and exits.
 func Main() { os.Exit(dispatch(os.Args[1:])) }
 
@@ -51,6 +54,8 @@ func dispatch(args []string) int {
 		do = func() int { return withCleanup(func(ctx context.Context) int { return check(ctx, asJSON) }) }
 	case "version", "-version", "--version":
 		do = func() int { printVersion(asJSON); return 0 }
+	case guardName:
+		do = restoreAfter
 	case "help", "-h", "-help", "--help":
 		do = func() int { fmt.Print(usage); return 0 }
 	default:

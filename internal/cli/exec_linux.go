@@ -10,9 +10,6 @@ import (
 	"os"
 	"syscall"
 	"text/tabwriter"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/named"
 )
@@ -82,60 +79,23 @@ func onRemoteTerminal(here *console, c *named.Conn) (*answer, error) {
 	if len(files) != 1 {
 		return a, nil // it was not started
 	}
-	other := &remoteTerminal{f: files[0], left: maxLeft}
+	over, ended, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer over.Close()
 	end := make(chan error, 1)
 	go func() {
 		var err error
 		a, err = answered(c)
-		_ = other.f.SetReadDeadline(time.Unix(1, 0))
+		ended.Close()
 		end <- err
 	}()
-	if err := here.connect(other, other.resize); err != nil {
+	if err := here.connect(files[0], over); err != nil {
 		return nil, err
 	}
 	err = <-end
 	return a, err
-}
-
-// remoteTerminal is the other end of the terminal of a command in a run of another process.
-type remoteTerminal struct {
-	f    *os.File
-	left int
-}
-
-// maxLeft bounds what is read after the command's end: a terminal holds less, but what the command
-// has left in the background may go on writing.
-const maxLeft = 1 << 20
-
-// Read returns io.EOF when nobody has the terminal open any more, or when its deadline is over and
-// nothing is left to read.
-func (t *remoteTerminal) Read(b []byte) (n int, err error) {
-	n, err = t.f.Read(b)
-	if errors.Is(err, os.ErrDeadlineExceeded) && t.left > 0 {
-		raw, rawErr := t.f.SyscallConn()
-		if rawErr != nil {
-			return 0, rawErr
-		}
-		_ = raw.Control(func(fd uintptr) { n, err = unix.Read(int(fd), b) })
-		n = max(n, 0)
-		t.left -= n
-	}
-	if n == 0 {
-		return 0, io.EOF
-	}
-	return n, nil
-}
-
-func (t *remoteTerminal) Write(b []byte) (int, error) { return t.f.Write(b) }
-
-func (t *remoteTerminal) resize(rows, cols uint16) error {
-	raw, err := t.f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return raw.Control(func(fd uintptr) {
-		_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
-	})
 }
 
 // list prints the names of runs, and the processes that hold them.

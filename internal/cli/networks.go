@@ -26,27 +26,33 @@ func network(s *settings, value string) error {
 	return fmt.Errorf("%q is neither none nor new nor host", value)
 }
 
-// allow parses a name or addresses with ports.
 func allow(s *settings, value string) error {
+	o, err := ParseAllow(value)
+	if err == nil {
+		s.private = append(s.private, o)
+	}
+	return err
+}
+
+// ParseAllow parses a name or addresses with ports, the value of -allow.
+func ParseAllow(value string) (sandbox.NetworkOption, error) {
 	i := strings.LastIndexByte(value, ':')
 	if i < 0 {
-		return fmt.Errorf("%q names no port: it must be like api.example.org:443 or 10.2.0.0/16:5432", value)
+		return nil, fmt.Errorf("%q names no port: it must be like api.example.org:443 or 10.2.0.0/16:5432", value)
 	}
 	host := strings.TrimSuffix(strings.TrimPrefix(value[:i], "["), "]")
 	var ports []sandbox.Ports
 	for text := range strings.SplitSeq(value[i+1:], ",") {
 		p, err := allowedPorts(text)
 		if err != nil {
-			return fmt.Errorf("%q: %q is no port, nor 8000-8100, nor * for all, nor ping", value, text)
+			return nil, fmt.Errorf("%q: %q is no port, nor 8000-8100, nor * for all, nor ping", value, text)
 		}
 		ports = append(ports, p)
 	}
 	if addr, _, _ := strings.Cut(host, "/"); isAddress(addr) {
-		s.private = append(s.private, sandbox.AllowCIDR(host, ports...))
-	} else {
-		s.private = append(s.private, sandbox.AllowHost(host, ports...))
+		return sandbox.AllowCIDR(host, ports...), nil
 	}
-	return nil
+	return sandbox.AllowHost(host, ports...), nil
 }
 
 // allowedPorts parses a port or a range of them, all, or ping.

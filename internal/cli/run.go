@@ -136,8 +136,19 @@ func formatUsage(u sandbox.Usage) string {
 		short(u.Wall), short(u.UserCPU), short(u.SystemCPU), short(u.Throttled),
 		formatSize(u.MemoryPeak), u.OOMKills, u.PIDsPeak, refused,
 		formatSize(u.ReadBytes), formatSize(u.WriteBytes))
-	if len(u.Uncounted) > 0 {
-		text += "\nnot counted here: " + strings.Join(u.Uncounted, ", ")
+	var none, some []string
+	for _, name := range u.Uncounted {
+		if slices.Contains([]string{"UserCPU", "SystemCPU", "MemoryPeak"}, name) {
+			some = append(some, name) // Usage.Uncounted
+		} else {
+			none = append(none, name)
+		}
+	}
+	if len(none) > 0 {
+		text += "\nnot counted here: " + strings.Join(none, ", ")
+	}
+	if len(some) > 0 {
+		text += "\nof the command and what it waited for alone: " + strings.Join(some, ", ")
 	}
 	return text
 }

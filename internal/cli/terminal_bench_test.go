@@ -24,7 +24,7 @@ var echoing = []string{"sh", "-c", "stty raw -echo; echo ready; exec cat"}
 
 // BenchmarkTerminal takes turns between a plain pty and terminals of commands in sandboxes: the
 // time from a key to its echo by the program there. Its figures are medians in microseconds and, as
-// NAME-x, what they are of a plain pty's.
+// NAME-x, what they are of a plain pty's. script(1) too is a program between two terminals, in C.
 func BenchmarkTerminal(b *testing.B) {
 	b.Setenv("XDG_RUNTIME_DIR", b.TempDir())
 	session, err := sandbox.New(sandbox.WithHold()).Start(b.Context())
@@ -43,6 +43,7 @@ func BenchmarkTerminal(b *testing.B) {
 	}{
 		{"pty", onPTY(b, echoing...)},
 		{"Exec", inSession.Terminal()},
+		{"script", onPTY(b, "script", "-qc", "exec "+echoing[0]+" -c '"+echoing[2]+"'", "/dev/null")},
 		{"run-t", onPTY(b, append([]string{"sandbox", "run", "-t", "--"}, echoing...)...)},
 		{"exec-t", onPTY(b, append([]string{"sandbox", "exec", "-t", "bench", "--"}, echoing...)...)},
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -28,7 +29,7 @@ func onTerminal(ctx context.Context, s *settings, started func(*sandbox.Process)
 		return nil, err
 	}
 	started(p)
-	if err := here.connect(p.Terminal(), p.Resize); err != nil {
+	if err := here.connect(p.Terminal().(connection), nil); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p.Wait()
@@ -77,10 +78,19 @@ func (c *console) size() (rows, cols uint16) {
 	return size.Row, size.Col
 }
 
-// connect connects it to the other end of a command's terminal, until nobody has that open any
-// more. It is raw meanwhile, so that ^C and ^Z go to the command, and is restored before this
-// program ends in whatever way it can notice.
-func (c *console) connect(other io.ReadWriter, resize func(rows, cols uint16) error) error {
+// connect connects it to the other end of a command's terminal, until nobody has that open any more
+// or, if over is not nil, that hangs up and what is left has been read. It is raw meanwhile, so
+// that ^C and ^Z go to the command, and is restored however this program ends.
+func (c *console) connect(terminal connection, over *os.File) error {
+	other, err := takeDescriptor(terminal)
+	if err != nil {
+		return err
+	}
+	unguard, err := c.guard()
+	if err != nil {
+		return err
+	}
+	defer unguard()
 	restore := c.restore
 	beforeExit.Store(&restore)
 	defer restore()
@@ -97,19 +107,47 @@ func (c *console) connect(other io.ReadWriter, resize func(rows, cols uint16) er
 		return err
 	}
 	resized := make(chan os.Signal, 1)
-	signal.Notify(resized, unix.SIGWINCH)
+	signal.Notify(resized, unix.SIGWINCH, unix.SIGCONT)
 	defer signal.Stop(resized)
 	go func() {
 		for range resized {
-			_ = resize(c.size())
+			// A shell may have restored it while this program was stopped.
+			_ = c.makeRaw()
+			rows, cols := c.size()
+			_ = unix.IoctlSetWinsize(other, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
 		}
 	}()
-	resized <- unix.SIGWINCH                        // it may have changed meanwhile
-	go func() { _, _ = io.Copy(other, os.Stdin) }() // until this program ends
-	_, _ = io.Copy(os.Stdout, other)
+	resized <- unix.SIGWINCH // it may have changed meanwhile
+	overFD := -1
+	if over != nil {
+		overFD = int(over.Fd())
+	}
+	go relay(other, c.in, -1, 0) // until this program ends
+	relay(c.out, other, overFD, maxLeft)
 	return nil
 }
 
+// connection is the other end of a terminal.
+type connection interface {
+	syscall.Conn
+	io.Closer
+}
+
+// takeDescriptor closes c and returns another descriptor of it, which stays open until this program
+// ends. The runtime's poller, whose thread each byte would wake, does not know that.
+func takeDescriptor(c connection) (fd int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	ctlErr := raw.Control(func(of uintptr) { fd, err = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) })
+	if err = errors.Join(ctlErr, err); err == nil {
+		err = c.Close()
+	}
+	return fd, err
+}
+
+// makeRaw waits for nothing, as restore waits for it.
 func (c *console) makeRaw() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -117,7 +155,7 @@ func (c *console) makeRaw() error {
 		return nil // this program is about to end
 	}
 	raw := rawMode(*c.was)
-	return unix.IoctlSetTermios(c.in, unix.TCSETSW, &raw)
+	return unix.IoctlSetTermios(c.in, unix.TCSETS, &raw)
 }
 
 // restore waits for nothing. That this program may be in the background by now must not stop it:

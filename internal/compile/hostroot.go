@@ -177,8 +177,11 @@ var fewNames = [][2]string{
 }
 
 // etcFiles returns the part of /etc that is the run's own.
-func (k *compiler) etcFiles() [][2]string {
-	n := &k.c.Namespaces
+func (k *compiler) etcFiles() [][2]string { return OwnFiles(&k.c.Namespaces, k.m.Resolv) }
+
+// OwnFiles returns the part of /etc that is a run's own, as paths and contents. resolv is for a run
+// on the host's network.
+func OwnFiles(n *spec.Namespaces, resolv string) [][2]string {
 	passwd, group := "root:x:0:0:root:/:/bin/sh\n", "root:x:0:\n"
 	if n.UID != 0 {
 		passwd += fmt.Sprintf("%s:x:%d:%d::%s:/bin/sh\n", spec.UserName, n.UID, n.GID, spec.HomeDir)
@@ -186,12 +189,12 @@ func (k *compiler) etcFiles() [][2]string {
 	if n.GID != 0 {
 		group += fmt.Sprintf("%s:x:%d:\n", spec.UserName, n.GID)
 	}
-	resolv := "# no network\n"
 	switch n.Network {
 	case spec.NetworkHost:
-		resolv = k.m.Resolv
 	case spec.NetworkPrivate:
 		resolv = "nameserver " + spec.Resolver + "\n"
+	default:
+		resolv = "# no network\n"
 	}
 	return [][2]string{
 		{"/etc/passwd", passwd + "nobody:x:65534:65534:nobody:/:/bin/false\n"},

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 
@@ -19,14 +20,20 @@ import (
 
 // Programs that are built without cgo, such as for containers without any library.
 
-// staticCommandLine returns the command line of this module, built without cgo.
-func staticCommandLine(t *testing.T) string {
+// commandLine returns the command line of this module, built with variables of the go command.
+func commandLine(t *testing.T, env ...string) string {
 	testkit.Need(t, "time to build programs")
 	program := filepath.Join(testkit.OpenDir(t), "sandbox")
-	build := exec.CommandContext(testkit.Deadline(t), "go", "build", "-o", program, "../../cmd/sandbox")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../../cmd/sandbox")
+	build.Env = append(os.Environ(), env...)
 	out, err := build.CombinedOutput()
 	require.NoError(t, err, "%s", out)
+	return program
+}
+
+// staticCommandLine returns the command line of this module, built without cgo.
+func staticCommandLine(t *testing.T) string {
+	program := commandLine(t, "CGO_ENABLED=0")
 	file, err := elf.Open(program)
 	require.NoError(t, err)
 	defer file.Close()
@@ -74,22 +81,50 @@ func TestWithoutCgo(t *testing.T) {
 }
 
 // TestScratchContainer runs the command line where there is no other file, as in a container FROM
-// scratch.
+// scratch, and as the user of a distroless one, which has no more that it could use.
 func TestScratchContainer(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "a whole machine's root")
-	cmd := testkit.HelperCommand(testkit.Deadline(t), "scratch", testkit.OpenDir(t), staticCommandLine(t),
-		"run", "-rootfs", "/empty", "-ro-bind", "/sandbox:/mnt", "--", "/mnt", "version")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-	out, err := cmd.CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	require.Regexp(t, "^sandbox .*linux/", string(out))
+	program := staticCommandLine(t)
+	for _, uid := range []string{"0", "65532"} {
+		cmd := testkit.HelperCommand(testkit.Deadline(t), "scratch", testkit.OpenDir(t), program, uid,
+			"run", "-rootfs", "/empty", "-ro-bind", "/sandbox:/mnt", "--", "/mnt", "version")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+		out, err := cmd.CombinedOutput()
+		require.NoError(t, err, "uid %s: %s", uid, out)
+		require.Regexp(t, "^sandbox .*linux/", string(out))
+	}
+}
+
+// TestMusl runs the command line that is built with cgo for musl, as on Alpine.
+func TestMusl(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "root")
+	testkit.Need(t, "musl")
+	// Debian's musl has no headers of the kernel, which are the same for all.
+	asm, err := filepath.Glob("/usr/include/*-linux-gnu/asm")
+	require.NoError(t, err)
+	require.NotEmpty(t, asm, "the package linux-libc-dev")
+	program := commandLine(t, "CGO_ENABLED=1", "CC=musl-gcc", "CGO_CFLAGS=-O2 -idirafter /usr/include -idirafter "+filepath.Dir(asm[0]))
+	file, err := elf.Open(program)
+	require.NoError(t, err)
+	defer file.Close()
+	libs, err := file.ImportedLibraries()
+	require.NoError(t, err)
+	require.Equal(t, []string{"libc.so"}, libs, "musl's")
+	out, err := exec.CommandContext(testkit.Deadline(t), program, "run", "--", "sh", "-c", "id -u; exit 7").CombinedOutput()
+	require.Error(t, err)
+	require.Equal(t, "1000\n", string(out))
 }
 
 // scratchHelper makes a directory the root, with nothing but the program, /proc, /dev and /tmp in
-// it, and executes the program.
+// it, and executes the program as a user.
 func scratchHelper(args []string) error {
 	root, program := args[0], args[1]
+	uid, err := strconv.Atoi(args[2])
+	if err != nil {
+		return err
+	}
 	data, err := os.ReadFile(program)
 	if err != nil {
 		return err
@@ -97,7 +132,13 @@ func scratchHelper(args []string) error {
 	if err := unix.Mount("scratch", root, "tmpfs", 0, "mode=755"); err != nil {
 		return err
 	}
-	for _, dir := range []string{"proc", "dev", "tmp", "old", "empty/proc", "empty/dev", "empty/tmp", "empty/home"} {
+	if err := os.Mkdir(filepath.Join(root, "tmp"), 0o755); err != nil {
+		return err
+	}
+	if err := os.Chmod(filepath.Join(root, "tmp"), 0o777|os.ModeSticky); err != nil {
+		return err
+	}
+	for _, dir := range []string{"proc", "dev", "old", "empty/proc", "empty/dev", "empty/tmp", "empty/home"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 			return err
 		}
@@ -118,5 +159,8 @@ func scratchHelper(args []string) error {
 	if err := errors.Join(os.Chdir("/"), unix.Unmount("/old", unix.MNT_DETACH)); err != nil {
 		return err
 	}
-	return unix.Exec("/sandbox", append([]string{"/sandbox"}, args[2:]...), []string{"HOME=/", "PATH=/"})
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(uid), syscall.Setuid(uid)); err != nil {
+		return err
+	}
+	return unix.Exec("/sandbox", append([]string{"/sandbox"}, args[3:]...), []string{"HOME=/", "PATH=/"})
 }

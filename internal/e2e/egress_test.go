@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -197,7 +196,7 @@ func TestRootlessPrivateAllPorts(t *testing.T) {
 	for i, text := range got[4:] {
 		require.Regexp(t, []string{"refused", "refused", "reset|EOF", "reset|EOF"}[i], text)
 	}
-	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
+	if hasIPv6() {
 		require.Equal(t, []string{"one: hello", "web: hello"}, reaching(t, n, "client", at("tcp6/one.test", one), "tcp6/web:80"))
 	}
 	some := newNetwork(t, sandbox.AllowHost("some.test", sandbox.TCPRange(first, last)), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP()), sandbox.NetworkResolver(zone.Resolver()))
@@ -205,6 +204,33 @@ func TestRootlessPrivateAllPorts(t *testing.T) {
 
 	_, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", sandbox.UDP(), sandbox.TCPRange(2, 1)))
 	require.ErrorContains(t, err, "2 to 1: the first port comes first")
-	_, err = sandbox.NewNetwork(sandbox.AllowHost("one.test", sandbox.UDP()))
-	require.ErrorContains(t, err, "UDP: 65535 different ports of UDP are allowed, at most 200 are possible")
+}
+
+// The same of UDP: answers come from the port and the address that were asked.
+func TestRootlessPrivateAllDatagrams(t *testing.T) {
+	testkit.Need(t, "nft_tproxy")
+	t.Parallel()
+	one, two := datagramEcho(t, "127.0.0.1"), datagramEcho(t, "127.0.0.1")
+	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1", "single.test": "127.0.0.1"})
+	var seen observer
+	n := newNetwork(t, sandbox.AllowHost("one.test", sandbox.UDP()), sandbox.AllowHost("single.test", sandbox.UDP(one)), sandbox.AllowCIDR("127.0.0.1", sandbox.UDP()), sandbox.NetworkResolver(zone.Resolver()), sandbox.NetworkObserver(seen.tell))
+	r, w := io.Pipe()
+	runs.Start(t, runs.Helper("listen-udp", "dns", ":53").With(sandbox.WithNetwork(n.As("dns")), sandbox.WithStdout(w)))
+	_, err := io.ReadFull(r, make([]byte, 10))
+	require.NoError(t, err)
+	client := held(t, sandbox.WithNetwork(n.As("client")))
+	to := []string{at("one.test", one), at("one.test", two), at("single.test", one)}
+	if hasIPv6() {
+		to = append(to, at("udp6/one.test", one))
+	}
+	for i, got := range printedIn(t, client, "datagrams", append([]string{"20s"}, to...)...) {
+		require.Equal(t, "1 1000 60000 ", got, to[i])
+	}
+	require.Equal(t, "12 110 110 ", printedIn(t, client, "datagrams", "20s", "dns:53")[0], "what runs send each other is theirs")
+	for _, got := range printedIn(t, client, "datagrams", "300ms", at("single.test", two), at("8.8.8.8", two)) {
+		require.Contains(t, got, "timeout")
+	}
+	c := seen.await(t, "the port", func(c sandbox.Conn) bool { return c.Name == "single.test" && c.Verdict == sandbox.Refused })
+	require.Equal(t, uint16(two), c.Port)
+	require.Contains(t, reaching(t, n, "client", at("one.test", one))[0], "refused", "TCP is not listed")
 }

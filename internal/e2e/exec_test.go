@@ -118,6 +118,28 @@ func execKinds(t *testing.T) map[string]*sandbox.Sandbox {
 	return all
 }
 
+// So it does in roots of directories, layers, and a scratch.
+func TestRootlessExecRoots(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "overlayfs for runs")
+	root := testkit.BusyboxRoot(t)
+	kinds := map[string][]sandbox.Option{
+		"directory": {sandbox.WithRootfs(sandbox.DirRootfs(root))},
+		"layers":    {runs.Layers(testkit.BusyboxRoot(t, "/other"), root)},
+	}
+	if testkit.AsRoot() && testkit.Kernel(6, 3) {
+		kinds["scratch"] = []sandbox.Option{sandbox.WithRootfs(sandbox.DirRootfs(root)), sandbox.WithScratchRoot(newScratch(t, sandbox.MiB))}
+	}
+	for name, opts := range kinds {
+		const there = "id; pwd; ls -a / /bin /dev; cat /proc/self/cgroup"
+		want := runs.Output(t, runs.Shell(there, opts...))
+		p := session(t, opts...)
+		require.Equal(t, want, inRun(t, p, there), name)
+		require.Equal(t, "1", inRun(t, p, "echo 1 >/tmp/kept; cat /tmp/kept"), name)
+		require.NoError(t, p.Close())
+	}
+}
+
 func TestRootlessExecResults(t *testing.T) {
 	t.Parallel()
 	p := session(t, sandbox.WithEnv("A=run", "B=run"), sandbox.WithDir("/tmp"))

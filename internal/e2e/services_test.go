@@ -144,7 +144,8 @@ func TestRootlessReachesOutside(t *testing.T) {
 // listenUDPHelper answers datagrams with a name, with what they have, and with whether their sender
 // spoke before, until it is killed. It says when it listens.
 func listenUDPHelper(args []string) error {
-	udp, err := net.ListenPacket("udp4", args[1])
+	network, at := over("udp4", args[1])
+	udp, err := net.ListenPacket(network, at)
 	if err != nil {
 		return err
 	}
@@ -255,4 +256,25 @@ func TestRootlessPublishIPv6(t *testing.T) {
 		require.Equal(t, "web: hello", reach(net.JoinHostPort(host, fmt.Sprint(p.Published()[1].Port()))))
 	}
 	require.True(t, p.Published()[2].Addr().Is6())
+}
+
+// Datagrams find a run that listens at IPv6 alone, the first one too.
+func TestRootlessPublishUDPToIPv6(t *testing.T) {
+	testkit.Need(t, "IPv6")
+	t.Parallel()
+	r, w := io.Pipe()
+	p := runs.Start(t, runs.Helper("listen-udp", "dns", "udp6/[::]:53").With(sandbox.WithNetwork(newNetwork(t).As("dns")), sandbox.WithPublish("127.0.0.1:0/udp", 53), sandbox.WithPublish("[::1]:0/udp", 53), sandbox.WithStdout(w)))
+	_, err := io.ReadFull(r, make([]byte, 10))
+	require.NoError(t, err)
+	for _, to := range p.Published() {
+		conn := dialUDP(t, to.String())
+		_, err := conn.Write([]byte("hello"))
+		require.NoError(t, err)
+		require.NoError(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
+		b := make([]byte, 100)
+		got, err := conn.Read(b)
+		require.NoError(t, err)
+		require.Equal(t, "dns: hello false", string(b[:got]))
+		require.Equal(t, "dns: again true", say(t, conn, "again"), "from the same socket")
+	}
 }

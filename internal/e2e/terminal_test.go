@@ -94,13 +94,13 @@ func TestRootlessTerminal(t *testing.T) {
 		require.NoError(t, s.Resize(45, 55))
 		s.typed(t, ":\n")
 		s.shows(t, "^resized\r\n")
-		s.typed(t, "sleep 1000\n")
-		time.Sleep(50 * time.Millisecond)
+		s.typed(t, "sh -c 'echo up; exec sleep 1000'\n")
+		s.shows(t, "^up\r\n")
 		s.typed(t, "\x03")
 		s.typed(t, "echo interrupted $?\n")
 		s.shows(t, "interrupted 130\r\n")
-		s.typed(t, "sleep 1000\n")
-		time.Sleep(50 * time.Millisecond)
+		s.typed(t, "sh -c 'echo up; exec sleep 1000'\n")
+		s.shows(t, "^up\r\n")
 		s.typed(t, "\x1a")
 		s.shows(t, "Stopped")
 		s.typed(t, "jobs; kill %1; fg\n")
@@ -148,9 +148,11 @@ func TestRootlessTerminalPrograms(t *testing.T) {
 		{"less", "/etc/passwd", "root:", "q"},
 		{"top", "", "PID", "q"},
 		{"vi", "/tmp/file", "~", "\x1b:q!\n"},
+		{"vim", "-u NONE /tmp/file", "~", "\x1b:q!\n"},
+		{"tmux", "-f /dev/null new-session sh", `\[0\]`, "exit\n"},
 		{"python3", "-q", ">>> ", "exit()\n"},
 	} {
-		if _, err := exec.LookPath(test.name); err != nil || test.name == "top" && !describesXterm() {
+		if _, err := exec.LookPath(test.name); err != nil || (test.name == "top" || test.name == "tmux") && !describesXterm() {
 			continue
 		}
 		t.Run(test.name, func(t *testing.T) {

@@ -48,6 +48,24 @@ func TestUpdate(t *testing.T) {
 	require.ErrorIs(t, err, sandbox.ErrOutOfMemory)
 }
 
+// So are the CPUs, and swap where the kernel counts it.
+func TestUpdateCPUSet(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "cgroup memory")
+	testkit.Need(t, "cgroup cpuset")
+	testkit.Need(t, "2 CPUs")
+	p := session(t, sandbox.WithMemory(64*sandbox.MiB), sandbox.WithCPUSet("0"))
+	for _, set := range []string{"0-1", "1", "0"} {
+		require.NoError(t, p.Update(sandbox.WithCPUSet(set)))
+		require.Contains(t, inRun(t, p, "cat /proc/self/status"), "\nCpus_allowed_list:\t"+set+"\n")
+	}
+	for _, size := range []int64{2 * sandbox.MiB, sandbox.MiB} {
+		if err := p.Update(sandbox.WithSwap(size)); err != nil {
+			runs.SetupError(t, err, "WithSwap")
+		}
+	}
+}
+
 // What the kernel refuses changes nothing, and kills nothing.
 func TestUpdateRefused(t *testing.T) {
 	t.Parallel()

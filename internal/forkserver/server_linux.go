@@ -29,9 +29,12 @@ const ControlFD = 3
 
 func init() {
 	if len(os.Args) == 2 && os.Args[1] == Name && os.Getenv("_SANDBOX_FORKSERVER") == "1" && !Privileged() {
-		unix.Close(ControlFD + 1)
+		err := closeLeaked()
+		if err == nil {
+			err = serve(ControlFD)
+		}
 		// Not os.Exit, which does more: the race detector sleeps for a second first.
-		if err := serve(ControlFD); err != nil {
+		if err != nil {
 			fmt.Fprintln(os.Stderr, "sandbox: fork server:", err)
 			unix.Exit(1)
 		}

@@ -34,7 +34,8 @@ type testServer struct {
 	pidfd  *os.File
 }
 
-func startServer(t testing.TB) *testServer {
+// startServer starts one, with descriptors behind its own ones, if any.
+func startServer(t testing.TB, leaked ...*os.File) *testServer {
 	t.Helper()
 	client, control, err := NewClient()
 	require.NoError(t, err)
@@ -46,7 +47,7 @@ func startServer(t testing.TB) *testServer {
 	file, err := os.Open(exe)
 	require.NoError(t, err)
 	defer file.Close()
-	s.cmd.ExtraFiles = []*os.File{control, file}
+	s.cmd.ExtraFiles = append([]*os.File{control, file, nil}, leaked...)
 	s.cmd.Stderr = &s.stderr
 	require.NoError(t, s.cmd.Start())
 	t.Cleanup(func() {
@@ -328,6 +329,19 @@ func TestPrivileged(t *testing.T) {
 		_ = cmd.Wait()
 		require.Equal(t, want, cmd.ProcessState.ExitCode())
 	}
+}
+
+// TestLeaked checks that a fork server keeps no descriptor that whoever starts it has left open.
+func TestLeaked(t *testing.T) {
+	r, w, err := os.Pipe()
+	require.NoError(t, err)
+	defer r.Close()
+	s := startServer(t, w, w)
+	require.NoError(t, w.Close())
+	require.NoError(t, r.SetReadDeadline(time.Now().Add(patience)))
+	_, err = r.Read(make([]byte, 1))
+	require.ErrorIs(t, err, io.EOF)
+	require.ElementsMatch(t, finished, s.follow(task(t, nothing)))
 }
 
 // TestDupKeepsServerAlive closes one end of the host after the other.

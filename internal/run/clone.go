@@ -66,6 +66,8 @@ type clone struct {
 	exited *program.Event // PID 1's last event, if it came during the start
 	gone   chan struct{}  // closed when nothing of it lives any more
 
+	guest *guestRun // in place of what the fork server has made
+
 	joins bool // a run that is there, with whose cgroup, for a further command
 }
 
@@ -276,6 +278,10 @@ func (r *clone) release() {
 		}
 		if r.network != nil {
 			r.network.Give()
+		}
+		if r.guest != nil {
+			r.guest.leave()
+			return
 		}
 		r.block.Give()
 		r.leaveNetwork()

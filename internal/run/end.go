@@ -111,6 +111,9 @@ func (r *Run) awaitExit() (program.Event, bool) {
 	if r.exited != nil {
 		return *r.exited, true
 	}
+	if r.guest != nil {
+		return r.guest.awaitEnd()
+	}
 	m, err := r.conn.Next()
 	if m.File != nil {
 		m.File.Close()

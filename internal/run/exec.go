@@ -41,6 +41,9 @@ func (r *Run) Exec(ctx context.Context, set func(*spec.Spec)) (*Run, error) {
 	if r.in != nil {
 		return r.in.Exec(ctx, set)
 	}
+	if err := r.noGuest("Exec"); err != nil {
+		return nil, err
+	}
 	conf, err := r.current().Exec(set)
 	if err = errors.Join(append([]error{err}, checkOpen(&conf.Streams)...)...); err != nil {
 		return nil, err

@@ -33,6 +33,9 @@ func (r *Run) Pause() error {
 	if r.in != nil {
 		return r.in.Pause()
 	}
+	if err := r.noGuest("Pause"); err != nil {
+		return err
+	}
 	r.pausing.mu.Lock()
 	defer r.pausing.mu.Unlock()
 	missing := r.cell.LimitsErr

@@ -184,6 +184,9 @@ func (r *Run) Signal(sig os.Signal) error {
 	if !ok {
 		return fmt.Errorf("sandbox: unsupported signal %v", sig)
 	}
+	if err := r.noGuest("Signal"); err != nil {
+		return err
+	}
 	r.state.mu.Lock()
 	defer r.state.mu.Unlock()
 	if r.state.over {

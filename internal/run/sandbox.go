@@ -61,9 +61,12 @@ func (s *Sandbox) check() error {
 	errs = append(errs, checkDevices(&c.Limits)...)
 	errs = append(errs, checkSources(&c.Root)...)
 	errs = append(errs, checkOpen(&c.Streams)...)
-	if c.Place.Cell != nil {
+	if given, ok := c.Place.Cell.(*cell.Cell); ok {
 		_, err := s.engine.Cell(c) // this boots no cell
 		errs = append(errs, err)
+		if given.GuestRuntime() != nil {
+			errs = append(errs, c.CheckGuest()...)
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -72,6 +75,9 @@ func (s *Sandbox) check() error {
 func (s *Sandbox) Explain() (string, error) {
 	if err := s.check(); err != nil {
 		return "", err
+	}
+	if given, ok := s.Spec.Place.Cell.(*cell.Cell); ok && given.GuestRuntime() != nil {
+		return "", errNoPrograms
 	}
 	hostIDs := s.Spec.Namespaces.HostIDs
 	private := s.Spec.Namespaces.Network == spec.NetworkPrivate
@@ -131,6 +137,9 @@ func (s *Sandbox) startOnce(ctx context.Context) (*Run, error) {
 	}
 	if ctx.Err() != nil { // ctx may have ended during a boot
 		return nil, fault.NotStarted(ctx)
+	}
+	if c.GuestRuntime() != nil {
+		return s.startGuest(ctx, c)
 	}
 	command, err := s.command.program(s.engine, &s.Spec)
 	if err != nil {

@@ -12,12 +12,19 @@ const (
 	Builtin      = "builtin"
 )
 
+// DefaultRuntime is the runtime of cells for which none was chosen and that it can make, "" being
+// what is linked into this program. Only tests set it, before there is a cell.
+var DefaultRuntime string
+
+// GVisor is the runtime in whose cells each run is a container, with a kernel of its own.
+const GVisor = "runsc"
+
 // runtimes are the installed container runtimes that can make a cell, and whether they do it
 // without a user namespace too.
 var runtimes = []struct {
 	name string
 	bare bool
-}{{"runc", true}, {"crun", true}, {"youki", true}, {"systemd-nspawn", false}, {"lxc", false}}
+}{{"runc", true}, {"crun", true}, {"youki", true}, {"systemd-nspawn", false}, {"lxc", false}, {GVisor, false}, {"docker", false}}
 
 // Walls returns the names of all that can make a cell.
 func Walls() []string { return append([]string{Libcontainer, Builtin}, Runtimes()...) }

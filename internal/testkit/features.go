@@ -83,6 +83,7 @@ var features = map[string]feature{
 		return slices.Contains([]string{"", "host"}, configuration()) && AsRoot() && found("mmdebstrap")()
 	}, "host"},
 	"umoci":                   {found("umoci"), "host"},
+	"musl":                    {found("musl-gcc"), ""}, // Debian's musl-tools
 	"a whole machine's root":  {WholeMachine, "ROOT"},
 	"an ordinary user":        {func() bool { return !AsRoot() }, "USER docker"},
 	"cgroup v1":               {func() bool { return exists("/sys/fs/cgroup/memory") }, ""},
@@ -113,18 +114,30 @@ var features = map[string]feature{
 	"extended attributes for users":      {layered(false), "GUEST-6.6"},
 	"runc":                               {found("runc"), "host"},
 	"crun":                               {found("crun"), "host"},
-	"systemd-nspawn":                     {found("systemd-nspawn"), "host"},
-	"lxc":                                {found("lxc-start"), "host"},
-	"gcc":                                {found("gcc"), "ROOT USER"},
-	"PostgreSQL":                         {postgres, ""}, // none installs its 50 MB
-	"python3":                            {found("python3"), "ROOT USER"},
-	"a static busybox":                   {found("busybox"), "ROOT USER"},
-	"root's power over networks":         {func() bool { return AsRoot() && Effective(unix.CAP_NET_ADMIN) }, "ROOT docker-privileged"},
-	"root's power over processes":        {func() bool { return AsRoot() && Effective(unix.CAP_SYS_PTRACE) }, "ROOT docker-privileged"},
-	"a guest's sysctls":                  {func() bool { return InGuest && os.Geteuid() == 0 }, "guest"},
-	"a user's own systemd":               {usersSystemd, "systemd-user"},
-	"no cgroups at hand":                 {func() bool { return !AsRoot() && !Controller("pids") && !usersSystemd() }, "host-user linux-6.1-user docker"},
-	"time namespaces":                    {func() bool { return exists("/proc/self/ns/time") }, "ROOT USER docker docker-cap docker-privileged"},
+	// See docs/WALLS.md.
+	"no filter but each run's own": {func() bool { return Wall != "systemd-nspawn" }, ""},
+	"systemd-nspawn":               {found("systemd-nspawn"), "host"},
+	"lxc":                          {found("lxc-start"), "host"},
+	"gcc":                          {found("gcc"), "ROOT USER"},
+	"PostgreSQL":                   {postgres, ""}, // none installs its 50 MB
+	// docker.io: CI's machine has none.
+	"Docker's daemon":            {dockerDaemon, ""},
+	"SANDBOX_COMPOSE_SHAPES=all": {func() bool { return os.Getenv("SANDBOX_COMPOSE_SHAPES") == "all" }, ""},
+	"SANDBOX_POSTGRES=50":        {func() bool { return os.Getenv("SANDBOX_POSTGRES") != "" }, ""},
+	// docs/WALLS.md has how to build it.
+	"runsc":                       {found("runsc"), ""},
+	"nginx":                       {found("nginx"), ""},
+	"redis-server":                {found("redis-server"), ""},
+	"etcd":                        {found("etcd"), ""},
+	"RabbitMQ":                    {func() bool { return exists("/usr/lib/rabbitmq/bin/rabbitmq-server") }, ""},
+	"python3":                     {found("python3"), "ROOT USER"},
+	"a static busybox":            {found("busybox"), "ROOT USER"},
+	"root's power over networks":  {func() bool { return AsRoot() && Effective(unix.CAP_NET_ADMIN) }, "ROOT docker-privileged"},
+	"root's power over processes": {func() bool { return AsRoot() && Effective(unix.CAP_SYS_PTRACE) }, "ROOT docker-privileged"},
+	"a guest's sysctls":           {func() bool { return InGuest && os.Geteuid() == 0 }, "guest"},
+	"a user's own systemd":        {usersSystemd, "systemd-user"},
+	"no cgroups at hand":          {func() bool { return !AsRoot() && !Controller("pids") && !usersSystemd() }, "host-user linux-6.1-user docker"},
+	"time namespaces":             {func() bool { return exists("/proc/self/ns/time") }, "ROOT USER docker docker-cap docker-privileged"},
 	// By SO_NETNS_COOKIE.
 	"network namespaces that can be told apart": {kernel(5, 14), "ROOT-5.14 USER-5.14 docker docker-cap docker-privileged"},
 	"ping":            {pings, "ROOT"}, // elsewhere net.ipv4.ping_group_range says
@@ -270,6 +283,20 @@ func layered(whiteouts bool) func() bool {
 		return unix.Setxattr(dir, "user.test", nil, 0) == nil &&
 			(!whiteouts || unix.Mknod(filepath.Join(dir, "whiteout"), unix.S_IFCHR, 0) == nil)
 	}
+}
+
+// dockerDaemon reports whether a daemon answers where the module docker asks.
+func dockerDaemon() bool {
+	path, isPath := strings.CutPrefix(os.Getenv("DOCKER_HOST"), "unix://")
+	if !isPath {
+		path = "/var/run/docker.sock"
+	}
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
 }
 
 func postgres() bool {

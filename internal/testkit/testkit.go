@@ -15,10 +15,16 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // InGuest reports whether the tests run in a virtual machine of internal/vmtest.
 var InGuest = os.Getenv("VM_GUEST") == "1"
+
+// Wall is what makes the cells of tests that choose none, "" being what is linked into them.
+// Without rights for it, and for cells that it can't make, it is that too.
+var Wall = os.Getenv("SANDBOX_TEST_WALL")
 
 // Patience is how long a test waits for what must happen. The guest is emulated and may be 50 times
 // slower than its host.
@@ -38,6 +44,11 @@ func Scale[T any](host, guest T) T {
 // such as sandbox.Shutdown. It fails if these fail, if anything is left behind, or if no test used
 // a helper program.
 func Main(m *testing.M, ends ...func(context.Context) error) {
+	if err := spec.CheckRuntime(Wall, false); err != nil {
+		fmt.Fprintln(os.Stderr, "SANDBOX_TEST_WALL:", err)
+		os.Exit(2)
+	}
+	spec.DefaultRuntime = Wall
 	if os.Getenv(helperVar) != "" {
 		os.Exit(runHelper(os.Args[1:]))
 	}

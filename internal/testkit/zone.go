@@ -19,9 +19,11 @@ import (
 type Zone struct {
 	at string
 
-	mu    sync.Mutex
-	names map[string][]netip.Addr
-	asked []string
+	mu      sync.Mutex
+	names   map[string][]netip.Addr
+	aliases map[string]string
+	turning map[string]int // how often it was asked for, of those whose addresses take turns
+	asked   []string
 }
 
 // NewZone returns a zone with an address for each name, until the end of the test.
@@ -30,7 +32,7 @@ func NewZone(t testing.TB, names map[string]string) *Zone {
 	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { udp.Close() })
-	z := &Zone{at: udp.LocalAddr().String(), names: map[string][]netip.Addr{}}
+	z := &Zone{at: udp.LocalAddr().String(), names: map[string][]netip.Addr{}, aliases: map[string]string{}, turning: map[string]int{}}
 	for name, address := range names {
 		z.Set(name, address)
 	}
@@ -46,6 +48,21 @@ func (z *Zone) Set(name string, addresses ...string) {
 	for _, a := range addresses {
 		z.names[name] = append(z.names[name], netip.MustParseAddr(a))
 	}
+}
+
+// Turn has each question for a name answered by the next of its addresses, which are of IPv4.
+func (z *Zone) Turn(name string, addresses ...string) {
+	z.Set(name, addresses...)
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.turning[name] = 0
+}
+
+// Alias makes a name one for another, by CNAME.
+func (z *Zone) Alias(name, of string) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.aliases[name] = of
 }
 
 // Asked returns the names that were asked for, each once, sorted.
@@ -95,11 +112,21 @@ func (z *Zone) answer(m *dnsmessage.Message) {
 	name := strings.TrimSuffix(q.Name.String(), ".")
 	z.asked = append(z.asked, name)
 	m.Response, m.Additionals = true, nil
+	if of, is := z.aliases[name]; is {
+		to := dnsmessage.MustNewName(of + ".")
+		m.Answers = append(m.Answers, dnsmessage.Resource{Header: dnsmessage.ResourceHeader{Name: q.Name, Type: dnsmessage.TypeCNAME, Class: q.Class, TTL: 1}, Body: &dnsmessage.CNAMEResource{CNAME: to}})
+		name, q.Name = of, to
+	}
 	if z.names[name] == nil {
 		m.RCode = dnsmessage.RCodeNameError
 	}
 	header := dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 1}
-	for _, a := range z.names[name] {
+	addresses := z.names[name]
+	if n, turns := z.turning[name]; turns && q.Type == dnsmessage.TypeA {
+		addresses = addresses[n%len(addresses):][:1]
+		z.turning[name]++
+	}
+	for _, a := range addresses {
 		switch {
 		case a.Is4() && q.Type == dnsmessage.TypeA:
 			m.Answers = append(m.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.AResource{A: a.As4()}})

@@ -2,7 +2,11 @@
 
 package wall
 
-import "golang.org/x/sys/unix"
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
 
 // hostname is that of every container.
 const hostname = "cell"
@@ -11,10 +15,15 @@ const hostname = "cell"
 // user namespace it has all and outside none. Without a user namespace it has only a few, but these
 // are valid on the host.
 func (c *Container) capabilities() []string {
-	if c.HostIDs {
+	if !c.HostIDs {
+		return nil
+	}
+	if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_NET_RAW, 0, 0, 0); err != nil || has != 1 {
 		return hostCapabilities
 	}
-	return nil
+	// For private networks: echo requests, many ports of UDP, and runs of several cells. In a
+	// container this process may lack it, and the cell does without.
+	return append(slices.Clip(hostCapabilities), "CAP_NET_RAW")
 }
 
 // hostCapabilities are the fork server's capabilities in a cell without a user namespace, where

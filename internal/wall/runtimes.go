@@ -18,6 +18,7 @@ type commandLine struct {
 	name    string // as CellRuntime has it
 	program string // the command that starts a container in the foreground
 	debian  string // the package that has it
+	module  string // the module that has its client, if it has no command line
 	pieces  bool   // a map of ids may have several extents
 
 	// command returns the runtime's arguments for a container, and writes the files that they
@@ -40,6 +41,8 @@ var runtimes = []commandLine{
 	{name: "youki", program: "youki", pieces: true, command: oci},
 	{name: "systemd-nspawn", program: "systemd-nspawn", debian: "systemd-container", command: nspawn, env: nspawnEnv, joins: true, clean: nspawnClean},
 	{name: "lxc", program: "lxc-start", debian: "lxc", pieces: true, command: lxc, env: lxcEnv, clean: lxcClean},
+	{name: "runsc", program: "runsc"}, // see gvisor.go
+	{name: "docker", debian: "docker.io", module: "github.com/cellkit/sandbox/docker"},
 }
 
 func named(name string) *commandLine {
@@ -53,38 +56,71 @@ func named(name string) *commandLine {
 // Clean removes what a runtime has left of a container outside of the container's Dir and of
 // cgroups. The container must have ended.
 func Clean(runtime, id, dir string) error {
-	if r := named(runtime); r != nil && r.clean != nil {
-		return r.clean(id, dir)
+	r := named(runtime)
+	if r == nil {
+		return nil
 	}
-	return nil
+	clean := r.clean
+	if r.module != "" {
+		m, err := r.registered()
+		if err != nil {
+			return err
+		}
+		clean = m.Clean
+	}
+	if clean == nil {
+		return nil
+	}
+	return clean(id, dir)
 }
 
-// MissingError reports that a runtime is not installed.
+// MissingError reports that a runtime is not installed, its daemon not running, or its client not
+// in this program.
 type MissingError struct {
 	Runtime string
 	Debian  string // the package that has it, "" if Debian has none
+	Daemon  bool   // it may be installed, but its daemon does not answer
+	Module  string // the module that has its client, if this program does not have that
 	Err     error
 }
 
 func (e *MissingError) Error() string {
+	switch {
+	case e.Module != "":
+		return fmt.Sprintf("%s is not in this program, which does not import %s", e.Runtime, e.Module)
+	case e.Daemon:
+		return fmt.Sprintf("%s's daemon does not answer: %v", e.Runtime, e.Err)
+	}
 	return fmt.Sprintf("%s is not installed: %v", e.Runtime, e.Err)
 }
 func (e *MissingError) Unwrap() error { return e.Err }
 
 // Remedy returns how to install the runtime.
 func (e *MissingError) Remedy() string {
-	if e.Debian == "" {
+	switch {
+	case e.Module != "":
+		return fmt.Sprintf("import _ %q in the program; the command sandbox does without its size", e.Module)
+	case e.Debian == "":
 		return "install " + e.Runtime + ", which Debian has no package of"
+	case e.Daemon:
+		return "start it, or install it: on Debian, apt-get install " + e.Debian
 	}
 	return "install it: on Debian, apt-get install " + e.Debian
 }
 
 // Installed returns the Wall of a runtime that is installed on this machine. The error is a
 // *MissingError if it is not.
-func Installed(name string) (*Command, error) {
+func Installed(name string) (Runtime, error) {
 	r := named(name)
 	if r == nil {
 		return nil, fmt.Errorf("no container runtime %q is known", name)
+	}
+	if r.module != "" {
+		m, err := r.registered()
+		if err != nil {
+			return nil, err
+		}
+		return m.Open()
 	}
 	path, err := exec.LookPath(r.program)
 	if err != nil {

@@ -51,7 +51,7 @@ const (
 // Tests that take long, and depend only on this library or on what all kernels do alike, need to
 // run only on this machine. Emulated, a cell's boot takes seconds, and each script boots several.
 const (
-	slow = "^Test(AttackRaces|AttackInherited|AttackRootlessPrivate(Noise|Flood|DatagramFlood|Ping|AllPorts)|AttackRootlessRefused(Flood|Paths)|RootlessRefusalsOfPaths|RootlessPrivateNewConns|AttackRootlessExecStalked|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
+	slow = "^Test(AttackRaces|AttackInherited|AttackRootlessPrivate(Noise|Flood|DatagramFlood|CableFlood|Ping|AllPorts|OtherSite|Resets|HalfOpen|HalfHello|Descriptors)|AttackRootlessRefused(Flood|Paths)|RootlessRefusalsOfPaths|RootlessPrivateNewConns|AttackRootlessExecStalked|RootlessFaults|RootlessIDsOfSeveralHosts|RootlessNestedNamespace|" +
 		"RootlessReady|RootlessNotReady|RootlessStartCancelled|RootlessHealth|RootlessLogs|RootlessGroupFails|RootlessServiceGroup|RootlessServiceLogs|AttackRootlessOutput|AttackRootlessAnswer|AttackRootlessRedirect|RootlessPortHeld|RootlessServiceLeavesNothing|RootlessReachSeveral|" +
 		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions|Crash|" +
 		"RootlessLinksWhileOthersRename|CellKilledFromOutside|RootlessWorkingDirectory|" +

@@ -1,0 +1,226 @@
+package docker
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/client"
+
+	"github.com/cellkit/sandbox/internal/handover"
+	"github.com/cellkit/sandbox/internal/wall"
+)
+
+// process is a container, which stands for PID 1 of the cell in it.
+type process struct {
+	*daemon
+	name string
+	gone chan struct{} // closed when the container has been removed
+}
+
+// Start implements wall.Wall. The container's first process is a receiver, which starts PID 1.
+func (d *daemon) Start(c *wall.Container) (_ wall.Process, err error) {
+	if err := os.Mkdir(c.Dir, 0o711); err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(c.Dir, "run")
+	listener, err := handover.Listen(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer listener.Close()
+	p := &process{daemon: d, name: prefix + c.ID, gone: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.remove(p.name))
+		}
+	}()
+	if err := p.create(c, dir); err != nil {
+		return nil, fmt.Errorf("making the container: %w", err)
+	}
+	if err := p.start(); err != nil {
+		return nil, fmt.Errorf("starting the container: %w", err)
+	}
+	delivered := make(chan struct{})
+	defer close(delivered)
+	go func() {
+		select {
+		case <-p.gone:
+			listener.Close() // nobody will ask
+		case <-delivered:
+		}
+	}()
+	if err := listener.Deliver(c, patience); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// create makes the container, of an image of its own.
+func (p *process) create(c *wall.Container, dir string) error {
+	ctx, cancel := within()
+	defer cancel()
+	own, err := ownPath()
+	if err != nil {
+		return err
+	}
+	root, w := io.Pipe()
+	defer root.Close()
+	go func() { w.CloseWithError(writeRoot(w, own == "")) }()
+	answer, err := p.api.ImageImport(ctx, client.ImageImportSource{Source: root, SourceName: "-"}, p.name, client.ImageImportOptions{})
+	if err != nil {
+		return err
+	}
+	// It is there at the end of the answer.
+	_, err = io.Copy(io.Discard, io.LimitReader(answer, 1<<20))
+	if err = errors.Join(err, answer.Close()); err != nil {
+		return err
+	}
+	_, err = p.api.ContainerCreate(ctx, client.ContainerCreateOptions{Name: p.name, Config: p.config(c), HostConfig: hostConfig(c, dir, own)})
+	return err
+}
+
+const ownExe = "/proc/self/exe"
+
+// ownPath returns the path of the file that this process executes, or "" if another has its name by
+// now, or none.
+func ownPath() (string, error) {
+	is, err := os.Stat(ownExe)
+	if err != nil {
+		return "", err
+	}
+	path, err := os.Readlink(ownExe)
+	if err != nil {
+		return "", err
+	}
+	if there, err := os.Stat(path); err != nil || !os.SameFile(is, there) {
+		return "", nil
+	}
+	return path, nil
+}
+
+// writeRoot writes an archive of a root with nothing but places for what the cell is to have, and,
+// with own, this program's own file.
+func writeRoot(to io.Writer, own bool) error {
+	w := tar.NewWriter(to)
+	for _, dir := range []string{"cell/", "dev/", "proc/", "run/", "sys/"} {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}); err != nil {
+			return err
+		}
+	}
+	if own {
+		f, err := os.Open(ownExe)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: handover.Program[1:], Mode: 0o755, Size: info.Size()}); err != nil {
+			return err
+		}
+		if _, err := io.Copy(w, f); err != nil {
+			return err
+		}
+	}
+	return w.Close()
+}
+
+func (p *process) config(c *wall.Container) *container.Config {
+	return &container.Config{
+		Image:      p.name,
+		Entrypoint: []string{handover.Program, handover.Name},
+		// c.Env has the search path of its libraries.
+		Env:        append(slices.Clone(c.Env), handover.Env),
+		Hostname:   "cell",
+		User:       "0:0",
+		WorkingDir: "/",
+	}
+}
+
+// hostConfig describes a container whose only process has two capabilities and no filter, for as
+// long as it takes to start PID 1. Nothing covers its /proc: the kernel lets the cell mount its own
+// only where a fully visible one exists.
+func hostConfig(c *wall.Container, dir, own string) *container.HostConfig {
+	noInit := false
+	h := &container.HostConfig{
+		AutoRemove:     true,
+		ReadonlyRootfs: true,
+		NetworkMode:    "none",
+		IpcMode:        "none",
+		UsernsMode:     "host", // whatever the daemon's userns-remap is
+		// Runs are cloned into cgroups that are not below the container's.
+		CgroupnsMode:  "host",
+		CapDrop:       []string{"ALL"},
+		CapAdd:        handover.Capabilities,
+		SecurityOpt:   []string{"seccomp=unconfined", "apparmor=unconfined", "label=disable"},
+		MaskedPaths:   []string{},
+		ReadonlyPaths: []string{},
+		LogConfig:     container.LogConfig{Type: "none"},
+		Init:          &noInit,
+		Mounts:        []mount.Mount{bind(dir, handover.Dir)},
+	}
+	if own != "" {
+		h.Mounts = append(h.Mounts, bind(own, handover.Program))
+	}
+	if c.HostNetwork {
+		h.NetworkMode = "host"
+	}
+	for _, b := range c.Binds {
+		h.Mounts = append(h.Mounts, bind(b.Source, b.Destination))
+	}
+	return h
+}
+
+func bind(source, target string) mount.Mount {
+	return mount.Mount{Type: mount.TypeBind, Source: source, Target: target, ReadOnly: true}
+}
+
+// start starts the container and begins to wait until the daemon has removed it.
+func (p *process) start() error {
+	wait := p.api.ContainerWait(context.Background(), p.name, client.ContainerWaitOptions{Condition: container.WaitConditionRemoved})
+	go func() { // also if it does not start: it is removed then
+		select {
+		case <-wait.Result:
+		// The daemon has ended, and its containers end with it, or are nobody's.
+		case <-wait.Error:
+		}
+		close(p.gone)
+	}()
+	ctx, cancel := within()
+	defer cancel()
+	_, err := p.api.ContainerStart(ctx, p.name, client.ContainerStartOptions{})
+	return err
+}
+
+// Wait implements wall.Process. The daemon, not this process, knows the container's status.
+func (p *process) Wait() (*os.ProcessState, error) {
+	<-p.gone
+	return nil, nil
+}
+
+// Signal implements wall.Process.
+func (p *process) Signal(sig os.Signal) error {
+	number, ok := sig.(syscall.Signal)
+	if !ok {
+		return fmt.Errorf("unsupported signal %v", sig)
+	}
+	ctx, cancel := within()
+	defer cancel()
+	_, err := p.api.ContainerKill(ctx, p.name, client.ContainerKillOptions{Signal: strconv.Itoa(int(number))})
+	return ignoreMissing(err)
+}
+
+// Destroy implements wall.Process.
+func (p *process) Destroy() error { return p.remove(p.name) }
