@@ -45,6 +45,14 @@ func (i *Image) Options() []sandbox.Option {
 	}
 }
 
+// As returns the image with another user than its own, as User of a configuration names one: by
+// name or number, and after a colon the group. It is open as long as the image is.
+func (i *Image) As(user string) *Image {
+	other := *i
+	other.config.User = user
+	return &other
+}
+
 // Command runs the image's entry point with the given arguments, or with the image's own if there
 // are none.
 func (i *Image) Command(args ...string) sandbox.Option {
@@ -58,6 +66,10 @@ func (i *Image) Command(args ...string) sandbox.Option {
 	}
 	return sandbox.WithCommand(args[0], args[1:]...)
 }
+
+// StopSignal returns the signal by which commands of the image are to be ended, as its
+// configuration names it, such as "SIGQUIT", or "" if it names none. Options does not set it.
+func (i *Image) StopSignal() string { return i.config.StopSignal }
 
 // LeftOut lists the device nodes that the image has outside of /dev, at most a thousand for each
 // layer. No run could use them, so they were left out.

@@ -235,7 +235,7 @@ func TestRootlessIsolateDies(t *testing.T) {
 			t.Parallel()
 			timeout := "10m"
 			if name == "Sleep" {
-				timeout = "8s"
+				timeout = "15s"
 				testkit.Need(t, "a machine that is not emulated") // getting there may take as long
 			}
 			out, ok := samples(t, "-test.run=^TestSample"+name+"$", "-test.timeout="+timeout)

@@ -89,7 +89,7 @@ func report(t testing.TB, running []*service.Instance, since time.Time) {
 		var whole bytes.Buffer
 		for _, line := range i.Logs() {
 			if !line.Time.Before(since) {
-				fmt.Fprintf(&whole, "%s %s\n", line.Time.UTC().Format("15:04:05.000"), line)
+				fmt.Fprintf(&whole, "%s %s%s\n", line.Time.UTC().Format("15:04:05.000"), replica(line), line)
 			}
 		}
 		end := &tail{}
@@ -102,6 +102,14 @@ func report(t testing.TB, running []*service.Instance, since time.Time) {
 			t.Logf("sandboxtest: %v", err)
 		}
 	}
+}
+
+// replica returns what stands before a line of one of several replicas.
+func replica(line service.Line) string {
+	if line.Replica == 0 {
+		return ""
+	}
+	return fmt.Sprintf("[%d] ", line.Replica)
 }
 
 // Shared is services that the tests of a package have in common. The first test that gets one

@@ -36,7 +36,7 @@ func Log(pattern string) Check {
 		return Check{wrong: fault.Option("service.Log", "%w", err)}
 	}
 	return Check{what: fmt.Sprintf("a line that matches %q", pattern), once: true, re: re, met: func(_ context.Context, a *attempt) error {
-		if !a.i.log.saw(re) {
+		if !a.i.log.saw(a.i.replica, re) {
 			return errors.New("none so far")
 		}
 		return nil
@@ -106,7 +106,7 @@ func Command(name string, args ...string) Check {
 }
 
 // Func is met when f returns nil. It may use the instance's methods except for Close, and must
-// return when ctx ends.
+// return when ctx ends. With Scale it is called for each replica, with that as the instance.
 func Func(f func(ctx context.Context, i *Instance) error) Check {
 	if f == nil {
 		return Check{wrong: fault.Option("service.Func", "the function is nil: leave the check out")}

@@ -139,7 +139,7 @@ func init() { testkit.AddHelper("serves", serves) }
 // serves is a host process with a group of services, which says when they are ready.
 func serves(args []string) error {
 	db := service.New("db", sandbox.New(sandbox.WithCommand("sh", "-c", "trap '' TERM; sleep "+args[0])), service.Port(7), service.Ready(service.Command("true")))
-	web := service.New("web", sandbox.New(sandbox.WithCommand("sleep", args[0])), service.After("db"), service.Restart(9))
+	web := service.New("web", sandbox.New(sandbox.WithCommand("sleep", args[0])), service.After("db"), service.Restart(9), service.Scale(2))
 	g, err := service.StartAll(context.Background(), db, web)
 	if err != nil {
 		return err
@@ -162,7 +162,7 @@ func TestRootlessKilledHost(t *testing.T) {
 	require.NoError(t, host.Start())
 	lines := bufio.NewScanner(out)
 	require.True(t, lines.Scan())
-	require.GreaterOrEqual(t, len(testkit.Running(mark)), 2)
+	require.GreaterOrEqual(t, len(testkit.Running(mark)), 3)
 	conn, err := net.DialTimeout("tcp", lines.Text(), 20*time.Second)
 	require.NoError(t, err)
 	defer conn.Close()

@@ -24,8 +24,12 @@ type Instance struct {
 	network *sandbox.PrivateNetwork // of this instance alone, which it closes, or nil
 	place   spec.Member
 	ports   []published
-	volumes []*sandbox.Scratch // copies of the snapshots of From
-	log     *lines
+	volumes []*sandbox.Scratch
+	log     *lines // of all replicas
+
+	replica  int         // its number, if it is one, or 0
+	whole    *Instance   // of which it is one, or nil
+	replicas []*Instance // of this instance, which has no run then
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -47,30 +51,83 @@ type published struct {
 	keep io.Closer // what keeps the address from others
 }
 
-// newInstance makes an instance, with all that stays through its restarts, before wait ends.
-func newInstance(life, wait context.Context, s *Service) (_ *Instance, err error) {
-	i := &Instance{service: s, log: newLog(s.conf.logLimit), ready: make(chan struct{}), ended: make(chan struct{})}
+// newInstance makes an instance, and its replicas, with all that stays through restarts, before
+// wait ends.
+func (s *Service) newInstance(life, wait context.Context, net *sandbox.PrivateNetwork) (_ *Instance, err error) {
+	i := &Instance{service: s, log: newLog(s.conf.logLimit), state: Preparing}
+	i.begin(life)
 	defer func() {
 		if err != nil {
-			i.release()
+			i.discard(err)
 		}
 	}()
-	for _, p := range s.conf.ports {
+	if err := i.reservePorts(); err != nil {
+		return nil, err
+	}
+	if s.conf.scale > 1 {
+		return i, i.addReplicas(net, wait)
+	}
+	if err := i.makeVolumes(wait); err != nil {
+		return nil, err
+	}
+	i.s = s.s.With(i.options(net)...)
+	return i, nil
+}
+
+// begin makes what every instance has.
+func (i *Instance) begin(life context.Context) {
+	i.ready, i.ended = make(chan struct{}), make(chan struct{})
+	i.ctx, i.cancel = context.WithCancel(life)
+}
+
+// discard ends an instance that can't be started.
+func (i *Instance) discard(why error) {
+	i.cancel()
+	i.release()
+	for _, r := range i.replicas {
+		r.discard(why)
+	}
+	i.mu.Lock()
+	i.state, i.err = Failed, &Error{i.Name(), i.replica, why, nil}
+	i.mu.Unlock()
+	i.log.close(i.replica)
+	close(i.ended)
+}
+
+func (i *Instance) reservePorts() error {
+	for _, p := range i.service.conf.ports {
 		addr, keep, err := reserve()
 		if err != nil {
-			return nil, fmt.Errorf("sandbox: service.Port: %w", err)
+			return fmt.Errorf("sandbox: service.Port: %w", err)
 		}
 		i.ports = append(i.ports, published{p, addr, keep})
 	}
-	for _, snapshot := range s.conf.from {
-		volume, err := snapshot.copy(wait)
+	return nil
+}
+
+func (i *Instance) makeVolumes(wait context.Context) error {
+	for _, v := range i.service.conf.volumes {
+		made, err := v.create(wait, i.prepares)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		i.volumes = append(i.volumes, volume)
+		i.volumes = append(i.volumes, made)
 	}
-	i.ctx, i.cancel = context.WithCancel(life)
-	return i, nil
+	return nil
+}
+
+// prepares reports how far something is that is prepared for the instance.
+func (i *Instance) prepares(p Progress) {
+	i.service.conf.prepares(Event{Service: i.Name(), Replica: i.replica, Progress: p, Instance: i})
+}
+
+// live runs the instance until it has ended for good.
+func (i *Instance) live() {
+	if i.replicas == nil {
+		i.supervise()
+	} else {
+		i.superviseAll()
+	}
 }
 
 // release gives back what stays through restarts.
@@ -130,7 +187,11 @@ func (a apart) Check() error {
 }
 
 // Process returns the service's present run, or nil while there is none. A restart makes another.
+// With Scale it returns that of one of the replicas, one that is ready if there is such.
 func (i *Instance) Process() *sandbox.Process {
+	if i.replicas != nil {
+		return anyProcess(i.replicas)
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.process
@@ -146,20 +207,25 @@ func (i *Instance) Exec(ctx context.Context, opts ...sandbox.Option) (*sandbox.P
 	return p.Exec(ctx, opts...)
 }
 
-// State returns what the instance is doing.
+// State returns what the instance is doing. With Scale it is Running as long as one of the replicas
+// is, and Failed when one has failed for good.
 func (i *Instance) State() State {
+	if i.replicas != nil {
+		return stateOf(i.replicas)
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.state
 }
 
-// Logs returns the output of the service, of all its runs, as far as it is kept: LogLimit.
-func (i *Instance) Logs() []Line { return i.log.last(math.MaxInt) }
+// Logs returns the output of the service, of all its runs, as far as it is kept: LogLimit, which
+// replicas have in common.
+func (i *Instance) Logs() []Line { return i.log.last(i.replica, math.MaxInt) }
 
 // Follow yields the lines that are kept, and what the service writes from then on, until ctx or the
 // instance ends. The service does not wait for whoever follows it: Line.Missed counts what was
 // given up meanwhile.
-func (i *Instance) Follow(ctx context.Context) iter.Seq[Line] { return i.log.follow(ctx, 0) }
+func (i *Instance) Follow(ctx context.Context) iter.Seq[Line] { return i.log.follow(ctx, i.replica) }
 
 // Ended returns a channel that is closed when the instance is over for good: by Close, by its
 // context, by itself, or as it failed.
@@ -188,7 +254,12 @@ func (i *Instance) stop() error {
 
 // failure returns the error of a service that failed.
 func (i *Instance) failure(err error) error {
-	return &Error{i.Name(), err, i.log.last(lastLines)}
+	return &Error{i.Name(), i.replica, err, i.log.last(i.replica, lastLines)}
+}
+
+// stream returns an output stream for a run.
+func (i *Instance) stream(stderr bool) *stream {
+	return &stream{to: i.log, replica: i.replica, stderr: stderr}
 }
 
 func (i *Instance) setProcess(p *sandbox.Process) {
@@ -205,7 +276,5 @@ func (i *Instance) enter(s State, err error) {
 		i.err = err
 	}
 	i.mu.Unlock()
-	for _, observe := range i.service.conf.observe {
-		observe(Event{i.Name(), s, time.Now(), err})
-	}
+	i.service.conf.report(Event{Service: i.Name(), Replica: i.replica, State: s, Time: time.Now(), Err: err, Instance: i})
 }

@@ -95,6 +95,9 @@ func TestRootlessServiceLeavesNothing(t *testing.T) {
 		i, err = service.New("x", sh("echo ready; sleep 0.05; exit 1"), service.Ready(service.Log("ready"))).Start(ctx)
 		require.NoError(t, err)
 		<-i.Ended()
+		i, err = service.New("x", sh("echo ready; sleep 0.05; exit 1"), service.Port(7), service.Scale(2), service.Ready(service.Log("ready"))).Start(ctx)
+		require.NoError(t, err)
+		<-i.Ended()
 		g, err := service.StartAll(ctx, deaf)
 		require.NoError(t, err)
 		var all sync.WaitGroup

@@ -5,6 +5,7 @@ import (
 	"context"
 	"iter"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,6 +20,8 @@ type Line struct {
 	Text   string // up to 64 KiB: a longer line is several
 	// Missed is how many lines before it were given up before they could be returned.
 	Missed int
+	// Replica is the number, from 1, of the replica that wrote it; 0 without Scale.
+	Replica int
 }
 
 // String returns the text with U+FFFD in place of control characters and bytes that are no UTF-8.
@@ -44,7 +47,8 @@ const (
 	lineCost = 64 // bytes that a line takes besides its text
 )
 
-// lines keeps the last lines of an instance, through its restarts.
+// lines keeps the last lines of an instance and of all its replicas, through their restarts. Where
+// a replica is asked for, 0 is for all.
 type lines struct {
 	mu    sync.Mutex
 	kept  []Line
@@ -52,23 +56,26 @@ type lines struct {
 	first int // how many were given up in all
 	size  int
 	limit int
-	ended bool
+	ended map[int]bool  // which replicas write nothing any more
 	more  chan struct{} // closed, and replaced, when there is news
 	await []*pattern
 }
 
-// pattern is a regular expression that a line of the present run is to match.
+// pattern is a regular expression that a line of a replica's present run is to match.
 type pattern struct {
-	re   *regexp.Regexp
-	seen bool
+	replica int
+	re      *regexp.Regexp
+	seen    bool
 }
 
-func newLog(limit int) *lines { return &lines{limit: limit, more: make(chan struct{})} }
+func newLog(limit int) *lines {
+	return &lines{limit: limit, ended: map[int]bool{}, more: make(chan struct{})}
+}
 
 // add keeps a line. l.mu must be held.
 func (l *lines) add(line Line) {
 	for _, p := range l.await {
-		p.seen = p.seen || p.re.MatchString(line.Text)
+		p.seen = p.seen || p.replica == line.Replica && p.re.MatchString(line.Text)
 	}
 	l.kept, l.size = append(l.kept, line), l.size+len(line.Text)+lineCost
 	for ; l.stale < len(l.kept)-1 && l.size > l.limit; l.stale++ {
@@ -95,31 +102,31 @@ func (l *lines) news() {
 }
 
 // close says that nothing comes any more.
-func (l *lines) close() {
+func (l *lines) close(replica int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.ended = true
+	l.ended[replica] = true
 	l.news()
 }
 
 // look has the lines of a new run matched with the patterns of checks.
-func (l *lines) look(checks []Check) {
+func (l *lines) look(replica int, checks []Check) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.await = nil
+	l.await = slices.DeleteFunc(l.await, func(p *pattern) bool { return p.replica == replica })
 	for _, c := range checks {
 		if c.re != nil {
-			l.await = append(l.await, &pattern{re: c.re})
+			l.await = append(l.await, &pattern{replica: replica, re: c.re})
 		}
 	}
 }
 
 // saw reports whether a line of the present run has matched.
-func (l *lines) saw(re *regexp.Regexp) bool {
+func (l *lines) saw(replica int, re *regexp.Regexp) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range l.await {
-		if p.re == re {
+		if p.replica == replica && p.re == re {
 			return p.seen
 		}
 	}
@@ -133,9 +140,9 @@ func (l *lines) next() <-chan struct{} {
 	return l.more
 }
 
-// since returns the lines from number n on, the number of the one after them, whether they are the
-// last, and a channel that is closed when there are more.
-func (l *lines) since(n int) (lines []Line, next int, ended bool, more <-chan struct{}) {
+// since returns the lines from number n on, the number of the one after them, and a channel that is
+// closed when there is more news.
+func (l *lines) since(n int) (lines []Line, next int, more <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	skip := max(0, n-l.first)
@@ -144,23 +151,42 @@ func (l *lines) since(n int) (lines []Line, next int, ended bool, more <-chan st
 	if len(lines) > 0 {
 		lines[0].Missed = max(0, l.first-n)
 	}
-	return lines, l.first + len(kept), l.ended, l.more
+	return lines, l.first + len(kept), l.more
 }
 
-// last returns the last n lines.
-func (l *lines) last(n int) []Line {
+// hasEnded reports whether a replica writes nothing any more.
+func (l *lines) hasEnded(replica int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ended[replica]
+}
+
+// last returns the last n lines of a replica.
+func (l *lines) last(replica, n int) (list []Line) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	kept := l.present()
-	return append([]Line(nil), kept[max(0, len(kept)-n):]...)
+	for i := len(kept) - 1; i >= 0 && len(list) < n; i-- {
+		if replica == 0 || kept[i].Replica == replica {
+			list = append(list, kept[i])
+		}
+	}
+	slices.Reverse(list)
+	return list
 }
 
-// follow yields what is kept from line n on, and what comes, until ctx or the instance ends.
-func (l *lines) follow(ctx context.Context, n int) iter.Seq[Line] {
+// follow yields what is kept of a replica's lines, and what comes, until ctx or the replica ends.
+func (l *lines) follow(ctx context.Context, replica int) iter.Seq[Line] {
 	return func(yield func(Line) bool) {
-		for {
-			lines, next, ended, more := l.since(n)
+		for n, missed := 0, 0; ; {
+			ended := l.hasEnded(replica) // before its last lines are read
+			lines, next, more := l.since(n)
 			for _, line := range lines {
+				missed += line.Missed
+				if replica != 0 && line.Replica != replica {
+					continue
+				}
+				line.Missed, missed = missed, 0
 				if ctx.Err() != nil || !yield(line) {
 					return
 				}
@@ -179,9 +205,10 @@ func (l *lines) follow(ctx context.Context, n int) iter.Seq[Line] {
 
 // stream is one of the output streams of a run.
 type stream struct {
-	to     *lines
-	stderr bool
-	part   []byte // of a line
+	to      *lines
+	replica int
+	stderr  bool
+	part    []byte // of a line
 }
 
 // Write is called by one goroutine.
@@ -208,7 +235,7 @@ func (s *stream) Write(b []byte) (int, error) {
 }
 
 func (s *stream) flush(now time.Time) {
-	s.to.add(Line{Time: now, Stderr: s.stderr, Text: string(s.part)})
+	s.to.add(Line{Time: now, Stderr: s.stderr, Text: string(s.part), Replica: s.replica})
 	s.part = s.part[:0]
 }
 

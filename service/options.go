@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/fault"
 )
 
@@ -19,11 +20,19 @@ type config struct {
 	every    time.Duration
 	failures int
 
+	with     []sandbox.Option
 	restarts int
+	scale    int
+	goesOn   bool // ending well is a failure, too
 	after    []string
-	from     []*Snapshot
+	volumes  []volume
 	logLimit int
 	observe  []func(Event)
+}
+
+// With adds options to the service's sandbox, after those that it has. Several calls add up.
+func With(opts ...sandbox.Option) Option {
+	return func(c *config) { c.with = append(slices.Clip(c.with), opts...) }
 }
 
 // Port publishes a TCP port of the service at a port of 127.0.0.1 that is free, which Instance.Addr
@@ -57,6 +66,10 @@ func Health(pause time.Duration, failures int, checks ...Check) Option {
 // Addr stay, all else is new. Default: 0.
 func Restart(n int) Option { return func(c *config) { c.restarts = n } }
 
+// RestartEnded has a service that exits with status 0, without being asked to, fail by that, so
+// that Restart starts it again. Exits is not met then.
+func RestartEnded() Option { return func(c *config) { c.goesOn = true } }
+
 // After starts the service in its group once those with the given names are ready, and ends it
 // before them. Several calls add up. It has no effect on a service that is started alone.
 func After(names ...string) Option {
@@ -75,6 +88,19 @@ func Observe(f func(Event)) Option {
 			c.observe = append(slices.Clip(c.observe), f)
 		}
 	}
+}
+
+// report calls those of Observe.
+func (c *config) report(e Event) {
+	for _, observe := range c.observe {
+		observe(e)
+	}
+}
+
+// prepares reports that something is prepared.
+func (c *config) prepares(e Event) {
+	e.State, e.Time = Preparing, time.Now()
+	c.report(e)
 }
 
 func (c *config) check() (errs []error) {
@@ -104,9 +130,10 @@ func (c *config) check() (errs []error) {
 	case given && len(c.health) == 0:
 		wrong("Health", "it has no check: add one, such as HTTP, or leave it out")
 	}
-	if slices.Contains(c.from, nil) {
-		wrong("From", "the snapshot is nil: make one by NewSnapshot")
+	if c.scale < 1 {
+		wrong("Scale", "%d is not positive: 1 is one run", c.scale)
 	}
+	errs = append(errs, c.checkVolumes()...)
 	for _, check := range slices.Concat(c.ready, c.health) {
 		switch {
 		case check.wrong != nil:

@@ -8,10 +8,10 @@
 //	defer running.Close()
 //	conn, err := net.Dial("tcp", running.Addr(6379))
 //
-// Everything else is the sandbox's: its root, such as that of a container image (module image), its
-// limits, its volumes, which are binds and scratches, and what it reaches, if it is on a private
-// network. It works as root and as an ordinary user, without a daemon, and nothing of a service
-// outlives this process. docs/SERVICES.md has more.
+// Everything else is the sandbox's: its root, such as that of a container image (module image),
+// its limits, and what it reaches, if it is on a private network. It works as root and as an
+// ordinary user, without a daemon, and nothing of a service outlives this process.
+// docs/SERVICES.md has more.
 package service
 
 import (
@@ -33,6 +33,7 @@ import (
 type Service struct {
 	name string
 	s    *sandbox.Sandbox
+	open func(context.Context, func(Progress)) (*sandbox.Sandbox, error) // of Open, or nil
 	conf config
 }
 
@@ -45,13 +46,48 @@ type Service struct {
 // service is ended by SIGTERM, with 10 s until it is killed. Its output is kept as its logs: the
 // sandbox must have neither WithStdout nor WithStderr, nor WithTerminal or WithHold.
 func New(name string, s *sandbox.Sandbox, opts ...Option) *Service {
-	conf := config{startTimeout: time.Minute, logLimit: sandbox.MiB}
+	return &Service{name: name, s: s, conf: newConfig(opts)}
+}
+
+// Open describes a service whose sandbox is made when an instance of it starts, by the function,
+// which may take long, as fetching an image does. What it reports meanwhile is for Observe. The
+// function is called by each Start, and must return when ctx ends; its time does not count for
+// StartTimeout. All else is as for New.
+//
+//	pg := service.Open("pg", image.Sandbox("postgres:16"), service.Port(5432),
+//		service.With(sandbox.WithEnv("POSTGRES_PASSWORD=x")))
+func Open(name string, open func(ctx context.Context, report func(Progress)) (*sandbox.Sandbox, error), opts ...Option) *Service {
+	return &Service{name: name, open: open, conf: newConfig(opts)}
+}
+
+func newConfig(opts []Option) config {
+	conf := config{startTimeout: time.Minute, logLimit: sandbox.MiB, scale: 1}
 	for _, opt := range opts {
 		if opt != nil {
 			opt(&conf)
 		}
 	}
-	return &Service{name, s, conf}
+	return conf
+}
+
+// opened returns the service with its sandbox.
+func (s *Service) opened(ctx context.Context) (*Service, error) {
+	made := *s
+	if s.open != nil {
+		err := errors.Join(s.check()...)
+		if err != nil {
+			return nil, err
+		}
+		report := func(p Progress) { s.conf.prepares(Event{Service: s.name, Progress: p}) }
+		report(Progress{})
+		if made.s, err = s.open(ctx, report); err != nil {
+			return nil, &Error{Service: s.name, Err: err}
+		}
+	}
+	if made.s != nil {
+		made.s = made.s.With(s.conf.with...)
+	}
+	return &made, errors.Join(append(made.check(), made.checkSandbox()...)...)
 }
 
 // Name returns the name that New was given.
@@ -78,15 +114,16 @@ func (s *Service) Start(ctx context.Context) (*Instance, error) {
 // start waits until the instance is ready or wait ends. It lives until life ends, and then closes
 // its own network, if it has one.
 func (s *Service) start(life, wait context.Context, net, own *sandbox.PrivateNetwork) (*Instance, error) {
-	if err := s.check(); err != nil {
+	s, err := s.opened(wait)
+	if err != nil {
 		return nil, err
 	}
-	i, err := newInstance(life, wait, s)
+	i, err := s.newInstance(life, wait, net)
 	if err != nil {
 		return nil, &Error{Service: s.name, Err: err}
 	}
-	i.s, i.network = s.s.With(i.options(net)...), own
-	go i.supervise()
+	i.network = own
+	go i.live()
 	select {
 	case <-i.ready:
 	case <-i.ended:
@@ -94,12 +131,9 @@ func (s *Service) start(life, wait context.Context, net, own *sandbox.PrivateNet
 		i.cancel()
 		<-i.ended
 	}
-	select {
-	case <-i.ready: // maybe it has exited since, as Exits has it
-		if i.Err() == nil && wait.Err() == nil {
-			return i, nil
-		}
-	default:
+	// It may have exited since, as Exits has it.
+	if i.wasReady() && i.Err() == nil && wait.Err() == nil {
+		return i, nil
 	}
 	_ = i.stop()
 	if err := i.Err(); err != nil {
@@ -123,20 +157,25 @@ func (i *Instance) options(net *sandbox.PrivateNetwork) (opts []sandbox.Option) 
 	for _, p := range i.ports {
 		opts = append(opts, sandbox.WithPublish(p.addr, p.port))
 	}
-	for n, snapshot := range i.service.conf.from {
-		opts = append(opts, sandbox.WithScratch(snapshot.dst, i.volumes[n]))
+	for n, v := range i.service.conf.volumes {
+		opts = append(opts, sandbox.WithScratch(v.dst, i.volumes[n]))
 	}
 	return opts
 }
 
-// check returns what is wrong with the service itself. The rest is found by the sandbox.
-func (s *Service) check() error {
-	if s.s == nil {
-		return fault.Option("service.New", "the sandbox is nil: make one by sandbox.New")
-	}
+// check returns what is wrong with the service's options.
+func (s *Service) check() []error {
 	errs := s.conf.check()
 	if !spec.IsLabel(s.name) {
 		errs = append(errs, fault.Option("service.New", "%q is no name of a service: 1 to 63 of a-z, 0-9 and -, the first and last no -", s.name))
+	}
+	return errs
+}
+
+// checkSandbox returns why the sandbox is none for a service. The rest is found by itself.
+func (s *Service) checkSandbox() (errs []error) {
+	if s.s == nil {
+		return []error{fault.Option("service.New", "the sandbox is nil: make one by sandbox.New")}
 	}
 	s.s.With(func(c *spec.Spec) {
 		for _, o := range []struct {
@@ -156,8 +195,11 @@ func (s *Service) check() error {
 				errs = append(errs, fault.Option(o.name, "%s", o.why))
 			}
 		}
+		if s.conf.scale > 1 {
+			errs = append(errs, checkScale(c)...)
+		}
 	})
-	return errors.Join(errs...)
+	return errs
 }
 
 // isAlone reports whether what a place is on is the description of a network for each run.
@@ -175,6 +217,6 @@ func (s *Service) At(host string) *Instance {
 		i.ports = append(i.ports, published{port: p, addr: net.JoinHostPort(host, strconv.Itoa(p))})
 	}
 	close(i.ready)
-	i.log.close()
+	i.log.close(0)
 	return i
 }

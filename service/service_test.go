@@ -341,8 +341,59 @@ func TestRootlessSnapshot(t *testing.T) {
 		require.Error(t, i.Close())
 	}
 	require.Equal(t, ids[0], ids[1])
-	_, err := service.New("x", sh("true"), service.From(service.NewSnapshot("/data", sandbox.MiB, sh("echo no room; exit 1")))).Start(ctx)
-	require.ErrorContains(t, err, "service x: service snapshot of /data: sandbox: exit status 1; its last lines:\n\tno room")
+}
+
+// fileSystems returns how many file systems this process holds by descriptors, as root's scratches
+// are.
+func fileSystems() (n int) {
+	for _, d := range testkit.TakeInventory()["descriptors"] {
+		if strings.HasSuffix(d, " -> /") {
+			n++
+		}
+	}
+	return n
+}
+
+// A snapshot and its copy for the next instance, which is made, or being made, or waited for, are
+// gone with Close.
+func TestSnapshotClosed(t *testing.T) {
+	testkit.Need(t, "idmapped tmpfs")
+	ctx := testkit.Deadline(t)
+	before := fileSystems()
+	data := service.NewSnapshot("/data", sandbox.MiB, sh("echo x >/data/x"))
+	s := service.New("x", sh("cat /data/x; exec sleep 1000"), service.From(data), service.Ready(service.Log("x")))
+	for range 2 {
+		i, err := s.Start(ctx)
+		require.NoError(t, err)
+		require.Greater(t, fileSystems(), before+1, "the snapshot and its copy")
+		require.NoError(t, data.Close())
+		require.NoError(t, i.Close())
+		testkit.Eventually(t, "both to be gone", func() bool { return fileSystems() == before })
+	}
+}
+
+// An instance that can't be prepared has ended for those who have it from an event, too.
+func TestRootlessSnapshotFails(t *testing.T) {
+	testkit.Need(t, "idmapped tmpfs or an ordinary user")
+	ctx := testkit.Deadline(t)
+	broken := service.From(service.NewSnapshot("/data", sandbox.MiB, sh("echo no room; exit 1")))
+	for n, scale := range []int{1, 2} {
+		var prepared *service.Instance
+		_, err := service.New("x", sh("true"), broken, service.Scale(scale), service.Observe(func(e service.Event) {
+			require.Equal(t, service.Preparing, e.State)
+			require.Equal(t, "snapshot of /data", e.Progress.What)
+			require.Equal(t, n, e.Replica)
+			require.Equal(t, service.Preparing, e.Instance.State())
+			prepared = e.Instance
+		})).Start(ctx)
+		require.ErrorContains(t, err, "service x: service snapshot of /data: sandbox: exit status 1; its last lines:\n\tno room")
+		<-prepared.Ended()
+		require.Equal(t, service.Failed, prepared.State())
+		require.Error(t, prepared.Err())
+		for range prepared.Follow(ctx) {
+		}
+		require.NoError(t, ctx.Err())
+	}
 }
 
 // TestWrongOptions reports what is wrong without starting anything.
@@ -375,6 +426,10 @@ func TestWrongOptions(t *testing.T) {
 		"WithMemory: -1":                            service.New("x", ok.With(sandbox.WithMemory(-1)), service.Restart(3)),
 		`service.After: x is to start after "other`: service.New("x", ok, service.After("other")),
 		"service.After: x waits":                    service.New("x", ok, service.After("x")),
+		"service.Scale: 0 is not positive":          service.New("x", ok, service.Scale(0)),
+		"WithPublish: 127.0.0.1:53/udp leads to":    service.New("x", ok.With(sandbox.WithPublish("127.0.0.1:53/udp", 53)), service.Scale(2)),
+		"NewScratch: 0 is not a positive":           service.New("x", ok, service.Volume("/data", 0), service.Scale(2)),
+		"NewDiskScratch: 1 bytes are too few":       service.New("x", ok, service.DiskVolume("/data", "/tmp", 1)),
 	} {
 		_, err := service.StartAll(t.Context(), s)
 		require.ErrorContains(t, err, want)

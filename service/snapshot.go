@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/cellkit/sandbox"
@@ -15,8 +16,9 @@ type Snapshot struct {
 	bytes int64
 	maker *sandbox.Sandbox
 
-	turn chan struct{} // holds one while somebody uses made
-	made *sandbox.Scratch
+	turn  chan struct{} // holds one while somebody uses made and ahead
+	made  *sandbox.Scratch
+	ahead *sandbox.Scratch // a copy for the next instance
 }
 
 // NewSnapshot describes a snapshot of the directory dst, with up to the given number of bytes, as
@@ -24,7 +26,8 @@ type Snapshot struct {
 // when the first instance needs the snapshot, and must exit with status 0. Copies are made by
 // sandbox.Scratch.CopyIn, so a file's owner may always read and write it, and an ordinary user's
 // snapshot has no file that its owner may not read. It stays in memory until Close, or until
-// nothing refers to it. It needs what sandbox.NewScratch and sandbox.WithScratch need.
+// nothing refers to it, and so does one copy, which is made ahead for the next instance. It needs
+// what sandbox.NewScratch and sandbox.WithScratch need.
 //
 //	initdb := sandbox.New(sandbox.WithCommand("initdb", "-D", "/data/db"))
 //	data := service.NewSnapshot("/data", 256*sandbox.MiB, initdb)
@@ -33,27 +36,23 @@ func NewSnapshot(dst string, bytes int64, s *sandbox.Sandbox) *Snapshot {
 	return &Snapshot{dst: dst, bytes: bytes, maker: s, turn: make(chan struct{}, 1)}
 }
 
-// From gives each instance a copy of the snapshot, in memory and as large at most, at the directory
-// where it was made. It stays through restarts, and is gone with the instance. Several calls add
-// up.
-func From(s *Snapshot) Option {
-	return func(c *config) { c.from = append(c.from[:len(c.from):len(c.from)], s) }
-}
-
 // Close gives the snapshot's memory back. Instances keep their copies; the next one that needs the
 // snapshot makes it anew.
 func (s *Snapshot) Close() error {
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()
-	made := s.made
-	if s.made = nil; made == nil {
-		return nil
+	var errs []error
+	for _, scratch := range []*sandbox.Scratch{s.made, s.ahead} {
+		if scratch != nil {
+			errs = append(errs, scratch.Close())
+		}
 	}
-	return made.Close()
+	s.made, s.ahead = nil, nil
+	return errors.Join(errs...)
 }
 
-// copy returns a copy, which the caller must close.
-func (s *Snapshot) copy(ctx context.Context) (*sandbox.Scratch, error) {
+// copy returns a copy, which the caller must close, and begins to make the next one.
+func (s *Snapshot) copy(ctx context.Context, report func(Progress)) (*sandbox.Scratch, error) {
 	select { // a copy takes what CPU there is: several would take no less
 	case s.turn <- struct{}{}:
 		defer func() { <-s.turn }()
@@ -62,10 +61,33 @@ func (s *Snapshot) copy(ctx context.Context) (*sandbox.Scratch, error) {
 	}
 	var err error
 	if s.made == nil {
+		report(Progress{What: "snapshot of " + s.dst})
 		if s.made, err = s.prepare(ctx); err != nil {
 			return nil, err
 		}
 	}
+	c := s.ahead
+	if s.ahead = nil; c == nil {
+		if c, err = s.copyNow(); err != nil {
+			return nil, err
+		}
+	}
+	go s.makeAhead()
+	return c, nil
+}
+
+// makeAhead makes the copy for the next instance, unless it is there. If it can't, the next
+// instance will report why.
+func (s *Snapshot) makeAhead() {
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
+	if s.made != nil && s.ahead == nil {
+		s.ahead, _ = s.copyNow()
+	}
+}
+
+// copyNow makes a copy of what was made.
+func (s *Snapshot) copyNow() (*sandbox.Scratch, error) {
 	c, err := sandbox.NewScratch(s.bytes)
 	if err != nil {
 		return nil, err
@@ -91,7 +113,7 @@ func (s *Snapshot) prepare(ctx context.Context) (made *sandbox.Scratch, err erro
 		made.Close()
 		out.end()
 		errs.end()
-		return nil, &Error{"snapshot of " + s.dst, err, log.last(lastLines)}
+		return nil, &Error{"snapshot of " + s.dst, 0, err, log.last(0, lastLines)}
 	}
 	return made, nil
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 const (
@@ -19,7 +21,7 @@ const (
 func (i *Instance) supervise() {
 	defer close(i.ended)
 	defer i.cancel()
-	defer i.log.close()
+	defer i.log.close(i.replica)
 	defer i.release()
 	pause := minPause
 	for failures := 0; ; pause = min(2*pause, maxPause) {
@@ -55,15 +57,23 @@ type attempt struct {
 	ctx   context.Context // of checks: ends with the run, too
 	left  []Check         // of Ready, which were not met yet
 	ready time.Time       // zero until it is
+	takes atomic.Bool     // what comes for the service, if others would take it as well
+}
+
+// known has other replicas get what comes for the service while this one is not ready.
+func (a *attempt) known(c *spec.Spec) {
+	if a.i.replica != 0 {
+		c.Supervision.Ready = &a.takes
+	}
 }
 
 // run returns when the run has ended: nil if that was well, or as its context has ended.
 func (a *attempt) run() error {
 	a.left = a.i.service.conf.readyChecks()
-	a.i.log.look(a.left)
-	stdout, stderr := &stream{to: a.i.log}, &stream{to: a.i.log, stderr: true}
+	a.i.log.look(a.i.replica, a.left)
+	stdout, stderr := a.i.stream(false), a.i.stream(true)
 	var err error
-	if a.p, err = a.i.s.With(sandbox.WithStdout(stdout), sandbox.WithStderr(stderr)).Start(a.i.ctx); err != nil {
+	if a.p, err = a.i.s.With(sandbox.WithStdout(stdout), sandbox.WithStderr(stderr), a.known).Start(a.i.ctx); err != nil {
 		return err
 	}
 	a.i.setProcess(a.p)
@@ -75,6 +85,7 @@ func (a *attempt) run() error {
 	}()
 	why := a.watch()
 	if why != nil || a.i.ctx.Err() != nil {
+		a.takes.Store(false)
 		a.i.enter(Stopping, nil)
 		_ = a.p.Close()
 	}
@@ -85,6 +96,8 @@ func (a *attempt) run() error {
 	switch {
 	case why != nil:
 		return why
+	case err == nil && a.i.service.conf.goesOn && a.i.ctx.Err() == nil:
+		return errors.New("it exited with status 0")
 	case err != nil || !a.ready.IsZero() || a.i.ctx.Err() != nil:
 		return err
 	}
@@ -94,7 +107,7 @@ func (a *attempt) run() error {
 // exited returns whether exiting with status 0 is what the service was to do.
 func (a *attempt) exited() error {
 	for _, c := range a.left {
-		if !c.exits && !a.i.log.saw(c.re) {
+		if !c.exits && !a.i.log.saw(a.i.replica, c.re) {
 			return fmt.Errorf("%w: it exited with status 0 before %s", ErrNotReady, c.what)
 		}
 	}
@@ -193,6 +206,7 @@ func (a *attempt) goesOn() bool {
 
 func (a *attempt) becomeReady() {
 	a.ready = time.Now()
+	a.takes.Store(true)
 	a.i.enter(Running, nil)
 	a.i.once.Do(func() { close(a.i.ready) })
 }

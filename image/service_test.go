@@ -1,0 +1,75 @@
+//go:build linux
+
+package image
+
+import (
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/service"
+)
+
+// programOf is a layer with a program of this machine, and what it is linked with.
+func programOf(t testing.TB, name string) []byte {
+	t.Helper()
+	testkit.Need(t, name)
+	path, err := exec.LookPath(name)
+	require.NoError(t, err)
+	linked, err := exec.Command("ldd", path).Output()
+	require.NoError(t, err)
+	args := []string{"-chP", "--hard-dereference", path}
+	for _, word := range strings.Fields(string(linked)) {
+		if strings.HasPrefix(word, "/") {
+			args = append(args, word)
+		}
+	}
+	archive, err := exec.Command("tar", args...).Output()
+	require.NoError(t, err)
+	return archive
+}
+
+// Servers of this machine's packages run from images that have nothing else, as a user of no name.
+// Opening an image reports its layers once.
+func TestRootlessServices(t *testing.T) {
+	const conf = "daemon off; pid /tmp/pid; error_log stderr; events {} http { access_log off; client_body_temp_path /tmp/a; proxy_temp_path /tmp/b; fastcgi_temp_path /tmp/c; uwsgi_temp_path /tmp/d; scgi_temp_path /tmp/e; server { listen 80; return 204; } }"
+	for name, c := range map[string]struct {
+		args []string
+		opts []service.Option
+	}{
+		"redis-server": {[]string{"--bind", "0.0.0.0", "--protected-mode", "no", "--dir", "/data"}, []service.Option{service.Port(6379), service.Volume("/data", sandbox.MiB)}},
+		"nginx":        {[]string{"-e", "stderr", "-c", "/srv/conf"}, []service.Option{service.Port(80), service.Ready(service.Listens(80), service.HTTP(80, "/")), service.With(sandbox.WithFile("/srv/conf", []byte(conf), 0o444))}},
+		"etcd":         {[]string{"--data-dir", "/data/etcd", "--listen-client-urls", "http://0.0.0.0:2379", "--advertise-client-urls", "http://127.0.0.1:2379"}, []service.Option{service.Port(2379), service.Volume("/data", 256*sandbox.MiB), service.Ready(service.HTTP(2379, "/health"))}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			layer := programOf(t, name)
+			path, err := exec.LookPath(name)
+			require.NoError(t, err)
+			ref := layoutOf(t, imageOf(t, v1.Config{User: "1234:1234", Entrypoint: []string{path}, Cmd: c.args}, asGzip(t, layer)))
+			var mu sync.Mutex
+			layers := 0
+			s := service.Open("x", Sandbox(ref, WithStore(newStore(t))), append(c.opts, service.Scale(2), service.Observe(func(e service.Event) {
+				mu.Lock()
+				defer mu.Unlock()
+				if e.State == service.Preparing && e.Progress.What == "layer 1 of 1" && e.Progress.Done == e.Progress.Total {
+					layers++
+				}
+			}))...)
+			i, err := s.Start(testkit.Deadline(t))
+			require.NoError(t, err)
+			require.NoError(t, i.Close())
+			require.Positive(t, layers)
+			first := layers
+			i, err = s.Start(testkit.Deadline(t))
+			require.NoError(t, err)
+			require.NoError(t, i.Close())
+			require.Equal(t, first, layers)
+		})
+	}
+}
