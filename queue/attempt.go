@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -28,10 +29,13 @@ func (w *Worker) attempt(ctx context.Context, p pulled) {
 		return
 	}
 	defer l.close()
-	a := &attempt{w: w, l: l, id: id, message: meta.Sequence.Stream, delivered: meta.NumDelivered, log: w.log.With("task", id, "worker", w.name)}
-	if err := a.do(ctx, p.m); err != nil {
+	a := &attempt{w: w, l: l, id: id, message: meta.Sequence.Stream, delivered: meta.NumDelivered, from: p.from, log: w.log.With("task", id, "worker", w.name)}
+	began := time.Now()
+	err = a.do(ctx, p.m)
+	if err != nil {
 		a.log.Warn("attempt left to others", "attempt", a.now.Attempt, "error", err)
 	}
+	a.observed(began, err)
 }
 
 // attempt is one of a task.
@@ -41,6 +45,7 @@ type attempt struct {
 	id        string
 	message   uint64
 	delivered uint64
+	from      *source
 	log       *slog.Logger
 
 	task *taskRecord
@@ -56,7 +61,7 @@ var (
 func (a *attempt) do(ctx context.Context, m jetstream.Msg) (err error) {
 	if a.task, err = decode[taskRecord](m.Data()); errors.Is(err, errNewer) {
 		// For a newer worker; if it does not arrive, it comes again sooner.
-		_ = m.NakWithDelay(time.Minute)
+		_ = a.back(m, time.Minute)
 		return err
 	}
 	if err == nil {
@@ -67,9 +72,25 @@ func (a *attempt) do(ctx context.Context, m jetstream.Msg) (err error) {
 	}
 	if wait := time.Until(time.Unix(0, a.task.NotBefore)); a.task.NotBefore != 0 && wait > 0 {
 		// If it does not arrive, it is looked at again.
-		_ = m.NakWithDelay(min(wait, maxDelay))
+		_ = a.back(m, min(wait, maxDelay))
 		return nil
 	}
+	if why := a.refused(); why != "" {
+		a.log.Warn("task left to others", "why", why)
+		_ = a.back(m, refusedFor) // if it does not arrive, the lease ends
+		return nil
+	}
+	give, ok := func() {}, true
+	if _, err := a.task.Limits.within(a.w.max); err == nil { // else run refuses it
+		give, ok = a.w.budget.take(a.needs())
+	}
+	if !ok {
+		a.from.full.Store(int64(clockNow() + fullFor))
+		// So that it comes first when there is room; if it does not arrive, the lease ends.
+		_ = a.back(m, time.Millisecond)
+		return nil
+	}
+	defer give()
 	if over, err := a.claim(m); over || err != nil {
 		return err
 	}
@@ -85,16 +106,26 @@ func (a *attempt) do(ctx context.Context, m jetstream.Msg) (err error) {
 	case cause != nil:
 		var ended *endedError
 		if errors.As(cause, &ended) {
+			a.now.State, a.now.Text = ended.r.State, ended.r.Text
 			a.log.Info("attempt ended", "attempt", a.now.Attempt, "cause", cause)
 			return m.Ack()
 		}
 		return cause
-	case failure != nil && again && a.now.Attempt-a.now.Spared < a.task.Retry.attempts():
+	case a.task.Replica != nil:
+		return a.restart(m, run, failure)
+	case failure != nil && again && a.now.Attempt-a.now.Spared < a.task.attempts():
 		return a.wait(m, failure.Error(), a.task.Retry.backoff(a.now.Attempt-a.now.Spared))
 	case failure != nil && (again || run == nil):
 		return a.giveUp(m, run, fmt.Sprintf("after %d attempts: %v", a.now.Attempt, failure))
 	}
 	return a.end(m, Done, run, "")
+}
+
+// back sends the message back, to be handed out again after a time. The lease is renewed no more
+// before: servers that hear of it after would keep the message for a lease.
+func (a *attempt) back(m jetstream.Msg, after time.Duration) error {
+	a.l.stop()
+	return m.NakWithDelay(after)
 }
 
 // claim writes that this worker has the task, and reports whether there is nothing to be done.
@@ -117,11 +148,11 @@ func (a *attempt) claim(m jetstream.Msg) (over bool, err error) {
 			}
 			if wait := time.Until(time.Unix(0, old.Next)); old.Next != 0 && wait > 0 {
 				// If it does not arrive, it is looked at again.
-				_ = m.NakWithDelay(wait)
+				_ = a.back(m, wait)
 				return true, nil
 			}
 			a.now.Attempt, a.now.Spared = old.Attempt+1, old.Spared
-			if old.State == Running && old.Attempt-old.Spared >= a.task.Retry.attempts() {
+			if old.State == Running && old.Attempt-old.Spared >= a.task.attempts() {
 				a.now.Attempt, a.seq = old.Attempt, seq
 				return true, a.giveUp(m, nil, fmt.Sprintf("after %d attempts: worker %s was lost", old.Attempt, old.Worker))
 			}
@@ -143,6 +174,9 @@ func (a *attempt) write(r *stateRecord) error {
 	if err == nil && seq == 0 {
 		err = errNotOurs
 	}
+	if err == nil {
+		a.now.State, a.now.Text, a.now.Run = r.State, r.Text, r.Run
+	}
 	return err
 }
 
@@ -156,7 +190,7 @@ func (a *attempt) wait(m jetstream.Msg, why string, backoff time.Duration) error
 		return err
 	}
 	a.log.Warn("attempt failed", "attempt", a.now.Attempt, "error", why, "backoff", backoff)
-	return m.NakWithDelay(max(backoff, time.Millisecond))
+	return a.back(m, max(backoff, time.Millisecond))
 }
 
 // end writes the task's end.
@@ -202,6 +236,9 @@ func (a *attempt) run(ctx context.Context) (r *runRecord, failure error, again b
 	if err != nil {
 		return nil, err, true
 	}
+	if a.task.Call != nil {
+		return a.call(run, limits)
+	}
 	opts, scratch, err := a.options(run, limits)
 	if scratch != nil {
 		defer scratch.Close()
@@ -211,7 +248,13 @@ func (a *attempt) run(ctx context.Context) (r *runRecord, failure error, again b
 	}
 	out := a.w.q.newOutput(a.id, a.now.Attempt)
 	flush := out.stream(run)
-	res, err := a.w.pool.Run(run, append(opts, sandbox.WithStdout(out.writer(0)), sandbox.WithStderr(out.writer(1)))...)
+	opts = append(opts, sandbox.WithStdout(out.writer(0)), sandbox.WithStderr(out.writer(1)))
+	var res *sandbox.Result
+	if a.task.Replica != nil {
+		res, err = a.serve(run, opts)
+	} else {
+		res, err = a.w.pool.Run(run, opts...)
+	}
 	flush()
 	if res == nil || run.Err() != nil {
 		var option *sandbox.OptionError
@@ -222,8 +265,11 @@ func (a *attempt) run(ctx context.Context) (r *runRecord, failure error, again b
 	if len(a.task.Outputs) > 0 {
 		slow, cancel := context.WithTimeoutCause(run, packTime, errSlow)
 		defer cancel()
-		if r.Outputs, r.Missing, failure = a.w.q.pack(slow, scratch.FS(), a.task.Outputs, true); failure != nil {
-			return nil, fmt.Errorf("outputs: %w", full(failure)), true
+		r.Outputs, r.Missing, failure = a.w.q.pack(slow, scratch.FS(), a.task.Outputs, true)
+		if errors.Is(failure, errTooLarge) { // as it would be again
+			r.Lost = strings.ToValidUTF8(failure.Error()[:min(len(failure.Error()), maxText)], "")
+		} else if failure != nil {
+			return r, fmt.Errorf("outputs: %w", full(failure)), true
 		}
 	}
 	var exit *sandbox.ExitError
@@ -231,4 +277,38 @@ func (a *attempt) run(ctx context.Context) (r *runRecord, failure error, again b
 		return r, err, true
 	}
 	return r, err, a.task.Retry.Failures
+}
+
+// refusedFor is how long a task that this worker can't run is left to others.
+const refusedFor = 2 * time.Second
+
+// refused returns why the worker does not try a task, which lanes keep from it unless they are
+// written by somebody else, or "".
+func (a *attempt) refused() string {
+	switch c := a.task.Call; {
+	case a.task.Replica != nil && !a.w.services.IsValid():
+		return "it is a service, which this worker does not take"
+	case c == nil:
+		return ""
+	case c.Build != a.w.build:
+		return "it is for a worker of build " + c.Build[:buildDigits]
+	default:
+		if _, ok := remoteFunc(c.Func); !ok {
+			return fmt.Sprintf("this program has registered no function %q", c.Func)
+		}
+	}
+	return ""
+}
+
+// needs returns the limits for which there must be room.
+func (a *attempt) needs() Limits {
+	l := a.task.Limits
+	if a.task.Call != nil {
+		if f, ok := remoteFunc(a.task.Call.Func); ok {
+			own := f.limits()
+			fill(&l.Memory, own.Memory)
+			fill(&l.CPUs, own.CPUs)
+		}
+	}
+	return l
 }

@@ -65,7 +65,7 @@ func (q *Queue) putBlob(ctx context.Context, open func() (io.ReadCloser, error))
 		return nil, 0, err
 	}
 	if size > maxBlob {
-		return nil, 0, fmt.Errorf("larger than %d bytes", maxBlob)
+		return nil, 0, fmt.Errorf("%w: more than %d bytes", errTooLarge, int64(maxBlob))
 	}
 	sum = h.Sum(nil)
 	if there, err := q.touchBlob(ctx, sum, size); there || err != nil {
@@ -76,6 +76,11 @@ func (q *Queue) putBlob(ctx context.Context, open func() (io.ReadCloser, error))
 	}
 	defer r.Close()
 	return sum, size, q.upload(ctx, r, sum, size)
+}
+
+// putBytes is putBlob of what is in memory.
+func (q *Queue) putBytes(ctx context.Context, b []byte) (sum []byte, size int64, err error) {
+	return q.putBlob(ctx, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
 }
 
 // touchBlob reports whether a blob is there, and if so makes it as new, so that it is not collected
@@ -120,6 +125,9 @@ func (q *Queue) blob(ctx context.Context, sum []byte) (m *jetstream.RawStreamMsg
 }
 
 func (q *Queue) upload(ctx context.Context, r io.Reader, sum []byte, size int64) error {
+	if err := q.space(); err != nil {
+		return err
+	}
 	b := &blobRecord{Version: version, Upload: strings.ToLower(rand.Text()), Size: size}
 	buf, h := make([]byte, min(size, chunkSize)), sha256.New()
 	for n := int64(0); n*chunkSize < size; n++ {

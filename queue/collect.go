@@ -47,6 +47,19 @@ func (q *Queue) Collect(ctx context.Context) error {
 			}
 		}
 	}
+	for m, err := range q.records(ctx, q.services, q.subject("service", "*")) {
+		if err != nil {
+			return err
+		}
+		if r, err := decode[serviceRecord](m.Data); err == nil && r.Task != nil {
+			if err := q.mark(ctx, used, r.Task.Inputs); err != nil {
+				return err
+			}
+		}
+	}
+	if err := q.dropLanes(ctx, begun.Add(-laneKept)); err != nil {
+		return err
+	}
 	for m, err := range q.records(ctx, q.states, q.config.name+".state.>") {
 		if err != nil {
 			return err

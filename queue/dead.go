@@ -54,6 +54,7 @@ func (q *Queue) Requeue(ctx context.Context, id string) error {
 	if err := q.requeue(ctx, id); err != nil {
 		return fmt.Errorf("queue: %s: %w", id, full(err))
 	}
+	q.config.log.Info("task put back", "task", id)
 	return nil
 }
 

@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -74,9 +73,9 @@ func (q *Queue) pack(ctx context.Context, fsys fs.FS, names []string, lenient bo
 		return &bundle{Inline: &p.list}, p.missing, nil
 	}
 	if len(data) > maxBundle {
-		return nil, nil, fmt.Errorf("the names of the files are too long: %d bytes, more than %d", len(data), maxBundle)
+		return nil, nil, fmt.Errorf("%w: the names of the files are %d bytes, more than %d", errTooLarge, len(data), maxBundle)
 	}
-	sum, size, err := q.putBlob(ctx, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil })
+	sum, size, err := q.putBytes(ctx, data)
 	return &bundle{Sum: sum, Size: size}, p.missing, err
 }
 
@@ -97,6 +96,9 @@ func (p *packer) visit(name string, d fs.DirEntry, err error) error {
 	}
 	return err
 }
+
+// errTooLarge is the error of files that are more than a bundle may have.
+var errTooLarge = errors.New("too large")
 
 // errLeftOut is the error of a file that a bundle can't have.
 var errLeftOut = errors.New("only regular files, directories, and symbolic links that do not lead out can be sent")
@@ -130,7 +132,7 @@ func (p *packer) add(name string, d fs.DirEntry) error {
 		return fmt.Errorf("%s: %v: %w", name, e.Mode, errLeftOut)
 	}
 	if len(p.list.Entries) == maxFiles {
-		return fmt.Errorf("more than %d files: put them into an archive", maxFiles)
+		return fmt.Errorf("%w: more than %d files: put them into an archive", errTooLarge, maxFiles)
 	}
 	p.list.Entries = append(p.list.Entries, e)
 	return nil
@@ -154,7 +156,7 @@ func (p *packer) content(e *entry) error {
 		return err
 	}
 	if p.total += e.Size; p.total > maxBundleBytes {
-		return fmt.Errorf("with those before it, it is more than %d bytes", maxBundleBytes)
+		return fmt.Errorf("%w: with those before it, it is more than %d bytes", errTooLarge, int64(maxBundleBytes))
 	}
 	return nil
 }

@@ -26,7 +26,7 @@ func TestAttackRecords(t *testing.T) {
 		require.NoError(t, err)
 	}
 	record := func(change func(*taskRecord)) []byte {
-		r, err := (&Task{Command: shell("true")}).record(time.Now())
+		r, err := (&Task{Command: shell("true")}).record(time.Now(), nil)
 		require.NoError(t, err)
 		change(r)
 		b, err := encode(r)
@@ -115,7 +115,7 @@ func TestAttackLease(t *testing.T) {
 	ctx := testkit.Deadline(t)
 	_, err := q.tasks.CreateConsumer(ctx, jetstream.ConsumerConfig{Durable: "default-normal", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 1 << 62})
 	require.NoError(t, err)
-	_, err = q.consumer(ctx, "default", Normal)
+	_, err = q.consumer(ctx, "default", "normal")
 	require.ErrorContains(t, err, "lease")
 }
 

@@ -22,6 +22,7 @@ type lease struct {
 	cancel  context.CancelCauseFunc
 	ended   chan struct{} // closed when it is renewed no more
 	attempt int           // 0 before it is claimed; guarded by w.mu
+	since   time.Time     // when it was; guarded by w.mu
 }
 
 var errLease = errors.New("the lease of the task could not be renewed")
@@ -54,14 +55,20 @@ func (w *Worker) hold(ctx context.Context, id string, p pulled) *lease {
 	return l
 }
 
-// close ends a lease of which nothing lives any more.
-func (l *lease) close() {
+// stop renews the lease no more. Nothing of it must live any more.
+func (l *lease) stop() {
 	l.cancel(nil)
 	<-l.ended
+}
+
+// close ends a lease of which nothing lives any more.
+func (l *lease) close() {
+	l.stop()
 	l.w.fence.release(l.id)
 	l.w.mu.Lock()
 	delete(l.w.live, l.id)
 	l.w.mu.Unlock()
+	l.w.changedHere()
 	l.w.q.mu.Lock()
 	delete(l.w.q.live, l.id)
 	l.w.q.mu.Unlock()
@@ -119,8 +126,9 @@ func (l *lease) look() {
 // claimed notes which attempt it is of.
 func (l *lease) claimed(attempt int) {
 	l.w.mu.Lock()
-	defer l.w.mu.Unlock()
-	l.attempt = attempt
+	l.attempt, l.since = attempt, time.Now()
+	l.w.mu.Unlock()
+	l.w.changedHere()
 }
 
 // see ends what runs here if a state says that the task is not this worker's.

@@ -48,7 +48,7 @@ func init() {
 		if _, err := fmt.Sscan(args[1], &slots); err != nil {
 			return err
 		}
-		return NewWorker(q, pool.New(s, slots), Slots(slots)).Run(ctx)
+		return NewWorker(q, pool.New(s, slots), Slots(slots), TakeServices("127.0.0.1")).Run(ctx)
 	})
 }
 
@@ -85,7 +85,16 @@ func work(t testing.TB, q *Queue, opts ...WorkerOption) (stop func()) {
 // startWorker starts a worker as a process of its own.
 func startWorker(t testing.TB, q *Queue, slots int, out string) *os.Process {
 	t.Helper()
+	return startProgram(t, "", q, slots, out)
+}
+
+// startProgram starts a worker of another program, which is this test's otherwise, or of this one.
+func startProgram(t testing.TB, program string, q *Queue, slots int, out string) *os.Process {
+	t.Helper()
 	cmd := testkit.HelperCommand(context.Background(), "work", q.URL(), fmt.Sprint(slots), out)
+	if program != "" {
+		cmd.Path = program
+	}
 	cmd.Stderr = os.Stderr
 	require.NoError(t, cmd.Start())
 	ended := make(chan struct{})
@@ -98,6 +107,13 @@ func startWorker(t testing.TB, q *Queue, slots int, out string) *os.Process {
 		<-ended
 	})
 	return cmd.Process
+}
+
+// longDeadline is for tests of many runs or processes, on a busy machine.
+func longDeadline(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 4*testkit.Patience)
+	t.Cleanup(cancel)
+	return ctx
 }
 
 func submit(t testing.TB, q *Queue, task Task) string {

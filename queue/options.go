@@ -3,6 +3,7 @@ package queue
 import (
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -28,6 +29,8 @@ type config struct {
 	replicas  int
 	blobBytes int64
 	conn      []nats.Option
+	watch     []nats.Option // that log connections
+	log       *slog.Logger
 	errs      []error
 	server    []string // options given that are for a server in this process alone
 }
@@ -114,7 +117,7 @@ const (
 var tokenPattern = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
 
 func newConfig(url string, opts []Option) (config, error) {
-	c := config{name: "sandbox", lease: 15 * time.Second, retention: 7 * 24 * time.Hour, replicas: 1, blobBytes: 16 << 30}
+	c := config{name: "sandbox", lease: 15 * time.Second, retention: 7 * 24 * time.Hour, replicas: 1, blobBytes: 16 << 30, log: slog.New(slog.DiscardHandler)}
 	for _, o := range opts {
 		o(&c)
 	}

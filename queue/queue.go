@@ -21,7 +21,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -31,15 +30,19 @@ import (
 // Queue is a connection to a queue. It is safe for concurrent use.
 type Queue struct {
 	config   config
-	embedded *server.Server // nil if the queue is on a server elsewhere
-	url      string         // that Open was given
+	embedded *embedded // nil if the queue is on a server elsewhere
+	url      string    // that Open was given
 	unlock   func()
 	ctx      context.Context // ends with Close
 	stop     context.CancelFunc
 	nc       *nats.Conn
 	js       jetstream.JetStream
 
-	tasks, states, dead, logs, blobs, workers jetstream.Stream
+	tasks, states, dead, logs, blobs, workers, services jetstream.Stream
+	// healths is what is said of services' replicas.
+	healths jetstream.KeyValue
+
+	watching sync.WaitGroup // of the disk
 
 	mu        sync.Mutex
 	consumers map[string]jetstream.Consumer
@@ -69,7 +72,7 @@ func Open(ctx context.Context, url string, opts ...Option) (*Queue, error) {
 }
 
 func (q *Queue) connect(ctx context.Context, url string) (err error) {
-	conn := append([]nats.Option{nats.Name("sandbox"), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.RetryOnFailedConnect(true)}, q.config.conn...)
+	conn := append([]nats.Option{nats.Name("sandbox"), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.RetryOnFailedConnect(true)}, append(q.config.conn, q.config.watch...)...)
 	if url == "" {
 		if err := q.startServer(); err != nil {
 			return err
@@ -101,8 +104,8 @@ func (q *Queue) Close() {
 		q.nc.Close()
 	}
 	if q.embedded != nil {
-		q.embedded.Shutdown()
-		q.embedded.WaitForShutdown()
+		q.watching.Wait()
+		q.embedded.stop()
 	}
 	q.unlock()
 }
@@ -120,7 +123,7 @@ func (q *Queue) URL() string {
 	if q.config.serverTLS != nil {
 		scheme = "tls://"
 	}
-	return scheme + q.config.token + "@" + q.embedded.Addr().String()
+	return scheme + q.config.token + "@" + q.embedded.address()
 }
 
 // shared reports whether workers of other processes may have the same tasks.
@@ -149,6 +152,8 @@ func (q *Queue) bindStreams(ctx context.Context) error {
 			c.Subjects = []string{n + ".task.*.*.*"}
 			c.Retention = jetstream.WorkQueuePolicy
 			c.Discard, c.MaxMsgs, c.MaxBytes = jetstream.DiscardNew, maxTasks, maxTaskBytes
+			// Says that a lane has a task: see pull.go.
+			c.RePublish = &jetstream.RePublish{Source: n + ".task.*.*.*", Destination: n + ".new.{{wildcard(1)}}.{{wildcard(2)}}", HeadersOnly: true}
 		}},
 		{&q.states, "states", func(c *jetstream.StreamConfig) {
 			c.Subjects = []string{n + ".state.*.*.*"}
@@ -173,6 +178,10 @@ func (q *Queue) bindStreams(ctx context.Context) error {
 			c.Subjects, c.Storage = []string{n + ".worker.*"}, jetstream.MemoryStorage
 			c.MaxMsgsPerSubject, c.MaxAge, c.MaxMsgs = 1, workerAge, maxWorkers
 		}},
+		{&q.services, "services", func(c *jetstream.StreamConfig) {
+			c.Subjects, c.MaxMsgsPerSubject = []string{n + ".service.*"}, 1
+			c.Discard, c.MaxMsgs = jetstream.DiscardNew, maxServices
+		}},
 	} {
 		c := base
 		c.Name = n + "-" + s.name
@@ -185,6 +194,9 @@ func (q *Queue) bindStreams(ctx context.Context) error {
 			return fmt.Errorf("stream %s: %w", c.Name, err)
 		}
 		*s.stream = stream
+	}
+	if err := q.bindHealth(ctx); err != nil {
+		return err
 	}
 	return q.adopt(q.tasks.CachedInfo().Config.Metadata)
 }
@@ -209,10 +221,10 @@ func (q *Queue) adopt(properties map[string]string) error {
 	return nil
 }
 
-// consumer returns what hands out tasks of a class and priority. One that is there keeps its lease:
-// changing it would cut short the leases that workers have.
-func (q *Queue) consumer(ctx context.Context, class string, p Priority) (jetstream.Consumer, error) {
-	name := class + "-" + p.String()
+// consumer returns what hands out tasks of a class, priority and lane. One that is there keeps its
+// lease: changing it would cut short the leases that workers have.
+func (q *Queue) consumer(ctx context.Context, class, route string) (jetstream.Consumer, error) {
+	name := class + "-" + route
 	q.mu.Lock()
 	c := q.consumers[name]
 	q.mu.Unlock()
@@ -223,7 +235,7 @@ func (q *Queue) consumer(ctx context.Context, class string, p Priority) (jetstre
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		// MaxAckPending is for all workers together, so there is none: their slots are the
 		// limit.
-		c, err = q.tasks.CreateConsumer(ctx, jetstream.ConsumerConfig{Durable: name, FilterSubject: q.subject("task", class+"."+p.String()+".*"),
+		c, err = q.tasks.CreateConsumer(ctx, jetstream.ConsumerConfig{Durable: name, FilterSubject: q.subject("task", class+"."+route+".*"),
 			AckPolicy: jetstream.AckExplicitPolicy, AckWait: q.config.lease, MaxDeliver: -1, MaxAckPending: -1, MaxWaiting: 8192})
 	}
 	if err != nil {

@@ -309,7 +309,7 @@ func TestOpen(t *testing.T) {
 	other, err := Open(testkit.Deadline(t), shared.URL(), Lease(time.Minute))
 	require.NoError(t, err)
 	defer other.Close()
-	c, err := other.consumer(testkit.Deadline(t), "default", Normal)
+	c, err := other.consumer(testkit.Deadline(t), "default", "normal")
 	require.NoError(t, err)
 	require.Equal(t, 3*time.Second, c.CachedInfo().Config.AckWait, "the lease is the queue's")
 	_, err = Open(testkit.Deadline(t), "nats://127.0.0.1:1", Dir(dir))

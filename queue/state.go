@@ -137,12 +137,13 @@ func (q *Queue) end(ctx context.Context, id string, state State, text string) (n
 
 // Status is what a queue knows of a task.
 type Status struct {
-	ID      string    `json:"id"`
-	State   State     `json:"state"`
-	Attempt int       `json:"attempt"`          // the last one that started; 0: none
-	Worker  string    `json:"worker,omitempty"` // that has it, or had it
-	Text    string    `json:"text,omitempty"`   // why it was canceled, given up, or waits again
-	At      time.Time `json:"at"`               // of the last change
+	ID      string `json:"id"`
+	State   State  `json:"state"`
+	Attempt int    `json:"attempt"`          // the last one that started; 0: none
+	Worker  string `json:"worker,omitempty"` // that has it, or had it
+	// Why it was canceled, given up or waits again, or for whom it waits.
+	Text string    `json:"text,omitempty"`
+	At   time.Time `json:"at"` // of the last change
 }
 
 // ErrNotFound means that the queue knows no task with the id: it never did, or its result has been
@@ -154,22 +155,50 @@ func (q *Queue) Status(ctx context.Context, id string) (Status, error) {
 	if err := checkID("Status", id); err != nil {
 		return Status{}, err
 	}
-	r, _, err := q.state(ctx, id)
+	r, t, err := q.find(ctx, id)
 	if err != nil {
 		return Status{}, fmt.Errorf("queue: %s: %w", id, err)
 	}
 	if r != nil {
 		return statusOf(id, r), nil
 	}
-	t, err := q.task(ctx, id)
-	if err != nil {
-		return Status{}, fmt.Errorf("queue: %s: %w", id, err)
+	return Status{ID: id, State: Waiting, Text: waitsFor(id), At: time.Unix(0, t.Submitted)}, nil
+}
+
+// maxLag is about how long a server may lag behind others of its cluster that have stored a record:
+// what it does not have is looked for so long before it is said not to be there.
+const maxLag = 2 * time.Second
+
+// find returns a task's record, or the task itself if it has none yet.
+func (q *Queue) find(ctx context.Context, id string) (*stateRecord, *taskRecord, error) {
+	for wait := 10 * time.Millisecond; ; wait *= 2 {
+		if r, _, err := q.state(ctx, id); r != nil || err != nil {
+			return r, nil, err
+		}
+		t, err := q.task(ctx, id)
+		if !errors.Is(err, ErrNotFound) {
+			return nil, t, err
+		}
+		// It may have ended since its state was read.
+		if r, _, err := q.state(ctx, id); r != nil || err != nil {
+			return r, nil, err
+		}
+		// Any server of a cluster answers, also one that lags.
+		if q.tasks.CachedInfo().Config.Replicas == 1 || wait > maxLag/2 {
+			return nil, nil, ErrNotFound
+		}
+		if pause(ctx, wait); ctx.Err() != nil {
+			return nil, nil, context.Cause(ctx)
+		}
 	}
-	return Status{ID: id, State: Waiting, At: time.Unix(0, t.Submitted)}, nil
 }
 
 func statusOf(id string, r *stateRecord) Status {
-	return Status{ID: id, State: r.State, Attempt: r.Attempt, Worker: r.Worker, Text: r.Text, At: time.Unix(0, r.At)}
+	s := Status{ID: id, State: r.State, Attempt: r.Attempt, Worker: r.Worker, Text: r.Text, At: time.Unix(0, r.At)}
+	if r.State == Waiting && s.Text == "" {
+		s.Text = waitsFor(id)
+	}
+	return s
 }
 
 // task returns a task that has not ended.
@@ -203,6 +232,7 @@ func (q *Queue) Cancel(ctx context.Context, id, reason string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("queue: %s: %w", id, err)
 	}
+	q.config.log.Info("task canceled", "task", id, "state", r.State.String())
 	return r.State == Canceled, nil
 }
 
@@ -233,7 +263,7 @@ func (q *Queue) List(ctx context.Context) iter.Seq2[Status, error] {
 				yield(Status{}, err)
 				return
 			}
-			if id := q.idOf("task", m.Subject); validID(id) && !started[id] && !yield(Status{ID: id, State: Waiting, At: m.Time}, nil) {
+			if id := q.idOf("task", m.Subject); validID(id) && !started[id] && !yield(Status{ID: id, State: Waiting, Text: waitsFor(id), At: m.Time}, nil) {
 				return
 			}
 		}

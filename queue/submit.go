@@ -21,11 +21,10 @@ var ErrFull = errors.New("the queue is full")
 //
 // What is wrong with the task is an *sandbox.OptionError.
 func (q *Queue) Submit(ctx context.Context, t Task) (id string, err error) {
-	r, err := t.record(time.Now())
+	r, err := t.record(time.Now(), nil)
 	if err != nil {
 		return "", err
 	}
-	id = t.id()
 	if t.Inputs != nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, packTime, errSlow)
@@ -34,18 +33,31 @@ func (q *Queue) Submit(ctx context.Context, t Task) (id string, err error) {
 			return "", fmt.Errorf("queue: inputs: %w", full(err))
 		}
 	}
-	data, err := encode(r)
+	return q.submit(ctx, t.id(""), r)
+}
+
+// submit stores a task under an id.
+func (q *Queue) submit(ctx context.Context, id string, r *taskRecord) (string, error) {
+	err := r.check()
+	var data []byte
+	if err == nil {
+		data, err = encode(r)
+	}
 	if err == nil {
 		err = q.store(ctx, id, data)
 	}
 	if err != nil {
 		return "", fmt.Errorf("queue: submit: %w", full(err))
 	}
+	q.config.log.Info("task submitted", "task", id)
 	return id, nil
 }
 
 // store stores a task, unless it is there or has been.
 func (q *Queue) store(ctx context.Context, id string, data []byte) error {
+	if err := q.space(); err != nil {
+		return err
+	}
 	for {
 		_, err := q.publish(ctx, q.subject("task", id), data, jetstream.WithExpectLastSequencePerSubject(0))
 		if !conflict(err) {

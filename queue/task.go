@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io/fs"
+	"math"
 	"path"
 	"strings"
 	"time"
@@ -40,9 +41,14 @@ type Task struct {
 	// Priority orders the tasks of the classes of a worker: it takes those of a higher one
 	// first.
 	Priority Priority
-	// Key names the task. Tasks with the same key, class and priority are one, as long as its
-	// result is kept (Retention): the first of them. Up to 512 bytes. Default: every task is
-	// another one.
+	// Tenant is on whose behalf the task runs, such as a customer. Workers take the tasks of a
+	// class and priority from each tenant in turn, so that many of one hold back no other's;
+	// those without a tenant are together as one. It is no secret and no permission: 64 lanes
+	// of tenants, found by a hash, are told apart. Up to 512 bytes. Default: none.
+	Tenant string
+	// Key names the task. Tasks with the same key, class, priority and tenant are one, as long
+	// as its result is kept (Retention): the first of them. Up to 512 bytes. Default: every
+	// task is another one.
 	Key string
 	// Retry says how often it is tried. Default: see Retry.
 	Retry Retry
@@ -125,16 +131,25 @@ type taskRecord struct {
 	Submitted int64    `cbor:"9,keyasint"`            // ns since 1970
 	NotBefore int64    `cbor:"10,keyasint,omitempty"` // ns since 1970
 	Deadline  int64    `cbor:"11,keyasint,omitempty"` // ns since 1970
+
+	// Of a function, in place of a command.
+	Call    *callRecord    `cbor:"12,keyasint,omitempty"`
+	Replica *replicaRecord `cbor:"13,keyasint,omitempty"` // of a service: it has no end
 }
 
-// id returns the task's id: its class, its priority, and a part that no other of these has.
-func (t *Task) id() string {
+// id returns the task's id: its class, its priority and lane, and a part that no other of these
+// has. kind is that of laneOf.
+func (t *Task) id(kind string) string {
 	name := strings.ToLower(rand.Text())
 	if t.Key != "" {
 		sum := sha256.Sum256([]byte(t.Key))
+		if t.Tenant != "" { // others may be in its lane
+			tenant := sha256.Sum256([]byte(t.Tenant))
+			sum = sha256.Sum256(append(tenant[:], sum[:]...))
+		}
 		name = hex.EncodeToString(sum[:16])
 	}
-	return t.class() + "." + t.Priority.String() + "." + name
+	return t.class() + "." + route(t.Priority, laneOf(kind, t.Tenant)) + "." + name
 }
 
 func (t *Task) class() string {
@@ -147,7 +162,7 @@ func (t *Task) class() string {
 // validID reports whether an id can be one, so that it can be part of a subject.
 func validID(id string) bool {
 	part := strings.Split(id, ".")
-	return len(part) == 3 && tokenPattern.MatchString(part[0]) && (part[1] == "low" || part[1] == "normal" || part[1] == "high") && tokenPattern.MatchString(part[2])
+	return len(part) == 3 && tokenPattern.MatchString(part[0]) && routePattern.MatchString(part[1]) && tokenPattern.MatchString(part[2])
 }
 
 func checkID(function, id string) error {
@@ -157,9 +172,9 @@ func checkID(function, id string) error {
 	return nil
 }
 
-// record returns the task as it is stored, without its inputs.
-func (t *Task) record(now time.Time) (*taskRecord, error) {
-	r := &taskRecord{Version: version, Command: t.Command, Dir: t.Dir, Env: t.Env, Stdin: t.Stdin, Limits: t.Limits, Outputs: t.Outputs, Retry: t.Retry, Submitted: now.UnixNano()}
+// record returns the task as it is stored, without its inputs. call is the function of a call.
+func (t *Task) record(now time.Time, call *callRecord) (*taskRecord, error) {
+	r := &taskRecord{Version: version, Call: call, Command: t.Command, Dir: t.Dir, Env: t.Env, Stdin: t.Stdin, Limits: t.Limits, Outputs: t.Outputs, Retry: t.Retry, Submitted: now.UnixNano()}
 	if t.Delay != 0 {
 		r.NotBefore = now.Add(t.Delay).UnixNano()
 	}
@@ -173,8 +188,13 @@ func (t *Task) record(now time.Time) (*taskRecord, error) {
 		return nil, wrong("Task.Priority", "%d: must be Low, Normal or High", t.Priority)
 	case len(t.Key) > maxKey:
 		return nil, wrong("Task.Key", "%d bytes, more than %d: hash it", len(t.Key), maxKey)
+	case len(t.Tenant) > maxKey:
+		return nil, wrong("Task.Tenant", "%d bytes, more than %d: hash it", len(t.Tenant), maxKey)
 	case t.Delay < 0 || t.Delay > maxDelay:
 		return nil, wrong("Task.Delay", "%v: must be 0 to %v", t.Delay, maxDelay)
+	}
+	if call != nil {
+		return r, nil // checked when it has its argument
 	}
 	return r, r.check()
 }
@@ -188,9 +208,18 @@ func (r *taskRecord) check() error {
 			valid = valid && utf8.ValidString(w)
 		}
 	}
+	if r.Call != nil {
+		if err := r.Call.check(r); err != nil {
+			return err
+		}
+	}
 	l, again := r.Limits, r.Retry
 	switch {
-	case len(r.Command) == 0 || r.Command[0] == "":
+	case r.Call != nil && r.Replica != nil:
+		return wrong("SubmitCall", "a function can't be a service")
+	case r.Replica != nil && !r.Replica.valid():
+		return wrong("Service", "%+v can't be a replica", *r.Replica)
+	case r.Call == nil && len(r.Command) == 0, len(r.Command) > 0 && r.Command[0] == "":
 		return wrong("Task.Command", "there is none")
 	case words > maxWords:
 		return wrong("Task.Command", "with Env, Dir and Outputs it is %d bytes, more than %d: put some in a file of Inputs", words, maxWords)
@@ -221,11 +250,14 @@ func (r *taskRecord) check() error {
 }
 
 // attempts returns how often the task is tried.
-func (r Retry) attempts() int {
-	if r.Attempts == 0 {
+func (r *taskRecord) attempts() int {
+	switch {
+	case r.Replica != nil:
+		return math.MaxInt
+	case r.Retry.Attempts == 0:
 		return 3
 	}
-	return r.Attempts
+	return r.Retry.Attempts
 }
 
 // backoff returns how long to wait after an attempt.

@@ -41,6 +41,9 @@ var (
 	ErrCanceled = errors.New("canceled")
 	ErrDead     = errors.New("given up")
 	ErrExpired  = errors.New("it did not start before its deadline")
+	// ErrOutputs means that the command came to its end, and left more than a result may have
+	// in Outputs: none of them is kept. The Result has what it printed. It is not tried again.
+	ErrOutputs = errors.New("the outputs are too large to be kept")
 )
 
 // EndError is the error of a task that did not come to the end of its command, or was given up
@@ -74,8 +77,8 @@ func (e *EndError) Unwrap() []error {
 
 // Wait waits for the end of a task, which anybody may have submitted. As for a run on this machine,
 // the error is an *sandbox.ExitError if the command did not exit with status 0, and the result is
-// there too. It is an *EndError if the task was canceled, given up or expired, and ErrNotFound if
-// the queue does not know it.
+// there too; errors.Is finds ErrOutputs in it if its files were too large. It is an *EndError if
+// the task was canceled, given up or expired, and ErrNotFound if the queue does not know it.
 func (q *Queue) Wait(ctx context.Context, id string) (*Result, error) {
 	if err := checkID("Wait", id); err != nil {
 		return nil, err
@@ -85,19 +88,26 @@ func (q *Queue) Wait(ctx context.Context, id string) (*Result, error) {
 		return nil, fmt.Errorf("queue: %s: %w", id, err)
 	}
 	defer stop()
+	waits := waitsFor(id) // unless it is known to have a worker
 	for {
 		r, _, err := q.state(ctx, id)
 		if err == nil && r == nil {
 			r, err = q.expire(ctx, id)
 		}
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			return nil, fmt.Errorf("queue: %s: %w", id, err)
+		}
+		if r != nil && r.State == Running {
+			waits = ""
 		}
 		if r != nil && r.State.Ended() {
 			return q.result(ctx, id, r)
 		}
 		select {
 		case <-ctx.Done():
+			if waits != "" {
+				return nil, fmt.Errorf("queue: %s: it waits %s: %w", id, waits, context.Cause(ctx))
+			}
 			return nil, fmt.Errorf("queue: %s: %w", id, context.Cause(ctx))
 		case <-changed:
 		// What is announced may get lost with a connection.
@@ -123,14 +133,9 @@ func (q *Queue) watch(id string) (<-chan struct{}, func(), error) {
 
 // expire ends a task that has not started if its deadline has passed.
 func (q *Queue) expire(ctx context.Context, id string) (*stateRecord, error) {
-	t, err := q.task(ctx, id)
-	if errors.Is(err, ErrNotFound) { // it may have ended since its state was read
-		if r, _, err := q.state(ctx, id); r != nil || err != nil {
-			return r, err
-		}
-	}
-	if err != nil {
-		return nil, err
+	r, t, err := q.find(ctx, id)
+	if r != nil || err != nil {
+		return r, err
 	}
 	if t.Deadline == 0 || time.Now().UnixNano() < t.Deadline {
 		return nil, nil
@@ -158,6 +163,12 @@ func (q *Queue) result(ctx context.Context, id string, r *stateRecord) (*Result,
 		}
 		if run.ExitCode != 0 || run.Reason != sandbox.Exited {
 			exit = &sandbox.ExitError{Result: &res.Result, Stderr: res.Stderr}
+		}
+		if r.Run.Call != nil {
+			exit = r.Run.Call.err(id)
+		}
+		if r.Run.Lost != "" {
+			exit = errors.Join(fmt.Errorf("queue: %s: %w: %s", id, ErrOutputs, r.Run.Lost), exit)
 		}
 	}
 	switch r.State {

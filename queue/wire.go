@@ -49,7 +49,7 @@ var (
 
 // versioned are the records that are decoded.
 type versioned interface {
-	taskRecord | stateRecord | logRecord | blobRecord | bundleRecord | workerRecord
+	taskRecord | stateRecord | logRecord | blobRecord | bundleRecord | workerRecord | serviceRecord | healthRecord
 }
 
 // decode decodes a record that anybody may have written.
@@ -93,6 +93,9 @@ type runRecord struct {
 	Missing  []string    `cbor:"8,keyasint,omitempty"`
 	Cut      int64       `cbor:"9,keyasint,omitempty"`
 	Started  int64       `cbor:"10,keyasint"` // ns since 1970
+
+	Call *answerRecord `cbor:"11,keyasint,omitempty"` // of a function that has no result
+	Lost string        `cbor:"12,keyasint,omitempty"` // why there are no Outputs
 }
 
 type usageRecord struct {

@@ -17,7 +17,7 @@ import (
 // Whatever is stored as a record: it is refused, or can be written again, and files of it can be
 // listed and have no link that leads out.
 func FuzzDecode(f *testing.F) {
-	task, err := (&Task{Command: shell("true"), Env: []string{"A=b"}, Outputs: []string{"out"}}).record(time.Unix(1, 0))
+	task, err := (&Task{Command: shell("true"), Env: []string{"A=b"}, Outputs: []string{"out"}}).record(time.Unix(1, 0), nil)
 	require.NoError(f, err)
 	task.Inputs = &bundle{Inline: &bundleRecord{Version: version, Entries: []entry{
 		{Name: "d/a", Mode: 0o644, Size: 1, Data: []byte("a")},
@@ -33,6 +33,10 @@ func FuzzDecode(f *testing.F) {
 	add(encode(&logRecord{Version: version, Data: []byte("line\n")}))
 	add(encode(&blobRecord{Version: version, Upload: "u", Size: 1}))
 	add(encode(&workerRecord{Version: version, Classes: []string{"default"}}))
+	task.Replica = &replicaRecord{Service: "s", Port: 80, Health: "/"}
+	add(encode(&serviceRecord{Version: version, Task: task, Batch: 1, Class: "a", Route: "normal-s", IDs: []string{"a.normal-s.x"}}))
+	add(encode(&taskRecord{Version: version, Inputs: task.Inputs, Call: &callRecord{Func: "f", Build: strings.Repeat("a", 64)}}))
+	add(encode(&healthRecord{Version: version, Address: "127.0.0.1:1", Healthy: true}))
 	f.Add([]byte{0xbf, 0x00, 0x01, 0xff})                                           // no end
 	f.Add([]byte{0xa1, 0x00, 0x1b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}) // 2^64-1
 	f.Add([]byte{0xa2, 0x00, 0x01, 0x00, 0x01})                                     // twice
@@ -56,6 +60,12 @@ func FuzzDecode(f *testing.F) {
 		again(t, b, func(*logRecord) {})
 		again(t, b, func(*blobRecord) {})
 		again(t, b, func(*workerRecord) {})
+		again(t, b, func(*healthRecord) {})
+		again(t, b, func(r *serviceRecord) {
+			if r.valid() {
+				_ = r.resize(0)
+			}
+		})
 	})
 }
 

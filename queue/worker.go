@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"runtime"
 	"strings"
@@ -13,7 +14,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/cellkit/sandbox/pool"
 )
@@ -29,12 +29,20 @@ type Worker struct {
 	log     *slog.Logger
 	errs    []error
 
-	fence *fence
+	observer Observer
+
+	fence  *fence
+	build  string // of this program, if it has functions for tasks
+	budget *budget
+	report []Feature
+	// The address at which services are published; invalid: the worker takes none.
+	services netip.Addr
 
 	mu      sync.Mutex
 	running int
 	live    map[string]*lease
 	freed   chan struct{} // gets something when a slot is free again
+	news    chan struct{} // gets something when there is something to announce
 }
 
 // WorkerOption changes one thing of a worker.
@@ -92,11 +100,12 @@ func WorkerLog(l *slog.Logger) WorkerOption { return func(w *Worker) { w.log = l
 // wrong options.
 func NewWorker(q *Queue, p *pool.Pool, opts ...WorkerOption) *Worker {
 	w := &Worker{q: q, pool: p, slots: runtime.NumCPU(), classes: []string{"default"}, name: workerName(), log: slog.New(slog.DiscardHandler),
-		live: map[string]*lease{}, freed: make(chan struct{}, 1)}
+		live: map[string]*lease{}, freed: make(chan struct{}, 1), news: make(chan struct{}, 1)}
 	for _, o := range opts {
 		o(w)
 	}
-	w.max = w.max.or(Limits{Memory: 1 << 30, CPUs: float64(runtime.NumCPU()), PIDs: 4096, CPUTime: 24 * time.Hour, Timeout: 24 * time.Hour, Output: 1 << 30, Files: 256 << 20})
+	w.budget = newBudget(p.Capacity(), w.slots)
+	w.max = w.max.or(w.budget.most()).or(Limits{Memory: 1 << 30, CPUs: float64(runtime.NumCPU()), PIDs: 4096, CPUTime: 24 * time.Hour, Timeout: 24 * time.Hour, Output: 1 << 30, Files: 256 << 20})
 	return w
 }
 
@@ -130,6 +139,11 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 		return fmt.Errorf("queue: %w", err)
 	}
 	defer w.fence.close()
+	if w.build, err = servedBuild(); err != nil {
+		return fmt.Errorf("queue: %w", err)
+	}
+	var group sync.WaitGroup
+	puller := newPuller(w, &group)
 	var subs []*nats.Subscription
 	defer func() {
 		for _, s := range subs {
@@ -137,17 +151,18 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 		}
 	}()
 	for _, class := range w.classes {
-		s, err := w.q.nc.Subscribe(w.q.subject("now", class+".>"), w.changed)
-		if err != nil {
-			return fmt.Errorf("queue: %w", err)
+		for kind, heard := range map[string]nats.MsgHandler{"now": w.changed, "new": puller.announced} {
+			s, err := w.q.nc.Subscribe(w.q.subject(kind, class+".>"), heard)
+			if err != nil {
+				return fmt.Errorf("queue: %w", err)
+			}
+			subs = append(subs, s)
 		}
-		subs = append(subs, s)
 	}
-	var group sync.WaitGroup
 	defer group.Wait()
 	group.Go(func() { w.announce(ctx) })
 	group.Go(func() { w.collectInTurn(ctx) })
-	newPuller(w, &group).run(ctx)
+	puller.run(ctx)
 	return nil
 }
 
@@ -190,148 +205,5 @@ func (w *Worker) give() {
 	select {
 	case w.freed <- struct{}{}:
 	default:
-	}
-}
-
-// puller gets tasks for the free slots of a worker: those of a higher priority first. Where none
-// waits, a request for one stands at each consumer, so that a new task goes to one idle worker, and
-// at once. More may come than there are slots; those go back.
-type puller struct {
-	w       *Worker
-	group   *sync.WaitGroup
-	sources []*source
-	arrived chan pulled
-}
-
-// source is a class and priority.
-type source struct {
-	class    string
-	priority Priority
-	stand    chan struct{} // asks for a standing request
-}
-
-// pulled is a message, when, by clockNow, it was asked for, as its lease can't have begun earlier,
-// and for how long it was given out.
-type pulled struct {
-	m     jetstream.Msg
-	asked time.Duration
-	lease time.Duration
-}
-
-// standing is how long a request stands, in which a worker that is to end waits for its end: what
-// came for a request that was given up would be lost until its lease is.
-const standing = 500 * time.Millisecond
-
-func newPuller(w *Worker, group *sync.WaitGroup) *puller {
-	p := &puller{w: w, group: group, arrived: make(chan pulled)}
-	for _, priority := range priorities {
-		for _, class := range w.classes {
-			p.sources = append(p.sources, &source{class: class, priority: priority, stand: make(chan struct{}, 1)})
-		}
-	}
-	return p
-}
-
-func (p *puller) run(ctx context.Context) {
-	for _, s := range p.sources {
-		p.group.Go(func() { p.standAt(ctx, s) })
-	}
-	for ctx.Err() == nil {
-		if p.w.free() > 0 {
-			if p.pass(ctx) {
-				continue
-			}
-			for _, s := range p.sources {
-				select {
-				case s.stand <- struct{}{}:
-				default:
-				}
-			}
-		}
-		select {
-		case m := <-p.arrived:
-			p.start(ctx, m)
-		case <-p.w.freed:
-		case <-ctx.Done():
-		}
-	}
-}
-
-// pass asks once for tasks that wait, and reports whether there were any.
-func (p *puller) pass(ctx context.Context) (got bool) {
-	for _, s := range p.sources {
-		n := p.w.free()
-		if n == 0 {
-			return true
-		}
-		asked := clockNow()
-		c, err := p.w.q.consumer(ctx, s.class, s.priority)
-		if err != nil {
-			continue // standAt says so
-		}
-		batch, err := c.FetchNoWait(n)
-		if err != nil {
-			continue
-		}
-		for m := range batch.Messages() {
-			got = true
-			p.start(ctx, pulled{m, asked, c.CachedInfo().Config.AckWait})
-		}
-	}
-	return got
-}
-
-// standAt asks for one task and waits for it, whenever it is asked to.
-func (p *puller) standAt(ctx context.Context, s *source) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.stand:
-		}
-		for got := false; !got && ctx.Err() == nil && p.w.free() > 0; {
-			asked := clockNow()
-			var batch jetstream.MessageBatch
-			c, err := p.w.q.consumer(ctx, s.class, s.priority)
-			if err == nil {
-				batch, err = c.Fetch(1, jetstream.FetchMaxWait(standing))
-			}
-			if err != nil {
-				if ctx.Err() == nil {
-					p.w.log.Warn("no tasks can be had", "class", s.class, "error", err)
-				}
-				pause(ctx, time.Second)
-				continue
-			}
-			for m := range batch.Messages() {
-				got = true
-				select {
-				case p.arrived <- pulled{m, asked, c.CachedInfo().Config.AckWait}:
-				case <-ctx.Done():
-					_ = m.Nak() // if it does not arrive, the lease ends
-				}
-			}
-			if batch.Error() != nil {
-				pause(ctx, standing/5)
-			}
-		}
-	}
-}
-
-func (p *puller) start(ctx context.Context, m pulled) {
-	if ctx.Err() != nil || !p.w.take() {
-		_ = m.m.Nak() // if it does not arrive, the lease ends
-		return
-	}
-	p.group.Go(func() {
-		defer p.w.give()
-		p.w.attempt(ctx, m)
-	})
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
 	}
 }

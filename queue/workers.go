@@ -1,11 +1,14 @@
 package queue
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"iter"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -20,6 +23,16 @@ type WorkerStatus struct {
 	Running int       `json:"running"`
 	System  string    `json:"system"` // such as linux/amd64
 	At      time.Time `json:"at"`     // when it said so
+	Offer
+	// Tasks are what it runs: those that it has had longest, up to 256.
+	Tasks []RunningTask `json:"tasks,omitempty"`
+}
+
+// RunningTask is a task that a worker has.
+type RunningTask struct {
+	ID      string    `json:"id"`
+	Attempt int       `json:"attempt"`
+	Since   time.Time `json:"since"` // by the worker's clock
 }
 
 type workerRecord struct {
@@ -30,11 +43,24 @@ type workerRecord struct {
 	Slots   int      `cbor:"4,keyasint"`
 	Running int      `cbor:"5,keyasint"`
 	System  string   `cbor:"6,keyasint"`
+	Offer   Offer    `cbor:"7,keyasint,omitempty"`
+	// What it runs.
+	Tasks []runningRecord `cbor:"20,keyasint,omitempty"`
 }
 
-// Workers yields the workers that were heard of in the last 30 s.
+type runningRecord struct {
+	ID      string `cbor:"1,keyasint"`
+	Attempt int    `cbor:"2,keyasint"`
+	Since   int64  `cbor:"3,keyasint"` // ns since 1970
+}
+
+// maxAnnounced is how many of its tasks a worker announces.
+const maxAnnounced = 256
+
+// Workers yields the workers that were heard of in the last 30 s, in the order of their names.
 func (q *Queue) Workers(ctx context.Context) iter.Seq2[WorkerStatus, error] {
 	return func(yield func(WorkerStatus, error) bool) {
+		all := map[string]WorkerStatus{} // one that says something meanwhile comes twice
 		for m, err := range q.records(ctx, q.workers, q.config.name+".worker.*") {
 			if err != nil {
 				yield(WorkerStatus{}, err)
@@ -42,37 +68,75 @@ func (q *Queue) Workers(ctx context.Context) iter.Seq2[WorkerStatus, error] {
 			}
 			name := strings.TrimPrefix(m.Subject, q.config.name+".worker.")
 			r, err := decode[workerRecord](m.Data)
-			if err != nil || !namePattern(name) {
-				continue // written by another version, or by no worker
+			// Another one was written by another version, or by no worker.
+			if err == nil && namePattern(name) {
+				all[name] = r.status(name, m.Time)
 			}
-			s := WorkerStatus{Name: name, Host: r.Host, PID: r.PID, Classes: r.Classes, Slots: r.Slots, Running: r.Running,
-				System: r.System, At: m.Time}
-			if !yield(s, nil) {
+		}
+		for _, name := range slices.Sorted(maps.Keys(all)) {
+			if !yield(all[name], nil) {
 				return
 			}
 		}
 	}
 }
 
-// announce says now and then that the worker lives, until ctx ends.
+func (r *workerRecord) status(name string, at time.Time) WorkerStatus {
+	s := WorkerStatus{Name: name, Host: r.Host, PID: r.PID, Classes: r.Classes, Slots: r.Slots, Running: r.Running, System: r.System, At: at, Offer: r.Offer}
+	for _, t := range r.Tasks[:min(len(r.Tasks), maxAnnounced)] {
+		if validID(t.ID) {
+			s.Tasks = append(s.Tasks, RunningTask{ID: t.ID, Attempt: t.Attempt, Since: time.Unix(0, t.Since)})
+		}
+	}
+	return s
+}
+
+// announce says that the worker lives and what it runs, when that changes and now and then, until
+// ctx ends.
 func (w *Worker) announce(ctx context.Context) {
 	host, _ := os.Hostname() // "" is as good
 	for {
-		w.mu.Lock()
-		running := w.running
-		w.mu.Unlock()
-		data, err := encode(&workerRecord{Version: version, Host: host, PID: os.Getpid(), Classes: w.classes, Slots: w.slots, Running: running, System: runtime.GOOS + "/" + runtime.GOARCH})
+		running, tasks := w.runs()
+		data, err := encode(&workerRecord{Version: version, Host: host, PID: os.Getpid(), Classes: w.classes, Slots: w.slots, Running: running, System: runtime.GOOS + "/" + runtime.GOARCH, Tasks: tasks, Offer: w.offer()})
 		if err == nil {
 			err = w.q.nc.Publish(w.q.config.name+".worker."+w.name, data)
 		}
 		if err != nil {
 			w.log.Warn("worker could not be announced", "error", err)
 		}
-		pause(ctx, workerAge/3)
-		if ctx.Err() != nil {
+		pause(ctx, announceGap)
+		select {
+		case <-ctx.Done():
 			return
+		case <-w.news:
+		case <-time.After(workerAge / 3):
 		}
 	}
+}
+
+// announceGap is how long a worker is silent at least, whatever it does.
+const announceGap = time.Second
+
+// changedHere has the worker announce what it runs.
+func (w *Worker) changedHere() {
+	select {
+	case w.news <- struct{}{}:
+	default:
+	}
+}
+
+// runs returns how many tasks the worker has, and those that it has claimed.
+func (w *Worker) runs() (int, []runningRecord) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var tasks []runningRecord
+	for id, l := range w.live {
+		if l.attempt > 0 {
+			tasks = append(tasks, runningRecord{ID: id, Attempt: l.attempt, Since: l.since.UnixNano()})
+		}
+	}
+	slices.SortFunc(tasks, func(a, b runningRecord) int { return cmp.Compare(a.Since, b.Since) })
+	return w.running, tasks[:min(len(tasks), maxAnnounced)]
 }
 
 // collectInTurn collects now and then, as one of the queue's workers.

@@ -1,0 +1,405 @@
+//go:build linux
+
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/testkit"
+)
+
+// The helper server is one of a cluster, in a process of its own: its name, its directory, its
+// ports for clients and for the others, and the others' addresses. It does not sync its files: a
+// kill loses nothing that was written.
+func init() {
+	testkit.AddHelper("server", func(args []string) error {
+		o := &server.Options{ServerName: args[0], Host: "127.0.0.1", JetStream: true, StoreDir: args[1], JetStreamMaxStore: 1 << 40, JetStreamMaxMemory: 1 << 30,
+			NoSigs: true, NoLog: true, Cluster: server.ClusterOpts{Name: "test", Host: "127.0.0.1", NoAdvertise: true}}
+		if _, err := fmt.Sscan(args[2]+" "+args[3], &o.Port, &o.Cluster.Port); err != nil {
+			return err
+		}
+		for _, a := range args[4:] {
+			o.Routes = append(o.Routes, &url.URL{Scheme: "nats", Host: a})
+		}
+		s, err := server.NewServer(o)
+		if err != nil {
+			return err
+		}
+		s.Start()
+		select {}
+	})
+}
+
+// cluster is three servers, each a process. They reach each other through links that can be cut.
+type cluster struct {
+	t       testing.TB
+	dirs    [3]string
+	clients [3]int
+	routes  [3]int
+	links   [3][3]*link // from, to
+	procs   [3]*os.Process
+}
+
+func startCluster(t testing.TB) *cluster {
+	t.Helper()
+	c := &cluster{t: t}
+	var ports []int
+	for _, l := range freePorts(t, 6) {
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		require.NoError(t, l.Close())
+	}
+	for i := range 3 {
+		c.dirs[i], c.clients[i], c.routes[i] = t.TempDir(), ports[i], ports[i+3]
+	}
+	for i := range 3 {
+		for j := range 3 {
+			if i != j {
+				c.links[i][j] = newLink(t, fmt.Sprintf("127.0.0.1:%d", c.routes[j]))
+			}
+		}
+	}
+	for i := range 3 {
+		c.start(i)
+	}
+	return c
+}
+
+// freePorts returns listeners at ports that nobody else has.
+func freePorts(t testing.TB, n int) (list []net.Listener) {
+	t.Helper()
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		list = append(list, l)
+	}
+	return list
+}
+
+// start starts a server, which may have been killed before.
+func (c *cluster) start(i int) {
+	c.t.Helper()
+	args := []string{fmt.Sprintf("s%d", i), c.dirs[i], strconv.Itoa(c.clients[i]), strconv.Itoa(c.routes[i])}
+	for j := range 3 {
+		if i != j {
+			args = append(args, c.links[i][j].address())
+		}
+	}
+	cmd := testkit.HelperCommand(context.Background(), "server", args...)
+	cmd.Stderr = os.Stderr
+	require.NoError(c.t, cmd.Start())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // it is killed
+	}()
+	c.t.Cleanup(func() {
+		_ = cmd.Process.Kill() // or it has ended
+		<-ended
+	})
+	c.procs[i] = cmd.Process
+}
+
+// url returns the URL of some of the servers.
+func (c *cluster) url(servers ...int) string {
+	var list []string
+	for _, i := range servers {
+		list = append(list, fmt.Sprintf("nats://127.0.0.1:%d", c.clients[i]))
+	}
+	return strings.Join(list, ",")
+}
+
+// isolate cuts a server off from the others, or connects it again.
+func (c *cluster) isolate(i int, cut bool) {
+	for j := range 3 {
+		if i != j {
+			c.links[i][j].set(cut)
+			c.links[j][i].set(cut)
+		}
+	}
+}
+
+// link passes TCP on to an address, unless it is cut.
+type link struct {
+	l  net.Listener
+	to string
+
+	mu    sync.Mutex
+	cut   bool
+	conns map[net.Conn]bool
+}
+
+func newLink(t testing.TB, to string) *link {
+	t.Helper()
+	k := &link{l: freePorts(t, 1)[0], to: to, conns: map[net.Conn]bool{}}
+	var group sync.WaitGroup
+	group.Go(func() {
+		for {
+			in, err := k.l.Accept()
+			if err != nil {
+				return
+			}
+			group.Go(func() { k.pass(in) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = k.l.Close() // it fails if it is closed
+		k.set(true)
+		group.Wait()
+	})
+	return k
+}
+
+func (k *link) address() string { return k.l.Addr().String() }
+
+func (k *link) pass(in net.Conn) {
+	defer in.Close()
+	out, err := net.DialTimeout("tcp", k.to, time.Second)
+	if err != nil {
+		return
+	}
+	defer out.Close()
+	if !k.add(in, out) {
+		return
+	}
+	defer k.remove(in, out)
+	back := make(chan struct{})
+	go func() {
+		defer close(back)
+		_, _ = io.Copy(in, out) // until either is closed
+		in.Close()
+	}()
+	_, _ = io.Copy(out, in)
+	out.Close()
+	<-back
+}
+
+func (k *link) add(conns ...net.Conn) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range conns {
+		if !k.cut {
+			k.conns[c] = true
+		}
+	}
+	return !k.cut
+}
+
+func (k *link) remove(conns ...net.Conn) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range conns {
+		delete(k.conns, c)
+	}
+}
+
+func (k *link) set(cut bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.cut = cut
+	for c := range k.conns {
+		if cut {
+			c.Close()
+		}
+	}
+}
+
+// endings collects the ends of tasks that are announced, each record once, however often it is.
+type endings struct {
+	q  *Queue
+	mu sync.Mutex
+	of map[string]map[string]bool
+}
+
+func collectEnds(t testing.TB, q *Queue) *endings {
+	t.Helper()
+	e := &endings{q: q, of: map[string]map[string]bool{}}
+	sub, err := q.nc.Subscribe(q.subject("now", ">"), func(m *nats.Msg) {
+		r, err := decode[stateRecord](m.Data)
+		if err != nil || r.State.Ended() {
+			e.add(q.idOf("now", m.Subject), string(m.Data))
+		}
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = sub.Unsubscribe() }) // fails if the connection is closed
+	return e
+}
+
+func (e *endings) add(id, record string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.of[id] == nil {
+		e.of[id] = map[string]bool{}
+	}
+	e.of[id][record] = true
+}
+
+func (e *endings) count() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.of)
+}
+
+// requireOne requires that each task has ended in one way: what was announced, and what is kept.
+func (e *endings) requireOne(t testing.TB, ctx context.Context, ids []string) {
+	t.Helper()
+	for _, id := range ids {
+		m, err := e.q.states.GetLastMsgForSubject(ctx, e.q.subject("state", id))
+		require.NoError(t, err)
+		e.add(id, string(m.Data))
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for id, records := range e.of {
+		require.Len(t, records, 1, id)
+	}
+}
+
+// tasksEnv in the environment is how many tasks TestCluster has, such as 1000, in place of as many
+// as do not take long. It also cuts servers off then.
+const tasksEnv = "SANDBOX_QUEUE_TASKS"
+
+// Servers and workers are killed in turns while tasks are submitted and run; then, with tasksEnv,
+// one server is cut off from the others, with a worker that knows no other one. No task is lost,
+// and none has two ends.
+func TestCluster(t *testing.T) {
+	count, kills := 15, 1
+	whole := os.Getenv(tasksEnv) != ""
+	if whole {
+		n, err := strconv.Atoi(os.Getenv(tasksEnv))
+		require.NoError(t, err, tasksEnv)
+		count, kills = n, max(n/20, 1)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), testkit.Patience*time.Duration(4+count/50))
+	defer cancel()
+	c := startCluster(t)
+	q, err := Open(ctx, c.url(0, 1, 2), Replicas(3), Lease(3*time.Second))
+	require.NoError(t, err)
+	defer q.Close()
+	ended := collectEnds(t, q)
+	t.Run("kills", func(t *testing.T) { killInTurns(t, ctx, c, q, ended, count, kills) })
+	if !whole {
+		return
+	}
+	t.Run("partition", func(t *testing.T) { partition(t, ctx, c, ended) })
+}
+
+func killInTurns(t *testing.T, ctx context.Context, c *cluster, q *Queue, ended *endings, count, kills int) {
+	// A task that was submitted is known at once, whichever server answers.
+	for range count {
+		id, err := q.Submit(ctx, Task{Command: shell("true"), Class: "nobody"})
+		require.NoError(t, err)
+		_, err = q.Status(ctx, id)
+		require.NoError(t, err)
+	}
+	var tasks []Task
+	for i := range count {
+		tasks = append(tasks, Task{Command: shell("sleep 0.05; echo " + fmt.Sprint(i)), Key: fmt.Sprint(i), Retry: Retry{Attempts: 100, Backoff: time.Millisecond}})
+	}
+	workers := []*os.Process{startWorker(t, q, 2, ""), startWorker(t, q, 2, "")}
+	stop, killing := make(chan struct{}), make(chan int, 1)
+	go func() {
+		n := 0
+		for ; n < kills; n++ {
+			for begin := ended.count(); ended.count() < begin+5; time.Sleep(10 * time.Millisecond) {
+				select {
+				case <-stop:
+					killing <- n
+					return
+				default:
+				}
+			}
+			_ = c.procs[n%3].Kill() // it lives
+			_ = workers[n%2].Kill() // or the kernel has killed it, as it was too slow
+			workers[n%2] = startWorker(t, q, 2, "")
+			c.start(n % 3)
+		}
+		killing <- n
+	}()
+	ids, err := q.SubmitAll(ctx, tasks)
+	require.NoError(t, err)
+	results, errs := q.WaitAll(ctx, ids)
+	close(stop)
+	require.Positive(t, <-killing, "nothing was killed")
+	require.NoError(t, errors.Join(errs...))
+	for i, r := range results {
+		require.Equal(t, fmt.Sprint(i), text(r.Stdout))
+	}
+	ended.requireOne(t, ctx, ids)
+	for _, w := range workers {
+		_ = w.Kill() // or the kernel has
+	}
+}
+
+func partition(t *testing.T, ctx context.Context, c *cluster, ended *endings) {
+	out := t.TempDir()
+	require.NoError(t, os.Chmod(out, 0o777))
+	alone, err := Open(ctx, c.url(0))
+	require.NoError(t, err)
+	defer alone.Close()
+	most, err := Open(ctx, c.url(1, 2))
+	require.NoError(t, err)
+	defer most.Close()
+	startWorker(t, alone, 1, out)
+	// Each attempt writes down when it lives; the first one goes on.
+	id, err := most.Submit(ctx, Task{Retry: Retry{Attempts: 100},
+		Command: shell("f=/out/$(date +%s%N); [ -z \"$(ls /out)\" ] || { date +%s%N > $f; exit 0; }; while :; do date +%s%N >> $f; sleep 0.02; done")})
+	require.NoError(t, err)
+	testkit.Eventually(t, "the first attempt lives", func() bool {
+		files, err := filepath.Glob(out + "/*")
+		require.NoError(t, err)
+		return len(files) == 1
+	})
+	c.isolate(0, true)
+	startWorker(t, most, 2, out)
+	var tasks []Task
+	for i := range 5 {
+		tasks = append(tasks, Task{Command: shell(fmt.Sprintf("echo %d", i))})
+	}
+	ids, err := most.SubmitAll(ctx, tasks)
+	require.NoError(t, err)
+	ids = append(ids, id)
+	results, errs := most.WaitAll(ctx, ids)
+	require.NoError(t, errors.Join(errs...))
+	require.Greater(t, results[len(ids)-1].Attempt, 1)
+	requireApart(t, out)
+	c.isolate(0, false)
+	after, err := alone.Submit(ctx, Task{Command: shell("echo together")})
+	require.NoError(t, err)
+	res, err := alone.Wait(ctx, after)
+	require.NoError(t, err)
+	require.Equal(t, "together", text(res.Stdout))
+	ended.requireOne(t, ctx, append(ids, after))
+}
+
+// requireApart requires that no two attempts lived at once, by what they wrote into files.
+func requireApart(t testing.TB, dir string) {
+	t.Helper()
+	files, err := filepath.Glob(dir + "/*") // in the order of their start
+	require.NoError(t, err)
+	require.Greater(t, len(files), 1)
+	last := ""
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		require.NoError(t, err)
+		times := strings.Fields(string(b))
+		require.NotEmpty(t, times)
+		require.Less(t, last, times[0], "an attempt lived when the next one began")
+		last = times[len(times)-1]
+	}
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/queue"
+)
+
+// deploy has a service run.
+func deploy(e *env, args []string) error {
+	var s queue.Service
+	var vars words
+	e.flags.IntVar(&s.Replicas, "replicas", 1, "how many")
+	e.flags.IntVar(&s.Port, "port", 0, "where they listen, by TCP")
+	e.flags.StringVar(&s.Health, "health", "", "the path of a GET that a healthy one answers")
+	e.flags.IntVar(&s.Batch, "batch", 1, "how many are replaced at a time")
+	e.flags.StringVar(&s.Task.Class, "class", "", "what the worker must offer")
+	e.flags.StringVar(&s.Task.Tenant, "tenant", "", "on whose behalf")
+	e.flags.StringVar(&s.Task.Dir, "dir", "", "the working directory")
+	e.flags.Int64Var(&s.Task.Limits.Memory, "memory", 0, "limit of memory, in bytes")
+	e.flags.Var(&vars, "env", "a variable, KEY=value; may be repeated")
+	in := e.flags.String("in", "", "a directory, whose files are the inputs")
+	q, rest, err := e.openFor(args, 2, "NAME [--] COMMAND...")
+	if err != nil {
+		return err
+	}
+	s.Name, s.Task.Command, s.Task.Env = rest[0], rest[1:], vars
+	if len(rest) > 2 && rest[1] == "--" {
+		s.Task.Command = rest[2:]
+	}
+	if *in != "" {
+		s.Task.Inputs = os.DirFS(*in)
+	}
+	return q.Serve(e.ctx, s)
+}
+
+func scale(e *env, args []string) error {
+	q, rest, err := e.openFor(args, 2, "NAME REPLICAS")
+	if err != nil {
+		return err
+	}
+	n, err := strconv.Atoi(rest[1])
+	if err != nil {
+		return &sandbox.OptionError{Option: "REPLICAS", Err: fmt.Errorf("%q is no number", rest[1])}
+	}
+	return q.Scale(e.ctx, rest[0], n)
+}
+
+func stop(e *env, args []string) error {
+	q, rest, err := e.openFor(args, 1, "NAME...")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range rest {
+		errs = append(errs, q.StopService(e.ctx, name))
+	}
+	return errors.Join(errs...)
+}
+
+// services prints a line for each replica.
+func services(e *env, args []string) error {
+	q, _, err := e.openFor(args, 0, "")
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
+	if !e.json {
+		fmt.Fprintln(w, "SERVICE\tREPLICA\tSTATE\tHEALTHY\tADDRESS\tSTARTS\tWORKER\tSINCE\tWHY")
+	}
+	for s, err := range q.Services(e.ctx) {
+		if err != nil {
+			return err
+		}
+		if e.json {
+			if err := json.NewEncoder(e.out).Encode(s); err != nil {
+				return err
+			}
+			continue
+		}
+		for i, r := range append(s.Replicas, s.Old...) {
+			state := r.State.String()
+			if i >= len(s.Replicas) {
+				state += ", old"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%v\t%s\t%d\t%s\t%s\t%q\n", s.Name, r.ID, state, r.Healthy, plain(r.Address), r.Attempt, plain(r.Worker), r.At.Format(time.DateTime), r.Text)
+		}
+	}
+	return w.Flush()
+}

@@ -1,0 +1,57 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/queue"
+)
+
+func TestServices(t *testing.T) {
+	q, err := queue.Open(testkit.Deadline(t), "", queue.Dir(t.TempDir()), queue.Listen("127.0.0.1:0"))
+	require.NoError(t, err)
+	defer q.Close()
+	t.Setenv("SANDBOX_QUEUE_URL", q.URL())
+	do := func(want int, args ...string) (string, string) {
+		t.Helper()
+		var out, stderr bytes.Buffer
+		require.Equal(t, want, run(testkit.Deadline(t), args, nil, &out, &stderr), "%q: %s", args, &stderr)
+		return strings.TrimSpace(out.String()), stderr.String()
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan int, 1)
+	go func() {
+		ended <- run(ctx, []string{"work", "-slots", "3", "-services", "127.0.0.1"}, nil, os.Stdout, os.Stderr)
+	}()
+
+	do(0, "deploy", "-replicas", "2", "-tenant", "a", "ticker", "--", "/bin/sh", "-c", "sleep 1000")
+	out, _ := do(0, "services")
+	require.Equal(t, 3, strings.Count(out, "\n")+1, out)
+	require.Equal(t, 2, strings.Count(out, "true"), out)
+	do(0, "scale", "ticker", "1")
+	out, _ = do(0, "services", "-json")
+	var s queue.ServiceStatus
+	require.NoError(t, json.Unmarshal([]byte(out), &s))
+	require.Len(t, s.Replicas, 1)
+	do(0, "stop", "ticker")
+	_, stderr := do(failed, "stop", "ticker")
+	require.Contains(t, stderr, "no such service")
+	do(misused, "deploy", "-port", "80", "-health", "x", "ticker", "true")
+	_, stderr = do(misused, "scale", "ticker", "many")
+	require.Contains(t, stderr, "many")
+
+	out, stderr = do(failed, "submit", "-tenant", "a", "-out", "r", "-wait", "--", "/bin/sh", "-c", "mkdir r; i=0; while [ $i -lt 10001 ]; do : > r/$i; i=$((i+1)); done; echo printed")
+	require.Equal(t, "printed", out)
+	require.Contains(t, stderr, "too large")
+	stop()
+	require.Zero(t, <-ended)
+}

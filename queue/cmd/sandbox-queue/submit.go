@@ -1,0 +1,146 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/queue"
+)
+
+// words is a flag that may be repeated.
+type words []string
+
+func (w *words) String() string     { return strings.Join(*w, " ") }
+func (w *words) Set(s string) error { *w = append(*w, s); return nil }
+
+func submit(e *env, args []string) error {
+	var t queue.Task
+	var vars, outputs words
+	e.flags.StringVar(&t.Class, "class", "", "what the worker must offer")
+	e.flags.StringVar(&t.Tenant, "tenant", "", "on whose behalf: many tasks of one tenant do not hold back another's")
+	e.flags.StringVar(&t.Key, "key", "", "tasks with the same key are one")
+	e.flags.StringVar(&t.Dir, "dir", "", "the working directory")
+	e.flags.Int64Var(&t.Limits.Memory, "memory", 0, "limit of memory, in bytes")
+	e.flags.DurationVar(&t.Limits.Timeout, "timeout", 0, "limit of time")
+	e.flags.DurationVar(&t.Delay, "delay", 0, "wait so long at least")
+	e.flags.IntVar(&t.Retry.Attempts, "attempts", 0, "try so often; default: 3")
+	e.flags.BoolVar(&t.Retry.Failures, "retry-failures", false, "also when the command fails")
+	priority := e.flags.String("priority", "normal", "high, normal or low")
+	in := e.flags.String("in", "", "a directory, whose files are the inputs")
+	stdin := e.flags.Bool("stdin", false, "read the standard input")
+	e.flags.Var(&vars, "env", "a variable, KEY=value; may be repeated")
+	e.flags.Var(&outputs, "out", "a file or directory of the result; may be repeated")
+	waits := e.flags.Bool("wait", false, "wait for it, as wait does")
+	to := e.flags.String("to", "", "with -wait: a new directory for the result's files")
+	rest, err := e.parse(args, 1, "[--] COMMAND...")
+	if err != nil {
+		return err
+	}
+	t.Command, t.Env, t.Outputs = rest, vars, outputs
+	known := map[string]queue.Priority{"high": queue.High, "normal": queue.Normal, "low": queue.Low}
+	p, ok := known[*priority]
+	if !ok {
+		return &sandbox.OptionError{Option: "-priority", Err: fmt.Errorf("%q: must be high, normal or low", *priority)}
+	}
+	t.Priority = p
+	if *in != "" {
+		t.Inputs = os.DirFS(*in)
+	}
+	if *stdin {
+		if t.Stdin, err = io.ReadAll(io.LimitReader(e.in, maxStdin)); err != nil {
+			return err
+		}
+	}
+	q, err := e.open()
+	if err != nil {
+		return err
+	}
+	id, err := q.Submit(e.ctx, t)
+	if err != nil {
+		return err
+	}
+	if *waits {
+		return e.show(q, id, *to)
+	}
+	if e.json {
+		return e.print(map[string]string{"id": id})
+	}
+	_, err = fmt.Fprintln(e.out, id)
+	return err
+}
+
+func wait(e *env, args []string) error {
+	to := e.flags.String("to", "", "a new directory for the result's files")
+	q, rest, err := e.openFor(args, 1, "ID")
+	if err != nil {
+		return err
+	}
+	return e.show(q, rest[0], *to)
+}
+
+// shown is a result as -json prints it.
+type shown struct {
+	ID       string        `json:"id"`
+	State    queue.State   `json:"state"`
+	Why      string        `json:"why,omitempty"`
+	Attempt  int           `json:"attempt"`
+	Worker   string        `json:"worker"`
+	ExitCode int           `json:"exit_code"`
+	Reason   string        `json:"reason"`
+	Wall     time.Duration `json:"wall_ns"`
+	Memory   uint64        `json:"memory_peak"`
+	Stdout   string        `json:"stdout"`
+	Stderr   string        `json:"stderr"`
+	Cut      int64         `json:"cut,omitempty"`
+	Missing  []string      `json:"missing,omitempty"`
+}
+
+// show waits for a task and prints its output.
+func (e *env) show(q *queue.Queue, id, to string) error {
+	r, err := q.Wait(e.ctx, id)
+	var end *queue.EndError
+	if r == nil && errors.As(err, &end) && e.json {
+		return errors.Join(err, e.print(map[string]any{"id": id, "attempt": end.Attempt, "state": end.State, "why": end.Text}))
+	}
+	if r == nil {
+		return err
+	}
+	state, why := queue.Done, ""
+	if errors.As(err, &end) {
+		state, why = end.State, end.Text
+	}
+	if e.json {
+		if err := e.print(shown{ID: id, State: state, Why: why, Attempt: r.Attempt, Worker: r.Worker, ExitCode: r.ExitCode, Reason: r.Reason.String(), Wall: r.Usage.Wall, Memory: r.Usage.MemoryPeak,
+			Stdout: string(r.Stdout), Stderr: string(r.Stderr), Cut: r.Cut, Missing: r.Missing}); err != nil {
+			return err
+		}
+	} else {
+		if _, err := e.out.Write(r.Stdout); err != nil {
+			return err
+		}
+		if _, err := e.err.Write(r.Stderr); err != nil {
+			return err
+		}
+	}
+	if to != "" {
+		if err := copyOut(to, r); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// copyOut copies the files of a result into a directory that is made for them. They are hostile:
+// links among them do not lead out, and no file is there that one could go through.
+func copyOut(to string, r *queue.Result) error {
+	if err := os.Mkdir(to, 0o755); err != nil {
+		return err
+	}
+	return os.CopyFS(filepath.Clean(to), r.Outputs)
+}

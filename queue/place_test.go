@@ -1,0 +1,193 @@
+//go:build linux
+
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/pool"
+)
+
+// One tenant's many tasks do not hold back another's, whether they were there before or not.
+func TestTenants(t *testing.T) {
+	q := open(t)
+	ctx := longDeadline(t)
+	var tasks []Task
+	for range 40 {
+		tasks = append(tasks, Task{Command: shell("true"), Tenant: "many"})
+	}
+	for range 3 {
+		tasks = append(tasks, Task{Command: shell("true"), Tenant: "few"}, Task{Command: shell("true")})
+	}
+	require.NotEqual(t, laneOf("", "many"), laneOf("", "few"))
+	ids, err := q.SubmitAll(ctx, tasks)
+	require.NoError(t, err)
+	require.NotEqual(t, submit(t, q, Task{Command: shell("true"), Tenant: "many", Key: "k"}), submit(t, q, Task{Command: shell("true"), Tenant: "few", Key: "k"}))
+	work(t, q, Slots(1))
+	results, errs := q.WaitAll(ctx, ids)
+	require.NoError(t, errors.Join(errs...))
+	before := func(last time.Time) (n int) {
+		for i, r := range results {
+			if tasks[i].Tenant == "many" && r.Started.Before(last) {
+				n++
+			}
+		}
+		return n
+	}
+	var few time.Time
+	for i, r := range results {
+		if tasks[i].Tenant == "few" && r.Started.After(few) {
+			few = r.Started
+		}
+	}
+	// In turn, three of them, with what was asked for before the other lane was known.
+	require.Less(t, before(few), 28)
+}
+
+func TestLanes(t *testing.T) {
+	seen := map[string]bool{}
+	for i := range 10_000 {
+		lane := laneOf("", fmt.Sprint("tenant ", i))
+		require.True(t, validID("linux."+route(High, lane)+".x"))
+		seen[lane] = true
+	}
+	require.Len(t, seen, tenantLanes, "the servers' state is bounded")
+	for _, lane := range lanesFor(strings.Repeat("a", 64), true) {
+		require.True(t, routePattern.MatchString(route(Low, lane)), lane)
+	}
+	require.Len(t, lanesFor(strings.Repeat("a", 64), true), 3*tenantLanes+2)
+	for _, id := range []string{"a.normal-.x", "a.normal-t40.x", "a.normal-b12.x", "a.normal-t00-s.x", "a.normal-s-t00-x.x"} {
+		require.False(t, validID(id), id)
+	}
+}
+
+// Consumers of lanes are removed when nobody uses them, and are made again.
+func TestLanesDropped(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	stop := work(t, q)
+	mustWait(t, q, submit(t, q, Task{Command: shell("true"), Tenant: "a"}))
+	stop()
+	names := func() (n int) {
+		consumers := q.tasks.ConsumerNames(ctx)
+		for range consumers.Name() {
+			n++
+		}
+		require.NoError(t, consumers.Err())
+		return n
+	}
+	begin := names()
+	testkit.Eventually(t, "the lane's consumer is gone", func() bool {
+		time.Sleep(50 * time.Millisecond)
+		require.NoError(t, q.dropLanes(ctx, time.Now().Add(time.Hour)))
+		return names() == begin-1
+	})
+	work(t, q)
+	mustWait(t, q, submit(t, q, Task{Command: shell("true"), Tenant: "a"}))
+}
+
+// What runs at a time fits what the pool has.
+func TestBudget(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	p := pool.New(sandbox.New(sandbox.WithPIDs(64)), 4, pool.Memory(256*sandbox.MiB))
+	t.Cleanup(func() { require.NoError(t, p.Close(context.Background())) })
+	worker, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- NewWorker(q, p, Slots(4)).Run(worker) }()
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-ended)
+	})
+	big := Task{Command: shell("sleep 0.3"), Limits: Limits{Memory: 160 << 20}}
+	small := Task{Command: shell("sleep 0.3"), Limits: Limits{Memory: 32 << 20}}
+	ids, err := q.SubmitAll(ctx, []Task{big, big, big, small, small})
+	require.NoError(t, err)
+	results, errs := q.WaitAll(ctx, ids)
+	require.NoError(t, errors.Join(errs...))
+	for i, a := range results[:3] {
+		require.Equal(t, 1, a.Attempt)
+		for _, b := range results[:i] {
+			require.False(t, a.Started.Before(b.Ended) && b.Started.Before(a.Ended), "two that do not fit ran at once")
+		}
+	}
+	out, err := Call(ctx, q, asked, question{Do: "echo", N: 1})
+	require.NoError(t, err, "a function shares the pool's limits")
+	require.Equal(t, 1, out.In["n"])
+	running := submit(t, q, Task{Command: shell("sleep 1000"), Limits: small.Limits})
+	awaitState(t, q, running, Running)
+	_, err = q.Wait(ctx, submit(t, q, Task{Command: shell("true"), Limits: Limits{Memory: 512 << 20}, Retry: Retry{Attempts: 1}}))
+	require.ErrorContains(t, err, "MaxLimits", "more than there is at all: it does not wait")
+}
+
+func TestBudgetCharges(t *testing.T) {
+	b := newBudget(pool.Capacity{Memory: 1000, CPUs: 2, RunCPUs: 0.5}, 4)
+	memory, cpus := b.charge(Limits{})
+	require.EqualValues(t, 250, memory, "its share")
+	require.InDelta(t, 0.5, cpus, 0)
+	var back []func()
+	for range 4 {
+		give, ok := b.take(Limits{})
+		require.True(t, ok)
+		back = append(back, give)
+	}
+	_, ok := b.take(Limits{})
+	require.False(t, ok)
+	back[0]()
+	<-b.room
+	_, ok = b.take(Limits{Memory: 251})
+	require.False(t, ok)
+	_, ok = b.take(Limits{CPUs: 0.6})
+	require.False(t, ok)
+	_, ok = b.take(Limits{Memory: 250, CPUs: 0.5})
+	require.True(t, ok)
+	none := newBudget(pool.Capacity{}, 1)
+	for range 10 {
+		_, ok := none.take(Limits{Memory: 1 << 60})
+		require.True(t, ok, "without limits there is room")
+	}
+}
+
+func TestChecked(t *testing.T) {
+	q := open(t)
+	report := &sandbox.Report{Features: []sandbox.Feature{{Name: "memory limit", Required: true, Detail: "cgroup v2"}, {Name: "other", Err: errors.New("no such thing")}}}
+	work(t, q, Checked(report))
+	testkit.Eventually(t, "the worker says what its machine can do", func() bool {
+		for w, err := range q.Workers(testkit.Deadline(t)) {
+			require.NoError(t, err)
+			require.Equal(t, []Feature{{Name: "memory limit", Required: true, Detail: "cgroup v2"}, {Name: "other", Missing: "no such thing"}}, w.Features)
+			return true
+		}
+		return false
+	})
+}
+
+// Outputs that are too large are no reason to try again, and not the loss of the rest.
+func TestOutputsTooLarge(t *testing.T) {
+	q := open(t)
+	work(t, q)
+	ctx := testkit.Deadline(t)
+	id := submit(t, q, Task{Command: shell("mkdir r; i=0; while [ $i -lt 10001 ]; do : > r/$i; i=$((i+1)); done; echo printed; exit 3"), Outputs: []string{"r"}, Retry: Retry{Failures: false}})
+	res, err := q.Wait(ctx, id)
+	require.ErrorIs(t, err, ErrOutputs)
+	require.ErrorContains(t, err, "more than 10000 files")
+	var exit *sandbox.ExitError
+	require.ErrorAs(t, err, &exit)
+	require.Equal(t, 3, exit.ExitCode)
+	require.Equal(t, "printed", text(res.Stdout))
+	require.Equal(t, 1, res.Attempt)
+	require.NoError(t, fstest.TestFS(res.Outputs))
+	s, err := q.Status(ctx, id)
+	require.NoError(t, err)
+	require.Equal(t, Done, s.State)
+}
