@@ -1,0 +1,219 @@
+package main
+
+// The part of ps, logs, exec and down that asks the process which holds the project.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+
+	"github.com/cellkit/sandbox/compose"
+	"github.com/cellkit/sandbox/internal/named"
+)
+
+// dial connects to the process that holds the project which the flags name.
+func (e *env) dial() (*named.Conn, error) {
+	project, err := e.projectName()
+	if err != nil {
+		return nil, err
+	}
+	name := socketName(project)
+	if err := named.Check(name); err != nil {
+		return nil, err
+	}
+	c, err := named.Dial(name)
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("project %s is not up: sandbox-compose up -d starts it", project)
+	}
+	return c, err
+}
+
+// ask sends a request and calls f for each answer, until it returns false.
+func ask(c *named.Conn, q request, f func(answer) (bool, error), files ...syscall.Conn) error {
+	if err := c.Send(q, files...); err != nil {
+		return lost(err)
+	}
+	for {
+		var a answer
+		if _, err := c.Receive(&a); err != nil {
+			return lost(err)
+		}
+		if more, err := f(a); err != nil || !more {
+			return err
+		}
+	}
+}
+
+// lost says what it means that the process which holds the project does not answer.
+func lost(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		return errors.New("the process that holds the project has ended, and all services with it")
+	}
+	return err
+}
+
+func one(use func(answer)) func(answer) (bool, error) {
+	return func(a answer) (bool, error) {
+		if a.Error != "" {
+			return false, errors.New(a.Error)
+		}
+		use(a)
+		return false, nil
+	}
+}
+
+func down(e *env, args []string) (int, error) {
+	if _, err := e.parse(args, 0, ""); err != nil {
+		return 0, err
+	}
+	c, err := e.dial()
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	return 0, ask(c, request{Op: "down"}, one(func(answer) {}))
+}
+
+func logs(e *env, args []string) (int, error) {
+	follow := e.flags.Bool("follow", false, "go on until the project ends")
+	asJSON := e.flags.Bool("json", false, "print JSON, an object a line")
+	names, err := e.parse(args, 0, "")
+	if err != nil {
+		return 0, err
+	}
+	c, err := e.dial()
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	defer context.AfterFunc(e.ctx, func() { _ = c.Close() })()
+	err = ask(c, request{Op: "logs", Services: names, Follow: *follow}, func(a answer) (bool, error) {
+		switch {
+		case a.Error != "":
+			return false, errors.New(a.Error)
+		case a.Line == nil:
+			return false, nil
+		case *asJSON:
+			return true, printJSON(e.out, a.Line)
+		}
+		return true, printLine(e.out, 0, *a.Line)
+	})
+	if e.ctx.Err() != nil {
+		return 0, nil
+	}
+	return 0, err
+}
+
+// execute has a command executed in a service. The service gets pipes: a terminal, or an open file,
+// is not for who may be hostile.
+func execute(e *env, args []string) (int, error) {
+	rest, err := e.parse(args, 2, "SERVICE COMMAND...")
+	if err != nil {
+		return 0, err
+	}
+	c, err := e.dial()
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	defer context.AfterFunc(e.ctx, func() { _ = c.Close() })()
+	pipes, err := openPipes()
+	if err != nil {
+		return 0, err
+	}
+	q := request{Op: "exec", Services: rest[:1]}
+	for _, a := range rest[1:] {
+		q.Command = append(q.Command, []byte(a))
+	}
+	if err := c.Send(q, pipes.theirs[0], pipes.theirs[1], pipes.theirs[2]); err != nil {
+		return 0, lost(err)
+	}
+	copied := pipes.copy(e)
+	var a answer
+	if _, err := c.Receive(&a); err != nil {
+		return 0, lost(err)
+	}
+	copied()
+	if a.Error != "" {
+		fmt.Fprintln(e.err, "sandbox-compose:", a.Error)
+	}
+	return a.Exit, nil
+}
+
+// pipes are the standard streams of a command, and their other ends.
+type pipes struct{ ours, theirs [3]*os.File }
+
+func openPipes() (*pipes, error) {
+	p := &pipes{}
+	for i := range p.ours {
+		r, w, err := os.Pipe()
+		if err != nil {
+			p.close()
+			return nil, err
+		}
+		p.ours[i], p.theirs[i] = r, w
+		if i == 0 {
+			p.ours[i], p.theirs[i] = w, r
+		}
+	}
+	return p, nil
+}
+
+func (p *pipes) close() {
+	for _, f := range append(p.ours[:], p.theirs[:]...) {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// copy begins to copy, once the other ends were sent. done waits for the output, unless something
+// that the command has left behind keeps it open, and what it left is not waited for.
+func (p *pipes) copy(e *env) (done func()) {
+	for _, f := range p.theirs {
+		f.Close()
+	}
+	go func() { // it ends with this process, as nobody can end a read of a terminal
+		_, _ = io.Copy(p.ours[0], e.in)
+		p.ours[0].Close()
+	}()
+	ends := make(chan struct{}, 2)
+	for i, to := range []io.Writer{e.out, e.err} {
+		go func() {
+			_, _ = io.Copy(to, p.ours[i+1])
+			p.ours[i+1].Close()
+			ends <- struct{}{}
+		}()
+	}
+	return func() {
+		for range 2 {
+			<-ends
+		}
+	}
+}
+
+func ps(e *env, args []string) (int, error) {
+	asJSON := e.flags.Bool("json", false, "print JSON: an array of services")
+	watch := e.flags.Bool("watch", false, "go on until the project ends, or a signal comes")
+	if _, err := e.parse(args, 0, ""); err != nil {
+		return 0, err
+	}
+	c, err := e.dial()
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	v := &view{out: e.out, asJSON: *asJSON, live: *watch && isTerminal(e.out)}
+	for {
+		var now []compose.Status
+		if err := ask(c, request{Op: "ps"}, one(func(a answer) { now = a.Status })); err != nil {
+			return 0, err
+		}
+		if err := v.show(now); err != nil || !*watch || !v.pause(e.ctx) {
+			return 0, err
+		}
+	}
+}

@@ -1,0 +1,309 @@
+package compose
+
+import (
+	"cmp"
+	"errors"
+	"io/fs"
+	"maps"
+	"math"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/compose-spec/compose-go/v2/types"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/image"
+	"github.com/cellkit/sandbox/internal/spec"
+	"github.com/cellkit/sandbox/service"
+)
+
+// plan is what a service becomes, except for what Up makes: images, volumes, the network.
+type plan struct {
+	name     string
+	image    string // for image.Open
+	platform string
+	user     string // "" for the image's
+	command  func(*image.Image) sandbox.Option
+	opts     []sandbox.Option // after those of the image
+	volumes  []mounted
+	tail     []service.Option
+	ports    []port
+	health   *health
+	after    []string
+	signal   syscall.Signal // 0 for that of the image
+	grace    time.Duration
+	scale    int      // how many replicas it has
+	exits    bool     // it is waited for until it has ended
+	alone    bool     // it is on no network
+	networks []string // that it is on
+}
+
+// builder makes a plan.
+type builder struct {
+	*loading
+	s types.ServiceConfig
+	p *plan
+}
+
+// plan makes the plan of a service.
+func (l *loading) plan(s types.ServiceConfig) *plan {
+	b := &builder{l, s, &plan{name: s.Name, platform: s.Platform, user: s.User}}
+	l.checkName(s.Name)
+	b.image()
+	b.scale()
+	b.command()
+	b.variables()
+	b.privileges()
+	b.limits()
+	b.mounts()
+	b.files()
+	b.network()
+	b.restart()
+	b.end()
+	b.healthcheck()
+	return b.p
+}
+
+// wrong records what is wrong with a field of the service.
+func (b *builder) wrong(field, format string, args ...any) {
+	b.loading.wrong(append([]string{"services", b.s.Name}, strings.Split(field, ".")...), format, args...)
+}
+
+func (b *builder) add(opts ...sandbox.Option) { b.p.opts = append(b.p.opts, opts...) }
+
+func (b *builder) image() {
+	b.p.image = b.s.Image
+	if strings.HasPrefix(b.s.Image, "./") || strings.HasPrefix(b.s.Image, "../") {
+		b.p.image = filepath.Join(b.dir, b.s.Image)
+	}
+	switch b.s.PullPolicy {
+	case "", types.PullPolicyAlways, types.PullPolicyMissing, types.PullPolicyIfNotPresent:
+	default:
+		b.wrong("pull_policy", "%q: a registry is asked each time, and layers are fetched that are not there: leave it out", b.s.PullPolicy)
+	}
+	if b.s.ContainerName != "" && b.s.ContainerName != b.s.Name {
+		b.wrong("container_name", "others find a service by its name alone: leave it out, or rename the service")
+	}
+	if b.s.Deploy != nil && b.s.Deploy.Mode != "" && b.s.Deploy.Mode != "replicated" {
+		b.wrong("deploy.mode", "%q: there is one machine: leave it out", b.s.Deploy.Mode)
+	}
+}
+
+// maxScale is far more than one machine has room for.
+const maxScale = 1000
+
+// scale sets how many replicas the service has.
+func (b *builder) scale() {
+	field := "scale"
+	if b.s.Scale == nil {
+		field = "deploy.replicas"
+	}
+	if b.p.scale = b.s.GetScale(); b.p.scale < 1 || b.p.scale > maxScale {
+		b.wrong(field, "%d: must be from 1 to %d: a service that is not to be started has profiles", b.p.scale, maxScale)
+		b.p.scale = 1
+	}
+	b.p.tail = append(b.p.tail, service.Scale(b.p.scale))
+}
+
+// command decides what is executed. As for Docker, an entrypoint of the file's is not followed by
+// the image's command.
+func (b *builder) command() {
+	entry, args := b.s.Entrypoint, b.s.Command
+	b.p.command = func(i *image.Image) sandbox.Option { return i.Command(args...) }
+	if entry != nil {
+		all := slices.Concat([]string(entry), []string(args))
+		if len(all) == 0 {
+			b.wrong("entrypoint", "it is empty: then command must say what is executed")
+			return
+		}
+		b.p.command = func(*image.Image) sandbox.Option { return sandbox.WithCommand(all[0], all[1:]...) }
+	}
+	if b.s.WorkingDir != "" {
+		b.add(sandbox.WithDir(b.s.WorkingDir))
+	}
+	if b.s.Hostname != "" {
+		b.add(sandbox.WithHostname(b.s.Hostname))
+	}
+}
+
+// variables sets the environment: that of files, and over it what the service says.
+func (b *builder) variables() {
+	vars := map[string]string{}
+	for i, f := range b.s.EnvFiles {
+		if f.Format != "" {
+			b.wrong("env_file."+strconv.Itoa(i)+".format", "%q: there is one format: leave it out", f.Format)
+		}
+		known := maps.Clone(map[string]string(b.env))
+		maps.Copy(known, vars)
+		more, err := b.loading.variables(f.Path, known)
+		if err != nil && (bool(f.Required) || !errors.Is(err, fs.ErrNotExist)) {
+			b.wrong("env_file."+strconv.Itoa(i), "%w", err)
+		}
+		maps.Copy(vars, more)
+	}
+	for k, v := range b.s.Environment {
+		if v != nil {
+			vars[k] = *v
+		} else if value, given := b.env[k]; given {
+			vars[k] = value
+		} else {
+			delete(vars, k)
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(vars)) {
+		b.add(sandbox.WithEnv(k + "=" + vars[k]))
+	}
+}
+
+// rootCapabilities are those that a service has whose user is root, unless cap_drop says otherwise:
+// of Docker's those without which programs that begin as root don't get far.
+var rootCapabilities = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETUID"}
+
+// privileges sets capabilities and groups.
+func (b *builder) privileges() {
+	named := func(field string, names []string) (caps []string) {
+		for i, name := range names {
+			name = strings.ToUpper(name)
+			if !strings.HasPrefix(name, "CAP_") {
+				name = "CAP_" + name
+			}
+			if name == "CAP_ALL" && field == "cap_add" {
+				b.wrong(field+"."+strconv.Itoa(i), "list those that it needs")
+			}
+			caps = append(caps, name)
+		}
+		return caps
+	}
+	added, dropped := named("cap_add", b.s.CapAdd), named("cap_drop", b.s.CapDrop)
+	b.add(func(c *spec.Spec) {
+		caps := added
+		for _, name := range rootCapabilities {
+			if c.Namespaces.UID == 0 && !slices.Contains(dropped, name) && !slices.Contains(dropped, "CAP_ALL") && !slices.Contains(caps, name) {
+				caps = append(slices.Clip(caps), name)
+			}
+		}
+		sandbox.WithCapabilities(caps...).Apply(c)
+	})
+	for i, o := range b.s.SecurityOpt {
+		if o = strings.ReplaceAll(o, "=", ":"); o != "no-new-privileges" && o != "no-new-privileges:true" {
+			b.wrong("security_opt."+strconv.Itoa(i), "%q: every run has no-new-privileges, the default filter and nothing else: leave it out", o)
+		}
+	}
+	var groups []int
+	for i, g := range b.s.GroupAdd {
+		gid, err := strconv.Atoi(g)
+		if err != nil {
+			b.wrong("group_add."+strconv.Itoa(i), "%q is no number: use the group's", g)
+		}
+		groups = append(groups, gid)
+	}
+	if groups != nil {
+		b.add(sandbox.WithGroups(groups...))
+	}
+}
+
+// limits sets those of the cgroup and of each process.
+func (b *builder) limits() {
+	memory, cpus, pids := int64(b.s.MemLimit), float64(b.s.CPUS), b.s.PidsLimit
+	if d := b.s.Deploy; d != nil && d.Resources.Limits != nil {
+		limits := d.Resources.Limits
+		memory, cpus, pids = max(memory, int64(limits.MemoryBytes)), max(cpus, float64(limits.NanoCPUs)), max(pids, limits.Pids)
+	}
+	if pids < 0 {
+		b.wrong("pids_limit", "%d: there must be a limit: leave it out for 512", pids)
+	}
+	for _, o := range []struct {
+		given bool
+		opt   sandbox.Option
+	}{{memory != 0, sandbox.WithMemory(memory)}, {cpus != 0, sandbox.WithCPUs(cpus)}, {pids != 0, sandbox.WithPIDs(pids)}, {b.s.CPUSet != "", sandbox.WithCPUSet(b.s.CPUSet)}} {
+		if o.given {
+			b.add(o.opt)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(b.s.Ulimits)) {
+		u := b.s.Ulimits[name]
+		soft, hard := u.Soft, u.Hard
+		if u.Single != 0 {
+			soft, hard = u.Single, u.Single
+		}
+		b.add(sandbox.WithRlimit(name, rlimit(soft), rlimit(hard)))
+	}
+}
+
+func rlimit(n int) uint64 {
+	if n < 0 {
+		return sandbox.RlimitInfinity
+	}
+	return uint64(n)
+}
+
+// restart sets how often the service is started again.
+func (b *builder) restart() {
+	field, policy, n := "restart", b.s.Restart, math.MaxInt
+	if b.s.Deploy != nil && b.s.Deploy.RestartPolicy != nil {
+		field = "deploy.restart_policy.condition"
+		r := b.s.Deploy.RestartPolicy
+		if r.MaxAttempts != nil {
+			n = int(min(*r.MaxAttempts, math.MaxInt32))
+		}
+		switch policy = r.Condition; policy {
+		case "none":
+			policy = "no"
+		case "any", "":
+			policy = "always"
+		}
+	}
+	if times, ok := strings.CutPrefix(policy, "on-failure:"); ok {
+		count, err := strconv.Atoi(times)
+		if err != nil || count < 0 {
+			b.wrong(field, "%q is no number of restarts", times)
+		}
+		policy, n = "on-failure", count
+	}
+	switch policy {
+	case "", "no":
+	case "on-failure":
+		b.p.tail = append(b.p.tail, service.Restart(n))
+	case "always", "unless-stopped":
+		b.p.tail = append(b.p.tail, service.Restart(n), service.RestartEnded())
+	default:
+		b.wrong(field, "%q is none of no, on-failure, always and unless-stopped", policy)
+	}
+}
+
+// signals are the numbers that Linux gives them, signal(7): other systems lack some, or have
+// others.
+var signals = map[string]syscall.Signal{"HUP": 1, "INT": 2, "QUIT": 3, "KILL": 9, "USR1": 10, "USR2": 12, "TERM": 15, "WINCH": 28, "PWR": 30, "RTMIN+3": 37}
+
+// end sets how the service is ended.
+func (b *builder) end() {
+	if b.p.grace = 10 * time.Second; b.s.StopSignal != "" {
+		if b.p.signal = signalOf(b.s.StopSignal); b.p.signal == 0 {
+			b.wrong("stop_signal", "%q is none of %s, nor a number", b.s.StopSignal, strings.Join(slices.Sorted(maps.Keys(signals)), ", "))
+		}
+	}
+	if g := b.s.StopGracePeriod; g != nil {
+		if b.p.grace = time.Duration(*g); b.p.grace <= 0 {
+			b.p.signal, b.p.grace = signals["KILL"], time.Second
+		}
+	}
+}
+
+// signalOf returns the signal with a name or number, or 0 if there is none.
+func signalOf(s string) syscall.Signal {
+	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
+	if n, err := strconv.Atoi(name); err == nil && n > 0 && n <= 64 {
+		return syscall.Signal(n)
+	}
+	return signals[name]
+}
+
+// stop returns the option that ends the service: by its own signal, else by that of the image, if
+// that is one, else by SIGTERM.
+func (p *plan) stop(image string) sandbox.Option {
+	return sandbox.WithStopSignal(cmp.Or(p.signal, signalOf(image), signals["TERM"]), p.grace)
+}
