@@ -6,11 +6,12 @@ GO         ?= go
 BENCHTIME  ?= 2s
 FUZZTIME   ?= 5s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
-MODULES     = . image queue examples bench
+WALLS       = builtin runc crun systemd-nspawn lxc
+MODULES     = . image queue docker compose examples bench
 ROOT        = github.com/cellkit/sandbox
 VMTEST      = umask 022 && $(GO) run ./internal/vmtest
 
-.PHONY: test matrix deps vet tidy release-check examples browser test-host test-vm vm race bench fuzz
+.PHONY: test matrix deps vet tidy release-check examples browser test-host walls test-vm vm race bench fuzz
 
 test: deps vet fuzz examples
 	@echo "== tests"
@@ -35,15 +36,15 @@ vet:
 		(cd $$m && export GOOS=$${system%/*} GOARCH=$${system#*/} && if [ $$system != "$$($(GO) env GOHOSTOS)/$$($(GO) env GOHOSTARCH)" ]; then export CGO_ENABLED=0; fi && \
 		$(GO) build ./... && $(GO) vet ./...) || exit 1; done; done
 	@echo "== vet: without cgo"; CGO_ENABLED=0 $(GO) vet ./...
-	@for os in darwin windows; do for m in . pool function service image; do (cd $$m && GOOS=$$os $(GO) test -c -o /dev/null .) || exit 1; done; done
+	@for os in darwin windows; do for m in . pool function service image compose; do (cd $$m && GOOS=$$os $(GO) test -c -o /dev/null .) || exit 1; done; done
 	@echo "== vet: what runs after a clone fits its stack, also as debuggers want it compiled"
 	@for arch in amd64 arm64; do CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) build -gcflags='all=-N -l' -o /dev/null ./cmd/sandbox || exit 1; done
 	@for m in $(MODULES); do echo "== staticcheck: $$m"; (cd $$m && $(GO) run $(STATICCHECK) ./...) || exit 1; done
 
-# go mod tidy can't find a version of the root module that is not published yet.
+# go mod tidy can't find versions of these modules that are not published yet.
 tidy:
-	@for m in $(MODULES); do (cd $$m && export GOWORK=off && { [ $$m = . ] || $(GO) mod edit -replace $(ROOT)=../; } && \
-		$(GO) mod tidy; status=$$?; $(GO) mod edit -dropreplace $(ROOT); exit $$status) || exit 1; done
+	@for m in $(MODULES); do (cd $$m && export GOWORK=off && { [ $$m = . ] || $(GO) mod edit -replace $(ROOT)=../ -replace $(ROOT)/image=../image -replace $(ROOT)/queue=../queue -replace $(ROOT)/compose=../compose; } && \
+		$(GO) mod tidy; status=$$?; $(GO) mod edit -dropreplace $(ROOT) -dropreplace $(ROOT)/image -dropreplace $(ROOT)/queue -dropreplace $(ROOT)/compose; exit $$status) || exit 1; done
 
 # make release-check VERSION=v0.1.0: whether the tags VERSION and image/VERSION may be made (docs/VERSIONING.md)
 release-check:
@@ -60,6 +61,10 @@ browser:
 
 test-host:
 	@$(VMTEST) host
+
+# The black-box tests and attacks in cells of each other wall (docs/WALLS.md), as root. It takes long.
+walls: deps
+	@for w in $(WALLS); do echo "== cells by $$w"; (export SANDBOX_TEST_WALL=$$w SANDBOX_TEST_TIMEOUT=30m; $(VMTEST) -pkg ./internal/e2e/... host) || exit 1; done
 
 test-vm:
 	@$(VMTEST) guests
@@ -80,6 +85,6 @@ bench:
 fuzz:
 	@echo "== fuzz targets, $(FUZZTIME) each"
 	@TMPDIR=$$(mktemp -d) && export TMPDIR && trap 'rm -rf "$$TMPDIR"' EXIT && \
-		for m in . image queue; do (cd $$m && for p in $$($(GO) list ./...); do $(GO) test -list '^Fuzz' $$p | sed -n "s|^Fuzz|$$m $$p &|p"; done); done | \
+		for m in . image queue compose; do (cd $$m && for p in $$($(GO) list ./...); do $(GO) test -list '^Fuzz' $$p | sed -n "s|^Fuzz|$$m $$p &|p"; done); done | \
 		xargs -P "$$(nproc)" -L 1 sh -c 'out=$$(cd $$1 && $(GO) test -run "^$$" -fuzz "^$$3\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x -parallel 1 $$2 2>&1) || { ! echo "$$out" | grep -q "Failing input" && echo "$$out" | grep -qx "    context deadline exceeded"; } && \
 		echo "ok    $$2 $$3  $$(echo "$$out" | sed -n "s/.*\(execs: [0-9]*\).*/\1/p" | tail -n 1)" || { echo "$$out"; exit 255; }' sh

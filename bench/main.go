@@ -20,16 +20,20 @@ import (
 )
 
 func main() {
-	if beChild() || beClientOrServer() {
+	if beChild() || beClientOrServer() || beOfQueues() {
 		return
 	}
 	rounds := flag.Int("rounds", 200, "runs of each subject and program")
 	out := flag.String("out", "../docs", "directory of the report")
 	only := flag.Bool("networks", false, "measure private networks alone, and print the figures")
+	queued := flag.Bool("queue", false, "measure queues alone, and print the figures")
 	flag.Parse()
 	measure := func() error { return run(*rounds, *out) }
 	if *only {
 		measure = func() error { return firstError(networks(*rounds), sandbox.Shutdown(context.Background())) }
+	}
+	if *queued {
+		measure = func() error { return firstError(queues(*rounds), sandbox.Shutdown(context.Background())) }
 	}
 	if err := measure(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

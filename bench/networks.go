@@ -6,219 +6,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/cellkit/sandbox"
 )
-
-// client is a program in a network, which is told what to do on its standard input, and prints how
-// long it took. The programs are this one.
-type client struct {
-	in  io.WriteCloser
-	out *lineReader
-}
-
-type lineReader struct{ r io.Reader }
-
-func (l *lineReader) line() (string, error) {
-	var text []byte
-	for b := make([]byte, 1); ; {
-		if _, err := io.ReadFull(l.r, b); err != nil {
-			return "", err
-		}
-		if b[0] == '\n' {
-			return string(text), nil
-		}
-		text = append(text, b[0])
-	}
-}
-
-// ask has the client do something, and returns what it says.
-func (c *client) ask(what ...any) (string, error) {
-	if _, err := fmt.Fprintln(c.in, what...); err != nil {
-		return "", err
-	}
-	return c.out.line()
-}
-
-func (c *client) took(what ...any) (time.Duration, error) {
-	text, err := c.ask(what...)
-	if err != nil {
-		return 0, err
-	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		err = errors.New(text)
-	}
-	return time.Duration(n), err
-}
-
-// beClientOrServer does what this program is inside.
-func beClientOrServer() bool {
-	switch {
-	case len(os.Args) == 2 && os.Args[1] == "client":
-		beClient()
-	case len(os.Args) == 3 && os.Args[1] == "server":
-		must(beServer(os.Args[2]))
-	default:
-		return false
-	}
-	return true
-}
-
-// beClient serves as a client: "send ADDRESS BYTES", "receive ADDRESS BYTES", "first ADDRESS" and
-// "hold ADDRESS COUNT".
-func beClient() {
-	in := &lineReader{os.Stdin}
-	var held []net.Conn
-	defer func() {
-		for _, conn := range held {
-			conn.Close()
-		}
-	}()
-	for {
-		line, err := in.line()
-		if err != nil {
-			return
-		}
-		f := strings.Fields(line)
-		n := 0
-		if len(f) > 2 {
-			n, _ = strconv.Atoi(f[2])
-		}
-		began := time.Now()
-		if f[0] == "hold" {
-			for range n {
-				var conn net.Conn
-				if conn, err = net.Dial("tcp", f[1]); err == nil {
-					_, err = fmt.Fprintln(conn, "receive 1")
-				}
-				if err == nil {
-					_, err = io.ReadFull(conn, make([]byte, 1))
-				}
-				if err != nil {
-					break
-				}
-				held = append(held, conn)
-			}
-		} else {
-			err = transfer(f[0], f[1], n)
-		}
-		if took := time.Since(began); err == nil {
-			fmt.Println(int64(took))
-		} else {
-			fmt.Println(err)
-		}
-	}
-}
-
-func transfer(kind, address string, n int) error {
-	conn, err := net.Dial("tcp", address)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if kind == "first" {
-		kind, n = "receive", 1
-	}
-	if _, err := fmt.Fprintln(conn, kind, n); err != nil {
-		return err
-	}
-	if kind == "send" {
-		if err := move(conn, nothing{}, n); err != nil {
-			return err
-		}
-		n = 1 // once it has all
-	}
-	return move(io.Discard, conn, n)
-}
-
-// move copies n bytes with large reads and writes.
-func move(to io.Writer, from io.Reader, n int) error {
-	got, err := io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{io.LimitReader(from, int64(n))}, make([]byte, min(n, 256<<10)))
-	if err == nil && got < int64(n) {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-type nothing struct{}
-
-func (nothing) Read(b []byte) (int, error) { return len(b), nil }
-
-// beServer serves clients at an address.
-func beServer(address string) error {
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return err
-	}
-	fmt.Println(l.Addr().(*net.TCPAddr).Port)
-	serveClients(l)
-	return nil
-}
-
-func serveClients(l net.Listener) {
-	for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
-		go func() {
-			defer conn.Close()
-			line, err := (&lineReader{conn}).line()
-			if err != nil {
-				return
-			}
-			var kind string
-			var n int
-			_, _ = fmt.Sscan(line, &kind, &n)
-			if kind == "send" {
-				_ = move(io.Discard, conn, n)
-				n = 1
-			}
-			_ = move(conn, nothing{}, n)
-			_, _ = io.Copy(io.Discard, conn)
-		}()
-	}
-}
 
 // network is one way for a client to reach a server.
 type network struct {
 	name    string
 	client  *client
 	address string // of the server, there
-}
-
-// inside starts this program in a sandbox, and returns its streams.
-func inside(args []string, opts ...sandbox.Option) (*client, *sandbox.Process, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return nil, nil, err
-	}
-	in, toIn := io.Pipe()
-	fromOut, out := io.Pipe()
-	s := sandbox.New(sandbox.WithCommand("/bench", args...), sandbox.WithReadOnlyBind(exe, "/bench"), sandbox.WithRlimit("nofile", 8192, 8192),
-		sandbox.WithStdin(in), sandbox.WithStdout(out), sandbox.WithStderr(os.Stderr)).With(opts...)
-	p, err := s.Start(context.Background())
-	return &client{toIn, &lineReader{fromOut}}, p, err
-}
-
-// outside starts a command of the host.
-func outside(argv ...string) (*client, error) {
-	cmd := exec.Command(argv[0], argv[1:]...)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	return &client{in, &lineReader{out}}, cmd.Start()
 }
 
 // networks measures private networks, and prints the figures.
@@ -241,6 +42,11 @@ func networks(rounds int) error {
 	if err := setUps(n, rounds); err != nil {
 		return err
 	}
+	defer func() {
+		for _, end := range started {
+			end()
+		}
+	}()
 	all, err := ways(n, own, port)
 	if err != nil {
 		return err
@@ -302,6 +108,13 @@ func ways(n *sandbox.PrivateNetwork, own netip.Addr, port int) (all []network, e
 	}
 	add("in, published", p.Published()[0].String(), here, nil)
 	add("between runs", "db:80", out, nil)
+	cell, err := sandbox.NewCell()
+	if err != nil {
+		return nil, err
+	}
+	other, _, err := inside([]string{"client"}, sandbox.WithNetwork(n.As("other")), sandbox.WithCell(cell))
+	add("between runs of two cells", "db:80", other, err)
+	peers(exe, port, add)
 	return all, nil
 }
 
@@ -314,13 +127,18 @@ func transfers(all []network, rounds int) {
 		took := make([][]time.Duration, len(all))
 		for range kind.times {
 			for i, n := range all {
-				d, err := n.client.took(kind.what, n.address, bytes)
-				must(err)
-				took[i] = append(took[i], d)
+				if d, err := n.client.took(kind.what, n.address, bytes); err == nil {
+					took[i] = append(took[i], d)
+				} else {
+					progress("%s, %s: %v", kind.what, n.name, err)
+				}
 			}
 		}
 		base := quantile(took[0], 0.5)
 		for i, n := range all {
+			if len(took[i]) == 0 {
+				continue
+			}
 			d := quantile(took[i], 0.5)
 			if kind.what == "first" {
 				fmt.Printf("| connect and first byte, %s | %.0f µs | %.2f × |\n", n.name, float64(d.Nanoseconds())/1e3, float64(d)/float64(base))

@@ -36,10 +36,11 @@ var bin = func() string {
 var database = service.NewSnapshot("/data", 256*sandbox.MiB, sandbox.New(sandbox.WithCommand("sh", "-ec", bin+`/initdb -D /data/db -U postgres -A trust --no-sync --wal-segsize=1
 echo host all all all trust >>/data/db/pg_hba.conf`)))
 
-var postgres = service.New("postgres",
-	sandbox.New(sandbox.WithCommand(bin+"/postgres", "-D", "/data/db", "-k", "/tmp", "-c", "listen_addresses=*", "-c", "fsync=off", "-c", "shared_buffers=16MB"),
-		// The fast shutdown, which does not wait for clients.
-		sandbox.WithStopSignal(syscall.SIGINT, 10*time.Second)),
+var pgBox = sandbox.New(sandbox.WithCommand(bin+"/postgres", "-D", "/data/db", "-k", "/tmp", "-c", "listen_addresses=*", "-c", "fsync=off", "-c", "shared_buffers=16MB"),
+	// The fast shutdown, which does not wait for clients.
+	sandbox.WithStopSignal(syscall.SIGINT, 10*time.Second))
+
+var postgres = service.New("postgres", pgBox,
 	service.Port(5432), service.From(database), service.Ready(service.Log("ready to accept connections")))
 
 // cache is one Redis for all tests of the package.

@@ -28,7 +28,7 @@ func TestPublished(t *testing.T) {
 	p := newProxy(t)
 	version := p.requiredVersion(t, "../../image/go.mod")
 	p.publish(t, rootModule, version, "../..")
-	for _, m := range []string{"image", "queue"} {
+	for _, m := range []string{"image", "queue", "docker", "compose"} {
 		require.Equal(t, version, p.requiredVersion(t, "../../"+m+"/go.mod"))
 		p.publish(t, rootModule+"/"+m, version, "../../"+m)
 	}
@@ -48,6 +48,11 @@ func TestPublished(t *testing.T) {
 	}
 	p.run(t, t.TempDir(), "install", rootModule+"/queue/cmd/sandbox-queue@"+version)
 	require.NoError(t, command(t, filepath.Join(p.dir, "bin", "sandbox-queue"), "serve", "-h").Run())
+	for _, m := range []string{"docker", "compose"} { // of which nothing was required above
+		p.run(t, t.TempDir(), "mod", "download", rootModule+"/"+m+"@"+version)
+	}
+	p.run(t, t.TempDir(), "install", rootModule+"/compose/cmd/sandbox-compose@"+version)
+	require.NoError(t, command(t, filepath.Join(p.dir, "bin", "sandbox-compose"), "up", "-h").Run())
 }
 
 const rootModule = "github.com/cellkit/sandbox"
@@ -75,7 +80,7 @@ func newProxy(t *testing.T) *proxy {
 		"GOFLAGS=-mod=mod -modcacherw -trimpath -buildvcs=false", "GOWORK=off", "GOSUMDB=off", "GOVCS=*:off", "GOPRIVATE=", "CGO_ENABLED=1",
 		// The go command also looks for modules with the names of these packages. It asks
 		// no proxy for them, so no answer gets in the way.
-		"GONOPROXY="+rootModule+"/cmd,"+rootModule+"/image/cmd,"+rootModule+"/queue/cmd")
+		"GONOPROXY="+rootModule+"/cmd,"+rootModule+"/image/cmd,"+rootModule+"/queue/cmd,"+rootModule+"/compose/cmd")
 	return p
 }
 

@@ -1,5 +1,5 @@
-// Command vmtest runs the tests of this module, and of those in image and queue, on the machine at
-// hand and in QEMU guests.
+// Command vmtest runs the tests of this module, and of those in image, queue and compose, on the
+// machine at hand and in QEMU guests.
 //
 //	go run ./internal/vmtest [-pkg pattern] [-run regexp] [-v] [configuration...]
 //
@@ -38,7 +38,7 @@ var (
 const everything = "./..."
 
 // modules are the directories of the modules that are tested.
-var modules = []string{".", "image", "queue"}
+var modules = []string{".", "image", "queue", "compose"}
 
 // userID is the uid and gid of the configuration host-user.
 const userID = 1000

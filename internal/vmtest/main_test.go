@@ -13,7 +13,7 @@ func TestPatternIn(t *testing.T) {
 		asked string
 		want  map[string]string // by module
 	}{
-		{everything, map[string]string{".": "./...", "image": "./...", "queue": "./..."}},
+		{everything, map[string]string{".": "./...", "image": "./...", "queue": "./...", "compose": "./..."}},
 		{".", map[string]string{".": "."}},
 		{"./internal/...", map[string]string{".": "./internal/..."}},
 		{"./image", map[string]string{"image": "./"}},

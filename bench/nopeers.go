@@ -1,0 +1,5 @@
+//go:build linux && !peers
+
+package main
+
+func (b *bench) peers() []func() (subject, error) { return nil }
