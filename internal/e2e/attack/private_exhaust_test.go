@@ -316,6 +316,8 @@ func fewDescriptors(args []string) error {
 // it for no longer than it lives.
 func TestAttackRootlessPrivateDescriptors(t *testing.T) {
 	port := holding(t)
+	n := crowded(t, map[string]int{"one.test": port})
+	require.Equal(t, "x", runs.Output(t, runs.Helper("private-one", fmt.Sprintf("one.test:%d", port)).With(sandbox.WithNetwork(n.As("control")))))
 	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
 	host := testkit.HelperCommand(testkit.Deadline(t), "private-few", zone.Address(), fmt.Sprint(port))
 	host.Stderr = os.Stderr
