@@ -308,7 +308,11 @@ func fewDescriptors(args []string) error {
 	}
 	out, err := runs.Helper("private-flood", fmt.Sprintf("one.test:%d", port)).With(sandbox.WithNetwork(n.As("attacker"))).Output(ctx)
 	fmt.Println(string(out), err)
-	fmt.Println(served())
+	after, err := served()
+	for end := time.Now().Add(testkit.Patience / 2); err != nil && time.Now().Before(end); after, err = served() {
+		time.Sleep(10 * time.Millisecond) // its connections are being closed
+	}
+	fmt.Println(after, err)
 	return sandbox.Shutdown(ctx)
 }
 

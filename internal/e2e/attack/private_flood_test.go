@@ -35,7 +35,7 @@ func flood(args []string) error {
 		}
 	}
 	// For all: those that nobody accepts stay silent.
-	alive, end := 0, time.Now().Add(20*time.Second)
+	alive, end := 0, time.Now().Add(10*time.Second)
 	for _, conn := range held {
 		_ = conn.SetReadDeadline(end)
 		if _, err := conn.Read(make([]byte, 1)); err == nil {
