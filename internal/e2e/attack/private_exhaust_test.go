@@ -5,6 +5,7 @@ package attack
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -313,7 +314,7 @@ func fewDescriptors(args []string) error {
 		time.Sleep(10 * time.Millisecond) // its connections are being closed
 	}
 	fmt.Println(after, err)
-	return sandbox.Shutdown(ctx)
+	return errors.Join(syscall.Setrlimit(syscall.RLIMIT_NOFILE, &was), sandbox.Shutdown(ctx))
 }
 
 // A run whose connections use up this process's descriptors, where MaxConns allows so many, stops

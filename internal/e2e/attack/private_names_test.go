@@ -117,10 +117,11 @@ func TestAttackRootlessPrivateAlias(t *testing.T) {
 	defer n.Close()
 	at := func(name string) string { return fmt.Sprintf("%s:%d", name, port) }
 	to := []string{at("outer.evil.test"), at("inner.evil.test"), at("metadata.internal"), at("other.test")}
-	want := "public\n\nnothing\nnothing"
+	// The connection that is reset may be so before or after the run knows that it has one.
+	want := "public\n(nothing)?\nnothing\nnothing"
 	if hasIPv6() {
-		to, want = append(to, at("tcp6/outer.evil.test"), at("tcp6/inner.evil.test"), at("tcp6/other.test")), want+"\npublic\n\nnothing"
+		to, want = append(to, at("tcp6/outer.evil.test"), at("tcp6/inner.evil.test"), at("tcp6/other.test")), want+"\npublic\n(nothing)?\nnothing"
 	}
-	require.Equal(t, want, runs.Output(t, runs.Helper("private-fetch", to...).With(sandbox.WithNetwork(n.As("attacker")))))
+	require.Regexp(t, "^"+want+"$", runs.Output(t, runs.Helper("private-fetch", to...).With(sandbox.WithNetwork(n.As("attacker")))))
 	require.Empty(t, behind.had)
 }
