@@ -65,11 +65,16 @@ func one(use func(answer)) func(answer) (bool, error) {
 	}
 }
 
-func down(e *env, args []string) (int, error) {
-	if _, err := e.parse(args, 0, ""); err != nil {
-		return 0, err
+// dialFor parses flags, as parse does, and dials the process that holds the project.
+func (e *env) dialFor(args []string, least int, what string) (rest []string, c *named.Conn, err error) {
+	if rest, err = e.parse(args, least, what); err == nil {
+		c, err = e.dial()
 	}
-	c, err := e.dial()
+	return rest, c, err
+}
+
+func down(e *env, args []string) (int, error) {
+	_, c, err := e.dialFor(args, 0, "")
 	if err != nil {
 		return 0, err
 	}
@@ -80,11 +85,7 @@ func down(e *env, args []string) (int, error) {
 func logs(e *env, args []string) (int, error) {
 	follow := e.flags.Bool("follow", false, "go on until the project ends")
 	asJSON := e.flags.Bool("json", false, "print JSON, an object a line")
-	names, err := e.parse(args, 0, "")
-	if err != nil {
-		return 0, err
-	}
-	c, err := e.dial()
+	names, c, err := e.dialFor(args, 0, "")
 	if err != nil {
 		return 0, err
 	}
@@ -110,11 +111,7 @@ func logs(e *env, args []string) (int, error) {
 // execute has a command executed in a service. The service gets pipes: a terminal, or an open file,
 // is not for who may be hostile.
 func execute(e *env, args []string) (int, error) {
-	rest, err := e.parse(args, 2, "SERVICE COMMAND...")
-	if err != nil {
-		return 0, err
-	}
-	c, err := e.dial()
+	rest, c, err := e.dialFor(args, 2, "SERVICE COMMAND...")
 	if err != nil {
 		return 0, err
 	}
@@ -198,10 +195,7 @@ func (p *pipes) copy(e *env) (done func()) {
 func ps(e *env, args []string) (int, error) {
 	asJSON := e.flags.Bool("json", false, "print JSON: an array of services")
 	watch := e.flags.Bool("watch", false, "go on until the project ends, or a signal comes")
-	if _, err := e.parse(args, 0, ""); err != nil {
-		return 0, err
-	}
-	c, err := e.dial()
+	_, c, err := e.dialFor(args, 0, "")
 	if err != nil {
 		return 0, err
 	}
