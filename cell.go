@@ -30,12 +30,12 @@ func CellWithoutUserNamespace() CellOption { return func(c *cellConfig) { c.host
 
 // CellRuntime sets what makes the cell. "libcontainer" and "builtin" are linked into this program
 // and for everybody. "runc", "crun", "youki", "systemd-nspawn" and "lxc" are installed container
-// runtimes: they need root, and are looked up in this process's PATH and run as root, so no
-// directory in it may be another user's. "docker" takes root and a program that imports
-// github.com/cellkit/sandbox/docker. Runs are made in the same way and cost the same in each;
-// docs/WALLS.md says what differs. Default: "libcontainer", or "builtin" in a program that was
-// built without cgo, which has no libcontainer. If there is none of this name, the *SetupError of
-// NewCell says how to get it.
+// runtimes: all but runc need root. They are looked up in this process's PATH and run as its user,
+// so no directory in it may be another user's. "docker" and "libvirt" take root and a program that
+// imports github.com/cellkit/sandbox/docker or github.com/cellkit/sandbox/libvirt. Runs are made in
+// the same way and cost the same in each; docs/WALLS.md says what differs. Default: "libcontainer",
+// or "builtin" in a program that was built without cgo, which has no libcontainer. If there is none
+// of this name, the *SetupError of NewCell says how to get it.
 //
 // "runsc", which is gVisor, is another thing: each run of the cell is a container of its own with a
 // kernel of its own, which a process of gVisor is. It is slower, and takes what docs/WALLS.md lists

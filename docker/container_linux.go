@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/handover"
 	"github.com/cellkit/sandbox/internal/wall"
@@ -50,16 +52,7 @@ func (d *daemon) Start(c *wall.Container) (_ wall.Process, err error) {
 	if err := p.start(); err != nil {
 		return nil, fmt.Errorf("starting the container: %w", err)
 	}
-	delivered := make(chan struct{})
-	defer close(delivered)
-	go func() {
-		select {
-		case <-p.gone:
-			listener.Close() // nobody will ask
-		case <-delivered:
-		}
-	}()
-	if err := listener.Deliver(c, patience); err != nil {
+	if err := listener.Deliver(c, patience, p.gone); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -69,7 +62,7 @@ func (d *daemon) Start(c *wall.Container) (_ wall.Process, err error) {
 func (p *process) create(c *wall.Container, dir string) error {
 	ctx, cancel := within()
 	defer cancel()
-	own, err := ownPath()
+	own, err := handover.OwnPath()
 	if err != nil {
 		return err
 	}
@@ -89,25 +82,6 @@ func (p *process) create(c *wall.Container, dir string) error {
 	return err
 }
 
-const ownExe = "/proc/self/exe"
-
-// ownPath returns the path of the file that this process executes, or "" if another has its name by
-// now, or none.
-func ownPath() (string, error) {
-	is, err := os.Stat(ownExe)
-	if err != nil {
-		return "", err
-	}
-	path, err := os.Readlink(ownExe)
-	if err != nil {
-		return "", err
-	}
-	if there, err := os.Stat(path); err != nil || !os.SameFile(is, there) {
-		return "", nil
-	}
-	return path, nil
-}
-
 // writeRoot writes an archive of a root with nothing but places for what the cell is to have, and,
 // with own, this program's own file.
 func writeRoot(to io.Writer, own bool) error {
@@ -118,7 +92,7 @@ func writeRoot(to io.Writer, own bool) error {
 		}
 	}
 	if own {
-		f, err := os.Open(ownExe)
+		f, err := os.Open(handover.OwnFile)
 		if err != nil {
 			return err
 		}
@@ -149,6 +123,16 @@ func (p *process) config(c *wall.Container) *container.Config {
 	}
 }
 
+// openFiles has PID 1 open as many files as this process may. A daemon's default may be less, and
+// no run could raise it again.
+func openFiles() []*container.Ulimit {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Max > math.MaxInt64 {
+		return nil
+	}
+	return []*container.Ulimit{{Name: "nofile", Soft: int64(l.Max), Hard: int64(l.Max)}}
+}
+
 // hostConfig describes a container whose only process has two capabilities and no filter, for as
 // long as it takes to start PID 1. Nothing covers its /proc: the kernel lets the cell mount its own
 // only where a fully visible one exists.
@@ -170,6 +154,7 @@ func hostConfig(c *wall.Container, dir, own string) *container.HostConfig {
 		LogConfig:     container.LogConfig{Type: "none"},
 		Init:          &noInit,
 		Mounts:        []mount.Mount{bind(dir, handover.Dir)},
+		Resources:     container.Resources{Ulimits: openFiles()},
 	}
 	if own != "" {
 		h.Mounts = append(h.Mounts, bind(own, handover.Program))

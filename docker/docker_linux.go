@@ -66,6 +66,9 @@ func (*daemon) Name() string { return name }
 // its container.
 func (*daemon) OneExtent() bool { return false }
 
+// NeedsRoot implements wall.Runtime.
+func (*daemon) NeedsRoot() string { return name + " makes cells of root alone" }
+
 // Version implements wall.Runtime.
 func (d *daemon) Version() (string, error) { return "Docker Engine " + d.version, nil }
 

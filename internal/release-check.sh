@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 version=${1:?usage: make release-check VERSION=v0.1.0}
 root=github.com/cellkit/sandbox
 fail() { echo "release-check: $*" >&2; exit 1; }
-for m in image queue docker compose examples bench; do
+for m in image queue docker libvirt compose examples bench; do
 	grep -q "$root $version\$" $m/go.mod || fail "$m/go.mod does not require $root $version"
 done
 ! grep -l '^replace' go.mod ./*/go.mod || fail "a go.mod has a replace directive"

@@ -116,7 +116,7 @@ func (c *Cell) describe(bin *binary, control *os.File) *wall.Container {
 		Binds:  bin.binds(),
 		// The control socket is descriptor 3, this program's own file the next one.
 		Args:        []string{fmt.Sprintf("/proc/self/fd/%d", forkserver.ControlFD+1), forkserver.Name},
-		Env:         []string{forkserver.Env, forkserver.NoThreadData, "GOTRACEBACK=single", "GODEBUG=asyncpreemptoff=1", "LD_LIBRARY_PATH=" + bin.searchPath()},
+		Env:         []string{forkserver.Env, forkserver.NoThreadData, "GOTRACEBACK=single", goDebug, "LD_LIBRARY_PATH=" + bin.searchPath()},
 		Files:       []*os.File{control, bin.exe, c.ids.claims.file},
 		Stderr:      c.stderr,
 		HostNetwork: c.config.HostNetwork,
@@ -136,6 +136,10 @@ func (c *Cell) describe(bin *binary, control *os.File) *wall.Container {
 	}
 	return w
 }
+
+// goDebug has PID 1 send itself no signals, and, where a runtime shows it the host's cgroups, keep
+// no file of them open.
+const goDebug = "GODEBUG=asyncpreemptoff=1,containermaxprocs=0"
 
 func mapping(extents []extent) (list []wall.Extent) {
 	for _, e := range extents {

@@ -88,7 +88,7 @@ func Boot(config Config) (*Cell, error) {
 // wall returns what makes the container.
 func (config *Config) wall() (wall.Wall, error) {
 	name := config.Runtime
-	if name == "" && asRoot() && spec.CheckRuntime(spec.DefaultRuntime, config.HostIDs) == nil {
+	if name == "" && mayHave(spec.DefaultRuntime) && spec.CheckRuntime(spec.DefaultRuntime, config.HostIDs) == nil {
 		name = spec.DefaultRuntime
 	}
 	switch name {
@@ -106,14 +106,20 @@ func (config *Config) wall() (wall.Wall, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case !asRoot():
-		return nil, ErrRuntimeNeedsRoot
+	case !mayHave(name):
+		return nil, fmt.Errorf("%s %w", name, ErrRuntimeNeedsRoot)
 	}
 	return w, nil
 }
 
+// mayHave reports whether this process can have cells by an installed runtime. Root of a namespace,
+// whom runtimes take for root, can't.
+func mayHave(runtime string) bool {
+	return asRoot() || os.Geteuid() != 0 && wall.ForUsers(runtime)
+}
+
 // ErrRuntimeNeedsRoot reports that Config.Runtime takes root.
-var ErrRuntimeNeedsRoot = errors.New("only root's cells can be made by an installed container runtime")
+var ErrRuntimeNeedsRoot = errors.New("takes a process of root with CAP_SYS_ADMIN")
 
 // ErrNoLibcontainer reports that Config.Runtime is not in this program.
 var ErrNoLibcontainer = errors.New("this program was built without cgo, so libcontainer is not in it")
@@ -338,7 +344,6 @@ func (c *Cell) kill() {
 }
 
 func (c *Cell) destroy() error {
-	var errs []error
 	if c.process != nil { // even if the boot failed later
 		c.kill()
 		<-c.done
@@ -351,8 +356,11 @@ func (c *Cell) destroy() error {
 	if c.client != nil {
 		c.client.Close()
 	}
+	var err error
 	if c.process != nil {
-		errs = append(errs, c.process.Destroy())
+		err = c.process.Destroy()
+	} else { // what a start that failed has left
+		err = wall.Clean(c.wall, c.state.id, filepath.Join(c.state.dir, containerName))
 	}
 	c.maps.close()
 	c.networks.close()
@@ -364,10 +372,11 @@ func (c *Cell) destroy() error {
 		c.stderr.Close()
 	}
 	if c.Limits != nil {
-		if err := c.Limits.Delete(); err != nil {
-			c.state.release() // the directory stays: a later sweep finds the rest through it
-			return errors.Join(append(errs, err)...)
-		}
+		err = errors.Join(err, c.Limits.Delete())
 	}
-	return errors.Join(append(errs, c.state.remove())...)
+	if err != nil {
+		c.state.release() // the directory stays: a later sweep finds the rest through it
+		return err
+	}
+	return c.state.remove()
 }

@@ -287,3 +287,17 @@ func TestExtents(t *testing.T) {
 		})
 	}
 }
+
+func TestPingGroups(t *testing.T) {
+	wide := idRange{1 << 20, 100 * wideBlock}
+	for _, test := range []struct {
+		ids  *ids
+		want string
+	}{
+		{hostIDs(), "0 2147483647"},
+		{&ids{gid: idRange{7, 1}}, "0 0"},
+		{&ids{uid: wide, gid: wide, root: 2 * wideBlock}, "65536 6553599"},
+	} {
+		require.Equal(t, test.want, (&Cell{ids: test.ids}).PingGroups())
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"sync"
 	"time"
@@ -165,7 +166,9 @@ func (c *Cell) TryNetwork() error {
 }
 
 // PingGroups returns the groups that may send echo requests from the namespace, as the cell sees
-// them: all that the cell has, since one run at a time is in it. See compile's pingGroups.
+// them: all that the cell has, since one run at a time is in it. See compile's pingGroups. Of a
+// cell without a user namespace it is those below 2^31, as older kernels take no others (GID_T_MAX
+// in include/net/ping.h).
 func (c *Cell) PingGroups() string {
 	all := c.ids.extents(c.ids.gid, int64(os.Getegid()))
 	low, high := all[0], all[0]
@@ -177,7 +180,7 @@ func (c *Cell) PingGroups() string {
 			high = e
 		}
 	}
-	return fmt.Sprintf("%d %d", low.inside, high.inside+high.size-1)
+	return fmt.Sprintf("%d %d", low.inside, min(high.inside+high.size-1, math.MaxInt32))
 }
 
 func (s *networks) open(proc string, flush *os.File) (n *Network, err error) {

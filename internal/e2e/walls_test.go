@@ -5,7 +5,6 @@ package e2e
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -22,9 +21,8 @@ import (
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
+	"github.com/cellkit/sandbox/internal/testkit/walltest"
 )
-
-func init() { testkit.AddHelper("walled", walledHelper) }
 
 // walls are the container runtimes that the tests know, beside what is linked into this program.
 var walls = []string{"runc", "crun", "systemd-nspawn", "lxc"}
@@ -252,21 +250,6 @@ func uidOf(t *testing.T, pid int) uint32 {
 	return uid
 }
 
-// walledHelper is a host process with a run in a cell of a runtime. It prints the pid of the run.
-func walledHelper(args []string) error {
-	c, err := sandbox.NewCell(sandbox.CellRuntime(args[0]))
-	if err != nil {
-		return err
-	}
-	p, err := sandbox.New(sandbox.WithCommand("sleep", args[1]), sandbox.WithCell(c)).Start(context.Background())
-	if err != nil {
-		return err
-	}
-	fmt.Println(p.PID())
-	_, err = p.Wait()
-	return err
-}
-
 // A host process that is killed leaves nothing: no process of the run, the cell or the runtime, and
 // after the next cell has been made no cgroup and no file of theirs. Nor if the runtime is killed
 // before, which then can't clean up.
@@ -275,7 +258,7 @@ func TestWallsKilledHost(t *testing.T) {
 	eachWall(t, func(t *testing.T, name string) {
 		for _, first := range []string{"host", "runtime"} {
 			mark := testkit.ALongTime()
-			host := testkit.HelperCommand(context.Background(), "walled", name, mark)
+			host := testkit.HelperCommand(context.Background(), walltest.Helper, name, mark)
 			out, err := host.StdoutPipe()
 			require.NoError(t, err)
 			host.Stderr = os.Stderr
@@ -302,15 +285,8 @@ func TestWallsKilledHost(t *testing.T) {
 			testkit.Eventually(t, "the run is gone", func() bool { return len(testkit.Running(mark)) == 0 })
 			testkit.Eventually(t, "the runtime is gone", func() bool { return len(belongs(id)) == 0 })
 
-			c, err := sandbox.NewCell() // sweeps
-			require.NoError(t, err)
-			require.NoError(t, c.Close())
-			for _, dir := range []string{"/run", "/sys/fs/cgroup"} {
-				_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-					require.NotContains(t, path, id, "%s was killed first", first)
-					return nil
-				})
-			}
+			walltest.Sweep(t)
+			walltest.NoFiles(t, id, "%s was killed first", first)
 		}
 	})
 }
@@ -327,49 +303,28 @@ func TestWallsKilledBoot(t *testing.T) {
 			}
 			for range 3 {
 				mark := testkit.ALongTime()
-				host := testkit.HelperCommand(context.Background(), "walled", name, mark)
+				host := testkit.HelperCommand(context.Background(), walltest.Helper, name, mark)
 				require.NoError(t, host.Start())
 				moment := rand.N(time.Second)
 				time.Sleep(moment)
-				id := cellOf(host.Process.Pid)
+				id := walltest.CellOf(host.Process.Pid)
 				require.NoError(t, host.Process.Kill())
 				_ = host.Wait()
 				if id == "" {
-					id = cellOf(host.Process.Pid)
+					id = walltest.CellOf(host.Process.Pid)
 				}
-				sweep := func() {
-					c, err := sandbox.NewCell()
-					require.NoError(t, err)
-					require.NoError(t, c.Close())
-				}
-				sweep()
+				walltest.Sweep(t)
 				testkit.Eventually(t, "its processes are gone", func() bool { return len(testkit.Running(mark)) == 0 })
 				if id == "" {
 					continue // it had not begun
 				}
 				testkit.Eventually(t, "the runtime is gone", func() bool { return len(belongs(id)) == 0 })
 				// What the runtime held on to, such as its cgroup: the cell's directory names it.
-				sweep()
-				for _, dir := range []string{"/run", "/sys/fs/cgroup"} {
-					_ = filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-						require.NotContains(t, path, id, "killed after %v", moment)
-						return nil
-					})
-				}
+				walltest.Sweep(t)
+				walltest.NoFiles(t, id, "killed after %v", moment)
 			}
 		})
 	}
-}
-
-// cellOf returns the name of the cell whose state directory has a process for its owner.
-func cellOf(pid int) string {
-	locks, _ := filepath.Glob("/run/sandbox/*/lock")
-	for _, lock := range locks {
-		if b, err := os.ReadFile(lock); err == nil && string(b) == fmt.Sprintln(pid) {
-			return filepath.Base(filepath.Dir(lock))
-		}
-	}
-	return ""
 }
 
 // belongs returns the processes whose command lines name a cell.
@@ -427,13 +382,45 @@ func TestWallsMissing(t *testing.T) {
 	require.Contains(t, setup.Hint, "systemd-container")
 }
 
-func TestRootlessWallsNeedRoot(t *testing.T) {
+// Ordinary users can have cells by runc, with what any cell of theirs has. For the others an error
+// says what to do.
+func TestRootlessWallsUser(t *testing.T) {
 	testkit.Need(t, "an ordinary user")
-	testkit.Need(t, "runc")
-	_, err := sandbox.NewCell(sandbox.CellRuntime("runc"))
-	var setup *sandbox.SetupError
-	require.True(t, errors.As(err, &setup), err)
-	require.Contains(t, setup.Hint, "run this program as root, or leave CellRuntime out")
+	for _, name := range walls {
+		t.Run(name, func(t *testing.T) {
+			testkit.Need(t, name)
+			if name != "runc" {
+				_, err := sandbox.NewCell(sandbox.CellRuntime(name))
+				runs.SetupError(t, err, name+" takes a process of root with CAP_SYS_ADMIN", "run this program as root, or leave CellRuntime out")
+				return
+			}
+			cell, in := newWalled(t, sandbox.CellRuntime(name))
+			require.Equal(t, "1000 sandbox", runs.Output(t, runs.Shell("echo $(id -u) $(hostname)", in)))
+			require.Equal(t, "busybox", runs.Output(t, runs.Shell("echo busybox", in, sandbox.WithRootfs(sandbox.DirRootfs(testkit.BusyboxRoot(t))))))
+			p := runs.Start(t, runs.Shell("exec sleep 1000", in, sandbox.WithReadOnlyBind("/etc/passwd", "/bound")))
+			require.Contains(t, inRun(t, p, "cat /bound"), "root:")
+			require.NoError(t, cell.Close())
+			_, err := p.Wait()
+			require.ErrorIs(t, err, sandbox.ErrCellLost)
+
+			mark := testkit.ALongTime()
+			host := testkit.HelperCommand(context.Background(), "walled", name, mark)
+			out, err := host.StdoutPipe()
+			require.NoError(t, err)
+			require.NoError(t, host.Start())
+			t.Cleanup(func() { _ = host.Process.Kill(); _ = host.Wait() })
+			_, err = bufio.NewReader(out).ReadString('\n')
+			require.NoError(t, err)
+			runtime := testkit.ChildrenOf(host.Process.Pid)
+			require.NotEmpty(t, runtime)
+			require.NoError(t, host.Process.Kill())
+			_ = host.Wait()
+			testkit.Eventually(t, "the run is gone", func() bool { return len(testkit.Running(mark)) == 0 })
+			testkit.Eventually(t, "the runtime is gone", func() bool {
+				return !slices.ContainsFunc(testkit.Processes(), func(pid int) bool { return slices.Contains(runtime, pid) })
+			})
+		})
+	}
 }
 
 // Check makes a cell with each runtime that is installed.

@@ -38,7 +38,7 @@ func deliver(t *testing.T, c *wall.Container, script string) (string, error) {
 	out, in, err := os.Pipe()
 	require.NoError(t, err)
 	c.Args, c.Stderr, c.Files = []string{"/bin/sh", "-c", script}, in, []*os.File{in}
-	err = l.Deliver(c, time.Minute)
+	err = l.Deliver(c, time.Minute, nil)
 	in.Close()
 	said, readErr := io.ReadAll(out)
 	require.NoError(t, readErr)
@@ -84,7 +84,12 @@ func TestGone(t *testing.T) {
 	l, err := Listen(filepath.Join(t.TempDir(), "run"))
 	require.NoError(t, err)
 	at := l.Addr().(*net.UnixAddr)
-	require.Error(t, l.Deliver(&wall.Container{}, time.Millisecond))
+	require.Error(t, l.Deliver(&wall.Container{}, time.Millisecond, nil))
+	gone := make(chan struct{})
+	close(gone)
+	other, err := Listen(filepath.Join(t.TempDir(), "run"))
+	require.NoError(t, err)
+	require.ErrorContains(t, other.Deliver(&wall.Container{}, time.Minute, gone), "has ended before")
 
 	conn, err := net.DialUnix("unixpacket", nil, at)
 	require.NoError(t, err)
@@ -92,7 +97,7 @@ func TestGone(t *testing.T) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	require.NoError(t, err)
 	defer null.Close()
-	require.Error(t, l.Deliver(&wall.Container{Stderr: null}, time.Minute))
+	require.Error(t, l.Deliver(&wall.Container{Stderr: null}, time.Minute, nil))
 
 	asked := make(chan error)
 	go func() { asked <- receive(at.Name) }()

@@ -37,6 +37,26 @@ var Capabilities = []string{"CAP_SETUID", "CAP_SETGID"}
 
 const socketName = "socket"
 
+// OwnFile leads to the file that this process executes.
+const OwnFile = "/proc/self/exe"
+
+// OwnPath returns the path of the file that this process executes, or "" if another has its name by
+// now, or none.
+func OwnPath() (string, error) {
+	is, err := os.Stat(OwnFile)
+	if err != nil {
+		return "", err
+	}
+	path, err := os.Readlink(OwnFile)
+	if err != nil {
+		return "", err
+	}
+	if there, err := os.Stat(path); err != nil || !os.SameFile(is, there) {
+		return "", nil
+	}
+	return path, nil
+}
+
 // order is what a receiver gets, with the descriptors of PID 1: its standard error and then those
 // from 3 on.
 type order struct {
@@ -61,12 +81,25 @@ func Listen(dir string) (*Listener, error) {
 }
 
 // Deliver waits for the receiver, puts it into the container's own cgroup, where PID 1 will be too,
-// and hands over what PID 1 is to have. It returns when PID 1 has been started.
-func (l *Listener) Deliver(c *wall.Container, timeout time.Duration) error {
+// and hands over what PID 1 is to have. It returns when PID 1 has been started, or when the
+// container is gone before its receiver has asked: then gone is closed.
+func (l *Listener) Deliver(c *wall.Container, timeout time.Duration, gone <-chan struct{}) error {
 	if err := l.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return err
 	}
+	delivered := make(chan struct{})
+	defer close(delivered)
+	go func() {
+		select {
+		case <-gone:
+			l.Close() // nobody will ask
+		case <-delivered:
+		}
+	}()
 	conn, err := l.AcceptUnix()
+	if errors.Is(err, net.ErrClosed) {
+		return errors.New("the container has ended before its first process asked what to start")
+	}
 	if err != nil {
 		return fmt.Errorf("waiting for the container's first process: %w", err)
 	}

@@ -37,7 +37,7 @@ func (w *Command) Start(c *Container) (Process, error) {
 	if err := os.Mkdir(c.Dir, 0o711); err != nil {
 		return nil, err
 	}
-	if err := mountPoints(c); err != nil {
+	if err := MountPoints(c.Rootfs, c.Binds); err != nil {
 		return nil, fmt.Errorf("making mount points: %w", err)
 	}
 	args, err := w.command(w.commandLine, c)
@@ -62,7 +62,14 @@ func (w *Command) Start(c *Container) (Process, error) {
 			join = append(join, filepath.Join(dir, "cgroup.procs"))
 		}
 	}
+	gate, open, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer gate.Close()
+	defer open.Close()
 	cmd := exec.Command("/bin/sh", append([]string{"-c", launch, "sh"}, append(append(join, "--"), args...)...)...)
+	cmd.Stdin = gate
 	cmd.Dir = "/"
 	cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, w.env...)
 	cmd.ExtraFiles = c.Files
@@ -73,12 +80,24 @@ func (w *Command) Start(c *Container) (Process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	if c.Adopt != nil { // with all that it starts
+		err = c.Adopt(cmd.Process.Pid)
+	}
+	if err == nil {
+		_, err = open.WriteString("\n")
+	}
+	if err != nil {
+		open.Close() // and it ends
+		_ = cmd.Wait()
+		return nil, err
+	}
 	return &command{cmd, w, c}, nil
 }
 
-// launch enters the cgroups that come before "--" and becomes the command after it.
+// launch enters the cgroups that come before "--", waits for a line, and becomes the command after
+// it.
 const launch = `while [ "$1" != -- ]; do echo $$ >"$1" || exit; shift; done; shift
-export LISTEN_PID=$$; exec "$@"`
+read -r go || exit; export LISTEN_PID=$$; exec "$@" </dev/null`
 
 func (p *command) Wait() (*os.ProcessState, error) {
 	err := p.Cmd.Wait()
@@ -92,17 +111,17 @@ func (p *command) Destroy() error { return Clean(p.wall.name, p.container.ID, p.
 // Explain implements Wall. The texts of runtimes are for people.
 func (*Command) Explain(error) (Why, bool) { return Other, false }
 
-// mountPoints makes what is mounted over in the container's root. All of it belongs to this process
+// MountPoints makes what is mounted over in a container's root. All of it belongs to this process
 // and is covered, or out of sight, once Finish has been executed.
-func mountPoints(c *Container) error {
+func MountPoints(rootfs string, binds []Bind) error {
 	// systemd-nspawn takes no directory without usr for a root.
 	for _, dir := range []string{"cell", "dev", "etc", "proc", "run", "sys", "tmp", "usr"} {
-		if err := os.Mkdir(filepath.Join(c.Rootfs, dir), 0o755); err != nil {
+		if err := os.Mkdir(filepath.Join(rootfs, dir), 0o755); err != nil {
 			return err
 		}
 	}
-	for _, b := range c.Binds {
-		at := filepath.Join(c.Rootfs, b.Destination)
+	for _, b := range binds {
+		at := filepath.Join(rootfs, b.Destination)
 		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
 			return err
 		}

@@ -29,8 +29,8 @@ type Guest struct {
 
 	Args, Env []string // of PID 1
 	Hostname  string
-	Files     []*os.File // the three streams, and those that PID 1 has besides
-	Gate      *os.File   // the container is made once a line can be read from it
+	Control   *os.File // PID 1's descriptor 3, beside a log and no input
+	Gate      *os.File // the container is made once a line can be read from it
 }
 
 // GuestMount is mounted in the root: a file or directory of the host, or an empty file system in
@@ -70,18 +70,21 @@ func (w *Command) StartGuest(g *Guest) (*exec.Cmd, error) {
 	if err := os.WriteFile(filepath.Join(g.Dir, "config.json"), b, 0o600); err != nil {
 		return nil, err
 	}
-	extra := g.Files[3:]
-	gate := 3 + len(extra)
-	args := []string{"-c", guestLaunch, "sh", g.Dir, lower, fmt.Sprint(gate)}
-	args = append(args, w.path, "--root="+filepath.Join(g.Dir, "state"), "--log="+g.log(), "--network=none", "--ignore-cgroups", g.overlay(), "run", "--bundle="+g.Dir)
-	for i := range extra {
-		args = append(args, fmt.Sprintf("--pass-fd=%d:%d", 3+i, 3+i))
+	// runsc's own complaints, and PID 1's.
+	log, err := os.OpenFile(g.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
 	}
-	cmd := exec.Command("/bin/sh", append(args, g.ID)...)
+	defer log.Close()
+	const control, gate = 3, 4
+	args := []string{"-c", guestLaunch, "sh", g.Dir, lower, fmt.Sprint(gate)}
+	args = append(args, w.path, "--root="+filepath.Join(g.Dir, "state"), "--log="+g.log(), "--network=none", "--ignore-cgroups", g.overlay(),
+		"run", "--bundle="+g.Dir, fmt.Sprintf("--pass-fd=%d:%d", control, control), g.ID)
+	cmd := exec.Command("/bin/sh", args...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = g.Files[0], g.Files[1], g.Files[2]
-	cmd.ExtraFiles = append(append([]*os.File{}, extra...), g.Gate)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{g.Control, g.Gate}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Setsid: true, Pdeathsig: unix.SIGKILL}
 	return cmd, cmd.Start()
 }
@@ -91,11 +94,18 @@ func (g *Guest) log() string { return filepath.Join(g.Dir, "log") }
 // Complaint returns the end of what runsc says about itself.
 func (g *Guest) Complaint() string {
 	const most = 2048
-	b, err := os.ReadFile(g.log())
-	if err != nil || len(b) == 0 {
+	f, err := os.Open(g.log())
+	if err != nil {
 		return ""
 	}
-	return ": " + strings.TrimSpace(string(b[max(0, len(b)-most):]))
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() == 0 {
+		return ""
+	}
+	b := make([]byte, most) // what gVisor's processes write has no bound
+	n, _ := f.ReadAt(b, max(0, info.Size()-most))
+	return ": " + strings.TrimSpace(string(b[:n]))
 }
 
 func (g *Guest) overlay() string {
@@ -106,8 +116,8 @@ func (g *Guest) overlay() string {
 }
 
 // guestCapabilities are those that PID 1 has, in gVisor's kernel and nowhere else: what it takes to
-// start the command as its user.
-var guestCapabilities = []string{"CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"}
+// start commands as their user, and to send them signals.
+var guestCapabilities = []string{"CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL"}
 
 // guestSpec describes the container in the words of the OCI runtime specification.
 func guestSpec(g *Guest) *specs.Spec {

@@ -32,9 +32,9 @@ func ociSpec(c *Container) *specs.Spec {
 	caps := c.capabilities()
 	if caps == nil {
 		// Not all that this kernel has: a runtime may refuse names that are newer than it
-		// is. A run's PID 1, which a further command enters by, is not dumpable
-		// (ptrace(2)).
-		caps = append(slices.Clip(hostCapabilities), "CAP_SYS_PTRACE")
+		// is. Private networks need raw sockets. A run's PID 1, which a further command
+		// enters by, is not dumpable (ptrace(2)).
+		caps = append(slices.Clip(hostCapabilities), "CAP_NET_RAW", "CAP_SYS_PTRACE")
 	}
 	s := &specs.Spec{
 		Version: "1.0.2",

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -20,6 +22,7 @@ type commandLine struct {
 	debian  string // the package that has it
 	module  string // the module that has its client, if it has no command line
 	pieces  bool   // a map of ids may have several extents
+	users   bool   // ordinary users can start it too
 
 	// command returns the runtime's arguments for a container, and writes the files that they
 	// name to Container.Dir.
@@ -36,13 +39,14 @@ type commandLine struct {
 
 // runtimes are those that spec.Runtimes names.
 var runtimes = []commandLine{
-	{name: "runc", program: "runc", debian: "runc", pieces: true, command: oci},
+	{name: "runc", program: "runc", debian: "runc", pieces: true, users: true, command: oci},
 	{name: "crun", program: "crun", debian: "crun", pieces: true, command: oci, hybrid: crunHybrid},
 	{name: "youki", program: "youki", pieces: true, command: oci},
 	{name: "systemd-nspawn", program: "systemd-nspawn", debian: "systemd-container", command: nspawn, env: nspawnEnv, joins: true, clean: nspawnClean},
 	{name: "lxc", program: "lxc-start", debian: "lxc", pieces: true, command: lxc, env: lxcEnv, clean: lxcClean},
 	{name: "runsc", program: "runsc"}, // see gvisor.go
 	{name: "docker", debian: "docker.io", module: "github.com/cellkit/sandbox/docker"},
+	{name: "libvirt", debian: "libvirt-daemon-system libvirt-daemon-driver-lxc", module: "github.com/cellkit/sandbox/libvirt"},
 }
 
 func named(name string) *commandLine {
@@ -51,6 +55,12 @@ func named(name string) *commandLine {
 		return nil
 	}
 	return &runtimes[i]
+}
+
+// ForUsers reports whether ordinary users can have cells by a runtime.
+func ForUsers(name string) bool {
+	r := named(name)
+	return r != nil && r.users
 }
 
 // Clean removes what a runtime has left of a container outside of the container's Dir and of
@@ -123,6 +133,12 @@ func Installed(name string) (Runtime, error) {
 		return m.Open()
 	}
 	path, err := exec.LookPath(r.program)
+	if err != nil && os.Geteuid() != 0 && r.users {
+		// Debian has it where an ordinary user's PATH does not lead.
+		if admin, adminErr := exec.LookPath(filepath.Join("/usr/sbin", r.program)); adminErr == nil {
+			path, err = admin, nil
+		}
+	}
 	if err != nil {
 		return nil, &MissingError{Runtime: r.name, Debian: r.debian, Err: err}
 	}

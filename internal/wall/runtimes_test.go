@@ -24,12 +24,14 @@ func TestRuntimes(t *testing.T) {
 	assert.Error(t, err)
 	assert.NoError(t, Clean("none", "0", "/nonexistent"))
 
-	// One whose client is in another module, which this program does not have.
-	var missing *MissingError
-	_, err = Installed("docker")
-	require.ErrorAs(t, err, &missing)
-	assert.Contains(t, missing.Remedy(), `import _ "github.com/cellkit/sandbox/docker"`)
-	assert.ErrorAs(t, Clean("docker", "0", "/nonexistent"), &missing)
+	// Those whose clients are in other modules, which this program does not have.
+	for _, name := range []string{"docker", "libvirt"} {
+		var missing *MissingError
+		_, err = Installed(name)
+		require.ErrorAs(t, err, &missing)
+		assert.Contains(t, missing.Remedy(), `import _ "github.com/cellkit/sandbox/`+name+`"`)
+		assert.ErrorAs(t, Clean(name, "0", "/nonexistent"), &missing)
+	}
 }
 
 // A path is one value to a runtime, whatever is in it.
