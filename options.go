@@ -136,7 +136,9 @@ func WithWaitDelay(d time.Duration) Option { return func(c *spec.Spec) { c.Super
 // For Exec the grace ends with killing what the command has started, as Exec says. A run of
 // WithHold has no command that could get it: there it is what its commands have without one of
 // their own. Default, and with a grace of 0: all is killed at once. As in os/exec, the signal goes
-// to the command alone, and one that it ignores has no effect but the delay.
+// to the command alone, and one that it ignores has no effect but the delay. A command that is just
+// being executed when its context ends gets the signal when it has been, and Start returns no
+// error.
 func WithStopSignal(sig os.Signal, grace time.Duration) Option {
 	number := -1
 	if s, ok := sig.(syscall.Signal); ok {

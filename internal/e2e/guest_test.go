@@ -4,9 +4,12 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -20,7 +23,10 @@ import (
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
+	"github.com/cellkit/sandbox/internal/testkit/walltest"
 )
+
+func init() { testkit.AddHelper("forge", forgeHelper) }
 
 // needGVisor skips the test where gVisor is not, which no package of Debian has.
 func needGVisor(t *testing.T) {
@@ -87,10 +93,7 @@ func TestGuestEnds(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 
 	p = runs.Start(t, shell("sleep 1000"))
-	_, err = p.Exec(ctx, sandbox.WithCommand("true"))
-	runs.SetupError(t, err, "kernel of its own")
 	runs.SetupError(t, p.Pause(), "kernel of its own")
-	runs.SetupError(t, p.Signal(unix.SIGTERM), "kernel of its own")
 	require.NoError(t, p.Kill())
 	_, err = p.Wait()
 	require.Equal(t, syscall.SIGKILL, runs.ExitError(t, err).Signal)
@@ -101,6 +104,161 @@ func TestGuestEnds(t *testing.T) {
 	require.ErrorIs(t, err, sandbox.ErrCellLost)
 	_, err = shell("true").Run(ctx)
 	require.ErrorIs(t, err, sandbox.ErrCellLost)
+}
+
+// Signals reach the command, and WithStopSignal ends it gently.
+func TestGuestSignals(t *testing.T) {
+	t.Parallel()
+	needGVisor(t)
+	_, shell := guests(t)
+	begun, cancel := context.WithCancel(testkit.Deadline(t))
+	defer cancel()
+	p, err := shell("trap 'echo one' USR1; trap 'echo term; exit 3' TERM; echo; while :; do sleep 0.01; done", sandbox.WithStdoutPipe(),
+		sandbox.WithStopSignal(unix.SIGTERM, testkit.Patience)).Start(begun)
+	require.NoError(t, err)
+	lines := bufio.NewScanner(p.StdoutPipe())
+	require.True(t, lines.Scan())
+	require.NoError(t, p.Signal(unix.SIGUSR1))
+	require.True(t, lines.Scan())
+	require.Equal(t, "one", lines.Text())
+	cancel()
+	require.True(t, lines.Scan())
+	require.Equal(t, "term", lines.Text())
+	result, err := p.Wait()
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, 3, result.ExitCode)
+	require.ErrorIs(t, p.Signal(unix.SIGUSR1), os.ErrProcessDone)
+}
+
+// Further commands are in the run, and are what options say.
+func TestGuestExec(t *testing.T) {
+	t.Parallel()
+	needGVisor(t)
+	_, shell := guests(t)
+	ctx := testkit.Deadline(t)
+	p := runs.Start(t, shell("echo >/tmp/there; exec sleep 1000", sandbox.WithEnv("A=a", "B=b"), sandbox.WithStopSignal(unix.SIGTERM, testkit.Patience)))
+	testkit.Eventually(t, "the run is ready", func() bool {
+		x, err := p.Exec(ctx, sandbox.WithCommand("test", "-e", "/tmp/there"))
+		if err != nil {
+			return false
+		}
+		_, err = x.Wait()
+		return err == nil
+	})
+	require.Equal(t, "1000 1000 a c /tmp in 0000000000000000 0000000000000000", inRun(t, p, `cd $PWD; echo $(id -u) $(id -g) $A $B $PWD $(cat) $(awk '/^Cap(Prm|Bnd)/ { print $2 }' /proc/self/status)`,
+		sandbox.WithEnv("B=c"), sandbox.WithDir("/tmp"), sandbox.WithStdin(strings.NewReader("in"))))
+	require.Equal(t, "1", inRun(t, p, "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -c ^1000$"))
+	_, err := p.Exec(ctx, sandbox.WithCommand("no-such-command"))
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	_, err = p.Exec(ctx, sandbox.WithCommand("true"), sandbox.WithTerminal(24, 80))
+	var wrong *sandbox.OptionError
+	require.ErrorAs(t, err, &wrong)
+	_, err = execute(t, p, script("exit 4")...).Wait()
+	require.Equal(t, 4, runs.ExitError(t, err).ExitCode)
+	_, err = execute(t, p, script("sleep 1000", sandbox.WithTimeout(100*time.Millisecond), sandbox.WithStopSignal(unix.SIGTERM, 0))...).Wait()
+	require.ErrorIs(t, err, sandbox.ErrTimeout)
+	require.Equal(t, syscall.SIGKILL, runs.ExitError(t, err).Signal)
+
+	// What it has started ends with it, if it is killed or asked to end; nothing else does.
+	left := "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -c ^2000$; true"
+	for name, end := range map[string]func(x *sandbox.Process) error{"kill": (*sandbox.Process).Kill, "close": (*sandbox.Process).Close} {
+		x := execute(t, p, script("sleep 2000 & setsid sleep 2000 & trap 'exit 5' TERM; echo; while :; do sleep 0.01; done", sandbox.WithStdoutPipe())...)
+		_, err := bufio.NewReader(x.StdoutPipe()).ReadString('\n')
+		require.NoError(t, err)
+		testkit.Eventually(t, name+": all are there", func() bool { return inRun(t, p, left) == "2" })
+		require.NoError(t, end(x))
+		result, err := x.Wait()
+		runs.ExitError(t, err)
+		require.Equal(t, map[string]int{"kill": -1, "close": 5}[name], result.ExitCode, name)
+		testkit.Eventually(t, name+": none is left", func() bool { return inRun(t, p, left) == "0" })
+	}
+
+	x := execute(t, p, script("sleep 1000")...)
+	require.NoError(t, p.Kill())
+	_, err = x.Wait()
+	require.Equal(t, sandbox.RunEnded, runs.ExitError(t, err).Reason)
+	_, err = p.Wait()
+	require.Equal(t, sandbox.Signaled, runs.ExitError(t, err).Reason)
+	_, err = p.Exec(ctx, sandbox.WithCommand("true"))
+	require.ErrorIs(t, err, os.ErrProcessDone)
+}
+
+// A run of root can't report an end of its own making: PID 1's descriptor is out of its reach, by
+// ways that reach the one of a child.
+func TestAttackForge(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "root")
+	testForge(t, "child: link open")
+}
+
+func TestAttackGuestForge(t *testing.T) {
+	t.Parallel()
+	needGVisor(t)
+	_, in := newWalled(t, sandbox.CellRuntime("runsc"))
+	testForge(t, "child: link open getfd trace", in)
+}
+
+func testForge(t *testing.T, child string, opts ...sandbox.Option) {
+	var out bytes.Buffer
+	_, err := runs.Helper("forge").With(opts...).With(sandbox.WithUser(0, 0), sandbox.WithStdout(&out)).Run(testkit.Deadline(t))
+	require.Equal(t, 7, runs.ExitError(t, err).ExitCode)
+	require.True(t, strings.HasPrefix(out.String(), child), out.String())
+	require.True(t, strings.HasSuffix(out.String(), "\nPID 1:\n"), out.String())
+}
+
+// forgeHelper prints by which ways it reaches descriptor 3 of a child, and of PID 1, and exits with
+// status 7.
+func forgeHelper([]string) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	child := exec.Command("sleep", "1000")
+	child.ExtraFiles = []*os.File{w}
+	if err := child.Start(); err != nil {
+		return err
+	}
+	for _, of := range []struct {
+		name string
+		pid  int
+	}{{"child", child.Process.Pid}, {"PID 1", 1}} {
+		fmt.Println(strings.Join(append([]string{of.name + ":"}, waysTo(of.pid)...), " "))
+	}
+	_ = child.Process.Kill()
+	os.Exit(7)
+	return nil
+}
+
+func waysTo(pid int) (ways []string) {
+	path := fmt.Sprintf("/proc/%d/fd/3", pid)
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	for _, way := range []struct {
+		name string
+		try  func() error
+	}{
+		{"link", func() error { _, err := os.Readlink(path); return err }},
+		{"open", func() error {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err == nil {
+				f.Close()
+			}
+			return err
+		}},
+		{"getfd", func() error {
+			if err != nil {
+				return err
+			}
+			_, err := unix.PidfdGetfd(pidfd, 3, 0)
+			return err
+		}},
+		{"trace", func() error { return unix.PtraceSeize(pid) }},
+	} {
+		if way.try() == nil {
+			ways = append(ways, way.name)
+		}
+	}
+	return ways
 }
 
 // The limit of memory is that of the run with its kernel.
@@ -121,9 +279,10 @@ func TestGuestRoot(t *testing.T) {
 	top := filepath.Join(t.TempDir(), "a:b,c")
 	require.NoError(t, os.Mkdir(top, 0o755))
 	require.NoError(t, os.WriteFile(filepath.Join(top, "above"), []byte("above\n"), 0o644))
+	require.NoError(t, os.MkdirAll(filepath.Join(top, ".sandbox", "theirs"), 0o755)) // where PID 1's file is
 	of := sandbox.WithRootfs(sandbox.LayersRootfs(root, top))
 	require.Equal(t, "above", runs.Output(t, shell("cat /above; touch /new 2>/dev/null && echo writable; true", of)))
-	require.Equal(t, "new", runs.Output(t, shell("echo new >/new && cat /new", of, sandbox.WithWritableRoot(sandbox.MiB), sandbox.WithUser(0, 0))))
+	require.Equal(t, "new", runs.Output(t, shell("echo new >/new && cat /new && ls /.sandbox | grep theirs; test -f /.sandbox/program", of, sandbox.WithWritableRoot(sandbox.MiB), sandbox.WithUser(0, 0))))
 	require.NoFileExists(t, filepath.Join(top, "new"))
 
 	shared := t.TempDir()
@@ -141,7 +300,7 @@ func TestGuestRoot(t *testing.T) {
 func TestGuestKilledHost(t *testing.T) {
 	t.Parallel()
 	needGVisor(t)
-	host := testkit.HelperCommand(context.Background(), "walled", "runsc", testkit.ALongTime())
+	host := testkit.HelperCommand(context.Background(), walltest.Helper, "runsc", testkit.ALongTime())
 	out, err := host.StdoutPipe()
 	require.NoError(t, err)
 	host.Stderr = os.Stderr
@@ -149,20 +308,13 @@ func TestGuestKilledHost(t *testing.T) {
 	t.Cleanup(func() { _ = host.Process.Kill(); _ = host.Wait() })
 	_, err = bufio.NewReader(out).ReadString('\n')
 	require.NoError(t, err)
-	id := cellOf(host.Process.Pid)
+	id := walltest.CellOf(host.Process.Pid)
 	require.NotEmpty(t, belongs(id))
 	require.NoError(t, host.Process.Kill())
 	_ = host.Wait()
 	testkit.Eventually(t, "gVisor is gone", func() bool { return len(belongs(id)) == 0 })
-	c, err := sandbox.NewCell() // sweeps
-	require.NoError(t, err)
-	require.NoError(t, c.Close())
-	for _, dir := range []string{"/run", "/sys/fs/cgroup"} {
-		_ = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, _ error) error {
-			require.NotContains(t, path, id)
-			return nil
-		})
-	}
+	walltest.Sweep(t)
+	walltest.NoFiles(t, id)
 }
 
 // What breaks out of the run's kernel is in the processes of gVisor: in namespaces of their own, in

@@ -340,3 +340,28 @@ func TestExtraFiles(t *testing.T) {
 	_, err = runs.Shell("", sandbox.WithExtraFiles(r1)).Run(testkit.Deadline(t))
 	require.Error(t, err, "a closed file")
 }
+
+// A command that asks to be traced by its parent, as some do to keep debuggers away, goes on with
+// its signals, and neither its end nor that of a child of init is taken from its stops.
+func TestRootlessTraced(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "python3")
+	const script = `import ctypes, os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: print("got", flush=True))
+if ctypes.CDLL(None).ptrace(0, 0, 0, 0) != 0: sys.exit("it may not")
+os.kill(os.getpid(), signal.SIGUSR1)
+if sys.argv[1] == "exec": os.execv("/bin/sh", ["sh", "-c", "echo executed; exit 4"])
+os.kill(os.getpid(), signal.SIGKILL)`
+	for how, want := range map[string]string{"exec": "got\nexecuted\n", "kill": "got\n"} {
+		var out bytes.Buffer
+		res, err := sandbox.New(sandbox.WithCommand("/usr/bin/python3", "-c", script, how), sandbox.WithStdout(&out)).Run(testkit.Deadline(t))
+		var exit *sandbox.ExitError
+		require.ErrorAs(t, err, &exit)
+		require.Equal(t, want, out.String())
+		if how == "exec" {
+			require.Equal(t, 4, res.ExitCode)
+		} else {
+			require.Equal(t, syscall.SIGKILL, res.Signal)
+		}
+	}
+}

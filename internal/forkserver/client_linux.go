@@ -339,8 +339,14 @@ func (c *Conn) Hand(image []byte, files []int) error {
 	return nil
 }
 
-// send sends one message.
-func (c *Conn) send(b []byte, files []int) error {
+// Send sends one message, and does not wait for the other end to take it: the error is unix.EAGAIN
+// if too much is there that it has not taken. The files stay open and the caller's.
+func (c *Conn) Send(b []byte, files ...int) error { return c.message(b, files, false) }
+
+// send sends one message, and waits until there is room for it.
+func (c *Conn) send(b []byte, files []int) error { return c.message(b, files, true) }
+
+func (c *Conn) message(b []byte, files []int, wait bool) error {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
 		return err
@@ -352,7 +358,7 @@ func (c *Conn) send(b []byte, files []int) error {
 	var sendErr error
 	err = raw.Write(func(fd uintptr) bool {
 		sendErr = unix.Sendmsg(int(fd), b, oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
-		return sendErr != unix.EAGAIN && sendErr != unix.EINTR
+		return sendErr != unix.EINTR && (sendErr != unix.EAGAIN || !wait)
 	})
 	return errors.Join(err, sendErr)
 }

@@ -1,181 +1,141 @@
 //go:build linux
 
 // Package guest is PID 1 of a run that has a kernel of its own, in a container of gVisor: this
-// program's own file, which starts the command there, reaps, and reports the command's start and
-// its end. It looks at nothing but its arguments and one variable.
+// program's own file, which starts the commands there, reaps, passes signals on, and reports the
+// commands' starts and ends as PID 1 of another run does. It also has the host's side of that.
 package guest
 
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"runtime"
-	"slices"
-	"syscall"
-	"time"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/forkserver"
-	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// name is the first argument and variable the only one of the environment: they make a process of
+// name is the only argument and variable the only one of the environment: they make a process of
 // this program such a PID 1.
 const (
 	name     = "sandbox-guest"
 	variable = "_SANDBOX_GUEST"
 )
 
-// ReportFD is the descriptor to which it reports.
-const ReportFD = 3
+// Args and Env are the arguments and the environment of PID 1. Nothing of a command is in them,
+// because PID 1's loader and Go's runtime would heed what is in its environment, such as
+// LD_PRELOAD.
+var (
+	Args = []string{name}
+	Env  = []string{variable + "=1"}
+)
 
-// Conduct is how the command is started.
-type Conduct struct {
-	Dir      string
-	UID, GID int
-	Groups   []int
-	Env      int // how many of PID 1's arguments are the command's environment, before its own
+// ControlFD is the descriptor from which PID 1 takes what to start. It is a socket, as those to
+// which it reports, which /proc can't open again. The first command is the run's: with it, the run
+// ends.
+const ControlFD = 3
+
+// Command is what PID 1 starts.
+type Command struct {
+	Dir       string
+	UID, GID  int
+	Groups    []int
+	Argv, Env []string
 }
 
-// Line returns the arguments and the environment of PID 1 for a command with the given ones. The
-// command's environment is among the arguments, because PID 1's loader and Go's runtime would heed
-// what is in it, such as LD_PRELOAD.
-func (c Conduct) Line(argv, env []string) (args, environ []string) {
-	c.Env = len(env)
-	b, err := json.Marshal(c)
-	if err != nil { // it has nothing but numbers and a string
-		panic(err)
-	}
-	return slices.Concat([]string{name}, env, argv), []string{variable + "=" + string(b)}
+// description is how a Command is passed on: no text is changed by its encoding.
+type description struct {
+	Dir       []byte
+	UID, GID  int
+	Groups    []int
+	Argv, Env []byte // their strings end with a zero byte
 }
 
-// Report is what PID 1 says: once that the command was executed, or why not, and once how it ended.
-type Report struct {
-	Started bool
-	Dir     bool          `json:",omitempty"` // Errno is of Conduct.Dir
-	Errno   syscall.Errno `json:",omitempty"`
-
-	Ended              bool               `json:",omitempty"`
-	Status             syscall.WaitStatus `json:",omitempty"`
-	UserCPU, SystemCPU time.Duration      `json:",omitempty"`
-	MaxRSS             uint64             `json:",omitempty"` // bytes
+func zeroed(list []string) []byte {
+	var b []byte
+	for _, s := range list {
+		b = append(append(b, s...), 0)
+	}
+	return b
 }
 
-// mostReports is more than all reports of a run take.
-const mostReports = 4 << 10
-
-// Reports decodes what a run says, of which no more is read than reports can take.
-func Reports(r io.Reader) *json.Decoder { return json.NewDecoder(io.LimitReader(r, mostReports)) }
-
-func init() {
-	how, ok := os.LookupEnv(variable)
-	if len(os.Args) < 3 || os.Args[1] != name || !ok || forkserver.Privileged() {
-		return
+func unzeroed(b []byte) []string {
+	if len(b) == 0 {
+		return nil
 	}
-	runtime.LockOSThread() // the command inherits from this thread
-	if err := serve(how, os.Args[2:]); err != nil {
-		fmt.Fprintln(os.Stderr, "sandbox: PID 1 in gVisor:", err)
-		unix.Exit(1)
-	}
-	unix.Exit(0)
+	return strings.Split(strings.TrimSuffix(string(b), "\x00"), "\x00")
 }
 
-func serve(how string, args []string) error {
-	var c Conduct
-	if err := json.Unmarshal([]byte(how), &c); err != nil {
-		return err
-	}
-	if c.Env < 0 || c.Env >= len(args) {
-		return errors.New("there is no command")
-	}
-	unix.CloseOnExec(ReportFD)
-	out := json.NewEncoder(os.NewFile(ReportFD, "reports"))
-	// No signal that a run of root sends it does anything.
-	signal.Notify(make(chan os.Signal, 1))
-	pid, failed, err := c.start(args[c.Env:], args[:c.Env])
+// file returns an open file with the command's description.
+func (c *Command) file() (*os.File, error) {
+	fd, err := unix.MemfdCreate("command", unix.MFD_CLOEXEC)
 	if err != nil {
-		return err
+		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	if failed != nil {
-		return out.Encode(failed)
+	f := os.NewFile(uintptr(fd), "command")
+	b, err := json.Marshal(description{[]byte(c.Dir), c.UID, c.GID, c.Groups, zeroed(c.Argv), zeroed(c.Env)})
+	if err == nil {
+		_, err = f.WriteAt(b, 0) // it is read from its beginning
 	}
-	if err := out.Encode(Report{Started: true}); err != nil {
-		return err
-	}
-	end, err := await(pid)
 	if err != nil {
-		return err
+		f.Close()
+		return nil, err
 	}
-	return out.Encode(end)
+	return f, nil
 }
 
-// start starts the command, without capabilities: executing a file gives root what the bounding set
-// has, so that is emptied.
-func (c *Conduct) start(argv, env []string) (pid int, failed *Report, err error) {
-	if err := dropBounding(); err != nil {
-		return 0, nil, err
+func readCommand(r io.Reader) (*Command, error) {
+	var d description
+	if err := json.NewDecoder(r).Decode(&d); err != nil {
+		return nil, err
 	}
-	groups := make([]uint32, len(c.Groups))
-	for i, gid := range c.Groups {
-		groups[i] = uint32(gid)
+	c := &Command{string(d.Dir), d.UID, d.GID, d.Groups, unzeroed(d.Argv), unzeroed(d.Env)}
+	if len(c.Argv) == 0 {
+		return nil, errors.New("there is no command")
 	}
-	attr := &syscall.ProcAttr{
-		Dir: c.Dir, Env: env, Files: []uintptr{0, 1, 2},
-		Sys: &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: uint32(c.UID), Gid: uint32(c.GID), Groups: groups}},
-	}
-	var errno error = syscall.ENOENT
-	for _, path := range spec.LookupList(argv[0], env) {
-		pid, e := syscall.ForkExec(path, argv, attr)
-		switch e {
-		case nil:
-			return pid, nil, nil
-		case syscall.ENOENT, syscall.ENOTDIR:
-		case syscall.EACCES:
-			errno = e // as execvp(3): another place may have one
-		default:
-			return 0, c.failure(e), nil
-		}
-	}
-	return 0, c.failure(errno), nil
+	return c, nil
 }
 
-// failure says what a command could not be started for.
-func (c *Conduct) failure(err error) *Report {
-	errno, _ := err.(syscall.Errno)
-	info, statErr := os.Stat(c.Dir)
-	return &Report{Errno: errno, Dir: statErr != nil || !info.IsDir()}
+// Start asks PID 1, whose socket control is, to start a command with the three streams. It returns
+// the socket to which PID 1 reports that command's events: Started or Failed, whose Index is InDir
+// if the working directory is to blame, and Exited.
+func Start(control *forkserver.Conn, c *Command, streams []int) (*forkserver.Conn, error) {
+	of, err := c.file()
+	if err != nil {
+		return nil, err
+	}
+	defer of.Close()
+	conn, far, err := forkserver.NewConn()
+	if err != nil {
+		return nil, err
+	}
+	defer far.Close()
+	if err := control.Send([]byte{0}, append([]int{int(far.Fd()), int(of.Fd())}, streams...)...); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
 }
 
-// dropBounding takes all capabilities from the bounding set.
-func dropBounding() error {
-	for n := uintptr(0); n < 64; n++ {
-		if err := unix.Prctl(unix.PR_CAPBSET_DROP, n, 0, 0, 0); err == unix.EINVAL {
-			break // there are no more
-		} else if err != nil {
-			return fmt.Errorf("prctl(PR_CAPBSET_DROP): %w", err)
-		}
-	}
-	return nil
-}
+// InDir is the Index of a Failed event that is about the working directory.
+const InDir = 1
 
-// await reaps until the command has ended.
-func await(pid int) (Report, error) {
-	for {
-		var status unix.WaitStatus
-		var used unix.Rusage
-		switch got, err := unix.Wait4(-1, &status, unix.WALL, &used); {
-		case err == unix.EINTR:
-		case err != nil:
-			return Report{}, fmt.Errorf("wait4: %w", err)
-		case got == pid:
-			return Report{
-				Ended: true, Status: syscall.WaitStatus(status),
-				UserCPU: time.Duration(used.Utime.Nano()), SystemCPU: time.Duration(used.Stime.Nano()), MaxRSS: uint64(used.Maxrss) << 10,
-			}, nil
-		}
-	}
-}
+// What the host says about a command, in messages of two bytes on the command's socket: one of
+// these, and a signal. The end of the socket has PID 1 kill the command, and what it has started.
+const (
+	send = iota // the signal
+	stop        // send the signal, and kill at the command's end what it has started by now
+)
+
+// Signal has PID 1 send a signal to the command. It does not wait for that.
+func Signal(conn *forkserver.Conn, s unix.Signal) error { return conn.Send([]byte{send, byte(s)}) }
+
+// Stop has PID 1 send a signal to a further command that is to end. What the command has started by
+// now is killed at its end.
+func Stop(conn *forkserver.Conn, s unix.Signal) error { return conn.Send([]byte{stop, byte(s)}) }
+
+// Kill has PID 1 kill a further command, with what it has started. It is the last word on its
+// socket, and needs no room in it.
+func Kill(conn *forkserver.Conn) error { return conn.HangUp() }

@@ -5,6 +5,7 @@ package program
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -211,7 +212,7 @@ func TestMkdirAllMakesWhatIsMissing(t *testing.T) {
 }
 
 func TestParseEvent(t *testing.T) {
-	want := Event{Kind: Failed, Index: 7, Errno: 13, Status: 256}
+	want := Event{Kind: Failed, Index: 7, Errno: 13, Status: 256, UserCPU: time.Second, SystemCPU: 3 * time.Microsecond, MaxRSS: 1 << 20}
 	got, err := ParseEvent(want.Marshal())
 	require.NoError(t, err)
 	require.Equal(t, want, got)

@@ -93,11 +93,14 @@ func PutEvent[E ~uintptr](b []byte, k Kind, errno E) {
 	native.PutUint32(b[8:], uint32(errno))
 }
 
-// Marshal encodes an event without its usage.
+// Marshal encodes an event.
 func (e Event) Marshal() []byte {
 	b := make([]byte, 0, EventSize)
 	for _, v := range [...]uint32{uint32(e.Kind), e.Index, e.Errno, e.Status} {
 		b = native.AppendUint32(b, v)
 	}
-	return append(b, make([]byte, EventSize-len(b))...)
+	for _, v := range [...]uint64{uint64(e.UserCPU.Microseconds()), uint64(e.SystemCPU.Microseconds()), e.MaxRSS / 1024} {
+		b = native.AppendUint64(b, v)
+	}
+	return b
 }

@@ -269,6 +269,19 @@ func slot(s *state, i uint64) *int32 {
 	return (*int32)(unsafe.Add(unsafe.Pointer(&s.slots), i*4))
 }
 
+// release lets a process go on that has stopped because it made init its tracer (PTRACE_TRACEME),
+// as nobody traces it: ptrace(2). What it has stopped for, the end of an exec apart, it gets.
+//
+//go:nosplit
+//go:norace
+func release(pid uintptr, status uint32) {
+	signal := uintptr(status >> 8 & 0xff)
+	if signal == uintptr(unix.SIGTRAP) {
+		signal = 0
+	}
+	sys(unix.SYS_PTRACE, unix.PTRACE_DETACH, pid, 0, signal, 0, 0)
+}
+
 // reap is the rest of init's life: it reaps orphans until the command ends, reports that, and
 // exits, which kills everything that is left in the run.
 //
@@ -284,7 +297,9 @@ func reap(s *state, command uintptr) {
 		if errno != 0 {
 			exit(126)
 		}
-		if pid == command {
+		if s.status&0xff == 0x7f {
+			release(pid, s.status)
+		} else if pid == command {
 			break
 		}
 	}

@@ -101,8 +101,8 @@ func (r *Run) setOver() {
 	if r.state.grace != nil {
 		r.state.grace.Stop()
 	}
-	for _, k := range r.state.family {
-		k.kill() // what was there when the command was asked to end is to end too
+	for _, m := range r.state.family {
+		m.Kill() // what was there when the command was asked to end is to end too
 	}
 }
 
@@ -110,9 +110,6 @@ func (r *Run) setOver() {
 func (r *Run) awaitExit() (program.Event, bool) {
 	if r.exited != nil {
 		return *r.exited, true
-	}
-	if r.guest != nil {
-		return r.guest.awaitEnd()
 	}
 	m, err := r.conn.Next()
 	if m.File != nil {

@@ -29,8 +29,8 @@ import (
 type execs struct {
 	mu    sync.Mutex
 	ended bool
-	all   map[*Run]context.CancelFunc // of their starts
-	none  sync.WaitGroup              // of all
+	all   map[*Run]context.CancelCauseFunc // of their starts
+	none  sync.WaitGroup                   // of all
 
 	last    *spec.Spec // the one whose command is
 	command *command
@@ -41,11 +41,12 @@ func (r *Run) Exec(ctx context.Context, set func(*spec.Spec)) (*Run, error) {
 	if r.in != nil {
 		return r.in.Exec(ctx, set)
 	}
-	if err := r.noGuest("Exec"); err != nil {
-		return nil, err
-	}
 	conf, err := r.current().Exec(set)
-	if err = errors.Join(append([]error{err}, checkOpen(&conf.Streams)...)...); err != nil {
+	errs := append([]error{err}, checkOpen(&conf.Streams)...)
+	if r.guest != nil {
+		errs = append(errs, conf.CheckGuestCommand()...)
+	}
+	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	if r.isPaused() {
@@ -53,6 +54,9 @@ func (r *Run) Exec(ctx context.Context, set func(*spec.Spec)) (*Run, error) {
 	}
 	if ctx.Err() != nil {
 		return nil, fault.NotStarted(ctx)
+	}
+	if r.guest != nil {
+		return r.execInGuest(ctx, conf)
 	}
 	plan, err := r.plan.Join()
 	if err != nil {
@@ -62,18 +66,23 @@ func (r *Run) Exec(ctx context.Context, set func(*spec.Spec)) (*Run, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.startExec(ctx, conf, plan, command)
+	return r.execByPlan(ctx, conf, plan, command)
 }
 
-func (r *Run) startExec(ctx context.Context, conf *spec.Spec, plan *compile.Plan, command *program.Program) (*Run, error) {
+func (r *Run) execByPlan(ctx context.Context, conf *spec.Spec, plan *compile.Plan, command *program.Program) (*Run, error) {
 	from := recipe{engine: r.engine, cell: r.cell, plan: plan, limits: r.limits}
 	x := &Run{clone: &clone{recipe: from, program: plan.Run, spec: conf, joins: true, group: r.group, refused: r.refused, gone: make(chan struct{})}, in: r, done: make(chan struct{})}
-	starting, started := context.WithCancel(ctx)
-	defer started()
-	if !r.execs.add(x, started) {
+	return r.startExec(ctx, x, func(ctx context.Context) error { return x.join(ctx, command) })
+}
+
+// startExec starts a further command by join.
+func (r *Run) startExec(ctx context.Context, x *Run, join func(context.Context) error) (*Run, error) {
+	starting, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if !r.execs.add(x, cancel) {
 		return nil, os.ErrProcessDone
 	}
-	if err := x.join(starting, command); err != nil {
+	if err := join(starting); err != nil {
 		x.abandon()
 		if x.streams != nil {
 			x.streams.Close()
@@ -166,14 +175,14 @@ func pidOf(pidfd *os.File) (pid int, err error) {
 }
 
 // add adds one that is about to start. It reports false if the run has ended.
-func (e *execs) add(x *Run, cancel context.CancelFunc) bool {
+func (e *execs) add(x *Run, cancel context.CancelCauseFunc) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.ended {
 		return false
 	}
 	if e.all == nil {
-		e.all = map[*Run]context.CancelFunc{}
+		e.all = map[*Run]context.CancelCauseFunc{}
 	}
 	e.all[x] = cancel
 	e.none.Go(func() {
@@ -190,7 +199,7 @@ func (e *execs) end() {
 	e.mu.Lock()
 	e.ended = true
 	for _, cancel := range e.all {
-		cancel()
+		cancel(errRunEnds)
 	}
 	e.mu.Unlock()
 	e.none.Wait()

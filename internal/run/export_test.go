@@ -66,5 +66,5 @@ func (r *Run) ExecWith(ctx context.Context, set func(*spec.Spec), plan *compile.
 	if err != nil {
 		return nil, err
 	}
-	return r.startExec(ctx, conf, plan, command)
+	return r.execByPlan(ctx, conf, plan, command)
 }

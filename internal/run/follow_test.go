@@ -4,6 +4,7 @@ package run
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"testing"
@@ -18,8 +19,8 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// scriptedRun returns a run whose events the test sends.
-func scriptedRun(t *testing.T) (*clone, func(...program.Kind)) {
+// scriptedRun returns a run whose events the test sends, and its end of the run's socket.
+func scriptedRun(t *testing.T) (*clone, func(...program.Kind), int) {
 	t.Helper()
 	client, control, err := forkserver.NewClient()
 	require.NoError(t, err)
@@ -51,7 +52,7 @@ func scriptedRun(t *testing.T) (*clone, func(...program.Kind)) {
 			}
 			require.NoError(t, unix.Sendmsg(fds[0], program.Event{Kind: k}.Marshal(), rights, nil, 0))
 		}
-	}
+	}, fds[0]
 }
 
 // TestFollow puts Cloned, the event of the fork server, at every place among the events of the run:
@@ -59,7 +60,7 @@ func scriptedRun(t *testing.T) (*clone, func(...program.Kind)) {
 func TestFollow(t *testing.T) {
 	words := []program.Kind{program.Ready, program.Waiting}
 	for at := range 3 {
-		r, say := scriptedRun(t)
+		r, say, _ := scriptedRun(t)
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		follow := func(until program.Kind) {
@@ -75,11 +76,54 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// A command that has been handed over when its context ends is awaited for the grace of
+// WithStopSignal, and is a process then, which gets the signal.
+func TestFollowGrace(t *testing.T) {
+	b := program.NewBuilder()
+	b.Call("getpid", unix.SYS_GETPID)
+	command, err := b.Program()
+	require.NoError(t, err)
+	for _, test := range []struct {
+		grace   time.Duration
+		started bool
+		runEnds bool
+	}{{grace: time.Minute, started: true}, {grace: 0}, {grace: time.Millisecond}, {grace: time.Minute, runEnds: true}} {
+		ready, say, far := scriptedRun(t)
+		r := &Run{clone: ready}
+		say(program.Cloned, program.Ready, program.Waiting)
+		ctx, cancel := context.WithCancelCause(context.Background())
+		require.NoError(t, r.follow(ctx, program.Waiting))
+		next := func() {
+			_, err := unix.Read(far, make([]byte, 1<<16))
+			require.NoError(t, err)
+		}
+		next() // that it may go on
+		conf := described("true")
+		conf.Supervision.StopGrace = test.grace
+		done := make(chan error)
+		go func() { done <- r.execute(ctx, conf, command) }()
+		next()
+		cause := errors.New("enough")
+		if test.runEnds {
+			cause = errRunEnds
+		}
+		cancel(cause)
+		if test.started {
+			time.Sleep(10 * time.Millisecond) // an interruption would come at once
+			say(program.Started)
+			require.NoError(t, <-done)
+		} else {
+			require.ErrorIs(t, <-done, cause, test.grace)
+		}
+		r.streams.Close()
+	}
+}
+
 // TestFollowLiar sends events of a run too early. None takes its start further.
 func TestFollowLiar(t *testing.T) {
 	for _, words := range [][]program.Kind{{program.Waiting}, {program.Started}, {program.Cloned, program.Started},
 		{program.Ready, program.Started}, {program.Finished}} {
-		r, say := scriptedRun(t)
+		r, say, _ := scriptedRun(t)
 		say(words...)
 		require.ErrorContains(t, r.follow(context.Background(), program.Ready), "unexpected event", "%v", words)
 	}
@@ -92,7 +136,7 @@ func TestFollowNoTerminal(t *testing.T) {
 		require.NoError(t, err)
 		return f
 	}
-	r, _ := scriptedRun(t)
+	r, _, _ := scriptedRun(t)
 	require.ErrorContains(t, r.adoptTerminal(open()), "unexpected event terminal")
 	r.command, r.spec = &program.Program{}, described("true")
 	require.ErrorContains(t, r.adoptTerminal(open()), "unexpected event terminal")

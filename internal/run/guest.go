@@ -4,9 +4,9 @@ package run
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"runtime"
@@ -16,6 +16,7 @@ import (
 
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/forkserver"
 	"github.com/cellkit/sandbox/internal/guest"
 	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/spec"
@@ -26,13 +27,12 @@ import (
 // the runtime's command stands for it: PID 1 of a pid namespace with all of gVisor's processes for
 // this run, and a child of this process.
 
-// guestRun is what such a run has in place of a clone's connection.
+// guestRun is what such a run, and its further commands, have besides.
 type guestRun struct {
 	wall.Guest
 	place   *cell.Guest
-	ends    bool // the cell does
-	reports *json.Decoder
-	pipe    *os.File // where they come from
+	ends    bool             // the run is to end without a reason of its own
+	control *forkserver.Conn // by which PID 1 is asked for commands
 }
 
 // startGuest makes a run in a cell of gVisor, and returns once its command was executed.
@@ -85,12 +85,17 @@ func (r *Run) bootGuest(ctx context.Context) error {
 	if err := r.guestRoot(); err != nil {
 		return &fault.SetupError{Stage: "root", Err: err}
 	}
-	conduct := guest.Conduct{Dir: r.spec.Command.Dir, UID: r.spec.Namespaces.UID, GID: r.spec.Namespaces.GID, Groups: r.spec.Namespaces.Groups}
-	if conduct.Dir == "" {
-		conduct.Dir = spec.HomeDir
+	control, far, err := forkserver.NewConn()
+	if err != nil {
+		return &fault.SetupError{Stage: "runsc", Err: err}
 	}
-	args, env := conduct.Line(r.spec.Command.Argv, r.spec.Command.Environ())
-	g.Args, g.Env = append(g.Args, args...), env
+	g.control, g.Control = control, far
+	g.Args, g.Env = append(g.Args, guest.Args...), guest.Env
+	err = r.askGuest() // which PID 1 looks at when it is there
+	if err != nil {
+		far.Close()
+		return err
+	}
 	opened, err := r.execGuest()
 	if err != nil {
 		return err
@@ -107,21 +112,31 @@ func (r *Run) bootGuest(ctx context.Context) error {
 	return r.awaitGuest(ctx)
 }
 
+// askGuest asks PID 1 to start the command.
+func (r *Run) askGuest() (err error) {
+	c, n := &r.spec.Command, &r.spec.Namespaces
+	ask := guest.Command{Dir: c.Dir, UID: n.UID, GID: n.GID, Groups: n.Groups, Argv: c.Argv, Env: c.Environ()}
+	if ask.Dir == "" {
+		ask.Dir = spec.HomeDir
+	}
+	r.conn, err = guest.Start(r.guest.control, &ask, descriptors(r.streams.Child()))
+	r.streams.CloseChild()
+	if err != nil && !hasEnded(err) {
+		err = &fault.SetupError{Stage: "asking gVisor's PID 1", Err: err}
+	}
+	return err
+}
+
 // execGuest starts the runtime's command, which waits until a line is written to what it returns.
 func (r *Run) execGuest() (open *os.File, err error) {
 	g := r.guest
-	pipe, report, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	defer report.Close()
-	g.pipe, g.reports = pipe, guest.Reports(pipe)
+	defer g.Control.Close()
 	gate, open, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	defer gate.Close()
-	g.Files, g.Gate = append(r.streams.Child(), report), gate
+	g.Gate = gate
 	started := make(chan error, 1)
 	go func() {
 		// With the end of the thread that starts it, the command ends.
@@ -136,9 +151,7 @@ func (r *Run) execGuest() (open *os.File, err error) {
 			_ = cmd.Wait()
 		}
 	}()
-	err = <-started
-	r.streams.CloseChild()
-	if err != nil {
+	if err = <-started; err != nil {
 		open.Close()
 		return nil, &fault.SetupError{Stage: "runsc", Err: err}
 	}
@@ -163,7 +176,7 @@ func (r *Run) watchGuest(p *os.Process) error {
 	return nil
 }
 
-// endGuest ends a run whose cell ends.
+// endGuest ends a run whose cell ends, or whose PID 1 does.
 func (r *Run) endGuest() {
 	r.state.mu.Lock()
 	defer r.state.mu.Unlock()
@@ -178,24 +191,34 @@ const guestPatience = 2 * time.Minute
 
 // awaitGuest waits until the command has been executed.
 func (r *Run) awaitGuest(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, guestPatience, errors.New("gVisor takes too long to start"))
+	late, done := r.graceAfter(ctx)
+	defer done()
+	late, cancel := context.WithTimeoutCause(late, guestPatience, errors.New("gVisor takes too long to start the command"))
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = signal(r.init, unix.SIGKILL) })
-	defer stop()
-	var said guest.Report
-	err := r.guest.reports.Decode(&said)
+	var said forkserver.Message
+	err := r.under(late, func() (err error) {
+		said, err = r.conn.Next()
+		return err
+	})
+	if said.File != nil {
+		said.File.Close() // nothing that is true brings one
+	}
 	switch {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
+	case err != nil && ctx.Err() != nil:
+		return fault.NotStarted(ctx)
+	case err != nil && late.Err() != nil:
+		return context.Cause(late)
 	case err != nil:
-		return err // the pipe's end
-	case said.Started:
+		return err
+	case said.Kind == program.Started:
 		r.started = time.Now()
 		return nil
-	case said.Dir:
-		return &fault.SetupError{Stage: "working directory", Err: &fs.PathError{Op: "chdir", Path: r.spec.Command.Dir, Err: said.Errno}}
+	case said.Kind != program.Failed:
+		return fmt.Errorf("unexpected event %v", said.Kind)
+	case said.Index == guest.InDir:
+		return &fault.SetupError{Stage: "working directory", Err: &fs.PathError{Op: "chdir", Path: r.spec.Command.Dir, Err: unix.Errno(said.Errno)}}
 	}
-	return &fault.SetupError{Stage: "exec", Err: &fs.PathError{Op: "exec", Path: r.spec.Command.Argv[0], Err: said.Errno}}
+	return &fault.SetupError{Stage: "exec", Err: &fs.PathError{Op: "exec", Path: r.spec.Command.Argv[0], Err: unix.Errno(said.Errno)}}
 }
 
 // guestError returns why a container whose end was noticed by err has not started the command.
@@ -213,21 +236,49 @@ func (r *Run) guestError(err error) error {
 	return e
 }
 
-// awaitEnd returns the command's end, and whether the run has reported one.
-func (g *guestRun) awaitEnd() (program.Event, bool) {
-	var said guest.Report
-	if err := g.reports.Decode(&said); err != nil || !said.Ended {
-		return program.Event{Status: uint32(unix.SIGKILL)}, false
-	}
-	return program.Event{Kind: program.Exited, Status: uint32(said.Status), UserCPU: said.UserCPU, SystemCPU: said.SystemCPU, MaxRSS: said.MaxRSS}, true
-}
-
 // leave gives back what the run had in its cell.
 func (g *guestRun) leave() {
-	if g.pipe != nil {
-		g.pipe.Close()
+	if g.control != nil {
+		g.control.Close()
 	}
 	_ = g.place.Leave() // what is left, the cell's end deletes
+}
+
+// execInGuest executes a further command.
+func (r *Run) execInGuest(ctx context.Context, conf *spec.Spec) (*Run, error) {
+	from := recipe{engine: r.engine, cell: r.cell, limits: r.limits}
+	x := &Run{clone: &clone{recipe: from, spec: conf, joins: true, guest: r.guest, group: r.group, pid: r.pid, gone: make(chan struct{})}, in: r, done: make(chan struct{})}
+	return r.startExec(ctx, x, func(ctx context.Context) error {
+		if err := x.openStreams(); err != nil {
+			return err
+		}
+		x.before = x.counts()
+		err := x.askGuest()
+		if err == nil {
+			err = x.awaitGuest(ctx)
+		}
+		if hasEnded(err) || errors.Is(err, io.EOF) {
+			return os.ErrProcessDone // with PID 1, the run ends
+		}
+		var setup *fault.SetupError
+		if err == nil || ctx.Err() != nil || errors.As(err, &setup) {
+			return err
+		}
+		return &fault.SetupError{Stage: "asking gVisor's PID 1", Err: err}
+	})
+}
+
+// killPatience is far more than PID 1 takes to kill a command.
+const killPatience = 30 * time.Second
+
+// killInGuest has PID 1 kill a further command, or ends the run if PID 1 does not: root of the run
+// can stop it. The caller holds the state's lock.
+func (r *Run) killInGuest() {
+	_ = guest.Kill(r.conn)
+	if r.state.grace != nil {
+		r.state.grace.Stop()
+	}
+	r.state.grace = time.AfterFunc(killPatience, func() { r.in.kill(fault.Signaled) })
 }
 
 // errNoPrograms is the error of Explain.

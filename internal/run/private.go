@@ -27,7 +27,7 @@ func (r *clone) joinNetwork() (err error) {
 	}
 	r.engine.networks.add(n)
 	var wrong *fault.OptionError
-	if r.member, err = n.Join(r.cell, m); err != nil && !errors.Is(err, cell.ErrLost) && !errors.As(err, &wrong) {
+	if r.member, err = n.Join(r.cell, m, r.spec.Namespaces.Hostname); err != nil && !errors.Is(err, cell.ErrLost) && !errors.As(err, &wrong) {
 		return &fault.SetupError{Stage: "private network", Err: err, Hint: hint.Private(err)}
 	}
 	return err

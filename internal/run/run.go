@@ -4,7 +4,6 @@ package run
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -15,7 +14,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cellkit/sandbox/internal/family"
 	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/guest"
 	"github.com/cellkit/sandbox/internal/stdio"
 )
 
@@ -46,13 +47,13 @@ type Run struct {
 type state struct {
 	mu     sync.Mutex
 	killed bool
-	asked  bool         // to end, by its signal
-	grace  *time.Timer  // of that
-	family []kin        // of a further command, then
-	reason fault.Reason // why killed, or asked
-	ending bool         // may not be paused any more
-	paused bool         // is frozen, or about to be
-	over   bool         // pidfds are closed
+	asked  bool            // to end, by its signal
+	grace  *time.Timer     // of that, or of being killed
+	family []family.Member // of a further command, then
+	reason fault.Reason    // why killed, or asked
+	ending bool            // may not be paused any more
+	paused bool            // is frozen, or about to be
+	over   bool            // pidfds are closed
 }
 
 // begin starts what watches over the run.
@@ -117,8 +118,12 @@ func (r *Run) kill(reason fault.Reason) {
 	if r.state.over {
 		return // only its output is still to be read
 	}
+	if r.in != nil && r.guest != nil {
+		r.killInGuest()
+		return
+	}
 	if r.in != nil {
-		killFamily(r.pid, r.pidfd)
+		family.Kill(r.pid, r.signal)
 		return
 	}
 	if r.init != nil {
@@ -142,11 +147,16 @@ func (r *Run) ask(reason fault.Reason) {
 	if r.state.asked || r.state.killed || r.state.over {
 		return
 	}
-	var all []kin
-	if r.in != nil {
-		all = family(r.pid)
+	var all []family.Member
+	send := r.signal
+	switch {
+	case r.in != nil && r.guest != nil:
+		send = func(s unix.Signal) error { return guest.Stop(r.conn, s) }
+	case r.in != nil:
+		all = family.Of(r.pid)
 	}
-	if signal(r.pidfd, unix.Signal(c.StopSignal)) != nil {
+	// gVisor's PID 1 may not take what it is sent, or be gone: then the grace ends the run.
+	if err := send(unix.Signal(c.StopSignal)); err != nil && r.guest == nil {
 		return // it has ended, and its number may be another's
 	}
 	r.state.family = all
@@ -184,19 +194,24 @@ func (r *Run) Signal(sig os.Signal) error {
 	if !ok {
 		return fmt.Errorf("sandbox: unsupported signal %v", sig)
 	}
-	if err := r.noGuest("Signal"); err != nil {
-		return err
-	}
 	r.state.mu.Lock()
 	defer r.state.mu.Unlock()
 	if r.state.over {
 		return os.ErrProcessDone
 	}
-	err := signal(r.pidfd, s)
-	if errors.Is(err, unix.ESRCH) {
+	err := r.signal(s)
+	if hasEnded(err) {
 		return os.ErrProcessDone
 	}
 	return err
+}
+
+// signal sends a signal to the command, or asks gVisor's PID 1 to do so.
+func (r *Run) signal(s unix.Signal) error {
+	if r.guest != nil {
+		return guest.Signal(r.conn, s)
+	}
+	return signal(r.pidfd, s)
 }
 
 // Usage returns what the run has used so far.

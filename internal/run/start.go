@@ -51,8 +51,13 @@ func (r *Run) execute(ctx context.Context, conf *spec.Spec, command *program.Pro
 	if r.in == nil {
 		r.refused.reportTo(conf.Supervision.Refused)
 	}
+	if ctx.Err() != nil {
+		return fault.NotStarted(ctx)
+	}
+	late, cancel := r.graceAfter(ctx)
+	defer cancel()
 	r.started = time.Now()
-	return r.under(ctx, func() error {
+	return r.under(late, func() error {
 		err := r.conn.Hand(command.Image(), descriptors(r.streams.Child()))
 		r.streams.CloseChild()
 		if err != nil && !hasEnded(err) { // if it has ended, follow returns why
@@ -60,6 +65,30 @@ func (r *Run) execute(ctx context.Context, conf *spec.Spec, command *program.Pro
 		}
 		return r.follow(ctx, program.Started)
 	})
+}
+
+// errRunEnds is why the start of a further command is canceled when its run ends.
+var errRunEnds = errors.New("the run ends")
+
+// graceAfter returns a context that ends the grace of WithStopSignal after ctx does. A command that
+// is handed over when ctx ends has maybe been executed, and is to get its signal then.
+func (r *Run) graceAfter(ctx context.Context) (context.Context, context.CancelFunc) {
+	c := &r.spec.Supervision
+	if c.StopGrace == 0 || r.spec.Command.Hold {
+		return ctx, func() {}
+	}
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		defer cancel()
+		if context.Cause(ctx) == errRunEnds {
+			return
+		}
+		select {
+		case <-time.After(c.StopGrace):
+		case <-late.Done():
+		}
+	})
+	return late, func() { stop(); cancel() }
 }
 
 func (r *Run) openStreams() (err error) {

@@ -30,7 +30,7 @@ func (r *Run) Update(set func(*spec.Spec)) error {
 		u.limits = r.clone.limits
 	}
 	want, err := r.current().Update(set, r.in != nil)
-	if err == nil && r.guest != nil {
+	if err == nil && r.guest != nil && r.in == nil {
 		err = errors.Join(want.CheckGuest()...)
 	}
 	if err != nil {

@@ -34,7 +34,10 @@ type copier struct {
 	base       *os.File // to
 	parent     *os.Root // where the last file went
 	parentName string
+	buffer     []byte
 }
+
+const copyBuffer = 256 << 10
 
 // modified is the time of modification to set for a directory that was made: copying files into it
 // changes that.
@@ -225,7 +228,11 @@ func (c *copier) file(name string, to *os.Root, at string) error {
 	if err != nil {
 		return err
 	}
-	n, err := io.Copy(out, io.LimitReader(in, c.bytes+1))
+	if c.buffer == nil {
+		c.buffer = make([]byte, copyBuffer)
+	}
+	// Not out itself, which would allocate a buffer for each file.
+	n, err := io.CopyBuffer(struct{ io.Writer }{out}, io.LimitReader(in, c.bytes+1), c.buffer)
 	if c.bytes -= n; err == nil && c.bytes < 0 {
 		err = fmt.Errorf("%s: more bytes than the scratch has room for", name)
 	}

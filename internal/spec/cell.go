@@ -24,7 +24,7 @@ const GVisor = "runsc"
 var runtimes = []struct {
 	name string
 	bare bool
-}{{"runc", true}, {"crun", true}, {"youki", true}, {"systemd-nspawn", false}, {"lxc", false}, {GVisor, false}, {"docker", false}}
+}{{"runc", true}, {"crun", true}, {"youki", true}, {"systemd-nspawn", false}, {"lxc", false}, {GVisor, false}, {"docker", false}, {"libvirt", false}}
 
 // Walls returns the names of all that can make a cell.
 func Walls() []string { return append([]string{Libcontainer, Builtin}, Runtimes()...) }

@@ -2,6 +2,7 @@ package spec
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ func TestCheckGuest(t *testing.T) {
 			s.Root.Mounts = []Mount{{"/a", Bind{Path: "/a", ReadOnly: true}}}
 		}},
 		{"", func(s *Spec) { s.Namespaces.Network = NetworkNew }},
+		{"", func(s *Spec) { s.Supervision.StopGrace = 1 }},
 		{"WithBind", func(s *Spec) { s.Namespaces.UID = 0; s.Root.Mounts = []Mount{{"/a", Bind{Path: "/a"}}} }},
 		{"WithBind", func(s *Spec) { s.Namespaces.Groups = []int{5, 0}; s.Root.Mounts = []Mount{{"/a", Bind{Path: "/a"}}} }},
 		{"WithScratch", func(s *Spec) { s.Root.Mounts = []Mount{{"/a", Scratch{}}} }},
@@ -45,7 +47,6 @@ func TestCheckGuest(t *testing.T) {
 		{"WithCapabilities", func(s *Spec) { s.Security.Capabilities = []string{"CAP_KILL"} }},
 		{"WithSeccomp", func(s *Spec) { s.Security.Seccomp = &specs.LinuxSeccomp{} }},
 		{"WithSetID", func(s *Spec) { s.Security.SetID = true }},
-		{"WithStopSignal", func(s *Spec) { s.Supervision.StopGrace = 1 }},
 		{"WithRefusals", func(s *Spec) { s.Security.Notify = true }},
 	} {
 		s := Defaults()
@@ -59,5 +60,7 @@ func TestCheckGuest(t *testing.T) {
 		var wrong *fault.OptionError
 		require.True(t, errors.As(errs[0], &wrong))
 		require.Equal(t, test.option, wrong.Option)
+		command := slices.Contains([]string{"WithTerminal", "WithRlimit", "WithExtraFiles"}, test.option)
+		require.Equal(t, command, len(s.CheckGuestCommand()) == 1, test.option)
 	}
 }

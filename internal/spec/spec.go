@@ -55,6 +55,14 @@ type Member struct {
 	// comma behind it.
 	Limited bool
 	Reaches string
+	Aliases string // further names, each with a comma behind it
+}
+
+// Names returns the names by which others find it.
+func (m *Member) Names() []string {
+	names := strings.Split(m.Name+","+m.Aliases, ",")
+	slices.Sort(names)
+	return slices.DeleteFunc(slices.Compact(names), func(name string) bool { return name == "" })
 }
 
 // Limits returns the names of the only runs that it may reach, if there is such a limit.
@@ -237,7 +245,7 @@ func (s *Spec) checkMember() (errs []error) {
 		}
 	}
 	if !IsLabel(m.Name) {
-		errs = append(errs, fault.Option("WithNetwork", "%q is no name on a network: 1 to 63 of a-z, 0-9 and -, the first and last no -", m.Name))
+		errs = append(errs, fault.Option("WithNetwork", "%q is no name on a network: 1 to 63 of a-z, 0-9, - and _, the first and last no -", m.Name))
 	}
 	names, _ := m.Limits()
 	for _, name := range names {
@@ -245,13 +253,33 @@ func (s *Spec) checkMember() (errs []error) {
 			errs = append(errs, fault.Option("Reaches", "%q is no name on a network", name))
 		}
 	}
+	for name := range strings.SplitSeq(strings.TrimSuffix(m.Aliases, ","), ",") {
+		if m.Aliases != "" && !IsName(name) {
+			errs = append(errs, fault.Option("Aliases", "%q is no name: 1 to 253 of a-z, 0-9, -, _ and dots between them", name))
+		}
+	}
 	return errs
 }
 
-// IsLabel reports whether s can be a name of one label in DNS: RFC 1035, section 2.3.1, RFC 1123.
+// IsLabel reports whether s can be a name of one label in DNS: RFC 1035, section 2.3.1, RFC 1123,
+// and with underscores, which names of services have elsewhere.
 func IsLabel(s string) bool {
-	return s != "" && len(s) <= 63 && s[0] != '-' && s[len(s)-1] != '-' &&
-		!strings.ContainsFunc(s, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' })
+	return IsName(s) && len(s) <= 63 && s[0] != '-' && s[len(s)-1] != '-' && !strings.Contains(s, ".")
+}
+
+// IsName reports whether s can be a name in DNS, in lower case.
+func IsName(s string) bool {
+	if s == "" || len(s) > 253 {
+		return false
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if label == "" || len(label) > 63 || strings.ContainsFunc(label, func(r rune) bool {
+			return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '_'
+		}) {
+			return false
+		}
+	}
+	return true
 }
 
 // checkHostIDs refuses what only the missing user namespace makes harmless.
