@@ -29,11 +29,13 @@ func NewNetwork(opts ...NetworkOption) (*PrivateNetwork, error) {
 	return &PrivateNetwork{is}, nil
 }
 
-// As returns a place on the network, for WithNetwork, with a name of 1 to 63 of a-z, 0-9 and -. By
-// this name, and the same with ".internal" after it, the other runs of the network find the run
+// As returns a place on the network, for WithNetwork, with a name of 1 to 63 of a-z, 0-9, - and _.
+// By this name, and the same with ".internal" after it, the other runs of the network find the run
 // from its start to its end, at an address of its own, and may use all of its ports, as it may use
-// theirs. If several runs have the same name, it leads to all of them. Reaches limits which others
-// it reaches. They may be of several cells; what those send each other passes through this process.
+// theirs. If several runs have the same name, it leads to all of them. Aliases adds names, and
+// Reaches limits which others it reaches. The run finds itself, by its name and by that of
+// WithHostname, at the same address. They may be of several cells; what those send each other
+// passes through this process.
 func (n *PrivateNetwork) As(name string, opts ...PlaceOption) Network {
 	m := spec.Member{Name: name}
 	if n != nil && n.is != nil {
@@ -77,10 +79,12 @@ func NetworkResolver(r *net.Resolver) NetworkOption {
 }
 
 // NetworkObserver calls f for each connection of a run through the network when that is over or was
-// refused, and for each name that a run was refused, once in a run. Of connections over MaxConns
-// those are left out that come while another is being told. It is called by several goroutines at a
-// time, each of which waits for it. It must not call this package, which may wait for it as well.
-// Connections to ports that no option lists are refused by the kernel, and not told.
+// refused, and once in a run for each name that it was refused, and for each destination at a port
+// that no option lists, which the kernel refuses; 4096 of these at most. Of connections over
+// MaxConns those are left out that come while another is being told. It is called by several
+// goroutines at a time, each of which waits for it. It must not call this package, which may wait
+// for it as well. It takes a kernel with packet sockets (CONFIG_PACKET), as distributions have it,
+// and CAP_NET_RAW where there is no user namespace.
 func NetworkObserver(f func(Conn)) NetworkOption {
 	return func(c *gateway.Config) {
 		if c.Observe = nil; f == nil {

@@ -8,14 +8,20 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hibiken/asynq"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/riverdriver"
+	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/riverdriver/riversqlite"
 	"github.com/riverqueue/river/rivermigrate"
 	_ "modernc.org/sqlite"
@@ -26,7 +32,7 @@ import (
 // peers are queues that the one of this module is compared with.
 func (b *bench) peers() []func() (subject, error) {
 	install("redis-server")
-	return []func() (subject, error){b.river, b.asynqEverySecond, b.asynqAlways}
+	return []func() (subject, error){b.riverOnSQLite, b.riverOnPostgres, b.asynqEverySecond, b.asynqAlways}
 }
 
 // outcome is what the other queues keep of a run, as JSON.
@@ -61,18 +67,70 @@ func (w *emptyWorker) Work(ctx context.Context, _ *river.Job[emptyJob]) error {
 	return river.RecordOutput(ctx, r)
 }
 
-// river is River on SQLite, which syncs each transaction. It looks for jobs as often as it can be
-// told to.
-func (b *bench) river() (subject, error) {
+// riverOnSQLite is River on SQLite, which syncs each transaction. It looks for jobs as often as it
+// can be told to.
+func (b *bench) riverOnSQLite() (subject, error) {
 	s := subject{name: "River on SQLite, synced always"}
-	ctx := context.Background()
 	db, err := sql.Open("sqlite", "file:"+filepath.Join(b.path("river"), "db")+"?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(10000)&_txlock=immediate")
 	if err != nil {
 		return s, err
 	}
 	b.ends = append(b.ends, func() { _ = db.Close() })
 	db.SetMaxOpenConns(1) // as its documentation says
-	driver := riversqlite.New(db)
+	return riverOn(b, s, riversqlite.New(db))
+}
+
+// nobody is the user of PostgreSQL, which does not run as root.
+const nobody = 65534
+
+// riverOnPostgres is River on a PostgreSQL of its own, which syncs each transaction, and says that
+// there is a job.
+func (b *bench) riverOnPostgres() (subject, error) {
+	s := subject{name: "River on PostgreSQL, synced always"}
+	bins, err := filepath.Glob("/usr/lib/postgresql/*/bin")
+	if err != nil || len(bins) == 0 {
+		// Debian's package would also start a server of its own.
+		return s, errors.Join(errors.New("there is no PostgreSQL in /usr/lib/postgresql: install it"), err)
+	}
+	bin, dir := bins[len(bins)-1], b.path("postgres")
+	if err := errors.Join(os.Chmod(b.dir, 0o711), os.Chown(dir, nobody, nobody)); err != nil {
+		return s, err
+	}
+	command := func(name string, args ...string) *exec.Cmd {
+		cmd := exec.Command(filepath.Join(bin, name), append(args, "-D", filepath.Join(dir, "data"))...)
+		cmd.Dir, cmd.SysProcAttr = dir, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		return cmd
+	}
+	if out, err := command("initdb", "--auth=trust", "--username=bench", "--no-locale", "--encoding=UTF8").CombinedOutput(); err != nil {
+		return s, fmt.Errorf("initdb: %w: %s", err, out)
+	}
+	server := command("postgres", "-k", dir, "-c", "listen_addresses=")
+	if err := server.Start(); err != nil {
+		return s, err
+	}
+	b.ends = append(b.ends, func() {
+		_ = server.Process.Signal(syscall.SIGINT) // or it has ended
+		_ = server.Wait()
+	})
+	db, err := pgxpool.New(context.Background(), fmt.Sprintf("host=%s user=bench dbname=postgres pool_max_conns=%d", dir, 2*slots))
+	if err != nil {
+		return s, err
+	}
+	b.ends = append(b.ends, db.Close)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if err = db.Ping(context.Background()); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			return s, err
+		}
+	}
+	return riverOn(b, s, riverpgxv5.New(db))
+}
+
+// riverOn has a worker of River in this process.
+func riverOn[T any](b *bench, s subject, driver riverdriver.Driver[T]) (subject, error) {
+	ctx := context.Background()
 	migrator, err := rivermigrate.New(driver, nil)
 	if err != nil {
 		return s, err

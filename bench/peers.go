@@ -13,6 +13,12 @@ import (
 // ready is how long a peer may take until its network is there.
 const ready = 10 * time.Second
 
+// networkPeer is another way between a network namespace and its host.
+type networkPeer struct {
+	name  string
+	start func(exe string, port int) (*client, string, error)
+}
+
 // peers adds other ways between a network namespace and its host, as far as this machine has them.
 func peers(exe string, port int, add func(name, address string, c *client, err error)) {
 	if os.Geteuid() != 0 {
@@ -20,10 +26,7 @@ func peers(exe string, port int, add func(name, address string, c *client, err e
 		return
 	}
 	install("iproute2", "nftables", "passt", "slirp4netns")
-	for _, p := range []struct {
-		name  string
-		start func(exe string, port int) (*client, string, error)
-	}{{"a bridge, veth and masquerade, as Docker's", bridge}, {"pasta", pasta}, {"slirp4netns", slirp}} {
+	for _, p := range append([]networkPeer{{"a bridge, veth and masquerade, as Docker's", bridge}, {"pasta", pasta}, {"slirp4netns", slirp}}, morePeers()...) {
 		c, address, err := p.start(exe, port)
 		for end := time.Now().Add(ready); err == nil; {
 			if _, err = c.took("first", address); err == nil || time.Now().After(end) {

@@ -59,7 +59,7 @@ func queues(rounds int) (err error) {
 	b := &bench{dir: dir}
 	defer b.close()
 	list := []subject{b.alone()}
-	for _, add := range append([]func() (subject, error){b.unsynced, b.synced, b.threeNodes}, b.peers()...) {
+	for _, add := range append([]func() (subject, error){b.unsynced, b.synced, b.threeUnsynced, b.threeSynced}, b.peers()...) {
 		s, err := add()
 		if err == nil {
 			err = s.run()
@@ -155,15 +155,23 @@ func (b *bench) on(name, url string, opts ...queue.Option) (subject, error) {
 	return s, nil
 }
 
-// threeNodes has a cluster, each server of which is a process that syncs always.
-func (b *bench) threeNodes() (subject, error) {
+func (b *bench) threeUnsynced() (subject, error) {
+	return b.threeNodes("three servers on this machine, replicated, as NATS installs them", "unsynced")
+}
+
+func (b *bench) threeSynced() (subject, error) {
+	return b.threeNodes("three servers on this machine, replicated, synced always", "synced")
+}
+
+// threeNodes has a cluster, each server of which is a process.
+func (b *bench) threeNodes(name, sync string) (subject, error) {
 	ports, err := freePorts(6)
 	if err != nil {
 		return subject{}, err
 	}
 	var urls []string
 	for i := range 3 {
-		args := []string{"node", b.path(fmt.Sprintf("node%d", i)), fmt.Sprint(ports[i]), fmt.Sprint(ports[3+i])}
+		args := []string{"node", sync, b.path(fmt.Sprintf("%s%d", sync, i)), fmt.Sprint(ports[i]), fmt.Sprint(ports[3+i])}
 		for j := range 3 {
 			if j != i {
 				args = append(args, fmt.Sprint(ports[3+j]))
@@ -174,7 +182,7 @@ func (b *bench) threeNodes() (subject, error) {
 		}
 		urls = append(urls, fmt.Sprintf("nats://127.0.0.1:%d", ports[i]))
 	}
-	return b.on("three servers on this machine, replicated, synced always", strings.Join(urls, ","), queue.Replicas(3))
+	return b.on(name, strings.Join(urls, ","), queue.Replicas(3))
 }
 
 // start starts this program as another process, which is killed at the end.
@@ -198,15 +206,15 @@ func (b *bench) startCommand(cmd *exec.Cmd) error {
 	return nil
 }
 
-// beNode is a server of a cluster: its directory, its ports for clients and for the others, and
-// the others'.
+// beNode is a server of a cluster: "synced" if it syncs always, its directory, its ports for
+// clients and for the others, and the others'.
 func beNode(args []string) error {
-	o := &server.Options{ServerName: "node-" + args[1], Host: "127.0.0.1", JetStream: true, StoreDir: args[0], SyncAlways: true, JetStreamMaxStore: 1 << 40, JetStreamMaxMemory: 1 << 30, NoSigs: true, NoLog: true,
+	o := &server.Options{ServerName: "node-" + args[2], Host: "127.0.0.1", JetStream: true, StoreDir: args[1], SyncAlways: args[0] == "synced", JetStreamMaxStore: 1 << 40, JetStreamMaxMemory: 1 << 30, NoSigs: true, NoLog: true,
 		Cluster: server.ClusterOpts{Name: "bench", Host: "127.0.0.1"}}
-	if _, err := fmt.Sscan(args[1]+" "+args[2], &o.Port, &o.Cluster.Port); err != nil {
+	if _, err := fmt.Sscan(args[2]+" "+args[3], &o.Port, &o.Cluster.Port); err != nil {
 		return err
 	}
-	for _, port := range args[3:] {
+	for _, port := range args[4:] {
 		o.Routes = append(o.Routes, &url.URL{Scheme: "nats", Host: "127.0.0.1:" + port})
 	}
 	s, err := server.NewServer(o)
@@ -300,6 +308,7 @@ func idleMemory(dir string) error {
 	if err != nil {
 		return err
 	}
+	var before float64
 	for _, c := range []struct{ name, dir string }{{"without a queue", "none"}, {"with an idle queue in it", filepath.Join(dir, "idle")}} {
 		out, err := exec.Command(exe, "idle", c.dir).Output()
 		if err != nil {
@@ -310,6 +319,10 @@ func idleMemory(dir string) error {
 			return err
 		}
 		fmt.Printf("| resident memory of a process %s | %.1f MiB, of which %.1f MiB are no file's |\n", c.name, rss/1024, anon/1024)
+		if before > 0 {
+			fmt.Printf("| resident memory that the idle queue adds | %.1f MiB |\n", (rss-before)/1024)
+		}
+		before = rss
 	}
 	return nil
 }

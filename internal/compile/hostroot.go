@@ -189,9 +189,11 @@ func OwnFiles(n *spec.Namespaces, resolv string) [][2]string {
 	if n.GID != 0 {
 		group += fmt.Sprintf("%s:x:%d:\n", spec.UserName, n.GID)
 	}
+	own := " " + n.Hostname
 	switch n.Network {
 	case spec.NetworkHost:
 	case spec.NetworkPrivate:
+		own = "" // the resolver has its address, at which others reach it
 		resolv = "nameserver " + spec.Resolver + "\n"
 	default:
 		resolv = "# no network\n"
@@ -199,7 +201,7 @@ func OwnFiles(n *spec.Namespaces, resolv string) [][2]string {
 	return [][2]string{
 		{"/etc/passwd", passwd + "nobody:x:65534:65534:nobody:/:/bin/false\n"},
 		{"/etc/group", group + "nogroup:x:65534:\n"},
-		{"/etc/hosts", "127.0.0.1 localhost " + n.Hostname + "\n::1 localhost\n"},
+		{"/etc/hosts", "127.0.0.1 localhost" + own + "\n::1 localhost\n"},
 		{"/etc/hostname", n.Hostname + "\n"},
 		{"/etc/resolv.conf", resolv},
 		{"/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"},

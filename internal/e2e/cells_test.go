@@ -41,7 +41,7 @@ func TestRootlessPrivateCells(t *testing.T) {
 	require.Equal(t, []string{"db: hello", "sink: hello", "one: hello"}, reachingIn(t, here, "db:80", "sink:80", at("one.test", port)))
 	require.Equal(t, []string{"dns answered", "there answered"}, printedIn(t, here, "ping-to", "20s", "dns", "there"))
 	require.Equal(t, "12 110 110 ", printedIn(t, here, "datagrams", "20s", "dns:53")[0])
-	if hasIPv6() {
+	if runs.HasIPv6() {
 		require.Equal(t, []string{"db: hello", "sink: hello"}, reachingIn(t, there, "tcp6/db:80", "tcp6/sink:80"))
 		require.Equal(t, []string{"sink: hello"}, reachingIn(t, here, "tcp6/sink:80"))
 		require.Equal(t, []string{"ip6/there answered"}, printedIn(t, here, "ping-to", "20s", "ip6/there"))

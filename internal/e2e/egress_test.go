@@ -57,7 +57,7 @@ func datagramsHelper(args []string) error {
 }
 
 func datagramsTo(at string, wait time.Duration) string {
-	network, at := over("udp4", at)
+	network, at := runs.Over("udp4", at)
 	conn, err := net.Dial(network, at)
 	if err != nil {
 		return "no: " + err.Error()
@@ -135,6 +135,41 @@ func local(t *testing.T, port int) []sandbox.NetworkOption {
 	return []sandbox.NetworkOption{sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver())}
 }
 
+// What nobody takes is told, each once.
+func TestRootlessPrivateUnlisted(t *testing.T) {
+	t.Parallel()
+	var seen observer
+	n := newNetwork(t, sandbox.AllowHost("one.test", 443), sandbox.AllowCIDR("192.0.2.0/24", sandbox.TCP(443)), sandbox.NetworkObserver(seen.tell))
+	client := held(t, sandbox.WithNetwork(n.As("client")))
+	to := append(runs.OverEach("tcp", "one.test:80"), "192.0.2.1:80")
+	want := []string{"one.test:80 TCP", "one.test:443 UDP", "one.test:0 ping", "192.0.2.1:80 TCP", "192.0.2.1:53 UDP"}
+	if runs.HasIPv6() {
+		to, want = append(to, "[2001:db8::1]:80"), append(want, "[2001:db8::1]:80 TCP")
+	}
+	for range 2 {
+		for _, got := range reachingIn(t, client, to...) {
+			require.Contains(t, got, "connection refused")
+		}
+		printedIn(t, client, "datagrams", append([]string{"10ms", "192.0.2.1:53"}, runs.OverEach("udp", "one.test:443")...)...)
+		printedIn(t, client, "ping-to", append([]string{"10ms"}, runs.OverEach("ip", "one.test")...)...)
+	}
+	require.NoError(t, n.Close(), "waits until all is told")
+	var told []string
+	for _, c := range seen.all {
+		require.Equal(t, []any{"client", sandbox.Refused, ""}, []any{c.Run, c.Verdict, c.Rule}, "%+v", c)
+		require.Error(t, c.Err)
+		host, over := c.Name, map[bool]string{true: "UDP", false: "TCP"}[c.UDP]
+		if host == "" {
+			host = strings.TrimSuffix(c.Address.String(), fmt.Sprint(":", c.Port))
+		}
+		if c.Ping {
+			over = "ping"
+		}
+		told = append(told, fmt.Sprintf("%s:%d %s", host, c.Port, over))
+	}
+	require.ElementsMatch(t, want, told)
+}
+
 // Both ways at once, for one run and for several together. That it is not slower than it should be
 // is a matter of how loaded the machine is: TestBuckets.
 func TestRootlessPrivateBandwidth(t *testing.T) {
@@ -196,7 +231,7 @@ func TestRootlessPrivateAllPorts(t *testing.T) {
 	for i, text := range got[4:] {
 		require.Regexp(t, []string{"refused", "refused", "reset|EOF", "reset|EOF"}[i], text)
 	}
-	if hasIPv6() {
+	if runs.HasIPv6() {
 		require.Equal(t, []string{"one: hello", "web: hello"}, reaching(t, n, "client", at("tcp6/one.test", one), "tcp6/web:80"))
 	}
 	some := newNetwork(t, sandbox.AllowHost("some.test", sandbox.TCPRange(first, last)), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP()), sandbox.NetworkResolver(zone.Resolver()))
@@ -220,7 +255,7 @@ func TestRootlessPrivateAllDatagrams(t *testing.T) {
 	require.NoError(t, err)
 	client := held(t, sandbox.WithNetwork(n.As("client")))
 	to := []string{at("one.test", one), at("one.test", two), at("single.test", one)}
-	if hasIPv6() {
+	if runs.HasIPv6() {
 		to = append(to, at("udp6/one.test", one))
 	}
 	for i, got := range printedIn(t, client, "datagrams", append([]string{"20s"}, to...)...) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 
@@ -23,12 +22,6 @@ func init() {
 		fmt.Println(found)
 		return err
 	})
-}
-
-// hasIPv6 reports whether runs on private networks have it.
-func hasIPv6() bool {
-	_, err := os.Stat("/proc/sys/net/ipv6")
-	return err == nil
 }
 
 // ownAddress6 returns an address of IPv6 that this machine has on a link, if it has one.

@@ -34,7 +34,7 @@ func pingTo(args []string) error {
 }
 
 func ping(at string, wait time.Duration) string {
-	network, name := over("ip4", at)
+	network, name := runs.Over("ip4", at)
 	ip, err := net.ResolveIPAddr(network, name)
 	if err != nil {
 		return "no host"

@@ -35,16 +35,8 @@ func reachHelper(args []string) error {
 	return nil
 }
 
-// over takes an address apart that may have a network before it, as "tcp6/db:80".
-func over(network, at string) (string, string) {
-	if n, rest, given := strings.Cut(at, "/"); given {
-		return n, rest
-	}
-	return network, at
-}
-
 func reach(at string) string {
-	network, at := over("tcp", at)
+	network, at := runs.Over("tcp", at)
 	conn, err := net.DialTimeout(network, at, 20*time.Second)
 	if err != nil {
 		return "no: " + err.Error()
@@ -64,7 +56,7 @@ func reach(at string) string {
 // listenHelper answers at an address, as echoes does, in the name that comes first, until it is
 // killed. It says when it listens.
 func listenHelper(args []string) error {
-	network, at := over("tcp", args[1])
+	network, at := runs.Over("tcp", args[1])
 	l, err := net.Listen(network, at)
 	if err != nil {
 		return err
@@ -188,6 +180,9 @@ func TestRootlessPrivateByName(t *testing.T) {
 	})
 	seen.await(t, "the port", func(c sandbox.Conn) bool {
 		return c.Name == "one.test" && c.Verdict == sandbox.Refused && int(c.Port) == other
+	})
+	seen.await(t, "the port that is not listed at all", func(c sandbox.Conn) bool {
+		return c.Name == "one.test" && c.Verdict == sandbox.Refused && c.Port == 1
 	})
 	seen.await(t, "the missing host", func(c sandbox.Conn) bool { return c.Name == "x.wild.test" && c.Verdict == sandbox.Failed })
 }

@@ -33,8 +33,8 @@ func init() {
 }
 
 // pumpHost is a host process whose run sends as much as it can, to a server and to who connects to
-// it. It prints the address at which it is published and its pid; when the run has ended, why, and
-// what another run on the network does.
+// it. It prints the run's pid and the addresses at which it is published; when the run has ended,
+// why, and what another run on the network does.
 func pumpHost(args []string) error {
 	port, err := strconv.Atoi(args[2])
 	if err != nil {
@@ -45,11 +45,19 @@ func pumpHost(args []string) error {
 		return err
 	}
 	on := sandbox.WithNetwork(n.As("pump"))
-	p, err := runs.Helper("pump", at("one.test", port), args[0]).With(on, sandbox.WithPublish("127.0.0.1:0", 80), sandbox.WithPublish("127.0.0.1:0/udp", 80)).Start(context.Background())
+	opts := []sandbox.Option{on, sandbox.WithPublish("127.0.0.1:0/udp", 80)}
+	for _, local := range testkit.Loopbacks() {
+		opts = append(opts, sandbox.WithPublish(net.JoinHostPort(local, "0"), 80))
+	}
+	p, err := runs.Helper("pump", append([]string{args[0]}, runs.OverEach("tcp", at("one.test", port))...)...).With(opts...).Start(context.Background())
 	if err != nil {
 		return err
 	}
-	fmt.Println(p.Published()[0], p.PID())
+	fmt.Print(p.PID())
+	for _, at := range p.Published()[1:] {
+		fmt.Print(" ", at)
+	}
+	fmt.Println()
 	_, err = p.Wait()
 	out, again := sandbox.New(sandbox.WithCommand("echo", "another"), on).Output(context.Background())
 	fmt.Println(err, strings.TrimSpace(string(out)), again)
@@ -57,29 +65,39 @@ func pumpHost(args []string) error {
 	return n.Close()
 }
 
-// pump sends without an end.
+// pump sends without an end, after a mark in its command line to all of the addresses.
 func pump(args []string) error {
 	l, err := net.Listen("tcp", ":80")
 	if err != nil {
 		return err
 	}
-	conn, err := net.Dial("tcp", args[0])
-	for ; err == nil; conn, err = l.Accept() {
-		go func(conn net.Conn) {
-			go func() { _, _ = io.Copy(io.Discard, conn) }()
-			_, _ = io.Copy(conn, zeros{})
-		}(conn)
+	send := func(conn net.Conn) {
+		go func() { _, _ = io.Copy(io.Discard, conn) }()
+		_, _ = io.Copy(conn, zeros{})
 	}
-	return err
+	for _, to := range args[1:] {
+		conn, err := runs.Dial("tcp", to)
+		if err != nil {
+			return err
+		}
+		go send(conn)
+	}
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		go send(conn)
+	}
 }
 
 type pumping struct {
 	host    *os.Process
 	run     int
 	lines   *bufio.Scanner
-	streams [2]net.Conn // out of the run, and into it
+	streams []net.Conn // out of the run, over IPv4 and IPv6, and into it
 	opened  atomic.Int32
-	at      string
+	at      []string
 }
 
 // startPumping returns when data goes out of the run, and into it and back.
@@ -88,7 +106,7 @@ func startPumping(t *testing.T, mark string) *pumping {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { l.Close() })
-	got := make(chan net.Conn, 1)
+	got := make(chan net.Conn, 2)
 	go func() {
 		for {
 			conn, err := l.Accept()
@@ -113,12 +131,19 @@ func startPumping(t *testing.T, mark string) *pumping {
 	})
 	u.host, u.lines = host.Process, bufio.NewScanner(out)
 	require.True(t, u.lines.Scan())
-	_, err = fmt.Sscan(u.lines.Text(), &u.at, &u.run)
+	u.at = strings.Fields(u.lines.Text())
+	u.run, err = strconv.Atoi(u.at[0])
 	require.NoError(t, err)
-	u.streams[0] = <-got
-	u.streams[1], err = net.Dial("tcp", u.at)
-	require.NoError(t, err)
-	go func() { _, _ = io.Copy(u.streams[1], zeros{}) }()
+	u.at = u.at[1:]
+	for range runs.OverEach("tcp", "") {
+		u.streams = append(u.streams, <-got)
+	}
+	for _, at := range u.at {
+		conn, err := net.Dial("tcp", at)
+		require.NoError(t, err)
+		u.streams = append(u.streams, conn)
+		go func() { _, _ = io.Copy(conn, zeros{}) }()
+	}
 	for _, s := range u.streams {
 		_, err := io.CopyN(io.Discard, s, 10<<20)
 		require.NoError(t, err)
@@ -126,7 +151,7 @@ func startPumping(t *testing.T, mark string) *pumping {
 	return &u
 }
 
-// requireOver fails unless both streams end, and no others begin.
+// requireOver fails unless all streams end, and no others begin.
 func (u *pumping) requireOver(t *testing.T) {
 	t.Helper()
 	for _, s := range u.streams {
@@ -135,9 +160,11 @@ func (u *pumping) requireOver(t *testing.T) {
 		require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
 		s.Close()
 	}
-	_, err := net.Dial("tcp", u.at)
-	require.ErrorIs(t, err, syscall.ECONNREFUSED)
-	require.EqualValues(t, 1, u.opened.Load())
+	for _, at := range u.at {
+		_, err := net.Dial("tcp", at)
+		require.ErrorIs(t, err, syscall.ECONNREFUSED)
+	}
+	require.EqualValues(t, len(runs.OverEach("tcp", "")), u.opened.Load())
 }
 
 // netNamespace returns a process's network namespace.

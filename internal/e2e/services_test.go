@@ -129,6 +129,28 @@ func TestRootlessReaches(t *testing.T) {
 	require.ErrorContains(t, err, `Reaches: "A.b" is no name on a network`)
 }
 
+// A run is found by its aliases, too, by those who reach it by its name, and until it ends. It
+// finds itself by its hostname at the address that others use, and no other by that.
+func TestRootlessPrivateAliases(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	db := listening(t, "db", "own.host:80", sandbox.WithNetwork(n.As("my_db", sandbox.Aliases("db.example.org", "primary"), sandbox.Aliases("primary", "x.internal"))), sandbox.WithHostname("Own.host"))
+	other := listening(t, "other", "0.0.0.0:80", sandbox.WithNetwork(n.As("other", sandbox.Aliases("primary"))))
+	web, limited := held(t, sandbox.WithNetwork(n.As("web"))), held(t, sandbox.WithNetwork(n.As("limited", sandbox.Reaches("my_db"))))
+	require.Equal(t, []string{"db: hello", "db: hello", "db: hello", "db: hello"}, reachingIn(t, web, "my_db:80", "DB.example.org:80", "x:80", "x.internal:80"))
+	require.Equal(t, []string{"db: hello", "db: hello", "db: hello"}, reachingIn(t, limited, "primary:80", "db.example.org:80", "my_db.internal:80"), "other is not reached")
+	require.Contains(t, reachingIn(t, web, "own.host:80")[0], "no such host")
+	require.Equal(t, []string{"db: hello", "db: hello"}, reachingIn(t, db, "own.host:80", "my_db:80"))
+	require.NoError(t, db.Kill())
+	_, _ = db.Wait()
+	require.Contains(t, reachingIn(t, web, "db.example.org:80")[0], "no such host")
+	require.Equal(t, "other: hello", reachingIn(t, web, "primary:80")[0])
+	require.NoError(t, other.Kill())
+
+	_, err := runs.Shell("", sandbox.WithNetwork(n.As("x", sandbox.Aliases("ok", "a b")))).Run(testkit.Deadline(t))
+	require.ErrorContains(t, err, `Aliases: "a b" is no name`)
+}
+
 // Who a run reaches does not change what gets out, of it and of all others.
 func TestRootlessReachesOutside(t *testing.T) {
 	t.Parallel()
@@ -144,7 +166,7 @@ func TestRootlessReachesOutside(t *testing.T) {
 // listenUDPHelper answers datagrams with a name, with what they have, and with whether their sender
 // spoke before, until it is killed. It says when it listens.
 func listenUDPHelper(args []string) error {
-	network, at := over("udp4", args[1])
+	network, at := runs.Over("udp4", args[1])
 	udp, err := net.ListenPacket(network, at)
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -46,6 +47,8 @@ type gateway struct {
 	lastTable uint32
 
 	answers map[int]near // by family: what answers datagrams from any port, if many are allowed
+
+	unlisted *unlisted // nil without an observer
 
 	spareMu sync.Mutex
 	spare   map[kind][]*os.File
@@ -100,7 +103,7 @@ func setUpAny(b *program.Builder) {
 func setUpMember(c *cell.Cell) func(b *program.Builder) []program.Slot {
 	return func(b *program.Builder) []program.Slot {
 		setUpAny(b)
-		b.WriteFile(program.AtCWD, "/proc/sys/net/ipv4/ping_group_range", c.PingGroups())
+		set(b, "ipv4/ping_group_range", c.PingGroups())
 		return nil
 	}
 }
@@ -111,10 +114,10 @@ const backlog = 1024
 // interface only what the run there may send (rp_filter: no other's address), and answers no echo
 // requests, as every address would seem to be there. Settings of IPv4 are inherited from the
 // machine's (Documentation/admin-guide/sysctl/net.rst, devconf_inherit_init_net). The sockets are
-// that of the resolver, listeners of DNS over TCP and of all ports that are allowed, those for
-// ports of UDP that are, and for ping. All but the first answer from any address (ip(7),
-// IP_TRANSPARENT): once there was a rule of reach, the kernel knows those as local no more that
-// only table main has so (__ip_dev_find in net/ipv4/devinet.c, fib_unmerge).
+// that of the resolver, those that see what is not listed, listeners of DNS over TCP and of all
+// ports that are allowed, those for ports of UDP that are, and for ping. The last ones answer from
+// any address (ip(7), IP_TRANSPARENT): once there was a rule of reach, the kernel knows those as
+// local no more that only table main has so (__ip_dev_find in net/ipv4/devinet.c, fib_unmerge).
 func setUpGateway(config *Config) func(b *program.Builder) []program.Slot {
 	return func(b *program.Builder) []program.Slot {
 		setUpAny(b)
@@ -147,6 +150,9 @@ func setUpGateway(config *Config) func(b *program.Builder) []program.Slot {
 		option(b, names, unix.SOL_IP, unix.IP_FREEBIND, "IP_FREEBIND")
 		bind(b, names, netip.AddrPortFrom(resolver, dnsPort))
 		made := []program.Slot{names}
+		if config.Observe != nil {
+			made = append(made, setUpUnlisted(b)...)
+		}
 		for _, port := range config.listened() {
 			s := transparent(unix.SOCK_STREAM, port)
 			b.Call("listen", unix.SYS_LISTEN, program.Use(s), program.Int(backlog))
@@ -198,6 +204,11 @@ func newGateway(config *Config, of *roster, c *cell.Cell) (_ *gateway, err error
 			return nil, err
 		}
 	}
+	if config.Observe != nil {
+		if err := canWatch(); err != nil {
+			return nil, err
+		}
+	}
 	if g.ns, err = newNamespace(c, setUpGateway(config)); err != nil {
 		return nil, fmt.Errorf("the gateway's network namespace: %w", err)
 	}
@@ -233,6 +244,13 @@ func (g *gateway) listen() error {
 		return err
 	}
 	g.busy.Go(func() { g.serveNames(names) })
+	var watched []*os.File
+	if g.config.Observe != nil {
+		watched = take(len(families()))
+		if err := g.watchUnlisted(watched); err != nil {
+			return err
+		}
+	}
 	for _, f := range take(len(g.config.listened())) {
 		l, err := net.FileListener(f)
 		if err != nil {
@@ -268,7 +286,9 @@ func (g *gateway) listen() error {
 		}
 	}
 	for _, f := range g.ns.sockets { // the copies remain
-		f.Close()
+		if !slices.Contains(watched, f) {
+			f.Close()
+		}
 	}
 	g.ns.sockets = nil
 	return nil
@@ -318,6 +338,7 @@ func (g *gateway) close() {
 	g.mu.Lock()
 	g.closed = true
 	g.mu.Unlock()
+	g.unlisted.drain()
 	g.end()
 	g.busy.Wait()
 	g.roster.leave(g)

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -10,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
@@ -17,7 +20,9 @@ import (
 type Member struct {
 	gateway *gateway
 	name    string
-	reach   *reach // nil if it is not limited
+	known   []string // the names by which others find it
+	own     string   // the name that it has itself, found by no others
+	reach   *reach   // nil if it is not limited
 	index   int
 	address netip.Addr
 	ns      namespace
@@ -42,24 +47,18 @@ type Member struct {
 	listeners []io.Closer // for what is published
 }
 
-// take returns a new member: the one that was made ahead, if there is one. From the second on, one
-// is made for the next run.
-func (g *gateway) take(place *spec.Member) (m *Member, err error) {
+// take returns a new member: the one that was made ahead, if there is one.
+func (g *gateway) take(place *spec.Member, hostname string) (m *Member, err error) {
 	g.mu.Lock()
 	m, g.ahead = g.ahead, nil
 	g.joins++
-	more := g.joins > 1 && !g.making
-	g.making = g.making || more
 	g.mu.Unlock()
-	if more {
-		g.begin(g.makeAhead)
-	}
 	if m == nil {
 		if m, err = g.join(); err != nil {
 			return nil, err
 		}
 	}
-	m.name = place.Name
+	g.roster.name(m, place, hostname)
 	if names, limited := place.Limits(); limited {
 		m.reach = &reach{names: names}
 	}
@@ -70,13 +69,24 @@ func (g *gateway) take(place *spec.Member) (m *Member, err error) {
 	return m, nil
 }
 
+// makeAhead makes a member for the next run, from a network's second run on. It takes some of what
+// the start of a run takes too, so it waits until that is over.
 func (g *gateway) makeAhead() {
-	m, err := g.join()
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.making = false; err == nil {
-		g.ahead = m
+	more := g.joins > 1 && g.ahead == nil && !g.making
+	g.making = g.making || more
+	g.mu.Unlock()
+	if !more {
+		return
 	}
+	g.begin(func() {
+		m, err := g.join()
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.making = false; err == nil {
+			g.ahead = m
+		}
+	})
 }
 
 // join makes a member, with its namespace and its way to the gateway.
@@ -120,8 +130,11 @@ func (m *Member) ReadyWhen(ready *atomic.Bool) { m.ready = ready }
 
 func (m *Member) isReady() bool { return m.ready == nil || m.ready.Load() }
 
-// Announce lets others find the member by its name.
-func (m *Member) Announce() { m.gateway.roster.announce(m) }
+// Announce lets others find the member by its name, as its run is about to begin.
+func (m *Member) Announce() {
+	m.gateway.roster.announce(m)
+	m.gateway.makeAhead()
+}
 
 // Retire is for a run that has ended: it can't be found any more, and lets go of the addresses at
 // which it was published.
@@ -151,18 +164,40 @@ func (m *Member) awaitSent() {
 }
 
 // Leave takes the connections and the interface of a retired member away, once what it has sent is
-// passed on.
+// passed on, or told of.
 func (m *Member) Leave() {
 	m.awaitSent()
+	m.gateway.unlisted.drain()
 	m.disconnect()
 }
 
+// lingering is how long the kernel has to remove an interface whose namespace has ended.
+const lingering = time.Second
+
+// disconnect takes the interface down, after which nothing gets through, and leaves its removal to
+// the kernel: that waits for several grace periods of RCU, and removes what is gone meanwhile at
+// once. The address is free when the interface is known to be gone, as a namespace does not end
+// while somebody has a descriptor of it.
 func (m *Member) disconnect() {
 	m.leave()
-	r := m.gateway.roster
-	r.dismiss(m)
+	g := m.gateway
+	g.roster.dismiss(m)
 	m.ns.close()
-	r.remove(m)
+	if !g.begin(func() {
+		select {
+		case <-time.After(lingering):
+		case <-g.ctx.Done():
+			return // with the gateway's namespace all of its interfaces go
+		}
+		var x batch
+		x.remove(m.link())
+		// Most often it is gone. Else the address stays taken until the gateway is closed.
+		if err := g.change(&x); err == nil || errors.Is(err, unix.ENODEV) {
+			g.roster.remove(m)
+		}
+	}) {
+		g.roster.remove(m)
+	}
 }
 
 // member returns the gateway's own that has an address, or nil.

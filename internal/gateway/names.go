@@ -1,7 +1,9 @@
 package gateway
 
 import (
+	"encoding/hex"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -114,9 +116,10 @@ const (
 const maxAnswers, maxAnswers6 = 14, 8
 
 // answer answers a query of DNS. It asks nobody: runs of the network have their addresses, what is
-// listed has one of ours, and all else does not exist. It returns the name if that was refused, and
+// listed has one of ours, and all else does not exist. Addresses of ours have the names that they
+// stand for, and those of the runs that whose knows. It returns the name if that was refused, and
 // nothing for what is no query.
-func (c *Config) answer(query []byte, n *names, runs func(name string) []netip.Addr) (reply []byte, refused string) {
+func (c *Config) answer(query []byte, n *names, runs func(name string) []netip.Addr, whose func(netip.Addr) string) (reply []byte, refused string) {
 	var p dnsmessage.Parser
 	h, err := p.Start(query)
 	if err != nil || h.Response || h.OpCode != 0 {
@@ -129,6 +132,18 @@ func (c *Config) answer(query []byte, n *names, runs func(name string) []netip.A
 		return encode(out, nil, 0, nil), ""
 	}
 	name := canonical(q.Name.String())
+	if a, ok := reversed(name); ok && q.Type == dnsmessage.TypePTR && q.Class == dnsmessage.ClassINET && isOurs(a) {
+		host, ok := n.nameOf(in4(a))
+		if !ok {
+			host = whose(in4(a))
+		}
+		found, err := dnsmessage.NewName(host + ".")
+		if host == "" || err != nil {
+			out.RCode = dnsmessage.RCodeNameError
+			return encode(out, &q, 0, nil), ""
+		}
+		return encode(out, &q, runTTL, []dnsmessage.ResourceBody{&dnsmessage.PTRResource{PTR: found}}), ""
+	}
 	found, ttl := runs(strings.TrimSuffix(name, internal)), uint32(runTTL)
 	hasType := q.Type == dnsmessage.TypeA || q.Type == dnsmessage.TypeAAAA && n.hasIPv6
 	switch {
@@ -138,10 +153,10 @@ func (c *Config) answer(query []byte, n *names, runs func(name string) []netip.A
 		if !hasType {
 			found = nil
 		}
-	case !isName(name) || !c.isListed(name):
+	case !spec.IsName(name) || !c.isListed(name):
 		// Not RCodeRefused, at which programs ask again.
 		out.RCode, refused = dnsmessage.RCodeNameError, name
-		if !isName(name) { // it may end up in somebody's log
+		if !spec.IsName(name) { // it may end up in somebody's log
 			refused = strings.Trim(strconv.QuoteToASCII(name), `"`)
 		}
 	case hasType:
@@ -152,26 +167,59 @@ func (c *Config) answer(query []byte, n *names, runs func(name string) []netip.A
 			out.RCode = dnsmessage.RCodeServerFailure
 		}
 	}
-	return encode(out, &q, ttl, found), refused
+	return encode(out, &q, ttl, answersOf(q.Type, found)), refused
+}
+
+// reversed returns the address that a name of RFC 1035, section 3.5, or RFC 3596, section 2.5,
+// stands for.
+func reversed(name string) (a netip.Addr, ok bool) {
+	if labels, is4 := strings.CutSuffix(name, ".in-addr.arpa"); is4 {
+		parts := strings.Split(labels, ".")
+		slices.Reverse(parts)
+		a, err := netip.ParseAddr(strings.Join(parts, "."))
+		return a, err == nil && a.Is4()
+	}
+	labels, is6 := strings.CutSuffix(name, ".ip6.arpa")
+	digits := strings.Split(labels, ".")
+	slices.Reverse(digits)
+	b, err := hex.DecodeString(strings.Join(digits, ""))
+	if !is6 || len(digits) != 32 || err != nil || len(b) != 16 {
+		return a, false
+	}
+	return netip.AddrFrom16([16]byte(b)), true
+}
+
+// isOurs reports whether an address is of a run, or stands for a name.
+func isOurs(a netip.Addr) bool {
+	a = in4(a)
+	return runRange.Contains(a) || nameRange.Contains(a)
 }
 
 // internal is the domain of the network's runs, which may be left out.
 const internal = ".internal"
 
-func encode(h dnsmessage.Header, q *dnsmessage.Question, ttl uint32, addresses []netip.Addr) []byte {
+// answersOf returns addresses as answers to a question of the type.
+func answersOf(kind dnsmessage.Type, list []netip.Addr) (answers []dnsmessage.ResourceBody) {
+	most := maxAnswers
+	if kind == dnsmessage.TypeAAAA {
+		most = maxAnswers6
+	}
+	for _, a := range list[:min(len(list), most)] {
+		if kind == dnsmessage.TypeAAAA {
+			answers = append(answers, &dnsmessage.AAAAResource{AAAA: in6(a).As16()})
+		} else {
+			answers = append(answers, &dnsmessage.AResource{A: a.As4()})
+		}
+	}
+	return answers
+}
+
+func encode(h dnsmessage.Header, q *dnsmessage.Question, ttl uint32, answers []dnsmessage.ResourceBody) []byte {
 	m := dnsmessage.Message{Header: h}
 	if q != nil {
 		m.Questions = []dnsmessage.Question{*q}
 	}
-	most := maxAnswers
-	if q != nil && q.Type == dnsmessage.TypeAAAA {
-		most = maxAnswers6
-	}
-	for _, a := range addresses[:min(len(addresses), most)] {
-		var body dnsmessage.ResourceBody = &dnsmessage.AResource{A: a.As4()}
-		if q.Type == dnsmessage.TypeAAAA {
-			body = &dnsmessage.AAAAResource{AAAA: in6(a).As16()}
-		}
+	for _, body := range answers {
 		m.Answers = append(m.Answers, dnsmessage.Resource{
 			Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: dnsmessage.ClassINET, TTL: ttl}, Body: body})
 	}

@@ -27,6 +27,8 @@ func listing(hosts ...string) *Config {
 
 func nobody(string) []netip.Addr { return nil }
 
+func nameless(netip.Addr) string { return "" }
+
 func TestAnswers(t *testing.T) {
 	c, n := listing("a.example", "*.b.example"), new(names)
 	db := netip.MustParseAddr("198.18.0.9")
@@ -35,6 +37,12 @@ func TestAnswers(t *testing.T) {
 			return []netip.Addr{db}
 		}
 		return nil
+	}
+	whose := func(a netip.Addr) string {
+		if a == db {
+			return "db"
+		}
+		return ""
 	}
 	for _, test := range []struct {
 		name    string
@@ -51,14 +59,20 @@ func TestAnswers(t *testing.T) {
 		{"a.example.", 65, dnsmessage.RCodeSuccess, "", ""}, // HTTPS
 		{"b.example.", dnsmessage.TypeA, dnsmessage.RCodeNameError, "", "b.example"},
 		{"secret.evil.example.", dnsmessage.TypeTXT, dnsmessage.RCodeNameError, "", "secret.evil.example"},
-		{"1.0.18.198.in-addr.arpa.", dnsmessage.TypePTR, dnsmessage.RCodeNameError, "", "1.0.18.198.in-addr.arpa"},
+		{"1.0.18.198.in-addr.arpa.", dnsmessage.TypePTR, dnsmessage.RCodeNameError, "", ""},
+		{"9.0.18.198.in-addr.arpa.", dnsmessage.TypePTR, dnsmessage.RCodeSuccess, "db.", ""},
+		{"9.0.0.0.2.1.6.c.0.0.0.0.0.0.0.0.0.0.0.0.2.2.e.7.0.e.b.6.0.e.d.f.ip6.arpa.", dnsmessage.TypePTR, dnsmessage.RCodeSuccess, "db.", ""},
+		{"1.0.19.198.in-addr.arpa.", dnsmessage.TypePTR, dnsmessage.RCodeSuccess, "a.example.", ""},
+		{"9.0.18.198.in-addr.arpa.", dnsmessage.TypeA, dnsmessage.RCodeNameError, "", "9.0.18.198.in-addr.arpa"},
+		{"1.1.1.1.in-addr.arpa.", dnsmessage.TypePTR, dnsmessage.RCodeNameError, "", "1.1.1.1.in-addr.arpa"},
+		{"x.18.198.in-addr.arpa.", dnsmessage.TypePTR, dnsmessage.RCodeNameError, "", "x.18.198.in-addr.arpa"},
 		{"db.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.18.0.9", ""},
 		{"db.internal.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.18.0.9", ""},
 		{"db.", dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess, "", ""},
 		{"web.", dnsmessage.TypeA, dnsmessage.RCodeNameError, "", "web"},
 		{".", dnsmessage.TypeNS, dnsmessage.RCodeNameError, "", ""},
 	} {
-		reply, refused := c.answer(queryFor(t, test.name, test.kind), n, runs)
+		reply, refused := c.answer(queryFor(t, test.name, test.kind), n, runs, whose)
 		var m dnsmessage.Message
 		require.NoError(t, m.Unpack(reply), test.name)
 		require.Equal(t, test.code, m.RCode, test.name)
@@ -69,6 +83,10 @@ func TestAnswers(t *testing.T) {
 			continue
 		}
 		require.Len(t, m.Answers, 1, test.name)
+		if ptr, ok := m.Answers[0].Body.(*dnsmessage.PTRResource); ok {
+			require.Equal(t, test.answer, ptr.PTR.String())
+			continue
+		}
 		require.Equal(t, netip.MustParseAddr(test.answer).As4(), m.Answers[0].Body.(*dnsmessage.AResource).A, test.name)
 	}
 	name, ok := n.nameOf(netip.MustParseAddr("198.19.0.2"))
@@ -83,7 +101,7 @@ func TestTooManyNames(t *testing.T) {
 	c, n := listing("*.b.example"), new(names)
 	codes := map[dnsmessage.RCode]int{}
 	for i := range maxNames + 10 {
-		reply, _ := c.answer(queryFor(t, fmt.Sprintf("x%d.b.example.", i), dnsmessage.TypeA), n, nobody)
+		reply, _ := c.answer(queryFor(t, fmt.Sprintf("x%d.b.example.", i), dnsmessage.TypeA), n, nobody, nameless)
 		var m dnsmessage.Message
 		require.NoError(t, m.Unpack(reply))
 		codes[m.RCode]++
@@ -105,7 +123,7 @@ func TestManyRuns(t *testing.T) {
 		}
 		return list
 	}
-	reply, _ := new(Config).answer(queryFor(t, "db.", dnsmessage.TypeA), new(names), runs)
+	reply, _ := new(Config).answer(queryFor(t, "db.", dnsmessage.TypeA), new(names), runs, nameless)
 	require.LessOrEqual(t, len(reply), 512)
 	var m dnsmessage.Message
 	require.NoError(t, m.Unpack(reply))
@@ -120,7 +138,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Add([]byte{})
 	c := listing("*.example")
 	f.Fuzz(func(t *testing.T, query []byte) {
-		reply, _ := c.answer(query, new(names), nobody)
+		reply, _ := c.answer(query, new(names), nobody, nameless)
 		if reply == nil {
 			return
 		}

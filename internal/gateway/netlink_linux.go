@@ -51,6 +51,13 @@ func (x *batch) up(index int32) {
 	x.add(unix.RTM_NEWLINK, 0, fmt.Sprintf("interface %d up", index), m)
 }
 
+// down takes an interface down, and with it all routes to it.
+func (x *batch) down(index int32) {
+	m := link(index)
+	m.Change = unix.IFF_UP
+	x.add(unix.RTM_NEWLINK, 0, fmt.Sprintf("interface %d down", index), m)
+}
+
 // remove removes an interface, and with it its peer.
 func (x *batch) remove(index int32) {
 	x.add(unix.RTM_DELLINK, 0, fmt.Sprintf("interface %d gone", index), link(index))

@@ -28,8 +28,9 @@ func New(c Config) (*Network, error) {
 }
 
 // Join makes a network namespace for one run of the cell, with a way to the gateway, and gives it
-// its place there. Others find the run by the name once it is announced.
-func (n *Network) Join(c *cell.Cell, place *spec.Member) (*Member, error) {
+// its place there. Others find the run by its names there once it is announced; it finds itself by
+// its hostname, too, unless somebody else has that.
+func (n *Network) Join(c *cell.Cell, place *spec.Member, hostname string) (*Member, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	g := n.gateways[c]
@@ -43,7 +44,7 @@ func (n *Network) Join(c *cell.Cell, place *spec.Member) (*Member, error) {
 		}
 		n.gateways[c] = g
 	}
-	return g.take(place)
+	return g.take(place, hostname)
 }
 
 // IPv6 returns why runs on the network have IPv4 alone, as far as that is known.

@@ -115,13 +115,13 @@ func (m *Member) routeTo(o *Member, x changes) {
 	}
 }
 
-// dismiss takes the member's interface away, and with it the routes to it; then what was its own.
+// dismiss takes the member's interface down, and with it the routes to it; then what was its own.
 func (r *roster) dismiss(m *Member) {
 	r.reachMu.Lock()
 	defer r.reachMu.Unlock()
 	there, x := changes{}, changes{}
 	own := x.of(m.gateway)
-	own.remove(m.link())
+	own.down(m.link())
 	if m.gateway.noIPv6 == nil {
 		m.ruleIPv6(own, unix.RTM_DELRULE, 0)
 	}

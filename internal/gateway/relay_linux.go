@@ -95,9 +95,12 @@ func (m *Member) serve(places *share, conn *net.TCPConn, c Conn, serve func(*net
 
 // tellCrowded tells of a connection for which there is no place, one of those that come meanwhile.
 func (m *Member) tellCrowded(c Conn, err error) {
-	c.Verdict, c.Err = Refused, err
 	if m.crowded.CompareAndSwap(false, true) {
 		m.gateway.begin(func() {
+			if !c.Published {
+				_, _ = m.target(c.Address, &c)
+			}
+			c.Verdict, c.Err = Refused, err
 			m.tell(c)
 			m.crowded.Store(false)
 		})

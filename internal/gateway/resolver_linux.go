@@ -36,7 +36,7 @@ func (g *gateway) serveNames(udp *net.UDPConn) {
 
 // ask answers a query of the member, and tells of it if it was refused.
 func (m *Member) ask(query []byte) []byte {
-	reply, refused := m.gateway.config.answer(query, &m.names, m.reachable)
+	reply, refused := m.gateway.config.answer(query, &m.names, m.reachable, m.nameOf)
 	if refused != "" && m.names.refuse(refused) {
 		m.tellLater(Conn{Name: refused, Begin: time.Now(), Verdict: Refused, Err: &refusal{"the name is not listed"}})
 	}

@@ -5,7 +5,10 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
+
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // roster is who is on a network, whichever cell the run is of.
@@ -78,25 +81,42 @@ func (r *roster) of(g *gateway) (list []*Member) {
 	return list
 }
 
-// announce lets others find a member by its name.
+// name gives a member its names. Others may ask for that of its address already (nameOf).
+func (r *roster) name(m *Member, place *spec.Member, hostname string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m.name, m.known, m.own = place.Name, nil, strings.TrimSuffix(canonical(hostname), internal)
+	for _, name := range place.Names() {
+		if name = strings.TrimSuffix(name, internal); !slices.Contains(m.known, name) {
+			m.known = append(m.known, name)
+		}
+	}
+}
+
+// announce lets others find a member by its names.
 func (r *roster) announce(m *Member) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.named[m.name] = append(r.named[m.name], m)
+	for _, name := range m.known {
+		r.named[name] = append(r.named[name], m)
+	}
 }
 
 // hide is the opposite of announce.
 func (r *roster) hide(m *Member) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	rest := slices.DeleteFunc(r.named[m.name], func(o *Member) bool { return o == m })
-	if r.named[m.name] = rest; len(rest) == 0 {
-		delete(r.named, m.name)
+	for _, name := range m.known {
+		rest := slices.DeleteFunc(r.named[name], func(o *Member) bool { return o == m })
+		if r.named[name] = rest; len(rest) == 0 {
+			delete(r.named, name)
+		}
 	}
 }
 
 // reachable returns the addresses of the members of a name that m may reach, in any order: of those
-// that are ready, if there are any.
+// that are ready, if there are any. The name that m has itself leads to m first, as it may bind
+// that.
 func (m *Member) reachable(name string) (list []netip.Addr) {
 	r := m.gateway.roster
 	r.mu.Lock()
@@ -115,7 +135,32 @@ func (m *Member) reachable(name string) (list []netip.Addr) {
 		list = others
 	}
 	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	if name == m.own {
+		list = slices.DeleteFunc(list, func(a netip.Addr) bool { return a == m.address })
+		list = slices.Insert(list, 0, m.address)
+	}
 	return list
+}
+
+// nameOf returns the name of the member that has an address, if m may find it by that, or is it;
+// else "".
+func (m *Member) nameOf(a netip.Addr) string {
+	r := m.gateway.roster
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	o := r.members[a]
+	if o == nil || !m.mayOpen(o) {
+		return ""
+	}
+	for _, name := range o.known {
+		if slices.Contains(r.named[name], o) {
+			return name
+		}
+	}
+	if o == m {
+		return m.own
+	}
+	return ""
 }
 
 // enter adds the gateway of a further cell. From the second on they are connected by cables.
@@ -140,13 +185,17 @@ func (r *roster) enter(g *gateway) error {
 	return nil
 }
 
-// leave removes a gateway that is closed, and all who are still there.
+// leave removes a gateway that is closed, and all who are still there. Runs that go on have no
+// interface any more when it returns.
 func (r *roster) leave(g *gateway) {
+	var x batch
 	for _, m := range r.of(g) {
 		m.Retire()
 		r.dismiss(m)
+		x.remove(m.link())
 		r.remove(m)
 	}
+	_ = g.change(&x) // some are gone already
 	r.reachMu.Lock()
 	defer r.reachMu.Unlock()
 	r.gateways = slices.DeleteFunc(r.gateways, func(o *gateway) bool { return o == g })

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/idna"
 
 	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // Config is what the options of a network set. Wrong holds what is wrong with them.
@@ -156,25 +157,10 @@ func checkPattern(p string) error {
 	if _, err := netip.ParseAddr(strings.Trim(p, "[]")); err == nil {
 		return errors.New("that is an address: use AllowCIDR")
 	}
-	if !isName(name) {
+	if !spec.IsName(name) {
 		return errNoName
 	}
 	return nil
-}
-
-// isName reports whether name, in lower case, is a host name, in which underscores are allowed.
-func isName(name string) bool {
-	if name == "" || len(name) > 253 {
-		return false
-	}
-	for label := range strings.SplitSeq(name, ".") {
-		if label == "" || len(label) > 63 || strings.ContainsFunc(label, func(r rune) bool {
-			return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' && r != '_'
-		}) {
-			return false
-		}
-	}
-	return true
 }
 
 // canonical returns a name in lower case, without the root's dot.

@@ -30,7 +30,7 @@ func init() {
 func sendAll(to []string) error {
 	for {
 		for _, at := range to {
-			if conn, err := net.Dial("udp", at); err == nil {
+			if conn, err := runs.Dial("udp", at); err == nil {
 				fmt.Fprint(conn, "x")
 				conn.Close()
 			}
@@ -39,11 +39,11 @@ func sendAll(to []string) error {
 	}
 }
 
-// manySockets sends from 300 sockets to one address, as fast as it can.
+// manySockets sends from 300 sockets to the addresses, in turn, as fast as it can.
 func manySockets(to []string) error {
 	var sockets []net.Conn
-	for range 300 {
-		conn, err := net.Dial("udp4", to[0])
+	for i := range 300 {
+		conn, err := runs.Dial("udp", to[i%len(to)])
 		if err != nil {
 			return err
 		}
@@ -113,20 +113,19 @@ func sendDatagrams(t *testing.T, more ...sandbox.NetworkOption) {
 	quic := serveDatagrams(t, "udp", "127.0.0.1:0")
 	port := func(s *datagramServer, host string) string { return net.JoinHostPort(host, fmt.Sprint(s.port)) }
 	zone := testkit.NewZone(t, map[string]string{"quic.test": "127.0.0.1", "other.test": "127.0.0.1"})
-	var to []string
-	addresses := []string{"127.0.0.1", "127.1.2.3", "0.0.0.0", "::1", "::ffff:127.0.0.1", "169.254.169.254", "fd00:ec2::254", "fe80::1", "10.0.0.1", "198.18.0.1", "224.0.0.1", "255.255.255.255"}
+	names, to := []string{port(quic, "quic.test"), port(quic, "other.test")}, []string{port(behind, "169.254.169.254"), port(behind, "198.19.255.1")}
+	addresses := []string{"127.0.0.1", "127.1.2.3", "0.0.0.0", "::1", "::ffff:127.0.0.1", "169.254.169.254", "fd00:ec2::254", "fe80::1", "10.0.0.1", "198.18.0.1", "224.0.0.1", "255.255.255.255", "ff02::1", "ff0e::1"}
 	own, _ := net.InterfaceAddrs()
 	for _, a := range own {
 		addresses = append(addresses, a.(*net.IPNet).IP.String())
 	}
 	for i, a := range addresses {
 		zone.Set(fmt.Sprintf("x%d.test", i), a)
-		to = append(to, port(behind, fmt.Sprintf("x%d.test", i)))
-		if ip := netip.MustParseAddr(a); ip.Is6() && !ip.Is4In6() && !ip.IsLoopback() && !ip.IsLinkLocalUnicast() && hasIPv6() {
+		names = append(names, port(behind, fmt.Sprintf("x%d.test", i)))
+		if ip := netip.MustParseAddr(a); ip.Is6() && !ip.Is4In6() && !ip.IsLoopback() && !ip.IsLinkLocalUnicast() && !ip.IsMulticast() && runs.HasIPv6() {
 			to = append(to, port(behind, a))
 		}
 	}
-	to = append(to, port(behind, "169.254.169.254"), port(behind, "198.18.0.1"), port(behind, "198.19.255.1"), port(quic, "quic.test"), port(quic, "other.test"))
 	told := make(chan sandbox.Conn, 10_000)
 	n, err := sandbox.NewNetwork(append(more, sandbox.AllowHost("*", sandbox.UDP(behind.port)), sandbox.AllowCIDR("0.0.0.0/0", sandbox.UDP(behind.port)), sandbox.AllowCIDR("::/0", sandbox.UDP(behind.port)), sandbox.AllowHost("quic.test", quic.port),
 		sandbox.AllowHost("other.test", sandbox.TCP(quic.port)), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(quic.port)), sandbox.AllowHost("third.test", sandbox.UDP(quic.port)),
@@ -141,20 +140,29 @@ func sendDatagrams(t *testing.T, more ...sandbox.NetworkOption) {
 	behind.senders()
 	quic.senders()
 
-	attacker := runs.Start(t, runs.Helper("private-datagrams", to...).With(sandbox.WithNetwork(n.As("attacker"))))
-	refused := map[string]bool{}
-	for len(refused) < len(to) {
-		c := <-told
-		require.NotEqual(t, sandbox.Allowed, c.Verdict, "%+v", c)
-		if c.Port != 0 {
-			require.True(t, c.UDP)
-			refused[fmt.Sprint(c.Name, c.Address)] = true
+	for i, network := range runs.OverEach("udp", "") {
+		to := slices.Clone(to)
+		for _, name := range names {
+			to = append(to, network+name)
 		}
+		as := fmt.Sprint("attacker", i)
+		// What is sent to the gateway itself is not told where rules lead to the socket.
+		const itself = "198.18.0.1"
+		attacker := runs.Start(t, runs.Helper("private-datagrams", append(to, port(behind, itself))...).With(sandbox.WithNetwork(n.As(as))))
+		refused := map[string]bool{}
+		for len(refused) < len(to) {
+			c := <-told
+			require.NotEqual(t, sandbox.Allowed, c.Verdict, "%+v", c)
+			if c.Port != 0 && c.Run == as && c.Address.Addr().String() != itself {
+				require.True(t, c.UDP)
+				refused[fmt.Sprint(c.Name, c.Address)] = true
+			}
+		}
+		require.NoError(t, attacker.Kill())
+		_, _ = attacker.Wait()
+		require.Empty(t, behind.senders())
+		require.Empty(t, quic.senders())
 	}
-	require.NoError(t, attacker.Kill())
-	_, _ = attacker.Wait()
-	require.Empty(t, behind.senders())
-	require.Empty(t, quic.senders())
 }
 
 // A range that is listed has addresses at which one datagram reaches this machine, and all others
@@ -214,6 +222,23 @@ func TestAttackRootlessPrivateDatagramSpoof(t *testing.T) {
 	require.Equal(t, "attacker", (<-told).Run)
 }
 
+// What is refused at a port that no option lists is told as the sender's, whatever its source says.
+func TestAttackRootlessPrivateUnlistedSpoof(t *testing.T) {
+	var mu sync.Mutex
+	told := map[string]int{}
+	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", 80), sandbox.NetworkObserver(func(c sandbox.Conn) {
+		mu.Lock()
+		defer mu.Unlock()
+		told[fmt.Sprint(c.Run, " ", c.Name, " ", c.Port)]++
+	}))
+	require.NoError(t, err)
+	defer n.Close()
+	runs.Start(t, runs.Shell("sleep 1000", sandbox.WithNetwork(n.As("neighbour"))))
+	runs.Output(t, runs.Helper("private-spoof", "one.test:99").With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithUser(0, 0), sandbox.WithoutSeccomp()))
+	require.NoError(t, n.Close(), "waits until all is told")
+	require.Equal(t, map[string]int{"attacker one.test 99": 1}, told)
+}
+
 // A flood of datagrams from many ports gets as many sockets of this process as MaxConns says, and a
 // neighbour still gets through.
 func TestAttackRootlessPrivateDatagramFlood(t *testing.T) {
@@ -224,14 +249,14 @@ func TestAttackRootlessPrivateDatagramFlood(t *testing.T) {
 		sandbox.MaxConns(20))
 	require.NoError(t, err)
 	defer n.Close()
-	flood := func(network sandbox.Network, address string) *sandbox.Process {
+	flood := func(network sandbox.Network, to ...string) *sandbox.Process {
 		r, w := io.Pipe()
-		p := runs.Start(t, runs.Helper("private-sockets", to(address)).With(sandbox.WithNetwork(network), sandbox.WithStdout(w)))
+		p := runs.Start(t, runs.Helper("private-sockets", to...).With(sandbox.WithNetwork(network), sandbox.WithStdout(w)))
 		_, err := bufio.NewReader(r).ReadString('\n')
 		require.NoError(t, err)
 		return p
 	}
-	control := flood(sandbox.NetworkHost, "127.0.0.1")
+	control := flood(sandbox.NetworkHost, to("127.0.0.1"))
 	require.NoError(t, control.Kill())
 	_, _ = control.Wait()
 	require.Greater(t, len(server.senders()), 20)
@@ -240,9 +265,12 @@ func TestAttackRootlessPrivateDatagramFlood(t *testing.T) {
 		return len(server.senders()) == 0
 	})
 
-	attacker := flood(n.As("attacker"), "one.test")
-	require.Equal(t, "answered", runs.Output(t, runs.Helper("private-answered", to("one.test")).With(sandbox.WithNetwork(n.As("client")))))
-	require.LessOrEqual(t, len(server.senders()), 21)
+	each := runs.OverEach("udp", to("one.test"))
+	attacker := flood(n.As("attacker"), each...)
+	for _, at := range each {
+		require.Equal(t, "answered", runs.Output(t, runs.Helper("private-answered", at).With(sandbox.WithNetwork(n.As("client")))), at)
+	}
+	require.LessOrEqual(t, len(server.senders()), 20+len(each))
 	require.NoError(t, attacker.Kill())
 	_, _ = attacker.Wait()
 }
@@ -258,18 +286,20 @@ func TestAttackRootlessPrivateCableFlood(t *testing.T) {
 	answering(t, n.As("sink"))
 	answering(t, n.As("db"))
 	r, w := io.Pipe()
-	attacker := runs.Start(t, runs.Helper("private-sockets", "sink:99").With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithStdout(w), sandbox.WithCell(cell)))
+	attacker := runs.Start(t, runs.Helper("private-sockets", runs.OverEach("udp", "sink:99")...).With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithStdout(w), sandbox.WithCell(cell)))
 	_, err = bufio.NewReader(r).ReadString('\n')
 	require.NoError(t, err)
-	ask := runs.Helper("private-answered", "db:99").With(sandbox.WithNetwork(n.As("client")), sandbox.WithCell(cell))
-	require.Equal(t, "answered", runs.Output(t, ask))
+	for _, at := range runs.OverEach("udp", "db:99") {
+		ask := runs.Helper("private-answered", at).With(sandbox.WithNetwork(n.As("client")), sandbox.WithCell(cell))
+		require.Equal(t, "answered", runs.Output(t, ask), at)
+	}
 	require.NoError(t, attacker.Kill())
 	_, _ = attacker.Wait()
 }
 
 // answered sends until there is an answer.
 func answered(to []string) error {
-	conn, err := net.Dial("udp4", to[0])
+	conn, err := runs.Dial("udp", to[0])
 	if err != nil {
 		return err
 	}

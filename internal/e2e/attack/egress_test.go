@@ -29,8 +29,9 @@ func init() { testkit.AddHelper("private-first", sayFirst) }
 // sayFirst connects to an address for each of the others, waits for a greeting, and sends what they
 // are, in hexadecimal, in pieces that commas are between.
 func sayFirst(args []string) error {
+	network, at := runs.Over("tcp", args[0])
 	for _, words := range args[1:] {
-		conn, err := net.DialTimeout("tcp", args[0], 20*time.Second)
+		conn, err := net.DialTimeout(network, at, 20*time.Second)
 		if err != nil {
 			return err
 		}
@@ -145,30 +146,31 @@ func TestAttackRootlessPrivateOtherSite(t *testing.T) {
 	attacks = append(attacks, inPieces(slices.Concat(record, []byte{22, 3, 1, other[3], other[4] - 1}, other[6:]), 1<<10))
 
 	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
-	refused := make(chan sandbox.Conn, 100)
-	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()),
-		sandbox.NetworkObserver(func(c sandbox.Conn) {
-			if c.Verdict == sandbox.Refused {
-				refused <- c
-			}
-		}))
-	require.NoError(t, err)
-	defer n.Close()
 	say := func(at string, words ...string) *sandbox.Sandbox {
 		return runs.Helper("private-first", append([]string{fmt.Sprintf("%s:%d", at, port)}, words...)...)
 	}
-	private := sandbox.WithNetwork(n.As("attacker"))
-
 	runs.Output(t, say("127.0.0.1", attacks...).With(sandbox.WithNetwork(sandbox.NetworkHost)))
 	require.Equal(t, []string{"other.test"}, server.sites(), "the attacks work")
 	own := []byte("GET / HTTP/1.1\r\nHost: ONE.test.:80\r\n\r\n")
-	runs.Output(t, say("one.test", inPieces(helloTo("one.test"), 50), inPieces(helloTo(""), 1<<10), inPieces(own, 4)).With(private))
-	require.Equal(t, []string{"", "ONE.test.:80", "one.test"}, server.sites())
-	require.Empty(t, refused)
+	for _, one := range runs.OverEach("tcp", "one.test") {
+		refused := make(chan sandbox.Conn, 100)
+		n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()),
+			sandbox.NetworkObserver(func(c sandbox.Conn) {
+				if c.Verdict == sandbox.Refused {
+					refused <- c
+				}
+			}))
+		require.NoError(t, err)
+		defer n.Close()
+		private := sandbox.WithNetwork(n.As("attacker"))
+		runs.Output(t, say(one, inPieces(helloTo("one.test"), 50), inPieces(helloTo(""), 1<<10), inPieces(own, 4)).With(private))
+		require.Equal(t, []string{"", "ONE.test.:80", "one.test"}, server.sites())
+		require.Empty(t, refused)
 
-	runs.Output(t, say("one.test", attacks...).With(private))
-	require.Empty(t, server.sites())
-	c := <-refused
-	require.Equal(t, []any{"one.test", "one.test", "127.0.0.1"}, []any{c.Name, c.Rule, c.Address.Addr().String()})
-	require.ErrorContains(t, c.Err, `"other.test", and not the name that was asked for`)
+		runs.Output(t, say(one, attacks...).With(private))
+		require.Empty(t, server.sites())
+		c := <-refused
+		require.Equal(t, []any{"one.test", "one.test", "127.0.0.1"}, []any{c.Name, c.Rule, c.Address.Addr().String()})
+		require.ErrorContains(t, c.Err, `"other.test", and not the name that was asked for`)
+	}
 }

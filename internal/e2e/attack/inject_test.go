@@ -177,8 +177,10 @@ func TestAttackRootlessPrivateInject(t *testing.T) {
 	require.NoError(t, err)
 	defer n.Close()
 	all := append(append(show, replace...), more...)
-	for i, answer := range say(runs.SecureName+":80", n.As("attacker"), all) {
-		require.False(t, shows(answer), "%q: %q", all[i], answer)
+	for _, at := range runs.OverEach("tcp", runs.SecureName+":80") {
+		for i, answer := range say(at, n.As("attacker"), all) {
+			require.False(t, shows(answer), "%s: %q: %q", at, all[i], answer)
+		}
 	}
 	require.Empty(t, server.take())
 	// Nor does it get there by TLS of its own, or learn anything where nothing is sent for it.

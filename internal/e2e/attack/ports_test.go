@@ -45,7 +45,7 @@ func TestAttackRootlessPrivateAllPorts(t *testing.T) {
 			to = append(to, net.JoinHostPort(ip.String(), port))
 		}
 	}
-	if hasIPv6() {
+	if runs.HasIPv6() {
 		to = append(to, "tcp6/"+at, "tcp6/one.test:"+port)
 		for _, a := range append(gateways6, "fd00:ec2::254", "64:ff9b::7f00:1", "2002:7f00:1::") {
 			to = append(to, net.JoinHostPort(a, port))

@@ -64,7 +64,7 @@ func end(p *sandbox.Process) {
 
 // resets opens connections and resets them at once, without an end.
 func resets(args []string) error {
-	network, at := over("tcp", args[0])
+	network, at := runs.Over("tcp", args[0])
 	for i := 0; ; i++ {
 		if conn, err := net.Dial(network, at); err == nil {
 			_ = conn.(*net.TCPConn).SetLinger(0)
@@ -78,11 +78,11 @@ func resets(args []string) error {
 
 // A storm of connections that are reset at once.
 func TestAttackRootlessPrivateResets(t *testing.T) {
-	port := public(t, "public")
+	port := public(t, "127.0.0.1", "public")
 	n := crowded(t, map[string]int{"one.test": port})
 	at := fmt.Sprintf("one.test:%d", port)
-	for _, network := range tcpNetworks() {
-		attacker, _ := started(t, runs.Helper("private-resets", network+"/"+at).With(sandbox.WithNetwork(n.As("attacker"))))
+	for _, to := range runs.OverEach("tcp", at) {
+		attacker, _ := started(t, runs.Helper("private-resets", to).With(sandbox.WithNetwork(n.As("attacker"))))
 		requireServed(t, n, at)
 		end(attacker)
 	}
@@ -112,40 +112,59 @@ func deadPort(t *testing.T) int {
 	return 0
 }
 
-// dialDead opens connections to where nobody answers, more than it may have.
+// dialDead opens connections to where nobody answers, a thousand at a time, more than it may have,
+// and says when there have been ten thousand.
 func dialDead(args []string) error {
+	network, at := runs.Over("tcp", args[0])
+	host, port, err := net.SplitHostPort(at)
+	if err != nil {
+		return err
+	}
+	to, err := net.ResolveIPAddr("ip"+strings.TrimPrefix(network, "tcp"), host)
+	if err != nil {
+		return err
+	}
+	var opened atomic.Int64
 	for range 1000 {
 		go func() {
 			for {
-				if conn, err := net.Dial("tcp", args[0]); err == nil {
-					_, _ = io.Copy(io.Discard, conn)
-					conn.Close()
+				conn, err := net.Dial(network, net.JoinHostPort(to.String(), port))
+				if err != nil {
+					continue
 				}
+				if opened.Add(1) == 10_000 {
+					fmt.Println("at it")
+				}
+				_, _ = io.Copy(io.Discard, conn)
+				conn.Close()
 			}
 		}()
 	}
-	fmt.Println("at it")
 	select {}
 }
 
 // Connections that are half open, to a destination that does not answer.
 func TestAttackRootlessPrivateHalfOpen(t *testing.T) {
-	port, dead := public(t, "public"), deadPort(t)
+	port, dead := public(t, "127.0.0.1", "public"), deadPort(t)
 	n := crowded(t, map[string]int{"one.test": port, "dead.test": dead})
-	attacker, _ := started(t, runs.Helper("private-dead", fmt.Sprintf("dead.test:%d", dead)).With(sandbox.WithNetwork(n.As("attacker"))))
+	requireServed(t, n, fmt.Sprintf("one.test:%d", port))
 	before := descriptors(t)
-	for range 3 {
-		requireServed(t, n, fmt.Sprintf("one.test:%d", port))
+	for _, at := range runs.OverEach("tcp", fmt.Sprintf("dead.test:%d", dead)) {
+		attacker, _ := started(t, runs.Helper("private-dead", at).With(sandbox.WithNetwork(n.As("attacker"))))
+		for _, at := range runs.OverEach("tcp", fmt.Sprintf("one.test:%d", port)) {
+			requireServed(t, n, at)
+		}
+		require.Less(t, descriptors(t), before+200, "of this process it has MaxConns")
+		end(attacker)
 	}
-	require.Less(t, descriptors(t), before+200, "of this process it has MaxConns")
-	end(attacker)
 }
 
 // leaveUnread opens connections over which it reads nothing.
 func leaveUnread(args []string) error {
 	var all []net.Conn
+	network, at := runs.Over("tcp", args[0])
 	for range 4 {
-		conn, err := net.Dial("tcp", args[0])
+		conn, err := net.Dial(network, at)
 		if err != nil {
 			return err
 		}
@@ -155,8 +174,14 @@ func leaveUnread(args []string) error {
 	select {}
 }
 
-// What a run does not read fills buffers, and no more. So does what it has a paused run not read.
+// What a run does not read fills buffers, and no more.
 func TestAttackRootlessPrivateUnread(t *testing.T) {
+	for _, at := range runs.OverEach("tcp", "one.test") {
+		leftUnread(t, at)
+	}
+}
+
+func leftUnread(t *testing.T, at string) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
@@ -180,7 +205,7 @@ func TestAttackRootlessPrivateUnread(t *testing.T) {
 		})
 		return n
 	}
-	port, other := l.Addr().(*net.TCPAddr).Port, public(t, "public")
+	port, other := l.Addr().(*net.TCPAddr).Port, public(t, "127.0.0.1", "public")
 	conn, err := net.Dial("tcp", l.Addr().String())
 	require.NoError(t, err)
 	// What the run's own and the server's sockets may hold is the kernel's.
@@ -192,7 +217,7 @@ func TestAttackRootlessPrivateUnread(t *testing.T) {
 	passed.Store(0)
 
 	n := crowded(t, map[string]int{"one.test": port, "two.test": other})
-	attacker, _ := started(t, runs.Helper("private-unread", fmt.Sprintf("one.test:%d", port)).With(sandbox.WithNetwork(n.As("attacker"))))
+	attacker, _ := started(t, runs.Helper("private-unread", fmt.Sprintf("%s:%d", at, port)).With(sandbox.WithNetwork(n.As("attacker"))))
 	require.Less(t, settled(), int64(4*most))
 	requireServed(t, n, fmt.Sprintf("two.test:%d", other))
 	end(attacker)
@@ -205,7 +230,7 @@ func sayHalf(args []string) error {
 		return err
 	}
 	var all []net.Conn
-	network, at := over("tcp", args[0])
+	network, at := runs.Over("tcp", args[0])
 	for range 20 {
 		conn, err := net.Dial(network, at)
 		if err == nil {
@@ -227,7 +252,7 @@ func TestAttackRootlessPrivateHalfHello(t *testing.T) {
 	defer l.Close()
 	var server shared
 	go server.serve(l)
-	port, other := l.Addr().(*net.TCPAddr).Port, public(t, "public")
+	port, other := l.Addr().(*net.TCPAddr).Port, public(t, "127.0.0.1", "public")
 	at := func(host string) string { return fmt.Sprintf("%s:%d", host, port) }
 	hello := helloTo("other.test")
 	control, _ := started(t, runs.Helper("private-half", at("127.0.0.1"), hex.EncodeToString(hello)).With(sandbox.WithNetwork(sandbox.NetworkHost)))
@@ -236,8 +261,8 @@ func TestAttackRootlessPrivateHalfHello(t *testing.T) {
 
 	n := crowded(t, map[string]int{"one.test": port, "two.test": other})
 	server.sites()
-	for _, network := range tcpNetworks() {
-		attacker, _ := started(t, runs.Helper("private-half", network+"/"+at("one.test"), hex.EncodeToString(hello[:len(hello)-1])).With(sandbox.WithNetwork(n.As("attacker"))))
+	for _, to := range runs.OverEach("tcp", at("one.test")) {
+		attacker, _ := started(t, runs.Helper("private-half", to, hex.EncodeToString(hello[:len(hello)-1])).With(sandbox.WithNetwork(n.As("attacker"))))
 		requireServed(t, n, fmt.Sprintf("two.test:%d", other))
 		end(attacker)
 	}
@@ -247,26 +272,30 @@ func TestAttackRootlessPrivateHalfHello(t *testing.T) {
 // A run that is paused with its connections open holds up nobody, and is ended all the same.
 func TestAttackRootlessPrivatePaused(t *testing.T) {
 	testkit.Need(t, "freezer")
-	port := public(t, "public")
+	port := public(t, "127.0.0.1", "public")
 	n := crowded(t, map[string]int{"one.test": port})
 	at := fmt.Sprintf("one.test:%d", port)
-	attacker, _ := started(t, runs.Helper("private-resets", at).With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithPublish("127.0.0.1:0", 80), sandbox.WithMemory(256*sandbox.MiB)))
-	require.NoError(t, attacker.Pause())
-	requireServed(t, n, at)
-	conn, err := net.Dial("tcp", attacker.Published()[0].String())
-	require.NoError(t, err)
-	defer conn.Close()
-	requireServed(t, n, at)
-	end(attacker)
-	require.NoError(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
-	_, err = conn.Read(make([]byte, 1))
-	require.Error(t, err)
-	require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "it ends with the run")
+	local := testkit.Loopbacks()
+	for i, to := range runs.OverEach("tcp", at) {
+		published := net.JoinHostPort(local[i%len(local)], "0")
+		attacker, _ := started(t, runs.Helper("private-resets", to).With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithPublish(published, 80), sandbox.WithMemory(256*sandbox.MiB)))
+		require.NoError(t, attacker.Pause())
+		requireServed(t, n, to)
+		conn, err := net.Dial("tcp", attacker.Published()[0].String())
+		require.NoError(t, err)
+		defer conn.Close()
+		requireServed(t, n, to)
+		end(attacker)
+		require.NoError(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
+		_, err = conn.Read(make([]byte, 1))
+		require.Error(t, err)
+		require.NotErrorIs(t, err, os.ErrDeadlineExceeded, "it ends with the run")
+	}
 }
 
 // fetchOne prints the first byte that comes.
 func fetchOne(args []string) error {
-	conn, err := net.Dial("tcp", args[0])
+	conn, err := runs.Dial("tcp", args[0])
 	if err != nil {
 		return err
 	}
@@ -307,7 +336,7 @@ func fewDescriptors(args []string) error {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
 		return err
 	}
-	out, err := runs.Helper("private-flood", fmt.Sprintf("one.test:%d", port)).With(sandbox.WithNetwork(n.As("attacker"))).Output(ctx)
+	out, err := runs.Helper("private-flood", runs.OverEach("tcp", fmt.Sprintf("one.test:%d", port))...).With(sandbox.WithNetwork(n.As("attacker"))).Output(ctx)
 	fmt.Println(string(out), err)
 	after, err := served()
 	for end := time.Now().Add(testkit.Patience / 2); err != nil && time.Now().Before(end); after, err = served() {

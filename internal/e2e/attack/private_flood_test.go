@@ -25,11 +25,11 @@ func init() {
 	testkit.AddHelper("private-ask", askFor)
 }
 
-// flood opens connections and keeps them, and prints how many stay open.
+// flood opens connections to each address in turn and keeps them, and prints how many stay open.
 func flood(args []string) error {
 	var held []net.Conn
-	for range 200 {
-		conn, err := net.Dial("tcp", args[0])
+	for i := range 200 {
+		conn, err := runs.Dial("tcp", args[i%len(args)])
 		if err == nil {
 			held = append(held, conn)
 		}
@@ -70,7 +70,7 @@ func TestAttackRootlessPrivateFlood(t *testing.T) {
 	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()), sandbox.MaxConns(20))
 	require.NoError(t, err)
 	defer n.Close()
-	s := runs.Helper("private-flood", fmt.Sprintf("one.test:%d", port)).With(sandbox.WithNetwork(n.As("attacker")))
+	s := runs.Helper("private-flood", runs.OverEach("tcp", fmt.Sprintf("one.test:%d", port))...).With(sandbox.WithNetwork(n.As("attacker")))
 	got := make(chan string)
 	for range 2 {
 		go func() {
@@ -82,9 +82,9 @@ func TestAttackRootlessPrivateFlood(t *testing.T) {
 	require.Equal(t, "20<nil>", <-got)
 }
 
-// noise sends the resolver what is no question, over UDP and TCP.
-func noise([]string) error {
-	udp, err := net.Dial("udp", "198.18.0.1:53")
+// noise sends the resolver, at each of its addresses, what is no question, over UDP and TCP.
+func noise(at []string) error {
+	udp, err := net.Dial("udp", at[0])
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func noise([]string) error {
 		_, _ = udp.Write(b[:i%len(b)])
 	}
 	for i := range 30 {
-		conn, err := net.Dial("tcp", "198.18.0.1:53")
+		conn, err := net.Dial("tcp", at[i%len(at)])
 		if err != nil {
 			return err
 		}
@@ -112,6 +112,14 @@ func noise([]string) error {
 	return nil
 }
 
+// resolvers returns the addresses of the networks' resolver: over IPv6 it answers TCP alone.
+func resolvers() []string {
+	if runs.HasIPv6() {
+		return []string{"198.18.0.1:53", "[fde0:6be0:7e22::c612:1]:53"}
+	}
+	return []string{"198.18.0.1:53"}
+}
+
 func askFor(names []string) error {
 	fmt.Println(net.DefaultResolver.LookupNetIP(context.Background(), "ip4", names[0]))
 	return nil
@@ -123,7 +131,7 @@ func TestAttackRootlessPrivateNoise(t *testing.T) {
 	require.NoError(t, err)
 	defer n.Close()
 	r, w := io.Pipe()
-	p := runs.Start(t, runs.Helper("private-noise").With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithStdout(w)))
+	p := runs.Start(t, runs.Helper("private-noise", resolvers()...).With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithStdout(w)))
 	ask := runs.Helper("private-ask", "a.wild.test").With(sandbox.WithNetwork(n.As("client")))
 	require.Equal(t, "[198.19.0.1] <nil>", runs.Output(t, ask))
 	_, err = bufio.NewReader(r).ReadString('\n')

@@ -19,8 +19,8 @@ import (
 )
 
 // public is a server at an address that may be reached, and returns its port.
-func public(t *testing.T, text string) int {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func public(t *testing.T, address, text string) int {
+	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	require.NoError(t, err)
 	t.Cleanup(func() { l.Close() })
 	go func() {
@@ -52,17 +52,27 @@ func (v *verdicts) tell(c sandbox.Conn) {
 // A name whose addresses change with each question, between one that may be reached and one that
 // may not: whoever asks, checks, and asks again when it connects, is led to the other.
 func TestAttackRootlessPrivateRebinding(t *testing.T) {
-	port := public(t, "public")
+	for _, local := range testkit.Loopbacks() {
+		t.Run(local, func(t *testing.T) { rebind(t, local) })
+	}
+}
+
+func rebind(t *testing.T, local string) {
+	port := public(t, local, "public")
 	var behind guarded
 	require.Equal(t, port, behind.serve(t, fmt.Sprintf("127.0.0.2:%d", port)))
 	zone := testkit.NewZone(t, nil)
 	const name = "turning.test"
-	zone.Turn(name, "127.0.0.1", "127.0.0.2")
+	if local == "127.0.0.1" {
+		zone.Turn(name, local, "127.0.0.2")
+	} else {
+		zone.Turn(name, local, "::ffff:127.0.0.2")
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	checked, err := zone.Resolver().LookupHost(ctx, name)
 	require.NoError(t, err)
-	require.Equal(t, []string{"127.0.0.1"}, checked)
+	require.Equal(t, []string{local}, checked)
 	conn, err := (&net.Dialer{Resolver: zone.Resolver()}).DialContext(ctx, "tcp", fmt.Sprintf("%s:%d", name, port))
 	require.NoError(t, err)
 	conn.Close()
@@ -76,13 +86,10 @@ func TestAttackRootlessPrivateRebinding(t *testing.T) {
 	behind.mu.Unlock()
 
 	var seen verdicts
-	n, err := sandbox.NewNetwork(sandbox.AllowHost(name, port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()), sandbox.NetworkObserver(seen.tell))
+	n, err := sandbox.NewNetwork(sandbox.AllowHost(name, port), sandbox.AllowCIDR(local, sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()), sandbox.NetworkObserver(seen.tell))
 	require.NoError(t, err)
 	defer n.Close()
-	var to []string
-	for _, network := range tcpNetworks() {
-		to = append(to, slices.Repeat([]string{fmt.Sprintf("%s/%s:%d", network, name, port)}, 20)...)
-	}
+	to := slices.Repeat(runs.OverEach("tcp", fmt.Sprintf("%s:%d", name, port)), 20)
 	out := runs.Output(t, runs.Helper("private-fetch", to...).With(sandbox.WithNetwork(n.As("attacker"))))
 	require.NotContains(t, out, "secret")
 	require.Contains(t, out, "public")
@@ -92,18 +99,10 @@ func TestAttackRootlessPrivateRebinding(t *testing.T) {
 	require.Empty(t, behind.had)
 }
 
-// tcpNetworks are those over which runs on private networks reach others.
-func tcpNetworks() []string {
-	if hasIPv6() {
-		return []string{"tcp4", "tcp6"}
-	}
-	return []string{"tcp4"}
-}
-
 // A listed name that is an alias (CNAME) leads to what may be reached of the other name's addresses
 // alone, and makes that name none that is listed.
 func TestAttackRootlessPrivateAlias(t *testing.T) {
-	port := public(t, "public")
+	port := public(t, "127.0.0.1", "public")
 	var behind guarded
 	require.Equal(t, port, behind.serve(t, fmt.Sprintf("127.0.0.2:%d", port)))
 	zone := testkit.NewZone(t, map[string]string{"metadata.internal": "127.0.0.2", "other.test": "127.0.0.1"})
@@ -119,7 +118,7 @@ func TestAttackRootlessPrivateAlias(t *testing.T) {
 	to := []string{at("outer.evil.test"), at("inner.evil.test"), at("metadata.internal"), at("other.test")}
 	// The connection that is reset may be so before or after the run knows that it has one.
 	want := "public\n(nothing)?\nnothing\nnothing"
-	if hasIPv6() {
+	if runs.HasIPv6() {
 		to, want = append(to, at("tcp6/outer.evil.test"), at("tcp6/inner.evil.test"), at("tcp6/other.test")), want+"\npublic\n(nothing)?\nnothing"
 	}
 	require.Regexp(t, "^"+want+"$", runs.Output(t, runs.Helper("private-fetch", to...).With(sandbox.WithNetwork(n.As("attacker")))))

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -30,7 +29,8 @@ func init() {
 	})
 }
 
-// otherProtocols are those with ports that a kernel may have, besides TCP.
+// otherProtocols are those with ports that a kernel may have, besides TCP, over IPv4 and, with 6
+// after their names, IPv6.
 var otherProtocols = map[string]struct{ kind, number int }{
 	"sctp":    {unix.SOCK_STREAM, unix.IPPROTO_SCTP},
 	"dccp":    {unix.SOCK_DCCP, unix.IPPROTO_DCCP},
@@ -41,31 +41,44 @@ var otherProtocols = map[string]struct{ kind, number int }{
 // speakProtocol succeeds if there is an answer over a protocol at an address: "udp/one.test:80".
 func speakProtocol(at string) error {
 	name, at, _ := strings.Cut(at, "/")
-	host, port, _ := strings.Cut(at, ":")
+	host, port, err := net.SplitHostPort(at)
+	if err != nil {
+		return err
+	}
 	number, err := strconv.Atoi(port)
 	if err != nil {
 		return err
 	}
-	to, err := net.ResolveIPAddr("ip4", host)
+	name, over6 := strings.CutSuffix(name, "6")
+	network := "ip4"
+	if over6 {
+		network = "ip6"
+	}
+	to, err := net.ResolveIPAddr(network, host)
 	if err != nil {
 		return err
 	}
+	a, _ := netip.AddrFromSlice(to.IP)
 	p := otherProtocols[name]
-	return answers(p.kind, p.number, netip.AddrFrom4([4]byte(to.IP.To4())), number, "hello", nil)
+	return answers(p.kind, p.number, a.Unmap(), number, "hello", nil)
 }
 
-// answerProtocol answers at 127.0.0.1 over a protocol, and returns the port, or 0 if this machine
+// answerProtocol answers at an address over a protocol, and returns the port, or 0 if this machine
 // does not have that protocol.
-func answerProtocol(t *testing.T, name string) int {
+func answerProtocol(t *testing.T, name string, at netip.Addr) int {
 	p := otherProtocols[name]
-	s, err := unix.Socket(unix.AF_INET, p.kind|unix.SOCK_CLOEXEC, p.number)
+	family, local := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: at.As16()})
+	if at.Is4() {
+		family, local = unix.AF_INET, &unix.SockaddrInet4{Addr: at.As4()}
+	}
+	s, err := unix.Socket(family, p.kind|unix.SOCK_CLOEXEC, p.number)
 	if err != nil {
 		return 0
 	}
 	wait := unix.NsecToTimeval(int64(answerTime) / 10) // so that it ends
 	require.NoError(t, unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait))
-	require.NoError(t, unix.Bind(s, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}))
-	at, err := unix.Getsockname(s)
+	require.NoError(t, unix.Bind(s, local))
+	bound, err := unix.Getsockname(s)
 	require.NoError(t, err)
 	listens := p.kind != unix.SOCK_DGRAM
 	if listens {
@@ -87,6 +100,8 @@ func answerProtocol(t *testing.T, name string) int {
 			}
 			if listens {
 				if conn, _, err := unix.Accept(s); err == nil {
+					_ = unix.SetsockoptTimeval(conn, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait)
+					_, _ = unix.Read(conn, make([]byte, 100)) // or the other side may not write any more
 					_, _ = unix.Write(conn, []byte("x"))
 					unix.Close(conn)
 				}
@@ -95,31 +110,41 @@ func answerProtocol(t *testing.T, name string) int {
 			}
 		}
 	}()
-	return at.(*unix.SockaddrInet4).Port
+	if at.Is4() {
+		return bound.(*unix.SockaddrInet4).Port
+	}
+	return bound.(*unix.SockaddrInet6).Port
 }
 
 // Protocols other than TCP, UDP and echo requests lead nowhere, with the ports that the servers
 // have listed, whatever the run may do in its namespace.
 func TestAttackRootlessPrivateProtocols(t *testing.T) {
-	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
+	zone := testkit.NewZone(t, nil)
 	opts := []sandbox.NetworkOption{sandbox.NetworkResolver(zone.Resolver())}
-	var to []string
+	var to, want []string
 	for name := range otherProtocols {
-		port := answerProtocol(t, name)
-		if port == 0 {
-			t.Logf("this machine does not have %s", name)
-			continue
+		for i, local := range testkit.Loopbacks() {
+			port := answerProtocol(t, name, netip.MustParseAddr(local))
+			if port == 0 {
+				t.Logf("this machine does not have %s at %s", name, local)
+				continue
+			}
+			over, host := []string{name, name + "6"}[i], fmt.Sprintf("%s%d.test", name, i)
+			ports := []sandbox.Ports{sandbox.TCP(port), sandbox.UDP(port)}
+			zone.Set(host, local)
+			opts = append(opts, sandbox.AllowCIDR(local, ports...), sandbox.AllowHost(host, ports...))
+			require.NoError(t, speakProtocol(over+"/"+net.JoinHostPort(local, fmt.Sprint(port))), "the control: %s", over)
+			to = append(to, fmt.Sprintf("%s/%s:%d", over, host, port))
+			if name == "udp" {
+				want = append(want, over)
+			}
 		}
-		ports := []sandbox.Ports{sandbox.TCP(port), sandbox.UDP(port)}
-		opts = append(opts, sandbox.AllowCIDR("127.0.0.1", ports...), sandbox.AllowHost("one.test", ports...))
-		require.NoError(t, speakProtocol(fmt.Sprintf("%s/127.0.0.1:%d", name, port)), "the control: %s", name)
-		to = append(to, fmt.Sprintf("%s/one.test:%d", name, port))
 	}
-	require.True(t, slices.ContainsFunc(to, func(at string) bool { return strings.HasPrefix(at, "udp/") }))
+	require.NotEmpty(t, want)
 	n, err := sandbox.NewNetwork(opts...)
 	require.NoError(t, err)
 	defer n.Close()
 	for _, powers := range [][]sandbox.Option{nil, netPowers} {
-		require.Equal(t, "udp", runs.Output(t, runs.Helper("private-protocols", to...).With(sandbox.WithNetwork(n.As("attacker"))).With(powers...)))
+		require.Equal(t, strings.Join(want, "\n"), runs.Output(t, runs.Helper("private-protocols", to...).With(sandbox.WithNetwork(n.As("attacker"))).With(powers...)))
 	}
 }

@@ -155,7 +155,7 @@ func spoofVictim(t *testing.T, of ...sandbox.Option) {
 			break
 		}
 	}
-	require.Equal(t, hasIPv6(), heard6, "what it sends over IPv6 as itself arrives")
+	require.Equal(t, runs.HasIPv6(), heard6, "what it sends over IPv6 as itself arrives")
 	_, err = victim.Wait()
 	require.NoError(t, err)
 }

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -22,27 +21,13 @@ import (
 
 func init() { testkit.AddHelper("private-dial", dialAll) }
 
-// hasIPv6 reports whether runs on private networks have it.
-func hasIPv6() bool {
-	_, err := os.Stat("/proc/sys/net/ipv6")
-	return err == nil
-}
-
 // gateways6 are the gateway's own addresses of IPv6, and those that stand for names of nobody.
 var gateways6 = []string{"fe80::1%eth0", "ff02::1%eth0", "fde0:6be0:7e22::c612:1", "fde0:6be0:7e22::c613:0", "fde0:6be0:7e22::c613:ffff"}
-
-// over takes an address apart that may have a network before it, as "tcp6/db:80".
-func over(network, at string) (string, string) {
-	if n, rest, given := strings.Cut(at, "/"); given {
-		return n, rest
-	}
-	return network, at
-}
 
 // dialAll fails if anything comes from any of the addresses.
 func dialAll(to []string) error {
 	for _, at := range to {
-		network, at := over("tcp", at)
+		network, at := runs.Over("tcp", at)
 		conn, err := net.DialTimeout(network, at, 20*time.Second)
 		if err != nil {
 			continue

@@ -217,7 +217,7 @@ func TestAttackRootlessPrivateReaches(t *testing.T) {
 			got, err := s.Output(testkit.Deadline(t))
 			assert.NoError(t, err)
 			ways := strings.Fields(want)
-			if hasIPv6() {
+			if runs.HasIPv6() {
 				ways = append(ways, strings.Fields(strings.NewReplacer("ping", "ping6", "tcp", "tcp6", "udp", "udp6").Replace(want))...)
 			}
 			slices.Sort(ways)

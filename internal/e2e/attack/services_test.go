@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -38,7 +39,7 @@ var freeBind = net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) 
 // steal listens at all of its addresses and at others', on ports over TCP, and answers "stolen".
 func steal(args []string) error {
 	for _, at := range args {
-		network, at := over("tcp4", at)
+		network, at := runs.Over("tcp4", at)
 		l, err := freeBind.Listen(context.Background(), network, at)
 		if err != nil {
 			// The port is taken by the one for all addresses.
@@ -59,7 +60,7 @@ func steal(args []string) error {
 // fetch prints what comes from each address, which a name may stand for.
 func fetch(args []string) error {
 	for _, at := range args {
-		network, at := over("tcp", at)
+		network, at := runs.Over("tcp", at)
 		conn, err := net.DialTimeout(network, at, 20*time.Second)
 		if err != nil {
 			fmt.Println("nothing")
@@ -106,7 +107,7 @@ func TestAttackRootlessPrivateSteal(t *testing.T) {
 	started(t, runs.Helper("private-steal", fmt.Sprintf(":%d", port), ":53", ":80", fmt.Sprintf("tcp6/[::]:%d", port), "tcp6/[::]:80").With(sandbox.WithNetwork(n.As("thief")), sandbox.WithPublish("127.0.0.1:0", 80)).With(netPowers...))
 	client := sandbox.WithNetwork(n.As("client"))
 	require.Equal(t, "real\nstolen", runs.Output(t, runs.Helper("private-fetch", one, "thief:80").With(client)), "and its own port, the control")
-	if hasIPv6() {
+	if runs.HasIPv6() {
 		require.Equal(t, "real\nstolen", runs.Output(t, runs.Helper("private-fetch", "tcp6/"+one, "tcp6/thief:80").With(client)))
 	}
 	// Without an error; otherwise it was reset at once.
@@ -186,11 +187,15 @@ func TestAttackRootlessPrivateShout(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// keep opens connections to an address and leaves them open.
-func keep(args []string) error {
+// keep opens connections to each address in turn, which all answer, and leaves them open.
+func keep(to []string) error {
 	var all []net.Conn
-	for range 40 {
-		conn, err := net.Dial("tcp", args[0])
+	for i := range 40 {
+		network, at := runs.Over("tcp", to[i%len(to)])
+		conn, err := net.Dial(network, at)
+		if err == nil && strings.HasPrefix(network, "udp") {
+			_, err = conn.Write([]byte("x"))
+		}
 		if err == nil {
 			_, err = io.ReadFull(conn, make([]byte, 1))
 		}
@@ -225,23 +230,25 @@ func TestAttackRootlessPrivateLeft(t *testing.T) {
 			}()
 		}
 	}()
-	port := l.Addr().(*net.TCPAddr).Port
+	tcp, udp := l.Addr().(*net.TCPAddr).Port, serveDatagrams(t, "udp4", "127.0.0.1:0").port
+	ports := []sandbox.Ports{sandbox.TCP(tcp), sandbox.UDP(udp)}
 	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
-	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()))
+	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", ports...), sandbox.AllowCIDR("127.0.0.1", ports...), sandbox.NetworkResolver(zone.Resolver()))
 	require.NoError(t, err)
 	defer n.Close()
+	to := append(runs.OverEach("tcp", fmt.Sprintf("one.test:%d", tcp)), runs.OverEach("udp", fmt.Sprintf("one.test:%d", udp))...)
 	// The first run makes what stays for all runs.
 	runs.Output(t, runs.Shell("", sandbox.WithNetwork(n.As("first"))))
 	// What is made ahead for the next run.
 	const slack = 10
 	before := descriptors(t)
 	for range 2 {
-		p, lines := started(t, runs.Helper("private-keep", fmt.Sprintf("one.test:%d", port)).With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithPublish("127.0.0.1:0", 80), sandbox.WithPublish("127.0.0.1:0/udp", 80)))
+		p, lines := started(t, runs.Helper("private-keep", to...).With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithPublish("127.0.0.1:0", 80), sandbox.WithPublish("127.0.0.1:0/udp", 80)))
 		require.Equal(t, "40", lines.Text())
-		require.Greater(t, descriptors(t), before+2*40)
+		require.Greater(t, descriptors(t), before+2*20+20, "two of each connection, and one of each socket for datagrams")
 		require.NoError(t, p.Kill())
 		_, _ = p.Wait()
-		for range 40 {
+		for range 20 {
 			<-ended
 		}
 		testkit.Eventually(t, "its descriptors are closed", func() bool { return descriptors(t) <= before+slack })
