@@ -25,7 +25,10 @@ func (w *Worker) attempt(ctx context.Context, p pulled) {
 	}
 	l := w.hold(ctx, id, p)
 	if l == nil {
-		_ = p.m.NakWithDelay(time.Second)
+		// While it is renewed here, to send it back would cut short its lease.
+		if !w.q.renews(id) {
+			_ = p.m.NakWithDelay(time.Second)
+		}
 		return
 	}
 	defer l.close()
@@ -70,19 +73,33 @@ func (a *attempt) do(ctx context.Context, m jetstream.Msg) (err error) {
 	if err != nil { // no task that this package wrote
 		return a.refuse(m, err)
 	}
-	if wait := time.Until(time.Unix(0, a.task.NotBefore)); a.task.NotBefore != 0 && wait > 0 {
+	if wait, err := a.w.q.until(a.l.ctx, a.task.NotBefore); err != nil {
+		return err // it comes again when the lease is over
+	} else if wait > 0 {
 		// If it does not arrive, it is looked at again.
-		_ = a.back(m, min(wait, maxDelay))
+		_ = a.back(m, min(max(wait, time.Millisecond), maxDelay))
 		return nil
 	}
 	if why := a.refused(); why != "" {
 		a.log.Warn("task left to others", "why", why)
-		_ = a.back(m, refusedFor) // if it does not arrive, the lease ends
+		_ = a.back(m, about(refusedFor)) // if it does not arrive, the lease ends
 		return nil
 	}
+	// What it leaves could not be kept, so it would fail once for each attempt.
+	if len(a.task.Outputs) > 0 || a.task.Call != nil {
+		if err := a.w.q.space(); err != nil {
+			a.log.Warn("task left to others", "why", err)
+			_ = a.back(m, about(refusedFor))
+			return nil
+		}
+	}
 	give, ok := func() {}, true
-	if _, err := a.task.Limits.within(a.w.max); err == nil { // else run refuses it
+	if _, err := a.task.Limits.within(a.w.max); err == nil {
 		give, ok = a.w.budget.take(a.needs())
+	} else if a.othersGive() { // else run refuses it
+		a.log.Warn("task left to others", "why", err)
+		_ = a.back(m, about(refusedFor))
+		return nil
 	}
 	if !ok {
 		a.from.full.Store(int64(clockNow() + fullFor))
@@ -146,9 +163,20 @@ func (a *attempt) claim(m jetstream.Msg) (over bool, err error) {
 			case old.Message == a.message && old.Delivered >= a.delivered:
 				return false, errNotOurs // this message was given out again since
 			}
-			if wait := time.Until(time.Unix(0, old.Next)); old.Next != 0 && wait > 0 {
+			// Nobody waits longer than anybody writes, whatever clocks say.
+			if wait, err := a.w.q.until(a.l.ctx, old.Next); err != nil {
+				return false, err // it comes again when the lease is over
+			} else if wait > 0 && wait <= maxBackoff {
 				// If it does not arrive, it is looked at again.
-				_ = a.back(m, wait)
+				_ = a.back(m, max(wait, time.Millisecond))
+				return true, nil
+			}
+			if old.State == Running && old.Worker != a.w.name && a.heldBy(old.Worker) {
+				a.log.Warn("task left to the worker that has it", "holder", old.Worker)
+				// That renews its lease within a fifth of it. Less than a lease
+				// would cut short the one that it has, which it may not be able to
+				// renew.
+				_ = a.back(m, a.l.length)
 				return true, nil
 			}
 			a.now.Attempt, a.now.Spared = old.Attempt+1, old.Spared
@@ -156,9 +184,13 @@ func (a *attempt) claim(m jetstream.Msg) (over bool, err error) {
 				a.now.Attempt, a.seq = old.Attempt, seq
 				return true, a.giveUp(m, nil, fmt.Sprintf("after %d attempts: worker %s was lost", old.Attempt, old.Worker))
 			}
-		} else if a.task.Deadline != 0 && time.Now().UnixNano() > a.task.Deadline {
-			_, err := a.w.q.end(a.l.ctx, a.id, Expired, ErrExpired.Error())
-			return true, errors.Join(err, m.Ack())
+		} else if a.task.Deadline != 0 {
+			if left, err := a.w.q.until(a.l.ctx, a.task.Deadline); err != nil {
+				return false, err
+			} else if left <= 0 {
+				_, err := a.w.q.end(a.l.ctx, a.id, Expired, ErrExpired.Error())
+				return true, errors.Join(err, m.Ack())
+			}
 		}
 		a.l.claimed(a.now.Attempt)
 		if a.seq, err = a.w.q.replace(a.l.ctx, a.id, &a.now, seq); err != nil || a.seq != 0 {
@@ -184,7 +216,11 @@ func (a *attempt) write(r *stateRecord) error {
 func (a *attempt) wait(m jetstream.Msg, why string, backoff time.Duration) error {
 	r := &stateRecord{State: Waiting, Text: why}
 	if backoff > 0 {
-		r.Next = time.Now().Add(backoff).UnixNano()
+		now, err := a.w.q.now(a.l.ctx)
+		if err != nil {
+			return err
+		}
+		r.Next = now.Add(backoff).UnixNano()
 	}
 	if err := a.write(r); err != nil {
 		return err
@@ -279,7 +315,7 @@ func (a *attempt) run(ctx context.Context) (r *runRecord, failure error, again b
 	return r, err, a.task.Retry.Failures
 }
 
-// refusedFor is how long a task that this worker can't run is left to others.
+// refusedFor is about how long a task that this worker can't run is left to others.
 const refusedFor = 2 * time.Second
 
 // refused returns why the worker does not try a task, which lanes keep from it unless they are

@@ -52,8 +52,9 @@ func (q *Queue) chunkSubject(upload, n string) string {
 }
 
 // putBlob stores what r has, unless it is there, and returns its name. open is called twice if it
-// is not there.
-func (q *Queue) putBlob(ctx context.Context, open func() (io.ReadCloser, error)) (sum []byte, size int64, err error) {
+// is not there. name is of the file, for Progress; now is the time, or that at which the bundle
+// that refers to it was begun.
+func (q *Queue) putBlob(ctx context.Context, now func() (time.Time, error), name string, open func() (io.ReadCloser, error)) (sum []byte, size int64, err error) {
 	r, err := open()
 	if err != nil {
 		return nil, 0, err
@@ -68,24 +69,27 @@ func (q *Queue) putBlob(ctx context.Context, open func() (io.ReadCloser, error))
 		return nil, 0, fmt.Errorf("%w: more than %d bytes", errTooLarge, int64(maxBlob))
 	}
 	sum = h.Sum(nil)
-	if there, err := q.touchBlob(ctx, sum, size); there || err != nil {
+	if there, err := q.touchBlob(ctx, now, sum, size); there || err != nil {
+		if there {
+			q.progress(Transfer{Name: name, Sent: true, Done: size, Size: size})
+		}
 		return sum, size, err
 	}
 	if r, err = open(); err != nil {
 		return nil, 0, err
 	}
 	defer r.Close()
-	return sum, size, q.upload(ctx, r, sum, size)
+	return sum, size, q.upload(ctx, name, r, sum, size)
 }
 
 // putBytes is putBlob of what is in memory.
-func (q *Queue) putBytes(ctx context.Context, b []byte) (sum []byte, size int64, err error) {
-	return q.putBlob(ctx, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
+func (q *Queue) putBytes(ctx context.Context, now func() (time.Time, error), b []byte) (sum []byte, size int64, err error) {
+	return q.putBlob(ctx, now, "", func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
 }
 
 // touchBlob reports whether a blob is there, and if so makes it as new, so that it is not collected
 // before what refers to it is there.
-func (q *Queue) touchBlob(ctx context.Context, sum []byte, size int64) (bool, error) {
+func (q *Queue) touchBlob(ctx context.Context, now func() (time.Time, error), sum []byte, size int64) (bool, error) {
 	m, b, err := q.blob(ctx, sum)
 	switch {
 	case errors.Is(err, jetstream.ErrMsgNotFound):
@@ -95,10 +99,14 @@ func (q *Queue) touchBlob(ctx context.Context, sum []byte, size int64) (bool, er
 	case err != nil || b.Size != size:
 		return false, nil // somebody wrote nonsense: another upload replaces it
 	}
-	if age := time.Since(m.Time); age >= 0 && age < blobGrace/4 {
+	t, err := now()
+	if err != nil {
+		return false, err
+	}
+	if age := t.Sub(m.Time); age >= 0 && age < blobGrace/4 {
 		return true, nil
 	}
-	_, err = q.publish(ctx, m.Subject, m.Data, jetstream.WithExpectLastSequencePerSubject(m.Sequence))
+	_, err = q.publishNew(ctx, m.Subject, m.Data, jetstream.WithExpectLastSequencePerSubject(m.Sequence))
 	if conflict(err) { // collected, or touched by somebody else
 		return false, nil
 	}
@@ -124,10 +132,7 @@ func (q *Queue) blob(ctx context.Context, sum []byte) (m *jetstream.RawStreamMsg
 	return m, b, nil
 }
 
-func (q *Queue) upload(ctx context.Context, r io.Reader, sum []byte, size int64) error {
-	if err := q.space(); err != nil {
-		return err
-	}
+func (q *Queue) upload(ctx context.Context, name string, r io.Reader, sum []byte, size int64) error {
 	b := &blobRecord{Version: version, Upload: strings.ToLower(rand.Text()), Size: size}
 	buf, h := make([]byte, min(size, chunkSize)), sha256.New()
 	for n := int64(0); n*chunkSize < size; n++ {
@@ -136,9 +141,10 @@ func (q *Queue) upload(ctx context.Context, r io.Reader, sum []byte, size int64)
 			return fmt.Errorf("it changed while it was read: %w", err)
 		}
 		h.Write(chunk)
-		if _, err := q.publish(ctx, q.chunkSubject(b.Upload, strconv.FormatInt(n, 10)), chunk); err != nil {
+		if _, err := q.publishNew(ctx, q.chunkSubject(b.Upload, strconv.FormatInt(n, 10)), chunk); err != nil {
 			return err
 		}
+		q.progress(Transfer{Name: name, Sent: true, Done: n*chunkSize + int64(len(chunk)), Size: size})
 	}
 	if !bytes.Equal(h.Sum(nil), sum) {
 		return errors.New("it changed while it was read")
@@ -147,7 +153,7 @@ func (q *Queue) upload(ctx context.Context, r io.Reader, sum []byte, size int64)
 	if err != nil {
 		return err
 	}
-	_, err = q.publish(ctx, q.blobSubject(sum), data)
+	_, err = q.publishNew(ctx, q.blobSubject(sum), data)
 	return err
 }
 
@@ -155,6 +161,7 @@ func (q *Queue) upload(ctx context.Context, r io.Reader, sum []byte, size int64)
 type blobReader struct {
 	ctx  context.Context
 	q    *Queue
+	name string
 	sum  []byte
 	size int64
 	at   *blobRecord // nil before the first Read
@@ -163,8 +170,9 @@ type blobReader struct {
 	h    hash.Hash
 }
 
-func (q *Queue) openBlob(ctx context.Context, sum []byte, size int64) *blobReader {
-	return &blobReader{ctx: ctx, q: q, sum: sum, size: size, h: sha256.New()}
+// openBlob opens a blob. name is of the file, for Progress.
+func (q *Queue) openBlob(ctx context.Context, name string, sum []byte, size int64) *blobReader {
+	return &blobReader{ctx: ctx, q: q, name: name, sum: sum, size: size, h: sha256.New()}
 }
 
 func (r *blobReader) Read(p []byte) (int, error) {
@@ -209,6 +217,7 @@ func (r *blobReader) next() error {
 		r.n++
 		_, _ = r.h.Write(m.Data) // a hash's never fails
 		r.left = m.Data
+		r.q.progress(Transfer{Name: r.name, Done: min(r.n*chunkSize, r.size), Size: r.size})
 	}
 	if r.n == chunks && !bytes.Equal(r.h.Sum(nil), r.sum) {
 		r.left = nil

@@ -63,7 +63,7 @@ func (f *bundleFS) Open(name string) (fs.File, error) {
 	switch {
 	case n.IsDir():
 	case n.Sum != nil:
-		o.r = f.q.openBlob(f.ctx, n.Sum, n.entry.Size)
+		o.r = f.q.openBlob(f.ctx, n.entry.Name, n.Sum, n.entry.Size)
 	default:
 		o.r = bytes.NewReader(n.Data)
 	}

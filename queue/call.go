@@ -140,16 +140,17 @@ func SubmitCall[In, Out any](ctx context.Context, q *Queue, f *function.Func[In,
 	if err != nil {
 		return "", fmt.Errorf("queue: %w", err)
 	}
-	r, err := t.record(time.Now(), &callRecord{Func: f.Name(), Build: build})
+	r, err := t.record(&callRecord{Func: f.Name(), Build: build})
 	if err != nil {
 		return "", err
 	}
+	begun := time.Now()
 	ctx, cancel := context.WithTimeoutCause(ctx, packTime, errSlow)
 	defer cancel()
 	if r.Inputs, err = q.packValue(ctx, value); err != nil {
 		return "", fmt.Errorf("queue: argument: %w", full(err))
 	}
-	return q.submit(ctx, t.id(build), r)
+	return q.submit(ctx, t.id(build), r, &t, begun)
 }
 
 // WaitCall waits for the end of a call that SubmitCall submitted, maybe in another process of the
@@ -190,7 +191,7 @@ func (q *Queue) packValue(ctx context.Context, value []byte) (*bundle, error) {
 		e.Data = value
 	} else {
 		var err error
-		if e.Sum, e.Size, err = q.putBytes(ctx, value); err != nil {
+		if e.Sum, e.Size, err = q.putBytes(ctx, q.nowOnce(ctx), value); err != nil {
 			return nil, err
 		}
 	}

@@ -151,11 +151,11 @@ func TestCallOtherBuild(t *testing.T) {
 		require.Contains(t, w.Functions, "asked")
 	}
 	// Who writes it where that one asks for it does not have it called.
-	r, err := (&Task{}).record(time.Now(), &callRecord{Func: "asked", Build: build})
+	r, err := (&Task{}).record(&callRecord{Func: "asked", Build: build})
 	require.NoError(t, err)
 	r.Inputs, err = q.packValue(ctx, []byte{0xa0})
 	require.NoError(t, err)
-	forged, err := q.submit(ctx, (&Task{}).id(""), r)
+	forged, err := q.submit(ctx, (&Task{}).id(""), r, &Task{}, time.Now())
 	require.NoError(t, err)
 	mustWait(t, q, submit(t, q, Task{Command: shell("true")}))
 	s, err = q.Status(ctx, forged)
@@ -191,7 +191,7 @@ func TestAttackCalls(t *testing.T) {
 	build, err := BuildID()
 	require.NoError(t, err)
 	call := func(value []byte, change func(*taskRecord)) string {
-		r, err := (&Task{Retry: Retry{Attempts: 1}}).record(time.Now(), &callRecord{Func: "asked", Build: build})
+		r, err := (&Task{Retry: Retry{Attempts: 1}}).record(&callRecord{Func: "asked", Build: build})
 		require.NoError(t, err)
 		r.Inputs, err = q.packValue(ctx, value)
 		require.NoError(t, err)

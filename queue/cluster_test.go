@@ -335,7 +335,9 @@ func killInTurns(t *testing.T, ctx context.Context, c *cluster, q *Queue, ended 
 	require.NoError(t, err)
 	results, errs := q.WaitAll(ctx, ids)
 	close(stop)
-	require.Positive(t, <-killing, "nothing was killed")
+	killed := <-killing
+	require.Positive(t, killed, "nothing was killed")
+	t.Logf("%d times a server and a worker were killed", killed)
 	require.NoError(t, errors.Join(errs...))
 	for i, r := range results {
 		require.Equal(t, fmt.Sprint(i), text(r.Stdout))

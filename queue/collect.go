@@ -123,7 +123,7 @@ func (q *Queue) mark(ctx context.Context, used map[string]bool, b *bundle) error
 			return nil
 		}
 		used[hex.EncodeToString(b.Sum)] = true
-		data, err := io.ReadAll(q.openBlob(ctx, b.Sum, b.Size))
+		data, err := io.ReadAll(q.openBlob(ctx, "", b.Sum, b.Size))
 		if unanswered(err) || ctx.Err() != nil {
 			return fmt.Errorf("queue: collect: %w", err)
 		}

@@ -1,8 +1,14 @@
 package queue
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"strconv"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // A server whose disk is full answers no request that writes, also when there is space again, until
@@ -14,9 +20,36 @@ const (
 	fullDisk = 1 << 20 // with less, a write may have failed
 )
 
-// space returns an ErrFull if the disk of a server in this process has too little space.
+// A server's process says several times a second how much its disk has left while that is too
+// little. What was said counts for diskNews.
+const (
+	diskEvery = time.Second / 4
+	diskNews  = 2 * time.Second
+)
+
+// diskSaid is what the process of a server has said of its disk.
+type diskSaid struct {
+	free int64
+	at   time.Time
+}
+
+// hearDisk has this process know what that of a server says of its disk.
+func (q *Queue) hearDisk() error {
+	_, err := q.nc.Subscribe(q.config.name+".disk", func(m *nats.Msg) {
+		if free, err := strconv.ParseInt(string(m.Data), 10, 64); err == nil {
+			q.said.Store(&diskSaid{free, time.Now()})
+		}
+	})
+	return err
+}
+
+// space returns an ErrFull if the disk of the queue's server has too little space, and is looked
+// at, by this process or another one.
 func (q *Queue) space() error {
 	if q.embedded == nil {
+		if d := q.said.Load(); d != nil && d.free < minFree && time.Since(d.at) < diskNews {
+			return fmt.Errorf("%w: the disk of its server has %d MiB left, less than %d: free some there", ErrFull, d.free>>20, minFree>>20)
+		}
 		return nil
 	}
 	free, err := freeSpace(q.config.dir)
@@ -29,7 +62,7 @@ func (q *Queue) space() error {
 // watchDisk starts the server in this process anew when its disk was full and is not any more,
 // until the queue is closed.
 func (q *Queue) watchDisk() {
-	for full := false; ; {
+	for full, low := false, false; ; {
 		free, err := freeSpace(q.config.dir)
 		switch {
 		case err != nil:
@@ -45,10 +78,32 @@ func (q *Queue) watchDisk() {
 			full = false
 			q.config.log.Warn("the disk has space again", "dir", q.config.dir)
 		}
+		if err == nil && (low || free < minFree) {
+			low = free < minFree
+			_ = q.nc.Publish(q.config.name+".disk", strconv.AppendInt(nil, free, 10)) // soon again
+		}
 		select {
 		case <-q.ctx.Done():
 			return
-		case <-time.After(time.Second / 4):
+		case <-time.After(diskEvery):
 		}
 	}
+}
+
+// publishNew is publish of what is refused while a disk is full, also when that is seen while no
+// server answers.
+func (q *Queue) publishNew(ctx context.Context, subject string, data []byte, opts ...jetstream.PublishOpt) (seq uint64, err error) {
+	if err := q.space(); err != nil {
+		return 0, err
+	}
+	err = retry(ctx, func(ctx context.Context) error {
+		seq, err = q.publishOnce(ctx, subject, data, opts...)
+		if unanswered(err) {
+			if low := q.space(); errors.Is(low, ErrFull) {
+				return low
+			}
+		}
+		return err
+	})
+	return seq, err
 }

@@ -47,6 +47,7 @@ const (
 type packer struct {
 	ctx     context.Context
 	q       *Queue
+	now     func() (time.Time, error)
 	fsys    fs.FS
 	list    bundleRecord
 	seen    map[string]bool
@@ -59,7 +60,7 @@ type packer struct {
 // pack stores the files at names. If it is lenient, what is not there or can't be stored is left
 // out and named.
 func (q *Queue) pack(ctx context.Context, fsys fs.FS, names []string, lenient bool) (b *bundle, missing []string, err error) {
-	p := &packer{ctx: ctx, q: q, fsys: fsys, list: bundleRecord{Version: version}, seen: map[string]bool{}, lenient: lenient}
+	p := &packer{ctx: ctx, q: q, now: q.nowOnce(ctx), fsys: fsys, list: bundleRecord{Version: version}, seen: map[string]bool{}, lenient: lenient}
 	for _, name := range names {
 		if err := fs.WalkDir(fsys, name, p.visit); err != nil {
 			return nil, nil, err
@@ -75,7 +76,7 @@ func (q *Queue) pack(ctx context.Context, fsys fs.FS, names []string, lenient bo
 	if len(data) > maxBundle {
 		return nil, nil, fmt.Errorf("%w: the names of the files are %d bytes, more than %d", errTooLarge, len(data), maxBundle)
 	}
-	sum, size, err := q.putBytes(ctx, data)
+	sum, size, err := q.putBytes(ctx, p.now, data)
 	return &bundle{Sum: sum, Size: size}, p.missing, err
 }
 
@@ -152,7 +153,7 @@ func (p *packer) content(e *entry) error {
 	if e.Size = int64(len(head)); e.Size <= inlineFile && p.inline+len(head) <= inlineBundle {
 		p.inline += len(head)
 		e.Data = head
-	} else if e.Sum, e.Size, err = p.q.putBlob(p.ctx, func() (io.ReadCloser, error) { return p.fsys.Open(e.Name) }); err != nil {
+	} else if e.Sum, e.Size, err = p.q.putBlob(p.ctx, p.now, e.Name, func() (io.ReadCloser, error) { return p.fsys.Open(e.Name) }); err != nil {
 		return err
 	}
 	if p.total += e.Size; p.total > maxBundleBytes {
@@ -203,7 +204,7 @@ func (q *Queue) unpack(ctx context.Context, b *bundle) (fs.FS, error) {
 		if b.Size < 0 || b.Size > maxBundle || len(b.Sum) != 32 {
 			return nil, errors.New("files: the list can't be")
 		}
-		data, err := io.ReadAll(q.openBlob(ctx, b.Sum, b.Size))
+		data, err := io.ReadAll(q.openBlob(ctx, "", b.Sum, b.Size))
 		if err != nil {
 			return nil, fmt.Errorf("files: %w", err)
 		}

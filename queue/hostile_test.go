@@ -26,7 +26,7 @@ func TestAttackRecords(t *testing.T) {
 		require.NoError(t, err)
 	}
 	record := func(change func(*taskRecord)) []byte {
-		r, err := (&Task{Command: shell("true")}).record(time.Now(), nil)
+		r, err := (&Task{Command: shell("true")}).record(nil)
 		require.NoError(t, err)
 		change(r)
 		b, err := encode(r)

@@ -37,7 +37,7 @@ func (e *endedError) Error() string { return fmt.Sprintf("%v: %s", e.r.State, e.
 func (w *Worker) hold(ctx context.Context, id string, p pulled) *lease {
 	w.q.mu.Lock()
 	defer w.q.mu.Unlock()
-	if w.q.live[id] || clockNow() >= p.asked+p.lease/2 {
+	if w.q.live[id] != nil || clockNow() >= p.asked+p.lease/2 {
 		return nil
 	}
 	// Before anything of it lives.
@@ -45,14 +45,22 @@ func (w *Worker) hold(ctx context.Context, id string, p pulled) *lease {
 		w.log.Warn("no task can be held", "error", err)
 		return nil
 	}
-	w.q.live[id] = true
 	l := &lease{w: w, id: id, m: p.m, length: p.lease, ended: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	w.q.live[id] = l
 	w.mu.Lock()
 	w.live[id] = l
 	w.mu.Unlock()
 	go l.keep(p.asked)
 	return l
+}
+
+// renews reports whether this process renews a lease of the task.
+func (q *Queue) renews(id string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	l := q.live[id]
+	return l != nil && l.ctx.Err() == nil
 }
 
 // stop renews the lease no more. Nothing of it must live any more.
@@ -74,17 +82,23 @@ func (l *lease) close() {
 	l.w.q.mu.Unlock()
 }
 
-// keep renews the lease until it is closed, or could not be renewed.
+// keep renews the lease until it is closed, or could not be renewed. last is before the request
+// that was answered with the task.
 func (l *lease) keep(last time.Duration) {
 	defer close(l.ended)
-	for {
+	for wait := last + l.length/5 - clockNow(); ; {
+		select {
+		case <-l.ctx.Done():
+			return
+		case <-time.After(wait):
+		}
 		asked := clockNow()
 		left := last + l.length/2 - asked
 		if left <= 0 {
 			l.cancel(errLease)
 			return
 		}
-		wait := l.length / 5
+		wait = l.length / 5
 		if err := l.renew(min(left, wait)); err == nil {
 			last = asked
 			if err := l.w.fence.hold(l.id, last+l.length*3/4); err != nil {
@@ -96,11 +110,6 @@ func (l *lease) keep(last time.Duration) {
 			wait = min(wait, l.length/20)
 		}
 		wait = min(wait, last+l.length/2-clockNow())
-		select {
-		case <-l.ctx.Done():
-			return
-		case <-time.After(wait):
-		}
 	}
 }
 

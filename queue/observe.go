@@ -52,6 +52,24 @@ func (a *attempt) observed(began time.Time, err error) {
 	a.w.observer.AttemptEnded(r)
 }
 
+// Transfer is how far the content of a file of more than 256 KiB is, which this process sends to
+// the queue, as an input or output, or reads from it.
+type Transfer struct {
+	Name       string // of the file, as in Inputs or Outputs
+	Sent       bool   // to the queue
+	Done, Size int64  // bytes
+}
+
+// Progress calls f after each 256 KiB of such a file, and once for one that the queue has already.
+// It is called from several goroutines, and what it takes delays the file. Default: none.
+func Progress(f func(Transfer)) Option { return func(c *config) { c.progress = f } }
+
+func (q *Queue) progress(t Transfer) {
+	if q.config.progress != nil && t.Name != "" && t.Size > chunkSize {
+		q.config.progress(t)
+	}
+}
+
 // Log logs what this process does with tasks, with their ids: those that it submitted, canceled and
 // put back, at level Info; and at level Warn that the connection to the servers was lost and is
 // there again. What a worker does is logged by WorkerLog. Default: none.

@@ -1,7 +1,11 @@
 package queue
 
 import (
+	"context"
+	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/cellkit/sandbox"
 )
@@ -17,6 +21,8 @@ type Offer struct {
 	// Memory and CPUs are what its pool has for all tasks together. 0: not limited.
 	Memory int64   `json:"memory,omitempty" cbor:"4,keyasint,omitempty"` // bytes
 	CPUs   float64 `json:"cpus,omitempty" cbor:"5,keyasint,omitempty"`
+	// Max is what a task may ask for (MaxLimits).
+	Max Limits `json:"max" cbor:"7,keyasint"`
 	// Features is what its machine can do, if it was given a report (Checked).
 	Features []Feature `json:"features,omitempty" cbor:"6,keyasint,omitempty"`
 }
@@ -53,5 +59,52 @@ func Checked(r *sandbox.Report) WorkerOption {
 }
 
 func (w *Worker) offer() Offer {
-	return Offer{Build: w.build, Functions: remoteNames(), Services: w.services.IsValid(), Memory: w.budget.capacity.Memory, CPUs: w.budget.capacity.CPUs, Features: w.report}
+	return Offer{Build: w.build, Functions: remoteNames(), Services: w.services.IsValid(), Memory: w.budget.capacity.Memory, CPUs: w.budget.capacity.CPUs, Max: w.max, Features: w.report}
+}
+
+// neighbours are the live workers, looked for at most every neighboursFor.
+type neighbours struct {
+	mu   sync.Mutex
+	at   time.Duration // by clockNow; 0: never
+	list []WorkerStatus
+}
+
+const neighboursFor = 5 * time.Second
+
+func (w *Worker) others(ctx context.Context) []WorkerStatus {
+	n := &w.neighbours
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.at != 0 && clockNow() < n.at+neighboursFor {
+		return n.list
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second) // it keeps a slot
+	defer cancel()
+	var list []WorkerStatus
+	for s, err := range w.q.Workers(ctx) {
+		switch {
+		case err != nil && n.at != 0 && clockNow() < n.at+workerAge:
+			return n.list // not known now: as it was
+		case err == nil && s.Name != w.name:
+			s.Functions, s.Features, s.Tasks = nil, nil, nil // large, and not needed
+			list = append(list, s)
+		}
+	}
+	n.list, n.at = list, clockNow()
+	return n.list
+}
+
+// takes reports whether a worker of such an offer asks for the task.
+func (o *Offer) takes(t *taskRecord) bool {
+	return (t.Call == nil || t.Call.Build == o.Build) && (t.Replica == nil || o.Services)
+}
+
+// othersGive reports whether there is another worker that takes the task and gives what it asks
+// for.
+func (a *attempt) othersGive() bool {
+	class, _, _ := strings.Cut(a.id, ".")
+	return slices.ContainsFunc(a.w.others(a.l.ctx), func(s WorkerStatus) bool {
+		_, err := a.task.Limits.within(s.Max)
+		return err == nil && slices.Contains(s.Classes, class) && s.takes(a.task)
+	})
 }

@@ -28,6 +28,7 @@ type config struct {
 	retention time.Duration
 	replicas  int
 	blobBytes int64
+	progress  func(Transfer)
 	conn      []nats.Option
 	watch     []nats.Option // that log connections
 	log       *slog.Logger
@@ -140,6 +141,7 @@ func newConfig(url string, opts []Option) (config, error) {
 	}
 	check(len(c.conn) == 0, "queue.TLS", "and NKey and Credentials are for servers elsewhere, whose URL is to be given")
 	check(c.replicas == 1, "queue.Replicas", "%d: a server in this process is one", c.replicas)
+	check(c.serverTLS == nil || c.listen != "", "queue.ListenTLS", "the server listens on nothing: set Listen too")
 	if c.listen != "" {
 		a, err := netip.ParseAddrPort(c.listen)
 		check(err == nil, "queue.Listen", "%q: must be an address and a port, such as 127.0.0.1:4222", c.listen)

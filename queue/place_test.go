@@ -130,6 +130,60 @@ func TestBudget(t *testing.T) {
 	require.ErrorContains(t, err, "MaxLimits", "more than there is at all: it does not wait")
 }
 
+// What a worker does not give is no reason to wait without a word: another one has the task, or its
+// state says why it did not start.
+func TestMaxLimits(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	small := Limits{Memory: 64 << 20, CPUs: 1, PIDs: 32, CPUTime: time.Minute, Timeout: time.Minute, Output: 1 << 20, Files: 1 << 20}
+	stop := work(t, q, MaxLimits(small))
+	res := mustWait(t, q, submit(t, q, Task{Command: shell("true"), Limits: small}))
+	require.Equal(t, 1, res.Attempt)
+	for over, l := range map[string]Limits{"memory": {Memory: 65 << 20}, "CPUs": {CPUs: 1.5}, "processes": {PIDs: 33}, "CPU time": {CPUTime: time.Hour}, "time": {Timeout: time.Hour}, "output": {Output: 2 << 20},
+		"files": {Files: 2 << 20}} {
+		_, err := q.Wait(ctx, submit(t, q, Task{Command: shell("true"), Limits: l, Retry: Retry{Attempts: 1}}))
+		require.ErrorIs(t, err, ErrDead)
+		require.ErrorContains(t, err, "of "+over+", and the worker gives")
+	}
+	large := Task{Command: shell("true"), Limits: Limits{Memory: 65 << 20}, Retry: Retry{Backoff: time.Hour}}
+	waits := submit(t, q, large)
+	testkit.Eventually(t, "its state says why it waits", func() bool {
+		s, err := q.Status(ctx, waits)
+		require.NoError(t, err)
+		return s.State == Waiting && strings.Contains(s.Text, "the worker gives 67108864 (MaxLimits)")
+	})
+	stop()
+
+	work(t, q, MaxLimits(small), WorkerName("small"))
+	work(t, q, WorkerName("large"))
+	testkit.Eventually(t, "both are announced", func() bool {
+		n := 0
+		for s, err := range q.Workers(ctx) {
+			require.NoError(t, err)
+			if s.Name == "small" || s.Name == "large" {
+				n++
+			}
+		}
+		return n == 2
+	})
+	large.Retry = Retry{Attempts: 1}
+	ids, err := q.SubmitAll(ctx, []Task{large, large, large, large})
+	require.NoError(t, err)
+	results, errs := q.WaitAll(ctx, ids)
+	require.NoError(t, errors.Join(errs...), "that one worker does not give it is no attempt")
+	for _, res := range results {
+		require.Equal(t, "large", res.Worker)
+	}
+
+	p := pool.New(sandbox.New(), 4, pool.Memory(256*sandbox.MiB), pool.CPUs(1))
+	t.Cleanup(func() { require.NoError(t, p.Close(context.Background())) })
+	for _, l := range []Limits{{Memory: 512 << 20}, {CPUs: 2}} {
+		var option *sandbox.OptionError
+		require.ErrorAs(t, NewWorker(q, p, MaxLimits(l)).Run(ctx), &option, "more than the pool has")
+		require.Equal(t, "queue.MaxLimits", option.Option)
+	}
+}
+
 func TestBudgetCharges(t *testing.T) {
 	b := newBudget(pool.Capacity{Memory: 1000, CPUs: 2, RunCPUs: 0.5}, 4)
 	memory, cpus := b.charge(Limits{})

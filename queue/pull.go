@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -59,8 +60,8 @@ type pulled struct {
 }
 
 const (
-	// standing is how long a request stands, in which a worker that is to end waits for its
-	// end: what came for a request that was given up would be lost until its lease is.
+	// standing is about how long a request stands, in which a worker that is to end waits for
+	// its end: what came for a request that was given up would be lost until its lease is.
 	standing = 500 * time.Millisecond
 	// A lane that had nothing for laneIdle is asked no more until it has a task. What says so
 	// may get lost, so a worker looks at all lanes every laneScan.
@@ -271,11 +272,11 @@ func (p *puller) standAt(ctx context.Context, l *source) {
 		}
 		idle := clockNow()
 		for got := false; !got && ctx.Err() == nil && (p.w.free() > 0 || !l.answers.Load()) && l.ready(); {
-			asked := clockNow()
+			asked, wait := clockNow(), about(standing)
 			var batch jetstream.MessageBatch
 			c, err := p.w.q.consumer(ctx, l.class, l.route)
 			if err == nil {
-				batch, err = c.Fetch(1, jetstream.FetchMaxWait(standing))
+				batch, err = c.Fetch(1, jetstream.FetchMaxWait(wait))
 			}
 			if err != nil {
 				if ctx.Err() == nil {
@@ -292,7 +293,7 @@ func (p *puller) standAt(ctx context.Context, l *source) {
 					_ = m.Nak() // if it does not arrive, the lease ends
 				}
 			}
-			l.answers.Store(got || clockNow()-asked < standing*3/2)
+			l.answers.Store(got || clockNow()-asked < wait+standing/2)
 			p.checkGone(l, batch)
 			if batch.Error() != nil {
 				pause(ctx, standing/5)
@@ -323,6 +324,10 @@ func (p *puller) start(ctx context.Context, m pulled) {
 		p.w.attempt(ctx, m)
 	})
 }
+
+// about returns d, half of it more or less. Of workers in step it would always be the same one that
+// asks first, also for what only another one can run.
+func about(d time.Duration) time.Duration { return d/2 + rand.N(d) }
 
 func pause(ctx context.Context, d time.Duration) {
 	select {

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -43,16 +44,18 @@ type Queue struct {
 	healths jetstream.KeyValue
 
 	watching sync.WaitGroup // of the disk
+	said     atomic.Pointer[diskSaid]
 
 	mu        sync.Mutex
 	consumers map[string]jetstream.Consumer
-	live      map[string]bool // attempts of workers of this process
+	live      map[string]*lease // of workers of this process
 }
 
 // Open opens a queue. With a URL such as "nats://a,b,c" or "tls://a" it connects to servers of NATS
-// that have JetStream, and keeps trying until ctx ends. With "" it runs a server in
-// this process, which keeps its files in a directory (Dir), syncs each change before it answers
-// (SyncEvery), and listens on nothing (Listen). One process at a time may have the directory.
+// that have JetStream, and keeps trying until ctx ends; that one side refuses the other's
+// certificate or name is an error. With "" it runs a server in this process, which keeps its files
+// in a directory (Dir), syncs each change before it answers (SyncEvery), and listens on nothing
+// (Listen). One process at a time may have the directory.
 //
 // A queue that is not there is made, with the options Lease, Retention and Replicas; one that is
 // keeps what it has. The errors of wrong options are *sandbox.OptionErrors, joined. The caller
@@ -62,7 +65,7 @@ func Open(ctx context.Context, url string, opts ...Option) (*Queue, error) {
 	if err != nil {
 		return nil, err
 	}
-	q := &Queue{config: c, url: url, unlock: func() {}, consumers: map[string]jetstream.Consumer{}, live: map[string]bool{}}
+	q := &Queue{config: c, url: url, unlock: func() {}, consumers: map[string]jetstream.Consumer{}, live: map[string]*lease{}}
 	q.ctx, q.stop = context.WithCancel(context.Background())
 	if err := q.connect(ctx, url); err != nil {
 		q.Close()
@@ -85,6 +88,14 @@ func (q *Queue) connect(ctx context.Context, url string) (err error) {
 	if q.nc, err = nats.Connect(url, conn...); err != nil {
 		return err
 	}
+	if q.embedded != nil {
+		q.watching.Go(q.watchDisk)
+	} else if err := q.hearDisk(); err != nil {
+		return err
+	}
+	if err := q.awaitConnection(ctx); err != nil {
+		return err
+	}
 	// An API call that no server answers is tried again: a cluster may be choosing a leader.
 	if q.js, err = jetstream.New(q.nc, jetstream.WithDefaultTimeout(tryTime)); err != nil {
 		return err
@@ -92,6 +103,21 @@ func (q *Queue) connect(ctx context.Context, url string) (err error) {
 	if err := retry(ctx, q.bindStreams); err != nil {
 		// Which knows more, such as that the token is wrong.
 		return errors.Join(err, q.nc.LastError())
+	}
+	return nil
+}
+
+// awaitConnection waits until the queue is connected. A server that is killed at that moment looks
+// once like one that refuses a certificate.
+func (q *Queue) awaitConnection(ctx context.Context) error {
+	for ; !q.nc.IsConnected(); pause(ctx, 20*time.Millisecond) {
+		err, again := q.nc.LastError(), q.nc.Stats().Reconnects > 0
+		switch {
+		case ctx.Err() != nil:
+			return errors.Join(context.Cause(ctx), err)
+		case q.nc.IsClosed() || errors.Is(err, nats.ErrTLS) && again:
+			return errors.Join(errors.New("the connection was refused"), err)
+		}
 	}
 	return nil
 }
@@ -189,6 +215,9 @@ func (q *Queue) bindStreams(ctx context.Context) error {
 		stream, err := q.js.Stream(ctx, c.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			stream, err = q.js.CreateStream(ctx, c)
+		}
+		if errors.Is(full(err), ErrFull) {
+			return fmt.Errorf("stream %s: %w: the servers' max_file_store must be more than BlobBytes and %d GiB", c.Name, err, maxTaskBytes>>30)
 		}
 		if err != nil {
 			return fmt.Errorf("stream %s: %w", c.Name, err)
@@ -298,13 +327,18 @@ func conflict(err error) bool {
 // lost, a record that expects what was there before is refused when it is tried again: conflict.
 func (q *Queue) publish(ctx context.Context, subject string, data []byte, opts ...jetstream.PublishOpt) (seq uint64, err error) {
 	err = retry(ctx, func(ctx context.Context) error {
-		ack, err := q.js.Publish(ctx, subject, data, opts...)
-		if err == nil {
-			seq = ack.Sequence
-		}
+		seq, err = q.publishOnce(ctx, subject, data, opts...)
 		return err
 	})
 	return seq, err
+}
+
+func (q *Queue) publishOnce(ctx context.Context, subject string, data []byte, opts ...jetstream.PublishOpt) (uint64, error) {
+	ack, err := q.js.Publish(ctx, subject, data, opts...)
+	if err != nil {
+		return 0, err
+	}
+	return ack.Sequence, nil
 }
 
 func wrong(option, format string, args ...any) error {

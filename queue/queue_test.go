@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/fstest"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
@@ -96,6 +98,45 @@ func TestFiles(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, left.State.Msgs)
 	require.NoError(t, q.remove(ctx, q.blobs, 1), "somebody else has removed it")
+}
+
+// Whoever sends and reads large files may follow them.
+func TestProgress(t *testing.T) {
+	var mu sync.Mutex
+	var sent, read []Transfer
+	q := open(t, Progress(func(t Transfer) {
+		mu.Lock()
+		defer mu.Unlock()
+		if t.Sent {
+			sent = append(sent, t)
+		} else {
+			read = append(read, t)
+		}
+	}))
+	const size = 2*chunkSize + 1
+	in := fstest.MapFS{"d/large": {Data: make([]byte, size), Mode: 0o644}, "small": {Data: make([]byte, chunkSize), Mode: 0o644}}
+	task := Task{Command: shell("true"), Inputs: in, Outputs: []string{"d"}}
+	steps := func(sent bool) (list []Transfer) {
+		for _, done := range []int64{chunkSize, 2 * chunkSize, size} {
+			list = append(list, Transfer{Name: "d/large", Sent: sent, Done: done, Size: size})
+		}
+		return list
+	}
+	id := submit(t, q, task)
+	require.Equal(t, steps(true), sent)
+	_, err := q.Cancel(testkit.Deadline(t), submit(t, q, task), "sent alone")
+	require.NoError(t, err)
+	require.Len(t, sent, 4, "the queue has it already")
+	require.Equal(t, sent[2], sent[3])
+	require.Empty(t, read)
+	work(t, q)
+	res := mustWait(t, q, id)
+	mu.Lock()
+	read = nil // by workers, which are in this process
+	mu.Unlock()
+	_, err = fs.ReadFile(res.Outputs, "d/large")
+	require.NoError(t, err)
+	require.Equal(t, steps(false), read)
 }
 
 func TestInputsThatCannotBe(t *testing.T) {
@@ -318,6 +359,33 @@ func TestOpen(t *testing.T) {
 	defer cancel()
 	_, err = Open(ctx, "nats://127.0.0.1:1")
 	require.ErrorIs(t, err, context.DeadlineExceeded)
+}
+
+// Results are kept for as long as the queue was made to, whatever a later Open says.
+func TestRetention(t *testing.T) {
+	dir := t.TempDir()
+	ctx := testkit.Deadline(t)
+	q := open(t, Dir(dir), Retention(time.Minute))
+	stop := work(t, q)
+	first := submit(t, q, Task{Key: "k", Command: shell("echo 1")})
+	mustWait(t, q, first)
+	stop()
+	for _, s := range []jetstream.Stream{q.dead, q.logs} {
+		require.Equal(t, time.Minute, s.CachedInfo().Config.MaxAge)
+	}
+	q.Close()
+
+	q = open(t, Dir(dir), Retention(time.Hour))
+	require.Equal(t, time.Minute, q.config.retention)
+	require.NoError(t, q.Collect(ctx))
+	require.Equal(t, "1", text(mustWait(t, q, first).Stdout), "it is younger")
+	q.config.retention = 0 // as when it is older
+	require.NoError(t, q.Collect(ctx))
+	_, err := q.Wait(ctx, first)
+	require.ErrorIs(t, err, ErrNotFound)
+	work(t, q)
+	require.Equal(t, first, submit(t, q, Task{Key: "k", Command: shell("echo 2")}))
+	require.Equal(t, "2", text(mustWait(t, q, first).Stdout), "its key is free again")
 }
 
 func TestFull(t *testing.T) {

@@ -40,11 +40,7 @@ func (q *Queue) startServer() error {
 		o.Authorization = c.token
 	}
 	q.embedded = &embedded{options: o}
-	if err := q.embedded.start(); err != nil {
-		return err
-	}
-	q.watching.Go(q.watchDisk)
-	return nil
+	return q.embedded.start()
 }
 
 // embedded is the server in this process, which may be started anew.

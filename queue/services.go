@@ -158,7 +158,7 @@ func (q *Queue) describe(ctx context.Context, s *Service) (*serviceRecord, error
 	case len(t.Outputs) > 0 || t.Key != "" || t.Retry != (Retry{}) || t.Delay != 0 || !t.Deadline.IsZero():
 		return nil, wrong("Service.Task", "it has Outputs, Key, Retry, Delay or Deadline: a service does not end, and is always tried again")
 	}
-	task, err := t.record(time.Unix(0, 0), nil)
+	task, err := t.record(nil)
 	if err != nil {
 		return nil, err
 	}
@@ -264,6 +264,8 @@ func (q *Queue) replaceService(ctx context.Context, name string, r *serviceRecor
 	if err != nil {
 		return 0, err
 	}
+	// Also while a disk is full: a service can be stopped then. Replicas that it adds are
+	// refused.
 	n, err := q.publish(ctx, q.subject("service", name), data, jetstream.WithExpectLastSequencePerSubject(seq))
 	if conflict(err) {
 		return 0, nil

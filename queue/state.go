@@ -75,7 +75,8 @@ type stateRecord struct {
 	At     int64      `cbor:"6,keyasint"`           // ns since 1970
 	Text   string     `cbor:"7,keyasint,omitempty"` // why
 	Run    *runRecord `cbor:"8,keyasint,omitempty"`
-	Next   int64      `cbor:"9,keyasint,omitempty"` // waiting: not before then
+	// Waiting: not before then, ns since 1970 by the servers' clock.
+	Next int64 `cbor:"9,keyasint,omitempty"`
 }
 
 const maxText = 4 << 10

@@ -10,7 +10,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// ErrFull means that the queue has as many tasks, or as many bytes, as it takes.
+// ErrFull means that the queue has as many tasks, or as many bytes, as it takes, or that the disk
+// of its server has too little space.
 var ErrFull = errors.New("the queue is full")
 
 // Submit stores a task, and its inputs before, and returns its id. When it has returned without an
@@ -21,10 +22,11 @@ var ErrFull = errors.New("the queue is full")
 //
 // What is wrong with the task is an *sandbox.OptionError.
 func (q *Queue) Submit(ctx context.Context, t Task) (id string, err error) {
-	r, err := t.record(time.Now(), nil)
+	r, err := t.record(nil)
 	if err != nil {
 		return "", err
 	}
+	begun := time.Now()
 	if t.Inputs != nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, packTime, errSlow)
@@ -33,18 +35,24 @@ func (q *Queue) Submit(ctx context.Context, t Task) (id string, err error) {
 			return "", fmt.Errorf("queue: inputs: %w", full(err))
 		}
 	}
-	return q.submit(ctx, t.id(""), r)
+	return q.submit(ctx, t.id(""), r, &t, begun)
 }
 
-// submit stores a task under an id.
-func (q *Queue) submit(ctx context.Context, id string, r *taskRecord) (string, error) {
+// submit stores a task under an id. begun is when Submit was called.
+func (q *Queue) submit(ctx context.Context, id string, r *taskRecord, t *Task, begun time.Time) (string, error) {
 	err := r.check()
+	if err == nil {
+		err = q.setTimes(ctx, r, t, begun)
+	}
 	var data []byte
 	if err == nil {
 		data, err = encode(r)
 	}
 	if err == nil {
 		err = q.store(ctx, id, data)
+	}
+	if unanswered(err) && q.embedded == nil {
+		err = fmt.Errorf("%w: no server has stored it: are they there, and have their disks space?", err)
 	}
 	if err != nil {
 		return "", fmt.Errorf("queue: submit: %w", full(err))
@@ -55,11 +63,8 @@ func (q *Queue) submit(ctx context.Context, id string, r *taskRecord) (string, e
 
 // store stores a task, unless it is there or has been.
 func (q *Queue) store(ctx context.Context, id string, data []byte) error {
-	if err := q.space(); err != nil {
-		return err
-	}
 	for {
-		_, err := q.publish(ctx, q.subject("task", id), data, jetstream.WithExpectLastSequencePerSubject(0))
+		_, err := q.publishNew(ctx, q.subject("task", id), data, jetstream.WithExpectLastSequencePerSubject(0))
 		if !conflict(err) {
 			return err
 		}

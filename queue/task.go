@@ -54,7 +54,8 @@ type Task struct {
 	Retry Retry
 	// Delay is how long it waits at least before it starts. Up to 30 days.
 	Delay time.Duration
-	// Deadline is when it is given up if it has not started: ErrExpired. Default: never.
+	// Deadline is when it is given up if it has not started: ErrExpired. How far it is off is
+	// seen when the task is submitted. Default: never.
 	Deadline time.Time
 }
 
@@ -129,8 +130,8 @@ type taskRecord struct {
 	Outputs   []string `cbor:"7,keyasint,omitempty"`
 	Retry     Retry    `cbor:"8,keyasint"`
 	Submitted int64    `cbor:"9,keyasint"`            // ns since 1970
-	NotBefore int64    `cbor:"10,keyasint,omitempty"` // ns since 1970
-	Deadline  int64    `cbor:"11,keyasint,omitempty"` // ns since 1970
+	NotBefore int64    `cbor:"10,keyasint,omitempty"` // ns since 1970, by the servers' clock
+	Deadline  int64    `cbor:"11,keyasint,omitempty"` // as NotBefore
 
 	// Of a function, in place of a command.
 	Call    *callRecord    `cbor:"12,keyasint,omitempty"`
@@ -172,15 +173,10 @@ func checkID(function, id string) error {
 	return nil
 }
 
-// record returns the task as it is stored, without its inputs. call is the function of a call.
-func (t *Task) record(now time.Time, call *callRecord) (*taskRecord, error) {
-	r := &taskRecord{Version: version, Call: call, Command: t.Command, Dir: t.Dir, Env: t.Env, Stdin: t.Stdin, Limits: t.Limits, Outputs: t.Outputs, Retry: t.Retry, Submitted: now.UnixNano()}
-	if t.Delay != 0 {
-		r.NotBefore = now.Add(t.Delay).UnixNano()
-	}
-	if !t.Deadline.IsZero() {
-		r.Deadline = t.Deadline.UnixNano()
-	}
+// record returns the task as it is stored, without its inputs and times. call is the function of a
+// call.
+func (t *Task) record(call *callRecord) (*taskRecord, error) {
+	r := &taskRecord{Version: version, Call: call, Command: t.Command, Dir: t.Dir, Env: t.Env, Stdin: t.Stdin, Limits: t.Limits, Outputs: t.Outputs, Retry: t.Retry}
 	switch {
 	case !tokenPattern.MatchString(t.class()):
 		return nil, wrong("Task.Class", "%q: a class is 1 to 32 of a-z, 0-9 and -", t.Class)

@@ -89,7 +89,7 @@ func (q *Queue) Wait(ctx context.Context, id string) (*Result, error) {
 	}
 	defer stop()
 	waits := waitsFor(id) // unless it is known to have a worker
-	for {
+	for look := lookAgain; ; look = min(2*look, lookAgain) {
 		r, _, err := q.state(ctx, id)
 		if err == nil && r == nil {
 			r, err = q.expire(ctx, id)
@@ -110,11 +110,17 @@ func (q *Queue) Wait(ctx context.Context, id string) (*Result, error) {
 			}
 			return nil, fmt.Errorf("queue: %s: %w", id, context.Cause(ctx))
 		case <-changed:
-		// What is announced may get lost with a connection.
-		case <-time.After(2 * time.Second):
+			if q.states.CachedInfo().Config.Replicas > 1 {
+				look = time.Millisecond // the server that answers may lag
+			}
+		case <-time.After(look):
 		}
 	}
 }
+
+// lookAgain is after how long Wait looks at a task of which nothing was announced, as that may get
+// lost with a connection.
+const lookAgain = 2 * time.Second
 
 // watch returns a channel that gets something after each change of a task's state.
 func (q *Queue) watch(id string) (<-chan struct{}, func(), error) {
@@ -137,8 +143,11 @@ func (q *Queue) expire(ctx context.Context, id string) (*stateRecord, error) {
 	if r != nil || err != nil {
 		return r, err
 	}
-	if t.Deadline == 0 || time.Now().UnixNano() < t.Deadline {
+	if t.Deadline == 0 {
 		return nil, nil
+	}
+	if left, err := q.until(ctx, t.Deadline); err != nil || left > 0 {
+		return nil, err
 	}
 	return q.end(ctx, id, Expired, ErrExpired.Error())
 }

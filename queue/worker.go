@@ -31,10 +31,11 @@ type Worker struct {
 
 	observer Observer
 
-	fence  *fence
-	build  string // of this program, if it has functions for tasks
-	budget *budget
-	report []Feature
+	fence      *fence
+	build      string // of this program, if it has functions for tasks
+	budget     *budget
+	report     []Feature
+	neighbours neighbours
 	// The address at which services are published; invalid: the worker takes none.
 	services netip.Addr
 
@@ -85,8 +86,9 @@ func WorkerName(name string) WorkerOption {
 
 // MaxLimits sets how much a task may ask for: what its Limits say takes the place of what the
 // pool's sandbox says, up to these. What is 0 here has its default: 1 GiB of memory, all CPUs,
-// 4,096 processes, 24 h of time and of CPU time, 1 GiB of output, and 256 MiB of files. A task that
-// asks for more is refused, and tried again elsewhere.
+// 4,096 processes, 24 h of time and of CPU time, 1 GiB of output, and 256 MiB of files. More than
+// the pool has for all tasks (pool.Memory, pool.CPUs) is an error. A task that asks for more is
+// left to a worker of its class that gives as much, if there is one; else the attempt failed.
 func MaxLimits(l Limits) WorkerOption {
 	return func(w *Worker) { w.max = l }
 }
@@ -105,6 +107,9 @@ func NewWorker(q *Queue, p *pool.Pool, opts ...WorkerOption) *Worker {
 		o(w)
 	}
 	w.budget = newBudget(p.Capacity(), w.slots)
+	if has := w.budget.most(); has.Memory > 0 && w.max.Memory > has.Memory || has.CPUs > 0 && w.max.CPUs > has.CPUs {
+		w.errs = append(w.errs, wrong("queue.MaxLimits", "%d bytes and %v CPUs for one task are more than the pool has for all, %d and %v (pool.Memory, pool.CPUs)", w.max.Memory, w.max.CPUs, has.Memory, has.CPUs))
+	}
 	w.max = w.max.or(w.budget.most()).or(Limits{Memory: 1 << 30, CPUs: float64(runtime.NumCPU()), PIDs: 4096, CPUTime: 24 * time.Hour, Timeout: 24 * time.Hour, Output: 1 << 30, Files: 256 << 20})
 	return w
 }
@@ -151,8 +156,9 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 		}
 	}()
 	for _, class := range w.classes {
-		for kind, heard := range map[string]nats.MsgHandler{"now": w.changed, "new": puller.announced} {
-			s, err := w.q.nc.Subscribe(w.q.subject(kind, class+".>"), heard)
+		for subject, heard := range map[string]nats.MsgHandler{w.q.subject("now", class+".>"): w.changed, w.q.subject("new", class+".>"): puller.announced,
+			w.q.subject("held", class+"."+w.name): w.answerHeld} {
+			s, err := w.q.nc.Subscribe(subject, heard)
 			if err != nil {
 				return fmt.Errorf("queue: %w", err)
 			}

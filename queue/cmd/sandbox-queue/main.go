@@ -11,6 +11,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -51,7 +53,8 @@ const usage = `usage: sandbox-queue COMMAND [flags] [arguments]
   scale NAME REPLICAS      change their number
   stop NAME                end a service
 
-The queue is that of -url, or of $SANDBOX_QUEUE_URL. COMMAND -h lists flags.
+The queue is that of -url, or of $SANDBOX_QUEUE_URL; -nkey, -creds and -ca, or $SANDBOX_QUEUE_NKEY,
+_CREDS and _CA, say how its servers know you, and you them. COMMAND -h lists flags.
 `
 
 // Exit statuses besides those of commands.
@@ -69,6 +72,9 @@ type env struct {
 	err    io.Writer
 	flags  *flag.FlagSet
 	url    string
+	nkey   string // files
+	creds  string
+	ca     string
 	json   bool
 	opened *queue.Queue
 }
@@ -84,6 +90,9 @@ func run(ctx context.Context, args []string, in io.Reader, out, stderr io.Writer
 	e := &env{ctx: ctx, in: in, out: out, err: stderr, flags: flag.NewFlagSet("sandbox-queue "+args[0], flag.ContinueOnError)}
 	e.flags.SetOutput(stderr)
 	e.flags.StringVar(&e.url, "url", os.Getenv("SANDBOX_QUEUE_URL"), "the queue's URL. Others see arguments: one with a token is better in the variable")
+	e.flags.StringVar(&e.nkey, "nkey", os.Getenv("SANDBOX_QUEUE_NKEY"), "the file of the seed of an nkey, by which the servers know you")
+	e.flags.StringVar(&e.creds, "creds", os.Getenv("SANDBOX_QUEUE_CREDS"), "the file of a JWT and its nkey, as nsc makes it")
+	e.flags.StringVar(&e.ca, "ca", os.Getenv("SANDBOX_QUEUE_CA"), "a file of certificates: the authorities to trust for tls:// URLs, in place of the system's")
 	e.flags.BoolVar(&e.json, "json", false, "print JSON, one object a line")
 	err := commands[args[0]](e, args[1:])
 	if e.opened != nil {
@@ -138,6 +147,23 @@ func (e *env) parse(args []string, least int, what string) ([]string, error) {
 func (e *env) open(opts ...queue.Option) (*queue.Queue, error) {
 	if e.url == "" {
 		return nil, errors.New("which queue? set -url, or SANDBOX_QUEUE_URL; sandbox-queue serve runs one")
+	}
+	if e.nkey != "" {
+		opts = append(opts, queue.NKey(e.nkey))
+	}
+	if e.creds != "" {
+		opts = append(opts, queue.Credentials(e.creds))
+	}
+	if e.ca != "" {
+		b, err := os.ReadFile(e.ca)
+		if err != nil {
+			return nil, err
+		}
+		t := &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+		if !t.RootCAs.AppendCertsFromPEM(b) {
+			return nil, &sandbox.OptionError{Option: "-ca", Err: fmt.Errorf("%s has no certificate in PEM", e.ca)}
+		}
+		opts = append(opts, queue.TLS(t))
 	}
 	q, err := queue.Open(e.ctx, e.url, opts...)
 	e.opened = q

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nkeys"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
@@ -69,4 +71,50 @@ func TestCommands(t *testing.T) {
 	do(misused, "wait")
 	stop()
 	require.Zero(t, <-ended)
+}
+
+// Servers that know their users by nkeys, and TLS, are reached from the command line too; and large
+// files are followed.
+func TestConnections(t *testing.T) {
+	user, err := nkeys.CreateUser()
+	require.NoError(t, err)
+	seed, err := user.Seed()
+	require.NoError(t, err)
+	public, err := user.PublicKey()
+	require.NoError(t, err)
+	dir := t.TempDir()
+	file := func(name string, content []byte) string {
+		name = filepath.Join(dir, name)
+		require.NoError(t, os.WriteFile(name, content, 0o600))
+		return name
+	}
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true, Nkeys: []*server.NkeyUser{{Nkey: public}}})
+	require.NoError(t, err)
+	s.Start()
+	defer s.WaitForShutdown()
+	defer s.Shutdown()
+	require.True(t, s.ReadyForConnections(testkit.Patience))
+	t.Setenv("SANDBOX_QUEUE_URL", s.ClientURL())
+	do := func(want int, args ...string) (string, string) {
+		t.Helper()
+		var out, stderr bytes.Buffer
+		require.Equal(t, want, run(testkit.Deadline(t), args, nil, &out, &stderr), "%q: %s", args, &stderr)
+		return strings.TrimSpace(out.String()), stderr.String()
+	}
+	key := file("seed", seed)
+	job := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(job, "large"), make([]byte, 3<<20), 0o600))
+	id, stderr := do(0, "submit", "-nkey", key, "-in", job, "-progress", "--", "true")
+	require.Contains(t, stderr, "large: 3 of 3 MiB\n")
+	t.Setenv("SANDBOX_QUEUE_NKEY", key)
+	out, _ := do(0, "ls")
+	require.Contains(t, out, id)
+
+	t.Setenv("SANDBOX_QUEUE_NKEY", "")
+	_, stderr = do(failed, "ls")
+	require.Contains(t, stderr, "Authorization Violation")
+	do(misused, "ls", "-nkey", file("other", []byte("nothing")))
+	do(misused, "ls", "-ca", file("ca", []byte("nothing")))
+	do(failed, "ls", "-ca", "/no/such/file")
+	do(failed, "ls", "-creds", "/no/such/file")
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cellkit/sandbox"
@@ -38,6 +39,7 @@ func submit(e *env, args []string) error {
 	e.flags.Var(&outputs, "out", "a file or directory of the result; may be repeated")
 	waits := e.flags.Bool("wait", false, "wait for it, as wait does")
 	to := e.flags.String("to", "", "with -wait: a new directory for the result's files")
+	progress := e.progressFlag()
 	rest, err := e.parse(args, 1, "[--] COMMAND...")
 	if err != nil {
 		return err
@@ -57,7 +59,7 @@ func submit(e *env, args []string) error {
 			return err
 		}
 	}
-	q, err := e.open()
+	q, err := e.open(progress()...)
 	if err != nil {
 		return err
 	}
@@ -77,11 +79,37 @@ func submit(e *env, args []string) error {
 
 func wait(e *env, args []string) error {
 	to := e.flags.String("to", "", "a new directory for the result's files")
-	q, rest, err := e.openFor(args, 1, "ID")
+	progress := e.progressFlag()
+	rest, err := e.parse(args, 1, "ID")
+	if err != nil {
+		return err
+	}
+	q, err := e.open(progress()...)
 	if err != nil {
 		return err
 	}
 	return e.show(q, rest[0], *to)
+}
+
+// progressFlag adds -progress, and returns the option that it asks for.
+func (e *env) progressFlag() func() []queue.Option {
+	shown := e.flags.Bool("progress", false, "say on the standard error how far large files are, each second")
+	return func() []queue.Option {
+		if !*shown {
+			return nil
+		}
+		var mu sync.Mutex
+		var last time.Time
+		return []queue.Option{queue.Progress(func(t queue.Transfer) {
+			mu.Lock()
+			defer mu.Unlock()
+			if t.Done < t.Size && time.Since(last) < time.Second {
+				return
+			}
+			last = time.Now()
+			fmt.Fprintf(e.err, "%s: %d of %d MiB\n", plain(t.Name), t.Done>>20, t.Size>>20)
+		})}
+	}
 }
 
 // shown is a result as -json prints it.
