@@ -77,6 +77,7 @@ type board struct {
 	project *Project
 	mu      sync.Mutex        // of all below
 	rows    map[string][]*row // of each service, one for each replica
+	checks  map[string]bool   // those that have a healthcheck
 	closed  bool
 	news    chan struct{} // closed, and replaced, when there is a new instance
 
@@ -92,12 +93,19 @@ type row struct {
 }
 
 func (b *board) begin(p *Project) {
-	b.project, b.rows, b.news = p, map[string][]*row{}, make(chan struct{})
+	b.project, b.rows, b.checks, b.news = p, map[string][]*row{}, map[string]bool{}, make(chan struct{})
 	for _, s := range p.services {
 		for range s.scale {
 			b.rows[s.name] = append(b.rows[s.name], &row{last: Event{Service: s.name, State: Pending}, since: time.Now()})
 		}
 	}
+}
+
+// checked notes that a service has a healthcheck.
+func (b *board) checked(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.checks[name] = true
 }
 
 // observe takes an event of package service.
@@ -224,7 +232,7 @@ func (r *Running) Status() (all []Status) {
 // status returns what the n-th replica of a service is doing.
 func (b *board) status(p *plan, n int) Status {
 	b.mu.Lock()
-	r := *b.rows[p.name][n]
+	r, checked := *b.rows[p.name][n], b.checks[p.name]
 	b.mu.Unlock()
 	s := Status{Service: p.name, Image: p.image, State: r.last.State, Since: r.since, Starts: r.starts}
 	if r.failed != nil {
@@ -234,7 +242,7 @@ func (b *board) status(p *plan, n int) Status {
 		s.Fetched, s.Total, s.Layer, s.Layers = f.Bytes, f.Total, f.Index+1, f.Count
 	}
 	switch {
-	case p.health == nil:
+	case !checked:
 	case s.State == Starting:
 		s.Health = "starting"
 	case s.State == Ready:

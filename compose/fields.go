@@ -23,22 +23,24 @@ secrets.*.name secrets.*.file secrets.*.environment secrets.*.labels
 services.*.image services.*.platform services.*.pull_policy
 services.*.command services.*.entrypoint services.*.working_dir services.*.user services.*.group_add
 services.*.environment services.*.env_file.[].path services.*.env_file.[].required
-services.*.labels services.*.annotations services.*.expose services.*.develop services.*.attach services.*.init
+services.*.labels services.*.label_file services.*.logging.driver services.*.logging.options services.*.stdin_open services.*.annotations services.*.expose services.*.develop services.*.attach services.*.init
 services.*.profiles services.*.container_name services.*.extends.service services.*.links
 services.*.depends_on.*.condition services.*.depends_on.*.required services.*.depends_on.*.restart
 services.*.restart services.*.stop_signal services.*.stop_grace_period services.*.scale
-services.*.deploy.mode services.*.deploy.replicas services.*.deploy.labels
+services.*.deploy.mode services.*.deploy.replicas services.*.deploy.labels services.*.deploy.endpoint_mode
+services.*.deploy.placement services.*.deploy.update_config services.*.deploy.rollback_config
 services.*.deploy.restart_policy.condition services.*.deploy.restart_policy.max_attempts
+services.*.deploy.restart_policy.delay services.*.deploy.restart_policy.window
 services.*.deploy.resources.limits.cpus services.*.deploy.resources.limits.memory services.*.deploy.resources.limits.pids
 services.*.mem_limit services.*.cpus services.*.cpuset services.*.pids_limit services.*.shm_size services.*.ulimits
 services.*.healthcheck.test services.*.healthcheck.interval services.*.healthcheck.timeout services.*.healthcheck.retries
 services.*.healthcheck.start_period services.*.healthcheck.start_interval services.*.healthcheck.disable
 services.*.ports.[].target services.*.ports.[].published services.*.ports.[].host_ip services.*.ports.[].protocol
 services.*.ports.[].mode services.*.ports.[].name services.*.ports.[].app_protocol
-services.*.networks.*.priority services.*.network_mode services.*.hostname
+services.*.networks.*.aliases services.*.networks.*.priority services.*.networks.*.gw_priority services.*.network_mode services.*.hostname
 services.*.volumes.[].type services.*.volumes.[].source services.*.volumes.[].target services.*.volumes.[].read_only
 services.*.volumes.[].consistency services.*.volumes.[].bind.create_host_path services.*.volumes.[].bind.selinux
-services.*.volumes.[].volume.nocopy services.*.volumes.[].tmpfs.size
+services.*.volumes.[].volume.nocopy services.*.volumes.[].volume.labels services.*.volumes.[].tmpfs.size services.*.volumes.[].tmpfs.mode
 services.*.tmpfs services.*.read_only services.*.cap_add services.*.cap_drop services.*.security_opt
 services.*.configs.[].source services.*.configs.[].target services.*.configs.[].mode
 services.*.secrets.[].source services.*.secrets.[].target services.*.secrets.[].mode`
@@ -55,11 +57,9 @@ var remedies = map[string]string{
 	"secrets.*.external":                       "there are no secrets outside of a project: use file or environment",
 	"services.*.build":                         "images are not built here: build it by docker build, buildah or the like, and name the result by image, in a registry or by a path such as ./image.tar",
 	"services.*.privileged":                    "a run has no right on this machine: leave it out, and list what it needs by cap_add",
-	"services.*.sysctls":                       "a run can't set the kernel's parameters: leave it out",
+	"services.*.sysctls":                       "no parameters of the kernel are set: leave it out; any user may listen on any port as it is",
 	"services.*.devices":                       "a run has a /dev of its own: leave it out, or bind the device by volumes",
-	"services.*.logging":                       "logs are kept by this process: leave it out",
 	"services.*.tty":                           "a service has no terminal: leave it out, and use sandbox-compose exec",
-	"services.*.stdin_open":                    "a service has no input: leave it out, and use sandbox-compose exec",
 	"services.*.dns":                           "names are those of services and of Allow: leave it out",
 	"services.*.extra_hosts":                   "names are those of services and of Allow: leave it out",
 	"services.*.pid":                           "each run has namespaces of its own: leave it out",
@@ -73,7 +73,6 @@ var remedies = map[string]string{
 	"services.*.pre_stop":                      "no commands are executed before a service ends: handle its signal, stop_signal",
 	"services.*.mem_reservation":               "memory can be limited, not reserved: use mem_limit",
 	"services.*.extends.file":                  "services of other files are not extended: give them by Override (-f)",
-	"services.*.networks.*.aliases":            "a service has one name: rename the service, or leave it out",
 	"services.*.networks.*.ipv4_address":       "addresses are chosen here: leave it out, and use names",
 	"services.*.deploy.resources.reservations": "resources can be limited, not reserved: use limits",
 }
@@ -107,7 +106,9 @@ type walk struct {
 	file    *file
 	left    int
 	skipped func(path []string) bool // whether nothing is to be said of it
-	errs    []error
+	found   []*Error
+	// Fields that take back, or replace, what files before have of them.
+	replaced []string
 }
 
 // node looks at what a field has. pattern is its path with "*" for names.
@@ -130,7 +131,11 @@ func (w *walk) node(n *yaml.Node, r *rule, path, pattern []string) {
 				next, as = r.fields["*"], "*"
 			}
 			at, patternAt := append(slices.Clip(path), name), append(slices.Clip(pattern), as)
+			if p.value.Tag == "!reset" || p.value.Tag == "!override" {
+				w.replaced = append(w.replaced, dotted(at))
+			}
 			switch {
+			case p.value.Tag == "!reset":
 			case next != nil:
 				w.node(p.value, next, at, patternAt)
 			case !strings.HasPrefix(name, "x-") && !w.skipped(at):
@@ -138,7 +143,7 @@ func (w *walk) node(n *yaml.Node, r *rule, path, pattern []string) {
 				if remedy := remedies[strings.Join(patternAt, ".")]; remedy != "" {
 					err = errors.New(remedy)
 				}
-				w.errs = append(w.errs, &Error{w.file.path, p.key.Line, dotted(at), err})
+				w.found = append(w.found, &Error{w.file.path, p.key.Line, dotted(at), err})
 			}
 		}
 	}

@@ -14,16 +14,12 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-const (
-	maxFile  = 1 << 20   // bytes of a Compose file, or of one that it names
-	maxNodes = 1_000_000 // that are looked at in all, aliases counted each time
-)
-
 // file is a Compose file.
 type file struct {
-	path string
-	root *yaml.Node
-	raw  map[string]any
+	path    string
+	content []byte // for compose-go
+	root    *yaml.Node
+	raw     map[string]any
 }
 
 // readFile reads a regular file of the user's.
@@ -47,8 +43,8 @@ func readFile(path string) ([]byte, error) {
 	return b, err
 }
 
-// parse parses a file's content.
-func parse(path string, content []byte) (*file, error) {
+// parse parses a file's content, for which there must be room.
+func parse(path string, content []byte, r *room) (*file, error) {
 	d := yaml.NewDecoder(bytes.NewReader(content))
 	var doc yaml.Node
 	switch err := d.Decode(&doc); {
@@ -67,10 +63,47 @@ func parse(path string, content []byte) (*file, error) {
 	if f.root.Kind != yaml.MappingNode {
 		return nil, fmt.Errorf("%s: no Compose file: it must begin with a field, such as services", path)
 	}
+	nodes := maxNodes
+	if err := r.walk(&doc, &nodes, 0); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
 	if err := doc.Decode(&f.raw); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	f.raw, _ = plain(f.raw).(map[string]any)
+	f.content = withoutVersion(content, f.root)
 	return f, nil
+}
+
+// plain returns what YAML was decoded to with maps of strings alone: a key with a tag makes another
+// one. Keys that are no strings are left out, as compose-go refuses them.
+func plain(of any) any {
+	switch v := of.(type) {
+	case map[string]any:
+		for name, inside := range v {
+			v[name] = plain(inside)
+		}
+	case []any:
+		for i, inside := range v {
+			v[i] = plain(inside)
+		}
+	case map[any]any:
+		all := map[string]any{}
+		for key, inside := range v {
+			if name, ok := key.(string); ok {
+				all[name] = plain(inside)
+			}
+		}
+		return all
+	}
+	return of
+}
+
+// service returns what the file says of a service.
+func (f *file) service(name string) map[string]any {
+	services, _ := f.raw["services"].(map[string]any)
+	s, _ := services[name].(map[string]any)
+	return s
 }
 
 // resolved returns what an alias stands for.

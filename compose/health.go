@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -10,10 +11,11 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/image"
 	"github.com/cellkit/sandbox/service"
 )
 
-// health is a healthcheck.
+// health is a healthcheck. What is zero was not said.
 type health struct {
 	test                               []string
 	interval, timeout, start, starting time.Duration
@@ -28,14 +30,18 @@ const (
 // healthcheck sets when the service is healthy.
 func (b *builder) healthcheck() {
 	c := b.s.HealthCheck
-	if c == nil || c.Disable || len(c.Test) > 0 && c.Test[0] == "NONE" {
+	if c == nil {
+		b.p.health = &health{}
 		return
 	}
-	h := &health{interval: 30 * time.Second, timeout: 30 * time.Second, starting: 5 * time.Second, retries: 3}
-	switch {
-	case len(c.Test) < 2:
-		b.wrong("healthcheck.test", "it names no command; that of an image is not used")
+	if c.Disable || len(c.Test) > 0 && c.Test[0] == "NONE" {
 		return
+	}
+	h := &health{}
+	switch {
+	case len(c.Test) == 0: // that of the image
+	case len(c.Test) == 1:
+		b.wrong("healthcheck.test", "it names no command")
 	case c.Test[0] == "CMD-SHELL":
 		h.test = []string{"/bin/sh", "-c", c.Test[1]}
 	default:
@@ -57,12 +63,45 @@ func (b *builder) healthcheck() {
 		b.wrong("healthcheck.timeout", "%v: a check may take %v at most", h.timeout, maxTimeout)
 	}
 	if c.Retries != nil && *c.Retries > 0 {
-		if *c.Retries > 1e6 {
+		if *c.Retries > maxRetries {
 			b.wrong("healthcheck.retries", "%s: at most a million are possible", strconv.FormatUint(*c.Retries, 10))
 		}
-		h.retries = int(min(*c.Retries, 1e6))
+		h.retries = int(min(*c.Retries, maxRetries))
 	}
 	b.p.health = h
+}
+
+const maxRetries = 1_000_000
+
+// with returns the healthcheck with what the image has, where the file says nothing, and with what
+// Docker has where neither does. It returns nil if neither has one.
+func (h *health) with(i *image.Healthcheck) *health {
+	if h == nil {
+		return nil
+	}
+	full := *h
+	if i != nil {
+		if full.test == nil {
+			full.test = i.Command
+		}
+		// The image may be hostile, and checks are executed by this process.
+		within := func(given time.Duration, least, most time.Duration) time.Duration {
+			if given <= 0 {
+				return 0
+			}
+			return min(max(given, least), most)
+		}
+		full.interval = cmp.Or(full.interval, within(i.Interval, time.Second, 24*time.Hour))
+		full.timeout = cmp.Or(full.timeout, within(i.Timeout, time.Second, maxTimeout))
+		full.start = cmp.Or(full.start, within(i.StartPeriod, time.Second, 24*time.Hour))
+		full.retries = cmp.Or(full.retries, min(max(i.Retries, 0), maxRetries))
+	}
+	if full.test == nil {
+		return nil
+	}
+	full.interval, full.timeout = cmp.Or(full.interval, 30*time.Second), cmp.Or(full.timeout, maxTimeout)
+	full.starting, full.retries = cmp.Or(full.starting, 5*time.Second), cmp.Or(full.retries, 3)
+	return &full
 }
 
 // options returns what has a service checked. It is ready when it is healthy. While it starts it is
@@ -86,7 +125,9 @@ func (h *health) options() []service.Option {
 		pauses.Store(i, min(2*pause, h.interval, h.starting))
 		return err
 	})
-	within := h.start + time.Duration(h.retries)*min(h.interval+h.timeout, 24*time.Hour)
+	const most = 365 * 24 * time.Hour
+	each := max(min(h.interval, 24*time.Hour)+min(h.timeout, 24*time.Hour), 1)
+	within := min(h.start, most) + min(time.Duration(h.retries), most/each)*each
 	return []service.Option{service.Ready(ready), service.StartTimeout(max(within, time.Minute)), service.Health(h.interval, h.retries, service.Func(h.check))}
 }
 

@@ -1,7 +1,7 @@
 package compose
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,10 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
-	"github.com/compose-spec/compose-go/v2/dotenv"
 	"github.com/compose-spec/compose-go/v2/loader"
+	"github.com/compose-spec/compose-go/v2/tree"
 	"github.com/compose-spec/compose-go/v2/types"
 
 	"github.com/cellkit/sandbox"
@@ -23,6 +24,7 @@ import (
 // loading is a project that is being read.
 type loading struct {
 	conf    *config
+	room    *room
 	dir     string
 	files   []*file
 	env     types.Mapping
@@ -32,10 +34,12 @@ type loading struct {
 }
 
 // Load reads a Compose file, or the one that a directory has: compose.yaml, compose.yml,
-// docker-compose.yaml or docker-compose.yml. It fetches and starts nothing.
+// docker-compose.yaml or docker-compose.yml, with compose.override.yaml, or such a one, if a
+// directory is named and no file by Override. It fetches and starts nothing.
 //
 // All that is wrong with the file's fields is reported at once, as joined *Errors. A file of more
-// than 1 MiB, and such a one that it refers to, is an error.
+// than 1 MiB, and such a one that it refers to, is an error, and so are files that have more than
+// 64 MiB in all with what aliases and variables make of them.
 func Load(path string, opts ...Option) (*Project, error) {
 	conf := &config{volumes: volumes{bytes: 256 * sandbox.MiB}}
 	for _, opt := range opts {
@@ -43,7 +47,7 @@ func Load(path string, opts ...Option) (*Project, error) {
 			opt(conf)
 		}
 	}
-	l := &loading{conf: conf, plans: map[string]*plan{}}
+	l := &loading{conf: conf, room: newRoom(), plans: map[string]*plan{}}
 	if err := l.read(path); err != nil {
 		return nil, err
 	}
@@ -55,6 +59,7 @@ func Load(path string, opts ...Option) (*Project, error) {
 		l.plans[name] = l.plan(l.project.Services[name])
 	}
 	l.dependencies()
+	l.links()
 	if len(l.plans) == 0 && l.errs == nil {
 		return nil, fmt.Errorf("%s: no service is enabled: name one, or its profile", l.files[0].path)
 	}
@@ -68,27 +73,41 @@ func Load(path string, opts ...Option) (*Project, error) {
 	return p, nil
 }
 
-// names are those of Compose files, the preferred one first.
-var names = []string{"compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"}
+// names are those of Compose files, the preferred one first, and of what is merged into them if a
+// directory is named alone.
+var (
+	names     = []string{"compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"}
+	overrides = []string{"compose.override.yaml", "compose.override.yml", "docker-compose.override.yaml", "docker-compose.override.yml"}
+)
+
+// firstOf returns the path of the first of the names that there is in a directory, or "".
+func firstOf(dir string, names []string) string {
+	for _, name := range names {
+		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+			return filepath.Join(dir, name)
+		}
+	}
+	return ""
+}
 
 // read reads the files, and the variables that they may refer to.
 func (l *loading) read(path string) error {
+	files := l.conf.files
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		n := slices.IndexFunc(names, func(name string) bool {
-			_, err := os.Stat(filepath.Join(path, name))
-			return err == nil
-		})
-		if n < 0 {
-			return fmt.Errorf("compose: there is no %s in %s", names[0], path)
+		dir := path
+		if path = firstOf(dir, names); path == "" {
+			return fmt.Errorf("compose: there is no %s in %s", names[0], dir)
 		}
-		path = filepath.Join(path, names[n])
+		if further := firstOf(dir, overrides); further != "" && l.conf.files == nil {
+			files = []string{further}
+		}
 	}
-	for _, name := range append([]string{path}, l.conf.files...) {
-		content, err := readFile(name)
+	for _, name := range append([]string{path}, files...) {
+		content, err := l.readFile(name)
 		if err != nil {
 			return fmt.Errorf("compose: %w", err)
 		}
-		f, err := parse(name, content)
+		f, err := parse(name, content, l.room)
 		if err != nil {
 			return fmt.Errorf("compose: %w", err)
 		}
@@ -114,11 +133,11 @@ func (l *loading) environment() error {
 			l.env[k] = v
 		}
 	}
-	vars2, err := l.variables(filepath.Join(l.dir, ".env"), l.env)
+	fromFile, err := l.variables(filepath.Join(l.dir, ".env"), l.env)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	for k, v := range vars2 {
+	for k, v := range fromFile {
 		if _, given := l.env[k]; !given {
 			l.env[k] = v
 		}
@@ -126,16 +145,29 @@ func (l *loading) environment() error {
 	return err
 }
 
-// variables reads a file of them, in which they may refer to others.
-func (l *loading) variables(path string, known map[string]string) (map[string]string, error) {
-	content, err := readFile(path)
+// readFile reads a regular file of the user's.
+func (l *loading) readFile(path string) ([]byte, error) {
+	err := l.room.take(0)
+	var content []byte
+	if err == nil {
+		if content, err = readFile(path); err != nil {
+			return nil, err
+		}
+		err = l.room.take(len(content))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return content, nil
+}
+
+// variables reads a file of them, in which they may refer to known ones.
+func (l *loading) variables(path string, known ...map[string]string) (map[string]string, error) {
+	content, err := l.readFile(path)
 	if err != nil {
 		return nil, err
 	}
-	vars, err := dotenv.ParseWithLookup(bytes.NewReader(content), func(name string) (string, bool) {
-		v, ok := known[name]
-		return v, ok
-	})
+	vars, err := l.room.variables(content, known...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -144,50 +176,79 @@ func (l *loading) variables(path string, known map[string]string) (map[string]st
 
 // model has compose-go make one project of the files, after what is not supported was looked for.
 func (l *loading) model() error {
-	var unsupported []error
-	details := types.ConfigDetails{WorkingDir: l.dir, Environment: l.env}
-	for _, f := range l.files {
-		w := &walk{file: f, left: maxNodes, skipped: l.ignored}
-		w.node(f.root, rules, nil, nil)
-		unsupported = append(unsupported, w.errs...)
-		raw := maps.Clone(f.raw)
-		// compose-go would write a warning about it to the standard error.
-		delete(raw, "version")
-		details.ConfigFiles = append(details.ConfigFiles, types.ConfigFile{Filename: f.path, Config: raw})
-	}
-	for _, err := range unsupported {
+	unsupported := l.unsupported()
+	for _, e := range unsupported {
 		// Nothing is read that is not going to be used.
-		if e := err.(*Error); strings.HasSuffix(e.Field, ".extends.file") || e.Field == "include" {
-			return errors.Join(unsupported...)
+		if strings.HasSuffix(e.Field, ".extends.file") || e.Field == "include" {
+			return joined(unsupported)
 		}
 	}
+	name := l.projectName()
+	l.env["COMPOSE_PROJECT_NAME"] = name
+	if err := l.extended(); err != nil {
+		return err
+	}
+	// Without the environment, which compose-go would put into services, without a bound.
+	details := types.ConfigDetails{WorkingDir: l.dir, Environment: types.Mapping{}}
+	for _, f := range l.files {
+		details.ConfigFiles = append(details.ConfigFiles, types.ConfigFile{Filename: f.path, Content: f.content})
+	}
 	project, err := loader.LoadWithContext(context.Background(), details, func(o *loader.Options) {
-		o.SetProjectName(l.projectName(), true)
+		o.SetProjectName(name, true)
 		o.SkipInclude, o.SkipResolveEnvironment, o.SkipResolveLabels = true, true, true
-		o.Profiles, o.SelectedServices, o.PruneUnnecessaryResources = l.conf.profiles, l.conf.only, true
+		o.Profiles, o.SelectedServices, o.PruneUnnecessaryResources = l.profiles(), l.conf.only, true
+		o.Interpolate.Substitute, o.Interpolate.LookupValue = l.room.substitute, l.lookUp
+		casts := maps.Clone(o.Interpolate.TypeCastMapping)
+		casts[tree.NewPath("services", tree.PathMatchAll, "ports", tree.PathMatchList)] = l.room.portRange
+		o.Interpolate.TypeCastMapping = casts
 	})
 	if err != nil {
 		if unsupported != nil {
-			return errors.Join(unsupported...)
+			return joined(unsupported)
 		}
 		return fmt.Errorf("%s: %w", l.files[0].path, err)
 	}
 	l.project = project
 	used := l.used()
-	for _, err := range unsupported {
-		if path := strings.SplitN(err.(*Error).Field, ".", 3); path[0] != "services" || used[path[1]] {
-			l.errs = append(l.errs, err)
+	for _, e := range unsupported {
+		if path := strings.SplitN(e.Field, ".", 3); path[0] != "services" || used[path[1]] {
+			l.errs = append(l.errs, e)
 		}
 	}
 	return nil
 }
 
-// projectName returns the name that the option, the file or the directory says.
-func (l *loading) projectName() string {
-	name := l.conf.name
+// unsupported returns what is not supported of the files, but for what a later one takes back.
+func (l *loading) unsupported() (found []*Error) {
 	for _, f := range l.files {
-		if given, ok := f.raw["name"].(string); ok && l.conf.name == "" {
-			name = given
+		w := &walk{file: f, left: 3 * maxNodes, skipped: l.ignored} // with what is merged
+		w.node(f.root, rules, nil, nil)
+		for _, field := range w.replaced {
+			found = slices.DeleteFunc(found, func(e *Error) bool {
+				rest, inside := strings.CutPrefix(e.Field, field)
+				return inside && (rest == "" || rest[0] == '.' || rest[0] == '[')
+			})
+		}
+		found = append(found, w.found...)
+	}
+	return found
+}
+
+func joined(all []*Error) error {
+	errs := make([]error, len(all))
+	for i, e := range all {
+		errs[i] = e
+	}
+	return errors.Join(errs...)
+}
+
+// projectName returns the name that the option, the environment, the file or the directory says.
+func (l *loading) projectName() string {
+	given := cmp.Or(l.conf.name, l.env["COMPOSE_PROJECT_NAME"])
+	name := given
+	for _, f := range l.files {
+		if of, ok := f.raw["name"].(string); ok && given == "" {
+			name, _ = l.room.substitute(of, l.lookUp) // compose-go reports what is wrong
 		}
 	}
 	if name == "" {
@@ -197,6 +258,14 @@ func (l *loading) projectName() string {
 		return "project"
 	}
 	return name
+}
+
+// profiles returns those that the option or the environment says.
+func (l *loading) profiles() []string {
+	if l.conf.profiles != nil {
+		return l.conf.profiles
+	}
+	return strings.FieldsFunc(l.env["COMPOSE_PROFILES"], func(c rune) bool { return c == ',' || c == ' ' })
 }
 
 // used returns the names of the services that are enabled, and of those that they extend.
@@ -209,14 +278,8 @@ func (l *loading) used() map[string]bool {
 		}
 		used[name] = true
 		for _, f := range l.files {
-			services, _ := f.raw["services"].(map[string]any)
-			service, _ := services[name].(map[string]any)
-			switch base := service["extends"].(type) {
-			case string:
+			if base := l.base(f.service(name)); base != "" {
 				add(base)
-			case map[string]any:
-				of, _ := base["service"].(string)
-				add(of)
 			}
 		}
 	}
@@ -224,6 +287,22 @@ func (l *loading) used() map[string]bool {
 		add(name)
 	}
 	return used
+}
+
+// base returns the name of the service that a service of a file extends, or "".
+func (l *loading) base(service map[string]any) string {
+	extends := service["extends"]
+	if fields, ok := extends.(map[string]any); ok {
+		extends = fields["service"]
+	}
+	name, _ := extends.(string)
+	name, _ = l.room.substitute(name, l.lookUp) // compose-go reports what is wrong
+	return name
+}
+
+func (l *loading) lookUp(name string) (string, bool) {
+	v, given := l.env[name]
+	return v, given
 }
 
 // ignored reports whether Ignore names the field.
@@ -239,8 +318,13 @@ func (l *loading) wrong(path []string, format string, args ...any) {
 			return
 		}
 	}
+	l.errs = append(l.errs, l.at(path, format, args...))
+}
+
+// at returns the error that something is wrong with a field.
+func (l *loading) at(path []string, format string, args ...any) *Error {
 	name, line := position(l.files, path)
-	l.errs = append(l.errs, &Error{name, line, dotted(path), fmt.Errorf(format, args...)})
+	return &Error{name, line, dotted(path), fmt.Errorf(format, args...)}
 }
 
 // networks checks the project's networks.
@@ -275,8 +359,11 @@ func (l *loading) dependencies() {
 			switch d.Condition {
 			case types.ServiceConditionStarted, "":
 			case types.ServiceConditionHealthy:
-				if other.health == nil {
+				switch {
+				case other.health == nil:
 					l.wrong(path, "%s has no healthcheck: add one, or use %s", on, types.ServiceConditionStarted)
+				case other.health.test == nil && !l.ignored(path):
+					other.needsHealth = l.at(path, "%s has no healthcheck, nor has its image: add one, or use %s", on, types.ServiceConditionStarted)
 				}
 			case types.ServiceConditionCompletedSuccessfully:
 				other.exits = true
@@ -289,9 +376,36 @@ func (l *loading) dependencies() {
 	}
 }
 
+// links gives services the further names by which others link them. Such a name is known to all, so
+// it must lead to one service alone.
+func (l *loading) links() {
+	of := map[string]string{}
+	for _, p := range l.plans {
+		for _, alias := range append(slices.Clip(p.aliases), p.name) {
+			of[alias] = p.name
+		}
+	}
+	for _, from := range slices.Sorted(maps.Keys(l.plans)) {
+		for i, link := range l.project.Services[from].Links {
+			name, alias, _ := strings.Cut(link, ":")
+			to, path := l.plans[name], []string{"services", from, "links", strconv.Itoa(i)}
+			switch alias = strings.ToLower(alias); {
+			case to == nil || alias == "" || of[alias] == name:
+			case of[alias] != "":
+				l.wrong(path, "%s is a name of %s, too: choose another one", alias, of[alias])
+			case !spec.IsName(alias):
+				l.wrong(path, "%q is no name by which a service could be found, of a-z, 0-9, -, _ and dots", alias)
+			default:
+				of[alias] = name
+				to.aliases = append(to.aliases, alias)
+			}
+		}
+	}
+}
+
 // checkName reports whether a service can have its name.
 func (l *loading) checkName(name string) {
 	if !spec.IsLabel(name) {
-		l.wrong([]string{"services", name}, "others find the service by its name, which must be 1 to 63 of a-z, 0-9 and -, the first and last no -: rename it")
+		l.wrong([]string{"services", name}, "others find the service by its name, which must be 1 to 63 of a-z, 0-9, - and _, the first and last no -: rename it")
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/cellkit/sandbox/image"
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
@@ -49,26 +50,35 @@ func describe(p *Project) string {
 	fmt.Fprintf(&b, "project %s\n", p.Name())
 	for _, s := range p.services {
 		var c spec.Spec
-		c.Namespaces.UID = 0 // as an image may say
-		for _, o := range append(s.opts, s.stop("")) {
+		c.Namespaces.UID, c.Root.Writable = 0, 1 // as an image may say
+		for _, o := range append(s.opts, s.stop(""), s.command(&image.Image{})) {
 			o.Apply(&c)
 		}
-		fmt.Fprintf(&b, "\n%s: image %q %q, user %q, after %q, exits %v, networks %q, alone %v, reaches %d\n", s.name, s.image, s.platform, s.user, s.after, s.exits, s.networks, s.alone, len(p.reaches(s)))
+		cpus := ""
+		if c.Limits.CPUSet != nil {
+			cpus = *c.Limits.CPUSet
+		}
+		fmt.Fprintf(&b, "\n%s: image %q %q, user %q, after %q, exits %v, networks %q, aliases %q, alone %v, reaches %d\n", s.name, s.image, s.platform, s.user, s.after, s.exits, s.networks, s.aliases, s.alone, len(p.reaches(s)))
 		fmt.Fprintf(&b, "  env %q, dir %q\n", c.Command.Env, c.Command.Dir)
+		fmt.Fprintf(&b, "  command %q, restarts %d %v\n", c.Command.Argv, s.restarts, s.again)
 		fmt.Fprintf(&b, "  stop %v %v, scale %d, hostname %q\n", c.Supervision.StopSignal, c.Supervision.StopGrace, s.scale, c.Namespaces.Hostname)
-		fmt.Fprintf(&b, "  limits %d %v %d, rlimits %v\n  capabilities %q, groups %v\n", c.Limits.Memory, c.Limits.CPUs, c.Limits.PIDs, c.Command.Rlimits, c.Security.Capabilities, c.Namespaces.Groups)
+		fmt.Fprintf(&b, "  writable %d, limits %d %v %d %q, rlimits %v\n  capabilities %q, groups %v\n", c.Root.Writable, c.Limits.Memory, c.Limits.CPUs, c.Limits.PIDs, cpus, c.Command.Rlimits, c.Security.Capabilities, c.Namespaces.Groups)
 		for _, p := range c.Supervision.Publish {
 			fmt.Fprintf(&b, "  port %s/%s to %d\n", p.Address, p.Protocol, p.Port)
 		}
 		for _, m := range c.Root.Mounts {
 			fmt.Fprintf(&b, "  %s: %T %+v\n", m.Dst, m.Source, m.Source)
+			if bind, ok := m.Source.(spec.Bind); ok {
+				fmt.Fprintf(&b, "    read-only %v\n", bind.ReadOnly)
+			}
 		}
 		for _, v := range s.volumes {
 			fmt.Fprintf(&b, "  %s: volume %q, read-only %v\n", v.dst, v.name, v.readOnly)
 		}
-		if s.health != nil {
-			fmt.Fprintf(&b, "  health %+v\n", *s.health)
+		if health := s.health.with(nil); health != nil {
+			fmt.Fprintf(&b, "  health %+v\n", *health)
 		}
+		fmt.Fprintf(&b, "  checked %v, input %v, made %q\n", s.health != nil, s.stdin, s.made)
 	}
 	return b.String()
 }
@@ -82,7 +92,8 @@ func TestWrong(t *testing.T) {
 		{base + "    privileged: true", ":4: services.web.privileged: a run has no right"},
 		{base + "    sysctls: {a: 1}", ":4: services.web.sysctls: "},
 		{base + "    nonsense: 1", ":4: services.web.nonsense: not supported here"},
-		{base + "    container_name: other", ":4: services.web.container_name: others find"},
+		{base + "    container_name: öther", ":4: services.web.container_name: "},
+		{base + "    logging: {driver: syslog}", ":4: services.web.logging.driver: \"syslog\""},
 		{base + "    scale: 0", ":4: services.web.scale: 0: must be from 1 to 1000"},
 		{base + "    deploy:\n      replicas: 1001", ":5: services.web.deploy.replicas: 1001"},
 		{base + "    scale: 2\n    ports:\n      - 5353:53/udp", ":6: services.web.ports[0]: 127.0.0.1:5353/udp"},
@@ -107,11 +118,12 @@ func TestWrong(t *testing.T) {
 		{base + "    volumes: [{type: volume, source: '..', target: /b}]\nvolumes:\n  '..': {}", ":6: volumes...: this is no name"},
 		{base + "    ports:\n      - 8080-8090:80", "services.web.ports"},
 		{base + "    ports:\n      - 80/sctp", ":5: services.web.ports[0]: \"sctp\""},
-		{base + "    networks:\n      default:\n        aliases: [www]", ":6: services.web.networks.default.aliases: "},
-		{base + "    depends_on:\n      db:\n        condition: service_healthy\n  db: {image: y}", ":6: services.web.depends_on.db.condition: db has no healthcheck"},
-		{base + "    healthcheck:\n      interval: 1s", ":4: services.web.healthcheck"},
+		{base + "    networks:\n      default:\n        aliases: [www, 'a b']", ":6: services.web.networks.default.aliases[1]: "},
+		{base + "    healthcheck:\n      test: [CMD]", ":5: services.web.healthcheck.test: it names no command"},
+		{base + "    depends_on:\n      db:\n        condition: service_healthy\n  db: {image: y, healthcheck: {disable: true}}", ":6: services.web.depends_on.db.condition: db has no healthcheck"},
 		{base + "    healthcheck:\n      test: 'true'\n      timeout: 1m", ":6: services.web.healthcheck.timeout: 1m0s"},
-		{base + "    links: ['db:database']\n  db: {image: y}", ":4: services.web.links[0]: "},
+		{base + "    links: ['db:other']\n  db: {image: y}\n  other: {image: y}", ":4: services.web.links[0]: other is a name of other"},
+		{base + "    links: ['db:a b']\n  db: {image: y}", ":4: services.web.links[0]: "},
 		{base + "    pids_limit: -1", ":4: services.web.pids_limit: "},
 		{base + "    extends: {file: other.yaml, service: x}", ":4: services.web.extends.file: "},
 		{base + "    secrets: [s]\nsecrets:\n  s:\n    external: true", ":7: secrets.s.external: "},
@@ -123,7 +135,7 @@ func TestWrong(t *testing.T) {
 		{base + "    networks: [n]\nnetworks:\n  n:\n    driver: overlay", ":7: networks.n.driver: \"overlay\""},
 		{base + "    volumes: ['vol:/v']\nvolumes:\n  vol:\n    driver: nfs", ":7: volumes.vol.driver: \"nfs\""},
 		{base + "    volumes: ['vol:/v']\nvolumes:\n  vol:\n    external: true", ":7: volumes.vol.external: "},
-		{"services:\n  my_db: {image: x}", ":2: services.my_db: others find the service by its name"},
+		{"services:\n  myDB: {image: x}", ":2: services.myDB: others find the service by its name"},
 		{"include: [other.yaml]\n" + base, "compose.yaml:1: include: "},
 		{"x-a: &a\n  tty: true\n\nservices:\n  web:\n    <<: *a\n    image: x", ":2: services.web.tty: a service has no terminal"},
 		{"a: &a [*a]", "compose.yaml"},

@@ -13,6 +13,7 @@ import (
 	"github.com/docker/go-units"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // mounted is a volume at its place in a service.
@@ -34,6 +35,9 @@ func (b *builder) mounts() {
 		field := "volumes." + strconv.Itoa(i)
 		switch v.Type {
 		case types.VolumeTypeBind:
+			if v.Bind != nil && bool(v.Bind.CreateHostPath) {
+				b.p.made = append(b.p.made, v.Source)
+			}
 			if v.ReadOnly {
 				b.add(sandbox.WithReadOnlyBind(v.Source, v.Target))
 			} else {
@@ -105,7 +109,7 @@ func (b *builder) file(kind string, i int, r types.FileReferenceConfig, of types
 	var err error
 	switch {
 	case of.File != "":
-		if content, err = readFile(of.File); err != nil {
+		if content, err = b.readFile(of.File); err != nil {
 			b.loading.wrong([]string{kind, r.Source, "file"}, "%w", err)
 			return
 		}
@@ -118,6 +122,10 @@ func (b *builder) file(kind string, i int, r types.FileReferenceConfig, of types
 		content = []byte(value)
 	default:
 		content = []byte(of.Content)
+	}
+	if err = b.room.take(len(content)); err != nil {
+		b.loading.wrong([]string{kind, r.Source}, "%w", err)
+		return
 	}
 	mode := fs.FileMode(0o444)
 	if r.Mode != nil {
@@ -151,18 +159,18 @@ func (b *builder) network() {
 	default:
 		b.wrong("network_mode", "%q: a service is on private networks: leave it out, and list what it reaches by Allow (-allow), and what reaches it by ports", b.s.NetworkMode)
 	}
-	for name := range b.s.Networks {
+	for name, n := range b.s.Networks {
 		b.p.networks = append(b.p.networks, name)
+		if n != nil {
+			for i, alias := range n.Aliases {
+				b.alias("networks."+name+".aliases."+strconv.Itoa(i), alias)
+			}
+		}
 	}
 	if len(b.p.networks) == 0 {
 		b.p.networks = []string{"default"}
 	}
 	slices.Sort(b.p.networks)
-	for i, link := range b.s.Links {
-		if name, alias, given := strings.Cut(link, ":"); given && alias != name {
-			b.wrong("links."+strconv.Itoa(i), "a service has one name: use %s", name)
-		}
-	}
 	if b.p.alone && len(b.s.Ports) > 0 {
 		b.wrong("ports", "a service without a network has none: leave it out, or network_mode")
 	}
@@ -194,12 +202,20 @@ func (b *builder) network() {
 	}
 }
 
+// alias gives the service a further name.
+func (b *builder) alias(field, name string) {
+	if name = strings.ToLower(name); !spec.IsName(name) {
+		b.wrong(field, "%q is no name by which others could find the service, of a-z, 0-9, -, _ and dots: leave it out", name)
+	}
+	if name != b.s.Name && !slices.Contains(b.p.aliases, name) {
+		b.p.aliases = append(b.p.aliases, name)
+	}
+}
+
 // raw returns a list of the service as the last file with it has it.
 func (b *builder) raw(field string) (list []any) {
 	for _, f := range b.loading.files {
-		services, _ := f.raw["services"].(map[string]any)
-		s, _ := services[b.s.Name].(map[string]any)
-		if l, ok := s[field].([]any); ok {
+		if l, ok := f.service(b.s.Name)[field].([]any); ok {
 			list = l
 		}
 	}

@@ -18,7 +18,6 @@ import (
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/image"
 	"github.com/cellkit/sandbox/internal/spec"
-	"github.com/cellkit/sandbox/service"
 )
 
 // plan is what a service becomes, except for what Up makes: images, volumes, the network.
@@ -30,16 +29,22 @@ type plan struct {
 	command  func(*image.Image) sandbox.Option
 	opts     []sandbox.Option // after those of the image
 	volumes  []mounted
-	tail     []service.Option
 	ports    []port
-	health   *health
-	after    []string
-	signal   syscall.Signal // 0 for that of the image
-	grace    time.Duration
-	scale    int      // how many replicas it has
-	exits    bool     // it is waited for until it has ended
-	alone    bool     // it is on no network
-	networks []string // that it is on
+	health   *health // nil if there is to be none, also if the image has one
+	// Why it must have one, if it may be the image's.
+	needsHealth error
+	after       []string
+	signal      syscall.Signal // 0 for that of the image
+	grace       time.Duration
+	scale       int      // how many replicas it has
+	restarts    int      // how often it is started again when it fails
+	again       bool     // and when it ends
+	exits       bool     // it is waited for until it has ended
+	alone       bool     // it is on no network
+	networks    []string // that it is on
+	aliases     []string // further names there
+	made        []string // directories that are made if they are missing
+	stdin       bool     // its standard input stays open
 }
 
 // builder makes a plan.
@@ -80,13 +85,12 @@ func (b *builder) image() {
 	if strings.HasPrefix(b.s.Image, "./") || strings.HasPrefix(b.s.Image, "../") {
 		b.p.image = filepath.Join(b.dir, b.s.Image)
 	}
-	switch b.s.PullPolicy {
-	case "", types.PullPolicyAlways, types.PullPolicyMissing, types.PullPolicyIfNotPresent:
-	default:
+	switch policy, _, err := b.s.GetPullPolicy(); {
+	case err != nil || policy == types.PullPolicyNever || policy == types.PullPolicyBuild:
 		b.wrong("pull_policy", "%q: a registry is asked each time, and layers are fetched that are not there: leave it out", b.s.PullPolicy)
 	}
-	if b.s.ContainerName != "" && b.s.ContainerName != b.s.Name {
-		b.wrong("container_name", "others find a service by its name alone: leave it out, or rename the service")
+	if b.s.ContainerName != "" {
+		b.alias("container_name", b.s.ContainerName)
 	}
 	if b.s.Deploy != nil && b.s.Deploy.Mode != "" && b.s.Deploy.Mode != "replicated" {
 		b.wrong("deploy.mode", "%q: there is one machine: leave it out", b.s.Deploy.Mode)
@@ -106,7 +110,6 @@ func (b *builder) scale() {
 		b.wrong(field, "%d: must be from 1 to %d: a service that is not to be started has profiles", b.p.scale, maxScale)
 		b.p.scale = 1
 	}
-	b.p.tail = append(b.p.tail, service.Scale(b.p.scale))
 }
 
 // command decides what is executed. As for Docker, an entrypoint of the file's is not followed by
@@ -125,8 +128,10 @@ func (b *builder) command() {
 	if b.s.WorkingDir != "" {
 		b.add(sandbox.WithDir(b.s.WorkingDir))
 	}
-	if b.s.Hostname != "" {
-		b.add(sandbox.WithHostname(b.s.Hostname))
+	b.add(sandbox.WithHostname(cmp.Or(b.s.Hostname, b.s.Name)))
+	b.p.stdin = b.s.StdinOpen
+	if o := b.s.Logging; o != nil && !slices.Contains([]string{"", "json-file", "local"}, o.Driver) {
+		b.wrong("logging.driver", "%q: logs are kept by this process: leave it out", o.Driver)
 	}
 }
 
@@ -137,9 +142,7 @@ func (b *builder) variables() {
 		if f.Format != "" {
 			b.wrong("env_file."+strconv.Itoa(i)+".format", "%q: there is one format: leave it out", f.Format)
 		}
-		known := maps.Clone(map[string]string(b.env))
-		maps.Copy(known, vars)
-		more, err := b.loading.variables(f.Path, known)
+		more, err := b.loading.variables(f.Path, vars, b.env)
 		if err != nil && (bool(f.Required) || !errors.Is(err, fs.ErrNotExist)) {
 			b.wrong("env_file."+strconv.Itoa(i), "%w", err)
 		}
@@ -155,6 +158,10 @@ func (b *builder) variables() {
 		}
 	}
 	for _, k := range slices.Sorted(maps.Keys(vars)) {
+		if err := b.room.take(len(k) + len(vars[k])); err != nil {
+			b.wrong("environment", "%w", err)
+			return
+		}
 		b.add(sandbox.WithEnv(k + "=" + vars[k]))
 	}
 }
@@ -267,43 +274,30 @@ func (b *builder) restart() {
 	switch policy {
 	case "", "no":
 	case "on-failure":
-		b.p.tail = append(b.p.tail, service.Restart(n))
+		b.p.restarts = n
 	case "always", "unless-stopped":
-		b.p.tail = append(b.p.tail, service.Restart(n), service.RestartEnded())
+		b.p.restarts, b.p.again = n, true
 	default:
 		b.wrong(field, "%q is none of no, on-failure, always and unless-stopped", policy)
 	}
 }
 
-// signals are the numbers that Linux gives them, signal(7): other systems lack some, or have
-// others.
-var signals = map[string]syscall.Signal{"HUP": 1, "INT": 2, "QUIT": 3, "KILL": 9, "USR1": 10, "USR2": 12, "TERM": 15, "WINCH": 28, "PWR": 30, "RTMIN+3": 37}
-
 // end sets how the service is ended.
 func (b *builder) end() {
 	if b.p.grace = 10 * time.Second; b.s.StopSignal != "" {
-		if b.p.signal = signalOf(b.s.StopSignal); b.p.signal == 0 {
-			b.wrong("stop_signal", "%q is none of %s, nor a number", b.s.StopSignal, strings.Join(slices.Sorted(maps.Keys(signals)), ", "))
+		if b.p.signal = spec.SignalOf(b.s.StopSignal); b.p.signal == 0 {
+			b.wrong("stop_signal", "%q is none of %s, nor a number", b.s.StopSignal, spec.SignalNames)
 		}
 	}
 	if g := b.s.StopGracePeriod; g != nil {
 		if b.p.grace = time.Duration(*g); b.p.grace <= 0 {
-			b.p.signal, b.p.grace = signals["KILL"], time.Second
+			b.p.signal, b.p.grace = syscall.SIGKILL, time.Second
 		}
 	}
-}
-
-// signalOf returns the signal with a name or number, or 0 if there is none.
-func signalOf(s string) syscall.Signal {
-	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
-	if n, err := strconv.Atoi(name); err == nil && n > 0 && n <= 64 {
-		return syscall.Signal(n)
-	}
-	return signals[name]
 }
 
 // stop returns the option that ends the service: by its own signal, else by that of the image, if
 // that is one, else by SIGTERM.
 func (p *plan) stop(image string) sandbox.Option {
-	return sandbox.WithStopSignal(cmp.Or(p.signal, signalOf(image), signals["TERM"]), p.grace)
+	return sandbox.WithStopSignal(cmp.Or(p.signal, spec.SignalOf(image), syscall.SIGTERM), p.grace)
 }

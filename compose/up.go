@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"net"
 	"os"
@@ -34,6 +35,7 @@ type Running struct {
 	images  map[string]*image.Image // by what they were opened as
 	scratch map[string]*sandbox.Scratch
 	nets    []*sandbox.PrivateNetwork
+	inputs  []*os.File
 }
 
 // Up begins to start the project: it fetches the images, and starts each service as soon as those
@@ -293,9 +295,26 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 	if p.user != "" {
 		img = img.As(p.user)
 	}
+	for _, dir := range p.made {
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return nil, err
+			}
+		}
+	}
 	opts := append(img.Options(), p.command(img), p.stop(img.StopSignal()))
+	if p.stdin {
+		in, err := r.openInput()
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, sandbox.WithStdin(in))
+	}
 	opts = append(opts, p.opts...)
-	tail := slices.Clip(p.tail)
+	tail := []service.Option{service.Scale(p.scale), service.Restart(p.restarts)}
+	if p.again {
+		tail = append(tail, service.RestartEnded())
+	}
 	for _, m := range p.volumes {
 		if m.name == "" {
 			tail = append(tail, r.ownVolume(m))
@@ -314,15 +333,29 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 			return nil, err
 		}
 	}
-	opts = append(opts, sandbox.WithNetwork(on.As(p.name, r.project.reaches(p)...)))
+	opts = append(opts, sandbox.WithNetwork(on.As(p.name, append(r.project.reaches(p), sandbox.Aliases(p.aliases...))...)))
 	tail = append(tail, service.After(p.after...), service.Observe(r.board.observe))
+	health := p.health.with(img.Healthcheck())
+	if health == nil && p.needsHealth != nil {
+		return nil, p.needsHealth
+	}
 	switch {
 	case p.exits:
 		tail = append(tail, service.Ready(service.Exits()), service.StartTimeout(forever))
-	case p.health != nil:
-		tail = append(tail, p.health.options()...)
+	case health != nil:
+		r.board.checked(p.name)
+		tail = append(tail, health.options()...)
 	}
 	return service.New(p.name, sandbox.New(opts...), tail...), nil
+}
+
+// openInput returns a standard input on which nothing comes, and no end.
+func (r *Running) openInput() (*os.File, error) {
+	in, other, err := os.Pipe()
+	if err == nil {
+		r.inputs = append(r.inputs, in, other)
+	}
+	return in, err
 }
 
 // reaches returns what a service reaches: those that are on one of its networks, other replicas of
@@ -396,6 +429,9 @@ func (r *Running) release() error {
 	}
 	for _, s := range r.scratch {
 		errs = append(errs, s.Close())
+	}
+	for _, f := range r.inputs {
+		errs = append(errs, f.Close())
 	}
 	for _, img := range r.images {
 		errs = append(errs, img.Close())

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -68,8 +69,37 @@ func (i *Image) Command(args ...string) sandbox.Option {
 }
 
 // StopSignal returns the signal by which commands of the image are to be ended, as its
-// configuration names it, such as "SIGQUIT", or "" if it names none. Options does not set it.
+// configuration names it, such as "SIGQUIT", or "" if it names none. Options does not set it, but
+// Sandbox does.
 func (i *Image) StopSignal() string { return i.config.StopSignal }
+
+// Healthcheck is how an image has it found out whether its command works: by another one, whose
+// status is 0 if it does. What is 0 the image does not say.
+type Healthcheck struct {
+	Command     []string      // with its arguments
+	Interval    time.Duration // between two checks
+	Timeout     time.Duration // of each
+	StartPeriod time.Duration // in which failures don't count
+	Retries     int           // after so many failures in a row the command does not work
+}
+
+// Healthcheck returns the check that the image's configuration has, or nil if it has none. Options
+// does not set it. The numbers are the image's, and may be anything.
+func (i *Image) Healthcheck() *Healthcheck {
+	h := i.config.Healthcheck
+	if h == nil || len(h.Test) < 2 || h.Test[0] == "NONE" {
+		return nil
+	}
+	c := &Healthcheck{Command: h.Test[1:], Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, Retries: h.Retries}
+	if h.Test[0] == "CMD-SHELL" {
+		shell := i.config.Shell
+		if len(shell) == 0 {
+			shell = []string{"/bin/sh", "-c"}
+		}
+		c.Command = slices.Concat(shell, h.Test[1:2])
+	}
+	return c
+}
 
 // LeftOut lists the device nodes that the image has outside of /dev, at most a thousand for each
 // layer. No run could use them, so they were left out.
@@ -115,6 +145,10 @@ const (
 // checkConfig refuses settings that no run can have, and names the field.
 func checkConfig(f *v1.ConfigFile) error {
 	c := &f.Config
+	var health []string
+	if c.Healthcheck != nil {
+		health = c.Healthcheck.Test
+	}
 	total := 0
 	for _, field := range []struct {
 		name   string
@@ -122,6 +156,7 @@ func checkConfig(f *v1.ConfigFile) error {
 		most   int
 	}{
 		{"Env", c.Env, maxString}, {"Entrypoint", c.Entrypoint, maxString}, {"Cmd", c.Cmd, maxString}, {"User", []string{c.User}, maxString},
+		{"Healthcheck", health, maxString}, {"Shell", c.Shell, maxString},
 		{"WorkingDir", []string{rooted(c.WorkingDir)}, 4095}, {"Volumes", slices.Sorted(maps.Keys(c.Volumes)), 4094},
 	} {
 		for _, value := range field.values {

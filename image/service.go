@@ -3,14 +3,18 @@ package image
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/service"
 )
 
-// Sandbox returns, for service.Open, a function that makes a sandbox of an image: of its Options
-// and its Command. It opens the image when it is called first, and reports the layers that it
-// reads. The image stays open from then on, for all that start later.
+// Sandbox returns, for service.Open, a function that makes a sandbox of an image: of its Options,
+// its Command and, if it has one, its StopSignal, with 10 s until the service is killed. It opens
+// the image when it is called first, and reports the layers that it reads. The image stays open
+// from then on, for all that start later. Many images begin as root to become another user, for
+// which a run has no capabilities: service.With(sandbox.WithUser(999, 999)) has it begin as that.
 //
 //	pg := service.Open("pg", image.Sandbox("postgres:16"), service.Port(5432),
 //		service.With(sandbox.WithEnv("POSTGRES_PASSWORD=x")))
@@ -33,6 +37,10 @@ func Sandbox(ref string, opts ...Option) func(ctx context.Context, report func(s
 			}
 			img = opened
 		}
-		return sandbox.New(img.Options()...).With(img.Command()), nil
+		opts := append(img.Options(), img.Command())
+		if signal := spec.SignalOf(img.StopSignal()); signal != 0 {
+			opts = append(opts, sandbox.WithStopSignal(signal, 10*time.Second))
+		}
+		return sandbox.New(opts...), nil
 	}
 }

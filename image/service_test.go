@@ -3,6 +3,7 @@
 package image
 
 import (
+	"fmt"
 	"os/exec"
 	"strings"
 	"sync"
@@ -72,4 +73,14 @@ func TestRootlessServices(t *testing.T) {
 			require.Equal(t, first, layers)
 		})
 	}
+}
+
+// A service is ended by the signal that its image names.
+func TestRootlessServiceStopSignal(t *testing.T) {
+	testkit.Need(t, "a static busybox")
+	ref := layoutOf(t, imageOf(t, v1.Config{StopSignal: "SIGUSR1", Cmd: []string{"sh", "-c", "trap 'echo asked; exit' USR1; echo ready; while :; do busybox sleep 0.1; done"}}, asGzip(t, busybox(t))))
+	i, err := service.Open("x", Sandbox(ref, WithStore(newStore(t))), service.Ready(service.Log("ready"))).Start(testkit.Deadline(t))
+	require.NoError(t, err)
+	require.NoError(t, i.Close())
+	require.Equal(t, "[ready asked]", fmt.Sprint(i.Logs()))
 }

@@ -144,8 +144,14 @@ func (s *Store) layer(ctx context.Context, hash string, j *job) (_ *layer, err e
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		if err := flock(ctx, lock, unix.LOCK_EX); err != nil {
+		// Whoever has been faster keeps a shared lock for as long as it uses the layer.
+		if got, err := tryFlock(lock, unix.LOCK_EX); err != nil {
 			return nil, err
+		} else if !got {
+			if err := pauseFlock(ctx); err != nil {
+				return nil, err
+			}
+			continue
 		}
 		if err := l.readInfo(); errors.Is(err, fs.ErrNotExist) { // no other process was faster
 			if err := l.make(ctx, j); err != nil {
@@ -219,21 +225,38 @@ func syncFS(dir string) error {
 // flock waits for a lock until ctx ends.
 func flock(ctx context.Context, f *os.File, how int) error {
 	for {
-		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		switch err {
+		got, err := tryFlock(f, how)
+		if got || err != nil {
+			return err
+		}
+		if err := pauseFlock(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// tryFlock reports whether it got a lock. If not, a lock that f had is lost: flock(2).
+func tryFlock(f *os.File, how int) (bool, error) {
+	for {
+		switch err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); err {
 		case nil:
-			return nil
+			return true, nil
 		case unix.EWOULDBLOCK:
+			return false, nil
 		case unix.EINTR:
-			continue
 		default:
-			return os.NewSyscallError("flock", err)
+			return false, os.NewSyscallError("flock", err)
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(20 * time.Millisecond):
-		}
+	}
+}
+
+// pauseFlock waits between two attempts.
+func pauseFlock(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(20 * time.Millisecond):
+		return nil
 	}
 }
 
@@ -361,14 +384,11 @@ func (s *Store) tryLock(hash string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {
-	case nil:
-		return lock, nil
-	case unix.EWOULDBLOCK:
-		return nil, lock.Close()
-	default:
-		return nil, errors.Join(os.NewSyscallError("flock", err), lock.Close())
+	got, err := tryFlock(lock, unix.LOCK_EX)
+	if !got {
+		return nil, errors.Join(err, lock.Close())
 	}
+	return lock, nil
 }
 
 // Verify compares the files of every layer with what was unpacked. The error names the layers that

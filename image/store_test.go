@@ -19,6 +19,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // Several processes that open the same image at once unpack it once, and remains of processes that
@@ -159,6 +161,35 @@ func TestCanceled(t *testing.T) {
 	_, err = Open(ctx, dir, WithStore(store))
 	require.ErrorIs(t, err, context.Canceled)
 	requireEmpty(t, store)
+}
+
+// Who was faster to unpack a layer keeps a shared lock of it.
+func TestFasterOther(t *testing.T) {
+	store, other := newStore(t), newStore(t)
+	layer := asGzip(t, tarOf(t, file{name: "x"}))
+	dir := layoutOf(t, imageOf(t, v1.Config{}, layer))
+	content, err := layer.DiffID()
+	require.NoError(t, err)
+	img, err := Open(t.Context(), dir, WithStore(other))
+	require.NoError(t, err)
+	require.NoError(t, img.Close())
+	lock, err := os.Create(store.path("locks", content.Hex))
+	require.NoError(t, err)
+	defer lock.Close()
+	got, err := tryFlock(lock, unix.LOCK_SH)
+	require.NoError(t, err)
+	require.True(t, got)
+	opened := make(chan error)
+	go func() {
+		img, err := Open(testkit.Deadline(t), dir, WithStore(store))
+		if err == nil {
+			err = img.Close()
+		}
+		opened <- err
+	}()
+	time.Sleep(100 * time.Millisecond) // it can't unpack it meanwhile
+	require.NoError(t, os.Rename(other.path("layers", content.Hex), store.path("layers", content.Hex)))
+	require.NoError(t, <-opened)
 }
 
 // crashEnv makes this test binary open an image in a store until its parent kills it.

@@ -9,11 +9,11 @@ import (
 	"os"
 	"os/signal"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/console"
 )
 
 const usage = `usage:
@@ -24,9 +24,6 @@ const usage = `usage:
   sandbox version [-json]                            print the version
   sandbox help                                       print this; "sandbox run -h" explains the flags
 `
-
-// guardName is the subcommand by which this program executes itself to restore a terminal.
-const guardName = "restore-terminal"
 
 // Main runs the command line and exits.
 func Main() { os.Exit(dispatch(os.Args[1:])) }
@@ -54,8 +51,14 @@ func dispatch(args []string) int {
 		do = func() int { return withCleanup(func(ctx context.Context) int { return check(ctx, asJSON) }) }
 	case "version", "-version", "--version":
 		do = func() int { printVersion(asJSON); return 0 }
-	case guardName:
-		do = restoreAfter
+	case console.GuardName:
+		do = func() int {
+			if err := console.RestoreAfter(); err != nil {
+				complain(err)
+				return statusSetup
+			}
+			return 0
+		}
 	case "help", "-h", "-help", "--help":
 		do = func() int { fmt.Print(usage); return 0 }
 	default:
@@ -118,9 +121,6 @@ func (i interrupt) Error() string {
 	return fmt.Sprintf("canceled by signal %d (%v)", i.Signal, i.Signal)
 }
 
-// beforeExit is called before a second signal ends this program.
-var beforeExit atomic.Pointer[func()]
-
 // interruptible returns a context that the first SIGINT, SIGTERM or SIGHUP cancels, with the signal
 // as its cause. A second one ends this program at once: no process outlives it, but the next start
 // has to remove the empty directories.
@@ -135,9 +135,7 @@ func interruptible() (ctx context.Context, stop func()) {
 	go func() {
 		cancel(interrupt{(<-signals).(syscall.Signal)})
 		last := (<-signals).(syscall.Signal)
-		if f := beforeExit.Load(); f != nil {
-			(*f)()
-		}
+		console.BeforeExit()
 		os.Exit(statusSignal + int(last))
 	}()
 	return ctx, func() { signal.Stop(signals); cancel(nil) }

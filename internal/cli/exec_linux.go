@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"text/tabwriter"
 
+	"github.com/cellkit/sandbox/internal/console"
 	"github.com/cellkit/sandbox/internal/named"
 )
 
@@ -26,14 +27,14 @@ func execute(ctx context.Context, s *settings) (*answer, error) {
 	defer c.Close()
 	q := &request{Flags: bytesOf(s.given), Env: bytesOf(s.env), Command: bytesOf(s.command)}
 	streams := []syscall.Conn{os.Stdin, os.Stdout, os.Stderr}
-	var here *console
+	var here *console.Console
 	if s.tty {
-		if here, err = openConsole(); err != nil {
+		if here, err = console.Open(); err != nil {
 			return nil, err
 		}
 		streams = nil
-		q.Rows, q.Cols = here.size()
-		q.Env = append(bytesOf(termEnv()), q.Env...) // -env may say otherwise
+		q.Rows, q.Cols = here.Size()
+		q.Env = append(bytesOf(console.Env()), q.Env...) // -env may say otherwise
 	}
 	if err := c.Send(q, streams...); err != nil {
 		return nil, lost(err)
@@ -69,7 +70,7 @@ func lost(err error) error {
 
 // onRemoteTerminal connects this program's terminal to that of a command that was asked for, and
 // waits for its end.
-func onRemoteTerminal(here *console, c *named.Conn) (*answer, error) {
+func onRemoteTerminal(here *console.Console, c *named.Conn) (*answer, error) {
 	a := &answer{}
 	files, err := c.Receive(a)
 	if err != nil {
@@ -79,23 +80,13 @@ func onRemoteTerminal(here *console, c *named.Conn) (*answer, error) {
 	if len(files) != 1 {
 		return a, nil // it was not started
 	}
-	over, ended, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	defer over.Close()
-	end := make(chan error, 1)
-	go func() {
-		var err error
+	if err = here.ConnectUntil(files[0], func() (err error) {
 		a, err = answered(c)
-		ended.Close()
-		end <- err
-	}()
-	if err := here.connect(files[0], over); err != nil {
+		return err
+	}); err != nil {
 		return nil, err
 	}
-	err = <-end
-	return a, err
+	return a, nil
 }
 
 // list prints the names of runs, and the processes that hold them.

@@ -112,7 +112,7 @@ var commandFlags = []runFlag{
 }
 
 var otherFlags = []runFlag{
-	{"wall", "NAME", "what makes the outer container: " + strings.Join(spec.Walls(), ", ") + "; all but the first two must be installed and take root", "CellRuntime", wall},
+	{"wall", "NAME", "what makes the outer container: " + strings.Join(spec.Walls(), ", ") + "; all but the first two must be installed, and all but runc of these take root", "CellRuntime", wall},
 	{"name", "NAME", "a name, by which sandbox exec runs further commands in it", "", runName},
 	{"hold", "", "run no command: it lives until a signal or a limit ends it, for sandbox exec", "WithHold", toggle(func(s *settings) {
 		s.hold = true

@@ -31,6 +31,10 @@ func TestScripts(t *testing.T) {
 			if name == "root" {
 				return os.Geteuid() == 0, nil
 			}
+			if name == "ipv6" {
+				_, err := os.Stat("/proc/sys/net/ipv6")
+				return err == nil, nil
+			}
 			return false, errors.New("unknown condition")
 		},
 	})

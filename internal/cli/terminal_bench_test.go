@@ -3,7 +3,6 @@
 package cli
 
 import (
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -14,9 +13,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // echoing is a program that reads keys one by one and shows each, as editors do.
@@ -79,21 +78,13 @@ func BenchmarkTerminal(b *testing.B) {
 	b.ReportMetric(0, "ns/op") // the sum of all subjects means nothing
 }
 
-// onPTY starts a command on a new terminal and returns the other end of that: pty(7).
+// onPTY starts a command on a new terminal and returns the other end of that.
 func onPTY(b *testing.B, args ...string) *os.File {
-	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	require.NoError(b, err)
-	other := os.NewFile(uintptr(fd), "ptmx")
-	require.NoError(b, unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0))
-	number, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
-	require.NoError(b, err)
-	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
-	require.NoError(b, err)
-	defer tty.Close()
+	tty, other := testkit.PTY(b)
 	c := exec.Command(args[0], args[1:]...)
 	c.Stdin, c.Stdout, c.Stderr = tty, tty, tty
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	require.NoError(b, c.Start())
-	b.Cleanup(func() { other.Close(); _ = c.Process.Signal(syscall.SIGTERM); _ = c.Wait() })
+	b.Cleanup(func() { _ = c.Process.Signal(syscall.SIGTERM); _ = c.Wait() })
 	return other
 }

@@ -14,5 +14,3 @@ func onTerminal(ctx context.Context, s *settings, _ func(*sandbox.Process)) (*sa
 }
 
 func isTerminal(*os.File) bool { return false }
-
-func restoreAfter() int { return statusSetup }

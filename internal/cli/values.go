@@ -12,13 +12,13 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/named"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // setter parses a flag's value into the settings.
@@ -111,18 +111,14 @@ func duration(use func(*settings, time.Duration)) setter {
 // stopSignal parses NAME:TIME, such as TERM:10s or SIGINT:1s.
 func stopSignal(s *settings, value string) error {
 	name, grace, _ := strings.Cut(value, ":")
-	number := signals[strings.TrimPrefix(name, "SIG")]
+	number := spec.SignalOf(name)
 	d, err := time.ParseDuration(grace)
 	if number == 0 || err != nil || d <= 0 {
-		return fmt.Errorf("%q is not NAME:TIME, such as TERM:10s, with a signal of HUP, INT, QUIT, KILL, USR1, USR2 or TERM", value)
+		return fmt.Errorf("%q is not NAME:TIME, such as TERM:10s, with a number or one of %s", value, spec.SignalNames)
 	}
 	s.add(sandbox.WithStopSignal(number, d))
 	return nil
 }
-
-// signals are the numbers that Linux gives them, signal(7): other systems lack some, or have
-// others.
-var signals = map[string]syscall.Signal{"HUP": 1, "INT": 2, "QUIT": 3, "KILL": 9, "USR1": 10, "USR2": 12, "TERM": 15}
 
 func cpus(s *settings, value string) error {
 	n, err := strconv.ParseFloat(value, 64)

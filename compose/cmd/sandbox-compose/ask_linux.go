@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/cellkit/sandbox/compose"
+	"github.com/cellkit/sandbox/internal/console"
 	"github.com/cellkit/sandbox/internal/named"
 )
 
@@ -108,36 +109,77 @@ func logs(e *env, args []string) (int, error) {
 	return 0, err
 }
 
-// execute has a command executed in a service. The service gets pipes: a terminal, or an open file,
-// is not for who may be hostile.
+// execute has a command executed in a service. The service gets pipes, or a terminal of its own:
+// that of this program, or an open file, is not for who may be hostile.
 func execute(e *env, args []string) (int, error) {
+	terminal := e.flags.Bool("t", false, "give the command a terminal of its own, connected to the one at hand")
 	rest, c, err := e.dialFor(args, 2, "SERVICE COMMAND...")
 	if err != nil {
 		return 0, err
 	}
 	defer c.Close()
 	defer context.AfterFunc(e.ctx, func() { _ = c.Close() })()
-	pipes, err := openPipes()
-	if err != nil {
-		return 0, err
-	}
-	q := request{Op: "exec", Services: rest[:1]}
+	q := request{Op: "exec", Services: rest[:1], Terminal: *terminal}
 	for _, a := range rest[1:] {
 		q.Command = append(q.Command, []byte(a))
 	}
-	if err := c.Send(q, pipes.theirs[0], pipes.theirs[1], pipes.theirs[2]); err != nil {
-		return 0, lost(err)
+	do := e.onPipes
+	if *terminal {
+		do = e.onTerminal
 	}
-	copied := pipes.copy(e)
 	var a answer
-	if _, err := c.Receive(&a); err != nil {
+	if err := do(c, q, &a); err != nil {
 		return 0, lost(err)
 	}
-	copied()
 	if a.Error != "" {
 		fmt.Fprintln(e.err, "sandbox-compose:", a.Error)
 	}
 	return a.Exit, nil
+}
+
+// onPipes has a command executed whose standard streams are pipes.
+func (e *env) onPipes(c *named.Conn, q request, a *answer) error {
+	pipes, err := openPipes()
+	if err != nil {
+		return err
+	}
+	if err := c.Send(q, pipes.theirs[0], pipes.theirs[1], pipes.theirs[2]); err != nil {
+		return err
+	}
+	copied := pipes.copy(e)
+	if _, err := c.Receive(a); err != nil {
+		return err
+	}
+	copied()
+	return nil
+}
+
+// onTerminal has a command executed on a terminal, the other end of which comes before the answer.
+func (e *env) onTerminal(c *named.Conn, q request, a *answer) error {
+	here, err := console.Open()
+	if err != nil {
+		return err
+	}
+	q.Env = console.Env()
+	q.Rows, q.Cols = here.Size()
+	if err := c.Send(q); err != nil {
+		return err
+	}
+	files, err := c.Receive(a)
+	if err != nil || len(files) != 1 { // then it was not started
+		closeAll(files)
+		return err
+	}
+	defer closeAll(files)
+	var last answer
+	if err := here.ConnectUntil(files[0], func() error {
+		_, err := c.Receive(&last)
+		return err
+	}); err != nil {
+		return err
+	}
+	*a = last
+	return nil
 }
 
 // pipes are the standard streams of a command, and their other ends.

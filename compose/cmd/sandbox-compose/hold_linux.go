@@ -11,6 +11,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cellkit/sandbox"
@@ -23,7 +24,11 @@ type request struct {
 	Op       string // "ps", "logs", "exec" or "down"
 	Services []string
 	Follow   bool
-	Command  [][]byte // of exec, with whom three pipes come
+	// Of exec, with whom three pipes come, unless it is to have a terminal.
+	Command    [][]byte
+	Terminal   bool
+	Rows, Cols uint16   // of the terminal
+	Env        []string // what kind that is
 }
 
 // answer is what comes back. To logs there are several.
@@ -109,12 +114,16 @@ func (h *holder) handle(c *named.Conn) {
 		if err == nil {
 			err = h.answer(ctx, c, q, files)
 		}
-		for _, f := range files {
-			f.Close()
-		}
+		closeAll(files)
 		if err != nil {
 			return
 		}
+	}
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
 	}
 }
 
@@ -127,9 +136,7 @@ func untilGone(ctx context.Context, c *named.Conn) context.Context {
 	go func() {
 		defer cancel()
 		files, _ := c.Receive(&request{})
-		for _, f := range files {
-			f.Close()
-		}
+		closeAll(files)
 	}()
 	return ctx
 }
@@ -141,7 +148,7 @@ func (h *holder) answer(ctx context.Context, c *named.Conn, q *request, files []
 	case "logs":
 		return errors.Join(h.logs(untilGone(ctx, c), c, q), errLast)
 	case "exec":
-		return errors.Join(c.Send(h.execute(untilGone(ctx, c), q, files)), errLast)
+		return errors.Join(c.Send(h.execute(untilGone(ctx, c), c, q, files)), errLast)
 	case "down":
 		a := answer{}
 		if err := h.r.Close(); err != nil {
@@ -189,8 +196,8 @@ func (h *holder) logs(ctx context.Context, c *named.Conn, q *request) error {
 }
 
 // execute executes a command in a service. It ends with the connection.
-func (h *holder) execute(ctx context.Context, q *request, files []*os.File) answer {
-	if len(files) != 3 || len(q.Services) != 1 || len(q.Command) == 0 {
+func (h *holder) execute(ctx context.Context, c *named.Conn, q *request, files []*os.File) answer {
+	if !q.Terminal && len(files) != 3 || len(q.Services) != 1 || len(q.Command) == 0 {
 		return answer{Exit: failed, Error: "the request is incomplete"}
 	}
 	i := h.r.Service(q.Services[0])
@@ -201,7 +208,20 @@ func (h *holder) execute(ctx context.Context, q *request, files []*os.File) answ
 	for _, a := range q.Command {
 		args = append(args, string(a))
 	}
-	p, err := i.Exec(ctx, sandbox.WithCommand(args[0], args[1:]...), sandbox.WithStdin(files[0]), sandbox.WithStdout(files[1]), sandbox.WithStderr(files[2]))
+	opts := []sandbox.Option{sandbox.WithCommand(args[0], args[1:]...)}
+	if q.Terminal {
+		opts = append(opts, sandbox.WithTerminal(q.Rows, q.Cols), sandbox.WithEnv(q.Env...))
+	} else {
+		opts = append(opts, sandbox.WithStdin(files[0]), sandbox.WithStdout(files[1]), sandbox.WithStderr(files[2]))
+	}
+	p, err := i.Exec(ctx, opts...)
+	if err == nil && q.Terminal {
+		// The asking process gets the other end itself.
+		_ = c.SetWriteDeadline(time.Now().Add(exchangeTimeout))
+		if err := c.Send(answer{}, p.Terminal().(syscall.Conn)); err != nil {
+			return answer{Exit: failed, Error: errors.Join(err, p.Close()).Error()}
+		}
+	}
 	if err == nil {
 		_, err = p.Wait()
 	}

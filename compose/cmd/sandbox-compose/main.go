@@ -28,9 +28,17 @@ import (
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/compose"
 	"github.com/cellkit/sandbox/internal/cli"
+	"github.com/cellkit/sandbox/internal/console"
 )
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == console.GuardName {
+		if err := console.RestoreAfter(); err != nil {
+			fmt.Fprintln(os.Stderr, "sandbox-compose:", err)
+			os.Exit(misused)
+		}
+		return
+	}
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // a closed pipe ends no services
 	ctx, stop := interruptible()
 	status := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
@@ -56,7 +64,9 @@ func interruptible() (context.Context, func()) {
 	go func() {
 		<-signals
 		cancel()
-		os.Exit(signaled + int((<-signals).(syscall.Signal)))
+		last := (<-signals).(syscall.Signal)
+		console.BeforeExit()
+		os.Exit(signaled + int(last))
 	}()
 	return ctx, cancel
 }

@@ -8,15 +8,18 @@ import (
 	"encoding/json"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/compose"
+	"github.com/cellkit/sandbox/internal/console"
 	"github.com/cellkit/sandbox/internal/named"
 	"github.com/cellkit/sandbox/internal/testkit"
 )
@@ -44,7 +47,7 @@ func holderOf(t *testing.T) int {
 
 // The helpers are the command itself, which executes itself with another first argument.
 func init() {
-	for _, name := range []string{"up", held} {
+	for _, name := range []string{"up", held, "exec", console.GuardName} {
 		testkit.AddHelper(name, func(args []string) error {
 			os.Args = append([]string{"sandbox-compose", name}, args...)
 			main()
@@ -130,6 +133,57 @@ func TestRootlessForeground(t *testing.T) {
 	testkit.RequireGone(t, marker)
 	_, wrong = do(t, failed, "ps")
 	require.Contains(t, wrong, "project box is not up")
+}
+
+// exec -t gives the command a terminal of its own, of the size and kind of this program's, which is
+// as it was afterwards.
+func TestRootlessTerminal(t *testing.T) {
+	marker := setUp(t)
+	out, err := testkit.HelperCommand(testkit.Deadline(t), "up", "-d", "one").CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	tty, other := testkit.PTY(t)
+	require.NoError(t, unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 33, Col: 111}))
+	was, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+	require.NoError(t, err)
+	onTTY := func(args ...string) *exec.Cmd {
+		c := testkit.HelperCommand(testkit.Deadline(t), "exec", args...)
+		c.Env = append(c.Env, "TERM=vt100")
+		c.Stdin, c.Stdout, c.Stderr = tty, tty, tty
+		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		require.NoError(t, c.Start())
+		return c
+	}
+	shown := ""
+	until := func(text string) {
+		t.Helper()
+		b := make([]byte, 100)
+		for !strings.Contains(shown, text) {
+			n, err := other.Read(b)
+			require.NoError(t, err, "%s", shown)
+			shown += string(b[:n])
+		}
+	}
+	c := onTTY("-t", "one", "sh", "-c", "busybox tty; busybox stty size; echo $TERM; read line; echo got $line; exit 3")
+	until("vt100\r\n")
+	require.Contains(t, shown, "/dev/pts/0\r\n33 111\r\n")
+	_, err = other.Write([]byte("hello\n"))
+	require.NoError(t, err)
+	until("got hello\r\n")
+	err = c.Wait()
+	require.Equal(t, 3, c.ProcessState.ExitCode(), "%v: %s", err, shown)
+	now, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+	require.NoError(t, err)
+	require.Equal(t, was, now)
+
+	c = onTTY("-t", "one", "/missing")
+	until("/missing")
+	require.Error(t, c.Wait())
+	require.Equal(t, failed, c.ProcessState.ExitCode(), "%s", shown)
+	_, wrong := do(t, failed, "exec", "-t", "one", "true") // whose streams are no terminal
+	require.Contains(t, wrong, "no terminal: leave the flag out")
+	require.Error(t, testkit.HelperCommand(testkit.Deadline(t), console.GuardName).Run())
+	do(t, 0, "down")
+	testkit.RequireGone(t, marker)
 }
 
 // In the background: up -d returns when all is ready, and down ends it.

@@ -1,11 +1,10 @@
-package cli
+package console
 
 // This program may be killed while its terminal is raw. So a child of it, which no signal of the
 // terminal reaches, waits for its end and restores the terminal then, if nobody has.
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -18,13 +17,13 @@ import (
 type modes struct{ Was, Raw unix.Termios }
 
 // guard starts the child. The caller calls stop when the terminal has been restored.
-func (c *console) guard() (stop func(), err error) {
+func (c *Console) guard() (stop func(), err error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	child := &exec.Cmd{Path: "/proc/self/exe", Args: []string{os.Args[0], guardName}, Dir: "/", Stdin: r, Stdout: os.Stdin}
+	child := &exec.Cmd{Path: "/proc/self/exe", Args: []string{os.Args[0], GuardName}, Dir: "/", Stdin: r, Stdout: os.Stdin}
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = child.Start()
 	if err == nil {
@@ -37,14 +36,13 @@ func (c *console) guard() (stop func(), err error) {
 	return func() { w.Close(); _ = child.Wait() }, nil
 }
 
-// restoreAfter is that child: its standard input ends with the other process, its standard output
+// RestoreAfter is that child: its standard input ends with the other process, its standard output
 // is the terminal.
-func restoreAfter() int {
+func RestoreAfter() error {
 	var m modes
 	in := json.NewDecoder(os.Stdin)
 	if err := in.Decode(&m); err != nil {
-		complain(errors.New(guardName + " is for this program itself"))
-		return statusSetup
+		return errMisused
 	}
 	_, _ = in.Token()
 	const terminal = 1
@@ -54,5 +52,5 @@ func restoreAfter() int {
 		now.Iflag == m.Raw.Iflag && now.Oflag == m.Raw.Oflag && now.Lflag == m.Raw.Lflag {
 		_ = unix.IoctlSetTermios(terminal, unix.TCSETS, &m.Was)
 	}
-	return 0
+	return nil
 }

@@ -1,4 +1,4 @@
-package cli
+package console
 
 // What goes between this program's terminal and a command's. Each direction has a thread that waits
 // in poll(2), so a key wakes one thread of this program and its echo another one. By the runtime's

@@ -1,0 +1,319 @@
+package compose
+
+// What a Compose file, and what it names, may become while it is read: small files can say things
+// that are larger than any memory, by aliases, variables, extends and ranges of ports.
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/compose-spec/compose-go/v2/dotenv"
+	"github.com/compose-spec/compose-go/v2/template"
+	"go.yaml.in/yaml/v4"
+)
+
+const (
+	maxFile    = 1 << 20  // bytes of a Compose file, or of one that it names
+	maxTotal   = 64 << 20 // bytes of all that is read, and of what it becomes
+	maxNodes   = 100_000  // values of a Compose file, those that aliases stand for counted each time
+	maxDepth   = 200      // of values in values
+	maxReplace = 1 << 26  // bytes that are gone through for variables: a second or two
+	bytesAPort = 512      // that one of a range takes, more or less
+)
+
+// room is what is left for a project while it is read.
+type room struct{ bytes, replace int }
+
+func newRoom() *room { return &room{maxTotal, maxReplace} }
+
+// take takes n bytes.
+func (r *room) take(n int) error {
+	if r.bytes -= n; r.bytes < 0 {
+		return fmt.Errorf("the files, and what aliases and variables make of them, have more than %d MiB: say less", maxTotal>>20)
+	}
+	return nil
+}
+
+// walk takes what a node has. An alias has what it stands for, each time.
+func (r *room) walk(n *yaml.Node, nodes *int, depth int) error {
+	if *nodes--; *nodes < 0 {
+		return fmt.Errorf("line %d: with what aliases stand for, the file has more than %d values: say less", n.Line, maxNodes)
+	}
+	if depth > maxDepth {
+		return fmt.Errorf("line %d: more than %d values in one another", n.Line, maxDepth)
+	}
+	if n.Kind == yaml.AliasNode && n.Alias != nil {
+		return r.walk(n.Alias, nodes, depth+1)
+	}
+	if err := r.take(len(n.Value)); err != nil {
+		return fmt.Errorf("line %d: %w", n.Line, err)
+	}
+	for _, inside := range n.Content {
+		if err := r.walk(inside, nodes, depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replaceable refuses text in which it takes long to replace variables: for each in braces,
+// compose-go goes through the rest of its line.
+func (r *room) replaceable(text string) error {
+	for line := range strings.Lines(text) {
+		braces := strings.Count(line, "{") + strings.Count(line, `\0`) // an escape of .env files may be one
+		if r.replace -= braces * len(line); r.replace < 0 {
+			return errLongLines
+		}
+	}
+	return nil
+}
+
+var errLongLines = errors.New("there are too many variables on long lines: say less")
+
+// substitute replaces variables in text.
+func (r *room) substitute(text string, value template.Mapping) (string, error) {
+	if err := r.replaceable(text); err != nil {
+		return "", err
+	}
+	braces := 0 // of a line: compose-go copies what it has of a value for each that is before
+	for line := range strings.Lines(text) {
+		braces = max(braces, strings.Count(line, "{"))
+	}
+	var full error
+	replaced, err := template.Substitute(text, r.bounded(value, braces, &full))
+	if full != nil {
+		return "", full
+	}
+	return replaced, err
+}
+
+// bounded returns a mapping that takes what values have, each of which is copied so many times,
+// sixteen bytes in the time that one is gone through. When there is no room, they are empty, and
+// full is set.
+func (r *room) bounded(value template.Mapping, copies int, full *error) template.Mapping {
+	return func(name string) (string, bool) {
+		v, given := value(name)
+		err := r.take(len(v))
+		if r.replace -= copies * len(v) / 16; err == nil && r.replace < 0 {
+			err = errLongLines
+		}
+		if err != nil {
+			*full = err
+			return "", true
+		}
+		return v, given
+	}
+}
+
+// variables parses a file of them, each of which may refer to known ones, of the first map that has
+// it, and to those before it. dotenv would replace those in one go, however much they become, so it
+// gets one at a time.
+func (r *room) variables(content []byte, known ...map[string]string) (map[string]string, error) {
+	text := string(bytes.TrimPrefix(content, []byte("\uFEFF"))) + "\n"
+	if err := r.replaceable(text); err != nil {
+		return nil, err
+	}
+	vars := map[string]string{}
+	copies := 0
+	for line := range strings.Lines(text) {
+		copies = max(copies, strings.Count(line, "{")+strings.Count(line, `\0`))
+	}
+	var full error
+	value := r.bounded(func(name string) (string, bool) {
+		for _, m := range append(slices.Clip(known), vars) {
+			if v, given := m[name]; given {
+				return v, true
+			}
+		}
+		return "", false
+	}, copies, &full)
+	for begin, end := 0, 0; begin < len(text); begin = end {
+		end = begin + firstVariable(text[begin:])
+		one, err := dotenv.UnmarshalWithLookup(text[begin:end], dotenv.LookupFn(value))
+		if full != nil {
+			return nil, full
+		}
+		if err != nil { // whose line counts from begin
+			_, err = dotenv.UnmarshalWithLookup(strings.Repeat("\n", strings.Count(text[:begin], "\n"))+text[begin:end], dotenv.LookupFn(value))
+			return nil, err
+		}
+		for k, v := range one {
+			vars[k] = v
+		}
+	}
+	return vars, nil
+}
+
+// firstVariable returns how many bytes of the text are up to the end of its first variable, or of a
+// comment: as dotenv has it, name=value, name: value or a name alone, and the value in quotes or up
+// to the end of the line.
+func firstVariable(text string) int {
+	rest := strings.TrimLeftFunc(text, unicode.IsSpace)
+	if strings.HasPrefix(rest, "#") {
+		return len(text) - len(rest) + untilLine(rest)
+	}
+	end := strings.IndexAny(rest, "=:\n")
+	if end < 0 {
+		return len(text)
+	}
+	alone := rest[end] == '\n'
+	rest = rest[end+1:]
+	if alone {
+		return len(text) - len(rest)
+	}
+	rest = strings.TrimLeft(rest, "\t\v\f\r \u0085\u00a0") // no other space: dotenv's isSpace
+	if rest == "" || rest[0] != '"' && rest[0] != '\'' {
+		return len(text) - len(rest) + untilLine(rest)
+	}
+	escaped := false
+	for i := 1; i < len(rest); i++ {
+		switch c := rest[i]; {
+		case c != rest[0]:
+			escaped = !escaped && c == '\\'
+		case escaped:
+			escaped = false
+		default:
+			return len(text) - len(rest) + i + 1
+		}
+	}
+	return len(text)
+}
+
+// untilLine returns how many bytes the first line has.
+func untilLine(text string) int {
+	if end := strings.IndexByte(text, '\n'); end >= 0 {
+		return end + 1
+	}
+	return len(text)
+}
+
+// portRange takes what compose-go makes of a range of ports.
+func (r *room) portRange(value string) (any, error) { return value, r.take(portBytes(value)) }
+
+// portBytes returns how much compose-go makes of a range of ports: a port each.
+func portBytes(value string) (n int) {
+	ports, _, _ := strings.Cut(value, "/")
+	for part := range strings.SplitSeq(ports, ":") {
+		first, last, _ := strings.Cut(part, "-")
+		from, err1 := strconv.ParseUint(first, 10, 16)
+		to, err2 := strconv.ParseUint(last, 10, 16)
+		if err1 == nil && err2 == nil && to >= from { // else it is none, or wrong
+			n += int(to-from+1) * bytesAPort
+		}
+	}
+	return n
+}
+
+// size is how large something is that YAML was decoded to.
+type size struct{ values, bytes int }
+
+func (s *size) add(o size) {
+	s.values, s.bytes = min(s.values+o.values, 2*maxNodes), min(s.bytes+o.bytes, 2*maxTotal)
+}
+
+// sizeOf returns the size of a value, with its variables and ranges of ports, for which it takes
+// room.
+func (l *loading) sizeOf(of any, ports bool, r *room) (s size, err error) {
+	s.values = 1
+	add := func(inside any, ports bool) {
+		var o size
+		if err == nil {
+			o, err = l.sizeOf(inside, ports, r)
+			s.add(o)
+		}
+	}
+	switch v := of.(type) {
+	case map[string]any:
+		for name, inside := range v {
+			s.bytes += len(name)
+			add(inside, name == "ports")
+		}
+	case []any:
+		for _, inside := range v {
+			add(inside, ports)
+		}
+	case string:
+		v, err = r.substitute(v, l.lookUp)
+		if s.bytes = len(v); ports {
+			s.bytes += portBytes(v)
+		}
+	}
+	return s, err
+}
+
+// extended refuses services that have too much with those that they extend, of which each gets a
+// copy.
+func (l *loading) extended() error {
+	total, room := map[string]size{}, newRoom()
+	var all func(name string) (size, error)
+	all = func(name string) (n size, err error) {
+		if n, known := total[name]; known {
+			return n, nil
+		}
+		total[name] = n // compose-go refuses those that extend themselves
+		for _, f := range l.files {
+			service := f.service(name)
+			own, err := l.sizeOf(service, false, room)
+			if n.add(own); err != nil {
+				return n, fmt.Errorf("%s: service %s: %w", f.path, name, err)
+			}
+			if base := l.base(service); base != "" {
+				more, err := all(base)
+				if n.add(more); err != nil {
+					return n, err
+				}
+			}
+		}
+		total[name] = n
+		return n, nil
+	}
+	var sum size
+	for _, f := range l.files {
+		services, _ := f.raw["services"].(map[string]any)
+		for name := range services {
+			n, err := all(name)
+			if sum.add(n); err != nil {
+				return err
+			}
+			if sum.values > maxNodes {
+				return fmt.Errorf("%s: with what they extend, services have more than %d values: say less", f.path, maxNodes)
+			}
+			if sum.bytes > maxTotal {
+				return fmt.Errorf("%s: with what they extend, services have more than %d MiB: say less", f.path, maxTotal>>20)
+			}
+		}
+	}
+	return nil
+}
+
+// withoutVersion renames the field version to one that means nothing: compose-go would write a
+// warning about it to the standard error.
+func withoutVersion(content []byte, root *yaml.Node) []byte {
+	const name, other = "version", "x-versi"
+	for i := 0; i < len(root.Content); i += 2 {
+		key := root.Content[i]
+		if key.Value != name {
+			continue
+		}
+		lines := bytes.SplitAfterN(content, []byte("\n"), key.Line)
+		if len(lines) < key.Line {
+			break
+		}
+		at := len(content) - len(lines[key.Line-1])
+		for range key.Column - 1 {
+			_, size := utf8.DecodeRune(content[at:])
+			at += size // at the end: 0
+		}
+		at += len(content[at:]) - len(bytes.TrimLeft(content[at:], `"'`))
+		if bytes.HasPrefix(content[at:], []byte(name)) {
+			return append(append(bytes.Clone(content[:at]), other...), content[at+len(name):]...)
+		}
+	}
+	return content
+}
