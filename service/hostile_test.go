@@ -11,11 +11,13 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
@@ -138,8 +140,9 @@ func init() { testkit.AddHelper("serves", serves) }
 
 // serves is a host process with a group of services, which says when they are ready.
 func serves(args []string) error {
+	data := service.NewSnapshot("/data", sandbox.MiB, sandbox.New(sandbox.WithCommand("touch", "/data/x")))
 	db := service.New("db", sandbox.New(sandbox.WithCommand("sh", "-c", "trap '' TERM; sleep "+args[0])), service.Port(7), service.Ready(service.Command("true")))
-	web := service.New("web", sandbox.New(sandbox.WithCommand("sleep", args[0])), service.After("db"), service.Restart(9), service.Scale(2))
+	web := service.New("web", sandbox.New(sandbox.WithCommand("sleep", args[0])), service.After("db"), service.Restart(9), service.Scale(2), service.From(data))
 	g, err := service.StartAll(context.Background(), db, web)
 	if err != nil {
 		return err
@@ -152,6 +155,11 @@ func serves(args []string) error {
 // Nothing of services is left when the process is killed that started them.
 func TestRootlessKilledHost(t *testing.T) {
 	testkit.Need(t, "user namespaces")
+	testkit.Need(t, "idmapped tmpfs or an ordinary user")
+	// Orphans become this process's children.
+	require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+	defer func() { require.NoError(t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)) }()
+	before := testkit.ChildPIDs()
 	mark := testkit.ALongTime()
 	host := testkit.HelperCommand(t.Context(), "serves", mark)
 	_, err := host.StdinPipe()
@@ -169,6 +177,13 @@ func TestRootlessKilledHost(t *testing.T) {
 	require.NoError(t, host.Process.Kill())
 	require.Error(t, host.Wait())
 	testkit.Eventually(t, "the services are gone", func() bool { return len(testkit.Running(mark)) == 0 })
+	testkit.Eventually(t, "all other processes are gone, such as those that hold volumes of ordinary users", func() bool {
+		left := slices.DeleteFunc(testkit.ChildPIDs(), func(pid int) bool { return slices.Contains(before, pid) })
+		for _, pid := range left {
+			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
+		}
+		return len(left) == 0
+	})
 	_, err = net.Dial("tcp", lines.Text())
 	require.ErrorIs(t, err, syscall.ECONNREFUSED)
 }

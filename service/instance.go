@@ -107,7 +107,7 @@ func (i *Instance) reservePorts() error {
 
 func (i *Instance) makeVolumes(wait context.Context) error {
 	for _, v := range i.service.conf.volumes {
-		made, err := v.create(wait, i.prepares)
+		made, err := v.create(wait, i)
 		if err != nil {
 			return err
 		}

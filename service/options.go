@@ -43,6 +43,9 @@ func Port(port int) Option {
 }
 
 // Ready sets when the service is ready: when each of the checks was met once. Several calls add up.
+// Log and Exits are noticed at once; other checks are tried again, in the order in which they were
+// given, after a sixteenth of the time that the start has taken so far, 1 to 100 ms, or later if
+// they take long themselves.
 // Default: when it listens on all ports of Port, or, if there are none, as soon as its command is
 // executed.
 func Ready(checks ...Check) Option {
@@ -62,8 +65,9 @@ func Health(pause time.Duration, failures int, checks ...Check) Option {
 
 // Restart starts a service that has failed again, n times in a row at most, after a pause of 100
 // ms, which doubles each time, up to 10 s. Once it has been ready for 10 s, counting begins anew.
-// An instance that exits with status 0 after it was ready has not failed. The sandbox's volumes and
-// Addr stay, all else is new. Default: 0.
+// What could not even be set up when it was started first, for a limit that can't be enforced or a
+// port in use, is not tried again. An instance that exits with status 0 after it was ready has not
+// failed. The sandbox's volumes and Addr stay, all else is new. Default: 0.
 func Restart(n int) Option { return func(c *config) { c.restarts = n } }
 
 // RestartEnded has a service that exits with status 0, without being asked to, fail by that, so

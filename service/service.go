@@ -37,8 +37,8 @@ type Service struct {
 	conf config
 }
 
-// New describes a service: what its sandbox executes, under a name of 1 to 63 of a-z, 0-9 and -, by
-// which other services of its group find it. It never fails: Start reports wrong options.
+// New describes a service: what its sandbox executes, under a name of 1 to 63 of a-z, 0-9, - and _,
+// by which other services of its group find it. It never fails: Start reports wrong options.
 //
 // A sandbox that is on no network gets a place on a private one, from which only other services of
 // its group are reached. One that is to reach more has WithNetwork(net.As(name)) with a network of
@@ -167,7 +167,7 @@ func (i *Instance) options(net *sandbox.PrivateNetwork) (opts []sandbox.Option) 
 func (s *Service) check() []error {
 	errs := s.conf.check()
 	if !spec.IsLabel(s.name) {
-		errs = append(errs, fault.Option("service.New", "%q is no name of a service: 1 to 63 of a-z, 0-9 and -, the first and last no -", s.name))
+		errs = append(errs, fault.Option("service.New", "%q is no name of a service: 1 to 63 of a-z, 0-9, - and _, the first and last no -", s.name))
 	}
 	return errs
 }

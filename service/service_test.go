@@ -396,6 +396,23 @@ func TestRootlessSnapshotFails(t *testing.T) {
 	}
 }
 
+// What can't be set up twice when a service is started is not tried a third time.
+func TestRootlessRestartHopeless(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	starts := 0
+	count := service.Observe(func(e service.Event) {
+		if e.State == service.Starting {
+			starts++
+		}
+	})
+	_, err = service.New("x", sh("exec sleep 1000").With(sandbox.WithPublish(l.Addr().String(), 80)), service.Restart(1000), count).Start(testkit.Deadline(t))
+	require.ErrorAs(t, err, new(*sandbox.SetupError))
+	require.ErrorContains(t, err, "WithPublish")
+	require.Equal(t, 2, starts)
+}
+
 // TestWrongOptions reports what is wrong without starting anything.
 func TestWrongOptions(t *testing.T) {
 	ok := sandbox.New(sandbox.WithCommand("true"))

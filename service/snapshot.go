@@ -26,8 +26,8 @@ type Snapshot struct {
 // when the first instance needs the snapshot, and must exit with status 0. Copies are made by
 // sandbox.Scratch.CopyIn, so a file's owner may always read and write it, and an ordinary user's
 // snapshot has no file that its owner may not read. It stays in memory until Close, or until
-// nothing refers to it, and so does one copy, which is made ahead for the next instance. It needs
-// what sandbox.NewScratch and sandbox.WithScratch need.
+// nothing refers to it, and so does one copy, which is made ahead for the next instance, once the
+// one before is ready. It needs what sandbox.NewScratch and sandbox.WithScratch need.
 //
 //	initdb := sandbox.New(sandbox.WithCommand("initdb", "-D", "/data/db"))
 //	data := service.NewSnapshot("/data", 256*sandbox.MiB, initdb)
@@ -51,8 +51,9 @@ func (s *Snapshot) Close() error {
 	return errors.Join(errs...)
 }
 
-// copy returns a copy, which the caller must close, and begins to make the next one.
-func (s *Snapshot) copy(ctx context.Context, report func(Progress)) (*sandbox.Scratch, error) {
+// copy returns a copy for an instance, which the caller must close. The next one is made once the
+// instance is ready, as both would take the same CPU.
+func (s *Snapshot) copy(ctx context.Context, i *Instance) (*sandbox.Scratch, error) {
 	select { // a copy takes what CPU there is: several would take no less
 	case s.turn <- struct{}{}:
 		defer func() { <-s.turn }()
@@ -61,7 +62,7 @@ func (s *Snapshot) copy(ctx context.Context, report func(Progress)) (*sandbox.Sc
 	}
 	var err error
 	if s.made == nil {
-		report(Progress{What: "snapshot of " + s.dst})
+		i.prepares(Progress{What: "snapshot of " + s.dst})
 		if s.made, err = s.prepare(ctx); err != nil {
 			return nil, err
 		}
@@ -72,7 +73,13 @@ func (s *Snapshot) copy(ctx context.Context, report func(Progress)) (*sandbox.Sc
 			return nil, err
 		}
 	}
-	go s.makeAhead()
+	go func() {
+		select {
+		case <-i.ready:
+		case <-i.ended:
+		}
+		s.makeAhead()
+	}()
 	return c, nil
 }
 

@@ -15,6 +15,9 @@ const (
 	minPause = 100 * time.Millisecond // before a restart
 	maxPause = 10 * time.Second
 	settled  = 10 * time.Second // ready for so long, a service has not failed in a row
+
+	minPoll = time.Millisecond // between checks whether it is ready
+	maxPoll = 100 * time.Millisecond
 )
 
 // supervise runs the service until it has ended for good.
@@ -24,6 +27,7 @@ func (i *Instance) supervise() {
 	defer i.log.close(i.replica)
 	defer i.release()
 	pause := minPause
+	began := false
 	for failures := 0; ; pause = min(2*pause, maxPause) {
 		i.enter(Starting, nil)
 		a := attempt{i: i}
@@ -35,8 +39,12 @@ func (i *Instance) supervise() {
 		case !a.ready.IsZero() && time.Since(a.ready) >= settled:
 			failures, pause = 0, minPause // for this one again
 		}
+		began = began || a.p != nil
+		// What could not be set up twice won't be the next time. A port that another is
+		// just leaving, say, may be free by then.
+		hopeless := errors.As(err, new(*sandbox.OptionError)) || failures > 0 && !began && errors.As(err, new(*sandbox.SetupError))
 		err = i.failure(err)
-		if failures++; failures > i.service.conf.restarts || errors.As(err, new(*sandbox.OptionError)) {
+		if failures++; failures > i.service.conf.restarts || hopeless {
 			i.enter(Failed, err)
 			return
 		}
@@ -141,11 +149,12 @@ func (a *attempt) watch() error {
 
 // await waits until the run is ready, has ended, or is to end.
 func (a *attempt) await() error {
-	timeout := a.i.service.conf.startTimeout
+	timeout, begin := a.i.service.conf.startTimeout, time.Now()
 	late := time.After(timeout)
-	for pause := time.Millisecond; ; pause = min(pause*3/2, 100*time.Millisecond) {
-		news := a.i.log.next()
+	for {
+		news, asked := a.i.log.next(), time.Now()
 		n, err := a.firstUnmet(a.left)
+		pause := pauseAfter(time.Since(begin), time.Since(asked))
 		if !a.goesOn() {
 			return nil
 		}
@@ -168,6 +177,13 @@ func (a *attempt) await() error {
 		default:
 		}
 	}
+}
+
+// pauseAfter returns how long after checks that were not met they are tried again, if the service
+// has taken so long so far, and the checks so long: what is noticed late is a sixteenth of a start,
+// and checks take no more than a third of its time.
+func pauseAfter(taken, checks time.Duration) time.Duration {
+	return min(max(taken/16, 2*checks, minPoll), maxPoll)
 }
 
 // firstUnmet returns the number of the first check that is not met, and why.

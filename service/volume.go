@@ -10,10 +10,13 @@ import (
 // volume is a file system of each instance.
 type volume struct {
 	dst    string
-	create func(context.Context, func(Progress)) (*sandbox.Scratch, error)
+	create create
 }
 
-func withVolume(dst string, create func(context.Context, func(Progress)) (*sandbox.Scratch, error)) Option {
+// create makes it for an instance, before the context ends.
+type create func(context.Context, *Instance) (*sandbox.Scratch, error)
+
+func withVolume(dst string, create create) Option {
 	return func(c *config) { c.volumes = append(c.volumes[:len(c.volumes):len(c.volumes)], volume{dst, create}) }
 }
 
@@ -22,14 +25,14 @@ func withVolume(dst string, create func(context.Context, func(Progress)) (*sandb
 // instance. It needs what sandbox.NewScratch and sandbox.WithScratch need. Several calls add up.
 // For data that outlives the instance, the sandbox has sandbox.WithBind.
 func Volume(dst string, bytes int64) Option {
-	return withVolume(dst, func(context.Context, func(Progress)) (*sandbox.Scratch, error) { return sandbox.NewScratch(bytes) })
+	return withVolume(dst, func(context.Context, *Instance) (*sandbox.Scratch, error) { return sandbox.NewScratch(bytes) })
 }
 
 // DiskVolume is Volume on disk, in a file without a name in the directory dir of the host: for what
 // is too large for memory. It needs root, and what else sandbox.NewDiskScratch needs; an ordinary
 // user has sandbox.WithBind.
 func DiskVolume(dst, dir string, bytes int64) Option {
-	return withVolume(dst, func(context.Context, func(Progress)) (*sandbox.Scratch, error) {
+	return withVolume(dst, func(context.Context, *Instance) (*sandbox.Scratch, error) {
 		return sandbox.NewDiskScratch(dir, bytes)
 	})
 }

@@ -32,16 +32,26 @@ var bin = func() string {
 	return append(found, "/usr/bin")[0]
 }()
 
-// database is made once, which takes a second, and copied for each instance.
-var database = service.NewSnapshot("/data", 256*sandbox.MiB, sandbox.New(sandbox.WithCommand("sh", "-ec", bin+`/initdb -D /data/db -U postgres -A trust --no-sync --wal-segsize=1
-echo host all all all trust >>/data/db/pg_hba.conf`)))
+// makeDatabase takes the directory.
+var makeDatabase = bin + `/initdb -D "$0" -U postgres -A trust --locale=C --no-sync --wal-segsize=1
+echo host all all all trust >>"$0/pg_hba.conf"`
 
-var pgBox = sandbox.New(sandbox.WithCommand(bin+"/postgres", "-D", "/data/db", "-k", "/tmp", "-c", "listen_addresses=*", "-c", "fsync=off", "-c", "shared_buffers=16MB"),
+// database is made once, which takes a second, and copied for each instance.
+var database = service.NewSnapshot("/data", 256*sandbox.MiB, sandbox.New(sandbox.WithCommand("sh", "-ec", makeDatabase, "/data/db")))
+
+// pgCommand has what a test can do without: that data outlives the machine's power, and much
+// memory.
+var pgCommand = []string{bin + "/postgres", "-D", "/data/db", "-k", "/tmp", "-c", "listen_addresses=*", "-c", "fsync=off", "-c", "shared_buffers=16MB"}
+
+var pgBox = sandbox.New(sandbox.WithCommand(pgCommand[0], pgCommand[1:]...),
 	// The fast shutdown, which does not wait for clients.
 	sandbox.WithStopSignal(syscall.SIGINT, 10*time.Second))
 
-var postgres = service.New("postgres", pgBox,
-	service.Port(5432), service.From(database), service.Ready(service.Log("ready to accept connections")))
+var pgOptions = []service.Option{service.Port(5432), service.Ready(service.Log(pgReady))}
+
+const pgReady = "ready to accept connections"
+
+var postgres = service.New("postgres", pgBox, append(pgOptions, service.From(database))...)
 
 // cache is one Redis for all tests of the package.
 var cache = sandboxtest.Share(service.New("redis",
@@ -116,48 +126,4 @@ func TestRootlessPostgresKilled(t *testing.T) {
 	require.NoError(t, connect(t, pg).QueryRow(t.Context(), "SELECT sum(n) FROM numbers").Scan(&sum))
 	require.Equal(t, 45, sum)
 	require.NoError(t, pg.Close())
-}
-
-// BenchmarkPostgres is the time from Start until a PostgreSQL has answered its first query: with
-// initdb before each, and with a copy of what that has made once. A run of true is for comparison.
-func BenchmarkPostgres(b *testing.B) {
-	testkit.Need(b, "PostgreSQL")
-	query := func(s *service.Service) {
-		pg, err := s.Start(b.Context())
-		require.NoError(b, err)
-		var one int
-		db, err := pgx.Connect(b.Context(), "postgres://postgres@"+pg.Addr(5432)+"/postgres?sslmode=disable")
-		require.NoError(b, err)
-		require.NoError(b, db.QueryRow(b.Context(), "SELECT 1").Scan(&one))
-		b.StopTimer()
-		defer b.StartTimer()
-		db.Close(b.Context())
-		require.NoError(b, pg.Close())
-	}
-	subjects := []func(){
-		func() { query(postgres) },
-		func() {
-			database.Close()
-			query(postgres)
-		},
-		func() { _, _ = sandbox.New(sandbox.WithCommand("true")).Run(b.Context()) },
-	}
-	var took [3]time.Duration
-	for range 3 {
-		for _, s := range subjects {
-			s()
-		}
-	}
-	n := 0
-	for b.Loop() {
-		for i, s := range subjects {
-			begin := b.Elapsed()
-			s()
-			took[i] += b.Elapsed() - begin
-		}
-		n++
-	}
-	for i, name := range []string{"snapshot", "initdb", "true"} {
-		b.ReportMetric(float64(took[i].Milliseconds())/float64(n), name+"-ms")
-	}
 }

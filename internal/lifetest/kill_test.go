@@ -20,6 +20,7 @@ import (
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/service"
 )
 
 // TestKilledHost kills a host process at random moments. All its processes must end at once, and
@@ -59,6 +60,22 @@ func TestKilledHostPaused(t *testing.T) {
 		require.Eventually(t, func() bool { return v.phase() == "paused" }, testkit.Scale(10*time.Second, 2*time.Minute), time.Millisecond)
 		took := v.kill(t)
 		t.Logf("the last process was gone after %v", took)
+		bootOnce(t)
+		requireNothingLeft(t)
+	}
+}
+
+// TestKilledHostServices kills a host process whose ten services have all that services may have,
+// or wait for a snapshot that is being made.
+func TestKilledHostServices(t *testing.T) {
+	testkit.Need(t, "root")
+	testkit.Need(t, "idmapped tmpfs")
+	defer adopt(t)()
+	for _, while := range []string{"snapshot", "serving"} {
+		v := startVictim(t, while)
+		require.Eventually(t, func() bool { return v.phase() == while }, testkit.Scale(20*time.Second, 3*time.Minute), time.Millisecond)
+		took := v.kill(t)
+		t.Logf("%s: the last process was gone after %v", while, took)
 		bootOnce(t)
 		requireNothingLeft(t)
 	}
@@ -127,7 +144,7 @@ func (v *victimProcess) kill(t *testing.T) time.Duration {
 	t.Helper()
 	require.NoError(t, v.cmd.Process.Kill())
 	start := time.Now()
-	limit := testkit.Scale(time.Second, 30*time.Second)
+	limit := testkit.Scale(3*time.Second, 30*time.Second)
 	for {
 		// Not cmd.Wait: that would also wait for the processes that hold its standard
 		// error.
@@ -202,8 +219,13 @@ func bootOnce(t *testing.T) {
 
 // victim is the host process that is killed. Until then it runs sandboxes of all kinds.
 func victim(args []string) error {
-	if args[0] == "pause" {
+	switch args[0] {
+	case "pause":
 		pauseForEver()
+	case "snapshot":
+		serveForEver("touch /data/x; sleep 100")
+	case "serving":
+		serveForEver("touch /data/x")
 	}
 	seed, err := strconv.ParseUint(args[0], 10, 64)
 	check(err)
@@ -281,6 +303,26 @@ func pauseForEver() {
 		check(p.Pause())
 	}
 	phase("paused")
+	select {}
+}
+
+// serveForEver has ten services, with copies of what a script makes in /data.
+func serveForEver(script string) {
+	data := service.NewSnapshot("/data", sandbox.MiB, sandbox.New(sandbox.WithCommand("sh", "-c", script)))
+	var all []*service.Service
+	for n := range 10 {
+		s := sandbox.New(sandbox.WithCommand("sh", "-c", "trap '' TERM; ls /data/x && sleep 100"), sandbox.WithMemory(32*sandbox.MiB))
+		all = append(all, service.New(fmt.Sprint("x", n), s, service.Port(80), service.From(data), service.Volume("/more", sandbox.MiB),
+			service.Restart(3), service.Ready(service.Log("x")), service.Health(10*time.Millisecond, 1, service.Command("true")),
+			service.Observe(func(e service.Event) {
+				if e.State == service.Preparing {
+					phase("snapshot")
+				}
+			})))
+	}
+	_, err := service.StartAll(context.Background(), all...)
+	check(err)
+	phase("serving")
 	select {}
 }
 

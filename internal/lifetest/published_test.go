@@ -28,7 +28,7 @@ func TestPublished(t *testing.T) {
 	p := newProxy(t)
 	version := p.requiredVersion(t, "../../image/go.mod")
 	p.publish(t, rootModule, version, "../..")
-	for _, m := range []string{"image", "queue", "docker", "compose"} {
+	for _, m := range []string{"image", "queue", "docker", "libvirt", "compose"} {
 		require.Equal(t, version, p.requiredVersion(t, "../../"+m+"/go.mod"))
 		p.publish(t, rootModule+"/"+m, version, "../../"+m)
 	}
@@ -48,7 +48,7 @@ func TestPublished(t *testing.T) {
 	}
 	p.run(t, t.TempDir(), "install", rootModule+"/queue/cmd/sandbox-queue@"+version)
 	require.NoError(t, command(t, filepath.Join(p.dir, "bin", "sandbox-queue"), "serve", "-h").Run())
-	for _, m := range []string{"docker", "compose"} { // of which nothing was required above
+	for _, m := range []string{"docker", "libvirt", "compose"} { // of which nothing was required above
 		p.run(t, t.TempDir(), "mod", "download", rootModule+"/"+m+"@"+version)
 	}
 	p.run(t, t.TempDir(), "install", rootModule+"/compose/cmd/sandbox-compose@"+version)
