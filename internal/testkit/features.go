@@ -116,12 +116,14 @@ var features = map[string]feature{
 	"crun":                               {found("crun"), "host"},
 	// See docs/WALLS.md.
 	"no filter but each run's own": {func() bool { return Wall != "systemd-nspawn" }, ""},
+	"a wall that sets no groups":   {func() bool { return Wall != "lxc" }, ""},
 	"systemd-nspawn":               {found("systemd-nspawn"), "host"},
 	"lxc":                          {found("lxc-start"), "host"},
 	"gcc":                          {found("gcc"), "ROOT USER"},
 	"PostgreSQL":                   {postgres, ""}, // none installs its 50 MB
-	// docker.io: CI's machine has none.
+	// docker.io, libvirt-daemon: CI's machine has none.
 	"Docker's daemon":            {dockerDaemon, ""},
+	"libvirt's daemon":           {func() bool { return answers("/run/libvirt/virtlxcd-sock") || answers("/run/libvirt/libvirt-sock") }, ""},
 	"SANDBOX_COMPOSE_SHAPES=all": {func() bool { return os.Getenv("SANDBOX_COMPOSE_SHAPES") == "all" }, ""},
 	"SANDBOX_POSTGRES=50":        {func() bool { return os.Getenv("SANDBOX_POSTGRES") != "" }, ""},
 	// docs/WALLS.md has how to build it.
@@ -135,6 +137,7 @@ var features = map[string]feature{
 	"root's power over networks":  {func() bool { return AsRoot() && Effective(unix.CAP_NET_ADMIN) }, "ROOT docker-privileged"},
 	"root's power over processes": {func() bool { return AsRoot() && Effective(unix.CAP_SYS_PTRACE) }, "ROOT docker-privileged"},
 	"a guest's sysctls":           {func() bool { return InGuest && os.Geteuid() == 0 }, "guest"},
+	"a clock of its own":          {func() bool { return InGuest && os.Geteuid() == 0 }, "guest"},
 	"a user's own systemd":        {usersSystemd, "systemd-user"},
 	"no cgroups at hand":          {func() bool { return !AsRoot() && !Controller("pids") && !usersSystemd() }, "host-user linux-6.1-user docker"},
 	"time namespaces":             {func() bool { return exists("/proc/self/ns/time") }, "ROOT USER docker docker-cap docker-privileged"},
@@ -143,7 +146,7 @@ var features = map[string]feature{
 	"ping":            {pings, "ROOT"}, // elsewhere net.ipv4.ping_group_range says
 	"nft_tproxy":      {tproxy, ""},    // a module of the kernel
 	"no way to ping":  {func() bool { return !pings() }, "host-user"},
-	"IPv6":            {loopback6, ""}, // machines and containers may have it switched off
+	"IPv6":            {func() bool { return len(Loopbacks()) > 1 }, ""}, // machines and containers may have it switched off
 	"user namespaces": {func() bool { return exec.Command("unshare", "-Ur", "true").Run() == nil }, "ROOT USER docker docker-cap docker-privileged"},
 }
 
@@ -252,13 +255,14 @@ func pings() bool {
 	return false
 }
 
-// loopback6 reports whether the loopback interface has IPv6.
-func loopback6() bool {
+// Loopbacks returns the addresses of the loopback interface: of IPv4 and, if it has that, of IPv6.
+func Loopbacks() []string {
 	l, err := net.Listen("tcp", "[::1]:0")
-	if err == nil {
-		l.Close()
+	if err != nil {
+		return []string{"127.0.0.1"}
 	}
-	return err == nil
+	l.Close()
+	return []string{"127.0.0.1", "::1"}
 }
 
 // loopDevices reports whether there are loop devices. It asks for the module that makes them.
@@ -291,6 +295,11 @@ func dockerDaemon() bool {
 	if !isPath {
 		path = "/var/run/docker.sock"
 	}
+	return answers(path)
+}
+
+// answers reports whether a daemon listens at a socket.
+func answers(path string) bool {
 	conn, err := net.Dial("unix", path)
 	if err != nil {
 		return false

@@ -18,8 +18,9 @@ import (
 
 // BusyboxImage writes an image of a static busybox, with a user app (1001), as an archive of docker
 // save. Without a command of its own it executes sh. Debian's busybox has a wget that always fails,
-// so the image has "get HOST PORT PATH", which fails unless there is an answer.
-func BusyboxImage(t testing.TB, path string) {
+// so the image has "get HOST PORT PATH", which fails unless there is an answer. config is JSON for
+// the image's configuration.
+func BusyboxImage(t testing.TB, path string, config ...string) {
 	t.Helper()
 	busybox := Busybox(t)
 	var layer bytes.Buffer
@@ -44,21 +45,36 @@ test "$body" && echo "$body"
 	add(tar.Header{Name: "etc/passwd", Mode: 0o644}, "root:x:0:0::/root:/bin/sh\napp:x:1001:1001::/srv:/bin/sh\n")
 	add(tar.Header{Name: "etc/group", Mode: 0o644}, "root:x:0:\napp:x:1001:\n")
 	require.NoError(t, w.Close())
-	encoded := func(v any) string {
+	of := map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": []string{"sh"}}
+	for _, more := range config {
+		require.NoError(t, json.Unmarshal([]byte(more), &of))
+	}
+	DockerArchive(t, path, "busybox:test", layer.Bytes(), of)
+}
+
+// DockerArchive writes an image of one layer, a tar, as an archive of docker save. config is what
+// its configuration says of the commands.
+func DockerArchive(t testing.TB, path, tag string, layer []byte, config map[string]any) {
+	t.Helper()
+	encoded := func(v any) []byte {
 		b, err := json.Marshal(v)
 		require.NoError(t, err)
-		return string(b)
+		return b
 	}
-	config := encoded(map[string]any{
-		"os": "linux", "architecture": runtime.GOARCH, "config": map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": []string{"sh"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer.Bytes()))}},
-	})
-	manifest := encoded([]map[string]any{{"Config": "config.json", "RepoTags": []string{"busybox:test"}, "Layers": []string{"layer.tar"}}})
-	var archive bytes.Buffer
-	w = tar.NewWriter(&archive)
-	for _, file := range [][2]string{{"manifest.json", manifest}, {"config.json", config}, {"layer.tar", layer.String()}} {
-		add(tar.Header{Name: file[0], Mode: 0o644}, file[1])
+	file, err := os.Create(path)
+	require.NoError(t, err)
+	defer file.Close()
+	w := tar.NewWriter(file)
+	add := func(name string, content []byte) {
+		require.NoError(t, w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(content))}))
+		_, err := w.Write(content)
+		require.NoError(t, err)
 	}
+	add("manifest.json", encoded([]map[string]any{{"Config": "config.json", "RepoTags": []string{tag}, "Layers": []string{"layer.tar"}}}))
+	add("config.json", encoded(map[string]any{
+		"os": "linux", "architecture": runtime.GOARCH, "config": config,
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{fmt.Sprintf("sha256:%x", sha256.Sum256(layer))}},
+	}))
+	add("layer.tar", layer)
 	require.NoError(t, w.Close())
-	require.NoError(t, os.WriteFile(path, archive.Bytes(), 0o644))
 }

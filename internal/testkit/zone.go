@@ -22,7 +22,7 @@ type Zone struct {
 	mu      sync.Mutex
 	names   map[string][]netip.Addr
 	aliases map[string]string
-	turning map[string]int // how often it was asked for, of those whose addresses take turns
+	turning map[string]int // how often an address was asked for, of names whose addresses take turns
 	asked   []string
 }
 
@@ -50,7 +50,8 @@ func (z *Zone) Set(name string, addresses ...string) {
 	}
 }
 
-// Turn has each question for a name answered by the next of its addresses, which are of IPv4.
+// Turn has each question for a name answered by the next of its addresses, which are all of IPv4 or
+// all of IPv6.
 func (z *Zone) Turn(name string, addresses ...string) {
 	z.Set(name, addresses...)
 	z.mu.Lock()
@@ -72,6 +73,13 @@ func (z *Zone) Asked() []string {
 	list := slices.Clone(z.asked)
 	slices.Sort(list)
 	return slices.Compact(list)
+}
+
+// Forget empties what Asked returns.
+func (z *Zone) Forget() {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	z.asked = nil
 }
 
 // Address returns where the zone is asked.
@@ -122,7 +130,7 @@ func (z *Zone) answer(m *dnsmessage.Message) {
 	}
 	header := dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 1}
 	addresses := z.names[name]
-	if n, turns := z.turning[name]; turns && q.Type == dnsmessage.TypeA {
+	if n, turns := z.turning[name]; turns && addresses[0].Is4() == (q.Type == dnsmessage.TypeA) {
 		addresses = addresses[n%len(addresses):][:1]
 		z.turning[name]++
 	}

@@ -6,16 +6,26 @@
 #   docker-cap          the same with CAP_SYS_ADMIN
 #   docker-privileged   docker run --privileged
 #
+# docker.sh engine COMMAND...: a command that finds the engine, which has a bridge, by DOCKER_HOST.
+#
 # The image is made of this machine's own files: the test binaries, and the programs that tests start. The engine is
 # one of its own, with everything it has in one temporary directory, and ends with this script; nothing of it stays.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-[ $# -ge 7 ] || { echo "usage: docker.sh MODE SRC BIN TIMEOUT RUN SKIP DIR..." >&2; exit 126; }
-mode=$1 src=$2 bin=$3
-timeout=$4 run=$5 skip=$6
-shift 6
+[ $# -ge 7 ] || [ "${1:-}" = engine -a $# -ge 2 ] ||
+	{ echo "usage: docker.sh MODE SRC BIN TIMEOUT RUN SKIP DIR..., docker.sh engine COMMAND..." >&2; exit 126; }
+mode=$1 network=(--bridge none)
+if [ "$mode" = engine ]; then
+	bridge=sandbox$$ network=(--bridge "sandbox$$")
+	shift
+else
+	src=$2 bin=$3
+	timeout=$4 run=$5 skip=$6
+	shift 6
+fi
 
 case $mode in
+engine) ;;
 docker-default) flags=() ;;
 docker) flags=(--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined) ;;
 docker-cap) flags=(--tmpfs /tmp:exec --cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined
@@ -28,7 +38,8 @@ bounding=$(awk '/^CapBnd/ {print $2}' /proc/self/status) last=$(cat /proc/sys/ke
 [ "$mode" != docker-privileged ] || [ $((0x$bounding)) = $(((1 << (last + 1)) - 1)) ] ||
 	{ echo "docker: --privileged takes all capabilities, and this machine's root has only $bounding" >&2; exit 127; }
 [ "$(id -u)" = 0 ] || { echo "docker: the engine needs root" >&2; exit 126; }
-"$here/install.sh" docker.io busybox-static uidmap tar >&2
+"$here/install.sh" docker.io busybox-static uidmap tar ${bridge:+iproute2} >&2
+[ -z "${VM_PREPARE:-}" ] || exit 0
 docker=/usr/bin/docker dockerd=$(command -v /usr/sbin/dockerd /usr/bin/dockerd | head -n 1)
 
 dir=$(mktemp -d "${TMPDIR:-/var/tmp}/sandbox-docker-XXXXXX")
@@ -49,6 +60,7 @@ cleanup() {
 		wait "$engine" 2>/dev/null || :
 	fi
 	awk -v d="$dir/" 'index($5, d) == 1 {print $5}' /proc/self/mountinfo | sort -r | while read -r m; do umount -l "$m"; done
+	[ -z "${bridge:-}" ] || ip link delete "$bridge" 2>/dev/null || :
 	find /sys/fs/cgroup -depth -type d -path "*$parent*" -exec rmdir {} + 2>/dev/null || :
 	for c in $strays; do find "$c" -depth -type d -exec rmdir {} + 2>/dev/null || :; done
 	rm -rf "$dir" || echo "docker: $dir stays" >&2
@@ -62,7 +74,7 @@ start_engine() {
 	echo '{}' >"$dir/daemon.json"
 	setpriv --pdeathsig TERM "$dockerd" --config-file "$dir/daemon.json" --data-root "$dir/data" --exec-root "$dir/exec" --pidfile "$dir/pid" \
 		--host "$DOCKER_HOST" --group root --storage-driver "$1" --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "$parent" \
-		--bridge none --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
+		"${network[@]}" --iptables=false --ip6tables=false --ip-forward=false --ip-masq=false \
 		>"$dir/log" 2>&1 </dev/null &
 	engine=$!
 	for _ in $(seq 600); do
@@ -72,9 +84,15 @@ start_engine() {
 	done
 	return 1
 }
+[ -z "${bridge:-}" ] || { ip link add "$bridge" type bridge && ip address add 10.231.0.1/24 dev "$bridge" && ip link set "$bridge" up; }
 start_engine overlay2 || start_engine vfs || { tail -n 20 "$dir/log" >&2; exit 125; }
 
-# image writes the image's tar: programs that tests start, their libraries, the tests.
+if [ "$mode" = engine ]; then
+	"$@"
+	exit
+fi
+
+# image DIR... writes the image's tar: programs that tests start, their libraries, the tests of these packages.
 image() {
 	set +o pipefail    # ldd fails for static programs
 	local root=$dir/image f
@@ -90,12 +108,12 @@ image() {
 	printf '%s\n' root:x:0:0:root:/root:/bin/sh user:x:1000:1000::/home:/bin/sh >"$root/etc/passwd"
 	printf '%s\n' root:x:0: user:x:1000: >"$root/etc/group"
 	cp -a "$src" "$root/sandbox/src"
-	cp -a "$bin/." "$root/sandbox/bin/"
+	for f; do mkdir -p "$root/sandbox/bin/$f"; cp -a "$bin/$f"/*.test "$root/sandbox/bin/$f/"; done
 	cp "$here/suite.sh" "$root/sandbox/"
 	tar -C "$root" -c .
 	rm -rf "$root"
 }
-image | $docker import - sandbox-test >/dev/null
+image "$@" | $docker import - sandbox-test >/dev/null
 
 $docker run --rm --network none -e SANDBOX_TEST_CONFIG="$mode" -e PATH="$PATH" ${DOCKER_FLAGS:-} "${flags[@]}" sandbox-test \
 	${DOCKER_CMD:-/sandbox/suite.sh /sandbox/src /sandbox/bin "$timeout" "$run" "$skip" "$@"} </dev/null

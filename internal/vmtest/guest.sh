@@ -12,6 +12,7 @@
 #   VM_AS=WHO            root (default), or user: uid 1000 with subordinate ids;
 #                        with systemd as PID 1: systemd (root, in a service), systemd-service (in one with
 #                        Delegate=yes), systemd-user (uid 1000, in such a service of its user manager)
+#   VM_PREPARE=1         install packages and make the kernel ready, and no more
 #   VM_APPEND='...'      more words for the kernel's command line
 #
 # In the guest VM_GUEST=1, VM_JOB is set, /tmp and /run are empty, and CMD has the caller's working directory
@@ -27,7 +28,8 @@ die() { echo "guest: $*" >&2; exit 126; }
 [ "$(uname -sm)" = "Linux x86_64" ] || die "made for Linux on x86_64 only; SANDBOX_VM=0 leaves the guest out"
 case $ACCEL in
 tcg) # Two TCG threads in QEMU 7.2 crash a guest that patches its own text, 1 boot in 20; from 10.0 on multi is fine.
-	accel=(-accel "tcg,thread=${VM_THREAD:-single}" -cpu max) ;;
+	# Without fast string instructions, which are slow when emulated byte by byte, and a fifth level of page tables.
+	accel=(-accel "tcg,thread=${VM_THREAD:-single}" -cpu max,-erms,-fsrm,la57=off) ;;
 kvm) [ -w /dev/kvm ] || die "VM_ACCEL=kvm, but /dev/kvm can't be opened for writing"
 	accel=(-accel kvm -cpu host) ;;
 *) die "VM_ACCEL=$ACCEL is neither kvm nor tcg" ;;
@@ -152,6 +154,7 @@ K=$(cached "$WANT")
 [ -n "$K" ] && [ -e "$VM/k-$K/.ok" ] || unpack_kernel
 [ "$VM/initrd-$K.cpio" -nt "$0" ] || make_initrd
 exec 9>&-
+[ -z "${VM_PREPARE:-}" ] || exit 0
 
 # --- every time: the job, QEMU, the status ---
 
@@ -213,9 +216,9 @@ EOT
 model=passthrough; [ "$(id -u)" = 0 ] || model=none
 share() { printf 'local,path=%s,mount_tag=%s,security_model=%s,multidevs=remap%s' "${1//,/,,}" "$2" "$model" "${3:-}"; }
 rc=0
-timeout -k 5 "$TIMEOUT" qemu-system-x86_64 "${accel[@]}" -smp "$CPUS" -m "$MEM" \
+timeout -k 5 "$TIMEOUT" nice -n 10 qemu-system-x86_64 "${accel[@]}" -smp "$CPUS" -m "$MEM" \
 	-nodefaults -no-user-config -display none -no-reboot -kernel "$VM/k-$K/boot/vmlinuz-$K" -initrd "$VM/initrd-$K.cpio" \
-	-append "console=ttyS0 quiet panic=-1 nokaslr mitigations=off norandmaps $append" \
+	-append "console=ttyS0 quiet panic=-1 nokaslr mitigations=off norandmaps transparent_hugepage=madvise init_on_alloc=0 $append" \
 	-serial "file:$JOB/.console" -device virtio-rng-pci -device virtio-serial-pci \
 	-chardev stdio,id=out,signal=off -device virtserialport,chardev=out,name=out \
 	-virtfs "$(share / host ,readonly=on)" \

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -24,6 +25,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cellkit/sandbox/internal/stdio"
 )
@@ -74,25 +77,38 @@ func testAll(ctx context.Context, names []string) (*report, error) {
 		return report, err
 	}
 	defer s.remove()
-	// The tests on this machine run alone on it. An emulated guest keeps one CPU busy.
-	guests := make(chan struct{}, runtime.NumCPU())
-	var running sync.WaitGroup
+	// An emulated guest keeps one CPU busy. The configurations on this machine run one after
+	// the other in place of a guest. Part of their time they wait, and a guest uses it.
+	var (
+		here, guests []func()
+		running      sync.WaitGroup
+		places       = make(chan struct{}, runtime.NumCPU())
+	)
 	for _, c := range configurations {
 		if *runPattern != "" {
 			c.Run, c.Skip = *runPattern, ""
 		}
-		section := s.section(c, report)
-		switch {
-		case section == nil:
-		case !c.Guest():
-			s.run(ctx, c, section)
-		default:
-			guests <- struct{}{}
-			running.Go(func() {
-				defer func() { <-guests }()
-				s.run(ctx, c, section)
-			})
+		if section := s.section(c, report); section != nil {
+			s.prepare(ctx, c)
+			run := func() { s.run(ctx, c, section) }
+			if c.Guest() {
+				guests = append(guests, run)
+			} else {
+				here = append(here, run)
+			}
 		}
+	}
+	tests := slices.Insert(guests, 0, func() {
+		for _, run := range here {
+			run()
+		}
+	})
+	for _, run := range tests {
+		places <- struct{}{}
+		running.Go(func() {
+			defer func() { <-places }()
+			run()
+		})
 	}
 	running.Wait()
 	return report, nil
@@ -172,6 +188,8 @@ func (s *stage) build(ctx context.Context, module, pattern string) error {
 	if err != nil {
 		return err
 	}
+	builds, ctx := errgroup.WithContext(ctx)
+	builds.SetLimit(runtime.NumCPU()) // the linker's work is mostly one thread's
 	for line := range strings.Lines(list) {
 		path, dir, ok := strings.Cut(strings.TrimSpace(line), " ")
 		if !ok {
@@ -180,14 +198,15 @@ func (s *stage) build(ctx context.Context, module, pattern string) error {
 		if dir, err = filepath.Rel(s.root, dir); err != nil {
 			return err
 		}
-		// For a path that ends in a slash, which is a directory, the binary gets its usual
-		// name.
-		if _, err := goTool(ctx, "-C", filepath.Join(s.root, module), "test", "-c", "-o", s.path("bin", dir)+"/", path); err != nil {
-			return err
-		}
 		s.packages = append(s.packages, testPackage{path, dir})
+		builds.Go(func() error {
+			// For a path that ends in a slash, which is a directory, the binary gets
+			// its usual name. -w leaves out what only debuggers read.
+			_, err := goTool(ctx, "-C", filepath.Join(s.root, module), "test", "-c", "-ldflags=-w", "-o", s.path("bin", dir)+"/", path)
+			return err
+		})
 	}
-	return nil
+	return builds.Wait()
 }
 
 // goTool runs the go command and returns its standard output. The error contains its standard
@@ -289,6 +308,18 @@ func (s *stage) run(ctx context.Context, c configuration, section *section) {
 	}
 }
 
+// prepare installs what a configuration needs. Tests that run on this machine meanwhile look at its
+// files. Of what fails here the configuration's own run says why.
+func (s *stage) prepare(ctx context.Context, c configuration) {
+	if !c.Guest() && c.As != "docker" {
+		return
+	}
+	if cmd, err := s.command(ctx, c, s.packagesOf(c)); err == nil {
+		cmd.Env = append(cmd.Env, "VM_PREPARE=1")
+		_ = cmd.Run()
+	}
+}
+
 // runTests runs the tests that c.Run matches.
 func (s *stage) runTests(ctx context.Context, c configuration, section *section) {
 	if ctx.Err() != nil {
@@ -354,7 +385,7 @@ func (l *lastLine) String() string {
 
 // command returns the command that runs suite.sh with the packages in the configuration.
 func (s *stage) command(ctx context.Context, c configuration, packages []testPackage) (*exec.Cmd, error) {
-	timeout := envOr("SANDBOX_TEST_TIMEOUT", "10m")
+	timeout := envOr("SANDBOX_TEST_TIMEOUT", "20m")
 	if c.Guest() {
 		timeout = envOr("SANDBOX_TEST_TIMEOUT", "30m")
 	}
@@ -371,7 +402,7 @@ func (s *stage) command(ctx context.Context, c configuration, packages []testPac
 	)
 	switch {
 	case c.Guest():
-		job, err := s.job(ctx, c)
+		job, err := s.job(ctx, c, packages)
 		if err != nil {
 			return nil, err
 		}
@@ -415,13 +446,19 @@ func dirs(packages []testPackage) (list []string) {
 }
 
 // job makes the directory that a guest shares. Each guest has its own, with hard links to the
-// binaries and the source tree.
-func (s *stage) job(ctx context.Context, c configuration) (string, error) {
+// source tree and to the binaries of these packages.
+func (s *stage) job(ctx context.Context, c configuration, packages []testPackage) (string, error) {
 	dir := s.path("job", c.Name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	if out, err := exec.CommandContext(ctx, "cp", "-al", s.path("src"), s.path("bin"), dir).CombinedOutput(); err != nil {
+	files := []string{"src"}
+	for _, p := range packages {
+		files = append(files, filepath.Join("bin", p.dir, path.Base(p.path)+".test"))
+	}
+	cmd := exec.CommandContext(ctx, "cp", append([]string{"-al", "--parents", "-t", dir}, files...)...)
+	cmd.Dir = s.dir
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("cp: %w: %s", err, out)
 	}
 	return dir, nil

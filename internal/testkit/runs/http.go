@@ -18,8 +18,9 @@ import (
 // SayHTTP is a helper program, for AddHelper: it sends each request to an address, as it is, over a
 // connection of its own, and prints what comes back.
 func SayHTTP(args []string) error {
+	network, at := Over("tcp", args[0])
 	for _, request := range args[1:] {
-		conn, err := net.DialTimeout("tcp", args[0], 20*time.Second)
+		conn, err := net.DialTimeout(network, at, 20*time.Second)
 		if err != nil {
 			fmt.Printf("no: %v\n%s", err, AnswerEnd)
 			continue
