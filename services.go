@@ -49,6 +49,17 @@ func Reaches(names ...string) PlaceOption {
 	}
 }
 
+// Aliases adds names by which other runs of the network find the run, besides that of As: 1 to 253
+// of a-z, 0-9, -, _ and dots. If several runs have the same name, it leads to all of them. Reaches
+// does not know aliases. Default: none.
+func Aliases(names ...string) PlaceOption {
+	return func(m *spec.Member) {
+		for _, name := range names {
+			m.Aliases += name + ","
+		}
+	}
+}
+
 // WithPublish passes what comes to an address of this machine on to a port of the run, as long as
 // it lives: "127.0.0.1:8080" or "[::1]:8080", ":8080" for all of the machine's addresses, port 0
 // for any that is free, which Process.Published returns. It is for TCP; with "/udp" after it, as

@@ -90,7 +90,7 @@ func TestWrongCells(t *testing.T) {
 		"CellCgroupParent: \"/a/\" is not in":  CellCgroupParent("/a/"),
 		`CellCgroupParent: "/a\x00" contains`:  CellCgroupParent("/a\x00"),
 		`CellCgroupParent: "/a\nb" contains a`: CellCgroupParent("/a\nb"),
-		"CellRuntime: no container runtime \"podman\" is known: use one of libcontainer, builtin, runc, crun, youki, systemd-nspawn, lxc, runsc, docker": CellRuntime("podman"),
+		"CellRuntime: no container runtime \"podman\" is known: use one of libcontainer, builtin, runc, crun, youki, systemd-nspawn, lxc, runsc, docker, libvirt": CellRuntime("podman"),
 	} {
 		c, err := NewCell(nil, o)
 		requireOptionError(t, err, "sandbox: "+name)
