@@ -286,10 +286,11 @@ func (s *stage) packagesOf(c configuration) []testPackage {
 
 // run runs the test binaries in one configuration and adds their results to the report.
 //
-// An emulated guest that shares two CPUs with another can stand still for seconds. Tests allow for
-// that, but thousands of them can't at every step. So the few tests that fail in a guest are tried
-// again, and the report says so. All tests are tried again if an emulator corrupts its guest's
-// registers, which shows as a panic of the guest's kernel at a place that makes no sense.
+// An emulated guest that shares two CPUs with another, and with this machine's own tests, can stand
+// still for seconds, and take as long from these. Tests allow for that, but thousands of them can't
+// at every step. So if few tests fail, these are tried again, and the report says so. All tests are
+// tried again if an emulator corrupts its guest's registers, which shows as a panic of the guest's
+// kernel at a place that makes no sense.
 func (s *stage) run(ctx context.Context, c configuration, section *section) {
 	start := time.Now()
 	defer func() { section.took = time.Since(start) }()
@@ -300,7 +301,7 @@ func (s *stage) run(ctx context.Context, c configuration, section *section) {
 		section.bootedAgain(again)
 		return
 	}
-	if failed := section.worthAnotherTry(); c.Guest() && len(failed) > 0 {
+	if failed := section.worthAnotherTry(); len(failed) > 0 {
 		c.Run = "^(" + strings.Join(failed, "|") + ")$"
 		again := (&report{out: section.out, verbose: section.verbose}).section(c.Name + " again")
 		s.runTests(ctx, c, again)
