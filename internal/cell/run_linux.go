@@ -233,7 +233,11 @@ func (c *Cell) newIDMap(uidMap, gidMap string) (*os.File, error) {
 		}
 		switch m.Kind {
 		case program.Ready:
-			return os.Open("/proc/" + strconv.Itoa(m.PID) + "/ns/user")
+			f, err := os.Open("/proc/" + strconv.Itoa(m.PID) + "/ns/user")
+			if err != nil && c.DiesNow() { // the child waits, so it has not ended by itself
+				err = c.Lost()
+			}
+			return f, err
 		case program.Failed, program.Refused:
 			return nil, Failure(p, m.Event)
 		}
