@@ -218,7 +218,7 @@ func (l *loading) model() error {
 	return nil
 }
 
-// unsupported returns what is not supported of the files, but for what a later one takes back.
+// unsupported returns what is not supported of the files, except what a later one takes back.
 func (l *loading) unsupported() (found []*Error) {
 	for _, f := range l.files {
 		w := &walk{file: f, left: 3 * maxNodes, skipped: l.ignored} // with what is merged
