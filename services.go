@@ -50,8 +50,8 @@ func Reaches(names ...string) PlaceOption {
 }
 
 // Aliases adds names by which other runs of the network find the run, besides that of As: 1 to 253
-// of a-z, 0-9, -, _ and dots. If several runs have the same name, it leads to all of them. Reaches
-// does not know aliases. Default: none.
+// of a-z, 0-9, -, _ and dots; another one is an *OptionError of the run. If several runs have the
+// same name, it leads to all of them. Reaches does not know aliases. Default: none.
 func Aliases(names ...string) PlaceOption {
 	return func(m *spec.Member) {
 		for _, name := range names {

@@ -63,27 +63,26 @@ func (r *room) walk(n *yaml.Node, nodes *int, depth int) error {
 }
 
 // replaceable refuses text in which it takes long to replace variables: for each in braces,
-// compose-go goes through the rest of its line.
-func (r *room) replaceable(text string) error {
+// compose-go goes through the rest of its line. It returns how many a line has at most, for bounded:
+// compose-go copies what it has of a value for each that is before.
+func (r *room) replaceable(text string) (most int, err error) {
 	for line := range strings.Lines(text) {
 		braces := strings.Count(line, "{") + strings.Count(line, `\0`) // an escape of .env files may be one
 		if r.replace -= braces * len(line); r.replace < 0 {
-			return errLongLines
+			return 0, errLongLines
 		}
+		most = max(most, braces)
 	}
-	return nil
+	return most, nil
 }
 
 var errLongLines = errors.New("there are too many variables on long lines: say less")
 
 // substitute replaces variables in text.
 func (r *room) substitute(text string, value template.Mapping) (string, error) {
-	if err := r.replaceable(text); err != nil {
+	braces, err := r.replaceable(text)
+	if err != nil {
 		return "", err
-	}
-	braces := 0 // of a line: compose-go copies what it has of a value for each that is before
-	for line := range strings.Lines(text) {
-		braces = max(braces, strings.Count(line, "{"))
 	}
 	var full error
 	replaced, err := template.Substitute(text, r.bounded(value, braces, &full))
@@ -116,14 +115,11 @@ func (r *room) bounded(value template.Mapping, copies int, full *error) template
 // gets one at a time.
 func (r *room) variables(content []byte, known ...map[string]string) (map[string]string, error) {
 	text := string(bytes.TrimPrefix(content, []byte("\uFEFF"))) + "\n"
-	if err := r.replaceable(text); err != nil {
+	braces, err := r.replaceable(text)
+	if err != nil {
 		return nil, err
 	}
 	vars := map[string]string{}
-	copies := 0
-	for line := range strings.Lines(text) {
-		copies = max(copies, strings.Count(line, "{")+strings.Count(line, `\0`))
-	}
 	var full error
 	value := r.bounded(func(name string) (string, bool) {
 		for _, m := range append(slices.Clip(known), vars) {
@@ -132,7 +128,7 @@ func (r *room) variables(content []byte, known ...map[string]string) (map[string
 			}
 		}
 		return "", false
-	}, copies, &full)
+	}, braces, &full)
 	for begin, end := 0, 0; begin < len(text); begin = end {
 		end = begin + firstVariable(text[begin:])
 		one, err := dotenv.UnmarshalWithLookup(text[begin:end], dotenv.LookupFn(value))

@@ -37,7 +37,8 @@ import (
 // processes, at first and for each of five. It takes an engine of its own, and removes all that it
 // has given to it:
 //
-//	internal/vmtest/docker.sh engine go -C examples test -run '^$' -bench Docker -benchtime 10x ./services
+//	internal/vmtest/docker.sh engine \
+//		go -C examples test -run '^$' -bench Docker -benchtime 10x ./services
 func BenchmarkDocker(b *testing.B) {
 	for _, feature := range []string{"root", "PostgreSQL", "Docker's daemon"} {
 		testkit.Need(b, feature)
