@@ -84,8 +84,8 @@ func beClientOrServer() bool {
 	return true
 }
 
-// beClient serves as a client: "send ADDRESS BYTES", "receive ADDRESS BYTES", "first ADDRESS" and
-// "hold ADDRESS COUNT".
+// beClient serves as a client: "send ADDRESS BYTES", "receive ADDRESS BYTES", "first ADDRESS",
+// "hold ADDRESS COUNT", and "find NAME" with the address of another resolver, if any.
 func beClient() {
 	in := &lineReader{os.Stdin}
 	var held []net.Conn
@@ -105,7 +105,9 @@ func beClient() {
 			n, _ = strconv.Atoi(f[2])
 		}
 		began := time.Now()
-		if f[0] == "hold" {
+		if f[0] == "find" {
+			err = find(f[1], f[2:]...)
+		} else if f[0] == "hold" {
 			for range n {
 				var conn net.Conn
 				if conn, err = net.Dial("tcp", f[1]); err == nil {
@@ -128,6 +130,18 @@ func beClient() {
 			fmt.Println(err)
 		}
 	}
+}
+
+// find looks a name up, as net.Dial does.
+func find(name string, at ...string) error {
+	r := &net.Resolver{PreferGo: true}
+	if len(at) > 0 {
+		r.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, at[0])
+		}
+	}
+	_, err := r.LookupHost(context.Background(), name)
+	return err
 }
 
 func transfer(kind, address string, n int) error {

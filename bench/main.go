@@ -27,13 +27,25 @@ func main() {
 	out := flag.String("out", "../docs", "directory of the report")
 	only := flag.Bool("networks", false, "measure private networks alone, and print the figures")
 	queued := flag.Bool("queue", false, "measure queues alone, and print the figures")
+	booted := flag.Bool("first", false, "measure first runs of a process alone, and print the figures")
 	flag.Parse()
-	measure := func() error { return run(*rounds, *out) }
+	measure := func() error {
+		return inPlace(func(dir string, p *place) error { return run(dir, p, *rounds, *out) })
+	}
 	if *only {
 		measure = func() error { return firstError(networks(*rounds), sandbox.Shutdown(context.Background())) }
 	}
 	if *queued {
 		measure = func() error { return firstError(queues(*rounds), sandbox.Shutdown(context.Background())) }
+	}
+	if *booted {
+		measure = func() error {
+			return inPlace(func(_ string, p *place) error {
+				first, runc := firstRuns(p, *rounds, 50*time.Millisecond)
+				fmt.Printf("first run of a process: %s; runc: %s\n", ms(first), ms(runc))
+				return nil
+			})
+		}
 	}
 	if err := measure(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -41,7 +53,8 @@ func main() {
 	}
 }
 
-func run(rounds int, out string) (err error) {
+// inPlace measures in a directory that it makes.
+func inPlace(measure func(dir string, p *place) error) (err error) {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("it needs root, as runc does")
 	}
@@ -56,9 +69,13 @@ func run(rounds int, out string) (err error) {
 		return err
 	}
 	defer func() { err = firstError(err, sandbox.Shutdown(context.Background())) }()
+	return measure(dir, p)
+}
+
+func run(dir string, p *place, rounds int, out string) (err error) {
 	r := &report{began: time.Now(), command: "cd bench && go run . -rounds " + fmt.Sprint(rounds)}
 	progress("first run of a process")
-	r.first, r.firstRunc = firstRuns(p, max(rounds/3, 5)) // first: measured at the end it took twice as long
+	r.first, r.firstRunc = firstRuns(p, max(rounds/3, 5), 0) // first: measured at the end it took twice as long
 	for _, w := range workloads {
 		list := p.working(w)
 		progress("%s: %d rounds of %s", w.name, rounds, names(list))

@@ -108,15 +108,15 @@ func throughput(list []subject, atOnce, rounds int) table {
 }
 
 // firstRuns returns the median of runs that boot a cell, and that of runc in turn with them, or 0
-// without runc.
-func firstRuns(p *place, rounds int) (first, runc time.Duration) {
+// without runc, with a pause before each.
+func firstRuns(p *place, rounds int, pause time.Duration) (first, runc time.Duration) {
 	s := p.sandboxed(workloads[0].argv)
 	list := []subject{{name: own, ready: func() error { return sandbox.Shutdown(context.Background()) },
 		run: func() error { _, err := s.Run(context.Background()); return err }}}
 	if other := (subject{name: "runc", run: p.runtime("runc", workloads[0])}); other.run() == nil {
 		list = append(list, other)
 	}
-	times := inTurn(list, rounds, 0)
+	times := inTurn(list, rounds, pause)
 	if len(times) > 1 {
 		runc = quantile(times[1], 0.5)
 	}

@@ -12,6 +12,8 @@ import (
 	"runtime"
 	"time"
 
+	"golang.org/x/net/dns/dnsmessage"
+
 	"github.com/cellkit/sandbox"
 )
 
@@ -52,6 +54,9 @@ func networks(rounds int) error {
 		return err
 	}
 	transfers(all, rounds)
+	if err := byName(all[0].client, own, port, rounds); err != nil {
+		return err
+	}
 	if err := connections(all[1]); err != nil {
 		return err
 	}
@@ -147,6 +152,97 @@ func transfers(all []network, rounds int) {
 			}
 		}
 	}
+}
+
+// byName measures what a name adds to a connection: to another run, and out, where this process
+// looks it up again. Beside that, what a lookup takes on the host, from a resolver like the
+// gateway's in this process.
+func byName(here *client, own netip.Addr, port, rounds int) error {
+	resolver, err := serveName(own)
+	if err != nil {
+		return err
+	}
+	n, err := sandbox.NewNetwork(sandbox.AllowHost("far.test", port), sandbox.AllowCIDR(own.String(), sandbox.TCP(port)),
+		sandbox.NetworkResolver(&net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, resolver)
+		}}))
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	from, p, err := inside([]string{"client"}, sandbox.WithNetwork(n.As("client")))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = p.Kill(); _, _ = p.Wait() }()
+	server, q, err := inside([]string{"server", "0.0.0.0:80"}, sandbox.WithNetwork(n.As("db")))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = q.Kill(); _, _ = q.Wait() }()
+	if _, err := server.out.line(); err != nil {
+		return err
+	}
+	list := []struct {
+		name string
+		by   *client
+		what []any
+	}{
+		{"connect and first byte, the host's loopback", here, []any{"first", fmt.Sprintf("127.0.0.1:%d", port)}},
+		{"connect and first byte, another run by its address", from, []any{"first", "198.18.0.3:80"}}, // the second run
+		{"connect and first byte, another run by its name", from, []any{"first", "db:80"}},
+		{"connect and first byte, out by address", from, []any{"first", fmt.Sprintf("%v:%d", own, port)}},
+		{"connect and first byte, out by name", from, []any{"first", fmt.Sprintf("far.test:%d", port)}},
+		{"name of another run, looked up", from, []any{"find", "db"}},
+		{"name, looked up on the host", here, []any{"find", "far.test", resolver}},
+	}
+	took := make([][]time.Duration, len(list))
+	for range rounds {
+		for i, one := range list {
+			d, err := one.by.took(one.what...)
+			if err != nil {
+				return fmt.Errorf("%s: %w", one.name, err)
+			}
+			took[i] = append(took[i], d)
+		}
+	}
+	for i, one := range list {
+		d := quantile(took[i], 0.5)
+		fmt.Printf("| %s | %.0f µs | %.2f × |\n", one.name, float64(d.Nanoseconds())/1e3, float64(d)/float64(quantile(took[0], 0.5)))
+	}
+	return nil
+}
+
+// serveName answers each question over UDP with an address of IPv4 and one of IPv6, as a gateway's
+// resolver does.
+func serveName(own netip.Addr) (at string, err error) {
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		return "", err
+	}
+	go func() {
+		for b := make([]byte, 1024); ; {
+			n, from, err := conn.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			var m dnsmessage.Message
+			if m.Unpack(b[:n]) != nil || len(m.Questions) != 1 {
+				continue
+			}
+			q := m.Questions[0]
+			var body dnsmessage.ResourceBody = &dnsmessage.AResource{A: own.As4()}
+			if q.Type == dnsmessage.TypeAAAA {
+				body = &dnsmessage.AAAAResource{AAAA: netip.MustParseAddr("fd00::1").As16()}
+			}
+			m.Response, m.Additionals = true, nil
+			m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 1}, Body: body}}
+			if reply, err := m.Pack(); err == nil {
+				_, _ = conn.WriteToUDPAddrPort(reply, from)
+			}
+		}
+	}()
+	return conn.LocalAddr().String(), nil
 }
 
 // connections measures what a thousand idle ones take of this process.

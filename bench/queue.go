@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -56,9 +58,9 @@ func queues(rounds int) (err error) {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	b := &bench{dir: dir}
+	b := &bench{dir: dir, parts: map[string]*parts{}}
 	defer b.close()
-	list := []subject{b.alone()}
+	list := []subject{b.alone(), b.read()}
 	for _, add := range append([]func() (subject, error){b.unsynced, b.synced, b.threeUnsynced, b.threeSynced}, b.peers()...) {
 		s, err := add()
 		if err == nil {
@@ -75,6 +77,9 @@ func queues(rounds int) (err error) {
 	for i, s := range list {
 		median := quantile(times[i], 0.5)
 		fmt.Printf("| one task, %s | %s | p99 %s | %s more |\n", s.name, ms(median), ms(quantile(times[i], 0.99)), ms(median-base))
+		if p := b.parts[s.name]; p != nil {
+			fmt.Printf("| of which, %s | %s until its run begins | %s its run | %s until Wait returns |\n", s.name, ms(quantile(p.before, 0.5)), ms(quantile(p.run, 0.5)), ms(quantile(p.after, 0.5)))
+		}
 	}
 	for i, f := range throughput(list, slots, rounds).rows {
 		fmt.Printf("| %d at a time, %s | %.0f a second |\n", slots, list[i].name, f.rate)
@@ -90,8 +95,26 @@ func queues(rounds int) (err error) {
 
 // bench has what is to be ended after measurements.
 type bench struct {
-	dir  string
-	ends []func()
+	dir   string
+	ends  []func()
+	mu    sync.Mutex
+	parts map[string]*parts // by the subject's name
+}
+
+// parts are those of the times of tasks: from Submit to the command's start, to its end, and to the
+// return of Wait.
+type parts struct{ before, run, after []time.Duration }
+
+func (b *bench) part(name string, begun time.Time, r *queue.Result) {
+	returned := time.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.parts[name]
+	if p == nil {
+		p = &parts{}
+		b.parts[name] = p
+	}
+	p.before, p.run, p.after = append(p.before, r.Started.Sub(begun)), append(p.run, r.Ended.Sub(r.Started)), append(p.after, returned.Sub(r.Ended))
 }
 
 func (b *bench) close() {
@@ -117,6 +140,16 @@ func (b *bench) pool() *pools.Pool {
 func (b *bench) alone() subject {
 	p := b.pool()
 	return subject{name: "Pool.Run alone", run: func() error { _, err := p.Run(context.Background()); return err }}
+}
+
+// read is what a worker does of it: it reads what the command writes, which is nothing.
+func (b *bench) read() subject {
+	p := b.pool()
+	return subject{name: "Pool.Run with readers of its output", run: func() error {
+		var out, err bytes.Buffer
+		_, failed := p.Run(context.Background(), sandbox.WithStdout(&out), sandbox.WithStderr(&err))
+		return failed
+	}}
 }
 
 func (b *bench) unsynced() (subject, error) {
@@ -146,9 +179,14 @@ func (b *bench) on(name, url string, opts ...queue.Option) (subject, error) {
 		q.Close()
 	})
 	s.run = func() error {
+		begun := time.Now()
 		id, err := q.Submit(context.Background(), queue.Task{Command: []string{"/usr/bin/true"}})
+		if err != nil {
+			return err
+		}
+		res, err := q.Wait(context.Background(), id)
 		if err == nil {
-			_, err = q.Wait(context.Background(), id)
+			b.part(name, begun, res)
 		}
 		return err
 	}

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go"
 
 	"github.com/cellkit/sandbox"
 )
@@ -17,10 +17,10 @@ import (
 // run now or any more. A message that is neither acknowledged nor sent back comes again, to whoever
 // asks, when its lease is over.
 func (w *Worker) attempt(ctx context.Context, p pulled) {
-	id := w.q.idOf("task", p.m.Subject())
+	id := w.q.idOf("task", p.m.Subject)
 	meta, err := p.m.Metadata()
 	if err != nil || !validID(id) {
-		_ = p.m.TermWithReason("no task") // if it does not arrive, the message comes again
+		_ = p.m.Term() // if it does not arrive, the message comes again
 		return
 	}
 	l := w.hold(ctx, id, p)
@@ -61,11 +61,14 @@ var (
 	errStopped = errors.New("the worker is being stopped")
 )
 
-func (a *attempt) do(ctx context.Context, m jetstream.Msg) (err error) {
-	if a.task, err = decode[taskRecord](m.Data()); errors.Is(err, errNewer) {
+func (a *attempt) do(ctx context.Context, m *nats.Msg) (err error) {
+	if a.task, err = decode[taskRecord](m.Data); errors.Is(err, errNewer) {
 		// For a newer worker; if it does not arrive, it comes again sooner.
 		_ = a.back(m, time.Minute)
 		return err
+	}
+	if err == nil && !(plain(m) && len(m.Header) == 1 && isExpected(m.Header)) {
+		err = errHeaders
 	}
 	if err == nil {
 		err = a.task.check()
@@ -140,16 +143,20 @@ func (a *attempt) do(ctx context.Context, m jetstream.Msg) (err error) {
 
 // back sends the message back, to be handed out again after a time. The lease is renewed no more
 // before: servers that hear of it after would keep the message for a lease.
-func (a *attempt) back(m jetstream.Msg, after time.Duration) error {
+func (a *attempt) back(m *nats.Msg, after time.Duration) error {
 	a.l.stop()
 	return m.NakWithDelay(after)
 }
 
 // claim writes that this worker has the task, and reports whether there is nothing to be done.
-func (a *attempt) claim(m jetstream.Msg) (over bool, err error) {
+func (a *attempt) claim(m *nats.Msg) (over bool, err error) {
 	var old *stateRecord
 	var seq uint64
-	for first := a.delivered == 1; ; first = false {
+	wait := conflictWait
+	for first := a.delivered == 1; ; first, wait = false, 2*wait {
+		if wait > maxConflictWait {
+			return false, errConflict
+		}
 		if !first { // else there is none, or it will be found out
 			if old, seq, err = a.w.q.state(a.l.ctx, a.id); err != nil {
 				return false, err
@@ -164,11 +171,11 @@ func (a *attempt) claim(m jetstream.Msg) (over bool, err error) {
 				return false, errNotOurs // this message was given out again since
 			}
 			// Nobody waits longer than anybody writes, whatever clocks say.
-			if wait, err := a.w.q.until(a.l.ctx, old.Next); err != nil {
+			if left, err := a.w.q.until(a.l.ctx, old.Next); err != nil {
 				return false, err // it comes again when the lease is over
-			} else if wait > 0 && wait <= maxBackoff {
+			} else if left > 0 && left <= maxBackoff {
 				// If it does not arrive, it is looked at again.
-				_ = a.back(m, max(wait, time.Millisecond))
+				_ = a.back(m, max(left, time.Millisecond))
 				return true, nil
 			}
 			if old.State == Running && old.Worker != a.w.name && a.heldBy(old.Worker) {
@@ -185,17 +192,28 @@ func (a *attempt) claim(m jetstream.Msg) (over bool, err error) {
 				return true, a.giveUp(m, nil, fmt.Sprintf("after %d attempts: worker %s was lost", old.Attempt, old.Worker))
 			}
 		} else if a.task.Deadline != 0 {
-			if left, err := a.w.q.until(a.l.ctx, a.task.Deadline); err != nil {
+			left, err := a.w.q.until(a.l.ctx, a.task.Deadline)
+			if err != nil {
 				return false, err
-			} else if left <= 0 {
-				_, err := a.w.q.end(a.l.ctx, a.id, Expired, ErrExpired.Error())
-				return true, errors.Join(err, m.Ack())
+			}
+			if left <= 0 {
+				r := &stateRecord{State: Expired, Text: ErrExpired.Error()}
+				n, err := a.w.q.replace(a.l.ctx, a.id, r, seq)
+				if err != nil {
+					return false, err
+				}
+				if n != 0 {
+					return true, m.Ack()
+				}
+				pause(a.l.ctx, wait)
+				continue
 			}
 		}
 		a.l.claimed(a.now.Attempt)
 		if a.seq, err = a.w.q.replace(a.l.ctx, a.id, &a.now, seq); err != nil || a.seq != 0 {
 			return false, err
 		}
+		pause(a.l.ctx, wait)
 	}
 }
 
@@ -213,7 +231,7 @@ func (a *attempt) write(r *stateRecord) error {
 }
 
 // wait has the task tried again.
-func (a *attempt) wait(m jetstream.Msg, why string, backoff time.Duration) error {
+func (a *attempt) wait(m *nats.Msg, why string, backoff time.Duration) error {
 	r := &stateRecord{State: Waiting, Text: why}
 	if backoff > 0 {
 		now, err := a.w.q.now(a.l.ctx)
@@ -230,7 +248,7 @@ func (a *attempt) wait(m jetstream.Msg, why string, backoff time.Duration) error
 }
 
 // end writes the task's end.
-func (a *attempt) end(m jetstream.Msg, state State, run *runRecord, text string) error {
+func (a *attempt) end(m *nats.Msg, state State, run *runRecord, text string) error {
 	if err := a.write(&stateRecord{State: state, Run: run, Text: text}); err != nil {
 		return err
 	}
@@ -243,8 +261,8 @@ func (a *attempt) end(m jetstream.Msg, state State, run *runRecord, text string)
 }
 
 // giveUp makes the task a dead letter.
-func (a *attempt) giveUp(m jetstream.Msg, run *runRecord, why string) error {
-	if err := a.w.q.bury(a.l.ctx, a.id, m.Data()); err != nil {
+func (a *attempt) giveUp(m *nats.Msg, run *runRecord, why string) error {
+	if err := a.w.q.bury(a.l.ctx, a.id, m.Data); err != nil {
 		return err
 	}
 	a.log.Warn("task given up", "attempt", a.now.Attempt, "error", why)
@@ -252,7 +270,7 @@ func (a *attempt) giveUp(m jetstream.Msg, run *runRecord, why string) error {
 }
 
 // refuse ends what is no task.
-func (a *attempt) refuse(m jetstream.Msg, err error) error {
+func (a *attempt) refuse(m *nats.Msg, err error) error {
 	a.log.Warn("no task", "error", err)
 	_, endErr := a.w.q.end(a.l.ctx, a.id, Dead, "no task: "+err.Error())
 	if endErr != nil {
@@ -283,15 +301,14 @@ func (a *attempt) run(ctx context.Context) (r *runRecord, failure error, again b
 		return nil, err, true
 	}
 	out := a.w.q.newOutput(a.id, a.now.Attempt)
-	flush := out.stream(run)
 	opts = append(opts, sandbox.WithStdout(out.writer(0)), sandbox.WithStderr(out.writer(1)))
 	var res *sandbox.Result
 	if a.task.Replica != nil {
 		res, err = a.serve(run, opts)
 	} else {
-		res, err = a.w.pool.Run(run, opts...)
+		res, err = a.w.execute(run, opts...)
 	}
-	flush()
+	out.end(run)
 	if res == nil || run.Err() != nil {
 		var option *sandbox.OptionError
 		return nil, err, !errors.As(err, &option)

@@ -115,10 +115,7 @@ func (q *Queue) touchBlob(ctx context.Context, now func() (time.Time, error), su
 
 // blob finds a blob's record.
 func (q *Queue) blob(ctx context.Context, sum []byte) (m *jetstream.RawStreamMsg, b *blobRecord, err error) {
-	err = retry(ctx, func(ctx context.Context) (err error) {
-		m, err = q.blobs.GetLastMsgForSubject(ctx, q.blobSubject(sum))
-		return err
-	})
+	m, err = q.last(ctx, q.blobs, q.blobSubject(sum))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -203,11 +200,7 @@ func (r *blobReader) next() error {
 	}
 	chunks := (r.size + chunkSize - 1) / chunkSize
 	if r.n < chunks {
-		var m *jetstream.RawStreamMsg
-		err := retry(r.ctx, func(ctx context.Context) (err error) {
-			m, err = r.q.blobs.GetLastMsgForSubject(ctx, r.q.chunkSubject(r.at.Upload, strconv.FormatInt(r.n, 10)))
-			return err
-		})
+		m, err := r.q.last(r.ctx, r.q.blobs, r.q.chunkSubject(r.at.Upload, strconv.FormatInt(r.n, 10)))
 		if err != nil {
 			return fmt.Errorf("content %x: %w", r.sum, err)
 		}

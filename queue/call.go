@@ -264,12 +264,11 @@ func (a *attempt) call(run context.Context, limits Limits) (r *runRecord, failur
 		return nil, fmt.Errorf("argument: %w", err), true
 	}
 	out := a.w.q.newOutput(a.id, a.now.Attempt)
-	flush := out.stream(run)
 	opts := append(limits.options(), a.w.pool.Share(), sandbox.WithStdout(out.writer(0)), sandbox.WithStderr(out.writer(1)))
 	begun := time.Now()
 	result, err := f.call(run, value, function.Options(opts...))
 	took := time.Since(begun)
-	flush()
+	out.end(run)
 	if run.Err() != nil {
 		return nil, context.Cause(run), true
 	}

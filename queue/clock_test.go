@@ -49,7 +49,7 @@ func TestGivenAwayEarly(t *testing.T) {
 	l := first.live[id]
 	first.mu.Unlock()
 	require.NotNil(t, l)
-	require.NoError(t, q.nc.Publish(l.m.Reply(), []byte("-NAK"))) // give it away now
+	require.NoError(t, q.nc.Publish(l.m.Reply, []byte("-NAK"))) // give it away now
 	testkit.Eventually(t, "the second worker has it", func() bool { return strings.Contains(log.String(), "holder=first") })
 	res := mustWait(t, q, id)
 	require.Equal(t, "once", text(res.Stdout))

@@ -19,6 +19,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox/internal/testkit"
@@ -46,17 +47,18 @@ func init() {
 	})
 }
 
-// cluster is three servers, each a process. They reach each other through links that can be cut.
+// cluster is three servers, each a process. They reach each other through links that can be cut, or
+// directly.
 type cluster struct {
 	t       testing.TB
 	dirs    [3]string
 	clients [3]int
 	routes  [3]int
-	links   [3][3]*link // from, to
+	links   [3][3]*link // from, to; nil: directly
 	procs   [3]*os.Process
 }
 
-func startCluster(t testing.TB) *cluster {
+func startCluster(t testing.TB, linked bool) *cluster {
 	t.Helper()
 	c := &cluster{t: t}
 	var ports []int
@@ -69,7 +71,7 @@ func startCluster(t testing.TB) *cluster {
 	}
 	for i := range 3 {
 		for j := range 3 {
-			if i != j {
+			if i != j && linked {
 				c.links[i][j] = newLink(t, fmt.Sprintf("127.0.0.1:%d", c.routes[j]))
 			}
 		}
@@ -96,7 +98,11 @@ func (c *cluster) start(i int) {
 	c.t.Helper()
 	args := []string{fmt.Sprintf("s%d", i), c.dirs[i], strconv.Itoa(c.clients[i]), strconv.Itoa(c.routes[i])}
 	for j := range 3 {
-		if i != j {
+		switch {
+		case i == j:
+		case c.links[i][j] == nil:
+			args = append(args, fmt.Sprintf("127.0.0.1:%d", c.routes[j]))
+		default:
 			args = append(args, c.links[i][j].address())
 		}
 	}
@@ -259,8 +265,15 @@ func (e *endings) count() int {
 func (e *endings) requireOne(t testing.TB, ctx context.Context, ids []string) {
 	t.Helper()
 	for _, id := range ids {
-		m, err := e.q.states.GetLastMsgForSubject(ctx, e.q.subject("state", id))
-		require.NoError(t, err)
+		var m *jetstream.RawStreamMsg
+		testkit.Eventually(t, id+" has ended on the server that answers", func() (ended bool) {
+			var err error
+			m, err = e.q.last(ctx, e.q.states, e.q.subject("state", id))
+			require.NoError(t, err)
+			r, err := decode[stateRecord](m.Data)
+			require.NoError(t, err)
+			return r.State.Ended()
+		})
 		e.add(id, string(m.Data))
 	}
 	e.mu.Lock()
@@ -287,7 +300,7 @@ func TestCluster(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), testkit.Patience*time.Duration(4+count/50))
 	defer cancel()
-	c := startCluster(t)
+	c := startCluster(t, true)
 	q, err := Open(ctx, c.url(0, 1, 2), Replicas(3), Lease(3*time.Second))
 	require.NoError(t, err)
 	defer q.Close()

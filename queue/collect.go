@@ -64,11 +64,21 @@ func (q *Queue) Collect(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		old := begun.Sub(m.Time) > q.config.retention
+		if !isExpected(m.Header) { // no task's state, whatever it says
+			if old {
+				err = q.remove(ctx, q.states, m.Sequence)
+			}
+			if err != nil {
+				return err
+			}
+			continue
+		}
 		r, err := decode[stateRecord](m.Data)
 		if err != nil {
 			continue
 		}
-		if r.State.Ended() && begun.Sub(m.Time) > q.config.retention {
+		if r.State.Ended() && old {
 			if err := q.forget(ctx, m); err != nil {
 				return err
 			}
@@ -104,7 +114,7 @@ func (q *Queue) remove(ctx context.Context, s jetstream.Stream, seq uint64) erro
 			return err
 		}
 		// The error does not say why.
-		if _, gone := s.GetMsg(ctx, seq); errors.Is(gone, jetstream.ErrMsgNotFound) {
+		if _, gone := q.read(ctx, nameOf(s), query{From: seq}); errors.Is(gone, jetstream.ErrMsgNotFound) {
 			return nil
 		}
 		return err
@@ -152,7 +162,7 @@ func (q *Queue) sweep(ctx context.Context, used map[string]bool, before time.Tim
 			if err := q.remove(ctx, q.blobs, m.Sequence); err != nil {
 				return fmt.Errorf("queue: collect: %w", err)
 			}
-			if _, err := q.blobs.GetLastMsgForSubject(ctx, m.Subject); errors.Is(err, jetstream.ErrMsgNotFound) {
+			if _, err := q.last(ctx, q.blobs, m.Subject); errors.Is(err, jetstream.ErrMsgNotFound) {
 				continue
 			}
 		}

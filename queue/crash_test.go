@@ -247,6 +247,21 @@ func TestServerKilled(t *testing.T) {
 	}
 }
 
+// A worker ends soon when it is asked to, however many tasks wait.
+func TestWorkerEndsWithBacklog(t *testing.T) {
+	q := open(t)
+	for range 200 {
+		submit(t, q, Task{Command: shell("true")})
+	}
+	for range 8 {
+		stop := work(t, q)
+		time.Sleep(50 * time.Millisecond)
+		begin := time.Now()
+		stop()
+		require.Less(t, time.Since(begin), testkit.Patience/4, "what it gives back it does not take again")
+	}
+}
+
 // A worker that is asked to end gives its task back, which does not count as an attempt of it.
 func TestWorkerEnds(t *testing.T) {
 	q := open(t)

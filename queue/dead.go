@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -60,24 +61,28 @@ func (q *Queue) Requeue(ctx context.Context, id string) error {
 
 func (q *Queue) requeue(ctx context.Context, id string) error {
 	var letter *jetstream.RawStreamMsg
-	err := retry(ctx, func(ctx context.Context) (err error) {
-		letter, err = q.dead.GetLastMsgForSubject(ctx, q.subject("dead", id))
-		return err
-	})
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return ErrNotDead
-	}
-	if err != nil {
-		return err
-	}
-	r, seq, err := q.state(ctx, id)
-	if err != nil {
-		return err
-	}
-	// A Requeue that was cut short has left it waiting, with its letter and without a task.
-	again := r != nil && r.State == Waiting && r.Attempt == 0
-	if !again && (r == nil || r.State != Dead) {
-		return ErrNotDead
+	var r *stateRecord
+	var seq uint64
+	var again bool
+	// Servers that answer may lag behind those that have said that the task is dead.
+	for wait := 10 * time.Millisecond; ; wait *= 2 {
+		var err error
+		if letter, err = q.last(ctx, q.dead, q.subject("dead", id)); err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
+			return err
+		}
+		if r, seq, err = q.state(ctx, id); err != nil {
+			return err
+		}
+		// A Requeue that was cut short has left it waiting, with its letter and without a
+		// task.
+		again = r != nil && r.State == Waiting && r.Attempt == 0
+		if letter != nil && (again || r != nil && r.State == Dead) {
+			break
+		}
+		if r != nil && r.State.Ended() && r.State != Dead || q.states.CachedInfo().Config.Replicas == 1 || wait > maxLag/2 {
+			return ErrNotDead
+		}
+		pause(ctx, wait)
 	}
 	if !again {
 		// Its message may still be there, if who buried it has not acknowledged it yet.

@@ -3,6 +3,9 @@
 package queue
 
 import (
+	"bufio"
+	"context"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -22,7 +25,7 @@ func TestAttackRecords(t *testing.T) {
 	q := open(t, Lease(2*time.Second))
 	ctx := testkit.Deadline(t)
 	put := func(kind, id string, data []byte) {
-		_, err := q.js.Publish(ctx, q.subject(kind, id), data)
+		_, err := q.js.Publish(ctx, q.subject(kind, id), data, jetstream.WithExpectLastSequencePerSubject(0))
 		require.NoError(t, err)
 	}
 	record := func(change func(*taskRecord)) []byte {
@@ -78,6 +81,127 @@ func TestAttackRecords(t *testing.T) {
 	for s, err := range q.List(ctx) {
 		require.NoError(t, err)
 		require.True(t, validID(s.ID), "%q", s.ID)
+	}
+}
+
+// Headers that the writer of a record has given it say nothing of it, and who reads many goes on.
+func TestAttackHeaders(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	good := submit(t, q, Task{Command: shell("true")})
+	headers := map[string]nats.Header{
+		"sequence": {"Nats-Sequence": {"0"}},
+		"later":    {"Nats-Sequence": {"1000000"}},
+		"subject":  {"Nats-Subject": {q.subject("task", good)}},
+		"time":     {"Nats-Time-Stamp": {"never"}},
+		"stream":   {"Nats-Stream": {""}},
+		"missing":  {"Status": {"404"}},
+		"nobody":   {"Status": {"503"}},
+		"pending":  {"Nats-Num-Pending": {"many"}},
+	}
+	want := map[string]bool{good: true}
+	for name, h := range headers {
+		id := "default.high." + name
+		want[id] = true
+		for _, kind := range []string{"task", "dead"} {
+			_, err := q.js.PublishMsg(ctx, &nats.Msg{Subject: q.subject(kind, id), Header: h})
+			require.NoError(t, err)
+		}
+	}
+	// A client of NATS does not send such as these.
+	conn, err := q.embedded.InProcessConn()
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, conn.SetDeadline(time.Now().Add(testkit.Patience)))
+	lines := bufio.NewReader(conn)
+	_, err = lines.ReadString('\n') // INFO
+	require.NoError(t, err)
+	_, err = fmt.Fprint(conn, "CONNECT {\"headers\":true,\"verbose\":false}\r\n")
+	require.NoError(t, err)
+	put := func(subject, headers string, data []byte) {
+		t.Helper()
+		_, err = fmt.Fprintf(conn, "HPUB %s %d %d\r\n%s%s\r\nPING\r\n", subject, len(headers), len(headers)+len(data), headers, data)
+		require.NoError(t, err)
+		answer, err := lines.ReadString('\n')
+		require.NoError(t, err)
+		require.Equal(t, "PONG\r\n", answer)
+	}
+	// What servers add comes after the blank line.
+	const ends = "\r\njunk: x\r\n\r\n"
+	blank := func(kind string) string {
+		return "NATS/1.0\r\n" + expected + ": 0\r\nNats-Stream: sandbox-" + kind + "\r\nNats-Subject: " + q.subject("state", good) + "\r\nNats-Sequence: 1\r\nNats-Time-Stamp: 2026-01-02T03:04:05Z\r\nNats-Num-Pending: 7\r\n" + ends
+	}
+	for _, kind := range []string{"task", "dead"} {
+		for name, headers := range map[string]string{"raw": "NATS/1.0\r\nno header\r\n\r\n", "blank": blank(kind + "s"), "none": "NATS/1.0 404 no\r\n" + ends, "empty": "NATS/1.0\r\n" + ends,
+			"short": "NATS/1.0\nNats-Stream:sandbox-tasks\nNats-Subject:x\nNats-Sequence:1\nNats-Time-Stamp:2026-01-02T03:04:05Z\n\n"} {
+			want["default.high."+name] = true
+			put(q.subject(kind, "default.high."+name), headers, nil)
+		}
+	}
+	testkit.Eventually(t, "it is stored", func() bool {
+		info, err := q.tasks.Info(ctx)
+		require.NoError(t, err)
+		return info.State.Msgs == uint64(len(want))
+	})
+
+	got := map[string]bool{}
+	for s, err := range q.List(ctx) {
+		require.NoError(t, err)
+		require.False(t, got[s.ID], "%s comes twice", s.ID)
+		got[s.ID] = true
+	}
+	require.Equal(t, want, got)
+	for _, err := range q.Dead(ctx) {
+		require.NoError(t, err)
+	}
+	require.NoError(t, q.Collect(ctx))
+	stats, err := q.Stats(ctx)
+	require.NoError(t, err)
+	require.Equal(t, len(want), stats.Classes["default"].Tasks)
+
+	// The number of a state is what the server says, so it can be replaced.
+	state, err := encode(&stateRecord{Version: version, State: Waiting})
+	require.NoError(t, err)
+	_, err = q.js.PublishMsg(ctx, &nats.Msg{Subject: q.subject("state", good), Header: headers["later"], Data: state}, jetstream.WithExpectLastSequencePerSubject(0))
+	require.NoError(t, err)
+	short, cancel := context.WithTimeout(ctx, 2*plainTime)
+	defer cancel()
+	canceled, err := q.Cancel(short, good, "by its owner")
+	require.NoError(t, err)
+	require.True(t, canceled)
+	_, errs := q.WaitAll(ctx, []string{good})
+	require.ErrorIs(t, errs[0], ErrCanceled)
+
+	// Nor does a state whose headers hide what the server says keep anybody busy, file another
+	// one's end under its name, or hide the log.
+	done, err := encode(&stateRecord{Version: version, State: Done, Run: &runRecord{Reason: "exited"}})
+	require.NoError(t, err)
+	mine := submit(t, q, Task{Command: shell("true"), Delay: time.Hour})
+	put(q.subject("state", mine), strings.Replace(blank("states"), good, mine, 1), done)
+	other := submit(t, q, Task{Command: shell("true"), Delay: time.Hour})
+	put(q.subject("state", other), strings.Replace(blank("states"), good, mine, 1), done)
+	put(q.subject("log", other), strings.Replace(blank("logs"), "state", "log", 1), nil)
+	ended, _ := q.ended(ctx, []string{mine, other})
+	require.Empty(t, ended)
+	for _, id := range []string{mine, other} {
+		short, cancel := context.WithTimeout(ctx, 4*plainTime)
+		defer cancel()
+		canceled, err := q.Cancel(short, id, "by its owner")
+		require.NoError(t, err)
+		require.True(t, canceled)
+		_, err = q.Wait(short, id)
+		require.ErrorIs(t, err, ErrCanceled)
+		for _, err := range q.Logs(short, id, 0) {
+			require.NoError(t, err)
+		}
+	}
+
+	// All of them end.
+	work(t, q)
+	for id := range want {
+		_, err := q.Wait(ctx, id)
+		require.Error(t, err)
+		require.NotErrorIs(t, err, context.DeadlineExceeded, id)
 	}
 }
 

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go"
 )
 
 // lease is what a worker has of a task's message. The servers give the message to another worker
@@ -16,7 +16,7 @@ import (
 type lease struct {
 	w       *Worker
 	id      string
-	m       jetstream.Msg
+	m       *nats.Msg
 	length  time.Duration
 	ctx     context.Context // ends when the task is not this worker's any more
 	cancel  context.CancelCauseFunc
@@ -118,7 +118,7 @@ func (l *lease) renew(timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(l.ctx, timeout)
 	defer cancel()
 	// Answered once it is done.
-	_, err := l.w.q.nc.RequestWithContext(ctx, l.m.Reply(), []byte("+WPI"))
+	_, err := l.w.q.nc.RequestWithContext(ctx, l.m.Reply, []byte("+WPI"))
 	return err
 }
 

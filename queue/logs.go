@@ -77,11 +77,7 @@ func (q *Queue) follow(ctx context.Context, id string, after uint64, yield func(
 			return err
 		}
 		for {
-			var m *jetstream.RawStreamMsg
-			err := retry(ctx, func(ctx context.Context) (err error) {
-				m, err = q.logs.GetMsg(ctx, after+1, jetstream.WithGetMsgSubject(q.subject("log", id)))
-				return err
-			})
+			m, err := q.next(ctx, q.logs, after+1, q.subject("log", id))
 			if errors.Is(err, jetstream.ErrMsgNotFound) {
 				break
 			}
@@ -114,6 +110,7 @@ type output struct {
 
 	mu      sync.Mutex
 	streams [2]stream
+	due     *time.Timer // sends what is pending; nil: nothing is
 	sent    bool
 	budget  float64 // bytes that may be sent now
 	filled  time.Time
@@ -156,6 +153,9 @@ func (o *output) write(n int, p []byte) (int, error) {
 			o.send(n)
 		}
 	}
+	if o.due == nil && len(s.pending) > 0 {
+		o.due = time.AfterFunc(logEvery, o.flush)
+	}
 	return len(p), nil
 }
 
@@ -176,45 +176,34 @@ func (o *output) send(n int) {
 	s.pending = s.pending[:0]
 }
 
-// stream sends what is written, every now and then, until the returned function is called, which
-// returns when all of it is stored.
-func (o *output) stream(ctx context.Context) (stop func()) {
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		tick := time.NewTicker(logEvery)
-		defer tick.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-tick.C:
-			}
-			o.flush()
-		}
-	}()
-	return func() {
-		close(done)
-		<-ended
-		o.flush()
-		if !o.sent {
-			return
-		}
-		// The stream stores in order: when it has this one, it has all. It is only a log:
-		// the result does not wait for long.
-		end, err := encode(&logRecord{Version: version, Attempt: o.attempt, Offset: o.streams[0].offset})
-		if err != nil {
-			return
-		}
-		ctx, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		_, _ = o.q.js.Publish(ctx, o.q.subject("log", o.id), end, jetstream.WithRetryAttempts(0))
+// end sends what is left, and returns when all that was sent is stored.
+func (o *output) end(ctx context.Context) {
+	o.flush()
+	o.mu.Lock()
+	sent := o.sent
+	o.mu.Unlock()
+	if !sent {
+		return
 	}
+	// The stream stores in order: when it has this one, it has all. It is only a log: the
+	// result does not wait for long.
+	end, err := encode(&logRecord{Version: version, Attempt: o.attempt, Offset: o.streams[0].offset})
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_, _ = o.q.js.Publish(ctx, o.q.subject("log", o.id), end, jetstream.WithRetryAttempts(0))
 }
 
+// flush sends what is pending.
 func (o *output) flush() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.due != nil {
+		o.due.Stop()
+		o.due = nil
+	}
 	for n := range o.streams {
 		o.send(n)
 	}

@@ -100,11 +100,27 @@ func (o *Offer) takes(t *taskRecord) bool {
 }
 
 // othersGive reports whether there is another worker that takes the task and gives what it asks
-// for.
+// for. What a worker says of itself may be a lie, but servers can keep it from answering for a
+// class that is not its own, and in its own it could take the task anyway.
 func (a *attempt) othersGive() bool {
 	class, _, _ := strings.Cut(a.id, ".")
-	return slices.ContainsFunc(a.w.others(a.l.ctx), func(s WorkerStatus) bool {
-		_, err := a.task.Limits.within(s.Max)
-		return err == nil && slices.Contains(s.Classes, class) && s.takes(a.task)
-	})
+	ctx, cancel := context.WithTimeout(a.l.ctx, askTime)
+	defer cancel()
+	answers := make(chan bool, maxAsked)
+	asked := 0
+	for _, s := range a.w.others(a.l.ctx) {
+		if _, err := a.task.Limits.within(s.Max); err == nil && slices.Contains(s.Classes, class) && s.takes(a.task) && asked < maxAsked {
+			asked++
+			go func() { answers <- len(a.w.q.ask(ctx, class, s.Name, a.id)) > 0 }()
+		}
+	}
+	for range asked {
+		if <-answers {
+			return true
+		}
+	}
+	return false
 }
+
+// maxAsked is how many workers are asked at once.
+const maxAsked = 64

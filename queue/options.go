@@ -3,6 +3,7 @@ package queue
 import (
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nkeys"
 )
 
 // Option changes one thing of Open.
@@ -72,21 +74,47 @@ func TLS(t *tls.Config) Option {
 	return func(c *config) { c.conn = append(c.conn, nats.Secure(t)) }
 }
 
-// NKey sets the file of the seed of an nkey, by which the servers know this process.
+// NKey sets the file of the seed of an nkey, by which the servers know this process. What they
+// answer goes to subjects that begin with _INBOX and its public key, so that they can keep other
+// users from it.
 func NKey(file string) Option {
 	return func(c *config) {
 		o, err := nats.NkeyOptionFromSeed(file)
-		if err != nil {
-			c.errs = append(c.errs, wrong("queue.NKey", "%w", err))
-			return
-		}
-		c.conn = append(c.conn, o)
+		c.user("queue.NKey", file, o, err)
 	}
 }
 
-// Credentials sets the file of a user's JWT and nkey, as nsc makes it.
+// Credentials sets the file of a user's JWT and nkey, as nsc makes it. Answers go to subjects of
+// the nkey, as NKey says. The file is read again at each reconnect: a new JWT may be put there, but
+// the nkey must stay.
 func Credentials(file string) Option {
-	return func(c *config) { c.conn = append(c.conn, nats.UserCredentials(file)) }
+	return func(c *config) { c.user("queue.Credentials", file, nats.UserCredentials(file), nil) }
+}
+
+// user has the process connect as the user whose nkey is in a file.
+func (c *config) user(option, file string, o nats.Option, err error) {
+	var public string
+	if err == nil {
+		public, err = publicKey(file)
+	}
+	if err != nil {
+		c.errs = append(c.errs, wrong(option, "%w", err))
+		return
+	}
+	c.conn = append(c.conn, o, nats.CustomInboxPrefix("_INBOX."+public))
+}
+
+func publicKey(file string) (string, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	k, err := nkeys.ParseDecoratedNKey(b)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", file, err)
+	}
+	defer k.Wipe()
+	return k.PublicKey()
 }
 
 // Lease sets for how long a worker that is not heard of keeps its task: the task of a worker that

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 // puller gets tasks for the free slots of a worker: those of a higher priority first, and of one
@@ -24,8 +23,9 @@ type puller struct {
 	shelves []*shelf
 	lanes   map[string]bool // that the worker may ask
 	known   sync.Map        // class.route to *source, of lanes that were in use
-	arrived chan pulled
+	more    chan struct{}   // gets something when a lane has more than the one that came
 	notes   chan note
+	ctx     context.Context // of run
 }
 
 // shelf is the tasks of a class and priority.
@@ -44,7 +44,11 @@ type source struct {
 	// The last standing request was answered: servers may forbid them.
 	answers atomic.Bool
 	stand   chan struct{} // asks for a standing request
-	full    atomic.Int64  // by clockNow: not asked before, as its first task does not fit
+	// Requests that stand, of standAt, and others, of run.
+	waits, fetches *requests
+	// A standing request is there, or about to be: what the lane gets comes by itself.
+	stands atomic.Bool
+	full   atomic.Int64 // by clockNow: not asked before, as its first task does not fit
 }
 
 // note says that a lane has a task.
@@ -53,7 +57,7 @@ type note struct{ class, route string }
 // pulled is a message, when, by clockNow, it was asked for, as its lease can't have begun earlier,
 // for how long it was given out, and from where.
 type pulled struct {
-	m     jetstream.Msg
+	m     *nats.Msg
 	asked time.Duration
 	lease time.Duration
 	from  *source
@@ -67,21 +71,40 @@ const (
 	// may get lost, so a worker looks at all lanes every laneScan.
 	laneIdle = 10 * time.Second
 	laneScan = time.Minute
+	// maxGather is how long a free slot waits for others at most.
+	maxGather = 5 * time.Millisecond
 )
 
 func newPuller(w *Worker, group *sync.WaitGroup) *puller {
-	p := &puller{w: w, group: group, lanes: map[string]bool{}, arrived: make(chan pulled), notes: make(chan note, 256)}
+	p := &puller{w: w, group: group, lanes: map[string]bool{}, more: make(chan struct{}, 1), notes: make(chan note, 256)}
 	for _, lane := range lanesFor(w.build, w.services.IsValid()) {
 		p.lanes[lane] = true
 	}
 	for _, priority := range priorities {
 		for _, class := range w.classes {
-			base := &source{class: class, route: route(priority, ""), always: true, stand: make(chan struct{}, 1)}
+			base := p.newSource(class, route(priority, ""))
+			base.always = true
 			base.answers.Store(true)
 			p.shelves = append(p.shelves, &shelf{class: class, priority: priority, lanes: []*source{base}})
 		}
 	}
 	return p
+}
+
+func (p *puller) newSource(class, route string) *source {
+	l := &source{class: class, route: route, stand: make(chan struct{}, 1)}
+	l.waits, l.fetches = &requests{w: p.w, from: l, got: p.got}, &requests{w: p.w, from: l, got: p.got}
+	return l
+}
+
+// close ends what comes for requests, of which there are none any more.
+func (p *puller) close() {
+	for _, s := range p.shelves {
+		for _, l := range s.lanes {
+			l.waits.close()
+			l.fetches.close()
+		}
+	}
 }
 
 // announced is called for each task that is stored, in a class of the worker.
@@ -124,17 +147,22 @@ func (p *puller) look(ctx context.Context) {
 }
 
 func (p *puller) run(ctx context.Context) {
+	p.ctx = ctx
 	for _, s := range p.shelves {
 		for _, l := range s.lanes {
 			p.group.Go(func() { p.standAt(ctx, l) })
 		}
 	}
 	p.group.Go(func() { p.look(ctx) })
+	var took time.Duration // by a pass after which no slot was free, as more tasks may wait
 	for ctx.Err() == nil {
 		if p.w.free() > 0 {
+			begun := clockNow()
 			if p.pass(ctx) {
+				took = clockNow() - begun
 				continue
 			}
+			took = 0
 			for _, s := range p.shelves {
 				for _, l := range s.ready() {
 					l.ask()
@@ -142,9 +170,9 @@ func (p *puller) run(ctx context.Context) {
 			}
 		}
 		select {
-		case m := <-p.arrived:
-			p.start(ctx, m)
+		case <-p.more:
 		case <-p.w.freed:
+			p.gather(ctx, min(took, maxGather))
 		case <-p.w.budget.room:
 			for _, s := range p.shelves {
 				for _, l := range s.lanes {
@@ -159,6 +187,22 @@ func (p *puller) run(ctx context.Context) {
 	}
 }
 
+// gather waits until a quarter of the slots is free, or as long as the last requests took: servers,
+// above all several, do less for a few requests for many tasks than for each one's.
+func (p *puller) gather(ctx context.Context, wait time.Duration) {
+	end := time.NewTimer(wait)
+	defer end.Stop()
+	for p.w.free() < p.w.slots/4 {
+		select {
+		case <-p.w.freed:
+		case <-end.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // wake has a lane asked from now on.
 func (p *puller) wake(ctx context.Context, n note) {
 	key := n.class + "." + n.route
@@ -166,7 +210,7 @@ func (p *puller) wake(ctx context.Context, n note) {
 		l.(*source).active.Store(true)
 		return
 	}
-	l := &source{class: n.class, route: n.route, stand: make(chan struct{}, 1)}
+	l := p.newSource(n.class, n.route)
 	l.active.Store(true)
 	l.ask() // also if no slot is free: it must have answered before pass asks it
 	name, _, _ := strings.Cut(n.route, "-")
@@ -201,6 +245,7 @@ func (l *source) ready() bool {
 }
 
 func (l *source) ask() {
+	l.stands.Store(true)
 	select {
 	case l.stand <- struct{}{}:
 	default:
@@ -208,15 +253,16 @@ func (l *source) ask() {
 }
 
 // pass asks for tasks that wait until there are none or no slot is free, and reports whether there
-// were any. It waits for the answers, so it asks no lane that may give none.
+// were any. It waits for the answers, so it asks no lane that may give none, nor one at which a
+// request stands.
 func (p *puller) pass(ctx context.Context) (got bool) {
 	for _, s := range p.shelves {
-		silent := func(l *source) bool { return !l.answers.Load() }
+		silent := func(l *source) bool { return !l.answers.Load() || l.stands.Load() }
 		for lanes := slices.DeleteFunc(s.ready(), silent); len(lanes) > 0; {
 			var more []*source
 			for i, l := range lanes {
 				n := p.w.free()
-				if n == 0 {
+				if n == 0 || ctx.Err() != nil {
 					return true
 				}
 				share := (n + len(lanes) - i - 1) / (len(lanes) - i)
@@ -236,29 +282,37 @@ func (p *puller) pass(ctx context.Context) (got bool) {
 
 // fetch asks a lane once for up to n tasks, and returns how many it had.
 func (p *puller) fetch(ctx context.Context, l *source, n int) (given int) {
-	asked := clockNow()
-	c, err := p.w.q.consumer(ctx, l.class, l.route)
+	r, err := l.fetches.ask(ctx, n, 0)
 	if err != nil {
 		return 0 // standAt says so
 	}
-	batch, err := c.FetchNoWait(n)
-	if err != nil {
-		return 0
-	}
-	for m := range batch.Messages() {
-		given++
-		p.start(ctx, pulled{m, asked, c.CachedInfo().Config.AckWait, l})
-	}
-	p.checkGone(l, batch)
-	return given
+	p.checkGone(r)
+	return r.given
 }
 
 // checkGone has a lane's consumer looked for anew if it does not answer.
-func (p *puller) checkGone(l *source, batch jetstream.MessageBatch) {
-	for _, gone := range []error{nats.ErrNoResponders, jetstream.ErrConsumerDeleted, jetstream.ErrConsumerNotFound} {
-		if errors.Is(batch.Error(), gone) {
-			p.w.q.forgetConsumer(l.class, l.route)
-		}
+func (p *puller) checkGone(r *request) {
+	if errors.Is(r.err, errGone) {
+		p.w.q.forgetConsumer(r.from.class, r.from.route)
+	}
+}
+
+// got is called for each message that was asked for.
+func (p *puller) got(r *request, m *nats.Msg) {
+	if r.waits {
+		r.from.stands.Store(false)
+	}
+	p.start(p.ctx, pulled{m, r.asked, r.lease, r.from})
+	if !r.waits {
+		return
+	}
+	if meta, err := m.Metadata(); err == nil && meta.NumPending == 0 && p.w.free() > 0 {
+		r.from.ask() // the lane has no more, so a request can stand there at once
+		return
+	}
+	select {
+	case p.more <- struct{}{}:
+	default:
 	}
 }
 
@@ -270,40 +324,38 @@ func (p *puller) standAt(ctx context.Context, l *source) {
 			return
 		case <-l.stand:
 		}
-		idle := clockNow()
-		for got := false; !got && ctx.Err() == nil && (p.w.free() > 0 || !l.answers.Load()) && l.ready(); {
-			asked, wait := clockNow(), about(standing)
-			var batch jetstream.MessageBatch
-			c, err := p.w.q.consumer(ctx, l.class, l.route)
-			if err == nil {
-				batch, err = c.Fetch(1, jetstream.FetchMaxWait(wait))
-			}
-			if err != nil {
-				if ctx.Err() == nil {
-					p.w.log.Warn("no tasks can be had", "class", l.class, "error", err)
-				}
-				pause(ctx, time.Second)
-				continue
-			}
-			for m := range batch.Messages() {
-				got = true
-				select {
-				case p.arrived <- pulled{m, asked, c.CachedInfo().Config.AckWait, l}:
-				case <-ctx.Done():
-					_ = m.Nak() // if it does not arrive, the lease ends
-				}
-			}
-			l.answers.Store(got || clockNow()-asked < wait+standing/2)
-			p.checkGone(l, batch)
-			if batch.Error() != nil {
-				pause(ctx, standing/5)
-			}
-			if !got && !l.always && clockNow() > idle+laneIdle {
+		l.stands.Store(true)
+		idle, got := clockNow(), false
+		for !got && ctx.Err() == nil && (p.w.free() > 0 || !l.answers.Load()) && l.ready() {
+			if got = p.stand(ctx, l); !got && !l.always && clockNow() > idle+laneIdle {
 				p.rest(ctx, l)
 				idle = clockNow()
 			}
 		}
+		if !got { // else it may be asked for another one already
+			l.stands.Store(false)
+		}
 	}
+}
+
+// stand has a request stand once, and reports whether a task came for it.
+func (p *puller) stand(ctx context.Context, l *source) (got bool) {
+	wait := about(standing)
+	r, err := l.waits.ask(ctx, 1, wait)
+	if err != nil {
+		if ctx.Err() == nil {
+			p.w.log.Warn("no tasks can be had", "class", l.class, "error", err)
+		}
+		pause(ctx, time.Second)
+		return false
+	}
+	got = r.given > 0
+	l.answers.Store(got || clockNow()-r.asked < wait+standing/2)
+	p.checkGone(r)
+	if r.err != nil {
+		pause(ctx, standing/5)
+	}
+	return got
 }
 
 // rest has a lane that has no task asked no more.

@@ -52,10 +52,10 @@ type Queue struct {
 }
 
 // Open opens a queue. With a URL such as "nats://a,b,c" or "tls://a" it connects to servers of NATS
-// that have JetStream, and keeps trying until ctx ends; that one side refuses the other's
-// certificate or name is an error. With "" it runs a server in this process, which keeps its files
-// in a directory (Dir), syncs each change before it answers (SyncEvery), and listens on nothing
-// (Listen). One process at a time may have the directory.
+// 2.12 or newer that have JetStream, and keeps trying until ctx ends; that one side refuses the
+// other's certificate or name is an error. With "" it runs a server in this process, which keeps its
+// files in a directory (Dir), syncs each change before it answers (SyncEvery), and listens on
+// nothing (Listen). One process at a time may have the directory.
 //
 // A queue that is not there is made, with the options Lease, Retention and Replicas; one that is
 // keeps what it has. The errors of wrong options are *sandbox.OptionErrors, joined. The caller
@@ -96,6 +96,9 @@ func (q *Queue) connect(ctx context.Context, url string) (err error) {
 	if err := q.awaitConnection(ctx); err != nil {
 		return err
 	}
+	if v := q.nc.ConnectedServerVersion(); tooOld(v) {
+		return fmt.Errorf("the server is NATS %s: take 2.12 or newer", v)
+	}
 	// An API call that no server answers is tried again: a cluster may be choosing a leader.
 	if q.js, err = jetstream.New(q.nc, jetstream.WithDefaultTimeout(tryTime)); err != nil {
 		return err
@@ -105,6 +108,13 @@ func (q *Queue) connect(ctx context.Context, url string) (err error) {
 		return errors.Join(err, q.nc.LastError())
 	}
 	return nil
+}
+
+// tooOld reports whether servers of that version can't answer without headers, as read asks.
+func tooOld(version string) bool {
+	var major, minor int
+	_, err := fmt.Sscanf(version, "%d.%d", &major, &minor)
+	return err == nil && (major < 2 || major == 2 && minor < 12)
 }
 
 // awaitConnection waits until the queue is connected. A server that is killed at that moment looks

@@ -394,3 +394,48 @@ func TestFull(t *testing.T) {
 	require.ErrorIs(t, err, ErrFull)
 	submit(t, q, Task{Command: shell("true"), Inputs: dirOf(t, "a", strings.Repeat("x", 30_000))})
 }
+
+// What somebody else has a server write in a task's state is none: the task is not collected with
+// it, and expires all the same.
+func TestNoState(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	done, err := encode(&stateRecord{Version: version, State: Done})
+	require.NoError(t, err)
+	late := submit(t, q, Task{Command: shell("true"), Deadline: time.Now().Add(100 * time.Millisecond)})
+	waits := submit(t, q, Task{Command: shell("echo fine")})
+	for _, id := range []string{late, waits} {
+		_, err = q.js.Publish(ctx, q.subject("state", id), done)
+		require.NoError(t, err)
+	}
+	_, err = q.Wait(ctx, late)
+	require.ErrorIs(t, err, ErrExpired)
+	q.config.retention = 0
+	require.NoError(t, q.Collect(ctx))
+	_, err = q.states.GetLastMsgForSubject(ctx, q.subject("state", waits))
+	require.ErrorIs(t, err, jetstream.ErrMsgNotFound)
+	work(t, q)
+	require.Equal(t, "fine", text(mustWait(t, q, waits).Stdout))
+}
+
+func TestTooOld(t *testing.T) {
+	for version, old := range map[string]bool{"1.4.1": true, "2.11.9": true, "2.12.0": false, "2.15.3": false, "3.0.0": false, "2.13.0-RC.1": false, "": false} {
+		require.Equal(t, old, tooOld(version), version)
+	}
+}
+
+// A task that has started does not expire, also if that is not known to who looks.
+func TestExpireStarted(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	id := submit(t, q, Task{Command: shell("true"), Deadline: time.Now().Add(200 * time.Millisecond)})
+	n, err := q.replace(ctx, id, &stateRecord{State: Running, Attempt: 1, Worker: "w"}, 0)
+	require.NoError(t, err)
+	require.NotZero(t, n)
+	time.Sleep(300 * time.Millisecond)
+	_, err = q.expire(ctx, id, 0)
+	require.NoError(t, err)
+	status, err := q.Status(ctx, id)
+	require.NoError(t, err)
+	require.Equal(t, Running, status.State)
+}

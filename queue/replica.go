@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/cellkit/sandbox"
@@ -75,18 +76,15 @@ func healthKey(service, id string) string {
 // health returns what was last said of a replica, or nil if that is nothing that this version
 // understands.
 func (q *Queue) health(ctx context.Context, service, id string) (*healthRecord, error) {
-	var e jetstream.KeyValueEntry
-	err := retry(ctx, func(ctx context.Context) (err error) {
-		e, err = q.healths.Get(ctx, healthKey(service, id))
-		return err
-	})
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
+	bucket := q.config.name + "-services"
+	m, err := q.read(ctx, "KV_"+bucket, query{Last: "$KV." + bucket + "." + healthKey(service, id)})
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	h, err := decode[healthRecord](e.Value())
+	h, err := decode[healthRecord](m.Data)
 	if err != nil {
 		return nil, nil // as if nothing was said: by another version, or by no worker
 	}
@@ -190,7 +188,7 @@ func (r *replicaRecord) probe(ctx context.Context, p *sandbox.Process, address s
 }
 
 // restart has a replica that has ended start again.
-func (a *attempt) restart(m jetstream.Msg, run *runRecord, failure error) error {
+func (a *attempt) restart(m *nats.Msg, run *runRecord, failure error) error {
 	why := "it exited"
 	if failure != nil {
 		why = failure.Error()

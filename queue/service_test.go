@@ -202,6 +202,11 @@ func TestAttackServices(t *testing.T) {
 	_, err := q.js.Publish(ctx, q.subject("service", "bad"), []byte("nonsense"))
 	require.NoError(t, err)
 	require.Error(t, q.Scale(ctx, "bad", 1))
+	data, err := encode(good())
+	require.NoError(t, err)
+	_, err = q.js.Publish(ctx, q.subject("service", "foreign"), data) // as an answer of a server
+	require.NoError(t, err)
+	require.ErrorContains(t, q.Scale(ctx, "foreign", 1), "written")
 	ending := good()
 	ending.Definition = ""
 	_, err = q.replaceService(ctx, "ending", ending, 0)

@@ -228,11 +228,7 @@ func (q *Queue) service(ctx context.Context, name string) (*serviceRecord, uint6
 	if !namePattern(name) {
 		return nil, 0, wrong("Service.Name", "%q: a name is 1 to 63 of a-z, 0-9 and -", name)
 	}
-	var m *jetstream.RawStreamMsg
-	err := retry(ctx, func(ctx context.Context) (err error) {
-		m, err = q.services.GetLastMsgForSubject(ctx, q.subject("service", name))
-		return err
-	})
+	m, err := q.last(ctx, q.services, q.subject("service", name))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, 0, nil
 	}
@@ -240,7 +236,7 @@ func (q *Queue) service(ctx context.Context, name string) (*serviceRecord, uint6
 		return nil, 0, err
 	}
 	r, err := decode[serviceRecord](m.Data)
-	if err == nil && !r.valid() {
+	if err == nil && !(isExpected(m.Header) && r.valid()) {
 		err = errors.New("its record can't be: it was not written by this package")
 	}
 	return r, m.Sequence, err

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -81,21 +82,35 @@ type stateRecord struct {
 
 const maxText = 4 << 10
 
-// state returns a task's record and its sequence number, or nil and 0.
+// state returns a task's record and its sequence number, or nil and that of what is there instead,
+// or 0.
 func (q *Queue) state(ctx context.Context, id string) (r *stateRecord, seq uint64, err error) {
-	var m *jetstream.RawStreamMsg
-	err = retry(ctx, func(ctx context.Context) (err error) {
-		m, err = q.states.GetLastMsgForSubject(ctx, q.subject("state", id))
-		return err
-	})
+	m, err := q.last(ctx, q.states, q.subject("state", id))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, 0, nil
 	}
 	if err != nil {
 		return nil, 0, err
 	}
+	if !isExpected(m.Header) {
+		return nil, m.Sequence, nil // none that was written for one
+	}
 	r, err = decode[stateRecord](m.Data)
 	return r, m.Sequence, err
+}
+
+// announced returns the task and the state that servers announce, if it is they who do.
+func (q *Queue) announced(m *nats.Msg) (id string, r *stateRecord, err error) {
+	id = q.idOf("now", m.Subject)
+	a, err := recordOf(m)
+	if err != nil {
+		return id, nil, err
+	}
+	if a.Header.Get("Nats-Stream") != nameOf(q.states) || a.Subject != q.subject("state", id) || !isExpected(a.Header) {
+		return id, nil, errHeaders
+	}
+	r, err = decode[stateRecord](m.Data)
+	return id, r, err
 }
 
 // replace writes a task's record in the place of the one with the number seq, or of none. It
@@ -121,7 +136,7 @@ func (q *Queue) replace(ctx context.Context, id string, r *stateRecord, seq uint
 
 // end writes the end of a task that nobody has, and reports whether it has ended otherwise.
 func (q *Queue) end(ctx context.Context, id string, state State, text string) (now *stateRecord, err error) {
-	for {
+	for wait := conflictWait; ; wait *= 2 {
 		old, seq, err := q.state(ctx, id)
 		if err != nil || old != nil && old.State.Ended() {
 			return old, err
@@ -133,8 +148,21 @@ func (q *Queue) end(ctx context.Context, id string, state State, text string) (n
 		if n, err := q.replace(ctx, id, r, seq); n != 0 || err != nil {
 			return r, err
 		}
+		if wait > maxConflictWait {
+			return nil, errConflict
+		}
+		pause(ctx, wait)
 	}
 }
+
+// Who finds another record than the one to be replaced looks again, after conflictWait and then
+// twice as long each time, up to maxConflictWait.
+const (
+	conflictWait    = time.Millisecond
+	maxConflictWait = 2 * time.Second
+)
+
+var errConflict = errors.New("its state changes all the time")
 
 // Status is what a queue knows of a task.
 type Status struct {
@@ -214,12 +242,8 @@ func (q *Queue) task(ctx context.Context, id string) (*taskRecord, error) {
 	return decode[taskRecord](m.Data)
 }
 
-func (q *Queue) taskMessage(ctx context.Context, id string) (m *jetstream.RawStreamMsg, err error) {
-	err = retry(ctx, func(ctx context.Context) (err error) {
-		m, err = q.tasks.GetLastMsgForSubject(ctx, q.subject("task", id))
-		return err
-	})
-	return m, err
+func (q *Queue) taskMessage(ctx context.Context, id string) (*jetstream.RawStreamMsg, error) {
+	return q.last(ctx, q.tasks, q.subject("task", id))
 }
 
 // Cancel ends a task, with a reason for those who wait for it. One that waits never starts, and one
@@ -249,7 +273,7 @@ func (q *Queue) List(ctx context.Context) iter.Seq2[Status, error] {
 				return
 			}
 			id := q.idOf("state", m.Subject)
-			if !validID(id) {
+			if !validID(id) || !isExpected(m.Header) {
 				continue // not written by this package
 			}
 			started[id] = true
@@ -280,11 +304,7 @@ func (q *Queue) List(ctx context.Context) iter.Seq2[Status, error] {
 func (q *Queue) records(ctx context.Context, s jetstream.Stream, pattern string) iter.Seq2[*jetstream.RawStreamMsg, error] {
 	return func(yield func(*jetstream.RawStreamMsg, error) bool) {
 		for seq := uint64(1); ; {
-			var m *jetstream.RawStreamMsg
-			err := retry(ctx, func(ctx context.Context) (err error) {
-				m, err = s.GetMsg(ctx, seq, jetstream.WithGetMsgSubject(pattern))
-				return err
-			})
+			m, err := q.next(ctx, s, seq, pattern)
 			if errors.Is(err, jetstream.ErrMsgNotFound) {
 				return
 			}

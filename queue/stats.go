@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -44,7 +45,7 @@ const OtherClasses = "(other)"
 const maxClasses = 100
 
 // Stats returns what the queue has now. It asks the servers a few times for each class and once for
-// each worker, however many tasks there are. It takes servers of NATS 2.11 or newer.
+// each worker, however many tasks there are.
 func (q *Queue) Stats(ctx context.Context) (Stats, error) {
 	s := Stats{Classes: map[string]ClassStats{}}
 	for w, err := range q.Workers(ctx) {
@@ -154,35 +155,56 @@ func (q *Queue) tally(ctx context.Context, s jetstream.Stream, kind string, know
 	return counts, nil
 }
 
-// count counts the records of a stream at the subjects of a pattern, in one request.
+// count counts the records of a stream at the subjects of a pattern, mostly in one request.
 func (q *Queue) count(ctx context.Context, s jetstream.Stream, pattern string) (t tally, err error) {
-	name := s.CachedInfo().Config.Name
+	for from := uint64(1); t.n < maxOdd; {
+		first, after, err := q.first(ctx, nameOf(s), from, pattern)
+		if errors.Is(err, errHeaders) {
+			first, err = q.next(ctx, s, from, pattern)
+		}
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return t, nil
+		}
+		if err != nil {
+			return t, fmt.Errorf("stream %s: %w", nameOf(s), err)
+		}
+		if t.n++; t.first.IsZero() {
+			t.first = first.Time
+		}
+		if after >= 0 {
+			t.n += after
+			return t, nil
+		}
+		from = first.Sequence + 1
+	}
+	info, err := s.Info(ctx, jetstream.WithSubjectFilter(pattern))
+	if err == nil {
+		t.n = len(info.State.Subjects)
+	}
+	return t, err
+}
+
+// maxOdd is how many records with headers that can't be read count looks at one after another.
+const maxOdd = 16
+
+// first returns the first record whose number is at least from, and how many come after it, or -1
+// if its headers can't be read.
+func (q *Queue) first(ctx context.Context, stream string, from uint64, pattern string) (r *jetstream.RawStreamMsg, after int, err error) {
 	var m *nats.Msg
-	err = retry(ctx, func(ctx context.Context) (err error) {
-		// The answer has the first record, and how many are after it. A pattern has nothing
-		// that JSON escapes.
-		m, err = q.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+name, []byte(`{"seq":1,"batch":1,"next_by_subj":"`+pattern+`"}`))
+	err = retry(ctx, func(ctx context.Context) error {
+		m, err = q.request(ctx, stream, query{From: from, Pattern: pattern, Batch: 1})
 		return err
 	})
+	if err == nil {
+		r, err = recordOf(m)
+	}
 	if err != nil {
-		return t, err
+		return nil, -1, err
 	}
-	switch m.Header.Get("Status") {
-	case "404":
-		return t, nil
-	case "":
-	default:
-		return t, fmt.Errorf("stream %s: %s %s", name, m.Header.Get("Status"), m.Header.Get("Description"))
+	if after, err = strconv.Atoi(m.Header.Get("Nats-Num-Pending")); err != nil {
+		return nil, -1, errors.New("the servers don't say how many records follow")
 	}
-	after, err := strconv.Atoi(m.Header.Get("Nats-Num-Pending"))
-	if err != nil {
-		return t, fmt.Errorf("stream %s: the servers don't count records: that takes NATS 2.11", name)
-	}
-	if t.first, err = time.Parse(time.RFC3339Nano, m.Header.Get("Nats-Time-Stamp")); err != nil {
-		return t, fmt.Errorf("stream %s: %w", name, err)
-	}
-	t.n = after + 1
-	return t, nil
+	return r, after, nil
 }
 
 // Changes yields the changes of tasks' states from now on, as they happen, until ctx ends. It
@@ -205,8 +227,7 @@ func (q *Queue) Changes(ctx context.Context) iter.Seq2[Status, error] {
 				yield(Status{}, fmt.Errorf("queue: %w", nats.ErrConnectionClosed))
 				return
 			case m := <-changes:
-				id := q.idOf("now", m.Subject)
-				r, err := decode[stateRecord](m.Data)
+				id, r, err := q.announced(m)
 				if err == nil && validID(id) && !yield(statusOf(id, r), nil) {
 					return
 				}

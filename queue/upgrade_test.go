@@ -5,6 +5,7 @@ package queue
 import (
 	"testing"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox/internal/testkit"
@@ -29,7 +30,7 @@ func TestUpgrade(t *testing.T) {
 	q := open(t, Dir(dir))
 	for id, data := range map[string]string{"task.default.normal.old": oldTask, "task.default.normal.later": laterTask, "task.default.normal.newer": newerTask,
 		"state.default.normal.done": oldState, "state.default.normal.ahead": newerState} {
-		_, err := q.js.Publish(ctx, q.config.name+"."+id, []byte(data))
+		_, err := q.js.Publish(ctx, q.config.name+"."+id, []byte(data), jetstream.WithExpectLastSequencePerSubject(0))
 		require.NoError(t, err)
 	}
 	q.Close()

@@ -2,9 +2,12 @@ package queue
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -89,10 +92,14 @@ func (q *Queue) Wait(ctx context.Context, id string) (*Result, error) {
 	}
 	defer stop()
 	waits := waitsFor(id) // unless it is known to have a worker
-	for look := lookAgain; ; look = min(2*look, lookAgain) {
-		r, _, err := q.state(ctx, id)
-		if err == nil && r == nil {
-			r, err = q.expire(ctx, id)
+	var r *stateRecord    // as it was announced, or nil: it is to be looked at
+	var seq uint64
+	for look := lookFirst; ; look = lookAgain {
+		if r == nil {
+			r, seq, err = q.state(ctx, id)
+		}
+		if err == nil && r == nil && look == lookAgain {
+			r, err = q.expire(ctx, id, seq)
 		}
 		if err != nil && ctx.Err() == nil {
 			return nil, fmt.Errorf("queue: %s: %w", id, err)
@@ -103,33 +110,42 @@ func (q *Queue) Wait(ctx context.Context, id string) (*Result, error) {
 		if r != nil && r.State.Ended() {
 			return q.result(ctx, id, r)
 		}
+		r, err = nil, nil
 		select {
 		case <-ctx.Done():
 			if waits != "" {
 				return nil, fmt.Errorf("queue: %s: it waits %s: %w", id, waits, context.Cause(ctx))
 			}
 			return nil, fmt.Errorf("queue: %s: %w", id, context.Cause(ctx))
-		case <-changed:
-			if q.states.CachedInfo().Config.Replicas > 1 {
-				look = time.Millisecond // the server that answers may lag
-			}
+		case r = <-changed:
 		case <-time.After(look):
 		}
 	}
 }
 
 // lookAgain is after how long Wait looks at a task of which nothing was announced, as that may get
-// lost with a connection.
-const lookAgain = 2 * time.Second
+// lost with a connection; lookFirst is after how long it looks whether there is such a task at all,
+// which most have answered by then.
+const (
+	lookFirst = 50 * time.Millisecond
+	lookAgain = 2 * time.Second
+)
 
-// watch returns a channel that gets something after each change of a task's state.
-func (q *Queue) watch(id string) (<-chan struct{}, func(), error) {
-	changed := make(chan struct{}, 1)
-	sub, err := q.nc.Subscribe(q.subject("now", id), func(*nats.Msg) {
+// watch returns a channel that gets a task's record after each change of its state, or nil if it is
+// to be looked at. Servers announce a record once it is stored as durably as their answer says, so
+// who waits needs no other request for it.
+func (q *Queue) watch(id string) (<-chan *stateRecord, func(), error) {
+	changed := make(chan *stateRecord, 1)
+	sub, err := q.nc.Subscribe(q.subject("now", id), func(m *nats.Msg) {
+		_, r, err := q.announced(m)
+		if err != nil {
+			r = nil
+		}
 		select {
-		case changed <- struct{}{}:
+		case <-changed: // an older one
 		default:
 		}
+		changed <- r
 	})
 	if err != nil {
 		return nil, nil, err
@@ -137,9 +153,14 @@ func (q *Queue) watch(id string) (<-chan struct{}, func(), error) {
 	return changed, func() { _ = sub.Unsubscribe() }, nil // fails if the connection is closed
 }
 
-// expire ends a task that has not started if its deadline has passed.
-func (q *Queue) expire(ctx context.Context, id string) (*stateRecord, error) {
-	r, t, err := q.find(ctx, id)
+// expire ends a task that has not started if its deadline has passed, and returns its state if it
+// has one, which it had not when seq was that of what was there.
+func (q *Queue) expire(ctx context.Context, id string, seq uint64) (*stateRecord, error) {
+	var r *stateRecord
+	t, err := q.task(ctx, id)
+	if errors.Is(err, ErrNotFound) { // it may have ended since its state was read
+		r, t, err = q.find(ctx, id)
+	}
 	if r != nil || err != nil {
 		return r, err
 	}
@@ -149,7 +170,12 @@ func (q *Queue) expire(ctx context.Context, id string) (*stateRecord, error) {
 	if left, err := q.until(ctx, t.Deadline); err != nil || left > 0 {
 		return nil, err
 	}
-	return q.end(ctx, id, Expired, ErrExpired.Error())
+	// If there is a state now, it is looked at again.
+	r = &stateRecord{State: Expired, Text: ErrExpired.Error()}
+	if n, err := q.replace(ctx, id, r, seq); n == 0 || err != nil {
+		return nil, err
+	}
+	return r, nil
 }
 
 // result returns what Wait does.
@@ -196,6 +222,71 @@ func (q *Queue) result(ctx context.Context, id string, r *stateRecord) (*Result,
 // A task that failed does not end the others' wait.
 func (q *Queue) WaitAll(ctx context.Context, ids []string) ([]*Result, []error) {
 	results, errs := make([]*Result, len(ids)), make([]error, len(ids))
-	inBatches(len(ids), func(i int) { results[i], errs[i] = q.Wait(ctx, ids[i]) })
+	ended := make([]func() map[string]*stateRecord, (len(ids)+batch-1)/batch)
+	var silent atomic.Bool // servers may forbid it
+	for n := range ended {
+		ended[n] = sync.OnceValue(func() map[string]*stateRecord {
+			if silent.Load() {
+				return nil
+			}
+			records, answered := q.ended(ctx, ids[n*batch:min((n+1)*batch, len(ids))])
+			silent.Store(!answered)
+			return records
+		})
+	}
+	inBatches(len(ids), func(i int) {
+		if r := ended[i/batch]()[ids[i]]; r != nil {
+			results[i], errs[i] = q.result(ctx, ids[i], r)
+		} else {
+			results[i], errs[i] = q.Wait(ctx, ids[i])
+		}
+	})
 	return results, errs
+}
+
+// endedTime is for how long the answers to ended are waited for.
+const endedTime = 500 * time.Millisecond
+
+// ended returns the records of those of a batch of tasks that have ended, asked for at once, and
+// whether the servers answered. What can't be had now is left out: Wait asks for it.
+func (q *Queue) ended(ctx context.Context, ids []string) (records map[string]*stateRecord, answered bool) {
+	ctx, cancel := context.WithTimeout(ctx, endedTime)
+	defer cancel()
+	ask := struct {
+		Subjects []string `json:"multi_last"`
+	}{}
+	for _, id := range ids {
+		if validID(id) {
+			ask.Subjects = append(ask.Subjects, q.subject("state", id))
+		}
+	}
+	body, err := json.Marshal(ask)
+	if err != nil || len(ask.Subjects) == 0 {
+		return nil, true
+	}
+	answers := q.nc.NewInbox()
+	sub, err := q.nc.SubscribeSync(answers)
+	if err != nil {
+		return nil, false
+	}
+	defer func() { _ = sub.Unsubscribe() }() // fails if the connection is closed
+	if err := q.nc.PublishRequest("$JS.API.DIRECT.GET."+nameOf(q.states), answers, body); err != nil {
+		return nil, false
+	}
+	records = map[string]*stateRecord{}
+	for {
+		m, err := sub.NextMsgWithContext(ctx)
+		if err != nil {
+			return records, answered
+		}
+		answered = true
+		if m.Header.Get("Status") != "" { // that was all, or looks so
+			return records, answered
+		}
+		if a, err := recordOf(m); err == nil && isExpected(a.Header) {
+			if r, err := decode[stateRecord](m.Data); err == nil && r.State.Ended() {
+				records[q.idOf("state", a.Subject)] = r
+			}
+		}
+	}
 }

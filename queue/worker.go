@@ -15,6 +15,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/pool"
 )
 
@@ -30,6 +31,8 @@ type Worker struct {
 	errs    []error
 
 	observer Observer
+	// execute runs a command: the pool's Run, or, where the rest is measured, nothing.
+	execute func(context.Context, ...sandbox.Option) (*sandbox.Result, error)
 
 	fence      *fence
 	build      string // of this program, if it has functions for tasks
@@ -101,7 +104,7 @@ func WorkerLog(l *slog.Logger) WorkerOption { return func(w *Worker) { w.log = l
 // and other options are what tasks have, and no task can change them. It never fails: Run reports
 // wrong options.
 func NewWorker(q *Queue, p *pool.Pool, opts ...WorkerOption) *Worker {
-	w := &Worker{q: q, pool: p, slots: runtime.NumCPU(), classes: []string{"default"}, name: workerName(), log: slog.New(slog.DiscardHandler),
+	w := &Worker{q: q, pool: p, execute: p.Run, slots: runtime.NumCPU(), classes: []string{"default"}, name: workerName(), log: slog.New(slog.DiscardHandler),
 		live: map[string]*lease{}, freed: make(chan struct{}, 1), news: make(chan struct{}, 1)}
 	for _, o := range opts {
 		o(w)
@@ -155,16 +158,20 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 			_ = s.Unsubscribe() // fails if the connection is closed
 		}
 	}()
+	heard := map[string]nats.MsgHandler{}
 	for _, class := range w.classes {
-		for subject, heard := range map[string]nats.MsgHandler{w.q.subject("now", class+".>"): w.changed, w.q.subject("new", class+".>"): puller.announced,
-			w.q.subject("held", class+"."+w.name): w.answerHeld} {
-			s, err := w.q.nc.Subscribe(subject, heard)
-			if err != nil {
-				return fmt.Errorf("queue: %w", err)
-			}
-			subs = append(subs, s)
-		}
+		heard[w.q.subject("now", class+".>")] = w.changed
+		heard[w.q.subject("new", class+".>")] = puller.announced
+		heard[w.q.subject("held", class+"."+w.name)] = w.answerHeld
 	}
+	for subject, f := range heard {
+		s, err := w.q.nc.Subscribe(subject, f)
+		if err != nil {
+			return fmt.Errorf("queue: %w", err)
+		}
+		subs = append(subs, s)
+	}
+	defer puller.close()
 	defer group.Wait()
 	group.Go(func() { w.announce(ctx) })
 	group.Go(func() { w.collectInTurn(ctx) })
@@ -181,7 +188,7 @@ func (w *Worker) changed(m *nats.Msg) {
 	if l == nil {
 		return
 	}
-	if r, err := decode[stateRecord](m.Data); err == nil {
+	if _, r, err := w.q.announced(m); err == nil {
 		l.see(r)
 	}
 }

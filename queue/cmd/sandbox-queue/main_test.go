@@ -116,5 +116,5 @@ func TestConnections(t *testing.T) {
 	do(misused, "ls", "-nkey", file("other", []byte("nothing")))
 	do(misused, "ls", "-ca", file("ca", []byte("nothing")))
 	do(failed, "ls", "-ca", "/no/such/file")
-	do(failed, "ls", "-creds", "/no/such/file")
+	do(misused, "ls", "-creds", "/no/such/file")
 }
