@@ -21,54 +21,70 @@ import (
 const (
 	maxFile    = 1 << 20  // bytes of a Compose file, or of one that it names
 	maxTotal   = 64 << 20 // bytes of all that is read, and of what it becomes
-	maxNodes   = 100_000  // values of a Compose file, those that aliases stand for counted each time
+	maxNodes   = 100_000  // values of a Compose file, what aliases stand for counted each time
 	maxDepth   = 200      // of values in values
 	maxReplace = 1 << 26  // bytes that are gone through for variables: a second or two
 	bytesAPort = 512      // that one of a range takes, more or less
+	bytesAName = 64       // that a variable takes of a map, besides its value
+
+	bytesADollar = 64 // that are gone through in the time that a variable takes, or an escape
 )
 
-// room is what is left for a project while it is read.
-type room struct{ bytes, replace int }
+// budget is what is left for a project while it is read.
+type budget struct {
+	bytes   int
+	replace int // bytes that are gone through for variables
+	values  int // of files that are referred to, and of their models
+}
 
-func newRoom() *room { return &room{maxTotal, maxReplace} }
+func newBudget() *budget { return &budget{maxTotal, maxReplace, maxNodes} }
 
 // take takes n bytes.
-func (r *room) take(n int) error {
-	if r.bytes -= n; r.bytes < 0 {
-		return fmt.Errorf("the files, and what aliases and variables make of them, have more than %d MiB: say less", maxTotal>>20)
+func (b *budget) take(n int) error {
+	if b.bytes -= n; b.bytes < 0 {
+		return fmt.Errorf("the files, and what aliases and variables make of them, have more than %d MiB: make them smaller", maxTotal>>20)
+	}
+	return nil
+}
+
+// takeValues takes n values of a file that is referred to, or of its model.
+func (b *budget) takeValues(n int) error {
+	if b.values -= n; b.values < 0 {
+		return fmt.Errorf("the files that are referred to, and what they refer to, have more than %d values: use fewer", maxNodes)
 	}
 	return nil
 }
 
 // walk takes what a node has. An alias has what it stands for, each time.
-func (r *room) walk(n *yaml.Node, nodes *int, depth int) error {
+func (b *budget) walk(n *yaml.Node, nodes *int, depth int) error {
 	if *nodes--; *nodes < 0 {
-		return fmt.Errorf("line %d: with what aliases stand for, the file has more than %d values: say less", n.Line, maxNodes)
+		return fmt.Errorf("line %d: with what aliases stand for, the file has more than %d values: use fewer", n.Line, maxNodes)
 	}
 	if depth > maxDepth {
 		return fmt.Errorf("line %d: more than %d values in one another", n.Line, maxDepth)
 	}
 	if n.Kind == yaml.AliasNode && n.Alias != nil {
-		return r.walk(n.Alias, nodes, depth+1)
+		return b.walk(n.Alias, nodes, depth+1)
 	}
-	if err := r.take(len(n.Value)); err != nil {
+	if err := b.take(len(n.Value)); err != nil {
 		return fmt.Errorf("line %d: %w", n.Line, err)
 	}
 	for _, inside := range n.Content {
-		if err := r.walk(inside, nodes, depth+1); err != nil {
+		if err := b.walk(inside, nodes, depth+1); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// replaceable refuses text in which it takes long to replace variables: for each in braces,
-// compose-go goes through the rest of its line. It returns how many a line has at most, for bounded:
-// compose-go copies what it has of a value for each that is before.
-func (r *room) replaceable(text string) (most int, err error) {
+// replaceable refuses text in which it takes long to replace variables, or escapes of them: for
+// each in braces, compose-go goes through the rest of its line. It returns how many a line has at
+// most, for bounded: compose-go copies what it has of a value for each that is before.
+func (b *budget) replaceable(text string) (most int, err error) {
 	for line := range strings.Lines(text) {
-		braces := strings.Count(line, "{") + strings.Count(line, `\0`) // an escape of .env files may be one
-		if r.replace -= braces * len(line); r.replace < 0 {
+		// An escape of .env files may be a brace.
+		braces := strings.Count(line, "{") + strings.Count(line, `\0`)
+		if b.replace -= braces*len(line) + bytesADollar*strings.Count(line, "$"); b.replace < 0 {
 			return 0, errLongLines
 		}
 		most = max(most, braces)
@@ -76,16 +92,16 @@ func (r *room) replaceable(text string) (most int, err error) {
 	return most, nil
 }
 
-var errLongLines = errors.New("there are too many variables on long lines: say less")
+var errLongLines = errors.New("there are too many variables, or too many on long lines: use fewer, or break the lines")
 
 // substitute replaces variables in text.
-func (r *room) substitute(text string, value template.Mapping) (string, error) {
-	braces, err := r.replaceable(text)
+func (b *budget) substitute(text string, value template.Mapping) (string, error) {
+	braces, err := b.replaceable(text)
 	if err != nil {
 		return "", err
 	}
 	var full error
-	replaced, err := template.Substitute(text, r.bounded(value, braces, &full))
+	replaced, err := template.Substitute(text, b.bounded(value, braces, &full))
 	if full != nil {
 		return "", full
 	}
@@ -93,13 +109,13 @@ func (r *room) substitute(text string, value template.Mapping) (string, error) {
 }
 
 // bounded returns a mapping that takes what values have, each of which is copied so many times,
-// sixteen bytes in the time that one is gone through. When there is no room, they are empty, and
+// sixteen bytes in the time that one is gone through. When nothing is left, they are empty, and
 // full is set.
-func (r *room) bounded(value template.Mapping, copies int, full *error) template.Mapping {
+func (b *budget) bounded(value template.Mapping, copies int, full *error) template.Mapping {
 	return func(name string) (string, bool) {
 		v, given := value(name)
-		err := r.take(len(v))
-		if r.replace -= copies * len(v) / 16; err == nil && r.replace < 0 {
+		err := b.take(len(v))
+		if b.replace -= copies * len(v) / 16; err == nil && b.replace < 0 {
 			err = errLongLines
 		}
 		if err != nil {
@@ -113,15 +129,15 @@ func (r *room) bounded(value template.Mapping, copies int, full *error) template
 // variables parses a file of them, each of which may refer to known ones, of the first map that has
 // it, and to those before it. dotenv would replace those in one go, however much they become, so it
 // gets one at a time.
-func (r *room) variables(content []byte, known ...map[string]string) (map[string]string, error) {
+func (b *budget) variables(content []byte, known ...map[string]string) (map[string]string, error) {
 	text := string(bytes.TrimPrefix(content, []byte("\uFEFF"))) + "\n"
-	braces, err := r.replaceable(text)
+	braces, err := b.replaceable(text)
 	if err != nil {
 		return nil, err
 	}
 	vars := map[string]string{}
 	var full error
-	value := r.bounded(func(name string) (string, bool) {
+	value := b.bounded(func(name string) (string, bool) {
 		for _, m := range append(slices.Clip(known), vars) {
 			if v, given := m[name]; given {
 				return v, true
@@ -190,7 +206,7 @@ func untilLine(text string) int {
 }
 
 // portRange takes what compose-go makes of a range of ports.
-func (r *room) portRange(value string) (any, error) { return value, r.take(portBytes(value)) }
+func (b *budget) portRange(value string) (any, error) { return value, b.take(portBytes(value)) }
 
 // portBytes returns how much compose-go makes of a range of ports: a port each.
 func portBytes(value string) (n int) {
@@ -214,13 +230,13 @@ func (s *size) add(o size) {
 }
 
 // sizeOf returns the size of a value, with its variables and ranges of ports, for which it takes
-// room.
-func (l *loading) sizeOf(of any, ports bool, r *room) (s size, err error) {
+// some of the budget.
+func (l *loading) sizeOf(of any, ports bool, b *budget) (s size, err error) {
 	s.values = 1
 	add := func(inside any, ports bool) {
 		var o size
 		if err == nil {
-			o, err = l.sizeOf(inside, ports, r)
+			o, err = l.sizeOf(inside, ports, b)
 			s.add(o)
 		}
 	}
@@ -235,7 +251,7 @@ func (l *loading) sizeOf(of any, ports bool, r *room) (s size, err error) {
 			add(inside, ports)
 		}
 	case string:
-		v, err = r.substitute(v, l.lookUp)
+		v, err = b.substitute(v, l.lookUp)
 		if s.bytes = len(v); ports {
 			s.bytes += portBytes(v)
 		}
@@ -243,55 +259,74 @@ func (l *loading) sizeOf(of any, ports bool, r *room) (s size, err error) {
 	return s, err
 }
 
-// extended refuses services that have too much with those that they extend, of which each gets a
-// copy.
-func (l *loading) extended() error {
-	total, room := map[string]size{}, newRoom()
-	var all func(name string) (size, error)
-	all = func(name string) (n size, err error) {
-		if n, known := total[name]; known {
-			return n, nil
-		}
-		total[name] = n // compose-go refuses those that extend themselves
-		for _, f := range l.files {
-			service := f.service(name)
-			own, err := l.sizeOf(service, false, room)
-			if n.add(own); err != nil {
-				return n, fmt.Errorf("%s: service %s: %w", f.path, name, err)
-			}
-			if base := l.base(service); base != "" {
-				more, err := all(base)
-				if n.add(more); err != nil {
-					return n, err
-				}
-			}
-		}
-		total[name] = n
-		return n, nil
-	}
+// checkExtended refuses services that have too much with those that they extend, of which each gets
+// a copy.
+func (l *loading) checkExtended() error {
 	var sum size
+	sizes := &sizes{l, newBudget(), map[string]size{}}
 	for _, f := range l.files {
 		services, _ := f.raw["services"].(map[string]any)
 		for name := range services {
-			n, err := all(name)
+			n, err := sizes.of(name)
 			if sum.add(n); err != nil {
-				return err
+				return fmt.Errorf("%s: services.%s: %w", f.path, name, err)
 			}
 			if sum.values > maxNodes {
-				return fmt.Errorf("%s: with what they extend, services have more than %d values: say less", f.path, maxNodes)
+				return fmt.Errorf("%s: with what they extend, services have more than %d values: use fewer", f.path, maxNodes)
 			}
 			if sum.bytes > maxTotal {
-				return fmt.Errorf("%s: with what they extend, services have more than %d MiB: say less", f.path, maxTotal>>20)
+				return fmt.Errorf("%s: with what they extend, services have more than %d MiB: make them smaller", f.path, maxTotal>>20)
 			}
 		}
 	}
 	return nil
 }
 
-// withoutVersion renames the field version to one that means nothing: compose-go would write a
-// warning about it to the standard error.
-func withoutVersion(content []byte, root *yaml.Node) []byte {
-	const name, other = "version", "x-versi"
+// sizes are those of services with what they extend, and with what is included under the same
+// names.
+type sizes struct {
+	l      *loading
+	budget *budget
+	known  map[string]size
+}
+
+func (s *sizes) of(name string) (n size, err error) {
+	if n, known := s.known[name]; known {
+		return n, nil
+	}
+	s.known[name] = n // compose-go refuses those that extend themselves
+	add := func(value any) {
+		if err == nil {
+			var more size
+			more, err = s.l.sizeOf(value, false, s.budget)
+			n.add(more)
+		}
+	}
+	for _, model := range s.l.models.included {
+		services, _ := model["services"].(map[string]any)
+		add(services[name])
+	}
+	for _, f := range s.l.files {
+		add(f.entry("services", name))
+		switch base := f.extends[name]; {
+		case err != nil:
+			return n, err
+		case base.path != "":
+			add(s.l.models.extended[s.l.models.path(base.path)][base.service])
+		case base.service != "":
+			var more size
+			more, err = s.of(base.service)
+			n.add(more)
+		}
+	}
+	s.known[name] = n
+	return n, err
+}
+
+// withoutField renames a field of the file, version or include, to one of the same length that
+// means nothing.
+func withoutField(content []byte, root *yaml.Node, name string) []byte {
+	other := "x-" + name[:len(name)-2]
 	for i := 0; i < len(root.Content); i += 2 {
 		key := root.Content[i]
 		if key.Value != name {

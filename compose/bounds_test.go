@@ -28,10 +28,16 @@ func TestGrowth(t *testing.T) {
 	const tooMuch, values = "more than 64 MiB", "more than 100000 values"
 	variables := doubling(60, "A0=0123456789\n", "A%d=${A%d}${A%d}\n")
 	long := strings.Repeat("x", 500<<10)
+	chain := map[string]string{"compose.yaml": "include: [part/s0.yaml]", ".env": doubling(90000, "", "A%[1]d=\n")}
+	for i := range 20 {
+		chain[fmt.Sprintf("part/s%d.yaml", i)] = fmt.Sprintf("include: [s%d.yaml]", i+1)
+	}
+	chain["part/s20.yaml"] = base
 	for name, test := range map[string]struct {
 		files map[string]string
 		want  string
 	}{
+		"copies of variables":    {chain, tooMuch},
 		"variables of .env":      {map[string]string{".env": variables}, tooMuch},
 		"variables of env_file":  {map[string]string{"compose.yaml": base + "    env_file: x.env", "x.env": variables}, tooMuch},
 		"quoted variables":       {map[string]string{".env": doubling(60, "A0=0123456789\n", "A%d=\"${A%d}\n$A%d\"\n")}, tooMuch},
@@ -58,6 +64,10 @@ func TestGrowth(t *testing.T) {
 		"a value in many braces": {map[string]string{".env": "A=" + long[:60<<10], "compose.yaml": base + "    command: '" + strings.Repeat("${A-}", 1000) + "'"}, "too many variables"},
 		"a space of Unicode":     {map[string]string{".env": "A=\u2003\"\n" + variables}, tooMuch},
 		"ranges of ports":        {map[string]string{"compose.yaml": base + "    ports: [" + strings.Repeat("'1-65535:1-65535',", 10000) + "]"}, tooMuch},
+		"included variables":     {map[string]string{".env": "A=" + long, "compose.yaml": "include: [a.yaml]", "a.yaml": "services:\n" + services(5000, "    environment: [A]\n")}, tooMuch},
+		"included secrets":       {map[string]string{".env": "A=" + long, "compose.yaml": "include: [a.yaml]", "a.yaml": base + "secrets:\n" + strings.ReplaceAll(services(5000, ""), "image: x", "environment: A")}, tooMuch},
+		"escapes":                {map[string]string{"compose.yaml": "x-a: &a '" + strings.Repeat("$", 500<<10) + "'\nx-b: [" + strings.Repeat("*a,", 100) + "]\n" + base}, "too many variables"},
+		"included escapes":       {map[string]string{".env": "A='" + strings.Repeat("$", 200<<10) + "'", "compose.yaml": "include: [a.yaml]", "a.yaml": "services:\n" + services(200, "    environment: [A]\n")}, "too many variables"},
 		"ranges by a variable":   {map[string]string{".env": "P=1-65535", "compose.yaml": base + "    ports: [" + strings.Repeat("'$P',", 10000) + "]"}, tooMuch},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -99,7 +109,7 @@ func TestVariables(t *testing.T) {
 		"A B=c", "A=b\n\n=c", "A=b\nB=\"c\nd", "A=b\n;=c", "A=${", "A=1\n\nB=${X:?is missing}", "A=1\nB='",
 	} {
 		want, wantErr := dotenv.ParseWithLookup(strings.NewReader(text+"\n"), lookup)
-		got, err := newRoom().variables([]byte(text), known)
+		got, err := newBudget().variables([]byte(text), known)
 		if wantErr != nil {
 			require.EqualError(t, err, wantErr.Error(), "%q", text)
 			continue
@@ -114,7 +124,7 @@ func TestVersion(t *testing.T) {
 	for _, content := range []string{
 		"version: '3'\n" + base, base + "version: '3.8'\n", "\"version\": '3'\n" + base, "{version: '3', services: {web: {image: x}}}", "{ x-ü: 1, 'version': '3', services: {web: {image: x}}}",
 	} {
-		f, err := parse("compose.yaml", []byte(content), newRoom())
+		f, err := parse("compose.yaml", []byte(content), newBudget())
 		require.NoError(t, err)
 		require.Equal(t, strings.Replace(content, "version", "x-versi", 1), string(f.content))
 		_, err = load(t, content)

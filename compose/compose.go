@@ -101,7 +101,7 @@ func Environ(vars ...string) Option {
 // Ignore leaves fields out that are not supported, or have values that are not, in place of an
 // error: a name that services have, such as "logging", or a whole one, such as
 // "services.web.deploy.replicas". Only what the file says of such a field is left out: the rest
-// must make sense without.
+// must make sense without. The field "jobs", and those of entries of include, can't be left out.
 func Ignore(fields ...string) Option {
 	return func(c *config) { c.ignored = append(slices.Clip(c.ignored), fields...) }
 }

@@ -14,7 +14,7 @@ import (
 // supported lists the fields that mean something here, or may say what they like: "*" is any name,
 // "[]" an entry of a list, and what has no fields here may have any.
 const supported = `
-name version
+name version include
 networks.* networks.*.name networks.*.driver networks.*.internal networks.*.labels networks.*.attachable
 volumes.* volumes.*.name volumes.*.driver volumes.*.labels
 configs.*.name configs.*.file configs.*.content configs.*.environment configs.*.labels
@@ -23,8 +23,8 @@ secrets.*.name secrets.*.file secrets.*.environment secrets.*.labels
 services.*.image services.*.platform services.*.pull_policy
 services.*.command services.*.entrypoint services.*.working_dir services.*.user services.*.group_add
 services.*.environment services.*.env_file.[].path services.*.env_file.[].required
-services.*.labels services.*.label_file services.*.logging.driver services.*.logging.options services.*.stdin_open services.*.annotations services.*.expose services.*.develop services.*.attach services.*.init
-services.*.profiles services.*.container_name services.*.extends.service services.*.links
+services.*.labels services.*.label_file services.*.logging.driver services.*.logging.options services.*.stdin_open services.*.tty services.*.annotations services.*.expose services.*.develop services.*.attach services.*.init
+services.*.profiles services.*.container_name services.*.extends.service services.*.extends.file services.*.links
 services.*.depends_on.*.condition services.*.depends_on.*.required services.*.depends_on.*.restart
 services.*.restart services.*.stop_signal services.*.stop_grace_period services.*.scale
 services.*.deploy.mode services.*.deploy.replicas services.*.deploy.labels services.*.deploy.endpoint_mode
@@ -37,7 +37,7 @@ services.*.healthcheck.test services.*.healthcheck.interval services.*.healthche
 services.*.healthcheck.start_period services.*.healthcheck.start_interval services.*.healthcheck.disable
 services.*.ports.[].target services.*.ports.[].published services.*.ports.[].host_ip services.*.ports.[].protocol
 services.*.ports.[].mode services.*.ports.[].name services.*.ports.[].app_protocol
-services.*.networks.*.aliases services.*.networks.*.priority services.*.networks.*.gw_priority services.*.network_mode services.*.hostname
+services.*.networks.*.aliases services.*.networks.*.priority services.*.networks.*.gw_priority services.*.network_mode services.*.hostname services.*.extra_hosts
 services.*.volumes.[].type services.*.volumes.[].source services.*.volumes.[].target services.*.volumes.[].read_only
 services.*.volumes.[].consistency services.*.volumes.[].bind.create_host_path services.*.volumes.[].bind.selinux
 services.*.volumes.[].volume.nocopy services.*.volumes.[].volume.labels services.*.volumes.[].tmpfs.size services.*.volumes.[].tmpfs.mode
@@ -47,8 +47,6 @@ services.*.secrets.[].source services.*.secrets.[].target services.*.secrets.[].
 
 // remedies say what to do about fields that are not supported.
 var remedies = map[string]string{
-	"include":                                  "other files are not included: give them by Override (-f)",
-	"jobs":                                     "jobs are not supported: make a service of it that ends, which others wait for by service_completed_successfully",
 	"networks.*.external":                      "there are no networks outside of a project: leave it out, and list what services reach by Allow (-allow)",
 	"networks.*.ipam":                          "addresses are chosen here: leave it out, and use names",
 	"volumes.*.external":                       "there are no volumes outside of a project: leave it out, and choose where volumes are by VolumeDir (-volumes)",
@@ -59,9 +57,7 @@ var remedies = map[string]string{
 	"services.*.privileged":                    "a run has no right on this machine: leave it out, and list what it needs by cap_add",
 	"services.*.sysctls":                       "no parameters of the kernel are set: leave it out; any user may listen on any port as it is",
 	"services.*.devices":                       "a run has a /dev of its own: leave it out, or bind the device by volumes",
-	"services.*.tty":                           "a service has no terminal: leave it out, and use sandbox-compose exec",
 	"services.*.dns":                           "names are those of services and of Allow: leave it out",
-	"services.*.extra_hosts":                   "names are those of services and of Allow: leave it out",
 	"services.*.pid":                           "each run has namespaces of its own: leave it out",
 	"services.*.ipc":                           "each run has namespaces of its own: leave it out",
 	"services.*.userns_mode":                   "each run has namespaces of its own: leave it out",
@@ -72,9 +68,14 @@ var remedies = map[string]string{
 	"services.*.post_start":                    "no commands are executed in a service that is up: make a service of it that depends on this one",
 	"services.*.pre_stop":                      "no commands are executed before a service ends: handle its signal, stop_signal",
 	"services.*.mem_reservation":               "memory can be limited, not reserved: use mem_limit",
-	"services.*.extends.file":                  "services of other files are not extended: give them by Override (-f)",
 	"services.*.networks.*.ipv4_address":       "addresses are chosen here: leave it out, and use names",
 	"services.*.deploy.resources.reservations": "resources can be limited, not reserved: use limits",
+}
+
+// includeRemedies say what to do about fields of an entry of include: only path is supported.
+var includeRemedies = map[string]string{
+	"project_directory": "paths are from the directory of the file that is included: leave it out",
+	"env_file":          "variables are those of .env beside the file that is included: leave it out",
 }
 
 // rule is what may be in a field: fields of its own, or anything if it has none.
@@ -98,6 +99,9 @@ func parseRules(list string) *rule {
 	}
 	return top
 }
+
+// errJobs can't be ignored: compose-go extends jobs, without a bound.
+var errJobs = errors.New("jobs are not supported, and can't be ignored: make a service of it that ends, which others wait for by service_completed_successfully")
 
 var errUnsupported = errors.New("not supported here: leave it out, or have it ignored by Ignore (-ignore)")
 

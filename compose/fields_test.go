@@ -50,10 +50,14 @@ var meaning = map[string][2]string{
 	"services.*.env_file.[].path":                   {"", "env_file: [{path: missing}]"},
 	"services.*.env_file.[].required":               {"env_file: [{path: missing}]", "env_file: [{path: missing, required: false}]"},
 	"services.*.stdin_open":                         {"", "stdin_open: true"},
+	"services.*.tty":                                {"", "tty: true"},
+	"services.*.extra_hosts":                        {"", "extra_hosts: ['other.test:127.0.0.1']"},
 	"services.*.logging.driver":                     {"", "logging: {driver: syslog}"},
 	"services.*.profiles":                           {"", "profiles: [p]"},
 	"services.*.container_name":                     {"", "container_name: other"},
 	"services.*.extends.service":                    {"", "extends: {service: db}"},
+	"services.*.extends.file":                       {"extends: {service: db}", "extends: {service: db, file: other.yaml}"},
+	"include":                                       {"", "---\ninclude: [{path: other.yaml}]"},
 	"services.*.links":                              {"", "links: ['db:other']"},
 	"services.*.depends_on.*.condition":             {"depends_on: [db]", "depends_on: {db: {condition: service_completed_successfully}}"},
 	"services.*.depends_on.*.required":              {"depends_on: {off: {condition: service_started}}", "depends_on: {off: {condition: service_started, required: false}}"},
@@ -152,7 +156,7 @@ func requireRefused(t *testing.T, names []string) {
 		}
 		depth++
 	}
-	f, err := parse("compose.yaml", []byte(content), newRoom())
+	f, err := parse("compose.yaml", []byte(content), newBudget())
 	require.NoError(t, err, content)
 	l := &loading{conf: &config{}, files: []*file{f}}
 	found := l.unsupported()

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"go.yaml.in/yaml/v4"
 )
@@ -20,22 +22,33 @@ type file struct {
 	content []byte // for compose-go
 	root    *yaml.Node
 	raw     map[string]any
+	values  int                  // how many it has
+	extends map[string]reference // what its services extend, by their names
 }
 
 // readFile reads a regular file of the user's.
-func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is no regular file", path)
+func readFile(path string) ([]byte, error) { return readRegular(path, os.Stat, os.OpenFile) }
+
+// readRegular reads a regular file. It does not open anything else that it can tell apart, as that
+// alone has a device do something, and does not wait for one that is put there meanwhile.
+func readRegular(path string, stat func(string) (fs.FileInfo, error), open func(string, int, fs.FileMode) (*os.File, error)) ([]byte, error) {
+	regular := func(info fs.FileInfo, err error) error {
+		if err == nil && !info.Mode().IsRegular() {
+			err = fmt.Errorf("%s is no regular file", path)
+		}
+		return err
 	}
-	if err != nil {
+	if err := regular(stat(path)); err != nil {
 		return nil, err
 	}
-	f, err := os.Open(path)
+	f, err := open(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
+	if err := regular(f.Stat()); err != nil {
+		return nil, err
+	}
 	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err == nil && len(b) > maxFile {
 		err = fmt.Errorf("%s has more than %d bytes", path, maxFile)
@@ -43,8 +56,8 @@ func readFile(path string) ([]byte, error) {
 	return b, err
 }
 
-// parse parses a file's content, for which there must be room.
-func parse(path string, content []byte, r *room) (*file, error) {
+// parse parses a file's content, within the budget.
+func parse(path string, content []byte, b *budget) (*file, error) {
 	d := yaml.NewDecoder(bytes.NewReader(content))
 	var doc yaml.Node
 	switch err := d.Decode(&doc); {
@@ -63,15 +76,17 @@ func parse(path string, content []byte, r *room) (*file, error) {
 	if f.root.Kind != yaml.MappingNode {
 		return nil, fmt.Errorf("%s: no Compose file: it must begin with a field, such as services", path)
 	}
-	nodes := maxNodes
-	if err := r.walk(&doc, &nodes, 0); err != nil {
+	left := maxNodes
+	if err := b.walk(&doc, &left, 0); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	f.values = maxNodes - left
 	if err := doc.Decode(&f.raw); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	f.raw, _ = plain(f.raw).(map[string]any)
-	f.content = withoutVersion(content, f.root)
+	// compose-go would write a warning about it to the standard error.
+	f.content = withoutField(content, f.root, "version")
 	return f, nil
 }
 
@@ -99,11 +114,11 @@ func plain(of any) any {
 	return of
 }
 
-// service returns what the file says of a service.
-func (f *file) service(name string) map[string]any {
-	services, _ := f.raw["services"].(map[string]any)
-	s, _ := services[name].(map[string]any)
-	return s
+// entry returns what the file says of an entry of a kind, such as a service of "services".
+func (f *file) entry(kind, name string) map[string]any {
+	entries, _ := f.raw[kind].(map[string]any)
+	e, _ := entries[name].(map[string]any)
+	return e
 }
 
 // resolved returns what an alias stands for.
@@ -184,7 +199,7 @@ func dotted(path []string) string {
 	var b strings.Builder
 	for i, name := range path {
 		switch _, err := strconv.Atoi(name); {
-		case err == nil && i > 1:
+		case err == nil && (i > 1 || path[0] == "include"):
 			b.WriteString("[" + name + "]")
 		case i > 0:
 			b.WriteString("." + name)

@@ -21,16 +21,22 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// loading is a project that is being read.
+// loading is a project that is being read, or a file to which one refers, by include or extends.
 type loading struct {
 	conf    *config
-	room    *room
-	dir     string
-	files   []*file
-	env     types.Mapping
+	budget  *budget
+	dir     string        // in which paths begin
+	files   []*file       // one, or those that are merged, in turn
+	env     types.Mapping // the variables
 	project *types.Project
 	plans   map[string]*plan
 	errs    []error
+
+	service             string      // that is extended, "" if all of the file counts
+	chain               []reference // from the project to this file
+	references          *references
+	models              models   // of the files to which these refer
+	unsupportedIncluded []*Error // in those that are included
 }
 
 // Load reads a Compose file, or the one that a directory has: compose.yaml, compose.yml,
@@ -39,7 +45,8 @@ type loading struct {
 //
 // All that is wrong with the file's fields is reported at once, as joined *Errors. A file of more
 // than 1 MiB, and such a one that it refers to, is an error, and so are files that have more than
-// 64 MiB in all with what aliases and variables make of them.
+// 64 MiB in all with what aliases and variables make of them. Files that include and extends name
+// must be below the file's directory.
 func Load(path string, opts ...Option) (*Project, error) {
 	conf := &config{volumes: volumes{bytes: 256 * sandbox.MiB}}
 	for _, opt := range opts {
@@ -47,8 +54,9 @@ func Load(path string, opts ...Option) (*Project, error) {
 			opt(conf)
 		}
 	}
-	l := &loading{conf: conf, room: newRoom(), plans: map[string]*plan{}}
-	if err := l.read(path); err != nil {
+	l := &loading{conf: conf, budget: newBudget(), plans: map[string]*plan{}, references: &references{left: maxReferences}}
+	defer l.references.close()
+	if err := l.readProject(path); err != nil {
 		return nil, err
 	}
 	if err := l.model(); err != nil {
@@ -90,8 +98,8 @@ func firstOf(dir string, names []string) string {
 	return ""
 }
 
-// read reads the files, and the variables that they may refer to.
-func (l *loading) read(path string) error {
+// readProject reads the files, and the variables that they may refer to.
+func (l *loading) readProject(path string) error {
 	files := l.conf.files
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		dir := path
@@ -103,11 +111,11 @@ func (l *loading) read(path string) error {
 		}
 	}
 	for _, name := range append([]string{path}, files...) {
-		content, err := l.readFile(name)
+		content, err := l.read(name, readFile)
 		if err != nil {
 			return fmt.Errorf("compose: %w", err)
 		}
-		f, err := parse(name, content, l.room)
+		f, err := parse(name, content, l.budget)
 		if err != nil {
 			return fmt.Errorf("compose: %w", err)
 		}
@@ -118,6 +126,12 @@ func (l *loading) read(path string) error {
 		return err
 	}
 	l.dir = filepath.Dir(abs)
+	for _, f := range l.files {
+		if abs, err := filepath.Abs(f.path); err == nil {
+			l.chain = append(l.chain, reference{path: abs})
+		}
+	}
+	l.references.dir = l.dir
 	return l.environment()
 }
 
@@ -133,7 +147,12 @@ func (l *loading) environment() error {
 			l.env[k] = v
 		}
 	}
-	fromFile, err := l.variables(filepath.Join(l.dir, ".env"), l.env)
+	return l.addDefaults(readFile)
+}
+
+// addDefaults adds the variables of the file .env in the directory that are not set yet.
+func (l *loading) addDefaults(read func(path string) ([]byte, error)) error {
+	fromFile, err := l.variables(filepath.Join(l.dir, ".env"), read, l.env)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -145,29 +164,28 @@ func (l *loading) environment() error {
 	return err
 }
 
-// readFile reads a regular file of the user's.
-func (l *loading) readFile(path string) ([]byte, error) {
-	err := l.room.take(0)
-	var content []byte
-	if err == nil {
-		if content, err = readFile(path); err != nil {
-			return nil, err
-		}
-		err = l.room.take(len(content))
+// read reads a file by a function, within the budget.
+func (l *loading) read(path string, by func(path string) ([]byte, error)) ([]byte, error) {
+	if err := l.budget.take(0); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	content, err := by(path)
 	if err != nil {
+		return nil, err
+	}
+	if err := l.budget.take(len(content)); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return content, nil
 }
 
-// variables reads a file of them, in which they may refer to known ones.
-func (l *loading) variables(path string, known ...map[string]string) (map[string]string, error) {
-	content, err := l.readFile(path)
+// variables reads a file of variables, which may refer to known ones.
+func (l *loading) variables(path string, read func(path string) ([]byte, error), known ...map[string]string) (map[string]string, error) {
+	content, err := l.read(path, read)
 	if err != nil {
 		return nil, err
 	}
-	vars, err := l.room.variables(content, known...)
+	vars, err := l.budget.variables(content, known...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -176,37 +194,18 @@ func (l *loading) variables(path string, known ...map[string]string) (map[string
 
 // model has compose-go make one project of the files, after what is not supported was looked for.
 func (l *loading) model() error {
-	unsupported := l.unsupported()
-	for _, e := range unsupported {
-		// Nothing is read that is not going to be used.
-		if strings.HasSuffix(e.Field, ".extends.file") || e.Field == "include" {
-			return joined(unsupported)
-		}
-	}
 	name := l.projectName()
 	l.env["COMPOSE_PROJECT_NAME"] = name
-	if err := l.extended(); err != nil {
+	unsupported, err := l.prepare()
+	if err != nil {
 		return err
 	}
-	// Without the environment, which compose-go would put into services, without a bound.
-	details := types.ConfigDetails{WorkingDir: l.dir, Environment: types.Mapping{}}
-	for _, f := range l.files {
-		details.ConfigFiles = append(details.ConfigFiles, types.ConfigFile{Filename: f.path, Content: f.content})
-	}
-	project, err := loader.LoadWithContext(context.Background(), details, func(o *loader.Options) {
+	project, err := loader.LoadWithContext(context.Background(), l.details(), l.options, func(o *loader.Options) {
 		o.SetProjectName(name, true)
-		o.SkipInclude, o.SkipResolveEnvironment, o.SkipResolveLabels = true, true, true
 		o.Profiles, o.SelectedServices, o.PruneUnnecessaryResources = l.profiles(), l.conf.only, true
-		o.Interpolate.Substitute, o.Interpolate.LookupValue = l.room.substitute, l.lookUp
-		casts := maps.Clone(o.Interpolate.TypeCastMapping)
-		casts[tree.NewPath("services", tree.PathMatchAll, "ports", tree.PathMatchList)] = l.room.portRange
-		o.Interpolate.TypeCastMapping = casts
 	})
 	if err != nil {
-		if unsupported != nil {
-			return joined(unsupported)
-		}
-		return fmt.Errorf("%s: %w", l.files[0].path, err)
+		return l.failed(unsupported, err)
 	}
 	l.project = project
 	used := l.used()
@@ -218,8 +217,60 @@ func (l *loading) model() error {
 	return nil
 }
 
-// unsupported returns what is not supported of the files, except what a later one takes back.
+// prepare reads what the files refer to, finds what is not supported, and makes sure that what
+// compose-go does is within bounds.
+func (l *loading) prepare() (unsupported []*Error, err error) {
+	for _, f := range l.files {
+		if _, has := f.raw["jobs"]; has {
+			return nil, f.at([]string{"jobs"}, errJobs)
+		}
+	}
+	err = l.readReferences()
+	unsupported = l.unsupported()
+	if err != nil {
+		return nil, errors.Join(joined(unsupported), err)
+	}
+	return unsupported, l.checkExtended()
+}
+
+// failed returns why compose-go has failed: something that is not supported, if there is such.
+func (l *loading) failed(unsupported []*Error, err error) error {
+	if errs := joined(unsupported); errs != nil {
+		return errs
+	}
+	return fmt.Errorf("%s: %w", l.files[0].path, err)
+}
+
+// details returns the files for compose-go, without the environment, which it would put into
+// services, without a bound.
+func (l *loading) details() types.ConfigDetails {
+	details := types.ConfigDetails{WorkingDir: l.dir, Environment: types.Mapping{}}
+	for _, f := range l.files {
+		content := f.content
+		if l.skipsInclude() {
+			// Its form would be checked, though it is skipped.
+			content = withoutField(content, f.root, "include")
+		}
+		details.ConfigFiles = append(details.ConfigFiles, types.ConfigFile{Filename: f.path, Content: content})
+	}
+	return details
+}
+
+// options are those of compose-go that keep it within bounds.
+func (l *loading) options(o *loader.Options) {
+	o.ResourceLoaders = []loader.ResourceLoader{l.models}
+	o.SkipInclude = l.skipsInclude()
+	o.SkipResolveEnvironment, o.SkipResolveLabels = true, true
+	o.Interpolate.Substitute, o.Interpolate.LookupValue = l.budget.substitute, l.lookUp
+	casts := maps.Clone(o.Interpolate.TypeCastMapping)
+	casts[tree.NewPath("services", tree.PathMatchAll, "ports", tree.PathMatchList)] = l.budget.portRange
+	o.Interpolate.TypeCastMapping = casts
+}
+
+// unsupported returns what is not supported of the files, except what a later one takes back, or
+// only what is not of the service that is extended.
 func (l *loading) unsupported() (found []*Error) {
+	found = slices.Clone(l.unsupportedIncluded)
 	for _, f := range l.files {
 		w := &walk{file: f, left: 3 * maxNodes, skipped: l.ignored} // with what is merged
 		w.node(f.root, rules, nil, nil)
@@ -230,6 +281,13 @@ func (l *loading) unsupported() (found []*Error) {
 			})
 		}
 		found = append(found, w.found...)
+	}
+	if l.service != "" {
+		needed := l.needed()
+		found = slices.DeleteFunc(found, func(e *Error) bool {
+			path := strings.SplitN(e.Field, ".", 3)
+			return path[0] != "services" || len(path) > 1 && !needed[path[1]]
+		})
 	}
 	return found
 }
@@ -248,7 +306,7 @@ func (l *loading) projectName() string {
 	name := given
 	for _, f := range l.files {
 		if of, ok := f.raw["name"].(string); ok && given == "" {
-			name, _ = l.room.substitute(of, l.lookUp) // compose-go reports what is wrong
+			name, _ = l.budget.substitute(of, l.lookUp) // compose-go reports errors
 		}
 	}
 	if name == "" {
@@ -277,8 +335,8 @@ func (l *loading) used() map[string]bool {
 			return
 		}
 		used[name] = true
-		for _, f := range l.files {
-			if base := l.base(f.service(name)); base != "" {
+		for _, f := range l.all() {
+			if base := f.base(name); base != "" {
 				add(base)
 			}
 		}
@@ -289,15 +347,15 @@ func (l *loading) used() map[string]bool {
 	return used
 }
 
-// base returns the name of the service that a service of a file extends, or "".
-func (l *loading) base(service map[string]any) string {
-	extends := service["extends"]
-	if fields, ok := extends.(map[string]any); ok {
-		extends = fields["service"]
+// all returns the files, after those that are included.
+func (l *loading) all() []*file { return slices.Concat(l.references.included, l.files) }
+
+// base returns the name of the service of the same files that a service extends, or "".
+func (f *file) base(service string) string {
+	if to := f.extends[service]; to.path == "" {
+		return to.service
 	}
-	name, _ := extends.(string)
-	name, _ = l.room.substitute(name, l.lookUp) // compose-go reports what is wrong
-	return name
+	return ""
 }
 
 func (l *loading) lookUp(name string) (string, bool) {
@@ -323,7 +381,7 @@ func (l *loading) wrong(path []string, format string, args ...any) {
 
 // at returns the error that something is wrong with a field.
 func (l *loading) at(path []string, format string, args ...any) *Error {
-	name, line := position(l.files, path)
+	name, line := position(l.all(), path)
 	return &Error{name, line, dotted(path), fmt.Errorf(format, args...)}
 }
 

@@ -108,6 +108,9 @@ func TestWrong(t *testing.T) {
 		{base + "    restart: on-failure:x", "services.web"},
 		{base + "    security_opt:\n      - seccomp:unconfined", ":5: services.web.security_opt[0]: "},
 		{base + "    cap_add: [ALL]", ":4: services.web.cap_add[0]: list those"},
+		{base + "    extra_hosts:\n      - host.docker.internal:host-gateway", ":4: services.web.extra_hosts: host-gateway: nothing leads to this machine"},
+		{base + "    extra_hosts: {db: nowhere}", ":4: services.web.extra_hosts: \"nowhere\" is no address of db"},
+		{base + "    extra_hosts: [\"a b=::1\"]", ":4: services.web.extra_hosts: \"a b\" is no name"},
 		{base + "    group_add: [users]", ":4: services.web.group_add[0]: "},
 		{base + "    entrypoint: []", ":4: services.web.entrypoint: it is empty"},
 		{base + "    env_file:\n      - missing.env", ":5: services.web.env_file[0]: "},
@@ -136,8 +139,8 @@ func TestWrong(t *testing.T) {
 		{base + "    volumes: ['vol:/v']\nvolumes:\n  vol:\n    driver: nfs", ":7: volumes.vol.driver: \"nfs\""},
 		{base + "    volumes: ['vol:/v']\nvolumes:\n  vol:\n    external: true", ":7: volumes.vol.external: "},
 		{"services:\n  myDB: {image: x}", ":2: services.myDB: others find the service by its name"},
-		{"include: [other.yaml]\n" + base, "compose.yaml:1: include: "},
-		{"x-a: &a\n  tty: true\n\nservices:\n  web:\n    <<: *a\n    image: x", ":2: services.web.tty: a service has no terminal"},
+		{"include: [other.yaml]\n" + base, "compose.yaml:1: include[0]: "},
+		{"x-a: &a\n  ipc: host\n\nservices:\n  web:\n    <<: *a\n    image: x", ":2: services.web.ipc: each run has namespaces"},
 		{"a: &a [*a]", "compose.yaml"},
 		{"services:\n  web:\n   - image", "services"},
 		{"- a", "no Compose file"},
@@ -152,7 +155,7 @@ func TestWrong(t *testing.T) {
 
 // All that is wrong is reported at once, sorted or not; errors have their parts.
 func TestErrors(t *testing.T) {
-	_, err := load(t, base+"    privileged: true\n    tty: true\n    network_mode: host\n  other:\n    image: y\n    profiles: [p]\n    privileged: true")
+	_, err := load(t, base+"    privileged: true\n    ipc: host\n    network_mode: host\n  other:\n    image: y\n    profiles: [p]\n    privileged: true")
 	var e *Error
 	require.ErrorAs(t, err, &e)
 	require.Equal(t, 4, e.Line)
@@ -172,18 +175,18 @@ func TestErrors(t *testing.T) {
 }
 
 func TestIgnore(t *testing.T) {
-	content := base + "    tty: true\n    deploy: {replicas: 0, placement: {}}\n    logging: {driver: json-file}\n  db: {image: y, container_name: database}"
-	_, err := load(t, content, Ignore("tty", "container_name", "deploy.placement", "logging", "services.web.deploy.replicas"))
+	content := base + "    ipc: host\n    deploy: {replicas: 0, placement: {}}\n    logging: {driver: json-file}\n  db: {image: y, container_name: database}"
+	_, err := load(t, content, Ignore("ipc", "container_name", "deploy.placement", "logging", "services.web.deploy.replicas"))
 	require.NoError(t, err)
 	_, err = load(t, content, Ignore("container_name", "deploy", "logging"))
-	require.ErrorContains(t, err, "services.web.tty")
+	require.ErrorContains(t, err, "services.web.ipc")
 }
 
 // An override is merged, and errors name the file that is to blame.
 func TestOverride(t *testing.T) {
-	dir := write(t, map[string]string{"compose.yaml": base, "other.yaml": "services:\n  web:\n    restart: always\n  db:\n    image: y\n    tty: true"})
+	dir := write(t, map[string]string{"compose.yaml": base, "other.yaml": "services:\n  web:\n    restart: always\n  db:\n    image: y\n    ipc: host"})
 	_, err := Load(dir, Override(filepath.Join(dir, "other.yaml")), Environ())
-	require.ErrorContains(t, err, "other.yaml:6: services.db.tty")
+	require.ErrorContains(t, err, "other.yaml:6: services.db.ipc")
 	p, err := Load(dir, Override(filepath.Join(dir, "other.yaml")), Environ(), Only("web"), Name("x"))
 	require.NoError(t, err)
 	require.Equal(t, []string{"web"}, p.Services())

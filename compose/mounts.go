@@ -1,9 +1,12 @@
 package compose
 
 import (
+	"cmp"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
+	"net/netip"
 	"path"
 	"slices"
 	"strconv"
@@ -109,12 +112,17 @@ func (b *builder) file(kind string, i int, r types.FileReferenceConfig, of types
 	var err error
 	switch {
 	case of.File != "":
-		if content, err = b.readFile(of.File); err != nil {
+		if content, err = b.read(of.File, readFile); err != nil {
 			b.loading.wrong([]string{kind, r.Source, "file"}, "%w", err)
 			return
 		}
 	case of.Environment != "":
 		value, given := b.env[of.Environment]
+		if vars, ok := of.Extensions[variablesField].(map[string]any); ok {
+			if v, ok := vars[of.Environment].(string); ok { // where it is included
+				value, given = v, true
+			}
+		}
 		if !given {
 			b.loading.wrong([]string{kind, r.Source, "environment"}, "%s is not set", of.Environment)
 			return
@@ -123,7 +131,7 @@ func (b *builder) file(kind string, i int, r types.FileReferenceConfig, of types
 	default:
 		content = []byte(of.Content)
 	}
-	if err = b.room.take(len(content)); err != nil {
+	if err = b.budget.take(len(content)); err != nil {
 		b.loading.wrong([]string{kind, r.Source}, "%w", err)
 		return
 	}
@@ -202,6 +210,35 @@ func (b *builder) network() {
 	}
 }
 
+// hosts adds names to those that the service's run has in /etc/hosts: its own among them only if it
+// is on no network, as others reach it at another address.
+func (b *builder) hosts() {
+	if len(b.s.ExtraHosts) == 0 {
+		return
+	}
+	var content strings.Builder
+	content.WriteString("127.0.0.1 localhost")
+	if b.p.alone {
+		content.WriteString(" " + cmp.Or(b.s.Hostname, b.s.Name))
+	}
+	content.WriteString("\n::1 localhost\n")
+	for _, name := range slices.Sorted(maps.Keys(b.s.ExtraHosts)) {
+		for _, to := range b.s.ExtraHosts[name] {
+			switch address, err := netip.ParseAddr(to); {
+			case to == "host-gateway":
+				b.wrong("extra_hosts", "%s: nothing leads to this machine: leave it out, and list what the service reaches by Allow (-allow)", to)
+			case err != nil || address.Zone() != "":
+				b.wrong("extra_hosts", "%q is no address of %s", to, name)
+			case !spec.IsName(strings.ToLower(name)):
+				b.wrong("extra_hosts", "%q is no name, of a-z, 0-9, -, _ and dots", name)
+			default:
+				content.WriteString(address.String() + " " + name + "\n")
+			}
+		}
+	}
+	b.add(sandbox.WithFile("/etc/hosts", []byte(content.String()), 0o644))
+}
+
 // alias gives the service a further name.
 func (b *builder) alias(field, name string) {
 	if name = strings.ToLower(name); !spec.IsName(name) {
@@ -215,7 +252,7 @@ func (b *builder) alias(field, name string) {
 // raw returns a list of the service as the last file with it has it.
 func (b *builder) raw(field string) (list []any) {
 	for _, f := range b.loading.files {
-		if l, ok := f.service(b.s.Name)[field].([]any); ok {
+		if l, ok := f.entry("services", b.s.Name)[field].([]any); ok {
 			list = l
 		}
 	}

@@ -14,13 +14,14 @@ import (
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/image"
 	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/service"
 )
 
 // inside returns what a command in a service writes.
-func inside(t testing.TB, r *Running, service string, command ...string) (string, error) {
+func inside(t testing.TB, r *Running, name string, command ...string) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
-	p, err := r.Service(service).Exec(testkit.Deadline(t), sandbox.WithCommand(command[0], command[1:]...), sandbox.WithStdout(&out))
+	p, err := r.Service(name).Exec(testkit.Deadline(t), sandbox.WithCommand(command[0], command[1:]...), sandbox.WithStdout(&out))
 	if err != nil {
 		return "", err // it may not be there yet
 	}
@@ -195,15 +196,15 @@ volumes: {vol: }
 // if a directory is named.
 func TestReset(t *testing.T) {
 	dir := write(t, map[string]string{
-		"compose.yaml":          base + "    build: .\n    tty: true\n    ports: ['80', '81']\n    devices: [/dev/x]",
-		"compose.override.yaml": "services:\n  web:\n    build: !reset null\n    tty: !override false\n    ports: !override ['82']\n    devices: !reset []\n",
+		"compose.yaml":          base + "    build: .\n    ipc: host\n    ports: ['80', '81']\n    devices: [/dev/x]",
+		"compose.override.yaml": "services:\n  web:\n    build: !reset null\n    ipc: !override host\n    ports: !override ['82']\n    devices: !reset []\n",
 	})
 	_, err := Load(filepath.Join(dir, "compose.yaml"), Environ())
 	require.ErrorContains(t, err, "services.web.build")
 	_, err = Load(dir, Environ())
-	require.ErrorContains(t, err, "compose.override.yaml:4: services.web.tty")
+	require.ErrorContains(t, err, "compose.override.yaml:4: services.web.ipc")
 	require.NotContains(t, err.Error(), "build")
-	p, err := Load(dir, Environ(), Ignore("tty"))
+	p, err := Load(dir, Environ(), Ignore("ipc"))
 	require.NoError(t, err)
 	require.Len(t, p.services[0].ports, 1)
 	require.Equal(t, 82, p.services[0].ports[0].target)
@@ -235,21 +236,45 @@ func TestEnvironmentOfProject(t *testing.T) {
 }
 
 // A bind's directory is made, as by Docker; what a service reads from its standard input does not
-// come, and does not end, if the file says so.
+// come, and does not end, if the file says so, or that it is a terminal, as for shells that are to
+// stay. Names of the file's own are known.
 func TestRootlessInput(t *testing.T) {
 	dir := testkit.OpenDir(t)
 	testkit.WriteFile(t, filepath.Join(dir, "compose.yaml"), `
 services:
   open: {image: ./busybox.tar, command: [sh, -c, "cat; echo ended"], stdin_open: true, stop_signal: KILL, volumes: ['./new/dir:/v']}
+  shell: {image: ./busybox.tar, command: sh, tty: true, stop_signal: KILL}
+  hosts:
+    image: ./busybox.tar
+    command: [sh, -c, "echo me >/tmp/x; httpd -p 80 -h /tmp; get own.test 80 /x; grep six /etc/hosts; get localhost 80 /x; get shell 80 /x || echo ended"]
+    extra_hosts: ["own.test:127.0.0.1", "six.test=[::1]"]
   ends: {image: ./busybox.tar, command: [sh, -c, "cat; touch /v/x; echo ended"], volumes: ['./new/other:/v']}
 `, 0o644)
 	r := up(t, projectIn(t, dir))
 	require.NoError(t, r.Ready())
 	logged(t, r, "ends", "ended")
+	logged(t, r, "hosts", "ended")
+	var said []string
+	for _, line := range r.Service("hosts").Logs() {
+		if !line.Stderr {
+			said = append(said, line.Text)
+		}
+	}
+	require.Equal(t, []string{"me", "::1 six.test", "me", "ended"}, said)
+	require.Equal(t, service.Running, r.Service("shell").State())
 	require.NoError(t, r.Close())
 	for line := range r.Follow(t.Context(), "open") {
 		require.Fail(t, "it has ended", "%v", line)
 	}
 	require.DirExists(t, filepath.Join(dir, "new", "dir"))
 	require.FileExists(t, filepath.Join(dir, "new", "other", "x"))
+}
+
+// What extra_hosts adds to is what a run has without: on no network, its own name, too.
+func TestExtraHosts(t *testing.T) {
+	for network, want := range map[string]string{"bridge": "127.0.0.1 localhost\n::1 localhost\n192.0.2.1 a.test\n", "none": "127.0.0.1 localhost own\n::1 localhost\n192.0.2.1 a.test\n"} {
+		p, err := load(t, base+"    hostname: own\n    extra_hosts: [a.test=192.0.2.1]\n    network_mode: "+network+"\n")
+		require.NoError(t, err)
+		require.Contains(t, describe(p), "/etc/hosts: spec.File {Data:"+want+" Mode:")
+	}
 }

@@ -67,6 +67,7 @@ func (l *loading) plan(s types.ServiceConfig) *plan {
 	b.mounts()
 	b.files()
 	b.network()
+	b.hosts()
 	b.restart()
 	b.end()
 	b.healthcheck()
@@ -81,10 +82,7 @@ func (b *builder) wrong(field, format string, args ...any) {
 func (b *builder) add(opts ...sandbox.Option) { b.p.opts = append(b.p.opts, opts...) }
 
 func (b *builder) image() {
-	b.p.image = b.s.Image
-	if strings.HasPrefix(b.s.Image, "./") || strings.HasPrefix(b.s.Image, "../") {
-		b.p.image = filepath.Join(b.dir, b.s.Image)
-	}
+	b.p.image = b.imagePath(b.s.Image)
 	switch policy, _, err := b.s.GetPullPolicy(); {
 	case err != nil || policy == types.PullPolicyNever || policy == types.PullPolicyBuild:
 		b.wrong("pull_policy", "%q: a registry is asked each time, and layers are fetched that are not there: leave it out", b.s.PullPolicy)
@@ -95,6 +93,14 @@ func (b *builder) image() {
 	if b.s.Deploy != nil && b.s.Deploy.Mode != "" && b.s.Deploy.Mode != "replicated" {
 		b.wrong("deploy.mode", "%q: there is one machine: leave it out", b.s.Deploy.Mode)
 	}
+}
+
+// imagePath returns what image.Open takes for an image: paths are from the file's directory on.
+func (l *loading) imagePath(image string) string {
+	if strings.HasPrefix(image, "./") || strings.HasPrefix(image, "../") {
+		return filepath.Join(l.dir, image)
+	}
+	return image
 }
 
 // maxScale is far more than one machine has room for.
@@ -129,7 +135,7 @@ func (b *builder) command() {
 		b.add(sandbox.WithDir(b.s.WorkingDir))
 	}
 	b.add(sandbox.WithHostname(cmp.Or(b.s.Hostname, b.s.Name)))
-	b.p.stdin = b.s.StdinOpen
+	b.p.stdin = b.s.StdinOpen || b.s.Tty // which has a shell wait, as a terminal would
 	if o := b.s.Logging; o != nil && !slices.Contains([]string{"", "json-file", "local"}, o.Driver) {
 		b.wrong("logging.driver", "%q: logs are kept by this process: leave it out", o.Driver)
 	}
@@ -142,7 +148,7 @@ func (b *builder) variables() {
 		if f.Format != "" {
 			b.wrong("env_file."+strconv.Itoa(i)+".format", "%q: there is one format: leave it out", f.Format)
 		}
-		more, err := b.loading.variables(f.Path, vars, b.env)
+		more, err := b.loading.variables(f.Path, readFile, vars, b.env)
 		if err != nil && (bool(f.Required) || !errors.Is(err, fs.ErrNotExist)) {
 			b.wrong("env_file."+strconv.Itoa(i), "%w", err)
 		}
@@ -158,7 +164,7 @@ func (b *builder) variables() {
 		}
 	}
 	for _, k := range slices.Sorted(maps.Keys(vars)) {
-		if err := b.room.take(len(k) + len(vars[k])); err != nil {
+		if err := b.budget.take(len(k) + len(vars[k])); err != nil {
 			b.wrong("environment", "%w", err)
 			return
 		}

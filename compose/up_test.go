@@ -42,7 +42,7 @@ func TestRootlessShapes(t *testing.T) {
 			require.NoError(t, r.Ready())
 			content, err := os.ReadFile(file)
 			require.NoError(t, err)
-			f, err := parse(file, content, newRoom())
+			f, err := parse(file, content, newBudget())
 			require.NoError(t, err)
 			ask := f.raw["x-test"].(map[string]any)
 			require.Equal(t, ask["want"], get(t, r, ask["service"].(string), ask["port"].(int), ask["path"].(string)))

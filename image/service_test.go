@@ -3,7 +3,10 @@
 package image
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"os/exec"
 	"strings"
 	"sync"
@@ -83,4 +86,32 @@ func TestRootlessServiceStopSignal(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, i.Close())
 	require.Equal(t, "[ready asked]", fmt.Sprint(i.Logs()))
+}
+
+// A run of an image on a private network uses that network's names and not the image's, and is
+// published by WithPublish alone, whatever ports the image exposes.
+func TestRootlessPrivateNetwork(t *testing.T) {
+	testkit.Need(t, "a static busybox")
+	foreign := tarOf(t, file{name: "etc/resolv.conf", content: "nameserver 192.0.2.1\n"}, file{name: "etc/hosts", content: "192.0.2.1 web\n"})
+	img := open(t, newStore(t), layoutOf(t, imageOf(t, v1.Config{ExposedPorts: volumes("80/tcp"), Cmd: []string{"sh", "-c", "echo page > /tmp/index.html; exec busybox httpd -f -p 80 -h /tmp"}}, asGzip(t, busybox(t)), asGzip(t, foreign))))
+	n, err := sandbox.NewNetwork()
+	require.NoError(t, err)
+	defer n.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	s := sandbox.New(img.Options()...)
+	for name, opts := range map[string][]sandbox.Option{"web": {sandbox.WithPublish("127.0.0.1:0", 80)}, "hidden": nil} {
+		p, err := s.With(img.Command()).With(sandbox.WithNetwork(n.As(name))).With(opts...).Start(testkit.Deadline(t))
+		require.NoError(t, err)
+		defer func() { _ = p.Kill(); _, _ = p.Wait() }()
+		require.Len(t, p.Published(), len(opts))
+		require.Equal(t, "page", run(t, img, "until busybox wget -q -O - http://"+name+"/ 2>/dev/null; do busybox sleep 0.01; done", sandbox.WithNetwork(n.As("client"))))
+		for _, at := range p.Published() {
+			res, err := http.Get(fmt.Sprintf("http://%v/", at))
+			require.NoError(t, err)
+			body, err := io.ReadAll(res.Body)
+			require.NoError(t, errors.Join(err, res.Body.Close()))
+			require.Equal(t, "page\n", string(body))
+		}
+	}
+	require.Contains(t, run(t, img, "busybox nslookup one.test 2>&1 || true", sandbox.WithNetwork(n.As("client"))), "NXDOMAIN")
 }

@@ -75,16 +75,15 @@ func (g *Group) live(ctx context.Context, m *member) {
 		return
 	}
 	var err error
-	if m.instance, err = m.service.start(ctx, g.over, g.network, nil); err != nil {
+	s := *m.service
+	s.conf.fails = g.end
+	if m.instance, err = s.start(ctx, g.over, g.network, nil); err != nil {
 		g.end(err)
 		return
 	}
 	close(m.ready)
 	select {
 	case <-m.instance.Ended():
-		if err := m.instance.Err(); err != nil {
-			g.end(err)
-		}
 		<-g.over.Done() // it may have ended well, and the others go on
 	case <-g.over.Done():
 	}

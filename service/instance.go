@@ -270,6 +270,11 @@ func (i *Instance) setProcess(p *sandbox.Process) {
 
 // enter records a new state and reports it.
 func (i *Instance) enter(s State, err error) {
+	if s == Failed && i.service.conf.fails != nil {
+		// Whoever sees that it has failed may close its group at once, which must not be
+		// why the group has ended.
+		i.service.conf.fails(err)
+	}
 	i.mu.Lock()
 	i.state = s
 	if s == Failed {

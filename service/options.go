@@ -28,6 +28,7 @@ type config struct {
 	volumes  []volume
 	logLimit int
 	observe  []func(Event)
+	fails    func(error) // called when an instance fails for good, before others can see it
 }
 
 // With adds options to the service's sandbox, after those that it has. Several calls add up.

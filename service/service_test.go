@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -226,6 +227,43 @@ func TestRootlessRestart(t *testing.T) {
 	require.Equal(t, []string{"open", "open", "open"}, texts(i.Logs()))
 }
 
+// Each restart in a row waits twice as long as the one before. Under load the first may wait longer
+// than it must.
+func TestRootlessBackOff(t *testing.T) {
+	testkit.Need(t, "user namespaces")
+	testkit.Eventually(t, "the first pause to be shorter than the last", func() bool {
+		var e events
+		_, err := service.New("x", sh("exit 1"), service.Ready(service.Log("never")), service.Restart(3), e.option()).Start(testkit.Deadline(t))
+		require.Error(t, err)
+		var pauses []time.Duration
+		for n, event := range e.all {
+			if event.State == service.Waiting {
+				pauses = append(pauses, e.all[n+1].Time.Sub(event.Time))
+			}
+		}
+		require.Len(t, pauses, 3)
+		for n, pause := range pauses {
+			require.GreaterOrEqual(t, pause, 100*time.Millisecond<<n)
+		}
+		return pauses[2] >= pauses[0]+200*time.Millisecond
+	})
+}
+
+// A directory of this machine is a service's root, and another one keeps what it writes.
+func TestRootlessDirectory(t *testing.T) {
+	testkit.Need(t, "a static busybox")
+	ctx := testkit.Deadline(t)
+	root, kept := testkit.BusyboxRoot(t), testkit.OpenDir(t)
+	require.NoError(t, os.Chmod(kept, 0o777))
+	s := service.New("x", sh("echo x >>/kept/starts; cat /kept/starts; echo end", sandbox.WithRootfs(sandbox.DirRootfs(root)), sandbox.WithBind(kept, "/kept")), service.Ready(service.Exits()))
+	for _, want := range [][]string{{"x", "end"}, {"x", "x", "end"}} {
+		i, err := s.Start(ctx)
+		require.NoError(t, err)
+		require.Equal(t, want, texts(i.Logs()))
+		require.NoError(t, i.Close())
+	}
+}
+
 // A service that is ready and no longer healthy has failed.
 func TestRootlessHealth(t *testing.T) {
 	testkit.Need(t, "user namespaces")
@@ -320,6 +358,38 @@ func TestRootlessGroupFails(t *testing.T) {
 	cancel()
 	<-g.Ended()
 	require.NoError(t, g.Close())
+}
+
+// Whoever sees that a service has failed, and closes its group, learns that this is why it ended.
+func TestRootlessGroupSaysWhy(t *testing.T) {
+	testkit.Need(t, "user namespaces")
+	ctx := testkit.Deadline(t)
+	for _, scale := range []int{1, 2} {
+		var g *service.Group
+		healthy, started, why := atomic.Bool{}, make(chan struct{}), make(chan error, scale)
+		healthy.Store(true)
+		check := service.Func(func(context.Context, *service.Instance) error {
+			if healthy.Load() {
+				return nil
+			}
+			return errors.New("it is ill")
+		})
+		ill := service.New("ill", sh("exec sleep 1000"), service.Scale(scale), service.Ready(check), service.Health(time.Millisecond, 1, check), service.Observe(func(e service.Event) {
+			if e.State == service.Failed {
+				<-started
+				why <- g.Err()
+			}
+		}))
+		var err error
+		g, err = service.StartAll(ctx, ill, service.New("good", sh("exec sleep 1000")))
+		require.NoError(t, err)
+		close(started)
+		healthy.Store(false)
+		require.ErrorIs(t, <-why, service.ErrUnhealthy, "it is known before others see it")
+		<-g.Service("ill").Ended()
+		require.ErrorIs(t, g.Close(), service.ErrUnhealthy)
+		require.ErrorContains(t, g.Err(), "it is ill")
+	}
 }
 
 // A snapshot is made once, and each instance has a copy of its own, which stays through restarts.

@@ -3,18 +3,14 @@
 package services
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -44,7 +40,7 @@ func BenchmarkDocker(b *testing.B) {
 		testkit.Need(b, feature)
 	}
 	archive := filepath.Join(b.TempDir(), "postgres.tar")
-	writeImage(b, archive)
+	writeDatabase(b, archive, tag)
 	store, err := image.OpenStore(filepath.Join(b.TempDir(), "store"))
 	require.NoError(b, err)
 	engine := newEngine(b, archive)
@@ -243,73 +239,4 @@ func (e *engine) shims() (pids []int) {
 		}
 	}
 	return pids
-}
-
-// writeImage makes an image of this machine's PostgreSQL, with a database in it.
-func writeImage(b *testing.B, archive string) {
-	var layer bytes.Buffer
-	w := tar.NewWriter(&layer)
-	dir := func(name string, mode int64, uid int) {
-		require.NoError(b, w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: mode, Uid: uid, Gid: uid}))
-	}
-	dir("tmp", 0o1777, 0)
-	require.NoError(b, w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "lib64", Linkname: "usr/lib64"}))
-	require.NoError(b, w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "lib", Linkname: "usr/lib"}))
-	passwd := "root:x:0:0::/:\npostgres:x:1000:1000::/data:\n"
-	require.NoError(b, w.WriteHeader(&tar.Header{Name: "etc/passwd", Mode: 0o644, Size: int64(len(passwd))}))
-	_, err := io.WriteString(w, passwd)
-	require.NoError(b, err)
-	out, err := exec.Command("ldd", pgCommand[0]).Output()
-	require.NoError(b, err)
-	for field := range strings.FieldsSeq(string(out)) {
-		if field[0] != '/' {
-			continue
-		}
-		at, err := filepath.EvalSymlinks(filepath.Dir(field)) // /lib is a link
-		require.NoError(b, err)
-		addTree(b, w, os.DirFS("/"), filepath.Join(at, filepath.Base(field))[1:], "", 0)
-	}
-	addTree(b, w, os.DirFS("/"), pgCommand[0][1:], "", 0)
-	addTree(b, w, os.DirFS("/"), filepath.Join(filepath.Dir(bin), "lib/plpgsql.so")[1:], "", 0) // it wants the directory
-	addTree(b, w, os.DirFS("/"), "usr/share"+strings.TrimSuffix(strings.TrimPrefix(bin, "/usr/lib"), "/bin"), "", 0)
-	addTree(b, w, os.DirFS("/"), "usr/share/zoneinfo", "", 0)
-
-	data, err := sandbox.NewScratch(256 * sandbox.MiB)
-	require.NoError(b, err)
-	defer data.Close()
-	_, err = sandbox.New(sandbox.WithCommand("sh", "-ec", makeDatabase, "/data/db"), sandbox.WithScratch("/data", data)).Run(b.Context())
-	require.NoError(b, err)
-	dir("data", 0o755, 1000)
-	addTree(b, w, data.FS(), "db", "data/", 1000)
-	require.NoError(b, w.Close())
-	testkit.DockerArchive(b, archive, tag, layer.Bytes(), map[string]any{"User": "1000:1000", "Cmd": pgCommand, "StopSignal": "SIGINT", "Env": []string{"PATH=" + bin}})
-}
-
-// addTree adds a file, or a directory and all that is in it. Links become what they lead to.
-func addTree(b *testing.B, w *tar.Writer, fsys fs.FS, name, below string, uid int) {
-	require.NoError(b, fs.WalkDir(fsys, name, func(name string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := fs.Stat(fsys, name)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // a link to nothing
-		}
-		if err != nil {
-			return err
-		}
-		h := &tar.Header{Name: below + name, Mode: int64(info.Mode().Perm()), Uid: uid, Gid: uid}
-		if info.IsDir() {
-			h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
-			return w.WriteHeader(h)
-		}
-		content, err := fs.ReadFile(fsys, name)
-		if h.Size = int64(len(content)); err == nil {
-			err = w.WriteHeader(h)
-		}
-		if err == nil {
-			_, err = w.Write(content)
-		}
-		return err
-	}))
 }

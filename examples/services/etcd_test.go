@@ -18,15 +18,15 @@ import (
 
 // etcdMember is one of a cluster, whose members find each other by their names. It is ready when
 // the cluster has a leader.
-func etcdMember(name string, all []string) *service.Service {
+func etcdMember(of describe, name string, all []string) *service.Service {
 	var peers []string
 	for _, n := range all {
 		peers = append(peers, fmt.Sprintf("%s=http://%[1]s:2380", n))
 	}
-	return service.New(name, sandbox.New(sandbox.WithCommand("etcd", "--name", name, "--data-dir", "/data/etcd",
-		"--listen-client-urls", "http://0.0.0.0:2379", "--advertise-client-urls", "http://"+name+":2379",
-		"--listen-peer-urls", "http://0.0.0.0:2380", "--initial-advertise-peer-urls", "http://"+name+":2380",
-		"--initial-cluster", strings.Join(peers, ","), "--unsafe-no-fsync")),
+	return of(name, program{command: []string{"/usr/bin/etcd", "--name", name, "--data-dir", "/data/etcd",
+		"--listen-client-urls", "http://0.0.0.0:2379", "--advertise-client-urls", "http://" + name + ":2379",
+		"--listen-peer-urls", "http://0.0.0.0:2380", "--initial-advertise-peer-urls", "http://" + name + ":2380",
+		"--initial-cluster", strings.Join(peers, ","), "--unsafe-no-fsync"}},
 		service.Port(2379), service.Volume("/data", 256*sandbox.MiB), service.Restart(5), service.Ready(service.HTTP(2379, "/health")))
 }
 
@@ -44,12 +44,15 @@ func etcdClient(t testing.TB, members ...*service.Instance) *etcd.Client {
 
 // TestRootlessEtcd has a member of three killed: the others go on, and it comes back with its data.
 func TestRootlessEtcd(t *testing.T) {
-	testkit.Need(t, "etcd")
+	fromBoth(t, "etcd", etcdCluster)
+}
+
+func etcdCluster(t *testing.T, of describe) {
 	ctx := testkit.Deadline(t)
 	names := []string{"etcd1", "etcd2", "etcd3"}
 	var all []*service.Service
 	for _, name := range names {
-		all = append(all, etcdMember(name, names))
+		all = append(all, etcdMember(of, name, names))
 	}
 	members := sandboxtest.Services(t, all...)
 	killed, others := members[0], members[1:]

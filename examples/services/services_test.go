@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/image"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/sandboxtest"
 	"github.com/cellkit/sandbox/service"
@@ -76,6 +78,68 @@ func numbers(t testing.TB, db *pgx.Conn, begin int) (sum int) {
 	return sum
 }
 
+// pgFiles are what PostgreSQL needs besides its program: it wants the directory of its libraries.
+var pgFiles = []string{filepath.Dir(bin) + "/lib/plpgsql.so", "/usr/share" + strings.TrimSuffix(strings.TrimPrefix(bin, "/usr/lib"), "/bin"), "/usr/share/zoneinfo"}
+
+// writeDatabase makes an image of this machine's PostgreSQL, with a database in it.
+func writeDatabase(t testing.TB, archive, tag string) {
+	data, err := sandbox.NewScratch(256 * sandbox.MiB)
+	require.NoError(t, err)
+	defer data.Close()
+	_, err = sandbox.New(sandbox.WithCommand("sh", "-ec", makeDatabase, "/data/db"), sandbox.WithScratch("/data", data)).Run(t.Context())
+	require.NoError(t, err)
+	l := newLayer(t)
+	l.dir("data", 0o755, 1000)
+	l.add(data.FS(), "db", "data/", 1000)
+	for _, name := range append(pgFiles, pgCommand[0]) {
+		l.add(os.DirFS("/"), name[1:], "", 0)
+	}
+	l.write(archive, tag, map[string]any{"User": "1000:1000", "Cmd": pgCommand, "StopSignal": "SIGINT", "Env": []string{"PATH=" + bin}})
+}
+
+// TestPostgresImage has two of an image, each with what the image has of data, and changes
+// of its own. Where files of images belong to whoever unpacks them, PostgreSQL refuses its data.
+func TestPostgresImage(t *testing.T) {
+	testkit.Need(t, "PostgreSQL")
+	dir := testkit.OpenDir(t)
+	archive := filepath.Join(dir, "postgres.tar")
+	writeDatabase(t, archive, "postgres:test")
+	store, err := image.OpenStore(filepath.Join(dir, "store"))
+	require.NoError(t, err)
+	both := sandboxtest.Services(t, service.Open("one", image.Sandbox(archive, image.WithStore(store)), pgOptions...), service.Open("two", image.Sandbox(archive, image.WithStore(store)), pgOptions...))
+	for n, pg := range both {
+		require.Equal(t, 45+10*n, numbers(t, connect(t, pg), n))
+	}
+}
+
+// redisServer keeps each write on its volume.
+var redisServer = program{command: []string{"/usr/bin/redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--dir", "/data", "--appendonly", "yes", "--appendfsync", "always"}}
+
+// TestRootlessRedis has what was written before Redis was killed there after that.
+func TestRootlessRedis(t *testing.T) {
+	fromBoth(t, "redis-server", func(t *testing.T, of describe) {
+		i := sandboxtest.Service(t, of("redis", redisServer, service.Port(6379), service.Volume("/data", 64*sandbox.MiB), service.Restart(1)))
+		client := redis.NewClient(&redis.Options{Addr: i.Addr(6379)})
+		defer client.Close()
+		require.NoError(t, client.Set(t.Context(), "key", "kept", 0).Err())
+		killed(t, i)
+		got, err := client.Get(t.Context(), "key").Result()
+		require.NoError(t, err)
+		require.Equal(t, "kept", got)
+	})
+}
+
+// killed kills a service's run, and waits until the next one is ready.
+func killed(t *testing.T, i *service.Instance) {
+	t.Helper()
+	first := i.Process()
+	require.NoError(t, first.Kill())
+	testkit.Eventually(t, i.Name()+" to be back", func() bool {
+		p := i.Process()
+		return p != nil && p != first && i.State() == service.Running
+	})
+}
+
 // TestRootlessPostgres has a PostgreSQL for each of some tests at a time, and one Redis for all.
 func TestRootlessPostgres(t *testing.T) {
 	testkit.Need(t, "PostgreSQL")
@@ -108,22 +172,13 @@ func TestRootlessPostgresIsolated(t *testing.T) {
 
 // TestRootlessPostgresKilled has a PostgreSQL recover, with its data, from being killed.
 func TestRootlessPostgresKilled(t *testing.T) {
-	testkit.Need(t, "PostgreSQL")
-	starts := make(chan service.Event, 100)
-	pg, err := service.New("postgres", sandbox.New(sandbox.WithCommand(bin+"/postgres", "-D", "/data/db", "-k", "/tmp", "-c", "listen_addresses=*"), sandbox.WithStopSignal(syscall.SIGINT, 10*time.Second)),
-		service.Port(5432), service.From(database), service.Ready(service.Log("ready to accept connections")), service.Restart(1),
-		service.Observe(func(e service.Event) { starts <- e })).Start(t.Context())
-	require.NoError(t, err)
-	defer pg.Close()
-	require.Equal(t, 45, numbers(t, connect(t, pg), 0))
-	require.NoError(t, pg.Process().Kill())
-	for n := 0; n < 2; {
-		if e := <-starts; e.State == service.Running {
-			n++
-		}
-	}
-	var sum int
-	require.NoError(t, connect(t, pg).QueryRow(t.Context(), "SELECT sum(n) FROM numbers").Scan(&sum))
-	require.Equal(t, 45, sum)
-	require.NoError(t, pg.Close())
+	keeps := program{command: []string{bin + "/postgres", "-D", "/data/db", "-k", "/tmp", "-c", "listen_addresses=*"}, stop: syscall.SIGINT, files: pgFiles}
+	fromBoth(t, "PostgreSQL", func(t *testing.T, of describe) {
+		pg := sandboxtest.Service(t, of("postgres", keeps, service.Port(5432), service.From(database), service.Ready(service.Log(pgReady)), service.Restart(1)))
+		require.Equal(t, 45, numbers(t, connect(t, pg), 0))
+		killed(t, pg)
+		var sum int
+		require.NoError(t, connect(t, pg).QueryRow(t.Context(), "SELECT sum(n) FROM numbers").Scan(&sum))
+		require.Equal(t, 45, sum)
+	})
 }

@@ -95,6 +95,28 @@ func do(t *testing.T, want int, args ...string) (out, stderr string) {
 	return o.String(), e.String()
 }
 
+// watch has ps show pictures on a terminal until the project ends, and returns what is on that.
+func watch(t *testing.T) <-chan string {
+	t.Helper()
+	tty, other := testkit.PTY(t)
+	ctx, shown := testkit.Deadline(t), make(chan string)
+	go func() {
+		run(ctx, []string{"ps", "-watch"}, nil, tty, &bytes.Buffer{})
+		tty.Close()
+	}()
+	go func() {
+		defer close(shown)
+		for b := make([]byte, 4<<10); ; {
+			n, err := other.Read(b)
+			if err != nil { // nobody has the terminal any more
+				return
+			}
+			shown <- string(b[:n])
+		}
+	}()
+	return shown
+}
+
 // In the foreground: other commands find the project, and a signal ends it gently.
 func TestRootlessForeground(t *testing.T) {
 	marker := setUp(t)
@@ -126,8 +148,22 @@ func TestRootlessForeground(t *testing.T) {
 	require.Contains(t, wrong, `no service "nobody"`)
 	_, wrong = do(t, failed, "up")
 	require.Contains(t, wrong, "in use")
+	screen, picture := watch(t), ""
+	for !strings.Contains(picture, "running (healthy)") {
+		more, goesOn := <-screen
+		require.True(t, goesOn, "%q", picture)
+		picture += more
+	}
+	require.Regexp(t, "^\x1b\\[H\x1b\\[JSERVICE +STATE +STARTS +FOR +MEMORY +PORTS\r\n", picture)
+	gone := make(chan struct{})
+	go func() { // the project does not wait for whoever watches it
+		defer close(gone)
+		for range screen {
+		}
+	}()
 	interrupt()
 	require.Zero(t, <-ended, "%s", &stderr)
+	<-gone
 	require.Contains(t, out.String(), "one   | bye\n")
 	require.Contains(t, stderr.String(), "two.1: running\n")
 	testkit.RequireGone(t, marker)
@@ -246,16 +282,16 @@ func TestHeld(t *testing.T) {
 func TestUsage(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
-	require.NoError(t, os.WriteFile("compose.yaml", []byte("services:\n  web:\n    image: x\n    build: .\n    tty: true\n"), 0o600))
+	require.NoError(t, os.WriteFile("compose.yaml", []byte("services:\n  web:\n    image: x\n    build: .\n    ipc: host\n"), 0o600))
 	_, wrong := do(t, misused, "check")
 	require.Contains(t, wrong, "sandbox-compose: compose.yaml:4: services.web.build: images are not built here")
-	require.Contains(t, wrong, "sandbox-compose: compose.yaml:5: services.web.tty: ")
-	shown, _ := do(t, 0, "check", "-ignore", "build", "-ignore", "tty", "-p", "name")
+	require.Contains(t, wrong, "sandbox-compose: compose.yaml:5: services.web.ipc: ")
+	shown, _ := do(t, 0, "check", "-ignore", "build", "-ignore", "ipc", "-p", "name")
 	require.Equal(t, "name: web\n", shown)
 	for _, args := range [][]string{{}, {"nonsense"}, {"up", "-nonsense"}, {"up", "-d", "-held=false"}, {"exec", "web"}, {"up", "-allow", "x"}, {"up", "-volume-size", "x"}} {
 		do(t, misused, args...)
 	}
-	_, wrong = do(t, failed, held, "-d", "-ignore", "build", "-ignore", "tty")
+	_, wrong = do(t, failed, held, "-d", "-ignore", "build", "-ignore", "ipc")
 	require.Contains(t, wrong, "held is for up -d itself")
 	do(t, 0, "up", "-h")
 }
