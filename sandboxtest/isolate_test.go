@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -326,6 +327,41 @@ func TestRootlessInsideWithTheHost(t *testing.T) {
 	out, err := exec.Command("sh", "-c", "hostname 2>/dev/null || cat /etc/hostname").Output()
 	require.NoError(t, err)
 	require.Equal(t, "sandbox\n", string(out))
+}
+
+// A test on a network of its own reaches what that lists, and nothing else.
+func TestRootlessInsideNetwork(t *testing.T) {
+	var ports [2]int // of which one is listed
+	for i := range ports {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		require.NoError(t, err)
+		defer l.Close()
+		go func() {
+			for conn, err := l.Accept(); err == nil; conn, err = l.Accept() {
+				_, _ = conn.Write([]byte("outside"))
+				conn.Close()
+			}
+		}()
+		ports[i] = l.Addr().(*net.TCPAddr).Port
+	}
+	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1", "two.test": "127.0.0.1"})
+	network := sandbox.Private(sandbox.AllowHost("one.test", ports[0]), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(ports[0])), sandbox.NetworkResolver(zone.Resolver()))
+	Isolate(t, sandbox.WithEnv(fmt.Sprint("LISTED=", ports[0]), fmt.Sprint("OTHER=", ports[1])), sandbox.WithNetwork(network))
+	read := func(port string) string {
+		conn, err := net.DialTimeout("tcp", net.JoinHostPort("one.test", port), testkit.Patience)
+		if err != nil {
+			return ""
+		}
+		defer conn.Close()
+		b, _ := io.ReadAll(conn)
+		return string(b)
+	}
+	require.Equal(t, "outside", read(os.Getenv("LISTED")))
+	require.Empty(t, read(os.Getenv("OTHER")))
+	var unknown *net.DNSError
+	_, err := net.LookupHost("two.test")
+	require.ErrorAs(t, err, &unknown)
+	require.True(t, unknown.IsNotFound)
 }
 
 // What isolated tests cover is merged with the coverage of the others.

@@ -14,11 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
+	"github.com/cellkit/sandbox/pool"
 )
 
 func init() {
@@ -352,6 +354,81 @@ func TestRootlessPrivatePrepared(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "web: hello", reach(p.Published()[0].String()))
 	require.Equal(t, "web: hello", reaching(t, n, "client", "web:80")[0])
+}
+
+// A worker, which serves many calls, finds a service whenever that is there, and what is listed.
+func TestRootlessPrivateWorkers(t *testing.T) {
+	t.Parallel()
+	port := echoServer(t, "127.0.0.1", "one")
+	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
+	var seen observer
+	n := newNetwork(t, sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()), sandbox.NetworkObserver(seen.tell))
+	workers := work.With(sandbox.WithNetwork(n.As("worker"))).Workers(1)
+	defer workers.Close()
+	said := func(to string) string {
+		t.Helper()
+		out, err := workers.Call(testkit.Deadline(t), job{Do: "reach", Text: to})
+		require.NoError(t, err)
+		return out.Text
+	}
+	process := pidOf(t, workers)
+	require.Equal(t, "one: hello", said(at("one.test", port)))
+	for _, name := range []string{"first", "second"} {
+		require.Contains(t, said("db:80"), "no such host")
+		db := listening(t, name, "0.0.0.0:80", sandbox.WithNetwork(n.As("db")))
+		require.Equal(t, name+": hello", said("db:80"))
+		require.NoError(t, db.Kill())
+		_, err := db.Wait()
+		require.Error(t, err)
+	}
+	require.Equal(t, process, pidOf(t, workers))
+	require.Equal(t, "worker", seen.await(t, "one.test", func(c sandbox.Conn) bool { return c.Name == "one.test" }).Run)
+
+	out := call(t, job{Do: "reach", Text: at("one.test", port)}, sandbox.WithNetwork(n.As("function")))
+	require.Equal(t, "one: hello", out.Text)
+	seen.await(t, "the function", func(c sandbox.Conn) bool { return c.Run == "function" && c.Verdict == sandbox.Allowed })
+}
+
+// Runs of a pool that live at a time each have a place on the network, with one name.
+func TestRootlessPrivatePool(t *testing.T) {
+	t.Parallel()
+	port := echoServer(t, "127.0.0.1", "one")
+	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
+	rules := []sandbox.NetworkOption{sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver())}
+	n := newNetwork(t, rules...)
+	jobs := pool.New(runs.Helper("reach", at("one.test", port)).With(sandbox.WithNetwork(n.As("job"))), 2)
+	var live []*sandbox.Process
+	var addresses []string
+	for range 2 {
+		r, w := io.Pipe()
+		p, err := jobs.Start(testkit.Deadline(t), sandbox.WithCommand("/helper", testkit.HelperArgs("listen", "job", "0.0.0.0:80")...), sandbox.WithStdout(w))
+		require.NoError(t, err)
+		_, err = io.ReadFull(r, make([]byte, 10))
+		require.NoError(t, err)
+		live, addresses = append(live, p), append(addresses, addressOf(t, p, 80))
+	}
+	require.NotEqual(t, addresses[0], addresses[1])
+	require.Equal(t, []string{"job: hello", "job: hello", "job: hello"}, reaching(t, n, "client", addresses[0], addresses[1], "job:80"))
+	for _, p := range live {
+		require.NoError(t, p.Kill())
+		_, err := p.Wait()
+		require.Error(t, err)
+	}
+	require.Contains(t, reaching(t, n, "client", "job:80")[0], "no such host")
+
+	for _, at := range []sandbox.Option{sandbox.WithNetwork(n.As("job")), sandbox.WithNetwork(sandbox.Private(rules...))} {
+		var group sync.WaitGroup
+		for range 6 {
+			group.Go(func() {
+				var out bytes.Buffer
+				_, err := jobs.Run(testkit.Deadline(t), at, sandbox.WithStdout(&out))
+				assert.NoError(t, err)
+				assert.Equal(t, "one: hello\n", out.String())
+			})
+		}
+		group.Wait()
+	}
+	closePool(t, jobs)
 }
 
 func TestPrivateWithoutUserNamespace(t *testing.T) {

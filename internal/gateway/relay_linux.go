@@ -192,12 +192,13 @@ func hostAt(name string, port uint16) string {
 	return net.JoinHostPort(name+".", strconv.Itoa(int(port)))
 }
 
-// connect connects, if no rule is against the address that is found.
+// connect connects to what target has returned for c, if no rule is against the address that is
+// found.
 func (m *Member) connect(ctx context.Context, network, at string, c *Conn) (net.Conn, error) {
 	config := m.configFor(c)
 	d := net.Dialer{Timeout: dialTimeout, Resolver: config.Resolver, Control: func(_, address string, raw syscall.RawConn) error {
 		real, err := netip.ParseAddrPort(address)
-		if err == nil {
+		if err == nil && address != at { // else target has asked
 			_, err = config.ruleFor(real)
 		}
 		if err == nil && c.over == overUDP {

@@ -141,7 +141,7 @@ func BenchmarkHierarchies(b *testing.B) {
 				b.StopTimer()
 				end()
 				b.StartTimer()
-				s.do("rmdir", func() error { return removeDirs([]string{dir}, nil) })
+				s.do("rmdir", func() error { return removeDirs(func() []string { return []string{dir} }, nil) })
 			}
 			s.report()
 		})

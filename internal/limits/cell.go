@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -141,12 +142,15 @@ func (c *Cell) MakeOwn() (dirs []string, err error) {
 	return dirs, nil
 }
 
-// Settle releases the keeper: the cell has a process of its own now.
+// Settle releases the keeper: the cell has a process of its own now. Its first run is next.
 func (c *Cell) Settle() {
 	c.release()
 	c.findHome()
 	if c.unit != "" {
 		_ = unix.Rmdir(path.Join(c.tree.v2, c.path, keeping)) // if this fails, Delete removes it
+	}
+	if c.tree.v2 != "" {
+		c.hasten() // for the first run's command, which on v1 moves itself
 	}
 }
 
@@ -174,8 +178,10 @@ func (c *Cell) setUp() {
 	if t.v2 != "" {
 		c.enableAll(c.path)
 		c.swap = exists(path.Join(t.v2, c.path, "memory.swap.max"))
+		c.hasten()
 		return
 	}
+	c.hasten()
 	c.fillCPUSet(c.path)
 	if cpuset := t.v1["cpuset"]; cpuset != "" {
 		// LXC does not fill those that it makes. If this fails, it reports that.
@@ -184,6 +190,25 @@ func (c *Cell) setUp() {
 	memory := t.v1["memory"]
 	c.swap = memory != "" && exists(memory+"/memory.memsw.limit_in_bytes")
 	c.sockets = memory != "" && exists(memory+"/memory.kmem.tcp.limit_in_bytes")
+}
+
+// hasten has the kernel begin what would else be waited for when a process is moved into one of the
+// cell's cgroups: since Linux 6.0, unless cgroups are mounted with favordynmods, a grace period of
+// RCU, milliseconds, if nobody has moved a process shortly before (kernel/rcu/sync.c,
+// rcu_sync_enter). Meanwhile no cgroup can be made, so what is made comes first.
+func (c *Cell) hasten() {
+	if i := slices.IndexFunc(c.tree.all, func(h hierarchy) bool { return h.v2 }); i >= 0 {
+		go func() { _ = requestMove(path.Join(c.tree.all[i].mount, c.path)) }()
+	}
+}
+
+// requestMove asks for this thread to be moved into a cgroup of v2, which this process is not in.
+// The kernel takes the lock that every move takes, and then refuses: no thread leaves the domain of
+// its process (kernel/cgroup/cgroup.c, cgroup_attach_permissions).
+func requestMove(dir string) error {
+	runtime.LockOSThread() // else it may end, and its number be another's
+	defer runtime.UnlockOSThread()
+	return writeFile(dir+"/cgroup.threads", strconv.Itoa(unix.Gettid()))
 }
 
 // fillCPUSet fills the cpuset of a directory and of those above it, on v1: a cgroup with an empty

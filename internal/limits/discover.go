@@ -39,8 +39,9 @@ func Discover(parent string) (*Tree, error) {
 			err = t.discoverV1(parent)
 		}
 		// Meanwhile another process may have removed a directory that was looked at,
-		// because its last cell has ended. Then the result can't be trusted.
-		if slices.ContainsFunc(t.seen, func(dir string) bool { return !exists(dir) }) && tries < maxTries {
+		// because its last cell has ended, and made it again. Then the result can't be
+		// trusted.
+		if slices.ContainsFunc(t.seen, func(d directory) bool { return inode(d.path) != d.inode || d.inode == 0 }) && tries < maxTries {
 			continue
 		}
 		if err != nil {
@@ -57,8 +58,23 @@ const maxTries = 100
 // way to it, is made.
 func (t *Tree) nearest(mount string) string {
 	dir := nearest(mount, t.parent)
-	t.seen = append(t.seen, dir)
+	t.seen = append(t.seen, directory{dir, inode(dir)})
 	return dir
+}
+
+// directory is one of cgroups. Its inode is not soon that of another: fs/kernfs/dir.c.
+type directory struct {
+	path  string
+	inode uint64
+}
+
+// inode returns that of what is at the path, or 0 if there is nothing.
+func inode(path string) uint64 {
+	var s unix.Stat_t
+	if unix.Stat(path, &s) != nil {
+		return 0
+	}
+	return s.Ino
 }
 
 func unavailable(format string, args ...any) error {
@@ -111,7 +127,7 @@ func (t *Tree) offers(dir string) error {
 	if why := writable(dir); why != "" {
 		return unavailable("%s", why)
 	}
-	offered := readWords(dir + "/cgroup.controllers")
+	offered := t.offered(dir)
 	if why := occupied(dir); why != "" {
 		// Controllers that were enabled earlier work all the same, and so does what needs
 		// no controller.
@@ -129,6 +145,20 @@ func (t *Tree) offers(dir string) error {
 		}
 	}
 	return nil
+}
+
+// offered returns the controllers that dir has or can be given by those above it, as enable does:
+// another process may have made dir just now, and enable them next.
+func (t *Tree) offered(dir string) []string {
+	has := readWords(dir + "/cgroup.controllers")
+	for dir != t.v2 && dir != "/" {
+		dir = path.Dir(dir)
+		if occupied(dir) != "" || unix.Faccessat(unix.AT_FDCWD, dir+"/cgroup.subtree_control", unix.W_OK, unix.AT_EACCESS) != nil {
+			break
+		}
+		has = append(has, readWords(dir+"/cgroup.controllers")...)
+	}
+	return has
 }
 
 // occupied says why no controller can be enabled for the children of dir: by v2's rule a cgroup has

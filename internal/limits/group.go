@@ -99,7 +99,7 @@ func (g *Group) CPU() (time.Duration, error) { return g.counters.cpu() }
 // seconds at most.
 func (g *Group) Delete() error {
 	g.files.close()
-	if err := removeDirs(g.dirs, g.Kill); err != nil {
+	if err := removeDirs(func() []string { return g.dirs }, g.Kill); err != nil {
 		return fmt.Errorf("cgroup %s: %w", g.path, err)
 	}
 	return nil

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -259,6 +261,36 @@ func TestCreateTwice(t *testing.T) {
 	assert.DirExists(t, g.dirs[0])
 }
 
+// TestRequestMove looks at what hasten asks for: the kernel refuses, and no thread of this process
+// is moved.
+func TestRequestMove(t *testing.T) {
+	testkit.Need(t, "cgroup v2")
+	cell := testCell(t, Spec{})
+	i := slices.IndexFunc(cell.tree.all, func(h hierarchy) bool { return h.v2 })
+	require.GreaterOrEqual(t, i, 0)
+	places := func() (all []string) {
+		tasks, err := filepath.Glob("/proc/self/task/*/cgroup")
+		require.NoError(t, err)
+		for _, task := range tasks {
+			if place, err := os.ReadFile(task); err == nil && !slices.Contains(all, string(place)) {
+				all = append(all, string(place))
+			}
+		}
+		return all
+	}
+	before := places()
+	dir := path.Join(cell.tree.all[i].mount, cell.Path())
+	err := requestMove(dir)
+	var refused *fs.PathError
+	require.ErrorAs(t, err, &refused)
+	require.NotEqual(t, "open", refused.Op, "the file must be there and take a request: %v", err)
+	require.Contains(t, []error{unix.EOPNOTSUPP, unix.EBUSY, unix.EACCES}, refused.Err)
+	require.Equal(t, before, places())
+	for _, file := range []string{"/cgroup.procs", "/cgroup.threads"} {
+		require.Empty(t, readWords(dir+file))
+	}
+}
+
 func TestCreateRefused(t *testing.T) {
 	cell := testCell(t, Spec{PIDs: 1, Memory: mib})
 	_, err := cell.Create("run", Spec{PIDs: 1 << 40, Memory: mib})
@@ -327,6 +359,9 @@ func TestRaceForTheTop(t *testing.T) {
 			done <- func() error {
 				for range 60 {
 					tree, err := Discover(testParent + "/sandbox")
+					if err == nil {
+						err = tree.Missing(Spec{PIDs: 1}) // though others enable controllers only now
+					}
 					if err != nil {
 						return err
 					}
@@ -390,6 +425,33 @@ func TestOccupied(t *testing.T) {
 	used, err := free.CPU()
 	require.NoError(t, err)
 	assert.Positive(t, used)
+}
+
+// TestNotYetEnabled has a parent that another has just made: it gets its controllers from above.
+func TestNotYetEnabled(t *testing.T) {
+	cell := testCell(t, Spec{})
+	g, err := cell.Create("run", Spec{})
+	require.NoError(t, err)
+	if g.v2 == "" {
+		return
+	}
+	require.NoError(t, mkdir(g.v2+"/new"))
+	require.Empty(t, readWords(g.v2+"/new/cgroup.controllers"))
+	p := start(t, g, "sleep 1000")
+	tree, err := Discover(g.Path() + "/new")
+	require.NoError(t, err)
+	require.ErrorContains(t, tree.Missing(Spec{PIDs: 1}), "does not offer the pids controller", "above is a process")
+	require.NoError(t, g.Kill())
+	require.Equal(t, unix.SIGKILL, p.signal())
+	tree, err = Discover(g.Path() + "/new")
+	require.NoError(t, err)
+	require.NoError(t, tree.Missing(Spec{PIDs: 1}))
+	below, err := tree.NewCell("below", nil)
+	require.NoError(t, err)
+	defer func() { assert.NoError(t, below.Delete()) }()
+	limited, err := below.Create("run", Spec{PIDs: 7})
+	require.NoError(t, err)
+	require.Equal(t, []string{"7"}, readWords(limited.v2+"/pids.max"))
 }
 
 // discoverIn returns what discover prints as a user without rights in the cgroup.

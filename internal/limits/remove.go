@@ -60,38 +60,41 @@ func removeTree(mounts []string, p string) error {
 	if inside(p) {
 		return fmt.Errorf("cgroup %s: this process is in it; it can't be removed from within", p)
 	}
-	var dirs []string // children before their parents
-	for _, mount := range mounts {
-		dirs = append(dirs, below(path.Join(mount, p))...)
+	list := func() (dirs []string) { // children before their parents
+		for _, mount := range mounts {
+			dirs = append(dirs, below(path.Join(mount, p))...)
+		}
+		return dirs
 	}
-	return removeDirs(dirs, func() error { return killTree(mounts, p) })
+	return removeDirs(list, func() error { return killTree(mounts, p) })
 }
 
-// removeDirs removes directories in the given order. Only when one is busy does it kill members and
-// try again for removeWait.
-func removeDirs(dirs []string, kill func() error) error {
+// removeDirs removes directories in the order of the list. Only when one is busy does it kill
+// members and try again for removeWait. The list may have others by then: a container runtime that
+// ends makes a cgroup for itself.
+func removeDirs(list func() []string, kill func() error) error {
 	var (
 		deadline = time.Now().Add(removeWait)
 		delay    = 100 * time.Microsecond
 		killErr  error
 	)
 	for {
-		left := dirs[:0:0]
+		left := 0
 		var err error
-		for _, dir := range dirs {
+		for _, dir := range list() {
 			if e := unix.Rmdir(dir); e != nil && !gone(e) {
-				left = append(left, dir)
+				left++
 				err = &fs.PathError{Op: "rmdir", Path: dir, Err: e}
 				if e != unix.EBUSY {
 					deadline = time.Time{} // waiting does not help
 				}
 			}
 		}
-		if len(left) == 0 {
+		if left == 0 {
 			return nil
 		}
-		if dirs = left; time.Now().After(deadline) {
-			return fmt.Errorf("%d cgroup directories are left: %w", len(left), errors.Join(err, killErr))
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%d cgroup directories are left: %w", left, errors.Join(err, killErr))
 		}
 		killErr = kill()
 		time.Sleep(delay)

@@ -20,7 +20,7 @@ type Tree struct {
 	v1      map[string]string
 	v2      string            // mount point; "" where the controllers are on v1
 	missing map[string]string // controller: why it can't be used and what to do
-	seen    []string          // directories that Discover looked at
+	seen    []directory       // what Discover looked at
 
 	mu   sync.Mutex
 	made []string // directories above the cells that NewCell had to make
