@@ -6,7 +6,7 @@ GO         ?= go
 BENCHTIME  ?= 2s
 FUZZTIME   ?= 5s
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
-WALLS       = builtin runc crun systemd-nspawn lxc
+WALLS       = builtin runc crun systemd-nspawn lxc docker
 MODULES     = . image queue docker libvirt compose examples bench
 PACKAGES    = $(1:%=./%/...)
 # Where code depends on the processor, without what is large and does not.
@@ -14,7 +14,7 @@ ARM64       = . image docker libvirt compose
 ROOT        = github.com/cellkit/sandbox
 VMTEST      = umask 022 && $(GO) run ./internal/vmtest
 
-.PHONY: test matrix deps vet tidy release-check examples docker browser test-host walls test-vm vm race bench fuzz
+.PHONY: test matrix deps vet tidy release-check examples docker browser services test-host walls test-vm vm race bench fuzz
 
 test: deps vet fuzz examples docker
 	@echo "== tests"
@@ -29,7 +29,7 @@ matrix: deps vet fuzz examples docker
 # The guest sees to its own packages (internal/vmtest/guest.sh).
 deps:
 	@echo "== packages that the tests need"
-	@internal/vmtest/install.sh gcc libc6-dev python3 php-cli busybox-static bubblewrap uidmap mmdebstrap umoci openjdk-17-jre-headless nodejs redis-server runc crun systemd-container lxc
+	@internal/vmtest/install.sh gcc libc6-dev python3 php-cli busybox-static bubblewrap uidmap mmdebstrap umoci openjdk-17-jre-headless nodejs redis-server runc crun systemd-container lxc musl-tools
 
 # Vets all packages with their tests. Systems other than Linux have the whole API, and every call
 # fails there: TestUnsupported, which is linked too. bench is for Linux, with cgo.
@@ -67,12 +67,22 @@ browser:
 	@internal/vmtest/install.sh chromium-headless-shell
 	@cd examples && $(GO) test -count=1 -tags browser -run TestBrowser ./notebook
 
+# Services of Debian's packages that are too large for each change, and of images made of them: as
+# root and as a user, in a guest and in a container, or where SERVICES_IN says.
+SERVICES_IN ?= host host-user guest docker
+services:
+	@internal/vmtest/install.sh postgresql redis-server nginx-light etcd-server rabbitmq-server
+	@export DOCKER_PACKAGES='postgresql-* tzdata redis-* nginx* etcd-server rabbitmq-server erlang-*'; \
+		$(VMTEST) -pkg ./examples/services $(if $(RUN),-run '$(RUN)') $(SERVICES_IN)
+
 test-host:
 	@$(VMTEST) host
 
 # The black-box tests and attacks in cells of each other wall (docs/WALLS.md), as root. It takes long.
+# Docker has an engine of its own, libvirt (WALLS=libvirt) that of this machine.
 walls: deps
-	@for w in $(WALLS); do echo "== cells by $$w"; (export SANDBOX_TEST_WALL=$$w SANDBOX_TEST_TIMEOUT=30m; $(VMTEST) -pkg ./internal/e2e/... host) || exit 1; done
+	@for w in $(WALLS); do echo "== cells by $$w"; engine=; [ $$w != docker ] || engine='internal/vmtest/docker.sh engine'; \
+		(export SANDBOX_TEST_WALL=$$w SANDBOX_TEST_TIMEOUT=30m; umask 022; $$engine $(GO) run ./internal/vmtest -pkg ./internal/e2e/... host) || exit 1; done
 
 test-vm:
 	@$(VMTEST) guests

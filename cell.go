@@ -34,8 +34,9 @@ func CellWithoutUserNamespace() CellOption { return func(c *cellConfig) { c.host
 // so no directory in it may be another user's. "docker" and "libvirt" take root and a program that
 // imports github.com/cellkit/sandbox/docker or github.com/cellkit/sandbox/libvirt. Runs are made in
 // the same way and cost the same in each; docs/WALLS.md says what differs. Default: "libcontainer",
-// or "builtin" in a program that was built without cgo, which has no libcontainer. If there is none
-// of this name, the *SetupError of NewCell says how to get it.
+// or "builtin" in a program that was built without cgo, which has no libcontainer, and where no
+// cgroups are mounted, which libcontainer needs. If there is none of this name, the *SetupError of
+// NewCell says how to get it.
 //
 // "runsc", which is gVisor, is another thing: each run of the cell is a container of its own with a
 // kernel of its own, which a process of gVisor is. It is slower, and takes what docs/WALLS.md lists
@@ -70,6 +71,9 @@ func (c *cellConfig) check() error {
 	var errs []error
 	if _, ok := c.network.(network); !ok && c.network != nil {
 		errs = append(errs, fault.Option("CellNetwork", "a cell is on no private network, its runs are: use WithNetwork"))
+	}
+	if c.network == NetworkHost && c.runtime == spec.GVisor {
+		errs = append(errs, fault.Option("CellNetwork", "runs in a cell of runsc have no network but a loopback: leave it out, or use another CellRuntime"))
 	}
 	if err := spec.CheckCgroupParent(c.cgroupParent); err != nil {
 		errs = append(errs, fault.Option("CellCgroupParent", "%w", err))

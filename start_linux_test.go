@@ -101,6 +101,8 @@ func TestWrongCells(t *testing.T) {
 	require.ErrorContains(t, err, "CellCgroupParent")
 	_, err = NewCell(CellWithoutUserNamespace(), CellRuntime("lxc"))
 	requireOptionError(t, err, "sandbox: CellRuntime: lxc makes no cell with CellWithoutUserNamespace: leave one of them out, or use runc")
+	_, err = NewCell(CellNetwork(NetworkHost), CellRuntime("runsc"))
+	requireOptionError(t, err, "sandbox: CellNetwork: runs in a cell of runsc have no network but a loopback: leave it out, or use another CellRuntime")
 	for _, c := range []*Cell{nil, {}} {
 		require.ErrorContains(t, c.Close(), "the cell was not made by NewCell")
 		_, err := New(valid, WithCell(c)).Run(context.Background())

@@ -8,7 +8,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"syscall"
@@ -22,44 +21,20 @@ import (
 	"github.com/cellkit/sandbox/internal/wall"
 )
 
-// process is a container, which stands for PID 1 of the cell in it.
-type process struct {
-	*daemon
-	name string
-	gone chan struct{} // closed when the container has been removed
-}
-
-// Start implements wall.Wall. The container's first process is a receiver, which starts PID 1.
-func (d *daemon) Start(c *wall.Container) (_ wall.Process, err error) {
-	if err := os.Mkdir(c.Dir, 0o711); err != nil {
-		return nil, err
-	}
-	dir := filepath.Join(c.Dir, "run")
-	listener, err := handover.Listen(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer listener.Close()
-	p := &process{daemon: d, name: prefix + c.ID, gone: make(chan struct{})}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, d.remove(p.name))
-		}
-	}()
-	if err := p.create(c, dir); err != nil {
+// Run implements handover.Daemon.
+func (d *daemon) Run(c *wall.Container, name, dir string) (<-chan struct{}, error) {
+	if err := d.create(c, name, dir); err != nil {
 		return nil, fmt.Errorf("making the container: %w", err)
 	}
-	if err := p.start(); err != nil {
+	gone, err := d.start(name)
+	if err != nil {
 		return nil, fmt.Errorf("starting the container: %w", err)
 	}
-	if err := listener.Deliver(c, patience, p.gone); err != nil {
-		return nil, err
-	}
-	return p, nil
+	return gone, nil
 }
 
 // create makes the container, of an image of its own.
-func (p *process) create(c *wall.Container, dir string) error {
+func (d *daemon) create(c *wall.Container, name, dir string) error {
 	ctx, cancel := within()
 	defer cancel()
 	own, err := handover.OwnPath()
@@ -69,7 +44,7 @@ func (p *process) create(c *wall.Container, dir string) error {
 	root, w := io.Pipe()
 	defer root.Close()
 	go func() { w.CloseWithError(writeRoot(w, own == "")) }()
-	answer, err := p.api.ImageImport(ctx, client.ImageImportSource{Source: root, SourceName: "-"}, p.name, client.ImageImportOptions{})
+	answer, err := d.api.ImageImport(ctx, client.ImageImportSource{Source: root, SourceName: "-"}, name, client.ImageImportOptions{})
 	if err != nil {
 		return err
 	}
@@ -78,7 +53,7 @@ func (p *process) create(c *wall.Container, dir string) error {
 	if err = errors.Join(err, answer.Close()); err != nil {
 		return err
 	}
-	_, err = p.api.ContainerCreate(ctx, client.ContainerCreateOptions{Name: p.name, Config: p.config(c), HostConfig: hostConfig(c, dir, own)})
+	_, err = d.api.ContainerCreate(ctx, client.ContainerCreateOptions{Name: name, Config: config(c, name), HostConfig: hostConfig(c, dir, own)})
 	return err
 }
 
@@ -111,9 +86,9 @@ func writeRoot(to io.Writer, own bool) error {
 	return w.Close()
 }
 
-func (p *process) config(c *wall.Container) *container.Config {
+func config(c *wall.Container, name string) *container.Config {
 	return &container.Config{
-		Image:      p.name,
+		Image:      name,
 		Entrypoint: []string{handover.Program, handover.Name},
 		// c.Env has the search path of its libraries.
 		Env:        append(slices.Clone(c.Env), handover.Env),
@@ -172,40 +147,28 @@ func bind(source, target string) mount.Mount {
 	return mount.Mount{Type: mount.TypeBind, Source: source, Target: target, ReadOnly: true}
 }
 
-// start starts the container and begins to wait until the daemon has removed it.
-func (p *process) start() error {
-	wait := p.api.ContainerWait(context.Background(), p.name, client.ContainerWaitOptions{Condition: container.WaitConditionRemoved})
+// start starts the container, and closes the channel when the daemon has removed it.
+func (d *daemon) start(name string) (<-chan struct{}, error) {
+	wait := d.api.ContainerWait(context.Background(), name, client.ContainerWaitOptions{Condition: container.WaitConditionRemoved})
+	gone := make(chan struct{})
 	go func() { // also if it does not start: it is removed then
 		select {
 		case <-wait.Result:
 		// The daemon has ended, and its containers end with it, or are nobody's.
 		case <-wait.Error:
 		}
-		close(p.gone)
+		close(gone)
 	}()
 	ctx, cancel := within()
 	defer cancel()
-	_, err := p.api.ContainerStart(ctx, p.name, client.ContainerStartOptions{})
-	return err
+	_, err := d.api.ContainerStart(ctx, name, client.ContainerStartOptions{})
+	return gone, err
 }
 
-// Wait implements wall.Process. The daemon, not this process, knows the container's status.
-func (p *process) Wait() (*os.ProcessState, error) {
-	<-p.gone
-	return nil, nil
-}
-
-// Signal implements wall.Process.
-func (p *process) Signal(sig os.Signal) error {
-	number, ok := sig.(syscall.Signal)
-	if !ok {
-		return fmt.Errorf("unsupported signal %v", sig)
-	}
+// Signal implements handover.Daemon.
+func (d *daemon) Signal(name string, sig syscall.Signal) error {
 	ctx, cancel := within()
 	defer cancel()
-	_, err := p.api.ContainerKill(ctx, p.name, client.ContainerKillOptions{Signal: strconv.Itoa(int(number))})
+	_, err := d.api.ContainerKill(ctx, name, client.ContainerKillOptions{Signal: strconv.Itoa(int(sig))})
 	return ignoreMissing(err)
 }
-
-// Destroy implements wall.Process.
-func (p *process) Destroy() error { return p.remove(p.name) }

@@ -11,36 +11,26 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 
+	"github.com/cellkit/sandbox/internal/handover"
 	"github.com/cellkit/sandbox/internal/wall"
 )
 
 const name = "docker" // as CellRuntime has it
 
-func init() { wall.Register(name, wall.Module{Open: open, Clean: clean}) }
+func init() { handover.Register(name, func() (handover.Daemon, error) { return open() }) }
 
-// daemon is the Wall of a daemon that answers.
+// daemon is a daemon that answers.
 type daemon struct {
 	api     *client.Client
 	version string
 }
 
-// patience is far more than any request takes that a container's life does not prolong.
-const patience = time.Minute
-
 func within() (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.Background(), patience)
+	return context.WithTimeout(context.Background(), handover.Patience)
 }
 
 // open asks the daemon for its version.
-func open() (wall.Runtime, error) {
-	d, err := ask()
-	if err != nil {
-		return nil, err
-	}
-	return d, nil
-}
-
-func ask() (*daemon, error) {
+func open() (*daemon, error) {
 	// A connection for each request: nothing is open between them.
 	once := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	api, err := client.New(client.WithHTTPClient(once), client.WithHost(client.DefaultDockerHost), client.FromEnv, client.WithScheme("http"))
@@ -59,37 +49,14 @@ func ask() (*daemon, error) {
 	return &daemon{api: api, version: v.Version}, nil
 }
 
-// Name implements wall.Wall.
+// Name implements handover.Daemon.
 func (*daemon) Name() string { return name }
 
-// OneExtent implements wall.Runtime. Docker maps no ids here: the cell's own user namespace is in
-// its container.
-func (*daemon) OneExtent() bool { return false }
-
-// NeedsRoot implements wall.Runtime.
-func (*daemon) NeedsRoot() string { return name + " makes cells of root alone" }
-
-// Version implements wall.Runtime.
+// Version implements handover.Daemon.
 func (d *daemon) Version() (string, error) { return "Docker Engine " + d.version, nil }
 
-// Explain implements wall.Wall. The daemon's texts are for people.
-func (*daemon) Explain(error) (wall.Why, bool) { return wall.Other, false }
-
-// prefix begins the names of containers and their images.
-const prefix = "sandbox-cell-"
-
-// clean removes what a process that was killed has left with the daemon.
-func clean(id, _ string) error {
-	d, err := ask()
-	if err != nil {
-		return err
-	}
-	return d.remove(prefix + id)
-}
-
-// remove removes a container and its image, whatever is there of them, and waits until they are
-// gone.
-func (d *daemon) remove(name string) error {
+// Remove implements handover.Daemon: for a container and its image.
+func (d *daemon) Remove(name string) error {
 	ctx, cancel := within()
 	defer cancel()
 	// The image first: after that no container can be made of it any more.

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/handover"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/walltest"
 )
@@ -21,7 +22,7 @@ func needDaemon(t *testing.T) (*daemon, walltest.Daemon) {
 	t.Helper()
 	testkit.Need(t, "a whole machine's root")
 	testkit.Need(t, "Docker's daemon")
-	d, err := ask()
+	d, err := open()
 	require.NoError(t, err)
 	return d, walltest.Daemon{Runtime: name, Containers: d.containers, Left: func(t testing.TB, id string) []string {
 		return append(d.containers(t, id), d.images(t, id)...)
@@ -52,7 +53,7 @@ func (d *daemon) images(t testing.TB, id string) (names []string) {
 
 func ofCell(names []string, id string) (its []string) {
 	for _, name := range names {
-		if strings.Contains(name, prefix+id) {
+		if strings.Contains(name, handover.Prefix+id) {
 			its = append(its, name)
 		}
 	}

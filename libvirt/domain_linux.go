@@ -19,40 +19,17 @@ import (
 	"github.com/cellkit/sandbox/internal/wall"
 )
 
-// process is a domain, which stands for PID 1 of the cell in it.
-type process struct {
-	domain string
-	gone   chan struct{} // closed when the domain has ended
-}
-
-// Start implements wall.Wall. The domain's first process is a receiver, which starts PID 1.
-func (d *daemon) Start(c *wall.Container) (_ wall.Process, err error) {
-	if err := os.Mkdir(c.Dir, 0o711); err != nil {
-		return nil, err
-	}
-	dir := filepath.Join(c.Dir, "run")
-	listener, err := handover.Listen(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer listener.Close()
+// Run implements handover.Daemon.
+func (*daemon) Run(c *wall.Container, name, dir string) (<-chan struct{}, error) {
 	binds, err := makeRoot(c)
 	if err != nil {
 		return nil, fmt.Errorf("making the root of the domain: %w", err)
 	}
-	p := &process{domain: prefix + c.ID, gone: make(chan struct{})}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, remove(p.domain))
-		}
-	}()
-	if err := p.start(describe(p.domain, c, dir, binds)); err != nil {
+	gone, err := start(name, describe(name, c, dir, binds))
+	if err != nil {
 		return nil, fmt.Errorf("starting the domain: %w", err)
 	}
-	if err := listener.Deliver(c, patience, p.gone); err != nil {
-		return nil, err
-	}
-	return p, nil
+	return gone, nil
 }
 
 // makeRoot makes the places for what the domain is to have, and returns the files that are bound
@@ -140,14 +117,15 @@ func quote(text string) string {
 	return b.String()
 }
 
-// start starts the domain and begins to wait until it has ended.
-func (p *process) start(description string) error {
-	return ask(func(l *libvirt.Libvirt) error {
+// start starts the domain, and closes the channel when it has ended.
+func start(domain, description string) (<-chan struct{}, error) {
+	gone := make(chan struct{})
+	err := ask(func(l *libvirt.Libvirt) error {
 		d, err := l.DomainCreateXML(description, libvirt.DomainNone)
 		if err != nil {
 			return err
 		}
-		controller, err := p.controller(int(d.ID))
+		controller, err := controllerOf(domain, int(d.ID))
 		if err != nil {
 			return err
 		}
@@ -158,22 +136,23 @@ func (p *process) start(description string) error {
 					break
 				}
 			}
-			close(p.gone)
+			close(gone)
 		}()
 		return nil
 	})
+	return gone, err
 }
 
-// controller returns a pidfd of the process that libvirt has for each domain, and whose pid is the
-// domain's id. It lives as long as the domain, whatever becomes of the daemon.
-func (p *process) controller(pid int) (*os.File, error) {
+// controllerOf returns a pidfd of the process that libvirt has for each domain, and whose pid is
+// the domain's id. It lives as long as the domain, whatever becomes of the daemon.
+func controllerOf(domain string, pid int) (*os.File, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("pidfd_open", err)
 	}
 	f := os.NewFile(uintptr(fd), "libvirt_lxc")
 	command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err == nil && !strings.Contains(string(command), p.domain) {
+	if err == nil && !strings.Contains(string(command), domain) {
 		err = errors.New("the domain has ended, or the daemon is in another pid namespace")
 	}
 	if err != nil {
@@ -183,30 +162,17 @@ func (p *process) controller(pid int) (*os.File, error) {
 	return f, nil
 }
 
-// Wait implements wall.Process. libvirt, not this process, knows the domain's status.
-func (p *process) Wait() (*os.ProcessState, error) {
-	<-p.gone
-	return nil, nil
-}
-
-// Signal implements wall.Process.
-func (p *process) Signal(sig os.Signal) error {
-	number, ok := sig.(syscall.Signal)
-	if !ok {
-		return fmt.Errorf("unsupported signal %v", sig)
-	}
+// Signal implements handover.Daemon.
+func (*daemon) Signal(domain string, sig syscall.Signal) error {
 	err := ask(func(l *libvirt.Libvirt) error {
-		d, err := l.DomainLookupByName(p.domain)
+		d, err := l.DomainLookupByName(domain)
 		if err != nil {
 			return err
 		}
-		return l.DomainSendProcessSignal(d, 1, uint32(number), 0)
+		return l.DomainSendProcessSignal(d, 1, uint32(sig), 0)
 	})
 	if libvirt.IsNotFound(err) || isCode(err, libvirt.ErrOperationInvalid) {
 		return nil // it has ended
 	}
 	return err
 }
-
-// Destroy implements wall.Process.
-func (p *process) Destroy() error { return remove(p.domain) }

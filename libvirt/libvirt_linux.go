@@ -11,14 +11,15 @@ import (
 	"github.com/digitalocean/go-libvirt"
 	"github.com/digitalocean/go-libvirt/socket/dialers"
 
+	"github.com/cellkit/sandbox/internal/handover"
 	"github.com/cellkit/sandbox/internal/wall"
 )
 
 const name = "libvirt" // as CellRuntime has it
 
-func init() { wall.Register(name, wall.Module{Open: open, Clean: clean}) }
+func init() { handover.Register(name, open) }
 
-// daemon is the Wall of a daemon that answers.
+// daemon is a daemon that answers.
 type daemon struct{ version string }
 
 // sockets are where a daemon with the LXC driver listens: that of this driver alone, and the one
@@ -31,9 +32,6 @@ const (
 	stateDir = "/run/libvirt/lxc"
 )
 
-// patience is far more than any request takes.
-const patience = time.Minute
-
 // ask calls do with a connection to the LXC driver, which then is closed.
 func ask(do func(*libvirt.Libvirt) error) error {
 	missing := func(err error) error {
@@ -45,7 +43,7 @@ func ask(do func(*libvirt.Libvirt) error) error {
 	}
 	defer conn.Close()
 	// The client itself waits without a limit.
-	limit := time.AfterFunc(patience, func() { conn.Close() })
+	limit := time.AfterFunc(handover.Patience, func() { conn.Close() })
 	defer limit.Stop()
 	l := libvirt.NewWithDialer(dialers.NewAlreadyConnected(conn))
 	if err := l.ConnectToURI("lxc:///system"); err != nil {
@@ -58,11 +56,11 @@ func ask(do func(*libvirt.Libvirt) error) error {
 const debian = "libvirt-daemon-system libvirt-daemon-driver-lxc"
 
 func dial() (net.Conn, error) {
-	conn, err := net.DialTimeout("unix", sockets[0], patience)
+	conn, err := net.DialTimeout("unix", sockets[0], handover.Patience)
 	if err == nil {
 		return conn, nil
 	}
-	conn, errOther := net.DialTimeout("unix", sockets[1], patience)
+	conn, errOther := net.DialTimeout("unix", sockets[1], handover.Patience)
 	if errOther == nil {
 		return conn, nil
 	}
@@ -70,7 +68,7 @@ func dial() (net.Conn, error) {
 }
 
 // open asks the daemon for its version.
-func open() (wall.Runtime, error) {
+func open() (handover.Daemon, error) {
 	d := &daemon{}
 	err := ask(func(l *libvirt.Libvirt) error {
 		v, err := l.ConnectGetLibVersion()
@@ -83,30 +81,14 @@ func open() (wall.Runtime, error) {
 	return d, nil
 }
 
-// Name implements wall.Wall.
+// Name implements handover.Daemon.
 func (*daemon) Name() string { return name }
 
-// OneExtent implements wall.Runtime. libvirt maps no ids here: the cell's own user namespace is in
-// its container.
-func (*daemon) OneExtent() bool { return false }
-
-// NeedsRoot implements wall.Runtime.
-func (*daemon) NeedsRoot() string { return name + " makes cells of root alone" }
-
-// Version implements wall.Runtime.
+// Version implements handover.Daemon.
 func (d *daemon) Version() (string, error) { return d.version, nil }
 
-// Explain implements wall.Wall. The daemon's texts are for people.
-func (*daemon) Explain(error) (wall.Why, bool) { return wall.Other, false }
-
-// prefix begins the names of domains.
-const prefix = "sandbox-cell-"
-
-// clean removes what a process that was killed has left with the daemon.
-func clean(id, _ string) error { return remove(prefix + id) }
-
-// remove ends a domain if it is there, waits until it is gone, and removes its files.
-func remove(domain string) error {
+// Remove implements handover.Daemon: for a domain and its files.
+func (*daemon) Remove(domain string) error {
 	return ask(func(l *libvirt.Libvirt) error {
 		for { // until the connection is closed
 			d, err := l.DomainLookupByName(domain)

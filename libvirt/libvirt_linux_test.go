@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/handover"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 	"github.com/cellkit/sandbox/internal/testkit/walltest"
@@ -33,7 +34,7 @@ func needDaemon(t *testing.T) walltest.Daemon {
 	return walltest.Daemon{Runtime: name, Containers: domains, Left: func(t testing.TB, id string) []string {
 		left := domains(t, id)
 		for _, dir := range []string{logDir, stateDir} {
-			files, err := filepath.Glob(filepath.Join(dir, prefix+id+"*"))
+			files, err := filepath.Glob(filepath.Join(dir, handover.Prefix+id+"*"))
 			require.NoError(t, err)
 			left = append(left, files...)
 		}
@@ -47,7 +48,7 @@ func domains(t testing.TB, id string) (names []string) {
 	require.NoError(t, ask(func(l *libvirt.Libvirt) error {
 		list, _, err := l.ConnectListAllDomains(1, 0)
 		for _, d := range list {
-			if strings.HasPrefix(d.Name, prefix+id) {
+			if strings.HasPrefix(d.Name, handover.Prefix+id) {
 				names = append(names, d.Name)
 			}
 		}

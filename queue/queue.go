@@ -53,8 +53,8 @@ type Queue struct {
 
 // Open opens a queue. With a URL such as "nats://a,b,c" or "tls://a" it connects to servers of NATS
 // 2.12 or newer that have JetStream, and keeps trying until ctx ends; that one side refuses the
-// other's certificate or name is an error. With "" it runs a server in this process, which keeps its
-// files in a directory (Dir), syncs each change before it answers (SyncEvery), and listens on
+// other's certificate or name is an error. With "" it runs a server in this process, which keeps
+// its files in a directory (Dir), syncs each change before it answers (SyncEvery), and listens on
 // nothing (Listen). One process at a time may have the directory.
 //
 // A queue that is not there is made, with the options Lease, Retention and Replicas; one that is

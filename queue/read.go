@@ -45,11 +45,11 @@ func (q *Queue) next(ctx context.Context, s jetstream.Stream, from uint64, patte
 // query is which record of a stream is asked for: that with the number From, or the first one from
 // there on whose subject the pattern has, or the last one at a subject.
 type query struct {
-	From    uint64 `json:"seq,omitempty"`
-	Pattern string `json:"next_by_subj,omitempty"`
-	Last    string `json:"last_by_subj,omitempty"`
-	Batch   int    `json:"batch,omitempty"` // 1: also how many come after it
-	NoHeaders bool `json:"no_hdr,omitempty"`
+	From      uint64 `json:"seq,omitempty"`
+	Pattern   string `json:"next_by_subj,omitempty"`
+	Last      string `json:"last_by_subj,omitempty"`
+	Batch     int    `json:"batch,omitempty"` // 1: also how many come after it
+	NoHeaders bool   `json:"no_hdr,omitempty"`
 }
 
 // read asks for one record.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -172,10 +173,10 @@ func (c *Cell) complaint() string {
 	b := make([]byte, most)
 	size, _ := c.stderr.Seek(0, io.SeekEnd)
 	n, _ := c.stderr.ReadAt(b, max(0, size-most))
-	if n == 0 {
-		return ""
+	if text := strings.TrimSpace(string(b[:n])); text != "" {
+		return ": " + text
 	}
-	return ": " + string(b[:n])
+	return ""
 }
 
 // controllers is what program.CellControllers holds.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -55,9 +56,10 @@ type Cell struct {
 	Tree      *limits.Tree
 	uncounted []string
 
-	done chan struct{}    // closed when PID 1 has ended
-	end  *os.ProcessState // how it ended, once done is closed
-	once sync.Once
+	doomed atomic.Bool      // PID 1 was seen to end
+	done   chan struct{}    // closed when PID 1 has ended
+	end    *os.ProcessState // how it ended, once done is closed
+	once   sync.Once
 
 	guests    guests
 	templates templates
@@ -115,11 +117,15 @@ func (config *Config) wall() (wall.Wall, error) {
 // mayHave reports whether this process can have cells by an installed runtime. Root of a namespace,
 // whom runtimes take for root, can't.
 func mayHave(runtime string) bool {
-	return asRoot() || os.Geteuid() != 0 && wall.ForUsers(runtime)
+	if os.Geteuid() != 0 {
+		return wall.ForUsers(runtime)
+	}
+	highest := int(wall.HighestID(runtime))
+	return asRoot() && exists(highest, highest)
 }
 
 // ErrRuntimeNeedsRoot reports that Config.Runtime takes root.
-var ErrRuntimeNeedsRoot = errors.New("takes a process of root with CAP_SYS_ADMIN")
+var ErrRuntimeNeedsRoot = errors.New("takes a process of root with CAP_SYS_ADMIN, in the machine's own user namespace")
 
 // ErrNoLibcontainer reports that Config.Runtime is not in this program.
 var ErrNoLibcontainer = errors.New("this program was built without cgo, so libcontainer is not in it")
@@ -235,21 +241,31 @@ func (c *Cell) Alive() bool {
 }
 
 // Dying reports whether the fork server has ended, even if nobody has waited for it yet.
-func (c *Cell) Dying() bool { return !c.Alive() || c.client != nil && c.client.Gone() }
+func (c *Cell) Dying() bool {
+	return !c.Alive() || c.doomed.Load() || c.client != nil && c.client.Gone()
+}
 
 // DiesNow reports whether a run ended unexpectedly because its cell does. It gives the cell a
-// moment to end: a clone that is still being set up keeps the fork server's socket open.
+// moment to end, in case that what has ended the run has yet to reach the fork server.
 func (c *Cell) DiesNow() bool {
 	if c.guests.runtime != nil {
 		return c.Dying()
 	}
 	for range 100 {
-		if c.Dying() {
+		if c.Ending() {
 			return true
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
 	return false
+}
+
+// Ending is Dying, and true also if the fork server has been killed and is there yet.
+func (c *Cell) Ending() bool {
+	if c.client != nil && c.client.Ending() {
+		c.doomed.Store(true)
+	}
+	return c.Dying()
 }
 
 // killed reports whether a signal from outside ended PID 1.

@@ -175,6 +175,8 @@ func sweepOne(root string, e os.DirEntry) error {
 	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
 		return nil // its owner lives
 	}
+	container := filepath.Join(dir, containerName)
+	working := wall.Working(container) // and may make again what is removed here
 	// The owner may have died between making the file and writing it.
 	if path, err := os.ReadFile(filepath.Join(dir, cgroupName)); err == nil && len(path) > 0 {
 		if err := limits.Remove(string(path)); err != nil {
@@ -182,9 +184,12 @@ func sweepOne(root string, e os.DirEntry) error {
 		}
 	}
 	if name, err := os.ReadFile(filepath.Join(dir, runtimeName)); err == nil {
-		if err := wall.Clean(string(name), e.Name(), filepath.Join(dir, containerName)); err != nil {
+		if err := wall.Clean(string(name), e.Name(), container); err != nil {
 			return fmt.Errorf("cleaning up after %s of dead cell %s: %w", name, e.Name(), err)
 		}
+	}
+	if working {
+		return nil // a later sweep finds the rest through the directory
 	}
 	return os.RemoveAll(dir)
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/wall"
 )
 
 // old makes a directory look as if it had been left over.
@@ -79,6 +81,24 @@ func TestSweep(t *testing.T) {
 		require.Equal(t, stays, err == nil, name)
 	}
 	require.NoError(t, sweep(root), "again")
+}
+
+// What a runtime whose command is there yet may make again is removed when that has ended.
+func TestSweepWhileRuntimeWorks(t *testing.T) {
+	root := t.TempDir()
+	dead := newTestState(t, root)
+	container := filepath.Join(dead.dir, containerName)
+	require.NoError(t, os.Mkdir(container, 0o711))
+	command, err := os.Create(filepath.Join(container, "working"))
+	require.NoError(t, err)
+	require.NoError(t, unix.Flock(int(command.Fd()), unix.LOCK_EX))
+	dead.release()
+	require.True(t, wall.Working(container))
+	require.NoError(t, sweep(root))
+	require.DirExists(t, dead.dir)
+	require.NoError(t, command.Close())
+	require.NoError(t, sweep(root))
+	require.NoDirExists(t, dead.dir)
 }
 
 // TestSweepGoesOn has a directory that can't be swept because its lock file is not a file.

@@ -11,10 +11,13 @@ import (
 	"github.com/cellkit/sandbox"
 )
 
-// wall names what makes the cell.
+// wall names what makes the cell. "nspawn" is short for one of them.
 func wall(s *settings, value string) error {
 	if value == "" {
 		return errors.New(`"" is empty: give a name, or leave the flag out`)
+	}
+	if value == "nspawn" {
+		value = "systemd-nspawn"
 	}
 	s.wall = value
 	return nil

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -87,16 +88,24 @@ func TestScratchContainer(t *testing.T) {
 	testkit.Need(t, "a whole machine's root")
 	program := staticCommandLine(t)
 	for _, uid := range []string{"0", "65532"} {
-		cmd := testkit.HelperCommand(testkit.Deadline(t), "scratch", testkit.OpenDir(t), program, uid,
-			"run", "-rootfs", "/empty", "-ro-bind", "/sandbox:/mnt", "--", "/mnt", "version")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
-		out, err := cmd.CombinedOutput()
-		require.NoError(t, err, "uid %s: %s", uid, out)
-		require.Regexp(t, "^sandbox .*linux/", string(out))
+		fromScratch(t, uid, program, "")
 	}
 }
 
-// TestMusl runs the command line that is built with cgo for musl, as on Alpine.
+// fromScratch executes a program where there is no other file but its loader, "" if it has none,
+// and in a run there.
+func fromScratch(t *testing.T, uid, program, loader string) {
+	t.Helper()
+	args := []string{testkit.OpenDir(t), uid, program, loader, "run", "-rootfs", "/empty", "-ro-bind", "/sandbox:/mnt", "--", "/mnt", "version"}
+	cmd := testkit.HelperCommand(testkit.Deadline(t), "scratch", args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "uid %s: %s", uid, out)
+	require.Regexp(t, "^sandbox .*linux/", string(out))
+}
+
+// TestMusl runs the command line that is built with cgo for musl, as on Alpine, here and where
+// there is no other library.
 func TestMusl(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "root")
@@ -115,19 +124,32 @@ func TestMusl(t *testing.T) {
 	out, err := exec.CommandContext(testkit.Deadline(t), program, "run", "--", "sh", "-c", "id -u; exit 7").CombinedOutput()
 	require.Error(t, err)
 	require.Equal(t, "1000\n", string(out))
+	if testkit.WholeMachine() {
+		fromScratch(t, "0", program, interpreterOf(t, file))
+	}
 }
 
-// scratchHelper makes a directory the root, with nothing but the program, /proc, /dev and /tmp in
-// it, and executes the program as a user.
+// interpreterOf returns the loader that an executable names.
+func interpreterOf(t *testing.T, file *elf.File) string {
+	t.Helper()
+	section := file.Section(".interp")
+	require.NotNil(t, section)
+	b, err := section.Data()
+	require.NoError(t, err)
+	return strings.TrimRight(string(b), "\x00")
+}
+
+// scratchHelper makes a directory the root, with nothing but the program, its loader, /proc, /dev
+// and /tmp in it, and executes the program as a user.
 func scratchHelper(args []string) error {
-	root, program := args[0], args[1]
-	uid, err := strconv.Atoi(args[2])
+	root, program, loader := args[0], args[2], args[3]
+	uid, err := strconv.Atoi(args[1])
 	if err != nil {
 		return err
 	}
-	data, err := os.ReadFile(program)
-	if err != nil {
-		return err
+	files := map[string]string{"sandbox": program, "empty/mnt": program}
+	if loader != "" {
+		files[loader], files["empty"+loader] = loader, loader
 	}
 	if err := unix.Mount("scratch", root, "tmpfs", 0, "mode=755"); err != nil {
 		return err
@@ -143,8 +165,15 @@ func scratchHelper(args []string) error {
 			return err
 		}
 	}
-	for _, file := range []string{"sandbox", "empty/mnt"} {
-		if err := os.WriteFile(filepath.Join(root, file), data, 0o755); err != nil {
+	for at, from := range files {
+		data, err := os.ReadFile(from)
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, at)), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(root, at), data, 0o755); err != nil {
 			return err
 		}
 	}
@@ -162,5 +191,5 @@ func scratchHelper(args []string) error {
 	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(uid), syscall.Setuid(uid)); err != nil {
 		return err
 	}
-	return unix.Exec("/sandbox", append([]string{"/sandbox"}, args[3:]...), []string{"HOME=/", "PATH=/"})
+	return unix.Exec("/sandbox", append([]string{"/sandbox"}, args[4:]...), []string{"HOME=/", "PATH=/"})
 }

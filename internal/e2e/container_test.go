@@ -46,7 +46,6 @@ func TestRootlessNestedRun(t *testing.T) {
 func TestRootlessNestedNamespace(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "user namespaces")
-	testkit.Need(t, "a wall that sets no groups")
 	exe, err := os.Executable()
 	require.NoError(t, err)
 	for _, flags := range []string{"-Ur", "-Urm"} {

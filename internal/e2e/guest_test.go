@@ -7,16 +7,24 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"testing/fstest"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -104,6 +112,116 @@ func TestGuestEnds(t *testing.T) {
 	require.ErrorIs(t, err, sandbox.ErrCellLost)
 	_, err = shell("true").Run(ctx)
 	require.ErrorIs(t, err, sandbox.ErrCellLost)
+}
+
+// Each option of a sandbox is accepted in a cell of gVisor, or is an error that names it. The
+// script shows what a run sees of those that are accepted; limits have tests of their own.
+func TestGuestOptions(t *testing.T) {
+	t.Parallel()
+	profile := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
+	var scratch sandbox.Scratch
+	dir := testkit.OpenDir(t)
+	require.NoError(t, os.Chmod(dir, 0o777)) // owners are the host's
+	refused := map[string]sandbox.Option{
+		"WithHold": sandbox.WithHold(), "WithTerminal": sandbox.WithTerminal(24, 80), "WithExtraFiles": sandbox.WithExtraFiles(os.Stdin), "WithPIDs": sandbox.WithPIDs(10),
+		"WithRlimit": sandbox.WithRlimit("core", 0, 0), "WithTimeOffset": sandbox.WithTimeOffset(time.Hour), "WithNetwork": sandbox.WithNetwork(sandbox.Private()),
+		"WithCapabilities": sandbox.WithCapabilities("CAP_KILL"), "WithSeccomp": sandbox.WithSeccomp(profile), "WithRefusals": sandbox.WithRefusals(func(sandbox.Refusal) {}),
+		"WithPrepared": sandbox.WithPrepared(1), "WithScratch": sandbox.WithScratch("/s", &scratch), "WithReadOnlyScratch": sandbox.WithReadOnlyScratch("/s", &scratch),
+		"WithScratchRoot": sandbox.WithScratchRoot(&scratch), "WithFS": sandbox.WithFS("/fs", fstest.MapFS{}),
+	}
+	elsewhere := map[string]sandbox.Option{ // as in any cell that was made for others
+		"WithoutUserNamespace": sandbox.WithoutUserNamespace(), "WithCgroupParent": sandbox.WithCgroupParent("/x"), "WithPublish": sandbox.WithPublish("127.0.0.1:0", 80),
+	}
+	taken := map[string]sandbox.Option{
+		"WithCommand": sandbox.WithCommand("sh", "-ec", "cat; echo $A $(pwd) $(hostname) $(id -u) $(id -G); cat /file; touch /job/new /tmpfs/new; ls /ro; if touch /ro/x 2>/dev/null; then exit 9; fi; nproc"),
+		"WithEnv":     sandbox.WithEnv("A=a"), "WithDir": sandbox.WithDir("/tmp"), "WithStdin": sandbox.WithStdin(strings.NewReader("in\n")), "WithStdout": sandbox.WithStdout(nil), "WithStderr": sandbox.WithStderr(nil),
+		"WithTimeout": sandbox.WithTimeout(testkit.Patience), "WithStopSignal": sandbox.WithStopSignal(unix.SIGTERM, time.Second), "WithWaitDelay": sandbox.WithWaitDelay(testkit.Patience),
+		"WithOutputLimit": sandbox.WithOutputLimit(sandbox.MiB), "WithMemory": sandbox.WithMemory(sandbox.GiB), "WithSwap": sandbox.WithSwap(0), "WithCPUs": sandbox.WithCPUs(1), "WithCPUWeight": sandbox.WithCPUWeight(50),
+		"WithCPUSet": sandbox.WithCPUSet("0"), "WithCPUTime": sandbox.WithCPUTime(testkit.Patience), "WithIO": sandbox.WithIO(sandbox.IOLimit{Path: "/var/tmp", ReadBytes: sandbox.GiB}), "WithHostname": sandbox.WithHostname("box"),
+		"WithUser": sandbox.WithUser(1234, 1234), "WithGroups": sandbox.WithGroups(1235), "WithRootfs": sandbox.WithRootfs(sandbox.HostRootfs()), "WithWritableRoot": sandbox.WithWritableRoot(sandbox.MiB),
+		"WithBind": sandbox.WithBind(dir, "/job"), "WithReadOnlyBind": sandbox.WithReadOnlyBind(dir, "/ro"), "WithTmpfs": sandbox.WithTmpfs("/tmpfs", sandbox.MiB), "WithFile": sandbox.WithFile("/file", []byte("file\n"), 0o644),
+		"WithoutSeccomp": sandbox.WithoutSeccomp(), "WithSetID": nil, "WithStdinPipe": nil, "WithStdoutPipe": nil, "WithStderrPipe": nil, // below
+	}
+	names := slices.DeleteFunc(options(t), func(name string) bool { return name == "WithCell" })
+	require.ElementsMatch(t, names, slices.Concat(slices.Collect(maps.Keys(refused)), slices.Collect(maps.Keys(elsewhere)), slices.Collect(maps.Keys(taken))))
+
+	needGVisor(t)
+	ctx := testkit.Deadline(t)
+	_, shell := guests(t)
+	real, err := sandbox.NewScratch(sandbox.MiB)
+	require.NoError(t, err)
+	defer real.Close()
+	for name, again := range map[string]sandbox.Option{"WithScratch": sandbox.WithScratch("/s", real), "WithReadOnlyScratch": sandbox.WithReadOnlyScratch("/s", real), "WithScratchRoot": sandbox.WithScratchRoot(real)} {
+		refused[name] = again
+	}
+	for name, o := range refused {
+		_, err := shell("true", o).Run(ctx)
+		var wrong *sandbox.OptionError
+		require.ErrorAs(t, err, &wrong, name)
+		require.Regexp(t, "sandbox: "+name+": .*in a cell of runsc.*: .*leave it out", err.Error())
+	}
+	for name, o := range elsewhere {
+		_, err := shell("true", o).Run(ctx)
+		var wrong *sandbox.OptionError
+		require.ErrorAs(t, err, &wrong, name)
+		require.ErrorContains(t, err, name)
+	}
+	var all []sandbox.Option
+	for _, o := range taken {
+		all = append(all, o)
+	}
+	require.Equal(t, "in\na /tmp box 1234 1234 1235\nfile\nnew\n1", runs.Output(t, shell("", all...)))
+	p := runs.Start(t, shell("cat; echo err >&2", sandbox.WithSetID(), sandbox.WithStdinPipe(), sandbox.WithStdoutPipe(), sandbox.WithStderrPipe()))
+	_, err = io.WriteString(p.StdinPipe(), "in")
+	require.NoError(t, err)
+	require.NoError(t, p.StdinPipe().Close())
+	for from, want := range map[io.Reader]string{p.StdoutPipe(): "in", p.StderrPipe(): "err\n"} {
+		b, err := io.ReadAll(from)
+		require.NoError(t, err)
+		require.Equal(t, want, string(b))
+	}
+	_, err = p.Wait()
+	require.NoError(t, err)
+}
+
+// options returns the names of all options of a sandbox.
+func options(t *testing.T) (names []string) {
+	t.Helper()
+	files, err := filepath.Glob("../../*.go")
+	require.NoError(t, err)
+	for _, file := range files {
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+		require.NoError(t, err)
+		for _, d := range f.Decls {
+			if d, ok := d.(*ast.FuncDecl); ok && d.Recv == nil && f.Name.Name == "sandbox" && !strings.HasSuffix(file, "_test.go") && strings.HasPrefix(d.Name.Name, "With") {
+				names = append(names, d.Name.Name)
+			}
+		}
+	}
+	require.NotEmpty(t, names)
+	return names
+}
+
+// Limits of a run change while it lives, and what it uses is counted.
+func TestGuestUpdate(t *testing.T) {
+	t.Parallel()
+	needGVisor(t)
+	_, shell := guests(t)
+	p := runs.Start(t, shell("cat; head -c 1G /dev/zero | tail", sandbox.WithMemory(sandbox.GiB), sandbox.WithStdinPipe()))
+	used, err := p.Usage()
+	require.NoError(t, err)
+	require.Positive(t, used.MemoryPeak)
+	var wrong *sandbox.OptionError
+	require.ErrorAs(t, p.Update(sandbox.WithPIDs(10)), &wrong)
+	require.NoError(t, p.Update(sandbox.WithMemory(256*sandbox.MiB)))
+	require.NoError(t, p.StdinPipe().Close())
+	_, err = p.Wait()
+	require.ErrorIs(t, err, sandbox.ErrOutOfMemory)
+
+	p = runs.Start(t, shell("sleep 1000"))
+	require.NoError(t, p.Update(sandbox.WithTimeout(time.Millisecond)))
+	_, err = p.Wait()
+	require.ErrorIs(t, err, sandbox.ErrTimeout)
 }
 
 // Signals reach the command, and WithStopSignal ends it gently.
@@ -195,7 +313,7 @@ func TestAttackGuestForge(t *testing.T) {
 	t.Parallel()
 	needGVisor(t)
 	_, in := newWalled(t, sandbox.CellRuntime("runsc"))
-	testForge(t, "child: link open getfd trace", in)
+	testForge(t, "child: link open getfd trace", in, sandbox.WithSetID()) // which lets it trace
 }
 
 func testForge(t *testing.T, child string, opts ...sandbox.Option) {
@@ -281,7 +399,7 @@ func TestGuestRoot(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(top, "above"), []byte("above\n"), 0o644))
 	require.NoError(t, os.MkdirAll(filepath.Join(top, ".sandbox", "theirs"), 0o755)) // where PID 1's file is
 	of := sandbox.WithRootfs(sandbox.LayersRootfs(root, top))
-	require.Equal(t, "above", runs.Output(t, shell("cat /above; touch /new 2>/dev/null && echo writable; true", of)))
+	require.Equal(t, "above", runs.Output(t, shell("cat /above; touch /new 2>/dev/null && echo writable; true", of, sandbox.WithUser(0, 0))))
 	require.Equal(t, "new", runs.Output(t, shell("echo new >/new && cat /new && ls /.sandbox | grep theirs; test -f /.sandbox/program", of, sandbox.WithWritableRoot(sandbox.MiB), sandbox.WithUser(0, 0))))
 	require.NoFileExists(t, filepath.Join(top, "new"))
 
@@ -313,8 +431,7 @@ func TestGuestKilledHost(t *testing.T) {
 	require.NoError(t, host.Process.Kill())
 	_ = host.Wait()
 	testkit.Eventually(t, "gVisor is gone", func() bool { return len(belongs(id)) == 0 })
-	walltest.Sweep(t)
-	walltest.NoFiles(t, id)
+	walltest.Swept(t, id)
 }
 
 // What breaks out of the run's kernel is in the processes of gVisor: in namespaces of their own, in
@@ -351,5 +468,76 @@ func TestAttackGuestBreakOut(t *testing.T) {
 			found = append(found, e.Name())
 		}
 		require.Equal(t, want, found)
+	}
+}
+
+// A run of root that stops its PID 1 holds up nobody outside: further commands, signals and waiting
+// come to their ends. One that kills it has ended.
+func TestAttackGuestStopped(t *testing.T) {
+	t.Parallel()
+	needGVisor(t)
+	_, shell := guests(t)
+	// Sent, the signal has not yet stopped all threads.
+	const stops = "trap '' TERM; kill -STOP 1; " +
+		"until [ $(cat /proc/1/task/*/status | grep -c 'T (stopped)') = $(ls /proc/1/task | wc -l) ]; do sleep 0.01; done; echo; while :; do sleep 1; done"
+	stopped := func(opts ...sandbox.Option) *sandbox.Process {
+		p := runs.Start(t, shell(stops, append(opts, sandbox.WithUser(0, 0), sandbox.WithStdoutPipe())...))
+		_, err := bufio.NewReader(p.StdoutPipe()).ReadString('\n')
+		require.NoError(t, err)
+		return p
+	}
+	p := stopped()
+	full := false
+	for range 10000 {
+		full = full || p.Signal(unix.SIGUSR1) != nil
+	}
+	require.True(t, full, "what nobody takes is not kept")
+	require.NoError(t, p.Kill())
+	_, err := p.Wait()
+	require.Equal(t, syscall.SIGKILL, runs.ExitError(t, err).Signal)
+
+	_, err = stopped(sandbox.WithTimeout(testkit.Patience/10), sandbox.WithStopSignal(unix.SIGTERM, time.Second)).Wait()
+	require.ErrorIs(t, err, sandbox.ErrTimeout)
+
+	// A further command that PID 1 does not end takes the run with it.
+	p = runs.Start(t, shell("cat; "+stops, sandbox.WithUser(0, 0), sandbox.WithStdinPipe(), sandbox.WithStdoutPipe()))
+	x := execute(t, p, script("exec sleep 1000")...)
+	require.NoError(t, p.StdinPipe().Close())
+	_, err = bufio.NewReader(p.StdoutPipe()).ReadString('\n')
+	require.NoError(t, err)
+	require.NoError(t, x.Kill())
+	_, err = x.Wait()
+	runs.ExitError(t, err)
+	_, err = p.Wait()
+	require.Equal(t, syscall.SIGKILL, runs.ExitError(t, err).Signal)
+
+	// So does one whose start was given up.
+	p = stopped()
+	ctx, cancel := context.WithTimeout(testkit.Deadline(t), time.Second)
+	defer cancel()
+	_, err = p.Exec(ctx, sandbox.WithCommand("true"))
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	_, err = p.Wait()
+	require.Equal(t, syscall.SIGKILL, runs.ExitError(t, err).Signal)
+
+	_, err = shell("kill -KILL 1; exec sleep 1000", sandbox.WithUser(0, 0)).Run(testkit.Deadline(t))
+	require.Equal(t, syscall.SIGKILL, runs.ExitError(t, err).Signal)
+}
+
+// A run that makes as many processes as it can does not use up those of the machine: it ends with
+// gVisor's kernel, which gets no more threads.
+func TestAttackGuestBomb(t *testing.T) {
+	t.Parallel()
+	needGVisor(t)
+	testkit.Need(t, "cgroup pids")
+	_, shell := guests(t)
+	// gVisor took a minute to make them where much else ran.
+	ctx, cancel := context.WithTimeout(context.Background(), 5*testkit.Patience)
+	defer cancel()
+	result, err := shell("mkfifo /tmp/f; while :; do { : </tmp/f; } & done").Run(ctx)
+	require.ErrorIs(t, err, sandbox.ErrPIDLimit)
+	if peak := result.Usage.PIDsPeak; !slices.Contains(result.Usage.Uncounted, "PIDsPeak") {
+		require.LessOrEqual(t, peak, uint64(4096))
+		require.Greater(t, peak, uint64(4000))
 	}
 }

@@ -60,7 +60,7 @@ func pumpHost(args []string) error {
 	fmt.Println()
 	_, err = p.Wait()
 	out, again := sandbox.New(sandbox.WithCommand("echo", "another"), on).Output(context.Background())
-	fmt.Println(err, strings.TrimSpace(string(out)), again)
+	fmt.Println(strings.ReplaceAll(fmt.Sprint(err), "\n", " "), strings.TrimSpace(string(out)), again)
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	return n.Close()
 }
@@ -204,11 +204,8 @@ func TestPrivateKilledCell(t *testing.T) {
 	t.Parallel()
 	mark := testkit.ALongTime()
 	u := startPumping(t, mark)
-	server, ns := u.run, netNamespace(u.run)
-	for parent := testkit.Parent(t, server); parent != u.host.Pid; parent = testkit.Parent(t, server) {
-		server = parent
-	}
-	require.NoError(t, syscall.Kill(server, syscall.SIGKILL))
+	ns := netNamespace(u.run)
+	require.NoError(t, syscall.Kill(initOf(t, u.run), syscall.SIGKILL))
 	require.True(t, u.lines.Scan())
 	u.requireOver(t)
 	require.Contains(t, u.lines.Text(), "the cell is gone")

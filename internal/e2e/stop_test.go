@@ -59,7 +59,7 @@ func TestRootlessStopSignal(t *testing.T) {
 	}{
 		"cancel":       {leaves, nil, func(_ *sandbox.Process, cancel func()) { cancel() }, 3, sandbox.Canceled, context.Canceled},
 		"cancel, well": {does, nil, func(_ *sandbox.Process, cancel func()) { cancel() }, 0, sandbox.Canceled, context.Canceled},
-		"timeout":      {leaves, []sandbox.Option{sandbox.WithTimeout(testkit.Patience / 60)}, func(*sandbox.Process, func()) {}, 3, sandbox.TimedOut, sandbox.ErrTimeout},
+		"timeout":      {leaves, []sandbox.Option{sandbox.WithTimeout(testkit.Scale(4*time.Second, 15*time.Second))}, func(*sandbox.Process, func()) {}, 3, sandbox.TimedOut, sandbox.ErrTimeout},
 		"close":        {leaves, nil, func(p *sandbox.Process, _ func()) { _ = p.Close() }, 3, sandbox.Exited, nil},
 		"ignored":      {"trap '' TERM; echo; while :; do sleep 0.01; done", []sandbox.Option{sandbox.WithStopSignal(syscall.SIGTERM, 10*time.Millisecond)}, func(_ *sandbox.Process, cancel func()) { cancel() }, -1, sandbox.Canceled, context.Canceled},
 		"kill":         {leaves, nil, func(p *sandbox.Process, _ func()) { _ = p.Kill() }, -1, sandbox.Signaled, nil},

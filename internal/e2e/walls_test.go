@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 	"github.com/cellkit/sandbox/internal/testkit/walltest"
@@ -122,18 +124,18 @@ func TestWallsNetwork(t *testing.T) {
 	})
 }
 
-// initOf returns the pid of PID 1 of the cell that a run is in.
-func initOf(t *testing.T, run int) int {
+// initOf returns the pid of PID 1 of the cell that a run is in: its last ancestor that is the fork
+// server.
+func initOf(t *testing.T, run int) (pid int) {
 	t.Helper()
-	for pid := run; ; pid = testkit.Parent(t, pid) {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		require.NoError(t, err)
-		_, ids, _ := strings.Cut(string(b), "\nNSpid:\t")
-		line, _, _ := strings.Cut(ids, "\n")
-		if f := strings.Fields(line); len(f) == 2 && f[1] == "1" {
-			return pid
+	for above := run; above != 0; above = testkit.Parent(t, above) {
+		args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", above))
+		if string(args) == "/proc/self/fd/4\x00sandbox-forkserver\x00" {
+			pid = above
 		}
 	}
+	require.NotZero(t, pid)
+	return pid
 }
 
 // view returns what a process that took over PID 1 of a cell would have before it.
@@ -285,8 +287,7 @@ func TestWallsKilledHost(t *testing.T) {
 			testkit.Eventually(t, "the run is gone", func() bool { return len(testkit.Running(mark)) == 0 })
 			testkit.Eventually(t, "the runtime is gone", func() bool { return len(belongs(id)) == 0 })
 
-			walltest.Sweep(t)
-			walltest.NoFiles(t, id, "%s was killed first", first)
+			walltest.Swept(t, id, "%s was killed first", first)
 		}
 	})
 }
@@ -319,9 +320,9 @@ func TestWallsKilledBoot(t *testing.T) {
 					continue // it had not begun
 				}
 				testkit.Eventually(t, "the runtime is gone", func() bool { return len(belongs(id)) == 0 })
-				// What the runtime held on to, such as its cgroup: the cell's directory names it.
-				walltest.Sweep(t)
-				walltest.NoFiles(t, id, "killed after %v", moment)
+				// What the runtime held on to, such as its cgroup: the cell's
+				// directory names it.
+				walltest.Swept(t, id, "killed after %v", moment)
 			}
 		})
 	}
@@ -391,12 +392,16 @@ func TestRootlessWallsUser(t *testing.T) {
 			testkit.Need(t, name)
 			if name != "runc" {
 				_, err := sandbox.NewCell(sandbox.CellRuntime(name))
-				runs.SetupError(t, err, name+" takes a process of root with CAP_SYS_ADMIN", "run this program as root, or leave CellRuntime out")
+				runs.SetupError(t, err, name+" takes a process of root with CAP_SYS_ADMIN, in the machine's own user namespace", "run this program as root, or leave CellRuntime out")
 				return
 			}
 			cell, in := newWalled(t, sandbox.CellRuntime(name))
 			require.Equal(t, "1000 sandbox", runs.Output(t, runs.Shell("echo $(id -u) $(hostname)", in)))
 			require.Equal(t, "busybox", runs.Output(t, runs.Shell("echo busybox", in, sandbox.WithRootfs(sandbox.DirRootfs(testkit.BusyboxRoot(t))))))
+			t.Run("limits", func(t *testing.T) {
+				testkit.Need(t, "limits")
+				userLimits(t, name)
+			})
 			p := runs.Start(t, runs.Shell("exec sleep 1000", in, sandbox.WithReadOnlyBind("/etc/passwd", "/bound")))
 			require.Contains(t, inRun(t, p, "cat /bound"), "root:")
 			require.NoError(t, cell.Close())
@@ -409,8 +414,12 @@ func TestRootlessWallsUser(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, host.Start())
 			t.Cleanup(func() { _ = host.Process.Kill(); _ = host.Wait() })
-			_, err = bufio.NewReader(out).ReadString('\n')
+			line, err := bufio.NewReader(out).ReadString('\n')
 			require.NoError(t, err)
+			var run int
+			_, err = fmt.Sscan(line, &run)
+			require.NoError(t, err)
+			group := cellGroup(run) // "" without cgroups
 			runtime := testkit.ChildrenOf(host.Process.Pid)
 			require.NotEmpty(t, runtime)
 			require.NoError(t, host.Process.Kill())
@@ -419,18 +428,77 @@ func TestRootlessWallsUser(t *testing.T) {
 			testkit.Eventually(t, "the runtime is gone", func() bool {
 				return !slices.ContainsFunc(testkit.Processes(), func(pid int) bool { return slices.Contains(runtime, pid) })
 			})
+			walltest.Sweep(t)
+			if group != "" {
+				require.NoDirExists(t, group)
+			}
 		})
 	}
 }
 
-// Check makes a cell with each runtime that is installed.
+// userLimits has runs in a cell of an ordinary user reach limits, in cgroups that go with the cell.
+func userLimits(t *testing.T, name string) {
+	ctx := testkit.Deadline(t)
+	cell, in := newWalled(t, sandbox.CellRuntime(name))
+	_, err := runs.Shell("tail /dev/zero", in, sandbox.WithMemory(32*sandbox.MiB)).Run(ctx)
+	require.ErrorIs(t, err, sandbox.ErrOutOfMemory)
+	_, err = runs.Shell("(true) && (true)", in, sandbox.WithPIDs(1)).Run(ctx)
+	require.ErrorIs(t, err, sandbox.ErrPIDLimit)
+	p := runs.Start(t, runs.Shell("exec sleep 1000", in))
+	require.NoError(t, p.Pause())
+	require.NoError(t, p.Resume())
+	group := cellGroup(p.PID())
+	require.DirExists(t, group)
+	require.NoError(t, cell.Close())
+	require.NoDirExists(t, group)
+	_, err = p.Wait()
+	require.ErrorIs(t, err, sandbox.ErrCellLost)
+}
+
+// checkedWalls returns the rows of Check about what makes cells, by its name.
+func checkedWalls(t *testing.T) map[string]sandbox.Feature {
+	t.Helper()
+	rows := map[string]sandbox.Feature{}
+	for _, f := range sandbox.Check(testkit.Deadline(t)).Features {
+		if name, ok := strings.CutPrefix(f.Name, "CellRuntime("); ok {
+			rows[strings.TrimSuffix(name, ")")] = f
+		}
+	}
+	require.ElementsMatch(t, spec.Walls(), slices.Collect(maps.Keys(rows)))
+	return rows
+}
+
+// Check makes a cell with each wall that is there.
 func TestWallsCheck(t *testing.T) {
 	t.Parallel()
-	report := sandbox.Check(testkit.Deadline(t))
-	eachWall(t, func(t *testing.T, name string) {
-		i := slices.IndexFunc(report.Features, func(f sandbox.Feature) bool { return f.Name == "CellRuntime("+name+")" })
-		require.GreaterOrEqual(t, i, 0)
-		require.NoError(t, report.Features[i].Err)
-		require.Regexp(t, `[0-9]\.[0-9]|[0-9]{3}`, report.Features[i].Detail)
+	rows := checkedWalls(t)
+	require.NoError(t, rows["builtin"].Err)
+	works := func(t *testing.T, name string) {
+		require.NoError(t, rows[name].Err)
+		require.Regexp(t, `[0-9]\.[0-9]|[0-9]{3}`, rows[name].Detail)
+	}
+	eachWall(t, works)
+	t.Run("runsc", func(t *testing.T) {
+		needGVisor(t)
+		require.NoError(t, rows["runsc"].Err)
+		require.Contains(t, rows["runsc"].Detail, "runsc version") // Go's own build has no more
 	})
+}
+
+// Where none is installed, Check says of each how to get it.
+func TestWallsCheckMissing(t *testing.T) {
+	testkit.Need(t, "root")
+	t.Setenv("PATH", "/nonexistent")
+	rows := checkedWalls(t)
+	require.NoError(t, rows["builtin"].Err)
+	for name, remedy := range map[string]string{
+		"runc": "apt-get install runc", "crun": "apt-get install crun", "systemd-nspawn": "apt-get install systemd-container", "lxc": "apt-get install lxc",
+		"youki": "install youki", "runsc": "install runsc", "docker": `import _ "github.com/cellkit/sandbox/docker"`, "libvirt": `import _ "github.com/cellkit/sandbox/libvirt"`,
+	} {
+		if name == testkit.Wall {
+			continue // it is in this program, with its daemon
+		}
+		require.Error(t, rows[name].Err, name)
+		require.Contains(t, rows[name].Remedy, remedy)
+	}
 }

@@ -1,11 +1,14 @@
 package forkserver
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +21,11 @@ import (
 type Client struct {
 	mu   sync.Mutex // serializes the requests on the stream
 	sock *os.File
+
+	// What the greetings tell: the fork server's pid, and a pidfd of the process in it that
+	// serves, which ends first.
+	pid     int
+	serving *os.File
 }
 
 // NewClient makes the two ends of a control socket. The second is for the fork server, as its
@@ -38,38 +46,34 @@ func NewClient() (*Client, *os.File, error) {
 }
 
 // Hello waits until the fork server is up and returns a pidfd of it.
-func (c *Client) Hello(timeout time.Duration) (*os.File, error) {
+func (c *Client) Hello(timeout time.Duration) (_ *os.File, err error) {
 	if err := c.sock.SetReadDeadline(time.Now().Add(timeout)); err != nil {
 		return nil, err
 	}
 	defer c.sock.SetReadDeadline(time.Time{})
-	pid, err := c.greeting()
+	pid, pidfd, err := c.greeting()
+	if err == nil {
+		// The process that serves does not outlive the fork server, so if it is there now,
+		// the pid was nobody else's when it was opened.
+		if _, c.serving, err = c.greeting(); err == nil && c.Gone() {
+			err = io.EOF
+		}
+	}
 	if err != nil {
+		if pidfd != nil {
+			pidfd.Close()
+		}
 		return nil, fmt.Errorf("waiting for the fork server: %w", err)
 	}
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("pidfd_open", err)
-	}
-	pidfd := os.NewFile(uintptr(fd), "fork server's pidfd")
-	// The process that serves greets too. It does not outlive the fork server, so if it is
-	// there now, the pid was nobody else's when it was opened.
-	var b [1]byte
-	if _, err = io.ReadFull(c.sock, b[:]); err == nil && c.Gone() {
-		err = io.EOF
-	}
-	if err != nil {
-		pidfd.Close()
-		return nil, fmt.Errorf("waiting for the fork server: %w", err)
-	}
+	c.pid = pid
 	return pidfd, nil
 }
 
-// greeting receives the fork server's own byte and returns its pid.
-func (c *Client) greeting() (int, error) {
+// greeting receives a byte and returns its sender.
+func (c *Client) greeting() (pid int, pidfd *os.File, err error) {
 	raw, err := c.sock.SyscallConn()
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	var b [1]byte
 	var oob [128]byte
@@ -80,20 +84,31 @@ func (c *Client) greeting() (int, error) {
 		return recvErr != unix.EAGAIN && recvErr != unix.EINTR
 	})
 	if err = cmp.Or(err, recvErr); err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	if n == 0 {
-		return 0, io.EOF
+		return 0, nil, io.EOF
 	}
-	pid := senderPID(oob[:oobn])
-	if pid <= 0 {
-		return 0, errors.New("a greeting without credentials")
+	if pid = senderPID(oob[:oobn]); pid <= 0 {
+		return 0, nil, errors.New("a greeting without credentials")
 	}
-	return pid, nil
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err == unix.ESRCH {
+		return 0, nil, io.EOF
+	}
+	if err != nil {
+		return 0, nil, os.NewSyscallError("pidfd_open", err)
+	}
+	return pid, os.NewFile(uintptr(fd), "pidfd"), nil
 }
 
 // Close ends the fork server and with it every run of its cell.
-func (c *Client) Close() error { return c.sock.Close() }
+func (c *Client) Close() error {
+	if c.serving != nil {
+		c.serving.Close()
+	}
+	return c.sock.Close()
+}
 
 // Dup returns another descriptor of the host's end. The fork server goes on until all of them are
 // closed.
@@ -117,20 +132,41 @@ func Dup(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
-// Gone reports whether the fork server has ended. After its greeting it never writes, so anything
-// there is to read is the end.
-func (c *Client) Gone() bool {
-	raw, err := c.sock.SyscallConn()
+// Gone reports whether the fork server has ended, or serves no more. After its greeting it never
+// writes, so anything there is to read is the end. A clone that is still being set up keeps the
+// socket open.
+func (c *Client) Gone() bool { return readable(c.sock) || c.serving != nil && readable(c.serving) }
+
+// readable reports whether there is something to read, or the end. A pidfd has that when its
+// process has ended.
+func readable(f *os.File) bool {
+	raw, err := f.SyscallConn()
 	if err != nil {
 		return true
 	}
-	gone := false
+	ready := false
 	err = raw.Control(func(fd uintptr) {
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, _ := unix.Poll(p, 0)
-		gone = n > 0
+		n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		ready = n > 0
 	})
-	return gone || err != nil
+	return ready || err != nil
+}
+
+// Ending reports whether the fork server has been killed, or is exiting. It may be there for long
+// yet: it needs a CPU for that, and PID 1 waits for the end of all processes of its cell.
+func (c *Client) Ending() bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.pid))
+	if err != nil {
+		return false // Gone may know
+	}
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // the third field and on: proc(5)
+	if len(f) < 29 {
+		return false
+	}
+	const exiting = 4 // PF_EXITING: linux/sched.h
+	flags, _ := strconv.ParseUint(f[9-3], 10, 64)
+	pending, _ := strconv.ParseUint(f[31-3], 10, 64)
+	return flags&exiting != 0 || pending>>(unix.SIGKILL-1)&1 != 0
 }
 
 // Send asks for a clone. The files follow the returned Conn's other end in the program's list of
@@ -364,18 +400,7 @@ func (c *Conn) message(b []byte, files []int, wait bool) error {
 }
 
 // Quiet reports whether there is neither an event to receive nor the end of the socket.
-func (c *Conn) Quiet() bool {
-	raw, err := c.sock.SyscallConn()
-	if err != nil {
-		return false
-	}
-	quiet := false
-	err = raw.Control(func(fd uintptr) {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-		quiet = n == 0 && err == nil
-	})
-	return quiet && err == nil
-}
+func (c *Conn) Quiet() bool { return !readable(c.sock) }
 
 // HangUp makes a command's process that waits for Go give up. Events can still be received.
 func (c *Conn) HangUp() error {

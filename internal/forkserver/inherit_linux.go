@@ -43,31 +43,36 @@ func closeLeaked() error {
 	return errors.Join(errs...)
 }
 
-// dropPriority gives up every priority above the default, of the calling thread, from which all
-// runs are cloned, and of the process. A priority below the default stays.
-func dropPriority() error {
-	attr, err := unix.SchedGetAttr(0, 0)
+// DropPriority takes every priority above the default from a process that has one thread, and so
+// from what it starts. With 0 it is the calling thread, from which all runs are cloned, and its
+// process. A priority below the default stays.
+func DropPriority(pid int) error {
+	attr, err := unix.SchedGetAttr(pid, 0)
 	if err != nil {
 		return fmt.Errorf("sched_getattr: %w", err)
 	}
 	if attr.Policy == unix.SCHED_FIFO || attr.Policy == unix.SCHED_RR || attr.Policy == unix.SCHED_DEADLINE {
-		if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0); err != nil {
+		if err := unix.SchedSetAttr(pid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0); err != nil {
 			return fmt.Errorf("sched_setattr: %w", err)
 		}
 	}
 	const normal = 20 // the system call returns 20 - nice: getpriority(2)
-	if priority, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err != nil || priority > normal {
-		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 0); err != nil {
+	if priority, err := unix.Getpriority(unix.PRIO_PROCESS, pid); err != nil || priority > normal {
+		if err := unix.Setpriority(unix.PRIO_PROCESS, pid, 0); err != nil {
 			return fmt.Errorf("setpriority: %w", err)
 		}
 	}
 	const thread, classShift, realTime = 1, 13, 1 // IOPRIO_WHO_PROCESS, IOPRIO_CLASS_SHIFT, IOPRIO_CLASS_RT: linux/ioprio.h
-	if io, _, errno := unix.RawSyscall(unix.SYS_IOPRIO_GET, thread, 0, 0); errno == 0 && io>>classShift == realTime {
-		if _, _, errno := unix.RawSyscall(unix.SYS_IOPRIO_SET, thread, 0, 0); errno != 0 {
+	if io, _, errno := unix.RawSyscall(unix.SYS_IOPRIO_GET, thread, uintptr(pid), 0); errno == 0 && io>>classShift == realTime {
+		if _, _, errno := unix.RawSyscall(unix.SYS_IOPRIO_SET, thread, uintptr(pid), 0); errno != 0 {
 			return fmt.Errorf("ioprio_set: %w", errno)
 		}
 	}
-	return dropProtection("/proc/self/oom_score_adj")
+	of := "self"
+	if pid != 0 {
+		of = strconv.Itoa(pid)
+	}
+	return dropProtection("/proc/" + of + "/oom_score_adj")
 }
 
 // dropProtection makes the kernel choose this process like any other when memory is short. With

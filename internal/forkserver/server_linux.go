@@ -62,7 +62,7 @@ func serve(control int) error {
 	os.Clearenv()
 	unix.CloseOnExec(control)
 	unix.CloseOnExec(control + 2)
-	if err := errors.Join(dropPriority(), heedSignals()); err != nil {
+	if err := errors.Join(DropPriority(0), heedSignals()); err != nil {
 		return err
 	}
 	// The kernel reaps the children: the host sees their end through pidfds.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -362,6 +363,42 @@ func TestHelloPidfd(t *testing.T) {
 	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", s.pidfd.Fd()))
 	require.NoError(t, err)
 	require.Contains(t, string(info), fmt.Sprintf("\nPid:\t%d\n", s.cmd.Process.Pid))
+}
+
+// A fork server that was killed is known to end, however long that takes: here until its tracer has
+// seen the end of a process that PID 1 waits for.
+func TestEnding(t *testing.T) {
+	testkit.Need(t, "user namespaces")
+	runtime.LockOSThread() // who traces is a thread
+	defer runtime.UnlockOSThread()
+	cmd := exec.Command("unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "sh", "-c", "sleep 1000 & wait")
+	require.NoError(t, cmd.Start())
+	defer func() { _ = cmd.Wait() }()
+	defer func() { _ = cmd.Process.Kill() }()
+	child := func(of int) (pid int) {
+		testkit.Eventually(t, "a child is there", func() bool {
+			all := childrenOf(t, of)
+			if len(all) == 1 {
+				pid = all[0]
+			}
+			return pid != 0
+		})
+		return pid
+	}
+	init := child(cmd.Process.Pid)
+	traced := child(init)
+	require.NoError(t, unix.PtraceSeize(traced))
+	client := &Client{pid: init}
+	require.False(t, client.Ending())
+	require.NoError(t, unix.Kill(init, unix.SIGKILL))
+	testkit.Eventually(t, "it ends", client.Ending)
+	require.NoError(t, unix.Kill(init, 0), "it is there yet")
+	testkit.Eventually(t, "the traced process has ended", func() bool {
+		pid, err := unix.Wait4(traced, nil, unix.WNOHANG|unix.WALL, nil)
+		return err == nil && pid == traced
+	})
+	require.Error(t, cmd.Wait())
+	require.False(t, client.Ending())
 }
 
 func TestHelloTimesOut(t *testing.T) {

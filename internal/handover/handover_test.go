@@ -10,11 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/wall"
@@ -26,6 +28,9 @@ func init() {
 	testkit.AddHelper("receiver", func(args []string) error { return receive(args[0]) })
 }
 
+// lower is by how much less priority who delivers has than the receiver.
+const lower = 7
+
 // deliver starts a receiver, has PID 1 be a shell with a script, and returns what that has written
 // and the error of the delivery.
 func deliver(t *testing.T, c *wall.Container, script string) (string, error) {
@@ -35,6 +40,12 @@ func deliver(t *testing.T, c *wall.Container, script string) (string, error) {
 	receiver := testkit.HelperCommand(t.Context(), "receiver", l.Addr().String())
 	receiver.Stderr = io.Discard
 	require.NoError(t, receiver.Start())
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, err := niceness()
+	require.NoError(t, err)
+	require.NoError(t, unix.Setpriority(unix.PRIO_PROCESS, 0, before+lower))
+	defer unix.Setpriority(unix.PRIO_PROCESS, 0, before)
 	out, in, err := os.Pipe()
 	require.NoError(t, err)
 	c.Args, c.Stderr, c.Files = []string{"/bin/sh", "-c", script}, in, []*os.File{in}
@@ -52,15 +63,17 @@ func deliver(t *testing.T, c *wall.Container, script string) (string, error) {
 	return string(said), err
 }
 
-// PID 1 has the descriptors, ids, namespaces and environment that the cell says, and the receiver's
-// rights are gone.
+// PID 1 has the descriptors, ids, namespaces, priority and environment that the cell says, and the
+// receiver's rights are gone.
 func TestDeliver(t *testing.T) {
 	testkit.Need(t, "a whole machine's root")
 	extents := []wall.Extent{{Inside: 0, Outside: 1 << 30, Size: 1 << 16}}
 	said, err := deliver(t, &wall.Container{Env: []string{"A=b"}, UIDs: extents, GIDs: extents},
-		`echo $$ $A $(id -u) $(id -g); echo three >&3; cat /proc/self/uid_map; grep Uid /proc/$PPID/status 2>/dev/null || true`)
+		`echo $$ $A $(id -u) $(id -g) $(nice); echo three >&3; cat /proc/self/uid_map; grep Uid /proc/$PPID/status 2>/dev/null || true`)
 	require.NoError(t, err)
-	require.Equal(t, []string{"1 b 0 0", "three", "0 1073741824 65536"}, lines(said))
+	nice, err := niceness()
+	require.NoError(t, err)
+	require.Equal(t, []string{fmt.Sprint("1 b 0 0 ", min(19, nice+lower)), "three", "0 1073741824 65536"}, lines(said))
 }
 
 func lines(text string) (list []string) {

@@ -63,6 +63,7 @@ type order struct {
 	Args, Env   []string
 	UIDs, GIDs  []wall.Extent
 	HostNetwork bool
+	Nice        int // of this process: the daemon's is another's
 }
 
 // Listener is where a receiver asks.
@@ -112,7 +113,11 @@ func (l *Listener) Deliver(c *wall.Container, timeout time.Duration, gone <-chan
 			return fmt.Errorf("the cell's own cgroup: %w", err)
 		}
 	}
-	message, err := json.Marshal(order{Args: c.Args, Env: c.Env, UIDs: c.UIDs, GIDs: c.GIDs, HostNetwork: c.HostNetwork})
+	nice, err := niceness()
+	if err != nil {
+		return err
+	}
+	message, err := json.Marshal(order{Args: c.Args, Env: c.Env, UIDs: c.UIDs, GIDs: c.GIDs, HostNetwork: c.HostNetwork, Nice: nice})
 	if err != nil {
 		return err
 	}
@@ -132,6 +137,12 @@ func (l *Listener) Deliver(c *wall.Container, timeout time.Duration, gone <-chan
 		return fmt.Errorf("starting PID 1 in the container: %s", answer[:n])
 	}
 	return nil
+}
+
+// niceness returns that of the calling thread. The system call returns 20 - nice: getpriority(2).
+func niceness() (int, error) {
+	priority, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
+	return 20 - priority, os.NewSyscallError("getpriority", err)
 }
 
 // started is the answer of a receiver that has started PID 1. Any other is an error's text.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -55,6 +56,14 @@ func start(conn *net.UnixConn) (*exec.Cmd, error) {
 	o, files, err := read(conn)
 	if err != nil {
 		return nil, fmt.Errorf("asking what to start: %w", err)
+	}
+	// Of a thread, which PID 1 has it from.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if nice, err := niceness(); err != nil || nice < o.Nice {
+		if err := errors.Join(err, unix.Setpriority(unix.PRIO_PROCESS, 0, o.Nice)); err != nil {
+			return nil, fmt.Errorf("lowering its priority: %w", err)
+		}
 	}
 	cmd := command(o, files)
 	if err := cmd.Start(); err != nil {

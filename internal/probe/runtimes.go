@@ -4,19 +4,29 @@ package probe
 
 import (
 	"errors"
+	"fmt"
+	"slices"
 
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// runtimes returns a feature for each container runtime that can make cells: one is made, and a run
-// in it.
+// runtimes returns a feature for each of what can make cells: one is made, and a run in it.
 func (p *prober) runtimes() (list []Feature) {
-	for _, name := range spec.Runtimes() {
+	for _, name := range spec.Walls() {
 		f := Feature{Name: "CellRuntime(" + name + ")"}
-		f.Detail, f.Err = cell.RuntimeVersion(name)
+		version, installed := "in this program", slices.Contains(spec.Runtimes(), name)
+		if installed {
+			version, f.Err = cell.RuntimeVersion(name)
+		}
 		if f.Err == nil {
 			f.Err = p.tryIn(cell.Config{Runtime: name})
+			switch {
+			case f.Err == nil:
+				f.Detail = version
+			case installed && version != "":
+				f.Err = fmt.Errorf("%s: %w", version, f.Err)
+			}
 		}
 		f.Remedy = hintOf(f.Err)
 		var missing *cell.MissingError

@@ -144,7 +144,7 @@ func (r *clone) spawn() (err error) {
 	defer func() {
 		// If the cell is dying, ids are looked up in a process that has ended, and the
 		// error does not say why.
-		if err != nil && !errors.Is(err, cell.ErrLost) && r.cell.Dying() {
+		if err != nil && !errors.Is(err, cell.ErrLost) && r.cell.Ending() {
 			err = r.cell.Lost()
 		}
 	}()

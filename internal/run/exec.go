@@ -87,6 +87,9 @@ func (r *Run) startExec(ctx context.Context, x *Run, join func(context.Context) 
 		if x.streams != nil {
 			x.streams.Close()
 		}
+		if x.guest != nil {
+			r.endGivenUp(x)
+		}
 		if starting.Err() != nil && ctx.Err() == nil || r.endsWith(err) {
 			return nil, os.ErrProcessDone
 		}
@@ -99,9 +102,10 @@ func (r *Run) startExec(ctx context.Context, x *Run, join func(context.Context) 
 // endsWith reports whether a command could not be started because the run ends.
 func (r *Run) endsWith(err error) bool {
 	var call *cell.CallError
-	if errors.As(err, &call) && call.Number == unix.SYS_SETNS {
-		// A process that ends can't be entered from when it has no memory any more, which
-		// is before it closes its socket: kernel/exit.c, do_exit.
+	if errors.As(err, &call) && (call.Number == unix.SYS_SETNS || errors.Is(err, unix.ENOMEM)) {
+		// Before it closes its socket, a process that ends can't be entered from, as it has
+		// no memory any more (kernel/exit.c, do_exit), and its pid namespace takes no
+		// processes (kernel/pid.c, alloc_pid).
 		select {
 		case <-r.gone:
 		case <-time.After(abandonWait):

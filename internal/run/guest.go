@@ -19,6 +19,7 @@ import (
 	"github.com/cellkit/sandbox/internal/forkserver"
 	"github.com/cellkit/sandbox/internal/guest"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/seccomp"
 	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/wall"
 )
@@ -35,13 +36,16 @@ type guestRun struct {
 	control *forkserver.Conn // by which PID 1 is asked for commands
 }
 
+// guestThreads is how many threads gVisor's kernel may have on the host for a run, which can't be
+// told how many processes it may have itself.
+const guestThreads = 4096
+
 // startGuest makes a run in a cell of gVisor, and returns once its command was executed.
 func (s *Sandbox) startGuest(ctx context.Context, in *cell.Cell) (*Run, error) {
 	limit, err := enforceable(&s.Spec.Limits, in)
 	if err != nil {
 		return nil, err
 	}
-	limit.PIDs = 0 // the default is for processes, and the host sees gVisor's threads
 	r := &Run{clone: &clone{recipe: recipe{engine: s.engine, cell: in, limits: limit}, spec: &s.Spec, gone: make(chan struct{})}, done: make(chan struct{})}
 	r.guest = &guestRun{}
 	place, err := in.EnterGuest(r.endGuest)
@@ -50,6 +54,9 @@ func (s *Sandbox) startGuest(ctx context.Context, in *cell.Cell) (*Run, error) {
 	}
 	r.guest.place = place
 	r.guest.Guest = wall.Guest{ID: place.ID, Dir: place.Dir, Hostname: s.Spec.Namespaces.Hostname, Writable: s.Spec.Root.Writable}
+	if !s.Spec.Security.SetID && !s.Spec.Security.NoSeccomp {
+		r.guest.Seccomp = seccomp.OnlySetID() // what is in a bind has its mode on the host
+	}
 	if err := r.bootGuest(ctx); err != nil {
 		if r.init != nil {
 			_ = signal(r.init, unix.SIGKILL)
@@ -101,11 +108,6 @@ func (r *Run) bootGuest(ctx context.Context) error {
 		return err
 	}
 	defer opened.Close()
-	if r.group != nil {
-		if err := r.group.Add(r.pid); err != nil {
-			return &fault.SetupError{Stage: "cgroup", Err: err}
-		}
-	}
 	if _, err := opened.WriteString("\n"); err != nil {
 		return err
 	}
@@ -146,6 +148,11 @@ func (r *Run) execGuest() (open *os.File, err error) {
 		if err == nil {
 			err = r.watchGuest(cmd.Process)
 		}
+		if err != nil {
+			err = &fault.SetupError{Stage: "runsc", Err: err}
+		} else {
+			err = r.placeGuest() // before the wait, after which the number may be another's
+		}
 		started <- err
 		if cmd != nil && cmd.Process != nil {
 			_ = cmd.Wait()
@@ -153,7 +160,7 @@ func (r *Run) execGuest() (open *os.File, err error) {
 	}()
 	if err = <-started; err != nil {
 		open.Close()
-		return nil, &fault.SetupError{Stage: "runsc", Err: err}
+		return nil, err
 	}
 	return open, nil
 }
@@ -172,6 +179,19 @@ func (r *Run) watchGuest(p *os.Process) error {
 	}
 	if r.guest.ends {
 		return p.Kill()
+	}
+	return nil
+}
+
+// placeGuest gives the runtime's command its priority and its cgroup.
+func (r *Run) placeGuest() error {
+	if err := forkserver.DropPriority(r.pid); err != nil {
+		return &fault.SetupError{Stage: "runsc", Err: err}
+	}
+	if r.group != nil {
+		if err := r.group.Add(r.pid); err != nil {
+			return &fault.SetupError{Stage: "cgroup", Err: err}
+		}
 	}
 	return nil
 }
@@ -279,6 +299,23 @@ func (r *Run) killInGuest() {
 		r.state.grace.Stop()
 	}
 	r.state.grace = time.AfterFunc(killPatience, func() { r.in.kill(fault.Signaled) })
+}
+
+// endGivenUp ends the run unless PID 1 soon ends a further command whose start was given up.
+// Otherwise each of them would keep a socket here.
+func (r *Run) endGivenUp(x *Run) {
+	select {
+	case <-x.gone:
+		return
+	default:
+	}
+	time.AfterFunc(killPatience, func() {
+		select {
+		case <-x.gone:
+		default:
+			r.kill(fault.Signaled)
+		}
+	})
 }
 
 // errNoPrograms is the error of Explain.

@@ -146,6 +146,9 @@ func enforceable(l *spec.Limits, c *cell.Cell) (limits.Spec, error) {
 	if c.Limits != nil && c.Tree.Missing(want) != nil {
 		want.PIDs = 0 // a default that can't be enforced: Check says so
 	}
+	if want.PIDs != 0 && c.GuestRuntime() != nil {
+		want.PIDs = guestThreads // like the default, not enforced without the pids controller
+	}
 	if pool.IsLimited() {
 		want = within(pool, want)
 	}

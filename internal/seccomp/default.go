@@ -49,6 +49,13 @@ func Default(caps []string, setID bool) (*specs.LinuxSeccomp, error) {
 	return p, nil
 }
 
+// OnlySetID returns a profile for gVisor's kernel that allows everything but what gives a file
+// set-uid or set-gid bits, or gets around that: io_uring, and ptrace, since gVisor looks at a call
+// before its tracer changes it, and not again (pkg/sentry/kernel/task_syscall.go).
+func OnlySetID() *specs.LinuxSeccomp {
+	return &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: append(refuseSetID(), refuse("io_uring_setup"), refuse("ptrace"))}
+}
+
 // setDelegation is F_SETDELEG of Linux 6.19.
 const setDelegation = 1024 + 16
 
@@ -91,7 +98,7 @@ func refusals() []specs.LinuxSyscall {
 // refuseSetID refuses what can give a file the mode bits S_ISUID or S_ISGID. Other calls can't:
 // mkdir(2) takes neither (fs/namei.c, vfs_mkdir), access control lists have none
 // (posix_acl_update_mode takes S_ISGID away), and the kernel's memory files and queues have no name
-// outside of the run. io_uring is refused as a whole.
+// outside of the run. The caller refuses io_uring.
 func refuseSetID() (rules []specs.LinuxSyscall) {
 	const tmpFile = unix.O_TMPFILE &^ unix.O_DIRECTORY
 	refuseBits := func(name string, mode uint, conditions ...specs.LinuxSeccompArg) {

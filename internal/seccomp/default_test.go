@@ -127,7 +127,7 @@ func TestDefaultSetID(t *testing.T) {
 	require.NoError(t, err)
 	p.Architectures = nil
 	for _, goarch := range goarches {
-		m, with := defaultFor(t, goarch), compile(t, p, goarch)
+		m, only, with := defaultFor(t, goarch), compile(t, OnlySetID(), goarch), compile(t, p, goarch)
 		for name, arg := range modes {
 			if goarch == "arm64" && slices.Contains([]string{"chmod", "creat", "mknod", "open"}, name) {
 				continue // it has no such call
@@ -149,11 +149,16 @@ func TestDefaultSetID(t *testing.T) {
 						want = eperm
 					}
 					assert.Equal(t, want, m.run(t, on(t, goarch, name, args...)), "%s %o %#x on %s", name, mode, makes, goarch)
+					assert.Equal(t, want, only.run(t, on(t, goarch, name, args...)), "%s %o %#x on %s", name, mode, makes, goarch)
 					assert.Equal(t, allow, with.run(t, on(t, goarch, name, args...)))
 				}
 			}
 		}
 		assert.Equal(t, enosys, m.run(t, on(t, goarch, "openat2")))
+		assert.Equal(t, enosys, only.run(t, on(t, goarch, "openat2")))
+		assert.Equal(t, eperm, only.run(t, on(t, goarch, "io_uring_setup")))
+		assert.Equal(t, eperm, only.run(t, on(t, goarch, "ptrace")))
+		assert.Equal(t, allow, only.run(t, on(t, goarch, "bpf")), "nothing else is refused")
 		assert.Equal(t, allow, with.run(t, on(t, goarch, "openat2")))
 	}
 }

@@ -12,7 +12,7 @@ func (s *Spec) CheckGuest() []error {
 	errs := append(s.CheckGuestCommand(), noneInGuest(
 		maybe{"WithHold", s.Command.Hold}, maybe{"WithPrepared", s.Place.Prepared > 0},
 		maybe{"WithNetwork", s.Namespaces.Network != NetworkNone && s.Namespaces.Network != NetworkNew}, maybe{"WithTimeOffset", s.Namespaces.Clocks != 0},
-		maybe{"WithCapabilities", len(s.Security.Capabilities) > 0}, maybe{"WithSeccomp", s.Security.Seccomp != nil}, maybe{"WithSetID", s.Security.SetID},
+		maybe{"WithCapabilities", len(s.Security.Capabilities) > 0}, maybe{"WithSeccomp", s.Security.Seccomp != nil},
 		maybe{"WithRefusals", s.Security.Notify}, maybe{"WithScratchRoot", s.Root.HasUpper},
 	)...)
 	if s.Limits.PIDs != 0 {

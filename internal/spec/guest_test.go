@@ -29,6 +29,7 @@ func TestCheckGuest(t *testing.T) {
 			s.Root.Mounts = []Mount{{"/a", Bind{Path: "/a", ReadOnly: true}}}
 		}},
 		{"", func(s *Spec) { s.Namespaces.Network = NetworkNew }},
+		{"", func(s *Spec) { s.Security.SetID = true }},
 		{"", func(s *Spec) { s.Supervision.StopGrace = 1 }},
 		{"WithBind", func(s *Spec) { s.Namespaces.UID = 0; s.Root.Mounts = []Mount{{"/a", Bind{Path: "/a"}}} }},
 		{"WithBind", func(s *Spec) { s.Namespaces.Groups = []int{5, 0}; s.Root.Mounts = []Mount{{"/a", Bind{Path: "/a"}}} }},
@@ -46,7 +47,6 @@ func TestCheckGuest(t *testing.T) {
 		{"WithTimeOffset", func(s *Spec) { s.Namespaces.Clocks = 1 }},
 		{"WithCapabilities", func(s *Spec) { s.Security.Capabilities = []string{"CAP_KILL"} }},
 		{"WithSeccomp", func(s *Spec) { s.Security.Seccomp = &specs.LinuxSeccomp{} }},
-		{"WithSetID", func(s *Spec) { s.Security.SetID = true }},
 		{"WithRefusals", func(s *Spec) { s.Security.Notify = true }},
 	} {
 		s := Defaults()

@@ -83,10 +83,11 @@ var features = map[string]feature{
 		return slices.Contains([]string{"", "host"}, configuration()) && AsRoot() && found("mmdebstrap")()
 	}, "host"},
 	"umoci":                   {found("umoci"), "host"},
-	"musl":                    {found("musl-gcc"), ""}, // Debian's musl-tools
+	"musl":                    {found("musl-gcc"), "host"}, // Debian's musl-tools
 	"a whole machine's root":  {WholeMachine, "ROOT"},
 	"an ordinary user":        {func() bool { return !AsRoot() }, "USER docker"},
 	"cgroup v1":               {func() bool { return exists("/sys/fs/cgroup/memory") }, ""},
+	"cgroup v2":               {mountedV2, "host"}, // maybe beside v1
 	"cgroup memory":           {controller("memory"), "ROOT"},
 	"cgroup pids":             {controller("pids"), "ROOT"},
 	"cgroup cpu":              {controller("cpu"), "ROOT"},
@@ -116,7 +117,6 @@ var features = map[string]feature{
 	"crun":                               {found("crun"), "host"},
 	// See docs/WALLS.md.
 	"no filter but each run's own": {func() bool { return Wall != "systemd-nspawn" }, ""},
-	"a wall that sets no groups":   {func() bool { return Wall != "lxc" }, ""},
 	"systemd-nspawn":               {found("systemd-nspawn"), "host"},
 	"lxc":                          {found("lxc-start"), "host"},
 	"gcc":                          {found("gcc"), "ROOT USER"},
@@ -209,6 +209,11 @@ func Controller(name string) bool {
 }
 
 func controller(name string) func() bool { return func() bool { return Controller(name) } }
+
+// mountedV2 reports whether there is a hierarchy of cgroup v2, with or without controllers.
+func mountedV2() bool {
+	return slices.ContainsFunc(MountPoints(), func(m string) bool { return strings.Contains(m, " - cgroup2 ") })
+}
 
 // blockIO reports whether the block I/O of runs can be limited.
 func blockIO() bool { return Controller("blkio") || Controller("io") }

@@ -30,7 +30,7 @@ func TakeInventory() Inventory {
 	return Inventory{
 		"child processes":   children(os.Getpid()),
 		"cgroups":           cgroups(),
-		"state directories": stateDirs(),
+		"state directories": Cells(),
 		"mounts":            MountPoints(),
 		"descriptors":       descriptors(),
 		"goroutines":        goroutines(),
@@ -122,8 +122,8 @@ func stateRoots() []string {
 	}
 }
 
-// stateDirs returns the directories of this process's cells.
-func stateDirs() (list []string) {
+// Cells returns the state directories of this process's cells.
+func Cells() (list []string) {
 	for _, root := range stateRoots() {
 		for _, id := range subdirectories(root) {
 			if owned(filepath.Join(root, id)) {
@@ -150,7 +150,8 @@ func owned(dir string) bool {
 	return err == nil && strings.TrimSpace(string(b)) == strconv.Itoa(os.Getpid())
 }
 
-// MountPoints returns the lines of /proc/self/mountinfo.
+// MountPoints returns the lines of /proc/self/mountinfo, except for those of engines that
+// vmtest/docker.sh has started, maybe for another test: they mount things of their own.
 func MountPoints() (list []string) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -158,7 +159,9 @@ func MountPoints() (list []string) {
 	}
 	defer f.Close()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
-		list = append(list, lines.Text())
+		if !strings.Contains(lines.Text(), "/sandbox-docker-") {
+			list = append(list, lines.Text())
+		}
 	}
 	return list
 }

@@ -6,6 +6,8 @@
 #   docker-cap          the same with CAP_SYS_ADMIN
 #   docker-privileged   docker run --privileged
 #
+# With DOCKER_PACKAGES the image has all files of these Debian packages, too: names and patterns of dpkg-query.
+#
 # docker.sh engine COMMAND...: a command that finds the engine, which has a bridge, by DOCKER_HOST.
 #
 # The image is made of this machine's own files: the test binaries, and the programs that tests start. The engine is
@@ -40,6 +42,14 @@ bounding=$(awk '/^CapBnd/ {print $2}' /proc/self/status) last=$(cat /proc/sys/ke
 [ "$(id -u)" = 0 ] || { echo "docker: the engine needs root" >&2; exit 126; }
 "$here/install.sh" docker.io busybox-static uidmap tar ${bridge:+iproute2} >&2
 [ -z "${VM_PREPARE:-}" ] || exit 0
+packages=''
+set -f
+for pattern in ${DOCKER_PACKAGES:-}; do
+	of=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$pattern" 2>/dev/null | sed -n 's/^installed //p') || :
+	[ -n "$of" ] || { echo "docker: no package is installed that matches $pattern of DOCKER_PACKAGES" >&2; exit 126; }
+	packages+=" $of"
+done
+set +f
 docker=/usr/bin/docker dockerd=$(command -v /usr/sbin/dockerd /usr/bin/dockerd | head -n 1)
 
 dir=$(mktemp -d "${TMPDIR:-/var/tmp}/sandbox-docker-XXXXXX")
@@ -99,12 +109,17 @@ image() {
 	mkdir -p "$root"/{proc,sys,dev,run,root,home,tmp,var/tmp,etc,usr/bin,usr/sbin,usr/lib,usr/lib64,usr/share,sandbox/bin}
 	chmod 1777 "$root/tmp" "$root/var/tmp"
 	for f in bin sbin lib lib64; do if [ -L /$f ]; then cp -a /$f "$root/"; else mkdir "$root/$f"; fi; done
-	dpkg -L dash bash coreutils grep sed findutils util-linux procps busybox-static uidmap tar hostname bsdutils 2>/dev/null |
+	dpkg -L dash bash coreutils grep sed findutils util-linux procps busybox-static uidmap tar hostname bsdutils libc-bin 2>/dev/null |
 		grep -E '^(/usr)?/s?bin/.' >"$dir/programs"
+	# shellcheck disable=SC2086 # one word per package
+	[ -z "$packages" ] || dpkg -L $packages | while read -r f; do [ ! -f "$f" ] || echo "$f"; done >"$dir/more"
+	[ ! -s "$dir/more" ] || while read -r f; do [ ! -x "$f" ] && [ "$f" = "${f%.so*}" ] || echo "$f"; done <"$dir/more" >>"$dir/programs"
 	{ cat "$dir/programs"; xargs ldd <"$dir/programs" 2>/dev/null | grep -oE '/[^ ]+\.so[^ ]*'; } | sort -u | while read -r f; do
 		[ ! -e "$f" ] || printf '%s\n' "$f" "$(readlink -f "$f")"
 	done | sort -u >"$dir/files"
 	tar -C / -c -h --hard-dereference -T <(sed 's,^/*,,' "$dir/files") | tar -C "$root" -x --keep-directory-symlink
+	# Where scripts find what is beside them, links are to be links.
+	[ ! -s "$dir/more" ] || tar -C / -c -T <(sed 's,^/*,,' "$dir/more") | tar -C "$root" -x --keep-directory-symlink
 	printf '%s\n' root:x:0:0:root:/root:/bin/sh user:x:1000:1000::/home:/bin/sh >"$root/etc/passwd"
 	printf '%s\n' root:x:0: user:x:1000: >"$root/etc/group"
 	cp -a "$src" "$root/sandbox/src"

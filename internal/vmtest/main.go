@@ -1,5 +1,5 @@
 // Command vmtest runs the tests of this module, and of those in image, queue and compose, on the
-// machine at hand and in QEMU guests.
+// machine at hand and in QEMU guests; with -pkg also those in examples.
 //
 //	go run ./internal/vmtest [-pkg pattern] [-run regexp] [-v] [configuration...]
 //
@@ -10,6 +10,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -40,8 +41,11 @@ var (
 // everything is the pattern that matches all packages of all modules.
 const everything = "./..."
 
-// modules are the directories of the modules that are tested.
-var modules = []string{".", "image", "queue", "compose"}
+// modules are the directories of the modules that are tested, and examples the one of which only
+// packages that are asked for are.
+var modules = []string{".", "image", "queue", "compose", examples}
+
+const examples = "examples"
 
 // userID is the uid and gid of the configuration host-user.
 const userID = 1000
@@ -121,6 +125,7 @@ type stage struct {
 	root     string // of the repository
 	dir      string
 	packages []testPackage
+	overlay  string // for the go command, "" for none
 }
 
 func newStage(ctx context.Context) (*stage, error) {
@@ -157,6 +162,9 @@ func (s *stage) fill(ctx context.Context) error {
 	if err := copyTree(ctx, s.root, s.path("src")); err != nil {
 		return fmt.Errorf("copying the source tree: %w", err)
 	}
+	if err := s.addWall(os.Getenv("SANDBOX_TEST_WALL")); err != nil {
+		return err
+	}
 	start := time.Now()
 	for _, module := range modules {
 		if pattern, ok := patternIn(module); ok {
@@ -169,10 +177,28 @@ func (s *stage) fill(ctx context.Context) error {
 	return nil
 }
 
+// addWall has the black-box tests import the wall that makes their cells, if it is a module of this
+// repository. This module's go.mod must not require that, so no file of it may import that: the go
+// command sees one that is not there.
+func (s *stage) addWall(name string) error {
+	if _, err := os.Stat(filepath.Join(s.root, name, "go.mod")); name == "" || errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	file := s.path("wall.go")
+	replace := map[string]map[string]string{"Replace": {filepath.Join(s.root, "internal/testkit/runs/wall.go"): file}}
+	overlay, err := json.Marshal(replace)
+	if err != nil {
+		return err
+	}
+	s.overlay = s.path("overlay.json")
+	source := fmt.Sprintf("package runs\n\nimport _ %q\n", "github.com/cellkit/sandbox/"+name)
+	return errors.Join(os.WriteFile(file, []byte(source), 0o644), os.WriteFile(s.overlay, overlay, 0o644))
+}
+
 // patternIn returns which of a module's packages were asked for.
 func patternIn(module string) (pattern string, ok bool) {
 	if *pkgPattern == everything {
-		return everything, true
+		return everything, module != examples
 	}
 	for _, m := range modules[1:] { // the first module's directory contains the others
 		if below, in := strings.CutPrefix(filepath.Clean(*pkgPattern)+"/", m+"/"); in {
@@ -202,7 +228,7 @@ func (s *stage) build(ctx context.Context, module, pattern string) error {
 		builds.Go(func() error {
 			// For a path that ends in a slash, which is a directory, the binary gets
 			// its usual name. -w leaves out what only debuggers read.
-			_, err := goTool(ctx, "-C", filepath.Join(s.root, module), "test", "-c", "-ldflags=-w", "-o", s.path("bin", dir)+"/", path)
+			_, err := goTool(ctx, "-C", filepath.Join(s.root, module), "test", "-c", "-overlay="+s.overlay, "-ldflags=-w", "-o", s.path("bin", dir)+"/", path)
 			return err
 		})
 	}

@@ -19,6 +19,7 @@ func TestPatternIn(t *testing.T) {
 		{"./image", map[string]string{"image": "./"}},
 		{"image/...", map[string]string{"image": "./.../"}},
 		{"./image/cmd/sandbox", map[string]string{"image": "./cmd/sandbox/"}},
+		{"./examples/services", map[string]string{"examples": "./services/"}},
 		{"./imaginary", map[string]string{".": "./imaginary"}},
 	} {
 		*pkgPattern = test.asked

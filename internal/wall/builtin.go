@@ -58,8 +58,13 @@ func (builtin) Start(c *Container) (Process, error) {
 	}
 	late := time.AfterFunc(patience, conn.Interrupt)
 	defer late.Stop()
-	if err = process.admit(c); err == nil {
-		err = conn.Go()
+	for _, step := range []func(*Container) error{process.mapIDs, process.join} {
+		if err == nil {
+			err = step(c)
+		}
+		if err == nil {
+			err = conn.Go()
+		}
 	}
 	if e := follow(conn, p, err == nil); e != nil {
 		err = e // it says why the clone is gone, if it is
@@ -72,8 +77,8 @@ func (builtin) Start(c *Container) (Process, error) {
 	return process, nil
 }
 
-// cloneBoot makes the clone, which waits until it may go on, and closes its end of the socket here.
-// The kernel copies the tables of this process's pages for it, once in a cell's life.
+// cloneBoot makes the clone, which waits until its ids are mapped, and closes its end of the socket
+// here. The kernel copies the tables of this process's pages for it, once in a cell's life.
 func cloneBoot(c *Container, p *program.Program, far *os.File) (*cloned, error) {
 	defer far.Close()
 	m, err := program.NewMachine()
@@ -101,13 +106,17 @@ func cloneBoot(c *Container, p *program.Program, far *os.File) (*cloned, error) 
 	return &cloned{Process: process}, err
 }
 
-// admit maps the ids of the clone's user namespace and puts it into its cgroup.
-func (p *cloned) admit(c *Container) (err error) {
-	if !c.HostIDs {
-		if err := mapIDs(p.Pid, c.UIDs, c.GIDs); err != nil {
-			return err
-		}
+// mapIDs maps the ids of the clone's user namespace.
+func (p *cloned) mapIDs(c *Container) error {
+	if c.HostIDs {
+		return nil
 	}
+	return mapIDs(p.Pid, c.UIDs, c.GIDs)
+}
+
+// join puts the clone into its cgroup, while it makes its root: the kernel may wait for a grace
+// period of RCU before (kernel/cgroup/cgroup.c, cgroup_attach_lock).
+func (p *cloned) join(c *Container) (err error) {
 	if c.Adopt != nil {
 		if err := c.Adopt(p.Pid); err != nil {
 			return err

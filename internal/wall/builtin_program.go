@@ -37,11 +37,13 @@ func bootProgram(c *Container) (*program.Program, error) {
 	b.addFiles(stderr, files)
 	// As this process: the container's root may not search the directories above.
 	b.Call("chdir", unix.SYS_CHDIR, b.Str(c.Rootfs))
-	b.Stage("ids and cgroup")
+	b.Stage("ids")
 	b.Wait(program.Report)
 	b.addIDs()
 	b.addNamespaces()
 	b.addRoot()
+	b.Stage("cgroup")
+	b.Wait(program.Report)
 	b.addIdentity()
 	if caps := c.capabilities(); caps != nil {
 		b.addCapabilities(caps)

@@ -16,8 +16,20 @@ __attribute__((constructor(101))) static void sandbox_distrust(void)
 */
 import "C"
 
-// The package's C code enters the cell's namespaces before the Go runtime starts.
-import _ "github.com/opencontainers/runc/libcontainer/nsenter"
+import (
+	"os"
+	"strings"
 
-// Default returns the Wall of cells for which none was chosen.
-func Default() Wall { return Libcontainer() }
+	// The package's C code enters the cell's namespaces before the Go runtime starts.
+	_ "github.com/opencontainers/runc/libcontainer/nsenter"
+)
+
+// Default returns the Wall of cells for which none was chosen. Where no cgroups are mounted at all
+// libcontainer makes no container, not even one without a cgroup.
+func Default() Wall {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err == nil && !strings.Contains(string(mounts), " - cgroup") {
+		return Builtin()
+	}
+	return Libcontainer()
+}

@@ -7,8 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Command is the Wall of a runtime's command line. The command stays in the foreground while the
@@ -68,11 +71,16 @@ func (w *Command) Start(c *Container) (Process, error) {
 	}
 	defer gate.Close()
 	defer open.Close()
+	mark, err := lockMark(c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer mark.Close()
 	cmd := exec.Command("/bin/sh", append([]string{"-c", launch, "sh"}, append(append(join, "--"), args...)...)...)
 	cmd.Stdin = gate
 	cmd.Dir = "/"
 	cmd.Env = append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, w.env...)
-	cmd.ExtraFiles = c.Files
+	cmd.ExtraFiles = append(slices.Clip(c.Files), mark) // PID 1 closes it, if it gets it
 	cmd.Stdout, cmd.Stderr = c.Stderr, c.Stderr
 	// What a terminal sends to this process's group is not for the runtime, which would end the
 	// container, or pass it on to PID 1.
@@ -98,6 +106,32 @@ func (w *Command) Start(c *Container) (Process, error) {
 // it.
 const launch = `while [ "$1" != -- ]; do echo $$ >"$1" || exit; shift; done; shift
 read -r go || exit; export LISTEN_PID=$$; exec "$@" </dev/null`
+
+// markName is a file in Container.Dir that the runtime's command keeps locked.
+const markName = "working"
+
+func lockMark(dir string) (*os.File, error) {
+	f, err := os.Create(filepath.Join(dir, markName))
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, os.NewSyscallError("flock", err)
+	}
+	return f, nil
+}
+
+// Working reports whether a runtime's command may be there yet, whose container has that Dir. It
+// may then make again what is removed, such as the container's cgroup.
+func Working(dir string) bool {
+	f, err := os.Open(filepath.Join(dir, markName))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK
+}
 
 func (p *command) Wait() (*os.ProcessState, error) {
 	err := p.Cmd.Wait()

@@ -29,8 +29,9 @@ type Guest struct {
 
 	Args, Env []string // of PID 1
 	Hostname  string
-	Control   *os.File // PID 1's descriptor 3, beside a log and no input
-	Gate      *os.File // the container is made once a line can be read from it
+	Seccomp   *specs.LinuxSeccomp // gVisor's kernel applies it, to PID 1 too; nil for none
+	Control   *os.File            // PID 1's descriptor 3, beside a log and no input
+	Gate      *os.File            // the container is made once a line can be read from it
 }
 
 // GuestMount is mounted in the root: a file or directory of the host, or an empty file system in
@@ -78,7 +79,7 @@ func (w *Command) StartGuest(g *Guest) (*exec.Cmd, error) {
 	defer log.Close()
 	const control, gate = 3, 4
 	args := []string{"-c", guestLaunch, "sh", g.Dir, lower, fmt.Sprint(gate)}
-	args = append(args, w.path, "--root="+filepath.Join(g.Dir, "state"), "--log="+g.log(), "--network=none", "--ignore-cgroups", g.overlay(),
+	args = append(args, w.path, "--root="+filepath.Join(g.Dir, "state"), "--log="+g.log(), "--network=none", "--ignore-cgroups", "--oci-seccomp", g.overlay(),
 		"run", "--bundle="+g.Dir, fmt.Sprintf("--pass-fd=%d:%d", control, control), g.ID)
 	cmd := exec.Command("/bin/sh", args...)
 	cmd.Dir = "/"
@@ -130,7 +131,7 @@ func guestSpec(g *Guest) *specs.Spec {
 		Root:     &specs.Root{Path: filepath.Join(g.Dir, "root"), Readonly: g.Writable == 0},
 		Hostname: g.Hostname,
 		Mounts:   []specs.Mount{{Destination: "/proc", Type: "proc", Source: "proc"}, {Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro", "nosuid", "noexec", "nodev"}}},
-		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
+		Linux: &specs.Linux{Seccomp: g.Seccomp, Namespaces: []specs.LinuxNamespace{
 			{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace},
 		}},
 	}

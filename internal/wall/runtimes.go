@@ -23,6 +23,9 @@ type commandLine struct {
 	module  string // the module that has its client, if it has no command line
 	pieces  bool   // a map of ids may have several extents
 	users   bool   // ordinary users can start it too
+	// highest is the id up to which it takes all in this process's user namespace: it uses some
+	// of them, or those of the machine if a daemon starts its containers.
+	highest int64
 
 	// command returns the runtime's arguments for a container, and writes the files that they
 	// name to Container.Dir.
@@ -42,11 +45,11 @@ var runtimes = []commandLine{
 	{name: "runc", program: "runc", debian: "runc", pieces: true, users: true, command: oci},
 	{name: "crun", program: "crun", debian: "crun", pieces: true, command: oci, hybrid: crunHybrid},
 	{name: "youki", program: "youki", pieces: true, command: oci},
-	{name: "systemd-nspawn", program: "systemd-nspawn", debian: "systemd-container", command: nspawn, env: nspawnEnv, joins: true, clean: nspawnClean},
-	{name: "lxc", program: "lxc-start", debian: "lxc", pieces: true, command: lxc, env: lxcEnv, clean: lxcClean},
+	{name: "systemd-nspawn", program: "systemd-nspawn", debian: "systemd-container", highest: 1<<16 - 1, command: nspawn, env: nspawnEnv, joins: true, clean: nspawnClean},
+	{name: "lxc", program: "lxc-start", debian: "lxc", pieces: true, highest: 1<<16 - 1, command: lxc, env: lxcEnv, clean: lxcClean},
 	{name: "runsc", program: "runsc"}, // see gvisor.go
-	{name: "docker", debian: "docker.io", module: "github.com/cellkit/sandbox/docker"},
-	{name: "libvirt", debian: "libvirt-daemon-system libvirt-daemon-driver-lxc", module: "github.com/cellkit/sandbox/libvirt"},
+	{name: "docker", debian: "docker.io", highest: 1<<32 - 2, module: "github.com/cellkit/sandbox/docker"},
+	{name: "libvirt", debian: "libvirt-daemon-system libvirt-daemon-driver-lxc", highest: 1<<32 - 2, module: "github.com/cellkit/sandbox/libvirt"},
 }
 
 func named(name string) *commandLine {
@@ -61,6 +64,14 @@ func named(name string) *commandLine {
 func ForUsers(name string) bool {
 	r := named(name)
 	return r != nil && r.users
+}
+
+// HighestID returns the id up to which a runtime takes all in this process's user namespace.
+func HighestID(name string) int64 {
+	if r := named(name); r != nil {
+		return r.highest
+	}
+	return 0
 }
 
 // Clean removes what a runtime has left of a container outside of the container's Dir and of

@@ -82,3 +82,22 @@ func TestRuntimeVersion(t *testing.T) {
 		assert.Equal(t, want == "", err != nil, script)
 	}
 }
+
+// A runtime's command is known to be there, and after it nothing is.
+func TestRuntimeWorking(t *testing.T) {
+	arguments := func(*commandLine, *Container) ([]string, error) { return []string{"-c", "read -r end <&3"}, nil }
+	w := &Command{commandLine: &commandLine{command: arguments}, path: "/bin/sh"}
+	c := &Container{Dir: filepath.Join(t.TempDir(), "container"), Rootfs: t.TempDir()}
+	assert.False(t, Working(c.Dir))
+	r, end, err := os.Pipe()
+	require.NoError(t, err)
+	c.Files = []*os.File{r}
+	p, err := w.Start(c)
+	require.NoError(t, err)
+	require.NoError(t, r.Close())
+	assert.True(t, Working(c.Dir))
+	require.NoError(t, end.Close())
+	_, err = p.Wait()
+	assert.Error(t, err) // the shell read nothing
+	assert.False(t, Working(c.Dir))
+}

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"unsafe"
 
@@ -42,6 +44,28 @@ func TestAttackSetID(t *testing.T) {
 			require.True(t, o.through || strings.Contains(o.by, unix.ENOSYS.Error()), "%s: %s", name, o.by) // an older kernel
 		}
 	}
+	require.NotEmpty(t, setIDFiles(t, dir))
+}
+
+// So it would have if gVisor's kernel made it, which has the host set the modes of files in binds.
+func TestAttackGuestSetID(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "a whole machine's root")
+	testkit.Need(t, "runsc")
+	cell, err := sandbox.NewCell(sandbox.CellRuntime("runsc"))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, cell.Close()) }()
+	run := func(opts ...sandbox.Option) (*sandbox.Sandbox, string) {
+		dir := testkit.OpenDir(t)
+		require.NoError(t, os.Chmod(dir, 0o777)) // owners are the host's
+		return attacker("set-id").With(sandbox.WithCell(cell), sandbox.WithBind(dir, "/job"), sandbox.WithDir("/job")).With(opts...), dir
+	}
+	s, dir := run()
+	requireHeld(t, "set-id", s)
+	requireNoSetID(t, dir)
+	s, dir = run(sandbox.WithSetID())
+	result := tried(t, "set-id", runs.Output(t, s))
+	require.True(t, result["chmod changed by ptrace 4000"].through, result["chmod changed by ptrace 4000"].by)
 	require.NotEmpty(t, setIDFiles(t, dir))
 }
 
@@ -125,6 +149,48 @@ var setIDWays = []struct {
 		}
 		return rawCall(x32Bit|90, pathOf(name), uintptr(mode))
 	})},
+	{"chmod changed by ptrace", existing(changedCall)},
+}
+
+// changedCall has a child make a call that no filter refuses, and sets the mode where the child
+// stops at its entry.
+func changedCall(name string, mode uint32) error {
+	const harmless = 0o701
+	cmd := exec.Command("chmod", fmt.Sprintf("%o", harmless), name)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	pid := cmd.Process.Pid
+	third := map[string]int{"amd64": 12, "arm64": 2}[runtime.GOARCH] // the argument's place in struct user_regs_struct
+	for {
+		var status unix.WaitStatus
+		switch _, err := unix.Wait4(pid, &status, 0, nil); {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return err
+		case status.Exited() && status.ExitStatus() == 0:
+			return nil
+		case !status.Stopped():
+			return fmt.Errorf("chmod: wait status %#x", status)
+		}
+		var regs [64]uint64
+		const general = 1 // NT_PRSTATUS: linux/elf.h
+		iov := unix.Iovec{Base: (*byte)(unsafe.Pointer(&regs))}
+		iov.SetLen(len(regs) * 8)
+		_, _, errno := unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_GETREGSET, uintptr(pid), general, uintptr(unsafe.Pointer(&iov)), 0, 0)
+		if errno == 0 && regs[third] == harmless {
+			regs[third] = uint64(mode)
+			_, _, errno = unix.RawSyscall6(unix.SYS_PTRACE, unix.PTRACE_SETREGSET, uintptr(pid), general, uintptr(unsafe.Pointer(&iov)), 0, 0)
+		}
+		if errno != 0 {
+			return errno
+		}
+		if err := unix.PtraceSyscall(pid, 0); err != nil {
+			return err
+		}
+	}
 }
 
 const x32Bit = 0x40000000

@@ -55,7 +55,7 @@ const (
 		"RootlessReady|RootlessNotReady|RootlessStartCancelled|RootlessHealth|RootlessLogs|RootlessGroupFails|RootlessServiceGroup|RootlessServiceLogs|AttackRootlessOutput|AttackRootlessAnswer|AttackRootlessRedirect|RootlessPortHeld|RootlessServiceLeavesNothing|RootlessReachSeveral|" +
 		"RootlessPrograms|RootlessReadable|HostRootfs|RootlessHostRootfs|RandomOptions|Crash|" +
 		"RootlessLinksWhileOthersRename|CellKilledFromOutside|RootlessWorkingDirectory|" +
-		"Walls|AttackWallsView|Walls(Network|KilledHost|KilledBoot|KilledCell|Check))$"
+		"Walls|AttackWallsView|Walls(Network|KilledHost|KilledBoot|KilledCell|Check|CheckMissing))$"
 	scripts = "^TestScripts$"
 	// reports matches the tests of how isolated tests report. Each starts several test
 	// binaries.

@@ -61,9 +61,15 @@ func Sweep(t testing.TB) {
 	require.NoError(t, c.Close())
 }
 
-// NoFiles requires that no file in /run and no cgroup has the name of a cell.
-func NoFiles(t testing.TB, id string, msgAndArgs ...any) {
+// Swept requires that no file in /run and no cgroup has the name of a dead cell once that has been
+// swept, which another process on this machine may be at.
+func Swept(t testing.TB, id string, msgAndArgs ...any) {
 	t.Helper()
+	testkit.Eventually(t, "the dead cell is swept", func() bool {
+		Sweep(t)
+		_, err := os.Stat(filepath.Join("/run/sandbox", id))
+		return err != nil
+	})
 	for _, dir := range []string{"/run", "/sys/fs/cgroup"} {
 		_ = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, _ error) error {
 			require.NotContains(t, path, id, msgAndArgs...)
@@ -197,9 +203,8 @@ func (d Daemon) KilledHost(t *testing.T) {
 	_ = host.Wait()
 	testkit.Eventually(t, "the run is gone", func() bool { return len(testkit.Running(mark)) == 0 })
 	testkit.Eventually(t, "the container is gone", func() bool { return len(d.Containers(t, id)) == 0 })
-	Sweep(t)
+	Swept(t, id)
 	require.Empty(t, d.Left(t, id))
-	NoFiles(t, id)
 }
 
 // KilledBoot tests the same of one that is killed on the way to its cell, when that has a name and
@@ -221,6 +226,6 @@ func (d Daemon) KilledBoot(t *testing.T, moments ...func(id string) bool) {
 			Sweep(t) // the daemon may still be at work for the one that was killed
 			return len(d.Left(t, id)) == 0
 		})
-		NoFiles(t, id)
+		Swept(t, id)
 	}
 }
