@@ -66,10 +66,10 @@ func (q *Queue) Collect(ctx context.Context) error {
 		}
 		old := begun.Sub(m.Time) > q.config.retention
 		if !isExpected(m.Header) { // no task's state, whatever it says
-			if old {
-				err = q.remove(ctx, q.states, m.Sequence)
+			if !old {
+				continue
 			}
-			if err != nil {
+			if err := q.remove(ctx, q.states, m.Sequence); err != nil {
 				return err
 			}
 			continue
