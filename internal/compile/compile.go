@@ -244,15 +244,22 @@ func (k *compiler) addDefaultSignals() {
 	}
 }
 
-// addEnterRoot makes the assembled root the root and forgets the cell's: pivot_root(2),
+// addEnterRoot makes the assembled root the root, with the cell's on top of it: pivot_root(2),
 // "pivot_root(".", ".")".
 func (k *compiler) addEnterRoot() {
 	b := k.b
 	b.Stage("entering the root")
 	b.Call("fchdir", unix.SYS_FCHDIR, program.Use(k.tree))
 	b.Call("pivot_root", unix.SYS_PIVOT_ROOT, b.Str("."), b.Str("."))
-	b.Call("umount2", unix.SYS_UMOUNT2, b.Str("."), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
 	b.Call("chdir", unix.SYS_CHDIR, b.Str("/"))
+}
+
+// addForgetCell takes the cell's root away. The kernel waits until no CPU looks at it any more
+// (fs/namespace.c, namespace_unlock), so it happens while the host looks at the new process.
+func (k *compiler) addForgetCell() {
+	b := k.b
+	b.Stage("entering the root")
+	b.Call("umount2", unix.SYS_UMOUNT2, b.Str("."), program.Int(unix.MNT_DETACH, "MNT_DETACH"))
 }
 
 // Descriptors are moved above these to be out of the way of a run's own.
@@ -269,11 +276,12 @@ func (k *compiler) addGate() {
 	b.Stage("cgroup")
 	b.Call("setsid", unix.SYS_SETSID)
 	b.SendFile(k.mounts)
-	if !k.shape.HostIDs { // meanwhile the host opens the cgroup's files
+	k.addForgetCell()
+	if !k.shape.HostIDs { // meanwhile the host may put the process into its cgroup
 		b.Stage("privileges to come")
 		k.addBounding(k.keptCapabilities())
-		b.Stage("cgroup")
 	}
+	b.Stage("cgroup")
 	k.addJoinCgroup()
 	k.addView()
 }

@@ -9,10 +9,13 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
@@ -87,4 +90,57 @@ func TestCancelBeforeStart(t *testing.T) {
 	require.EqualError(t, err, "sandbox: not started: context canceled: the client has gone")
 	require.ErrorIs(t, err, mine)
 	require.ErrorIs(t, err, context.Canceled)
+}
+
+// What is called before the command is waited for, and its error keeps the command from being
+// started, in a fresh run and in a prepared one, of which nothing is left then. Descriptors of this
+// process are counted, so it is not parallel to others.
+func TestBefore(t *testing.T) {
+	dir := testkit.OpenDir(t)
+	require.NoError(t, os.Chmod(dir, 0o777))
+	s := sandbox.New(sandbox.WithCommand("touch", "/out/begun"), sandbox.WithBind(dir, "/out"))
+	prepared := s.With(sandbox.WithPrepared(1))
+	require.NoError(t, prepared.Prepare(testkit.Deadline(t)))
+	refused := errors.New("it is another's")
+	run := func(s *sandbox.Sandbox, wait time.Duration, result error) error {
+		before := func(context.Context) error {
+			time.Sleep(wait)
+			assert.NoFileExists(t, dir+"/begun")
+			return result
+		}
+		return errOf(s.With(func(c *spec.Spec) { c.Supervision.Before = before }).Run(testkit.Deadline(t)))
+	}
+	for _, s := range []*sandbox.Sandbox{s, prepared, s} {
+		require.ErrorIs(t, run(s, 100*time.Millisecond, refused), refused)
+		require.NoFileExists(t, dir+"/begun")
+		require.NoError(t, run(s, 100*time.Millisecond, nil))
+		require.NoError(t, os.Remove(dir+"/begun"))
+	}
+	open := func() int {
+		fds, err := os.ReadDir("/proc/self/fd")
+		require.NoError(t, err)
+		return len(fds)
+	}
+	const many = 20 // more than any number that comes and goes
+	was := open()
+	for range many {
+		require.ErrorIs(t, run(s, 0, refused), refused)
+	}
+	testkit.Eventually(t, "what the refused had is closed", func() bool { return open() < was+many })
+}
+
+// A start whose context ends while it waits is given up.
+func TestCancelBefore(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(testkit.Deadline(t))
+	mine := errors.New("the client has gone")
+	_, err := runs.Shell("", func(c *spec.Spec) {
+		c.Supervision.Before = func(ctx context.Context) error {
+			cancel(mine)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+	}).Run(ctx)
+	require.ErrorIs(t, err, mine)
+	require.ErrorContains(t, err, "not started")
 }

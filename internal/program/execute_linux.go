@@ -79,7 +79,13 @@ func (m *Machine) Clone(flags uint64) (pid, pidfd int, errno syscall.Errno) {
 	// No signal may find the Go runtime's handlers in the child.
 	all, before := ^uint64(0), uint64(0)
 	setMask(&all, &before)
+	if m.state.stays {
+		stay()
+	}
 	r := spawn(&args, m.state, entry(execute))
+	if m.state.stays && roam() != 0 {
+		m.stays = false
+	}
 	setMask(&before, nil)
 	if r > ^uintptr(maxErrno) {
 		return -1, -1, syscall.Errno(-r)
@@ -137,6 +143,9 @@ func execute(s *state) {
 	// this purpose, is read.
 	passOn(s)
 	passOn(s.next)
+	if s.stays {
+		_ = roam()
+	}
 	runPart(s, Init)
 	runPart(s.next, Init)
 	reap(s, pid)
@@ -151,6 +160,9 @@ func execute(s *state) {
 func runCommand(s *state) {
 	runPart(s, Command)
 	if s.receives {
+		if s.stays {
+			_ = roam()
+		}
 		s.pc-- // the call that reports this is the last
 		next, errno := receive(s)
 		if errno != 0 {

@@ -18,6 +18,9 @@ type Machine struct {
 	mem   []byte
 	state *state
 	used  int // bytes of the last image
+
+	asked, stays bool  // whether clones may stay on their processor
+	last         int64 // when one was loaded that might have stayed, in nanoseconds
 }
 
 // state is the executor's state.
@@ -38,6 +41,7 @@ type state struct {
 	rusage  syscall.Rusage
 
 	receives bool   // the command goes on with another program
+	stays    bool   // on one processor, until it has come to that
 	passed   uint64 // how many descriptors that program has got already
 	next     *state // of that program, with an inbox behind it; only clones write to it
 }
@@ -146,5 +150,22 @@ func (m *Machine) Load(image []byte, files []int) error {
 	for i, fd := range files {
 		s.slots[i] = int32(fd)
 	}
+	m.letStay()
 	return nil
+}
+
+// letStay has the next clone stay on its processor, if that goes on with another program.
+//
+//go:norace
+func (m *Machine) letStay() {
+	s := m.state
+	if last := s.first[Init]; last == s.first[Command] || (*op)(unsafe.Add(s.image, headerSize+(last-1)*opSize)).num != callReceive {
+		return
+	}
+	if !m.asked {
+		m.asked, m.stays = true, mayStay()
+	}
+	now := monotonic()
+	s.stays = m.stays && now-m.last > crowded
+	m.last = now
 }

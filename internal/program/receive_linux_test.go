@@ -3,8 +3,10 @@ package program
 import (
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -87,6 +89,99 @@ func TestReceive(t *testing.T) {
 		p.end()
 		require.Equal(t, before, openFiles(t))
 	}
+}
+
+// A clone stays on one processor until its command begins, which may use what the parent may, as
+// may PID 1 then, and the parent all along. Where the parent lacks some, all have the same.
+func TestProcessors(t *testing.T) {
+	if !inChild(t) {
+		return
+	}
+	all, one := someProcessors(t)
+	startPoller(t)
+	for _, want := range []unix.CPUSet{all, one, all} {
+		require.NoError(t, unix.SchedSetaffinity(0, &want))
+		p := waiting(t)
+		here := processorsOf(t, p.pid)
+		require.Equal(t, 1, here.Count())
+		read, write, err := os.Pipe()
+		require.NoError(t, err)
+		b := NewBuilder()
+		out := b.File("pipe")
+		b.In(Command)
+		b.Call("dup3", unix.SYS_DUP3, Use(out), Int(1), Int(0))
+		b.command(`grep ^Cpus_allowed: /proc/self/status; exec sleep 0.3 2>/dev/null`)
+		next, err := b.Program()
+		require.NoError(t, err)
+		p.hand(next.Image(), 64<<10, write)
+		require.NoError(t, write.Close())
+		m, err := p.next()
+		require.NoError(t, err)
+		require.Equal(t, Started, m.Kind)
+		require.Equal(t, want, processorsOf(t, p.pid))
+		require.Equal(t, want, processorsOf(t, 0))
+		own, err := os.ReadFile("/proc/thread-self/status")
+		require.NoError(t, err)
+		told := make([]byte, 1<<10)
+		n, err := read.Read(told)
+		require.NoError(t, err)
+		require.Contains(t, string(own), "\n"+string(told[:n]))
+		require.NoError(t, read.Close())
+		p.end()
+	}
+}
+
+// Clones do not stay on one processor beside another that has just begun, nor where the parent
+// lacks some.
+func TestProcessorsCrowded(t *testing.T) {
+	if !inChild(t) {
+		return
+	}
+	all, one := someProcessors(t)
+	b := NewBuilder()
+	b.In(Command)
+	b.Receive()
+	p, err := b.Program()
+	require.NoError(t, err)
+	m := newMachine(t)
+	stays := func() bool {
+		require.NoError(t, m.Load(p.Image(), []int{0}))
+		return m.state.stays
+	}
+	require.True(t, stays())
+	m.last += int64(time.Minute)
+	require.False(t, stays())
+	m.last -= 2 * crowded
+	require.True(t, stays())
+
+	require.NoError(t, unix.SchedSetaffinity(0, &one))
+	m = newMachine(t)
+	require.False(t, stays())
+	require.Equal(t, one, processorsOf(t, 0))
+	require.NoError(t, unix.SchedSetaffinity(0, &all))
+}
+
+// someProcessors returns what this thread, which becomes the test's own, may use, and one of them.
+func someProcessors(t *testing.T) (all, one unix.CPUSet) {
+	t.Helper()
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
+	all = processorsOf(t, 0)
+	if all.Count() == 1 {
+		t.Skip("there is one processor")
+	}
+	for at := 0; one.Count() == 0; at++ {
+		if all.IsSet(at) {
+			one.Set(at)
+		}
+	}
+	return all, one
+}
+
+func processorsOf(t *testing.T, pid int) (set unix.CPUSet) {
+	t.Helper()
+	require.NoError(t, unix.SchedGetaffinity(pid, &set))
+	return set
 }
 
 // The descriptors that a program passes on come before those that are sent with the program that it

@@ -114,7 +114,7 @@ func (from recipe) prepare(ctx context.Context, conf *spec.Spec) (_ *clone, err 
 	return r, r.joined(ctx)
 }
 
-// joined waits until the command's process is in its cgroup.
+// joined waits until the command's process is there, with its way into its cgroup.
 func (r *clone) joined(ctx context.Context) (err error) {
 	if r.plan.Joins > 0 { // while the clone sets itself up
 		if r.entrance, err = r.group.Joins(); err != nil {
@@ -122,7 +122,15 @@ func (r *clone) joined(ctx context.Context) (err error) {
 		}
 		defer func() { closeFiles(r.entrance) }()
 	}
-	return r.under(ctx, func() error { return r.follow(ctx, program.Ready) })
+	return r.under(ctx, func() error {
+		if r.goesAhead() {
+			// If it has ended, a later event says why.
+			if err := r.letJoin(); err != nil && !hasEnded(err) {
+				return r.startLost(ctx, &fault.SetupError{Stage: "cgroup", Err: err})
+			}
+		}
+		return r.follow(ctx, program.Ready)
+	})
 }
 
 func (r *clone) makeGroup() (err error) {
@@ -199,7 +207,9 @@ func (r *clone) cleanUp() {
 	if r.conn != nil {
 		_ = r.conn.HangUp() // a command that waits to go on then gives up
 	}
-	if r.pidfd != nil {
+	// A run ends with PID 1. Its command's process may have gone ahead, and ended before it was
+	// looked at, so that its number was another's.
+	if r.pidfd != nil && r.joins {
 		_ = signal(r.pidfd, unix.SIGKILL)
 	}
 	for r.conn != nil && r.init == nil {
@@ -268,7 +278,7 @@ func (r *clone) release() {
 	if r.upper != nil {
 		free = r.upper.EndRun()
 	}
-	go func() {
+	tidy := func() {
 		if r.mounts != nil {
 			r.mounts.Close()
 		}
@@ -285,8 +295,18 @@ func (r *clone) release() {
 		}
 		r.block.Give()
 		r.leaveNetwork()
-	}()
+	}
+	// For what a run changes in its root the next run may wait.
+	if r.spec.Streams.Lull == 0 || r.upper != nil {
+		go tidy()
+		return
+	}
+	time.AfterFunc(tidyDelay, tidy)
 }
+
+// tidyDelay lets who waits for the end of a queue's run go on before what is left of it, which
+// nobody waits for, takes time.
+const tidyDelay = time.Millisecond
 
 // awaitEnd waits until the process has ended, and with it, as PID 1, all of its namespace. The
 // descriptor is used through the runtime's poller.

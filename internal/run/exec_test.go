@@ -82,7 +82,10 @@ func TestRootlessExecFaults(t *testing.T) {
 			}
 			for _, p := range []*program.Program{good.Run, hand} {
 				for i := 0; i < p.Len(); i += step {
-					errno := []unix.Errno{unix.EPERM, unix.ENOMEM, unix.EINVAL}[i%3]
+					errno := []unix.Errno{unix.EPERM, unix.EINVAL}[i%2]
+					if i%16 == 0 { // takes a second: see endsWith
+						errno = unix.ENOMEM
+					}
 					plan, last := *good, hand
 					if p == hand {
 						last = p.Failing(i, errno)

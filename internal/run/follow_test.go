@@ -97,7 +97,6 @@ func TestFollowGrace(t *testing.T) {
 			_, err := unix.Read(far, make([]byte, 1<<16))
 			require.NoError(t, err)
 		}
-		next() // that it may go on
 		conf := described("true")
 		conf.Supervision.StopGrace = test.grace
 		done := make(chan error)

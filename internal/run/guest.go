@@ -108,6 +108,9 @@ func (r *Run) bootGuest(ctx context.Context) error {
 		return err
 	}
 	defer opened.Close()
+	if err := r.allowed(ctx); err != nil {
+		return err
+	}
 	if _, err := opened.WriteString("\n"); err != nil {
 		return err
 	}
@@ -270,6 +273,9 @@ func (r *Run) execInGuest(ctx context.Context, conf *spec.Spec) (*Run, error) {
 	x := &Run{clone: &clone{recipe: from, spec: conf, joins: true, guest: r.guest, group: r.group, pid: r.pid, gone: make(chan struct{})}, in: r, done: make(chan struct{})}
 	return r.startExec(ctx, x, func(ctx context.Context) error {
 		if err := x.openStreams(); err != nil {
+			return err
+		}
+		if err := x.allowed(ctx); err != nil {
 			return err
 		}
 		x.before = x.counts()

@@ -45,6 +45,9 @@ func (r *Run) execute(ctx context.Context, conf *spec.Spec, command *program.Pro
 	if err := r.openStreams(); err != nil {
 		return err
 	}
+	if err := r.allowed(ctx); err != nil {
+		return err
+	}
 	if err := r.publish(); err != nil {
 		return err
 	}
@@ -91,11 +94,12 @@ func (r *Run) graceAfter(ctx context.Context) (context.Context, context.CancelFu
 	return late, func() { stop(); cancel() }
 }
 
+// openStreams opens what the command gets as its descriptors.
 func (r *Run) openStreams() (err error) {
 	c, s := &r.spec.Supervision, &r.spec.Streams
 	conf := stdio.Config{
 		Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Extra: s.Extra,
-		Limit: c.OutputLimit, Exceeded: func() { r.kill(fault.OutputExceeded) }, Delay: c.WaitDelay,
+		Limit: c.OutputLimit, Exceeded: func() { r.kill(fault.OutputExceeded) }, Delay: c.WaitDelay, Lull: s.Lull,
 	}
 	if s.Function != nil {
 		conf.Extra = append(slices.Clip(s.Extra), s.Function.Conn)
@@ -107,6 +111,19 @@ func (r *Run) openStreams() (err error) {
 		return &fault.SetupError{Stage: "standard streams", Err: err}
 	}
 	return nil
+}
+
+// allowed asks whoever may keep the command from being started.
+func (r *Run) allowed(ctx context.Context) error {
+	before := r.spec.Supervision.Before
+	if before == nil {
+		return nil
+	}
+	err := before(ctx)
+	if ctx.Err() != nil {
+		return fault.NotStarted(ctx)
+	}
+	return err
 }
 
 // under calls f, which waits for the run, and interrupts the wait when ctx ends.
@@ -164,7 +181,7 @@ func (r *clone) follow(ctx context.Context, until program.Kind) error {
 			} else {
 				r.stage = m.Kind
 			}
-		case m.Kind == program.Started && unjoined != nil:
+		case unjoined != nil && (m.Kind == program.Started || m.Kind == program.Waiting):
 			return r.startLost(ctx, unjoined)
 		// Its process was killed on the way.
 		case m.Kind == program.Started && r.joins && r.command == nil:
@@ -225,8 +242,8 @@ func (r *clone) startLost(ctx context.Context, err error) error {
 	return &fault.SetupError{Stage: "clone", Err: err}
 }
 
-// join puts the command, which waits, into its cgroup, or lets it join that by itself if the plan
-// says so, and lets it go on.
+// join keeps hold of the command's process, which waits, and puts it into its cgroup if it can't
+// join by itself.
 func (r *clone) join(pid int) error {
 	r.pid = pid
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -234,17 +251,31 @@ func (r *clone) join(pid int) error {
 		return &fault.SetupError{Stage: "pidfd_open", Err: err}
 	}
 	r.pidfd = os.NewFile(uintptr(fd), "pidfd")
-	if r.plan.Joins == 0 && r.group != nil {
+	if r.goesAhead() {
+		return nil
+	}
+	if !r.joinsAlone() {
 		err = r.group.Add(pid)
 	}
 	if err == nil {
-		err = r.conn.Go(descriptors(r.entrance)...)
+		err = r.letJoin()
 	}
 	if err != nil {
 		return &fault.SetupError{Stage: "cgroup", Err: err}
 	}
 	return nil
 }
+
+// joinsAlone reports whether the command's process joins its cgroup by itself, or has none.
+func (r *clone) joinsAlone() bool { return r.plan.Joins > 0 || r.group == nil }
+
+// goesAhead reports whether the command's process finds what it joins its cgroup by when it gets
+// there. One that enters a live run waits until this process has hold of it: from then on the run's
+// user may kill it.
+func (r *clone) goesAhead() bool { return r.joinsAlone() && !r.joins }
+
+// letJoin lets the command's process go on once it is ready, with what it joins its cgroup by.
+func (r *clone) letJoin() error { return r.conn.Go(descriptors(r.entrance)...) }
 
 // setupError returns the *SetupError of a failed call of a run, or of its template. It returns
 // other errors as they are.

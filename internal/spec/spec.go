@@ -4,6 +4,7 @@
 package spec
 
 import (
+	"context"
 	"maps"
 	"net"
 	"net/netip"
@@ -84,6 +85,10 @@ type Supervision struct {
 	StopSignal int           // that the command gets first
 	StopGrace  time.Duration // before it is killed, 0 for no signal
 	Refused    func(Refusal) // is told what the filter refuses
+	// Before, if not nil, is called when all is there but the command, which its error keeps
+	// from being started. It may wait until the start's context ends, and may be called again
+	// if the cell was lost.
+	Before func(context.Context) error
 	// Start, if not nil, is called in place of the method Start, with a sandbox that lacks it.
 	// It is a func(context.Context, *sandbox.Sandbox) (*sandbox.Process, error).
 	Start any

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"context"
 	"errors"
 	"os"
 	"reflect"
@@ -34,12 +35,13 @@ var fieldsApart = map[string]shared{
 
 // other is a value for fields that reflection can't make one for.
 var other = map[reflect.Type]any{
-	reflect.TypeFor[any]():                 7,
-	reflect.TypeFor[error]():               errors.New("x"),
-	reflect.TypeFor[[]Mount]():             []Mount{{"/x", Tmpfs{1}}},
-	reflect.TypeFor[*specs.LinuxSeccomp](): &specs.LinuxSeccomp{},
-	reflect.TypeFor[map[string]Rlimit]():   map[string]Rlimit{"core": {1, 2}},
-	reflect.TypeFor[func(Refusal)]():       func(Refusal) {},
+	reflect.TypeFor[any]():                         7,
+	reflect.TypeFor[error]():                       errors.New("x"),
+	reflect.TypeFor[[]Mount]():                     []Mount{{"/x", Tmpfs{1}}},
+	reflect.TypeFor[*specs.LinuxSeccomp]():         &specs.LinuxSeccomp{},
+	reflect.TypeFor[map[string]Rlimit]():           map[string]Rlimit{"core": {1, 2}},
+	reflect.TypeFor[func(Refusal)]():               func(Refusal) {},
+	reflect.TypeFor[func(context.Context) error](): func(context.Context) error { return nil },
 }
 
 // change makes a field another one.

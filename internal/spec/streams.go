@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/cellkit/sandbox/internal/fault"
 )
@@ -14,6 +15,7 @@ type Streams struct {
 	Stdout, Stderr io.Writer
 	Extra          []*os.File
 	Function       *FunctionFiles // nil for commands
+	Lull           time.Duration  // before outputs are read: see stdio.Config
 }
 
 // FunctionFiles is what a process that serves a function has besides, as the descriptors after

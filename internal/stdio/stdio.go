@@ -23,6 +23,11 @@ type Config struct {
 	Exceeded func() // is called once, when the run writes more
 
 	Delay time.Duration // how long Finish waits for writers of the output; 0: as long as they take
+
+	// Lull is for how long outputs are left in their pipes, which usually hold 64 KiB, before
+	// they are read. Commands that are short have ended by then, and nothing that wakes
+	// readers up in between delays their end; those that write more wait.
+	Lull time.Duration
 }
 
 // Streams is the host's side of a run's standard streams.
@@ -30,22 +35,30 @@ type Streams struct {
 	child   []*os.File   // for the run, in the order of their numbers
 	close   []*os.File   // those of child that are closed once the run has them
 	in      func() error // copies the input, if it is not a file
-	out     []func() error
-	mine    []*os.File // ends that copies use
-	outputs []*PipeReader
+	mine    []io.Closer  // ends that copies use
+	outputs []output
 	ends    Ends
 
 	limit *outputLimit
 	delay time.Duration
+	lull  time.Duration
+	later *time.Timer // begins to copy the outputs
+	begun sync.Once   // that
 	wait  sync.WaitGroup
 	mu    sync.Mutex
 	err   error
 }
 
+// output is a pipe that is copied.
+type output struct {
+	from *PipeReader
+	copy func() error
+}
+
 // Open opens what the config asks for. What it opened must be closed: with CloseChild and Finish,
 // or with Close if the run did not start.
 func Open(c Config) (*Streams, error) {
-	s := &Streams{delay: c.Delay}
+	s := &Streams{delay: c.Delay, lull: c.Lull}
 	if c.Limit != 0 {
 		s.limit = &outputLimit{left: c.Limit, exceeded: c.Exceeded}
 	}
@@ -136,23 +149,21 @@ func (s *Streams) output(w io.Writer) error {
 	if w == nil {
 		w = io.Discard
 	}
-	pr, pw, err := os.Pipe()
+	from, pw, err := openPipe()
 	if err != nil {
 		return err
 	}
 	s.give(pw)
-	s.mine = append(s.mine, pr)
+	s.mine = append(s.mine, from)
 	if s.limit != nil {
 		w = &limitedWriter{w, s.limit}
 	}
-	read := NewPipeReader(pr)
-	s.outputs = append(s.outputs, read)
-	s.out = append(s.out, func() error {
-		_, err := io.Copy(w, read)
+	s.outputs = append(s.outputs, output{from, func() error {
+		_, err := io.Copy(w, from)
 		// With the reading end closed, a run whose output nobody takes gets
 		// SIGPIPE, as under os/exec.
-		return errors.Join(err, ignoreClosed(pr.Close()))
-	})
+		return errors.Join(err, ignoreClosed(from.Close()))
+	}})
 	return nil
 }
 
@@ -163,13 +174,26 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// Start begins to copy.
+// Start begins to copy, the outputs after a lull.
 func (s *Streams) Start() {
 	if s.in != nil {
 		go s.copied(s.in) // may block in the caller's Read for ever
 	}
-	for _, copy := range s.out {
-		s.wait.Go(func() { s.copied(copy) })
+	live := func() { s.begun.Do(func() { s.copy(true) }) }
+	if s.lull > 0 && len(s.outputs) > 0 {
+		s.later = time.AfterFunc(s.lull, live)
+	} else {
+		live()
+	}
+}
+
+// copy begins to copy the outputs: those that hold something, if nothing is written any more.
+func (s *Streams) copy(live bool) {
+	for _, o := range s.outputs {
+		if live || o.from.Holds() {
+			o.from.Begin()
+			s.wait.Go(func() { s.copied(o.copy) })
+		}
 	}
 }
 
@@ -208,8 +232,12 @@ func (s *Streams) closeMine() {
 // output was written. err is the first error of a copy. It is called when nothing of the run lives
 // any more, but the pipes may still have writers: a descriptor can be sent to another run.
 func (s *Streams) Finish() (inTime bool, err error) {
+	if s.later != nil {
+		s.later.Stop()
+	}
+	s.begun.Do(func() { s.copy(false) })
 	for _, o := range s.outputs {
-		o.End()
+		o.from.End()
 	}
 	inTime = s.waitCopies()
 	s.closeMine() // a copy whose Write returns later finds nothing more to read

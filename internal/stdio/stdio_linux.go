@@ -11,7 +11,8 @@ import (
 
 // PipeReader reads a pipe until all writers are gone or, after End, what it held then.
 type PipeReader struct {
-	f     *os.File
+	fd    int      // before Begin
+	f     *os.File // nil before Begin
 	ended bool
 	left  int // of that
 }
@@ -19,11 +20,45 @@ type PipeReader struct {
 // NewPipeReader returns a reader of the pipe, which os.Pipe has opened.
 func NewPipeReader(pipe *os.File) *PipeReader { return &PipeReader{f: pipe} }
 
+// openPipe returns a pipe. The runtime does not wait for what is written to it before Begin.
+func openPipe() (*PipeReader, *os.File, error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	return &PipeReader{fd: fds[0]}, os.NewFile(uintptr(fds[1]), "|1"), nil
+}
+
+// Begin comes before the first Read of what openPipe returned.
+func (p *PipeReader) Begin() {
+	_ = unix.SetNonblock(p.fd, true) // so that it can be polled
+	p.f = os.NewFile(uintptr(p.fd), "|0")
+}
+
+// Holds reports, before Begin, whether there is something to read.
+func (p *PipeReader) Holds() bool {
+	n, err := unix.IoctlGetInt(p.fd, unix.TIOCINQ)
+	return n > 0 || err != nil
+}
+
 // Close closes the pipe. A Read that waits returns.
-func (p *PipeReader) Close() error { return p.f.Close() }
+func (p *PipeReader) Close() error {
+	if p.f != nil {
+		return p.f.Close()
+	}
+	fd := p.fd
+	if p.fd = -1; fd < 0 {
+		return os.ErrClosed
+	}
+	return unix.Close(fd)
+}
 
 // End wakes up a Read that waits. Those that follow don't.
-func (p *PipeReader) End() { _ = p.f.SetReadDeadline(time.Unix(1, 0)) }
+func (p *PipeReader) End() {
+	if p.f != nil {
+		_ = p.f.SetReadDeadline(time.Unix(1, 0))
+	}
+}
 
 func (p *PipeReader) Read(b []byte) (int, error) {
 	if !p.ended {

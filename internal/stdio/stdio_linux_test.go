@@ -37,14 +37,16 @@ func (s *slow) Write(b []byte) (int, error) {
 // TestForeignWriter has another run hold the writing ends: all that this one has written arrives
 // all the same.
 func TestForeignWriter(t *testing.T) {
-	var stdout, stderr bytes.Buffer
-	r := openStreams(t, Config{Stdout: &stdout, Stderr: &stderr})
-	duplicate(t, r.files[1])
-	duplicate(t, r.files[2])
-	r.write(1, "out")
-	r.finishes()
-	require.Equal(t, "out", stdout.String())
-	require.Empty(t, stderr.String())
+	for _, lull := range []time.Duration{0, time.Hour} {
+		var stdout, stderr bytes.Buffer
+		r := openStreams(t, Config{Stdout: &stdout, Stderr: &stderr, Lull: lull})
+		duplicate(t, r.files[1])
+		duplicate(t, r.files[2])
+		r.write(1, "out")
+		r.finishes()
+		require.Equal(t, "out", stdout.String())
+		require.Empty(t, stderr.String())
+	}
 }
 
 func TestForeignWriterOfMuch(t *testing.T) {

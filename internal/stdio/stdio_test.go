@@ -89,6 +89,42 @@ func TestStreamsAreCopied(t *testing.T) {
 	require.Equal(t, "err", stderr.String())
 }
 
+// TestLull has all that is left in pipes arrive at the end, within a limit, with errors, and what
+// is written longer while the run lives.
+func TestLull(t *testing.T) {
+	for lull, size := range map[time.Duration]int{
+		time.Millisecond: 60_000,
+		time.Hour:        4 << 10, // all of it is left in the pipe, which may hold no more
+	} {
+		var stdout, stderr bytes.Buffer
+		r := openStreams(t, Config{Stdout: &stdout, Stderr: &stderr, Lull: lull})
+		r.write(1, strings.Repeat("x", size))
+		require.NoError(t, r.end())
+		require.Equal(t, size, stdout.Len())
+		require.Zero(t, stderr.Len())
+
+		stdout.Reset()
+		exceeded := 0
+		r = openStreams(t, Config{Stdout: &stdout, Limit: 4, Exceeded: func() { exceeded++ }, Lull: lull})
+		r.write(1, "12")
+		r.write(1, "3456")
+		require.NoError(t, r.end())
+		require.Equal(t, "1234", stdout.String())
+		require.Equal(t, 1, exceeded)
+
+		disk := errors.New("disk full")
+		r = openStreams(t, Config{Stdout: failing{disk}, Lull: lull})
+		r.write(1, "x")
+		require.ErrorIs(t, r.end(), disk)
+	}
+	read, write := io.Pipe()
+	r := openStreams(t, Config{Stdout: write, Lull: 10 * time.Millisecond})
+	go r.files[1].WriteString(strings.Repeat("x", 1<<20))
+	_, err := io.ReadFull(read, make([]byte, 1<<20))
+	require.NoError(t, err)
+	require.NoError(t, r.end())
+}
+
 func TestSameWriterSharesAPipe(t *testing.T) {
 	var both bytes.Buffer
 	r := openStreams(t, Config{Stdout: &both, Stderr: &both})
@@ -131,7 +167,7 @@ func TestFilesAreHandedOver(t *testing.T) {
 	require.Equal(t, files, s.Child())
 	require.Empty(t, s.close)
 	require.Nil(t, s.in)
-	require.Empty(t, s.out)
+	require.Empty(t, s.outputs)
 	s.CloseChild()
 	_, err = s.Finish()
 	require.NoError(t, err)
