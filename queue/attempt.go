@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // attempt does with a message what is to be done with it: it runs the task, unless that is not to
@@ -51,9 +52,11 @@ type attempt struct {
 	from      *source
 	log       *slog.Logger
 
-	task *taskRecord
-	now  stateRecord // as this worker wrote it
-	seq  uint64      // its number
+	task    *taskRecord
+	now     stateRecord   // as this worker wrote it
+	seq     uint64        // its number
+	claimed chan struct{} // closed when the claim is stored, at started
+	started time.Time
 }
 
 var (
@@ -67,7 +70,7 @@ func (a *attempt) do(ctx context.Context, m *nats.Msg) (err error) {
 		_ = a.back(m, time.Minute)
 		return err
 	}
-	if err == nil && !(plain(m) && len(m.Header) == 1 && isExpected(m.Header)) {
+	if err == nil && !(plain(m) && len(m.Header) == 1 && m.Header[expected] != nil) {
 		err = errHeaders
 	}
 	if err == nil {
@@ -111,14 +114,11 @@ func (a *attempt) do(ctx context.Context, m *nats.Msg) (err error) {
 		return nil
 	}
 	defer give()
-	if over, err := a.claim(m); over || err != nil {
+	end, over, err := a.begin(ctx, m)
+	if over || err != nil {
 		return err
 	}
-	started := time.Now()
-	run, failure, again := a.run(ctx)
-	if run != nil {
-		run.Started = started.UnixNano()
-	}
+	run, failure := end.run, end.failure
 	switch cause := context.Cause(a.l.ctx); {
 	case cause == nil && ctx.Err() != nil:
 		a.now.Spared++
@@ -133,9 +133,9 @@ func (a *attempt) do(ctx context.Context, m *nats.Msg) (err error) {
 		return cause
 	case a.task.Replica != nil:
 		return a.restart(m, run, failure)
-	case failure != nil && again && a.now.Attempt-a.now.Spared < a.task.attempts():
+	case failure != nil && end.again && a.now.Attempt-a.now.Spared < a.task.attempts():
 		return a.wait(m, failure.Error(), a.task.Retry.backoff(a.now.Attempt-a.now.Spared))
-	case failure != nil && (again || run == nil):
+	case failure != nil && (end.again || run == nil):
 		return a.giveUp(m, run, fmt.Sprintf("after %d attempts: %v", a.now.Attempt, failure))
 	}
 	return a.end(m, Done, run, "")
@@ -148,8 +148,74 @@ func (a *attempt) back(m *nats.Msg, after time.Duration) error {
 	return m.NakWithDelay(after)
 }
 
-// claim writes that this worker has the task, and reports whether there is nothing to be done.
-func (a *attempt) claim(m *nats.Msg) (over bool, err error) {
+// outcome is how a run ended: see run.
+type outcome struct {
+	run     *runRecord
+	failure error
+	again   bool
+}
+
+// begin claims the task and runs it, or reports what claim does; then there is no outcome. What the
+// run needs is prepared while the claim is written, for which its command waits. If that is not
+// stored at once, the run is dropped, and another one prepared when it is.
+func (a *attempt) begin(ctx context.Context, m *nats.Msg) (end outcome, over bool, err error) {
+	early, cancel := context.WithCancel(ctx)
+	defer cancel()
+	a.claimed = make(chan struct{})
+	ended := make(chan outcome, 1)
+	run := func(ctx context.Context) {
+		var o outcome
+		o.run, o.failure, o.again = a.run(ctx)
+		ended <- o
+	}
+	prepares := a.prepares()
+	drop := func() {
+		if prepares {
+			prepares = false
+			cancel()
+			<-ended
+		}
+	}
+	if prepares {
+		go run(early)
+	}
+	if over, err = a.claim(m, drop); over || err != nil {
+		drop()
+		return outcome{}, over, err
+	}
+	a.started = time.Now()
+	close(a.claimed)
+	if !prepares {
+		run(ctx)
+	}
+	end = <-ended
+	if end.run != nil {
+		end.run.Started = a.started.UnixNano()
+	}
+	return end, false, nil
+}
+
+// prepares reports whether the run is prepared before the task is claimed. A message that comes
+// again is mostly another worker's still, and for a task that was canceled or is late nothing is to
+// be fetched.
+func (a *attempt) prepares() bool {
+	t := a.task
+	return a.delivered == 1 && t.Call == nil && t.Replica == nil && t.Inputs == nil && t.Deadline == 0
+}
+
+// mine waits until this worker has the task. The error says that it has not when ctx ends.
+func (a *attempt) mine(ctx context.Context) error {
+	select {
+	case <-a.claimed:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// claim writes that this worker has the task, and reports whether there is nothing to be done. It
+// calls conflict if that is not stored at once.
+func (a *attempt) claim(m *nats.Msg, conflict func()) (over bool, err error) {
 	var old *stateRecord
 	var seq uint64
 	wait := conflictWait
@@ -158,6 +224,7 @@ func (a *attempt) claim(m *nats.Msg) (over bool, err error) {
 			return false, errConflict
 		}
 		if !first { // else there is none, or it will be found out
+			conflict()
 			if old, seq, err = a.w.q.state(a.l.ctx, a.id); err != nil {
 				return false, err
 			}
@@ -249,6 +316,7 @@ func (a *attempt) wait(m *nats.Msg, why string, backoff time.Duration) error {
 
 // end writes the task's end.
 func (a *attempt) end(m *nats.Msg, state State, run *runRecord, text string) error {
+	a.l.ends.Store(true)
 	if err := a.write(&stateRecord{State: state, Run: run, Text: text}); err != nil {
 		return err
 	}
@@ -300,8 +368,15 @@ func (a *attempt) run(ctx context.Context) (r *runRecord, failure error, again b
 	if err != nil {
 		return nil, err, true
 	}
-	out := a.w.q.newOutput(a.id, a.now.Attempt)
-	opts = append(opts, sandbox.WithStdout(out.writer(0)), sandbox.WithStderr(out.writer(1)))
+	out := a.w.q.newOutput(a.id)
+	before := func(ctx context.Context) error {
+		if err := a.mine(ctx); err != nil {
+			return err
+		}
+		out.attempt = a.now.Attempt
+		return nil
+	}
+	opts = append(opts, sandbox.WithStdout(out.writer(0)), sandbox.WithStderr(out.writer(1)), func(c *spec.Spec) { c.Supervision.Before, c.Streams.Lull = before, lull })
 	var res *sandbox.Result
 	if a.task.Replica != nil {
 		res, err = a.serve(run, opts)
@@ -331,6 +406,9 @@ func (a *attempt) run(ctx context.Context) (r *runRecord, failure error, again b
 	}
 	return r, err, a.task.Retry.Failures
 }
+
+// lull is for how long the output of a command is not read: that of short ones is at their end.
+const lull = 2 * time.Millisecond
 
 // refusedFor is about how long a task that this worker can't run is left to others.
 const refusedFor = 2 * time.Second

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -23,6 +24,7 @@ type lease struct {
 	ended   chan struct{} // closed when it is renewed no more
 	attempt int           // 0 before it is claimed; guarded by w.mu
 	since   time.Time     // when it was; guarded by w.mu
+	ends    atomic.Bool   // its end is being written, which tells if the task is another's
 }
 
 var errLease = errors.New("the lease of the task could not be renewed")
@@ -63,7 +65,8 @@ func (q *Queue) renews(id string) bool {
 	return l != nil && l.ctx.Err() == nil
 }
 
-// stop renews the lease no more. Nothing of it must live any more.
+// stop renews the lease no more. No command of it must live any more; a run that was prepared for
+// one is dropped.
 func (l *lease) stop() {
 	l.cancel(nil)
 	<-l.ended

@@ -106,7 +106,7 @@ func (q *Queue) follow(ctx context.Context, id string, after uint64, yield func(
 type output struct {
 	q       *Queue
 	id      string
-	attempt int
+	attempt int // set before the command starts
 
 	mu      sync.Mutex
 	streams [2]stream
@@ -124,8 +124,8 @@ type stream struct {
 	written int64
 }
 
-func (q *Queue) newOutput(id string, attempt int) *output {
-	return &output{q: q, id: id, attempt: attempt, budget: logRate, filled: time.Now()}
+func (q *Queue) newOutput(id string) *output {
+	return &output{q: q, id: id, budget: logRate, filled: time.Now()}
 }
 
 func (o *output) writer(n int) io.Writer {

@@ -49,6 +49,9 @@ type Queue struct {
 	mu        sync.Mutex
 	consumers map[string]jetstream.Consumer
 	live      map[string]*lease // of workers of this process
+	// The last task that was submitted here, which is another one than all before, and when.
+	newest   string
+	newestAt time.Time
 }
 
 // Open opens a queue. With a URL such as "nats://a,b,c" or "tls://a" it connects to servers of NATS

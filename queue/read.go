@@ -57,7 +57,7 @@ func (q *Queue) read(ctx context.Context, stream string, what query) (m *jetstre
 	err = retry(ctx, func(ctx context.Context) error {
 		answer, err := q.request(ctx, stream, what)
 		if err == nil {
-			m, err = recordOf(answer)
+			m, err = q.recordOf(answer, stream)
 		}
 		if err == nil && (what.Last != "" && m.Subject != what.Last || m.Sequence < what.From) {
 			err = errHeaders
@@ -122,26 +122,32 @@ func isWord(m *nats.Msg) bool {
 	return status != "" && len(m.Data) == 0 && m.Size() == len(m.Subject)+len(m.Reply)+len(line)
 }
 
-// recordOf returns the record of a server's answer, or of its announcement.
-func recordOf(m *nats.Msg) (*jetstream.RawStreamMsg, error) {
+// recordOf returns the record of a stream that is in a server's answer, or in its announcement.
+func (q *Queue) recordOf(m *nats.Msg, stream string) (*jetstream.RawStreamMsg, error) {
 	if isWord(m) {
 		if m.Header.Get("Status") == noMessages {
 			return nil, jetstream.ErrMsgNotFound
 		}
 		return nil, fmt.Errorf("the servers answer %s %s", m.Header.Get("Status"), m.Header.Get("Description"))
 	}
-	if !plain(m) || m.Header.Get("Nats-Stream") == "" {
+	if !plain(m) || m.Header.Get("Nats-Stream") != stream {
 		return nil, errHeaders
 	}
-	r := &jetstream.RawStreamMsg{Subject: m.Header.Get("Nats-Subject"), Header: m.Header, Data: m.Data}
+	r := q.record(stream, jetstream.RawStreamMsg{Subject: m.Header.Get("Nats-Subject"), Header: m.Header, Data: m.Data})
 	var err, timeErr error
 	r.Sequence, err = strconv.ParseUint(m.Header.Get("Nats-Sequence"), 10, 64)
 	r.Time, timeErr = time.Parse(time.RFC3339Nano, m.Header.Get("Nats-Time-Stamp"))
 	return r, errors.Join(err, timeErr)
 }
 
-// isExpected reports whether the writer of a record said what was there before.
-func isExpected(h nats.Header) bool { return len(h[expected]) > 0 }
+// record returns a record that a stream has. It is without its data, which decode refuses, if that
+// does not count: a state or a service that was not written in the place of what was there before.
+func (q *Queue) record(stream string, r jetstream.RawStreamMsg) *jetstream.RawStreamMsg {
+	if (stream == nameOf(q.states) || stream == nameOf(q.services)) && r.Header[expected] == nil {
+		r.Data = nil
+	}
+	return &r
+}
 
 // plainTime is for how long the answer to readPlain is waited for: a user that may not ask gets
 // none.
@@ -187,5 +193,5 @@ func (q *Queue) readPlain(ctx context.Context, stream string, what query) (*jets
 		r.Headers, r.Data = nil, nil
 	}
 	h, _ := nats.DecodeHeadersMsg(r.Headers) // none, if they can't be
-	return &jetstream.RawStreamMsg{Subject: r.Subject, Sequence: r.Sequence, Header: h, Data: r.Data, Time: r.Time}, nil
+	return q.record(stream, jetstream.RawStreamMsg{Subject: r.Subject, Sequence: r.Sequence, Header: h, Data: r.Data, Time: r.Time}), nil
 }

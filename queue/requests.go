@@ -19,7 +19,7 @@ import (
 type requests struct {
 	w    *Worker
 	from *source
-	got  func(*request, *nats.Msg) // is called for each message before its request ends
+	got  func(*request, *nats.Msg) // is called for each message before ask returns
 
 	mu    sync.Mutex
 	inbox string
@@ -142,10 +142,10 @@ func (r *requests) answered(m *nats.Msg) {
 	}
 	q.given++
 	q.left--
-	r.got(q, m)
 	if q.left == 0 {
-		q.end(noMessages, "")
+		q.end(noMessages, "") // ask returns later: it needs the lock
 	}
+	r.got(q, m) // last, so that the task's turn is before that of the next request
 }
 
 // end ends a request with what servers say.

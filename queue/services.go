@@ -236,7 +236,7 @@ func (q *Queue) service(ctx context.Context, name string) (*serviceRecord, uint6
 		return nil, 0, err
 	}
 	r, err := decode[serviceRecord](m.Data)
-	if err == nil && !(isExpected(m.Header) && r.valid()) {
+	if err == nil && !r.valid() {
 		err = errors.New("its record can't be: it was not written by this package")
 	}
 	return r, m.Sequence, err

@@ -92,7 +92,7 @@ func (q *Queue) state(ctx context.Context, id string) (r *stateRecord, seq uint6
 	if err != nil {
 		return nil, 0, err
 	}
-	if !isExpected(m.Header) {
+	if len(m.Data) == 0 {
 		return nil, m.Sequence, nil // none that was written for one
 	}
 	r, err = decode[stateRecord](m.Data)
@@ -102,14 +102,13 @@ func (q *Queue) state(ctx context.Context, id string) (r *stateRecord, seq uint6
 // announced returns the task and the state that servers announce, if it is they who do.
 func (q *Queue) announced(m *nats.Msg) (id string, r *stateRecord, err error) {
 	id = q.idOf("now", m.Subject)
-	a, err := recordOf(m)
-	if err != nil {
-		return id, nil, err
+	a, err := q.recordOf(m, nameOf(q.states))
+	if err == nil && a.Subject != q.subject("state", id) {
+		err = errHeaders
 	}
-	if a.Header.Get("Nats-Stream") != nameOf(q.states) || a.Subject != q.subject("state", id) || !isExpected(a.Header) {
-		return id, nil, errHeaders
+	if err == nil {
+		r, err = decode[stateRecord](a.Data)
 	}
-	r, err = decode[stateRecord](m.Data)
 	return id, r, err
 }
 
@@ -273,7 +272,7 @@ func (q *Queue) List(ctx context.Context) iter.Seq2[Status, error] {
 				return
 			}
 			id := q.idOf("state", m.Subject)
-			if !validID(id) || !isExpected(m.Header) {
+			if !validID(id) || len(m.Data) == 0 {
 				continue // not written by this package
 			}
 			started[id] = true

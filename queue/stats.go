@@ -196,7 +196,7 @@ func (q *Queue) first(ctx context.Context, stream string, from uint64, pattern s
 		return err
 	})
 	if err == nil {
-		r, err = recordOf(m)
+		r, err = q.recordOf(m, stream)
 	}
 	if err != nil {
 		return nil, -1, err

@@ -57,6 +57,11 @@ func (q *Queue) submit(ctx context.Context, id string, r *taskRecord, t *Task, b
 	if err != nil {
 		return "", fmt.Errorf("queue: submit: %w", full(err))
 	}
+	if t.Key == "" {
+		q.mu.Lock()
+		q.newest, q.newestAt = id, time.Now()
+		q.mu.Unlock()
+	}
 	q.config.log.Info("task submitted", "task", id)
 	return id, nil
 }

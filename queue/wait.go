@@ -94,8 +94,8 @@ func (q *Queue) Wait(ctx context.Context, id string) (*Result, error) {
 	waits := waitsFor(id) // unless it is known to have a worker
 	var r *stateRecord    // as it was announced, or nil: it is to be looked at
 	var seq uint64
-	for look := lookFirst; ; look = lookAgain {
-		if r == nil {
+	for look := q.firstLook(id); ; look = nextLook(look) {
+		if r == nil && look != lookSoon {
 			r, seq, err = q.state(ctx, id)
 		}
 		if err == nil && r == nil && look == lookAgain {
@@ -125,11 +125,29 @@ func (q *Queue) Wait(ctx context.Context, id string) (*Result, error) {
 
 // lookAgain is after how long Wait looks at a task of which nothing was announced, as that may get
 // lost with a connection; lookFirst is after how long it looks whether there is such a task at all,
-// which most have answered by then.
+// which most have answered by then. Before, it looks at once, but at a task that was submitted a
+// moment ago after lookSoon: hardly one has ended before its changes were listened to.
 const (
+	lookSoon  = 2 * time.Millisecond
 	lookFirst = 50 * time.Millisecond
 	lookAgain = 2 * time.Second
 )
+
+func (q *Queue) firstLook(id string) time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if id == q.newest && time.Since(q.newestAt) < lookSoon {
+		return lookSoon
+	}
+	return lookFirst
+}
+
+func nextLook(look time.Duration) time.Duration {
+	if look == lookSoon {
+		return lookFirst
+	}
+	return lookAgain
+}
 
 // watch returns a channel that gets a task's record after each change of its state, or nil if it is
 // to be looked at. Servers announce a record once it is stored as durably as their answer says, so
@@ -283,8 +301,8 @@ func (q *Queue) ended(ctx context.Context, ids []string) (records map[string]*st
 		if m.Header.Get("Status") != "" { // that was all, or looks so
 			return records, answered
 		}
-		if a, err := recordOf(m); err == nil && isExpected(a.Header) {
-			if r, err := decode[stateRecord](m.Data); err == nil && r.State.Ended() {
+		if a, err := q.recordOf(m, nameOf(q.states)); err == nil {
+			if r, err := decode[stateRecord](a.Data); err == nil && r.State.Ended() {
 				records[q.idOf("state", a.Subject)] = r
 			}
 		}

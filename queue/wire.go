@@ -17,7 +17,10 @@ import (
 
 const version = 1
 
-var errNewer = errors.New("written by a newer version of this package")
+var (
+	errNewer   = errors.New("written by a newer version of this package")
+	errForeign = errors.New("not a record: it was not written by this package")
+)
 
 // maxBundle bounds what is decoded: the list of the files of a bundle, which is a blob.
 const maxBundle = 8 << 20
@@ -54,6 +57,9 @@ type versioned interface {
 
 // decode decodes a record that anybody may have written.
 func decode[T versioned](b []byte) (*T, error) {
+	if len(b) == 0 {
+		return nil, errForeign
+	}
 	if len(b) > maxBundle {
 		return nil, fmt.Errorf("a record of %d bytes, more than %d", len(b), maxBundle)
 	}

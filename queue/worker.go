@@ -185,7 +185,7 @@ func (w *Worker) changed(m *nats.Msg) {
 	w.mu.Lock()
 	l := w.live[w.q.idOf("now", m.Subject)]
 	w.mu.Unlock()
-	if l == nil {
+	if l == nil || l.ends.Load() {
 		return
 	}
 	if _, r, err := w.q.announced(m); err == nil {
