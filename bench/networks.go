@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strconv"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -26,12 +27,27 @@ type network struct {
 
 // networks measures private networks, and prints the figures.
 func networks(rounds int) error {
-	l, err := net.Listen("tcp", "0.0.0.0:0")
+	exe, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	go serveClients(l)
-	port := l.Addr().(*net.TCPAddr).Port
+	defer func() {
+		for _, end := range started {
+			end()
+		}
+	}()
+	far, err := outside(exe, "server", "0.0.0.0:0") // not in this process, which passes on
+	if err != nil {
+		return err
+	}
+	line, err := far.line()
+	if err != nil {
+		return err
+	}
+	port, err := strconv.Atoi(line)
+	if err != nil {
+		return err
+	}
 	own, ok := ownAddress()
 	if !ok {
 		return errors.New("this machine has no address but its loopback")
@@ -44,12 +60,7 @@ func networks(rounds int) error {
 	if err := setUps(n, rounds); err != nil {
 		return err
 	}
-	defer func() {
-		for _, end := range started {
-			end()
-		}
-	}()
-	all, err := ways(n, own, port)
+	all, err := ways(n, exe, own, port)
 	if err != nil {
 		return err
 	}
@@ -85,11 +96,7 @@ func setUps(n *sandbox.PrivateNetwork, rounds int) error {
 }
 
 // ways returns networks: the first is the host's loopback, the second leads out of a run.
-func ways(n *sandbox.PrivateNetwork, own netip.Addr, port int) (all []network, err error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
+func ways(n *sandbox.PrivateNetwork, exe string, own netip.Addr, port int) (all []network, err error) {
 	add := func(name, address string, c *client, err error) {
 		if err == nil {
 			_, err = c.took("first", address)
@@ -258,7 +265,7 @@ func connections(n network) error {
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	held := after.HeapInuse + after.StackInuse - before.HeapInuse - before.StackInuse
-	fmt.Printf("| %d idle connections out, each | %.1f KiB of heap and stacks, %.1f descriptors |\n", count, float64(held)/count/1024, float64(openFiles()-files-count)/count)
+	fmt.Printf("| %d idle connections out, each | %.1f KiB of heap and stacks, %.1f descriptors |\n", count, float64(held)/count/1024, float64(openFiles()-files)/count)
 	return nil
 }
 
