@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -55,8 +56,7 @@ type attempt struct {
 	task    *taskRecord
 	now     stateRecord   // as this worker wrote it
 	seq     uint64        // its number
-	claimed chan struct{} // closed when the claim is stored, at started
-	started time.Time
+	claimed chan struct{} // closed when the claim is stored
 }
 
 var (
@@ -155,9 +155,13 @@ type outcome struct {
 	again   bool
 }
 
+// claimPatience is for how long a prepared run holds its place in the pool for a claim that servers
+// do not answer.
+const claimPatience = time.Second
+
 // begin claims the task and runs it, or reports what claim does; then there is no outcome. What the
-// run needs is prepared while the claim is written, for which its command waits. If that is not
-// stored at once, the run is dropped, and another one prepared when it is.
+// run needs is prepared while the claim is written, for which its command waits. If there is another
+// claim, or no answer, the run is dropped, and another one prepared when the claim is stored.
 func (a *attempt) begin(ctx context.Context, m *nats.Msg) (end outcome, over bool, err error) {
 	early, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -168,8 +172,17 @@ func (a *attempt) begin(ctx context.Context, m *nats.Msg) (end outcome, over boo
 		o.run, o.failure, o.again = a.run(ctx)
 		ended <- o
 	}
+	var mu sync.Mutex
 	prepares := a.prepares()
+	settle := func() (prepared bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		prepared, prepares = prepares, false
+		return prepared
+	}
 	drop := func() {
+		mu.Lock()
+		defer mu.Unlock()
 		if prepares {
 			prepares = false
 			cancel()
@@ -178,19 +191,20 @@ func (a *attempt) begin(ctx context.Context, m *nats.Msg) (end outcome, over boo
 	}
 	if prepares {
 		go run(early)
+		defer time.AfterFunc(claimPatience, drop).Stop()
 	}
 	if over, err = a.claim(m, drop); over || err != nil {
 		drop()
 		return outcome{}, over, err
 	}
-	a.started = time.Now()
+	started, prepared := time.Now(), settle()
 	close(a.claimed)
-	if !prepares {
+	if !prepared {
 		run(ctx)
 	}
 	end = <-ended
 	if end.run != nil {
-		end.run.Started = a.started.UnixNano()
+		end.run.Started = started.UnixNano()
 	}
 	return end, false, nil
 }
@@ -214,7 +228,7 @@ func (a *attempt) mine(ctx context.Context) error {
 }
 
 // claim writes that this worker has the task, and reports whether there is nothing to be done. It
-// calls conflict if that is not stored at once.
+// calls conflict if there is another claim.
 func (a *attempt) claim(m *nats.Msg, conflict func()) (over bool, err error) {
 	var old *stateRecord
 	var seq uint64

@@ -25,14 +25,16 @@ type sight struct {
 	err   error
 }
 
-// claiming returns a worker with a directory where its commands can write, at /out, and what is
-// called with a task's id for what is seen when its commands may begin.
-func claiming(t *testing.T, q *Queue) (w *Worker, out string, seen func(id string) chan sight) {
+// claiming returns a worker with a directory where its commands can write, at /out, what is called
+// with a task's id for what is seen when its commands may begin, and what gets a value when one is
+// about to wait for that.
+func claiming(t *testing.T, q *Queue) (w *Worker, out string, seen func(id string) chan sight, waits chan bool) {
 	out = t.TempDir()
 	require.NoError(t, os.Chmod(out, 0o777))
 	p := pool.New(sandbox.New(sandbox.WithBind(out, "/out")), 1)
 	t.Cleanup(func() { require.NoError(t, p.Close(context.Background())) })
 	w = NewWorker(q, p, Slots(1), WorkerName("mine"))
+	waits = make(chan bool, 10)
 	var all sync.Map
 	seen = func(id string) chan sight {
 		c, _ := all.LoadOrStore(id, make(chan sight, 10))
@@ -42,6 +44,7 @@ func claiming(t *testing.T, q *Queue) (w *Worker, out string, seen func(id strin
 		return p.Run(ctx, append(opts, func(c *spec.Spec) {
 			before, id := c.Supervision.Before, c.Command.Argv[3]
 			c.Supervision.Before = func(ctx context.Context) error {
+				waits <- true
 				err := before(ctx)
 				now, _, stateErr := q.state(context.WithoutCancel(ctx), id)
 				assert.NoError(t, stateErr)
@@ -50,14 +53,14 @@ func claiming(t *testing.T, q *Queue) (w *Worker, out string, seen func(id strin
 			}
 		})...)
 	}
-	return w, out, seen
+	return w, out, seen, waits
 }
 
 // What is not claimed does not run: if the task is another's, or has ended.
 func TestClaim(t *testing.T) {
 	q := open(t)
 	ctx := testkit.Deadline(t)
-	w, out, seen := claiming(t, q)
+	w, out, seen, _ := claiming(t, q)
 	work, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- w.Run(work) }()
@@ -117,7 +120,7 @@ func TestClaim(t *testing.T) {
 // if the run is to end before, which does not wait for the claim.
 func TestClaimIsAwaited(t *testing.T) {
 	q := open(t)
-	w, out, seen := claiming(t, q)
+	w, out, seen, waits := claiming(t, q)
 	for _, test := range []struct {
 		name     string
 		stops    bool
@@ -136,12 +139,6 @@ func TestClaimIsAwaited(t *testing.T) {
 		l := &lease{w: w, id: id, ended: make(chan struct{})}
 		l.ctx, l.cancel = context.WithCancelCause(testkit.Deadline(t))
 		a := &attempt{w: w, l: l, id: id, message: 1, delivered: 1, log: w.log, task: r}
-		executed := make(chan struct{}, 1)
-		execute := w.execute
-		w.execute = func(ctx context.Context, opts ...sandbox.Option) (*sandbox.Result, error) {
-			executed <- struct{}{}
-			return execute(ctx, opts...)
-		}
 		ended := make(chan outcome, 1)
 		w.mu.Lock() // which who claims needs
 		go func() {
@@ -151,10 +148,10 @@ func TestClaimIsAwaited(t *testing.T) {
 			ended <- end
 		}()
 		if test.deadline == 0 {
-			<-executed
+			<-waits
 		}
-		time.Sleep(200 * time.Millisecond) // a run is there in far less
-		assert.Zero(t, len(seen(id))+len(executed), "%s: it did not wait for the claim", test.name)
+		time.Sleep(100 * time.Millisecond)
+		assert.Zero(t, len(seen(id))+len(waits), "%s: it did not wait for the claim", test.name)
 		if test.stops {
 			stop()
 			select {
@@ -177,7 +174,9 @@ func TestClaimIsAwaited(t *testing.T) {
 			require.NoError(t, end.failure, test.name)
 			require.FileExists(t, out+"/"+id, test.name)
 		}
-		w.execute = execute
+		for len(waits) > 0 {
+			<-waits
+		}
 		stop()
 	}
 }

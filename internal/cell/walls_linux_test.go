@@ -61,10 +61,10 @@ func factsOf(t *testing.T, config Config, w wall.Wall) map[string]string {
 		require.NoError(t, err)
 		return strings.ReplaceAll(string(b), c.state.id, "ID")
 	}
-	require.Eventually(t, func() bool {
+	testkit.Eventually(t, "it has made its child", func() bool {
 		status := read("status")
 		return strings.Contains(status, "\nSigBlk:\t0000000000000000\n") && strings.Contains(status, "\nState:\tS")
-	}, 10*time.Second, time.Millisecond, "it goes on making its child")
+	})
 	facts := map[string]string{}
 	for _, file := range []string{"uid_map", "gid_map", "setgroups", "cgroup", "limits", "oom_score_adj", "personality", "timerslack_ns", "cmdline"} {
 		if _, err := os.Stat(proc + file); err == nil {

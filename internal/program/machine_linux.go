@@ -19,8 +19,9 @@ type Machine struct {
 	state *state
 	used  int // bytes of the last image
 
-	asked, stays bool  // whether clones may stay on their processor
-	last         int64 // when one was loaded that might have stayed, in nanoseconds
+	stays bool       // whether clones may stay on their processor
+	has   processors // when that was found out
+	last  int64      // when one was loaded that might have stayed, in nanoseconds
 }
 
 // state is the executor's state.
@@ -162,10 +163,15 @@ func (m *Machine) letStay() {
 	if last := s.first[Init]; last == s.first[Command] || (*op)(unsafe.Add(s.image, headerSize+(last-1)*opSize)).num != callReceive {
 		return
 	}
-	if !m.asked {
-		m.asked, m.stays = true, mayStay()
-	}
 	now := monotonic()
-	s.stays = m.stays && now-m.last > crowded
+	alone := now-m.last > crowded
 	m.last = now
+	var has processors
+	if !alone || affinity(unix.SYS_SCHED_GETAFFINITY, &has) != 0 {
+		return
+	}
+	if has != m.has {
+		m.has, m.stays = has, mayStay(&has)
+	}
+	s.stays = m.stays
 }

@@ -26,19 +26,19 @@ func monotonic() int64 {
 // processors has a bit for each: sched_setaffinity(2). On a machine with more, nothing stays.
 type processors [128]uint8
 
-// mayStay reports whether this thread may be given all processors at the end of its stay: if it has
-// all those of its cpuset, which the kernel heeds in any case. So it goes on getting those that are
-// added to that. Before Linux 6.2 a cpuset gives a thread that joins it all of its own, even where
-// that was refused others.
+// mayStay reports whether this thread, which has these processors, may be given all at the end of
+// its stay: if they are all those of its cpuset, which the kernel heeds in any case. So it goes on
+// getting those that are added to that. Before Linux 6.2 a cpuset gives a thread that joins it all
+// of its own, even where that was refused others.
 //
 //go:norace
-func mayStay() bool {
-	var before, after processors
-	if affinity(unix.SYS_SCHED_GETAFFINITY, &before) != 0 || roam() != 0 || affinity(unix.SYS_SCHED_GETAFFINITY, &after) != 0 {
+func mayStay(has *processors) bool {
+	var all processors
+	if roam() != 0 || affinity(unix.SYS_SCHED_GETAFFINITY, &all) != 0 {
 		return false
 	}
-	if after != before {
-		_ = affinity(unix.SYS_SCHED_SETAFFINITY, &before)
+	if all != *has {
+		_ = affinity(unix.SYS_SCHED_SETAFFINITY, has)
 		return false
 	}
 	return true

@@ -10,6 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // startPoller makes the runtime open its own descriptors.
@@ -154,11 +156,12 @@ func TestProcessorsCrowded(t *testing.T) {
 	m.last -= 2 * crowded
 	require.True(t, stays())
 
-	require.NoError(t, unix.SchedSetaffinity(0, &one))
-	m = newMachine(t)
-	require.False(t, stays())
-	require.Equal(t, one, processorsOf(t, 0))
-	require.NoError(t, unix.SchedSetaffinity(0, &all))
+	for _, has := range []unix.CPUSet{one, all} {
+		require.NoError(t, unix.SchedSetaffinity(0, &has))
+		m.last -= 2 * crowded
+		require.Equal(t, has == all, stays())
+		require.Equal(t, has, processorsOf(t, 0))
+	}
 }
 
 // someProcessors returns what this thread, which becomes the test's own, may use, and one of them.
@@ -166,10 +169,9 @@ func someProcessors(t *testing.T) (all, one unix.CPUSet) {
 	t.Helper()
 	runtime.LockOSThread()
 	t.Cleanup(runtime.UnlockOSThread)
+	require.Zero(t, roam())
 	all = processorsOf(t, 0)
-	if all.Count() == 1 {
-		t.Skip("there is one processor")
-	}
+	testkit.Need(t, "2 CPUs")
 	for at := 0; one.Count() == 0; at++ {
 		if all.IsSet(at) {
 			one.Set(at)
