@@ -172,14 +172,8 @@ func (a *attempt) begin(ctx context.Context, m *nats.Msg) (end outcome, over boo
 		o.run, o.failure, o.again = a.run(ctx)
 		ended <- o
 	}
-	var mu sync.Mutex
+	var mu sync.Mutex // of prepares: whether there is a run that waits for the claim
 	prepares := a.prepares()
-	settle := func() (prepared bool) {
-		mu.Lock()
-		defer mu.Unlock()
-		prepared, prepares = prepares, false
-		return prepared
-	}
 	drop := func() {
 		mu.Lock()
 		defer mu.Unlock()
@@ -197,7 +191,11 @@ func (a *attempt) begin(ctx context.Context, m *nats.Msg) (end outcome, over boo
 		drop()
 		return outcome{}, over, err
 	}
-	started, prepared := time.Now(), settle()
+	mu.Lock()
+	prepared := prepares
+	prepares = false // it is dropped no more
+	mu.Unlock()
+	started := time.Now()
 	close(a.claimed)
 	if !prepared {
 		run(ctx)

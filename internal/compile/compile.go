@@ -254,8 +254,9 @@ func (k *compiler) addEnterRoot() {
 	b.Call("chdir", unix.SYS_CHDIR, b.Str("/"))
 }
 
-// addForgetCell takes the cell's root away. The kernel waits until no CPU looks at it any more
-// (fs/namespace.c, namespace_unlock), so it happens while the host looks at the new process.
+// addForgetCell takes the cell's root away: the rest of what addEnterRoot begins. The kernel waits
+// until no CPU looks at it any more (fs/namespace.c, namespace_unlock), so the command's process
+// does it, while the host looks at that, and before anything that depends on a path.
 func (k *compiler) addForgetCell() {
 	b := k.b
 	b.Stage("entering the root")

@@ -10,7 +10,7 @@ import (
 // The processes of a run's set-up work one after the other. Where they stay on one processor, none
 // is waited for until another processor has woken, and the kernel need not tell that of each page
 // that they give back. Until its command begins, a run does, unless another one began a moment ago,
-// or somebody has taken processors from the fork server.
+// or somebody has taken processors from the fork server. docs/RATIONALE.md has what that gives.
 
 // crowded is within how many nanoseconds of another a run begins that does not stay: about what a
 // set-up takes. Else all that begin at a time would be where the fork server is.
@@ -67,7 +67,7 @@ func stay() {
 	}
 }
 
-// roam undoes stay.
+// roam undoes stay: it gives this thread all processors of its cpuset.
 //
 //go:nosplit
 //go:norace

@@ -242,8 +242,8 @@ func (r *clone) startLost(ctx context.Context, err error) error {
 	return &fault.SetupError{Stage: "clone", Err: err}
 }
 
-// join keeps hold of the command's process, which waits, and puts it into its cgroup if it can't
-// join by itself.
+// join keeps hold of the command's process. One that does not go ahead waits for this: it is put
+// into its cgroup, if it can't join that by itself, and goes on.
 func (r *clone) join(pid int) error {
 	r.pid = pid
 	fd, err := unix.PidfdOpen(pid, 0)
@@ -274,7 +274,8 @@ func (r *clone) joinsAlone() bool { return r.plan.Joins > 0 || r.group == nil }
 // user may kill it.
 func (r *clone) goesAhead() bool { return r.joinsAlone() && !r.joins }
 
-// letJoin lets the command's process go on once it is ready, with what it joins its cgroup by.
+// letJoin sends the command's process what it joins its cgroup by, if it does that by itself, for
+// which it waits when it is ready.
 func (r *clone) letJoin() error { return r.conn.Go(descriptors(r.entrance)...) }
 
 // setupError returns the *SetupError of a failed call of a run, or of its template. It returns

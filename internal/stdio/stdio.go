@@ -26,7 +26,7 @@ type Config struct {
 
 	// Lull is for how long outputs are left in their pipes, which usually hold 64 KiB, before
 	// they are read. Commands that are short have ended by then, and nothing that wakes
-	// readers up in between delays their end; those that write more wait.
+	// readers up in between delays their end; those that write more wait. 0: none.
 	Lull time.Duration
 }
 
