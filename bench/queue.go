@@ -60,8 +60,27 @@ func queues(rounds int) (err error) {
 	defer os.RemoveAll(dir)
 	b := &bench{dir: dir, parts: map[string]*parts{}}
 	defer b.close()
-	list := []subject{b.alone(), b.read()}
-	for _, add := range append([]func() (subject, error){b.unsynced, b.synced, b.threeUnsynced, b.threeSynced}, b.peers()...) {
+	alone := b.alone()
+	list := b.tasks(rounds, alone, b.reads, b.unsynced, b.synced)
+	// Only now, as these work on after a task has ended, and slow the next one.
+	list = append(list, b.tasks(rounds, alone, append([]func() (subject, error){b.threeUnsynced, b.threeSynced}, b.peers()...)...)[1:]...)
+	for i, f := range throughput(list, slots, rounds).rows {
+		fmt.Printf("| %d at a time, %s | %.0f a second |\n", slots, list[i].name, f.rate)
+	}
+	if err := starts(dir, max(rounds/10, 3)); err != nil {
+		return err
+	}
+	if err := idleMemory(dir); err != nil {
+		return err
+	}
+	return recovery(dir, max(rounds/20, 3))
+}
+
+// tasks measures single tasks of the subjects in turn with runs alone, prints the figures, and
+// returns the subjects that there are.
+func (b *bench) tasks(rounds int, alone subject, subjects ...func() (subject, error)) []subject {
+	list := []subject{alone}
+	for _, add := range subjects {
 		s, err := add()
 		if err == nil {
 			err = s.run()
@@ -81,16 +100,7 @@ func queues(rounds int) (err error) {
 			fmt.Printf("| of which, %s | %s until its run begins | %s its run | %s until Wait returns |\n", s.name, ms(quantile(p.before, 0.5)), ms(quantile(p.run, 0.5)), ms(quantile(p.after, 0.5)))
 		}
 	}
-	for i, f := range throughput(list, slots, rounds).rows {
-		fmt.Printf("| %d at a time, %s | %.0f a second |\n", slots, list[i].name, f.rate)
-	}
-	if err := starts(dir, max(rounds/10, 3)); err != nil {
-		return err
-	}
-	if err := idleMemory(dir); err != nil {
-		return err
-	}
-	return recovery(dir, max(rounds/20, 3))
+	return list
 }
 
 // bench has what is to be ended after measurements.
@@ -142,14 +152,14 @@ func (b *bench) alone() subject {
 	return subject{name: "Pool.Run alone", run: func() error { _, err := p.Run(context.Background()); return err }}
 }
 
-// read is what a worker does of it: it reads what the command writes, which is nothing.
-func (b *bench) read() subject {
+// reads is what a worker does of it: it reads what the command writes, which is nothing.
+func (b *bench) reads() (subject, error) {
 	p := b.pool()
 	return subject{name: "Pool.Run with readers of its output", run: func() error {
 		var out, err bytes.Buffer
 		_, failed := p.Run(context.Background(), sandbox.WithStdout(&out), sandbox.WithStderr(&err))
 		return failed
-	}}
+	}}, nil
 }
 
 func (b *bench) unsynced() (subject, error) {
