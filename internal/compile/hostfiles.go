@@ -26,6 +26,15 @@ func NewHostFiles(found *host.Files, layer any) *HostFiles {
 
 func (f *HostFiles) copyProgram() *program.Program {
 	b := program.NewBuilder()
+	calls, data := 4, 0
+	for _, e := range f.Entries {
+		calls++
+		if e.Mode.IsRegular() {
+			calls += 4
+		}
+		data += len(e.Path) + len(e.Data) + len(e.Link) + 32
+	}
+	b.Grow(calls, data)
 	b.Stage("files of the host's programs")
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
 	root := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", inPages(len(f.Entries), 8*mib))

@@ -5,6 +5,7 @@ package compile
 import (
 	"cmp"
 	"crypto/sha256"
+	"encoding/binary"
 	"maps"
 	"slices"
 	"strings"
@@ -153,7 +154,7 @@ func (k *compiler) compileTemplate() error {
 	}
 	image := p.Image()
 	if k.plan.Template = p; k.plan.Copies != nil {
-		image = append(slices.Clip(image), k.m.Files.Sum[:]...)
+		image = binary.NativeEndian.AppendUint64(slices.Clip(image), k.m.Files.Sum)
 	}
 	k.plan.Key = sha256.Sum256(image)
 	return nil

@@ -9,13 +9,15 @@
 package host
 
 import (
-	"crypto/sha256"
+	"errors"
 	"fmt"
+	"hash/maphash"
 	"io/fs"
 	"os"
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,7 +47,7 @@ type Files struct {
 	Dirs    []string          // directories, too large for that, to be mounted
 	Manager string            // whose word it is: "dpkg", "apk", "pacman", or "" for the list in rules.go
 	Left    map[string]string // what a package has there and is left out, and why
-	Sum     [sha256.Size]byte // of Entries and Dirs
+	Sum     uint64            // of Entries and Dirs, in this process
 
 	index map[string]int
 }
@@ -108,18 +110,13 @@ func (r *reader) walk(dir string, depth int, all bool) {
 		if isMachines(p) {
 			continue
 		}
-		info, err := e.Info()
-		if err != nil {
-			continue // it is gone
-		}
-		r.add(p, info, depth, all || info.IsDir() && r.owned.all(p))
+		r.add(p, e.Type(), depth, all || e.IsDir() && r.owned.all(p))
 	}
 }
 
-func (r *reader) add(p string, info fs.FileInfo, depth int, all bool) {
+func (r *reader) add(p string, is fs.FileMode, depth int, all bool) {
 	owned := all || r.owned.has(p) || r.owned.all(p)
-	mode := info.Mode()
-	if isSecretName(path.Base(p)) && mode&fs.ModeSymlink == 0 {
+	if isSecretName(path.Base(p)) && is != fs.ModeSymlink {
 		if owned {
 			r.left[p] = "its name is one of secrets, or of copies"
 		}
@@ -128,28 +125,43 @@ func (r *reader) add(p string, info fs.FileInfo, depth int, all bool) {
 	switch {
 	case len(r.found)+len(r.links) >= maxEntries || len(p) > maxName:
 		r.left[p] = "there are too many, or its name is too long"
-	case mode.IsDir() && mode&0o001 == 0, mode.IsRegular() && mode&0o004 == 0:
-		if owned {
-			r.left[p] = "not everybody may read it"
-		}
-	case mode.IsDir():
-		if owned {
-			r.found[p] = Entry{Path: p, Mode: fs.ModeDir | mode.Perm()}
-		}
-		r.walk(p, depth+1, all)
-	case mode&fs.ModeSymlink != 0:
+	case is.IsDir():
+		r.addDir(p, depth, owned, all)
+	case is == fs.ModeSymlink:
 		if target, err := os.Readlink(r.root + p); err == nil && len(target) <= maxName {
 			r.links[p] = target
 		}
-	case mode.IsRegular() && owned:
+	case is.IsRegular() && owned:
 		r.addFile(p, all)
 	}
 }
+
+func (r *reader) addDir(p string, depth int, owned, all bool) {
+	info, err := os.Lstat(r.root + p)
+	switch {
+	case err != nil || !info.IsDir(): // it is gone
+	case info.Mode()&0o001 == 0 && owned:
+		r.left[p] = forNotAll
+	case info.Mode()&0o001 != 0:
+		if owned {
+			r.found[p] = Entry{Path: p, Mode: fs.ModeDir | info.Mode().Perm()}
+		}
+		r.walk(p, depth+1, all)
+	}
+}
+
+// forNotAll is why a directory or a file is left out.
+const forNotAll = "not everybody may read it"
 
 // addFile adds a file. generated says that a program wrote it.
 func (r *reader) addFile(p string, generated bool) {
 	data, mode, err := r.read(p)
 	switch {
+	case errors.Is(err, fs.ErrPermission):
+		r.left[p] = forNotAll
+		return
+	case errors.Is(err, fs.ErrNotExist):
+		return
 	case err != nil:
 		r.left[p] = err.Error()
 		return
@@ -211,10 +223,7 @@ func (r *reader) addVar(dir string) {
 		r.dirs = append(r.dirs, dir)
 		return
 	}
-	info, err := os.Lstat(r.root + dir)
-	if err == nil {
-		r.add(dir, info, 0, true)
-	}
+	r.addDir(dir, 0, true, true)
 }
 
 // maxVar is how much of a directory in /var is copied rather than mounted.
@@ -295,18 +304,21 @@ func (r *reader) files() *Files {
 // NewFiles returns Files of these entries, parents before children.
 func NewFiles(entries []Entry, dirs []string) *Files {
 	f := &Files{Entries: entries, Dirs: dirs, index: make(map[string]int, len(entries))}
-	sum := sha256.New()
+	var sum maphash.Hash
+	sum.SetSeed(seed())
 	for i, e := range entries {
 		f.index[e.Path] = i
-		fmt.Fprintf(sum, "%s\x00%o\x00%s\x00%d\x00", e.Path, e.Mode, e.Link, len(e.Data))
-		sum.Write(e.Data)
+		fmt.Fprintf(&sum, "%s\x00%o\x00%s\x00%d\x00", e.Path, e.Mode, e.Link, len(e.Data))
+		_, _ = sum.Write(e.Data) // never fails
 	}
 	for _, dir := range dirs {
-		fmt.Fprintf(sum, "%s\x00", dir)
+		fmt.Fprintf(&sum, "%s\x00", dir)
 	}
-	sum.Sum(f.Sum[:0])
+	f.Sum = sum.Sum64()
 	return f
 }
+
+var seed = sync.OnceValue(maphash.MakeSeed)
 
 func keys[V any](m map[string]V) []string {
 	list := make([]string, 0, len(m))

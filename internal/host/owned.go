@@ -81,10 +81,17 @@ func (o *owned) readDpkg(root string) bool {
 		defer hashes.Close()
 		o.readHashes(hashes)
 	}
-	lists, _ := filepath.Glob(root + dpkgInfo + "/*.list")
+	info, err := os.Open(root + dpkgInfo)
+	if err != nil {
+		return true
+	}
+	defer info.Close()
+	names, _ := info.Readdirnames(-1)
 	buf := make([]byte, 64<<10)
-	for _, list := range lists {
-		o.readList(list, buf)
+	for _, name := range names {
+		if strings.HasSuffix(name, ".list") {
+			o.readList(int(info.Fd()), name, buf)
+		}
 	}
 	return true
 }
@@ -114,10 +121,10 @@ func (o *owned) readHashes(hashes *os.File) {
 	}
 }
 
-// readList reads a list of paths, one a line. Most lists are short and have nothing of /etc: so
-// there is no more to it than reading.
-func (o *owned) readList(name string, buf []byte) {
-	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+// readList reads a list of paths in a directory, one path a line. Most lists are short and have
+// nothing of /etc: so there is no more to it than reading.
+func (o *owned) readList(dir int, name string, buf []byte) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return
 	}
@@ -144,6 +151,9 @@ func (o *owned) readList(name string, buf []byte) {
 			}
 			o.paths[string(rest[at+1:at+1+end])] = true
 			rest = rest[at+1+end:]
+		}
+		if kept+n < len(buf) {
+			return // that was the end
 		}
 		last := max(bytes.LastIndexByte(rest, '\n'), 0)
 		if kept = copy(buf, rest[last:]); kept == len(buf) {

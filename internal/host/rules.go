@@ -95,17 +95,19 @@ func (e *expression) get() *regexp.Regexp {
 	return e.compiled
 }
 
-// secretWords are in names of files that have secrets, secretEndings end names of them, or of
-// copies that somebody, or a package's upgrade, left.
+// secretWords are in names of files that have secrets, as secretToken is, secretEndings end names
+// of them, or of copies that somebody, or a package's upgrade, left.
 var (
-	secretWords   = expression{text: `passw|secret|credential|\b_?tokens?_?\b|keytab|shadow|ssh_host_`}
+	secretWords   = []string{"passw", "secret", "credential", "keytab", "shadow", "ssh_host_"}
+	secretToken   = expression{text: `\b_?tokens?_?\b`}
 	secretEndings = []string{".key", "_key", ".p12", ".pfx", ".kdb", ".jceks", "-", "~", "#", ".bak", ".old", ".orig", ".save", ".swp", ".rej",
 		".dpkg-old", ".dpkg-new", ".dpkg-dist", ".dpkg-bak", ".dpkg-tmp", ".ucf-old", ".ucf-new", ".ucf-dist", ".rpmsave", ".rpmnew", ".rpmorig", ".apk-new", ".pacsave", ".pacnew"}
 )
 
 func isSecretName(name string) bool {
 	name = strings.ToLower(name)
-	return name == "private" || secretWords.get().MatchString(name) ||
+	return name == "private" || strings.Contains(name, "token") && secretToken.get().MatchString(name) ||
+		slices.ContainsFunc(secretWords, func(w string) bool { return strings.Contains(name, w) }) ||
 		slices.ContainsFunc(secretEndings, func(e string) bool { return strings.HasSuffix(name, e) })
 }
 

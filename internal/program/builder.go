@@ -3,6 +3,7 @@ package program
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -27,23 +28,44 @@ type Builder struct {
 // slot.
 type Arg struct {
 	kind uint8
+	as   uint8 // what Explain shows
 	val  uint64
 	text string
 }
 
+// What Explain shows of an argument, which is only written out when it does.
+const (
+	asText = iota
+	asQuoted
+	asNumber
+	asMode
+)
+
+// String returns what Explain shows.
+func (a Arg) String() string {
+	switch {
+	case a.kind == kindSlot:
+		return Slot(a.val).String()
+	case a.as == asQuoted:
+		return quote(a.text)
+	case a.as == asNumber:
+		return strconv.FormatInt(int64(a.val), 10)
+	case a.as == asMode:
+		return fmt.Sprintf("%#o", a.val)
+	}
+	return a.text
+}
+
 // Int returns a plain number. Explain shows the text, if given, instead of it.
 func Int[T ~int | ~uint | ~int32 | ~uint32 | ~int64 | ~uint64 | ~uintptr](v T, text ...string) Arg {
-	a := Arg{val: uint64(v)}
 	if len(text) > 0 {
-		a.text = text[0]
-	} else {
-		a.text = strconv.FormatInt(int64(v), 10)
+		return Arg{val: uint64(v), text: text[0]}
 	}
-	return a
+	return Arg{val: uint64(v), as: asNumber}
 }
 
 // Use returns the content of a slot.
-func Use(s Slot) Arg { return Arg{kind: kindSlot, val: uint64(s), text: s.String()} }
+func Use(s Slot) Arg { return Arg{kind: kindSlot, val: uint64(s)} }
 
 // NewBuilder starts an empty program, in its Setup part.
 func NewBuilder() *Builder {
@@ -54,6 +76,16 @@ func NewBuilder() *Builder {
 
 // In continues in the given part.
 func (b *Builder) In(p Part) { b.part = p }
+
+// Grow makes room for calls of the current part, and for bytes of data.
+func (b *Builder) Grow(calls, data int) {
+	b.parts[b.part] = slices.Grow(b.parts[b.part], calls)
+	b.lines[b.part] = slices.Grow(b.lines[b.part], calls)
+	b.data = slices.Grow(b.data, data)
+	if len(b.texts) == 0 {
+		b.texts = make(map[string]uint64, calls)
+	}
+}
 
 // Stage names the purpose of the following calls.
 func (b *Builder) Stage(name string) { b.StageFor(General, name) }
@@ -117,10 +149,10 @@ func (b *Builder) Str(s string) Arg {
 	}
 	off, ok := b.texts[s]
 	if !ok {
-		off = b.put(append([]byte(s), 0))
+		off = put(b, s)
 		b.texts[s] = off
 	}
-	return Arg{kind: kindData, val: off, text: quote(s)}
+	return Arg{kind: kindData, as: asQuoted, val: off, text: s}
 }
 
 // quote quotes a string, of a long one the beginning.
@@ -134,12 +166,12 @@ func quote(s string) string {
 
 // Bytes returns a pointer to a copy of p. Explain shows text instead.
 func (b *Builder) Bytes(p []byte, text string) Arg {
-	return Arg{kind: kindData, val: b.put(p), text: text}
+	return Arg{kind: kindData, val: put(b, p), text: text}
 }
 
 // Inside returns a pointer that is n bytes behind another.
 func (b *Builder) Inside(at Arg, n int) Arg {
-	return Arg{kind: kindData, val: at.val + uint64(n), text: fmt.Sprintf("%s + %d", at.text, n)}
+	return Arg{kind: kindData, val: at.val + uint64(n), text: fmt.Sprintf("%v + %d", at, n)}
 }
 
 // Pointers returns a pointer to an array of pointers, with a null pointer at its end if null is set
@@ -153,7 +185,7 @@ func (b *Builder) Pointers(to []Arg, null bool, text string) Arg {
 	for i, a := range to {
 		native.PutUint64(words[8*i:], a.val)
 	}
-	off := b.put(words)
+	off := put(b, words)
 	for i := range to {
 		b.relocs = append(b.relocs, off+8*uint64(i))
 	}
@@ -166,7 +198,7 @@ func (b *Builder) Strings(list []string) Arg {
 	quoted := make([]string, len(list))
 	for i, s := range list {
 		to[i] = b.Str(s)
-		quoted[i] = to[i].text
+		quoted[i] = to[i].String()
 	}
 	return b.Pointers(to, true, "["+strings.Join(quoted, ", ")+"]")
 }
@@ -178,7 +210,7 @@ func (b *Builder) Struct(text string, words ...Arg) Arg {
 	for i, w := range words {
 		native.PutUint64(raw[8*i:], w.val)
 	}
-	off := b.put(raw)
+	off := put(b, raw)
 	for i, w := range words {
 		if w.kind == kindData {
 			b.relocs = append(b.relocs, off+8*uint64(i))
@@ -187,9 +219,13 @@ func (b *Builder) Struct(text string, words ...Arg) Arg {
 	return Arg{kind: kindData, val: off, text: text}
 }
 
-func (b *Builder) put(p []byte) uint64 {
+// put adds bytes to the data, and zeros up to the next word: at least one behind a string.
+func put[T string | []byte](b *Builder, p T) uint64 {
 	off := uint64(len(b.data))
 	b.data = append(b.data, p...)
+	if _, ok := any(p).(string); ok {
+		b.data = append(b.data, 0)
+	}
 	for len(b.data)%8 != 0 {
 		b.data = append(b.data, 0)
 	}
@@ -239,12 +275,12 @@ func (b *Builder) FailTried(name string) { b.add(name, callTried, NoSlot, 0, nil
 // poke stores the slot's content as 32 bits into the data, n bytes behind at.
 func (b *Builder) poke(at Arg, n int, s Slot) {
 	// The executor adds the offset to the data's address itself.
-	b.add("store", callPoke, NoSlot, 0, []Arg{Int(at.val+uint64(n), fmt.Sprintf("%s + %d", at.text, n)), Use(s)})
+	b.add("store", callPoke, NoSlot, 0, []Arg{Int(at.val+uint64(n), fmt.Sprintf("%v + %d", at, n)), Use(s)})
 }
 
 // peek reads 32 bits of the data, n bytes behind at, into a slot.
 func (b *Builder) peek(at Arg, n int) Slot {
-	return b.CallTo("load", callPeek, Int(at.val+uint64(n), fmt.Sprintf("%s + %d", at.text, n)))
+	return b.CallTo("load", callPeek, Int(at.val+uint64(n), fmt.Sprintf("%v + %d", at, n)))
 }
 
 // Pass gives a descriptor, which stays open, to the program to receive, which declares it with
@@ -266,20 +302,15 @@ func (b *Builder) add(name string, num uintptr, out Slot, flags uint8, args []Ar
 		return
 	}
 	o := op{num: uint32(num), out: out, flags: flags}
-	texts := make([]string, len(args))
 	for i, a := range args {
 		// The kernel takes the lower half of what is extended for an argument of 32 bits.
 		if v := int64(a.val); v != int64(int32(v)) && v != int64(uint32(v)) {
-			b.fail(fmt.Errorf("%s: argument %s is larger than 32 bits", name, a.text))
+			b.fail(fmt.Errorf("%s: argument %v is larger than 32 bits", name, a))
 		}
-		o.args[i], o.kinds[i], texts[i] = int32(a.val), a.kind, a.text
-	}
-	text := name + "(" + strings.Join(texts, ", ") + ")"
-	if out != NoSlot {
-		text = out.String() + " = " + text
+		o.args[i], o.kinds[i] = int32(a.val), a.kind
 	}
 	b.parts[b.part] = append(b.parts[b.part], o)
-	b.lines[b.part] = append(b.lines[b.part], line{b.stage, text, o.num, b.purpose})
+	b.lines[b.part] = append(b.lines[b.part], line{stage: b.stage, name: name, args: args, out: out, number: o.num, purpose: b.purpose})
 }
 
 // Program encodes the collected calls.

@@ -156,8 +156,7 @@ func (b *Builder) Fill(f Slot, data []byte, m fs.FileMode) {
 func (b *Builder) write(f Slot, data []byte) {
 	if len(data) > 0 {
 		// A write to an almost full file system may write only a part.
-		b.Call("fallocate", unix.SYS_FALLOCATE, Use(f), Int(0), Int(0), Int(len(data)))
-		b.CallWait("write", unix.SYS_WRITE, Use(f), b.Bytes(data, fmt.Sprintf("%d bytes", len(data))), Int(len(data)))
+		b.add("write", unix.SYS_WRITE, NoSlot, flagAll, []Arg{Use(f), b.Bytes(data, fmt.Sprintf("%d bytes", len(data))), Int(len(data))})
 	}
 }
 
@@ -224,14 +223,15 @@ func mode(m fs.FileMode) Arg {
 	if m&fs.ModeSticky != 0 {
 		bits |= unix.S_ISVTX
 	}
-	return Int(bits, fmt.Sprintf("%#o", bits))
+	return Arg{val: uint64(bits), as: asMode}
 }
 
 // Event reports an event without a value to the host.
 func (b *Builder) Event(k Kind) {
 	b.Call("sendto", unix.SYS_SENDTO, Use(Report), b.Bytes(Event{Kind: k}.Marshal(), ""), Int(EventSize), Int(unix.MSG_NOSIGNAL), Int(0), Int(0))
 	lines := b.lines[b.part]
-	lines[len(lines)-1].text = "report(" + k.String() + ")"
+	last := &lines[len(lines)-1]
+	last.name, last.args = "report", []Arg{Int(0, k.String())}
 }
 
 // SendFile sends the host an event of kind Ready with a descriptor.

@@ -84,7 +84,7 @@ func (m *Machine) Clone(flags uint64) (pid, pidfd int, errno syscall.Errno) {
 	}
 	r := spawn(&args, m.state, entry(execute))
 	if m.state.stays && roam() != 0 {
-		m.stays = false
+		m.stuck = true
 	}
 	setMask(&before, nil)
 	if r > ^uintptr(maxErrno) {
@@ -144,7 +144,7 @@ func execute(s *state) {
 	passOn(s)
 	passOn(s.next)
 	if s.stays {
-		_ = roam()
+		_ = roam() // where it fails, PID 1 reaps on one
 	}
 	runPart(s, Init)
 	runPart(s.next, Init)
@@ -160,10 +160,12 @@ func execute(s *state) {
 func runCommand(s *state) {
 	runPart(s, Command)
 	if s.receives {
-		if s.stays {
-			_ = roam()
-		}
 		s.pc-- // the call that reports this is the last
+		if s.stays {
+			if errno := roam(); errno != 0 {
+				fail(s, errno)
+			}
+		}
 		next, errno := receive(s)
 		if errno != 0 {
 			fail(s, errno)
@@ -211,6 +213,9 @@ func runPart(s *state, part Part) {
 		}
 		if r == 0 && o.flags&flagPositive != 0 {
 			fail(s, syscall.ECONNRESET)
+		}
+		if o.flags&flagAll != 0 && r != uintptr(o.args[2]) {
+			fail(s, syscall.ENOSPC)
 		}
 		if o.out != NoSlot {
 			*slot(s, uint64(o.out)) = int32(r)

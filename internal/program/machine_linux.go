@@ -21,6 +21,7 @@ type Machine struct {
 
 	stays bool       // whether clones may stay on their processor
 	has   processors // when that was found out
+	stuck bool       // this process stayed on one processor after a clone
 	last  int64      // when one was loaded that might have stayed, in nanoseconds
 }
 
@@ -155,10 +156,17 @@ func (m *Machine) Load(image []byte, files []int) error {
 	return nil
 }
 
-// letStay has the next clone stay on its processor, if that goes on with another program.
+// letStay has the next clone stay on its processor, if that goes on with another program, and takes
+// this process off the one that it was left on.
 //
 //go:norace
 func (m *Machine) letStay() {
+	// Before anything else: what it has then is nobody's choice, and would be the next clone's.
+	if m.stuck {
+		if m.stuck = roam() != 0; m.stuck {
+			return
+		}
+	}
 	s := m.state
 	if last := s.first[Init]; last == s.first[Command] || (*op)(unsafe.Add(s.image, headerSize+(last-1)*opSize)).num != callReceive {
 		return

@@ -70,6 +70,7 @@ const (
 	flagIgnore   = 1 << iota // go on whatever the result
 	flagTry                  // ENOENT, ENOTDIR and EACCES: remember and go on
 	flagPositive             // zero is a failure: the peer is gone
+	flagAll                  // less than its third argument is a failure: no space is left
 )
 
 // op is one call as the executor reads it. Size and layout are part of the encoding: both ends are
@@ -96,9 +97,24 @@ type Program struct {
 
 // line is what is known about a call, beyond what the executor needs.
 type line struct {
-	stage, text string
-	number      uint32
+	stage, name string
+	args        []Arg
+	out         Slot
 	purpose     Purpose
+	number      uint32
+}
+
+// text is made when somebody asks for it, which mostly nobody does.
+func (l *line) text() string {
+	args := make([]string, len(l.args))
+	for i, a := range l.args {
+		args[i] = a.String()
+	}
+	text := l.name + "(" + strings.Join(args, ", ") + ")"
+	if l.out != NoSlot {
+		text = l.out.String() + " = " + text
+	}
+	return text
 }
 
 // Purpose is the purpose of a stage's calls, as far as it decides what to do if one fails.
@@ -134,7 +150,7 @@ func (p *Program) Call(i int) Call {
 		return Call{Stage: "unknown stage", Text: fmt.Sprintf("call %d", i)}
 	}
 	l := &p.lines[i]
-	return Call{uintptr(l.number), l.purpose, l.stage, l.text}
+	return Call{uintptr(l.number), l.purpose, l.stage, l.text()}
 }
 
 // Len returns the number of calls.
@@ -175,7 +191,7 @@ func (p *Program) Explain() string {
 			stage = l.stage
 			fmt.Fprintf(&b, "  # %s\n", stage)
 		}
-		fmt.Fprintf(&b, "  %s\n", l.text)
+		fmt.Fprintf(&b, "  %s\n", l.text())
 	}
 	return b.String()
 }

@@ -1,13 +1,16 @@
 package program
 
 import (
+	"errors"
 	"io"
 	"os"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -162,6 +165,70 @@ func TestProcessorsCrowded(t *testing.T) {
 		require.Equal(t, has == all, stays())
 		require.Equal(t, has, processorsOf(t, 0))
 	}
+}
+
+// Where a command can't leave its processor it does not begin. A parent that could not does so
+// before its next clone.
+func TestProcessorsStuck(t *testing.T) {
+	if !inChild(t) {
+		return
+	}
+	all, one := someProcessors(t)
+	b := NewBuilder()
+	b.In(Command)
+	b.Event(Ready)
+	b.Receive()
+	p, err := b.Program()
+	require.NoError(t, err)
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	m := newMachine(t)
+	stays := func() bool {
+		require.NoError(t, m.Load(p.Image(), fds[1:]))
+		return m.state.stays
+	}
+	require.True(t, stays())
+	clone := &process{t: t, sock: fds[0]}
+	var errno unix.Errno
+	done := make(chan bool)
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // which ends with this
+		assert.NoError(t, unix.SchedSetaffinity(0, &one))
+		assert.NoError(t, refuse(unix.SYS_SCHED_SETAFFINITY))
+		clone.pid, clone.pidfd, errno = m.Clone(pidNamespace())
+	}()
+	<-done
+	if errno != 0 {
+		testkit.Need(t, "user namespaces")
+	}
+	require.Zero(t, errno)
+	t.Cleanup(clone.end)
+	require.NoError(t, unix.Close(fds[1]))
+	for _, want := range []Event{{Kind: Ready}, {Kind: Failed, Index: 1, Errno: uint32(unix.ENOMEM)}} {
+		m, err := clone.next()
+		require.NoError(t, err)
+		require.Equal(t, want, m.Event)
+	}
+
+	require.NoError(t, unix.SchedSetaffinity(0, &one))
+	m.last -= 2 * crowded
+	require.True(t, stays())
+	require.Equal(t, all, processorsOf(t, 0))
+}
+
+// refuse makes a call of this thread and of its children fail as if memory were short.
+func refuse(num uint32) error {
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // the number: seccomp(2), struct seccomp_data
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: num, Jf: 1},
+		{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOMEM)},
+		{Code: unix.BPF_RET, K: unix.SECCOMP_RET_ALLOW},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	return errors.Join(
+		unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+		unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0))
 }
 
 // someProcessors returns what this thread, which becomes the test's own, may use, and one of them.

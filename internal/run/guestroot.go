@@ -70,7 +70,7 @@ func (r *Run) guestHost(top *tree, layers []string) ([]string, error) {
 		for _, dir := range slices.Concat(m.RootDirs, m.Files.Dirs) {
 			r.guest.Mounts = append(r.guest.Mounts, wall.GuestMount{Source: dir, Destination: dir, ReadOnly: true})
 		}
-		dir, err := r.cell.GuestLayer(fmt.Sprintf("%x", m.Files.Sum[:8]), func(root *os.Root) error {
+		dir, err := r.cell.GuestLayer(fmt.Sprintf("%016x", m.Files.Sum), func(root *os.Root) error {
 			t := &tree{root: root}
 			for _, p := range slices.Sorted(maps.Keys(m.RootLinks)) {
 				t.do(root.Symlink(m.RootLinks[p], p[1:]))

@@ -19,10 +19,10 @@ import (
 // hostFiles caches these files, and what was made of them.
 type hostFiles struct {
 	host.Cache
-	ahead sync.Once
 
-	mu   sync.Mutex
-	last *compile.HostFiles
+	mu    sync.Mutex
+	last  *compile.HostFiles
+	ahead bool // they are, or were, read ahead
 }
 
 // now returns the files, the same as before unless packages have changed.
@@ -36,16 +36,22 @@ func (h *hostFiles) now(m *compile.Machine) *compile.HostFiles {
 	return h.last
 }
 
-// readAhead reads the files in the background while the first run's cell boots.
+// readAhead has the files read in the background while the cell of the first run boots, or of the
+// first one after close.
 func (h *hostFiles) readAhead(m func() *compile.Machine) {
-	h.ahead.Do(func() { go h.now(m()) })
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.ahead {
+		h.ahead = true
+		go h.now(m())
+	}
 }
 
 // close gives up what was made of them. A later run makes it anew.
 func (h *hostFiles) close() {
 	h.mu.Lock()
 	last := h.last
-	h.last = nil
+	h.last, h.ahead = nil, false
 	h.mu.Unlock()
 	if last != nil {
 		last.Layer.(*filesLayer).close()
