@@ -110,6 +110,32 @@ func TestWrongCells(t *testing.T) {
 	}
 }
 
+// Explain names the option for which a run has a network namespace that no other was in.
+func TestExplainNetwork(t *testing.T) {
+	const kept, anew = "\n## if a network namespace of the cell is as it was when it was new: ", "\n## in a network namespace that no run was in before: "
+	allow := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow}
+	for _, test := range []struct {
+		opts []Option
+		want string
+	}{
+		{nil, kept + "in that,"},
+		{[]Option{WithSetID(), WithUser(7, 8), WithReadOnlyBind("/", "/host")}, kept + "in that,"},
+		{[]Option{WithNetwork(NetworkNew), WithoutSeccomp()}, anew + "WithNetwork(NetworkNew) "},
+		{[]Option{WithoutUserNamespace()}, anew + "with WithoutUserNamespace "},
+		{[]Option{WithCapabilities("CAP_KILL")}, anew + "WithCapabilities "},
+		{[]Option{WithSeccomp(allow)}, anew + "WithSeccomp "},
+		{[]Option{WithoutSeccomp()}, anew + "WithoutSeccomp "},
+		{[]Option{WithNetwork(NetworkHost), WithoutSeccomp()}, ""},
+	} {
+		text, err := New(valid).With(test.opts...).Explain()
+		require.NoError(t, err)
+		for _, line := range []string{kept, anew} {
+			require.Equal(t, strings.HasPrefix(test.want, line), strings.Contains(text, line), test.want)
+		}
+		require.Contains(t, text, test.want)
+	}
+}
+
 // TestExplain compiles for this machine, and reports wrong options.
 func TestExplain(t *testing.T) {
 	s := New(WithCommand("some-command"))

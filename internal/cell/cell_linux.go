@@ -240,6 +240,9 @@ func (c *Cell) Alive() bool {
 	}
 }
 
+// Done is closed when the cell has ended.
+func (c *Cell) Done() <-chan struct{} { return c.done }
+
 // Dying reports whether the fork server has ended, even if nobody has waited for it yet.
 func (c *Cell) Dying() bool {
 	return !c.Alive() || c.doomed.Load() || c.client != nil && c.client.Gone()

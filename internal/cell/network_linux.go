@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"math"
 	"os"
@@ -14,7 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/cellkit/sandbox/internal/forkserver"
 	"github.com/cellkit/sandbox/internal/program"
 )
 
@@ -26,7 +24,7 @@ import (
 // Network is a network namespace of a cell, with the loopback interface up.
 type Network struct {
 	of     *networks
-	ns     *os.File
+	socket *os.File // one of it, by which it is opened
 	flush  *os.File // its sysctl net.ipv4.route.flush
 	counts [len(counters)]*os.File
 	born   [len(counters)][]byte // what these said when it was new
@@ -108,61 +106,61 @@ func (s *networks) made(n *Network, err error) {
 	}
 }
 
-// make makes a namespace: a process in the cell waits in it until this process has opened what it
-// needs.
-func (s *networks) make() (_ *Network, err error) {
-	b := program.NewBuilder()
-	b.Stage("network namespace")
-	b.LoopbackUp()
-	b.WriteFile(program.AtCWD, "/proc/sys/net/ipv4/ping_group_range", s.c.PingGroups())
-	// With later versions the kernel says a moment after the end of a run that it has left a
-	// group, when nothing shows it yet (net/ipv4/igmp.c, igmp_group_dropped, net/ipv6/mcast.c,
-	// igmp6_leave_group). A kernel without IPv6 has none of the latter.
-	b.WriteFile(program.AtCWD, "/proc/sys/net/ipv4/conf/lo/force_igmp_version", "1")
-	if _, err := os.Stat("/proc/sys/net/ipv6/conf/lo/force_mld_version"); err == nil {
-		b.WriteFile(program.AtCWD, "/proc/sys/net/ipv6/conf/lo/force_mld_version", "1")
-	}
-	// The key for TCP fast open is made when somebody first asks for it, and then is in a
-	// sysctl.
-	tcp := b.CallTo("socket", unix.SYS_SOCKET, program.Int(unix.AF_INET, "AF_INET"), program.Int(unix.SOCK_STREAM|unix.SOCK_CLOEXEC, "SOCK_STREAM|SOCK_CLOEXEC"), program.Int(0))
-	b.Call("setsockopt", unix.SYS_SETSOCKOPT, program.Use(tcp), program.Int(unix.IPPROTO_TCP, "IPPROTO_TCP"), program.Int(unix.TCP_FASTOPEN, "TCP_FASTOPEN"), b.Bytes([]byte{1, 0, 0, 0}, "1"), program.Int(4))
-	b.Close(tcp)
-	b.SendFile(b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str("/proc/sys/net/ipv4/route/flush"), program.Int(unix.O_WRONLY|unix.O_CLOEXEC, "O_WRONLY|O_CLOEXEC"), program.Int(0)))
-	b.Wait(program.Report)
-	p, err := b.Program()
+// make makes a namespace. Its counters are opened in it, as this process can't later.
+func (s *networks) make() (*Network, error) {
+	files, err := s.c.InNetwork(nil, func(b *program.Builder) []program.Slot {
+		b.LoopbackUp()
+		b.WriteFile(program.AtCWD, "/proc/sys/net/ipv4/ping_group_range", s.c.PingGroups())
+		leaveQuietly(b)
+		made := []program.Slot{fastOpen(b), openIn(b, "/proc/sys/net/ipv4/route/flush", unix.O_WRONLY)}
+		for _, name := range counters {
+			made = append(made, openIn(b, "/proc/self/net/"+name, unix.O_RDONLY))
+		}
+		return made
+	})
 	if err != nil {
 		return nil, err
 	}
-	conn, err := s.c.send(&forkserver.Request{CloneFlags: unix.CLONE_NEWNET, Image: p.Image()}, nil)
-	if err != nil {
+	n := &Network{of: s, socket: files[0], flush: files[1], counts: [len(counters)]*os.File(files[2:])}
+	if err := n.begin(); err != nil {
+		n.close()
 		return nil, err
 	}
-	defer conn.Close()
-	for {
-		m, err := conn.Next()
-		if err != nil {
-			return nil, s.c.explain(err)
-		}
-		if m.Kind == program.Ready {
-			return s.open(fmt.Sprintf("/proc/%d", m.PID), m.File)
-		}
-		if m.File != nil {
-			m.File.Close()
-		}
-		switch m.Kind {
-		case program.Failed, program.Refused:
-			return nil, Failure(p, m.Event)
-		}
+	return n, nil
+}
+
+// leaveQuietly sets versions of IGMP and MLD with which the kernel does not say, a moment after the
+// end of a run, that it has left a group, when nothing shows it yet (net/ipv4/igmp.c,
+// igmp_group_dropped, net/ipv6/mcast.c, igmp6_leave_group). "all" is also of the interfaces that
+// modules of tunnels add to each namespace. A kernel without IPv6 has none of the latter.
+func leaveQuietly(b *program.Builder) {
+	b.WriteFile(program.AtCWD, "/proc/sys/net/ipv4/conf/all/force_igmp_version", "1")
+	if _, err := os.Stat("/proc/sys/net/ipv6/conf/all/force_mld_version"); err == nil {
+		b.WriteFile(program.AtCWD, "/proc/sys/net/ipv6/conf/all/force_mld_version", "1")
 	}
 }
 
-// TryNetwork makes a network namespace as TakeNetwork has them made, and gives it up.
+// fastOpen makes a socket, and has the kernel make the key for TCP fast open, which else is made
+// when somebody first asks for it, and then is in a sysctl.
+func fastOpen(b *program.Builder) program.Slot {
+	tcp := b.CallTo("socket", unix.SYS_SOCKET, program.Int(unix.AF_INET, "AF_INET"), program.Int(unix.SOCK_STREAM|unix.SOCK_CLOEXEC, "SOCK_STREAM|SOCK_CLOEXEC"), program.Int(0))
+	b.Call("setsockopt", unix.SYS_SETSOCKOPT, program.Use(tcp), program.Int(unix.IPPROTO_TCP, "IPPROTO_TCP"), program.Int(unix.TCP_FASTOPEN, "TCP_FASTOPEN"), b.Bytes([]byte{1, 0, 0, 0}, "1"), program.Int(4))
+	return tcp
+}
+
+func openIn(b *program.Builder, path string, flags int) program.Slot {
+	return b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str(path), program.Int(flags|unix.O_CLOEXEC), program.Int(0))
+}
+
+// TryNetwork makes a network namespace as TakeNetwork has them made, looks at it as Give does, and
+// gives it up.
 func (c *Cell) TryNetwork() error {
 	n, err := c.networks.make()
-	if err == nil {
-		n.close()
+	if err != nil {
+		return err
 	}
-	return err
+	defer n.close()
+	return n.becomesNew()
 }
 
 // PingGroups returns the groups that may send echo requests from the namespace, as the cell sees
@@ -183,43 +181,37 @@ func (c *Cell) PingGroups() string {
 	return fmt.Sprintf("%d %d", low.inside, min(high.inside+high.size-1, math.MaxInt32))
 }
 
-func (s *networks) open(proc string, flush *os.File) (n *Network, err error) {
-	n = &Network{of: s, flush: flush, buffer: make([]byte, maxCounters)}
+// begin reads the counters of the namespace, which is new.
+func (n *Network) begin() error {
 	longest := 0
-	defer func() {
-		if err != nil {
-			n.close()
-		}
-	}()
-	if n.ns, err = os.Open(proc + "/ns/net"); err != nil {
-		return n, err
-	}
+	n.buffer = make([]byte, maxCounters)
 	for i, name := range counters {
-		n.counts[i], err = os.Open(proc + "/net/" + name)
-		// CONFIG_IP_FIB_TRIE_STATS
-		if errors.Is(err, fs.ErrNotExist) && name == "fib_triestat" {
-			continue
-		}
-		if err != nil {
-			return n, err
-		}
 		now, err := n.read(i)
 		if err != nil {
-			return n, fmt.Errorf("%s: %w", name, err)
+			return fmt.Errorf("%s: %w", name, err)
 		}
 		n.born[i] = bytes.Clone(now)
 		longest = max(longest, len(now))
 	}
 	n.buffer = make([]byte, longest+1024) // sockstat has more than what is compared of it
-	return n, nil
+	return nil
+}
+
+// Open opens the namespace's own file, of nsfs. While nobody has one, the kernel has no inode for
+// it, and makes another for the next who opens it: so what a run does to its inode, such as to lock
+// it, no later run finds. It takes CAP_NET_ADMIN in the cell's user namespace, which the owner of
+// that has: net/socket.c, SIOCGSKNS, user_namespaces(7).
+func (n *Network) Open() (*os.File, error) {
+	fd, err := unix.IoctlRetInt(int(n.socket.Fd()), unix.SIOCGSKNS)
+	if err != nil {
+		return nil, os.NewSyscallError("ioctl SIOCGSKNS", err)
+	}
+	return os.NewFile(uintptr(fd), "network namespace"), nil
 }
 
 // read reads a file of counters from its beginning, which makes the kernel write it anew. The next
 // call overwrites what it returns.
 func (n *Network) read(i int) ([]byte, error) {
-	if n.counts[i] == nil {
-		return nil, nil
-	}
 	for at := 0; at < len(n.buffer); {
 		k, err := n.counts[i].ReadAt(n.buffer[at:], int64(at))
 		at += k
@@ -270,33 +262,49 @@ func (n *Network) Watch(pid int) {
 
 // Give takes the namespace back of a run that has ended, or was not begun. It may wait.
 func (n *Network) Give() {
-	for _, d := range settle {
-		time.Sleep(d)
-		if n.isAsNew() && n.forgetRoutes() == nil {
-			n.of.give(n)
-			return
-		}
+	if err := n.becomesNew(); err != nil {
+		slog.Debug("sandbox: a network namespace does not serve again", "error", err)
+		n.of.drop(n)
+		return
 	}
-	n.of.drop(n)
+	n.of.give(n)
 }
 
-// isAsNew reports whether all counters are what they were when it was new, and whether nobody has a
-// file of the run's /proc any more, which would go on showing the counters.
-func (n *Network) isAsNew() bool {
-	n.of.mu.Lock()
-	n.of.procs.read()
-	held := n.held
-	n.of.mu.Unlock()
-	if held {
-		return false
-	}
-	for i := range counters {
-		now, err := n.read(i)
-		if err != nil || !bytes.Equal(now, n.born[i]) {
-			return false
+func (n *Network) becomesNew() (err error) {
+	for _, d := range settle {
+		time.Sleep(d)
+		if err = n.isAsNew(); err == nil {
+			return nil
 		}
 	}
-	return true
+	return err
+}
+
+// isAsNew returns an error unless all counters are what they were when it was new, nobody has a
+// file of it or of the run's /proc any more, which would go on showing the counters, and what is
+// not counted is forgotten.
+func (n *Network) isAsNew() error {
+	if n.isHeld() {
+		return errors.New("somebody has a file of the run's /proc")
+	}
+	for i, name := range counters {
+		if now, err := n.read(i); err != nil || !bytes.Equal(now, n.born[i]) {
+			return errors.Join(fmt.Errorf("/proc/net/%s is not what it was", name), err)
+		}
+	}
+	if err := n.forgetRoutes(); err != nil {
+		return err
+	}
+	n.of.mu.Lock()
+	defer n.of.mu.Unlock()
+	return n.of.procs.opened(n.Open)
+}
+
+func (n *Network) isHeld() bool {
+	n.of.mu.Lock()
+	defer n.of.mu.Unlock()
+	n.of.procs.read()
+	return n.held
 }
 
 // forgetRoutes has the kernel forget the routes of IPv4 that somebody looked up, which nothing
@@ -329,7 +337,7 @@ func (s *networks) drop(n *Network) {
 }
 
 func (n *Network) close() {
-	for _, f := range append(n.counts[:], n.ns, n.flush) {
+	for _, f := range append(n.counts[:], n.socket, n.flush) {
 		if f != nil {
 			f.Close()
 		}

@@ -76,11 +76,3 @@ func receiveFiles(socket, want int) ([]*os.File, error) {
 	}
 	return files, nil
 }
-
-// Namespace returns the network's namespace, nil for none.
-func (n *Network) Namespace() *os.File {
-	if n == nil {
-		return nil
-	}
-	return n.ns
-}

@@ -166,7 +166,12 @@ func (r *clone) spawn() (err error) {
 	if err != nil {
 		return err
 	}
-	r.conn, err = r.cell.Spawn(r.program, r.block, template, r.namespace(), descriptors(trees))
+	ns, done, err := r.namespace()
+	if err != nil {
+		return err
+	}
+	defer done()
+	r.conn, err = r.cell.Spawn(r.program, r.block, template, ns, descriptors(trees))
 	if err != nil && !errors.Is(err, cell.ErrLost) {
 		err = &fault.SetupError{Stage: "clone", Err: err}
 	}

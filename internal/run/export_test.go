@@ -19,6 +19,9 @@ func (s *Sandbox) Shares(o *Sandbox) (plans, command, prepared bool) {
 // Prepares reports whether runs are prepared.
 func (s *Sandbox) Prepares() bool { return s.prepared != nil }
 
+// Networks returns how many private networks the engine knows.
+func (e *Engine) Networks() int { return len(e.networks.list()) }
+
 // BeIdle makes the time of prepared runs run out.
 func (s *Sandbox) BeIdle() { s.prepared.idle.Reset(0) }
 

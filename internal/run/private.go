@@ -26,6 +26,11 @@ func (r *clone) joinNetwork() (err error) {
 		return nil
 	}
 	r.engine.networks.add(n)
+	defer func() {
+		if n.Closed() { // maybe before it was added
+			r.engine.networks.remove(n)
+		}
+	}()
 	var wrong *fault.OptionError
 	if r.member, err = n.Join(r.cell, m, r.spec.Namespaces.Hostname); err != nil && !errors.Is(err, cell.ErrLost) && !errors.As(err, &wrong) {
 		return &fault.SetupError{Stage: "private network", Err: err, Hint: hint.Private(err)}
@@ -57,11 +62,17 @@ func (r *Run) publish() error {
 func (r *Run) Published() []netip.AddrPort { return r.published }
 
 // namespace returns the network namespace that the run begins in, nil for one of its own making.
-func (r *clone) namespace() *os.File {
-	if r.member != nil {
-		return r.member.Namespace()
+func (r *clone) namespace() (ns *os.File, done func(), err error) {
+	switch {
+	case r.member != nil:
+		return r.member.Namespace(), func() {}, nil
+	case r.network != nil:
+		if ns, err = r.network.Open(); err != nil {
+			return nil, nil, &fault.SetupError{Stage: "network namespace", Err: err}
+		}
+		return ns, func() { ns.Close() }, nil
 	}
-	return r.network.Namespace()
+	return nil, func() {}, nil
 }
 
 // leaveNetwork takes the run from its private network.

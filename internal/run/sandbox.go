@@ -90,8 +90,10 @@ func (s *Sandbox) Explain() (string, error) {
 		return "", err
 	}
 	text := p.Explain(command, hostIDs)
-	if keepsNetwork(&s.Spec) {
+	if kept, why := keepsNetwork(&s.Spec); kept {
 		text += "## if a network namespace of the cell is as it was when it was new: in that, without the calls for one\n"
+	} else if why != "" {
+		text += "## in a network namespace that no run was in before: " + why + "\n"
 	}
 	if private {
 		text += "## in the network namespace of its place on the private network\n"
@@ -169,7 +171,7 @@ func (s *Sandbox) recipe(in *cell.Cell) (from recipe, err error) {
 	if from.plan, err = s.plans.plan(m, s.Spec, shape); err != nil {
 		return from, err
 	}
-	if keepsNetwork(&s.Spec) {
+	if kept, _ := keepsNetwork(&s.Spec); kept {
 		shape.InNetwork = true
 		kept, err := s.plans.plan(m, s.Spec, shape)
 		if err != nil {
@@ -183,10 +185,25 @@ func (s *Sandbox) recipe(in *cell.Cell) (from recipe, err error) {
 
 // keepsNetwork reports whether a run may begin in a network namespace that another was in before,
 // and leave it to a later one: if nothing of it can have a right to the namespace, make another
-// proc file system that shows it, or open a socket that is not counted.
-func keepsNetwork(c *spec.Spec) bool {
+// proc file system that shows it, or open a socket that is not counted. If a new one is made in its
+// place, why names the option that is the reason.
+func keepsNetwork(c *spec.Spec) (kept bool, why string) {
 	s := &c.Security
-	return c.Namespaces.Network == spec.NetworkNone && !c.Namespaces.HostIDs && len(s.Capabilities) == 0 && s.Seccomp == nil && !s.NoSeccomp
+	switch {
+	case c.Namespaces.Network == spec.NetworkNew:
+		return false, "WithNetwork(NetworkNew) asks for one"
+	case c.Namespaces.Network != spec.NetworkNone:
+		return false, ""
+	case c.Namespaces.HostIDs:
+		return false, "with WithoutUserNamespace the run's ids may have rights over it"
+	case len(s.Capabilities) > 0:
+		return false, "WithCapabilities may let the run change it"
+	case s.Seccomp != nil:
+		return false, "WithSeccomp may let the run use it in a way that is not noticed"
+	case s.NoSeccomp:
+		return false, "WithoutSeccomp lets the run use it in a way that is not noticed"
+	}
+	return true, ""
 }
 
 // Parts returns the parts of the root that keep changes of their own.

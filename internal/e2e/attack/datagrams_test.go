@@ -3,9 +3,7 @@
 package attack
 
 import (
-	"bufio"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -39,7 +37,8 @@ func sendAll(to []string) error {
 	}
 }
 
-// manySockets sends from 300 sockets to the addresses, in turn, as fast as it can.
+// manySockets sends from 300 sockets to the addresses, in turn, as fast as it can. It says when it
+// is at it, and had an answer.
 func manySockets(to []string) error {
 	var sockets []net.Conn
 	for i := range 300 {
@@ -54,6 +53,10 @@ func manySockets(to []string) error {
 			_, _ = conn.Write(make([]byte, 100))
 		}
 		if i == 20 {
+			_ = sockets[0].SetReadDeadline(time.Now().Add(20 * time.Second))
+			if _, err := sockets[0].Read(make([]byte, 1)); err != nil {
+				return err
+			}
 			fmt.Println("at it")
 		}
 	}
@@ -201,6 +204,7 @@ func TestAttackRootlessPrivateDatagramBroadcast(t *testing.T) {
 
 // Datagrams that lead out are the sender's, whatever their source says.
 func TestAttackRootlessPrivateDatagramSpoof(t *testing.T) {
+	requireSpoofs(t)
 	server := serveDatagrams(t, "udp", "127.0.0.1:0")
 	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
 	told := make(chan sandbox.Conn, 100)
@@ -224,6 +228,7 @@ func TestAttackRootlessPrivateDatagramSpoof(t *testing.T) {
 
 // What is refused at a port that no option lists is told as the sender's, whatever its source says.
 func TestAttackRootlessPrivateUnlistedSpoof(t *testing.T) {
+	requireSpoofs(t)
 	var mu sync.Mutex
 	told := map[string]int{}
 	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", 80), sandbox.NetworkObserver(func(c sandbox.Conn) {
@@ -250,10 +255,7 @@ func TestAttackRootlessPrivateDatagramFlood(t *testing.T) {
 	require.NoError(t, err)
 	defer n.Close()
 	flood := func(network sandbox.Network, to ...string) *sandbox.Process {
-		r, w := io.Pipe()
-		p := runs.Start(t, runs.Helper("private-sockets", to...).With(sandbox.WithNetwork(network), sandbox.WithStdout(w)))
-		_, err := bufio.NewReader(r).ReadString('\n')
-		require.NoError(t, err)
+		p, _ := started(t, runs.Helper("private-sockets", to...).With(sandbox.WithNetwork(network)))
 		return p
 	}
 	control := flood(sandbox.NetworkHost, to("127.0.0.1"))
@@ -285,10 +287,7 @@ func TestAttackRootlessPrivateCableFlood(t *testing.T) {
 	defer cell.Close()
 	answering(t, n.As("sink"))
 	answering(t, n.As("db"))
-	r, w := io.Pipe()
-	attacker := runs.Start(t, runs.Helper("private-sockets", runs.OverEach("udp", "sink:99")...).With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithStdout(w), sandbox.WithCell(cell)))
-	_, err = bufio.NewReader(r).ReadString('\n')
-	require.NoError(t, err)
+	attacker, _ := started(t, runs.Helper("private-sockets", runs.OverEach("udp", "sink:99")...).With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithCell(cell)))
 	for _, at := range runs.OverEach("udp", "db:99") {
 		ask := runs.Helper("private-answered", at).With(sandbox.WithNetwork(n.As("client")), sandbox.WithCell(cell))
 		require.Equal(t, "answered", runs.Output(t, ask), at)

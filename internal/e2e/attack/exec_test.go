@@ -369,7 +369,7 @@ func TestAttackRootlessExecNetwork(t *testing.T) {
 			t.Cleanup(func() { f.Close() })
 		}
 	}()
-	require.False(t, again("network-hand-on", "/proc/net/dev", "/srv/accomplice"))
+	require.False(t, again("network-hand-on", "open", "/proc/net/dev", "/srv/accomplice"))
 }
 
 // A run whose user has its /dev can't make the host take something else for a terminal, or wait.

@@ -62,15 +62,17 @@ func end(p *sandbox.Process) {
 	_, _ = p.Wait()
 }
 
-// resets opens connections and resets them at once, without an end.
+// resets opens connections and resets them at once, without an end. It says when it had 500.
 func resets(args []string) error {
 	network, at := runs.Over("tcp", args[0])
-	for i := 0; ; i++ {
-		if conn, err := net.Dial(network, at); err == nil {
-			_ = conn.(*net.TCPConn).SetLinger(0)
-			conn.Close()
+	for had := 0; ; {
+		conn, err := net.Dial(network, at)
+		if err != nil {
+			continue
 		}
-		if i == 500 {
+		_ = conn.(*net.TCPConn).SetLinger(0)
+		conn.Close()
+		if had++; had == 500 {
 			fmt.Println("at it")
 		}
 	}

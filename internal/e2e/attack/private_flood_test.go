@@ -70,6 +70,8 @@ func TestAttackRootlessPrivateFlood(t *testing.T) {
 	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()), sandbox.MaxConns(20))
 	require.NoError(t, err)
 	defer n.Close()
+	control := runs.Helper("private-flood", fmt.Sprintf("127.0.0.1:%d", port)).With(sandbox.WithNetwork(sandbox.NetworkHost))
+	require.Equal(t, "200", runs.Output(t, control), "the control")
 	s := runs.Helper("private-flood", runs.OverEach("tcp", fmt.Sprintf("one.test:%d", port))...).With(sandbox.WithNetwork(n.As("attacker")))
 	got := make(chan string)
 	for range 2 {
@@ -82,7 +84,8 @@ func TestAttackRootlessPrivateFlood(t *testing.T) {
 	require.Equal(t, "20<nil>", <-got)
 }
 
-// noise sends the resolver, at each of its addresses, what is no question, over UDP and TCP.
+// noise sends the resolver, at each of its addresses, what is no question, over UDP and TCP. Then
+// it asks for many names, and prints the address that it got for the last.
 func noise(at []string) error {
 	udp, err := net.Dial("udp", at[0])
 	if err != nil {
@@ -107,7 +110,7 @@ func noise(at []string) error {
 		_, _ = net.DefaultResolver.LookupHost(ctx, fmt.Sprintf("x%d.wild.test", i))
 		cancel()
 	}
-	fmt.Println("done")
+	fmt.Println(net.DefaultResolver.LookupNetIP(context.Background(), "ip4", "last.wild.test"))
 	time.Sleep(time.Hour) // not select: without cgo, Go ends a program that waits for nothing
 	return nil
 }
@@ -134,8 +137,10 @@ func TestAttackRootlessPrivateNoise(t *testing.T) {
 	p := runs.Start(t, runs.Helper("private-noise", resolvers()...).With(sandbox.WithNetwork(n.As("attacker")), sandbox.WithStdout(w)))
 	ask := runs.Helper("private-ask", "a.wild.test").With(sandbox.WithNetwork(n.As("client")))
 	require.Equal(t, "[198.19.0.1] <nil>", runs.Output(t, ask))
-	_, err = bufio.NewReader(r).ReadString('\n')
+	line, err := bufio.NewReader(r).ReadString('\n')
 	require.NoError(t, err)
+	require.Regexp(t, `^\[198\.19\.\d+\.\d+\] <nil>`, line)
+	require.NotContains(t, line, "[198.19.0.1]", "the control: the resolver has had questions before")
 	require.Equal(t, "[198.19.0.1] <nil>", runs.Output(t, ask))
 	require.NoError(t, p.Kill())
 	_, _ = p.Wait()

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,7 +47,14 @@ func hear([]string) error {
 	}
 }
 
-// spoof speaks to the victim as other addresses: its neighbour's, the gate's, one of the internet.
+// spoofed are the addresses that a spoofer speaks as, besides its neighbour's: the gateway's, one
+// that stands for a name, one of the internet.
+var (
+	spoofed  = []string{"198.18.0.1", "198.19.0.1", "8.8.8.8"}
+	spoofed6 = []string{"fde0:6be0:7e22::c612:1", "fde0:6be0:7e22::c613:0", "fde0:6be0:7e22::c613:1", "2001:4860:4860::8888", "fe80::1"}
+)
+
+// spoof speaks to the victim as other addresses.
 // Then it says the last word in its own.
 func spoof(args []string) error {
 	at := "victim:99"
@@ -62,13 +70,15 @@ func spoof(args []string) error {
 		return err
 	}
 	to := &unix.SockaddrInet4{Port: victim.Port, Addr: [4]byte(victim.IP.To4())}
-	for _, as := range []string{other[0], "198.18.0.1", "198.19.0.1", "8.8.8.8"} {
+	for _, as := range append([]string{other[0]}, spoofed...) {
 		s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 		if err != nil {
 			return err
 		}
 		source := netip.MustParseAddr(as).As4()
+		// Without the last, it can bind another's address, and the kernel sends nothing.
 		_ = unix.SetsockoptInt(s, unix.SOL_IP, unix.IP_FREEBIND, 1)
+		_ = unix.SetsockoptInt(s, unix.SOL_IP, unix.IP_TRANSPARENT, 1)
 		_ = unix.Bind(s, &unix.SockaddrInet4{Addr: source})
 		_ = unix.Sendto(s, []byte("as "+as), 0, to)
 		pktinfo := unix.Inet4Pktinfo{Spec_dst: source}
@@ -98,7 +108,7 @@ func spoof6(at string) {
 		conn.Close()
 	}
 	time.Sleep(100 * time.Millisecond)
-	sources := []string{"fde0:6be0:7e22::c612:1", "fde0:6be0:7e22::c613:0", "fde0:6be0:7e22::c613:1", "2001:4860:4860::8888", "fe80::1"}
+	sources := slices.Clone(spoofed6)
 	if other, err := net.ResolveIPAddr("ip6", "neighbour"); err == nil {
 		sources = append(sources, other.String())
 	}
@@ -124,8 +134,27 @@ func spoof6(at string) {
 	}
 }
 
+// requireSpoofs fails unless what spoof sends on a plain link is heard as from others.
+func requireSpoofs(t *testing.T) {
+	var want, heard []string
+	others := append([]string{"198.18.0.4"}, spoofed...)
+	if runs.HasIPv6() {
+		others = append(append(others, "fde0:6be0:7e22::c612:4"), spoofed6...)
+	}
+	for _, other := range others {
+		want = append(want, other+" as "+other)
+	}
+	for control := onPlainLink(t, "private-hear", "private-spoof"); control.Scan(); {
+		from, word, _ := strings.Cut(control.Text(), " ")
+		from, _, _ = strings.Cut(from, "%")
+		heard = append(heard, from+" "+word)
+	}
+	require.Subset(t, heard, want, "the control")
+}
+
 // One run can't speak as another, of its own cell or another one.
 func TestAttackRootlessPrivateSpoof(t *testing.T) {
+	requireSpoofs(t)
 	other, err := sandbox.NewCell()
 	require.NoError(t, err)
 	defer other.Close()

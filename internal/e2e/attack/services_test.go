@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -77,8 +78,12 @@ func fetch(args []string) error {
 func started(t *testing.T, s *sandbox.Sandbox) (*sandbox.Process, *bufio.Scanner) {
 	r, w := io.Pipe()
 	p := runs.Start(t, s.With(sandbox.WithStdout(w)))
+	go func() {
+		_, _ = p.Wait()
+		w.Close()
+	}()
 	lines := bufio.NewScanner(r)
-	require.True(t, lines.Scan())
+	require.True(t, lines.Scan(), "it has ended without a word")
 	return p, lines
 }
 
@@ -118,17 +123,21 @@ func TestAttackRootlessPrivateSteal(t *testing.T) {
 	}
 }
 
-// hearGroup prints what comes to a multicast group and by broadcast, until the last word.
+// hearGroup prints what comes to multicast groups and by broadcast, until the last word.
 func hearGroup([]string) error {
 	udp, err := net.ListenMulticastUDP("udp4", nil, &net.UDPAddr{IP: net.IPv4(224, 0, 0, 251), Port: 99})
 	if err != nil {
 		return err
 	}
-	if udp6, err := net.ListenMulticastUDP("udp6", nil, &net.UDPAddr{IP: net.ParseIP("ff02::fb"), Port: 99}); err == nil {
+	for _, group := range []string{"ff02::fb", "ff05::fb", "ff0e::fb"} {
+		udp6, err := net.ListenMulticastUDP("udp6", nil, &net.UDPAddr{IP: net.ParseIP(group), Port: 99})
+		if err != nil {
+			continue // no IPv6
+		}
 		go func() {
 			b := make([]byte, 100)
 			for n, _, err := udp6.ReadFrom(b); err == nil; n, _, err = udp6.ReadFrom(b) {
-				fmt.Println("IPv6:", string(b[:n]))
+				fmt.Println(string(b[:n]))
 			}
 		}()
 	}
@@ -145,23 +154,33 @@ func hearGroup([]string) error {
 	}
 }
 
-// shout sends to everybody at once, also by raw sockets, and then the last word to the victim.
+// everybody is the addresses that shout sends to.
+var (
+	everybody  = []string{"224.0.0.251", "224.0.0.1", "255.255.255.255", "198.18.255.255", "198.19.255.255"}
+	everybody6 = []string{"ff02::fb%eth0", "ff02::1%eth0", "ff05::fb", "ff0e::fb"}
+)
+
+// shout sends each of these addresses to it, also by raw sockets, and then the last word to the
+// victim.
 func shout([]string) error {
-	for _, to := range [][4]byte{{224, 0, 0, 251}, {224, 0, 0, 1}, {255, 255, 255, 255}, {198, 18, 255, 255}, {198, 19, 255, 255}} {
+	for _, all := range everybody {
+		to := &unix.SockaddrInet4{Port: 99, Addr: netip.MustParseAddr(all).As4()}
 		s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
 		if err != nil {
 			return err
 		}
 		_ = unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
 		_ = unix.SetsockoptInt(s, unix.SOL_IP, unix.IP_MULTICAST_TTL, 255)
-		_ = unix.Sendto(s, []byte("shouted"), 0, &unix.SockaddrInet4{Port: 99, Addr: to})
+		_ = unix.Sendto(s, []byte(all), 0, to)
 		if raw, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_UDP); err == nil {
-			_ = unix.Sendto(raw, []byte{0, 99, 0, 99, 0, 11, 0, 0, 'r', 'a', 'w'}, 0, &unix.SockaddrInet4{Addr: to})
+			word := "raw " + all
+			_ = unix.SetsockoptInt(raw, unix.SOL_SOCKET, unix.SO_BROADCAST, 1)
+			_ = unix.Sendto(raw, append([]byte{0, 99, 0, 99, 0, byte(8 + len(word)), 0, 0}, word...), 0, &unix.SockaddrInet4{Addr: to.Addr})
 		}
 	}
-	for _, to := range []string{"[ff02::fb%eth0]:99", "[ff02::1%eth0]:99", "[ff05::fb]:99", "[ff0e::fb]:99"} {
-		if conn, err := net.Dial("udp6", to); err == nil {
-			fmt.Fprint(conn, "shouted")
+	for _, all := range everybody6 {
+		if conn, err := net.Dial("udp6", net.JoinHostPort(all, "99")); err == nil {
+			fmt.Fprint(conn, all)
 		}
 	}
 	conn, err := net.Dial("udp4", "victim:99")
@@ -175,6 +194,18 @@ func shout([]string) error {
 
 // What a run sends to all reaches none, whatever it may do in a namespace of its own.
 func TestAttackRootlessPrivateShout(t *testing.T) {
+	var want, heard []string
+	for _, all := range everybody {
+		want = append(want, all, "raw "+all)
+	}
+	if runs.HasIPv6() {
+		want = append(want, everybody6...)
+	}
+	for control := onPlainLink(t, "private-group", "private-shout"); control.Scan(); {
+		heard = append(heard, control.Text())
+	}
+	require.Subset(t, heard, append(want, "last"), "the control")
+
 	n, err := sandbox.NewNetwork()
 	require.NoError(t, err)
 	defer n.Close()
