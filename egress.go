@@ -4,7 +4,9 @@ import "github.com/cellkit/sandbox/internal/gateway"
 
 // AllowHost lets runs connect to the ports of a host by its name: numbers, which are of TCP, or
 // TCP(443), UDP(443). "*.example.org" are all names below example.org, without that itself, and "*"
-// all names. The network's own resolver answers for names that are listed, and says of all others
+// all names, but neither is for those of runs: names without a dot, also with ".internal" after
+// them, and Aliases. So "*.internal" is for a.b.internal and not for a.internal, which AllowHost
+// takes by itself. The network's resolver answers for names that are listed, and says of all others
 // that they don't exist, without asking anybody. What it answers is an address that stands for the
 // name in this run: when the run connects to it, this process looks the name up and connects. It
 // does not connect to addresses that are not the internet's (private, loopback and link-local ones,
@@ -81,8 +83,8 @@ func Ping() Ports { return Ports{gateway.Ports{Ping: true}} }
 
 // Bandwidth limits what the runs of the network send to the outside and get from there, by TCP and
 // UDP and also through WithPublish, to so many bytes per second each way, for all of them together
-// and within a tenth. Their connections take turns. Not limited is what runs send each other, which
-// the kernel forwards. 0 is no limit, the default.
+// and within a tenth. Their connections take turns, and leave half to datagrams, if there are such.
+// Not limited is what runs send each other, which the kernel forwards. 0 is no limit, the default.
 func Bandwidth(bytesPerSecond int64) NetworkOption {
 	return func(c *gateway.Config) { c.Bandwidth = bytesPerSecond }
 }

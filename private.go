@@ -34,8 +34,8 @@ func NewNetwork(opts ...NetworkOption) (*PrivateNetwork, error) {
 // from its start to its end, at an address of its own, and may use all of its ports, as it may use
 // theirs. If several runs have the same name, it leads to all of them. Aliases adds names, and
 // Reaches limits which others it reaches. The run finds itself, by its name and by that of
-// WithHostname, at the same address. They may be of several cells; what those send each other
-// passes through this process.
+// WithHostname, unless others have that, which it may reach, at the same address. They may be of
+// several cells; what those send each other passes through this process.
 func (n *PrivateNetwork) As(name string, opts ...PlaceOption) Network {
 	m := spec.Member{Name: name}
 	if n != nil && n.is != nil {
@@ -80,11 +80,11 @@ func NetworkResolver(r *net.Resolver) NetworkOption {
 
 // NetworkObserver calls f for each connection of a run through the network when that is over or was
 // refused, and once in a run for each name that it was refused, and for each destination at a port
-// that no option lists, which the kernel refuses; 4096 of these at most. Of connections over
-// MaxConns those are left out that come while another is being told. It is called by several
-// goroutines at a time, each of which waits for it. It must not call this package, which may wait
-// for it as well. It takes a kernel with packet sockets (CONFIG_PACKET), as distributions have it,
-// and CAP_NET_RAW where there is no user namespace.
+// that no option lists, which the kernel refuses; 4096 of each at most in six minutes. Of
+// connections over MaxConns those are left out that come while another is being told. It is called
+// by several goroutines at a time, each of which waits for it. It must not call this package, which
+// may wait for it as well. It takes a kernel with packet sockets (CONFIG_PACKET), as distributions
+// have it, and CAP_NET_RAW where there is no user namespace.
 func NetworkObserver(f func(Conn)) NetworkOption {
 	return func(c *gateway.Config) {
 		if c.Observe = nil; f == nil {

@@ -51,7 +51,9 @@ func Reaches(names ...string) PlaceOption {
 
 // Aliases adds names by which other runs of the network find the run, besides that of As: 1 to 253
 // of a-z, 0-9, -, _ and dots; another one is an *OptionError of the run. If several runs have the
-// same name, it leads to all of them. Reaches does not know aliases. Default: none.
+// same name, it leads to all of them. Reaches does not know aliases. Those with a dot stay names of
+// runs, which no pattern of AllowHost lets out, until the network is closed: the latest 4096 of
+// those that no run has any more. Default: none.
 func Aliases(names ...string) PlaceOption {
 	return func(m *spec.Member) {
 		for _, name := range names {

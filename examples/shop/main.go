@@ -26,20 +26,29 @@ type shop struct {
 	url             string
 }
 
-func open(ctx context.Context) (s *shop, err error) {
-	s = &shop{}
-	if s.net, err = sandbox.NewNetwork(); err != nil {
+// open starts the services, of which web is published at an address.
+func open(ctx context.Context, at string) (*shop, error) {
+	n, err := sandbox.NewNetwork()
+	if err != nil {
 		return nil, err
 	}
+	s := &shop{net: n}
+	if err := s.start(ctx, at); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func (s *shop) start(ctx context.Context, at string) (err error) {
 	redis := sandbox.WithCommand("redis-server", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--dir", "/tmp", "--daemonize", "no")
 	if s.db, err = sandbox.New(redis, sandbox.WithMemory(256*sandbox.MiB), sandbox.WithNetwork(s.net.As("db", sandbox.Reaches()))).Start(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	if s.web, err = own("web", sandbox.WithNetwork(s.net.As("web", sandbox.Reaches("db"))), sandbox.WithPublish("127.0.0.1:0", 80)).Start(ctx); err != nil {
-		return nil, err
+	if s.web, err = own("web", sandbox.WithNetwork(s.net.As("web", sandbox.Reaches("db"))), sandbox.WithPublish(at, 80)).Start(ctx); err != nil {
+		return err
 	}
 	s.url = "http://" + s.web.Published()[0].String()
-	return s, s.hire(ctx)
+	return s.hire(ctx)
 }
 
 // hire starts a worker.
@@ -137,8 +146,10 @@ func (s *shop) sell(ctx context.Context, orders, clients int) (rate float64, err
 // close ends what has started.
 func (s *shop) close() error {
 	for _, p := range []*sandbox.Process{s.web, s.worker, s.db} {
-		_ = p.Kill()
-		_, _ = p.Wait()
+		if p != nil {
+			_ = p.Kill()
+			_, _ = p.Wait()
+		}
 	}
 	return s.net.Close()
 }
@@ -149,10 +160,11 @@ func main() {
 	}
 	orders := flag.Int("orders", 2000, "how many to send")
 	clients := flag.Int("clients", 20, "how many to send at a time")
+	at := flag.String("at", "127.0.0.1:0", "the address to publish it at")
 	flag.Parse()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	s, err := open(ctx)
+	s, err := open(ctx, *at)
 	if err != nil {
 		log.Fatal(err)
 	}

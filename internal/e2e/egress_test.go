@@ -170,8 +170,7 @@ func TestRootlessPrivateUnlisted(t *testing.T) {
 	require.ElementsMatch(t, want, told)
 }
 
-// Both ways at once, for one run and for several together. That it is not slower than it should be
-// is a matter of how loaded the machine is: TestBuckets.
+// Both ways at once, for one run and for several together, from the first byte on.
 func TestRootlessPrivateBandwidth(t *testing.T) {
 	t.Parallel()
 	port := echoServer(t, "127.0.0.1", "one")

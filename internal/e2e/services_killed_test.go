@@ -5,6 +5,8 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -33,14 +35,16 @@ func init() {
 }
 
 // pumpHost is a host process whose run sends as much as it can, to a server and to who connects to
-// it. It prints the run's pid and the addresses at which it is published; when the run has ended,
-// why, and what another run on the network does.
+// it, and datagrams. It prints the run's pid and the addresses at which it is published, that for
+// datagrams first; when the run has ended, why, and what another run on the network does.
 func pumpHost(args []string) error {
-	port, err := strconv.Atoi(args[2])
-	if err != nil {
+	tcp, err := strconv.Atoi(args[2])
+	udp, udpErr := strconv.Atoi(args[3])
+	if err := errors.Join(err, udpErr); err != nil {
 		return err
 	}
-	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(testkit.ResolverAt(args[1])))
+	ports := []sandbox.Ports{sandbox.TCP(tcp), sandbox.UDP(udp)}
+	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", ports...), sandbox.AllowCIDR("127.0.0.1", ports...), sandbox.NetworkResolver(testkit.ResolverAt(args[1])))
 	if err != nil {
 		return err
 	}
@@ -49,12 +53,13 @@ func pumpHost(args []string) error {
 	for _, local := range testkit.Loopbacks() {
 		opts = append(opts, sandbox.WithPublish(net.JoinHostPort(local, "0"), 80))
 	}
-	p, err := runs.Helper("pump", append([]string{args[0]}, runs.OverEach("tcp", at("one.test", port))...)...).With(opts...).Start(context.Background())
+	to := append(runs.OverEach("tcp", at("one.test", tcp)), runs.OverEach("udp", at("one.test", udp))...)
+	p, err := runs.Helper("pump", append([]string{args[0]}, to...)...).With(opts...).Start(context.Background())
 	if err != nil {
 		return err
 	}
 	fmt.Print(p.PID())
-	for _, at := range p.Published()[1:] {
+	for _, at := range p.Published() {
 		fmt.Print(" ", at)
 	}
 	fmt.Println()
@@ -65,22 +70,38 @@ func pumpHost(args []string) error {
 	return n.Close()
 }
 
-// pump sends without an end, after a mark in its command line to all of the addresses.
+// pump sends without an end, after a mark in its command line to all of the addresses. It answers
+// datagrams. What it sends is stamps.
 func pump(args []string) error {
 	l, err := net.Listen("tcp", ":80")
 	if err != nil {
 		return err
 	}
+	asked, err := net.ListenPacket("udp", ":80")
+	if err != nil {
+		return err
+	}
+	go func() {
+		b := make([]byte, stampSize)
+		for _, from, err := asked.ReadFrom(b); err == nil; _, from, err = asked.ReadFrom(b) {
+			n, _ := stamps{}.Read(b)
+			_, _ = asked.WriteTo(b[:n], from)
+		}
+	}()
 	send := func(conn net.Conn) {
 		go func() { _, _ = io.Copy(io.Discard, conn) }()
-		_, _ = io.Copy(conn, zeros{})
+		_, _ = io.Copy(conn, stamps{})
 	}
 	for _, to := range args[1:] {
 		conn, err := runs.Dial("tcp", to)
 		if err != nil {
 			return err
 		}
-		go send(conn)
+		if strings.HasPrefix(to, "udp") {
+			go sendStamps(conn)
+		} else {
+			go send(conn)
+		}
 	}
 	for {
 		conn, err := l.Accept()
@@ -91,6 +112,59 @@ func pump(args []string) error {
 	}
 }
 
+const stampSize = 8
+
+// stamps has no end, and says everywhere when that was read.
+type stamps struct{}
+
+func (stamps) Read(b []byte) (n int, err error) {
+	now := uint64(time.Now().UnixNano())
+	for ; n+stampSize <= len(b); n += stampSize {
+		binary.BigEndian.PutUint64(b[n:], now)
+	}
+	return n, nil
+}
+
+// sendStamps sends one in each datagram, also where nobody listens, until the socket is closed.
+func sendStamps(conn net.Conn) {
+	b := make([]byte, stampSize)
+	for err := error(nil); !errors.Is(err, net.ErrClosed); time.Sleep(time.Millisecond) {
+		_, _ = stamps{}.Read(b)
+		_, err = conn.Write(b)
+	}
+}
+
+// newest is the latest of the stamps that came.
+type newest struct{ stamp atomic.Uint64 }
+
+// take takes stamps, of which the last may not be whole.
+func (n *newest) take(b []byte) {
+	for at := 0; at+stampSize <= len(b); at += stampSize {
+		n.stamp.Store(max(n.stamp.Load(), binary.BigEndian.Uint64(b[at:])))
+	}
+}
+
+// readAll takes those of a stream, and returns why that ends.
+func (n *newest) readAll(conn net.Conn) error {
+	for b := make([]byte, 64<<10); ; {
+		size, err := io.ReadFull(conn, b)
+		if n.take(b[:size]); err != nil {
+			return err
+		}
+	}
+}
+
+// read takes the stamps of datagrams, until the socket is closed.
+func (n *newest) read(udp net.PacketConn) {
+	for b := make([]byte, stampSize); ; {
+		size, _, err := udp.ReadFrom(b)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		n.take(b[:size])
+	}
+}
+
 type pumping struct {
 	host    *os.Process
 	run     int
@@ -98,9 +172,12 @@ type pumping struct {
 	streams []net.Conn // out of the run, over IPv4 and IPv6, and into it
 	opened  atomic.Int32
 	at      []string
+	udpAt   string // where it answers datagrams
+
+	sent, answered newest // in datagrams, by the run
 }
 
-// startPumping returns when data goes out of the run, and into it and back.
+// startPumping returns when data goes out of the run, and into it and back, by TCP and UDP.
 func startPumping(t *testing.T, mark string) *pumping {
 	var u pumping
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -117,8 +194,12 @@ func startPumping(t *testing.T, mark string) *pumping {
 			got <- conn
 		}
 	}()
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { udp.Close() })
+	go u.sent.read(udp)
 	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
-	host := testkit.HelperCommand(context.Background(), "pump", "host", mark, zone.Address(), fmt.Sprint(l.Addr().(*net.TCPAddr).Port))
+	host := testkit.HelperCommand(context.Background(), "pump", "host", mark, zone.Address(), fmt.Sprint(l.Addr().(*net.TCPAddr).Port), fmt.Sprint(udp.LocalAddr().(*net.UDPAddr).Port))
 	_, err = host.StdinPipe()
 	require.NoError(t, err)
 	out, err := host.StdoutPipe()
@@ -134,7 +215,7 @@ func startPumping(t *testing.T, mark string) *pumping {
 	u.at = strings.Fields(u.lines.Text())
 	u.run, err = strconv.Atoi(u.at[0])
 	require.NoError(t, err)
-	u.at = u.at[1:]
+	u.udpAt, u.at = u.at[1], u.at[2:]
 	for range runs.OverEach("tcp", "") {
 		u.streams = append(u.streams, <-got)
 	}
@@ -148,18 +229,40 @@ func startPumping(t *testing.T, mark string) *pumping {
 		_, err := io.CopyN(io.Discard, s, 10<<20)
 		require.NoError(t, err)
 	}
+	asks, err := net.Dial("udp", u.udpAt)
+	require.NoError(t, err)
+	t.Cleanup(func() { asks.Close() })
+	go sendStamps(asks)
+	go u.answered.read(asks.(net.PacketConn))
+	testkit.Eventually(t, "datagrams come", func() bool { return u.sent.stamp.Load() > 0 && u.answered.stamp.Load() > 0 })
 	return &u
 }
 
-// requireOver fails unless all streams end, and no others begin.
-func (u *pumping) requireOver(t *testing.T) {
+// requireOver fails unless all streams end, and no others begin, and what came by then is what the
+// run had sent before a time.
+func (u *pumping) requireOver(t *testing.T, before time.Time) {
 	t.Helper()
+	late := func(n *newest) time.Duration { return time.Unix(0, int64(n.stamp.Load())).Sub(before) }
 	for _, s := range u.streams {
 		require.NoError(t, s.SetReadDeadline(time.Now().Add(20*time.Second)))
-		_, err := io.Copy(io.Discard, s) // what was sent before
-		require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
+		var last newest
+		require.NotErrorIs(t, last.readAll(s), os.ErrDeadlineExceeded)
+		require.Negative(t, late(&last))
 		s.Close()
 	}
+	testkit.Eventually(t, "nobody takes datagrams", func() bool {
+		conn, err := net.Dial("udp", u.udpAt)
+		require.NoError(t, err)
+		defer conn.Close()
+		_, err = conn.Write(make([]byte, stampSize))
+		if err == nil {
+			_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+			_, err = conn.Read(make([]byte, stampSize))
+		}
+		return errors.Is(err, syscall.ECONNREFUSED)
+	})
+	require.Negative(t, late(&u.sent))
+	require.Negative(t, late(&u.answered))
 	for _, at := range u.at {
 		_, err := net.Dial("tcp", at)
 		require.ErrorIs(t, err, syscall.ECONNREFUSED)
@@ -193,8 +296,11 @@ func TestRootlessPrivateKilledHost(t *testing.T) {
 	u := startPumping(t, mark)
 	ns := netNamespace(u.run)
 	require.NoError(t, u.host.Kill())
-	u.requireOver(t)
+	_, err := u.host.Wait()
+	require.NoError(t, err)
+	killed := time.Now()
 	testkit.Eventually(t, "the run is gone", func() bool { return len(testkit.Running(mark)) == 0 })
+	u.requireOver(t, killed)
 	requireUnused(t, ns)
 }
 
@@ -207,7 +313,7 @@ func TestPrivateKilledCell(t *testing.T) {
 	ns := netNamespace(u.run)
 	require.NoError(t, syscall.Kill(initOf(t, u.run), syscall.SIGKILL))
 	require.True(t, u.lines.Scan())
-	u.requireOver(t)
+	u.requireOver(t, time.Now())
 	require.Contains(t, u.lines.Text(), "the cell is gone")
 	require.Contains(t, u.lines.Text(), " another <nil>", "the network goes on in another cell")
 	requireUnused(t, ns)

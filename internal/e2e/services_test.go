@@ -95,12 +95,12 @@ func printedIn(t *testing.T, p *sandbox.Process, helper string, args ...string) 
 }
 
 // A run with Reaches opens connections to those that it names, whenever they come, and answers all
-// that may open connections to it.
+// that may open connections to it. Whom it does not find is not looked for outside.
 func TestRootlessReaches(t *testing.T) {
 	t.Parallel()
 	port := echoServer(t, "127.0.0.1", "one")
 	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
-	n := newNetwork(t, sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()))
+	n := newNetwork(t, sandbox.AllowHost("*", 80, port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()))
 	on := func(name string, reaches ...string) sandbox.Option {
 		return sandbox.WithNetwork(n.As(name, sandbox.Reaches(reaches...)))
 	}
@@ -126,16 +126,19 @@ func TestRootlessReaches(t *testing.T) {
 	require.Equal(t, "db again: hello", reachingIn(t, web, "db:80")[0])
 	require.NoError(t, db.Kill())
 	_, _ = db.Wait()
+	require.Contains(t, reachingIn(t, web, "db.internal:80")[0], "no such host")
+	require.Equal(t, []string{"one.test"}, zone.Asked())
 
 	_, err := runs.Shell("", on("web", "db", "A.b")).Run(testkit.Deadline(t))
 	require.ErrorContains(t, err, `Reaches: "A.b" is no name on a network`)
 }
 
 // A run is found by its aliases, too, by those who reach it by its name, and until it ends. It
-// finds itself by its hostname at the address that others use, and no other by that.
+// finds itself by its hostname at the address that others use, and no other by that. A hostname
+// that is another's name leads to that.
 func TestRootlessPrivateAliases(t *testing.T) {
 	t.Parallel()
-	n := newNetwork(t)
+	n := newNetwork(t, sandbox.AllowHost("*.org", 80))
 	db := listening(t, "db", "own.host:80", sandbox.WithNetwork(n.As("my_db", sandbox.Aliases("db.example.org", "primary"), sandbox.Aliases("primary", "x.internal"))), sandbox.WithHostname("Own.host"))
 	other := listening(t, "other", "0.0.0.0:80", sandbox.WithNetwork(n.As("other", sandbox.Aliases("primary"))))
 	web, limited := held(t, sandbox.WithNetwork(n.As("web"))), held(t, sandbox.WithNetwork(n.As("limited", sandbox.Reaches("my_db"))))
@@ -143,6 +146,9 @@ func TestRootlessPrivateAliases(t *testing.T) {
 	require.Equal(t, []string{"db: hello", "db: hello", "db: hello"}, reachingIn(t, limited, "primary:80", "db.example.org:80", "my_db.internal:80"), "other is not reached")
 	require.Contains(t, reachingIn(t, web, "own.host:80")[0], "no such host")
 	require.Equal(t, []string{"db: hello", "db: hello"}, reachingIn(t, db, "own.host:80", "my_db:80"))
+	require.Equal(t, "other: hello", reachingIn(t, other, "sandbox:80")[0])
+	listening(t, "third", "0.0.0.0:80", sandbox.WithNetwork(n.As("sandbox")))
+	require.Equal(t, []string{"third: hello", "third: hello"}, reachingIn(t, other, "sandbox:80", "sandbox.internal:80"))
 	require.NoError(t, db.Kill())
 	_, _ = db.Wait()
 	require.Contains(t, reachingIn(t, web, "db.example.org:80")[0], "no such host")
@@ -220,11 +226,11 @@ func TestRootlessPublishUDP(t *testing.T) {
 	require.Equal(t, "dns: hello false", say(t, one, "hello"))
 	require.Equal(t, "dns: again true", say(t, one, "again"))
 	require.Equal(t, "dns: hello false", say(t, other, "hello"), "another sender")
-	every := fmt.Sprintf("127.0.0.2:%d", p.Published()[1].Port())
-	require.Equal(t, "dns: hello false", say(t, dialUDP(t, every), "hello"), "from the address that it was sent to")
+	require.Equal(t, "dns: hello false", say(t, dialUDP(t, at), "hello"), "and the last for which there is a place")
 	require.Contains(t, reach(p.Published()[2].String()), "reset")
 	require.Equal(t, sandbox.Failed, seen.await(t, "TCP", func(c sandbox.Conn) bool { return c.Port == 80 }).Verdict, "TCP has places of its own")
-	require.Regexp(t, "^dns: hello", say(t, dialUDP(t, at), "hello"), "who is silent gives way")
+	every := fmt.Sprintf("127.0.0.2:%d", p.Published()[1].Port())
+	require.Regexp(t, "^dns: hello", say(t, dialUDP(t, every), "hello"), "who is silent gives way, at whatever port, and the answer is from the address that was written to")
 	crowded := seen.await(t, "one too many", func(c sandbox.Conn) bool { return c.Verdict == sandbox.Refused })
 	require.ErrorContains(t, crowded.Err, "MaxConns")
 	require.True(t, crowded.UDP && crowded.Published)

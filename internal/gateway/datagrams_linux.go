@@ -178,6 +178,17 @@ func (m *Member) sendOut(near near, over protocol, e ends, b []byte) {
 	f.send(b)
 }
 
+// flowing returns the addresses to which the member has flows.
+func (m *Member) flowing() map[netip.Addr]bool {
+	m.flowsMu.Lock()
+	defer m.flowsMu.Unlock()
+	to := map[netip.Addr]bool{}
+	for e := range m.flows {
+		to[in4(e.to.Addr())] = true
+	}
+	return to
+}
+
 // send passes a datagram of the run on, or holds a few until it is known where to.
 func (f *flow) send(b []byte) {
 	f.mu.Lock()
@@ -212,16 +223,12 @@ func now(c syscall.RawConn, call func(fd int) error) bool {
 // serve lives as long as the flow.
 func (f *flow) serve() {
 	m := f.m
-	defer func() {
-		m.flowsMu.Lock()
-		delete(m.flows, f.ends)
-		m.flowsMu.Unlock()
-		m.out.give()
-	}()
+	defer m.out.give()
 	c := f.conn
 	far, err := f.dial(&c)
 	if err == nil {
 		err = f.exchange(far, c.Address)
+		f.forget() // what the run sends while an observer takes its time is another flow
 		far.Close()
 		f.mu.Lock()
 		c.Sent, c.Received = f.conn.Sent, f.conn.Received
@@ -230,12 +237,19 @@ func (f *flow) serve() {
 		m.tell(c)
 		return
 	}
+	defer f.forget()
 	c.fail(err)
 	m.tell(c)
 	select {
 	case <-m.ctx.Done():
 	case <-time.After(refusedTime):
 	}
+}
+
+func (f *flow) forget() {
+	f.m.flowsMu.Lock()
+	defer f.m.flowsMu.Unlock()
+	delete(f.m.flows, f.ends)
 }
 
 // datagramConn is a *net.UDPConn or a *net.IPConn.

@@ -32,10 +32,10 @@ func TestInjectHeader(t *testing.T) {
 	require.Len(t, c.inject["api.example.org"].headers, 2)
 	require.ElementsMatch(t, []string{token, "0123"}, c.inject["api.example.org"].secrets())
 	require.Equal(t, uint16(8443), c.inject["xn--bcher-kva.example"].port)
-	rule, ok := c.ruleForName("api.example.org", 80)
+	rule, ok := c.ruleForName("api.example.org", false, 80)
 	require.True(t, ok)
 	require.Equal(t, "api.example.org", rule)
-	_, ok = c.ruleForName("api.example.org", 443)
+	_, ok = c.ruleForName("api.example.org", false, 443)
 	require.False(t, ok)
 	require.Equal(t, []uint16{80}, each(c.all().TCP))
 	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%q"} {

@@ -29,13 +29,13 @@ type Member struct {
 	names   names
 	out, in *share
 	pings   *bucket
-	peers   *share       // that send to what is published of UDP
+	peers   *peers       // that send to what is published of UDP
 	ready   *atomic.Bool // nil if it is ready at once
 	ctx     context.Context
 	leave   context.CancelFunc
 
 	// What passes, each way.
-	sent, received buckets
+	sent, received limits
 
 	sending atomic.Int32 // connections over which the run may still send
 	crowded atomic.Bool  // that there are too many is being told
@@ -49,10 +49,11 @@ type Member struct {
 
 // take returns a new member: the one that was made ahead, if there is one.
 func (g *gateway) take(place *spec.Member, hostname string) (m *Member, err error) {
-	g.mu.Lock()
-	m, g.ahead = g.ahead, nil
-	g.joins++
-	g.mu.Unlock()
+	m, err = g.takeAhead()
+	if err != nil {
+		return nil, err
+	}
+	defer g.busy.Done()
 	if m == nil {
 		if m, err = g.join(); err != nil {
 			return nil, err
@@ -66,6 +67,24 @@ func (g *gateway) take(place *spec.Member, hostname string) (m *Member, err erro
 		m.disconnect()
 		return nil, err
 	}
+	return m, nil
+}
+
+// takeAhead returns the member that was made ahead, or nil. The gateway is not closed before
+// busy.Done is called, so that all who are on the network are known by then.
+func (g *gateway) takeAhead() (m *Member, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case !g.closed:
+	case !g.cell.Alive():
+		return nil, g.cell.Lost()
+	default:
+		return nil, errClosed()
+	}
+	g.busy.Add(1)
+	m, g.ahead = g.ahead, nil
+	g.joins++
 	return m, nil
 }
 
@@ -91,9 +110,10 @@ func (g *gateway) makeAhead() {
 
 // join makes a member, with its namespace and its way to the gateway.
 func (g *gateway) join() (_ *Member, err error) {
-	m := &Member{gateway: g, names: names{hasIPv6: g.noIPv6 == nil}, out: newShare(g.config), in: newShare(g.config), peers: newShare(g.config), pings: newBucket(pingRate, time.Second)}
-	m.sent = append(newBuckets(g.config.RunBandwidth), g.roster.sent...)
-	m.received = append(newBuckets(g.config.RunBandwidth), g.roster.received...)
+	m := &Member{gateway: g, names: names{hasIPv6: g.noIPv6 == nil}, out: newShare(g.config), in: newShare(g.config), peers: newPeers(g.config), pings: newBucket(pingRate, time.Second)}
+	m.names.inUse = m.flowing
+	m.sent = append(newLimits(g.config.RunBandwidth), g.roster.sent.forRun()...)
+	m.received = append(newLimits(g.config.RunBandwidth), g.roster.received.forRun()...)
 	m.ctx, m.leave = context.WithCancel(g.ctx)
 	if err := g.roster.add(m); err != nil {
 		m.leave()
@@ -184,16 +204,19 @@ func (m *Member) disconnect() {
 	g.roster.dismiss(m)
 	m.ns.close()
 	if !g.begin(func() {
-		select {
-		case <-time.After(lingering):
-		case <-g.ctx.Done():
-			return // with the gateway's namespace all of its interfaces go
-		}
 		var x batch
 		x.remove(m.link())
-		// Most often it is gone. Else the address stays taken until the gateway is closed.
-		if err := g.change(&x); err == nil || errors.Is(err, unix.ENODEV) {
-			g.roster.remove(m)
+		for {
+			select {
+			case <-time.After(lingering):
+			case <-g.ctx.Done():
+				return // with the gateway's namespace all of its interfaces go
+			}
+			// Most often it is gone. Else the kernel is asked again.
+			if err := g.change(&x); err == nil || errors.Is(err, unix.ENODEV) {
+				g.roster.remove(m)
+				return
+			}
 		}
 	}) {
 		g.roster.remove(m)

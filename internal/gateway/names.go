@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"encoding/hex"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -16,13 +17,12 @@ import (
 // The addresses of networks: RFC 2544, section C.2.2, which nobody on the internet has. All
 // networks have the same ones, as nothing connects them.
 var (
-	runRange   = netip.MustParsePrefix("198.18.0.0/16")
-	nameRange  = netip.MustParsePrefix("198.19.0.0/16")
-	resolver   = netip.MustParseAddr(spec.Resolver) // the gateway's own
-	firstRun   = 2
-	maxRuns    = 1<<16 - 2 - firstRun
-	maxNames   = 4096 // that one run asks for
-	firstNamed = 1
+	runRange  = netip.MustParsePrefix("198.18.0.0/16")
+	nameRange = netip.MustParsePrefix("198.19.0.0/16")
+	resolver  = netip.MustParseAddr(spec.Resolver) // the gateway's own
+	firstRun  = 2
+	maxRuns   = 1<<16 - 2 - firstRun
+	maxNamed  = 1<<16 - 2 // the last address of a name, the first is 1
 	// A random one of RFC 4193. Resolvers prefer IPv4 to such (RFC 6724, section 2.1), so that
 	// who listens on 0.0.0.0 alone is found at once.
 	prefix6 = netip.MustParsePrefix("fde0:6be0:7e22::/96")
@@ -55,30 +55,57 @@ func nth(in netip.Prefix, i int) netip.Addr {
 // names is the names that one run has asked for. Each has an address that stands for it, to this
 // run alone: no run holds a real one.
 type names struct {
-	hasIPv6 bool // the run has it
+	hasIPv6 bool                       // the run has it
+	inUse   func() map[netip.Addr]bool // addresses to which there are flows; nil for none
 
 	mu      sync.Mutex
-	address map[string]netip.Addr
+	address recent[netip.Addr]
 	name    map[netip.Addr]string
-	refused map[string]bool
+	last    int // the latest address
+	refused recent[struct{}]
+	ports   recent[struct{}] // that were refused
 }
 
 // addressOf returns the address that stands for a name, or false if the run has asked for too many.
 func (n *names) addressOf(name string) (netip.Addr, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if a, ok := n.address[name]; ok {
+	if a, ok := n.address.get(name); ok {
 		return a, true
 	}
-	if len(n.address) == maxNames {
+	inUse := sync.OnceValue(func() map[netip.Addr]bool {
+		if n.inUse == nil {
+			return nil
+		}
+		return n.inUse()
+	})
+	ok := n.address.hasRoom(func(a netip.Addr) bool {
+		if inUse()[a] {
+			return false
+		}
+		delete(n.name, a)
+		return true
+	})
+	if !ok {
 		return netip.Addr{}, false
 	}
-	if n.address == nil {
-		n.address, n.name = map[string]netip.Addr{}, map[netip.Addr]string{}
+	if n.name == nil {
+		n.name = map[netip.Addr]string{}
 	}
-	a := nth(nameRange, firstNamed+len(n.address))
-	n.address[name], n.name[a] = a, name
+	a := n.unused()
+	n.address.add(name, a)
+	n.name[a] = name
 	return a, true
+}
+
+// unused returns an address that stands for no name, of which the one that did so latest is used
+// last, so that who still has it is refused.
+func (n *names) unused() (a netip.Addr) {
+	for taken := true; taken; _, taken = n.name[a] {
+		n.last = n.last%maxNamed + 1
+		a = nth(nameRange, n.last)
+	}
+	return a
 }
 
 // nameOf returns the name that an address stands for.
@@ -86,26 +113,33 @@ func (n *names) nameOf(a netip.Addr) (string, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	name, ok := n.name[a]
+	if ok {
+		n.address.get(name)
+	}
 	return name, ok
 }
 
 // refuse notes that a name was refused and reports whether that is news. Of a run that asks for too
 // many it is none.
-func (n *names) refuse(name string) bool {
+func (n *names) refuse(name string) bool { return n.isNews(&n.refused, name) }
+
+// refusePort is refuse for a port of an address.
+func (n *names) refusePort(over protocol, to netip.AddrPort) bool {
+	return n.isNews(&n.ports, fmt.Sprint(over, in4(to.Addr()), to.Port()))
+}
+
+func (n *names) isNews(refused *recent[struct{}], what string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.refused[name] || len(n.refused) == maxNames {
+	if _, known := refused.get(what); known || !refused.hasRoom(func(struct{}) bool { return true }) {
 		return false
 	}
-	if n.refused == nil {
-		n.refused = map[string]bool{}
-	}
-	n.refused[name] = true
+	refused.add(what, struct{}{})
 	return true
 }
 
-// How long a run may keep an answer, in seconds. An address stands for its name as long as the run
-// lives; runs come and go.
+// How long a run may keep an answer, in seconds. An address stands for its name for longer; runs
+// come and go.
 const (
 	nameTTL = 300
 	runTTL  = 1
@@ -119,7 +153,7 @@ const maxAnswers, maxAnswers6 = 14, 8
 // listed has one of ours, and all else does not exist. Addresses of ours have the names that they
 // stand for, and those of the runs that whose knows. It returns the name if that was refused, and
 // nothing for what is no query.
-func (c *Config) answer(query []byte, n *names, runs func(name string) []netip.Addr, whose func(netip.Addr) string) (reply []byte, refused string) {
+func (c *Config) answer(query []byte, n *names, runs func(name string) (found []netip.Addr, own bool), whose func(netip.Addr) string) (reply []byte, refused string) {
 	var p dnsmessage.Parser
 	h, err := p.Start(query)
 	if err != nil || h.Response || h.OpCode != 0 {
@@ -144,7 +178,8 @@ func (c *Config) answer(query []byte, n *names, runs func(name string) []netip.A
 		}
 		return encode(out, &q, runTTL, []dnsmessage.ResourceBody{&dnsmessage.PTRResource{PTR: found}}), ""
 	}
-	found, ttl := runs(strings.TrimSuffix(name, internal)), uint32(runTTL)
+	found, own := runs(strings.TrimSuffix(name, internal))
+	ttl := uint32(runTTL)
 	hasType := q.Type == dnsmessage.TypeA || q.Type == dnsmessage.TypeAAAA && n.hasIPv6
 	switch {
 	case q.Class != dnsmessage.ClassINET:
@@ -153,7 +188,7 @@ func (c *Config) answer(query []byte, n *names, runs func(name string) []netip.A
 		if !hasType {
 			found = nil
 		}
-	case !spec.IsName(name) || !c.isListed(name):
+	case !spec.IsName(name) || !c.isListed(name, own):
 		// Not RCodeRefused, at which programs ask again.
 		out.RCode, refused = dnsmessage.RCodeNameError, name
 		if !spec.IsName(name) { // it may end up in somebody's log

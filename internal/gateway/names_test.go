@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/net/dns/dnsmessage"
@@ -25,18 +27,18 @@ func listing(hosts ...string) *Config {
 	return c
 }
 
-func nobody(string) []netip.Addr { return nil }
+func nobody(string) ([]netip.Addr, bool) { return nil, false }
 
 func nameless(netip.Addr) string { return "" }
 
 func TestAnswers(t *testing.T) {
-	c, n := listing("a.example", "*.b.example"), new(names)
+	c, n := listing("a.example", "*.b.example", "*.internal", "out"), new(names)
 	db := netip.MustParseAddr("198.18.0.9")
-	runs := func(name string) []netip.Addr {
+	runs := func(name string) ([]netip.Addr, bool) {
 		if name == "db" {
-			return []netip.Addr{db}
+			return []netip.Addr{db}, true
 		}
-		return nil
+		return nil, name == "down" || name == "down.b.example" || name == "out"
 	}
 	whose := func(a netip.Addr) string {
 		if a == db {
@@ -70,6 +72,11 @@ func TestAnswers(t *testing.T) {
 		{"db.internal.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.18.0.9", ""},
 		{"db.", dnsmessage.TypeAAAA, dnsmessage.RCodeSuccess, "", ""},
 		{"web.", dnsmessage.TypeA, dnsmessage.RCodeNameError, "", "web"},
+		{"down.", dnsmessage.TypeA, dnsmessage.RCodeNameError, "", "down"},
+		{"down.internal.", dnsmessage.TypeA, dnsmessage.RCodeNameError, "", "down.internal"},
+		{"down.b.example.", dnsmessage.TypeA, dnsmessage.RCodeNameError, "", "down.b.example"},
+		{"out.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.19.0.3", ""},
+		{"x.corp.internal.", dnsmessage.TypeA, dnsmessage.RCodeSuccess, "198.19.0.4", ""},
 		{".", dnsmessage.TypeNS, dnsmessage.RCodeNameError, "", ""},
 	} {
 		reply, refused := c.answer(queryFor(t, test.name, test.kind), n, runs, whose)
@@ -92,36 +99,86 @@ func TestAnswers(t *testing.T) {
 	name, ok := n.nameOf(netip.MustParseAddr("198.19.0.2"))
 	require.True(t, ok)
 	require.Equal(t, "x.b.example", name)
-	_, ok = n.nameOf(netip.MustParseAddr("198.19.0.3"))
+	_, ok = n.nameOf(netip.MustParseAddr("198.19.0.5"))
 	require.False(t, ok)
 }
 
-// A run that asks for ever more names gets no more of this process's memory.
+// A run that asks for ever more names gets no more of this process's memory. One that does so for
+// long gets answers nevertheless, and no address soon again.
 func TestTooManyNames(t *testing.T) {
-	c, n := listing("*.b.example"), new(names)
-	codes := map[dnsmessage.RCode]int{}
-	for i := range maxNames + 10 {
-		reply, _ := c.answer(queryFor(t, fmt.Sprintf("x%d.b.example.", i), dnsmessage.TypeA), n, nobody, nameless)
+	synctest.Test(t, func(t *testing.T) {
+		n, asked := new(names), 0
+		ask := func(times int) (answers int) {
+			for range times {
+				asked++
+				if _, ok := n.addressOf(fmt.Sprintf("x%d.b.example", asked)); ok {
+					answers++
+				}
+			}
+			return answers
+		}
+		require.Equal(t, maxRecent, ask(maxRecent+10))
+		reply, _ := listing("*.b.example").answer(queryFor(t, "y.b.example.", dnsmessage.TypeA), n, nobody, nameless)
 		var m dnsmessage.Message
 		require.NoError(t, m.Unpack(reply))
-		codes[m.RCode]++
-		n.refuse(fmt.Sprintf("y%d", i))
-	}
-	require.Equal(t, map[dnsmessage.RCode]int{dnsmessage.RCodeSuccess: maxNames, dnsmessage.RCodeServerFailure: 10}, codes)
-	require.Len(t, n.refused, maxNames)
-	require.False(t, n.refuse("y1"))
-	for _, a := range n.address {
-		require.True(t, nameRange.Contains(a))
-	}
+		require.Equal(t, dnsmessage.RCodeServerFailure, m.RCode)
+		time.Sleep(nameTTL * time.Second)
+		require.Zero(t, ask(10), "the run may have the answers")
+		used, flowing := nth(nameRange, 1), nth(nameRange, 2)
+		_, ok := n.nameOf(used)
+		require.True(t, ok)
+		n.inUse = func() map[netip.Addr]bool { return map[netip.Addr]bool{flowing: true} }
+		time.Sleep(keep - nameTTL*time.Second + time.Second)
+		require.Equal(t, maxRecent-2, ask(maxRecent))
+		_, ok = n.nameOf(nth(nameRange, 3))
+		require.False(t, ok, "it gave way")
+		time.Sleep(keep)
+		_, _ = n.nameOf(used)
+		time.Sleep(time.Second)
+		for range maxNamed/maxRecent + 1 { // once around
+			require.Equal(t, maxRecent-2, ask(maxRecent))
+			require.Equal(t, "x2.b.example", n.name[flowing])
+			name, ok := n.nameOf(used)
+			require.True(t, ok)
+			require.Equal(t, "x1.b.example", name)
+			time.Sleep(keep)
+			_, _ = n.nameOf(used)
+			time.Sleep(time.Second)
+		}
+	})
+}
+
+// The same of what is refused, names and ports each by themselves.
+func TestTooManyRefusals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, told := new(names), 0
+		refuse := func(what string) {
+			if n.refuse(what) {
+				told++
+			}
+		}
+		for i := range maxRecent + 10 {
+			refuse(fmt.Sprint(i))
+		}
+		require.Equal(t, maxRecent, told)
+		require.True(t, n.refusePort(overTCP, netip.MustParseAddrPort("192.0.2.1:1")))
+		time.Sleep(keep)
+		refuse("1")
+		time.Sleep(time.Second)
+		refuse("1")
+		refuse("another")
+		require.Equal(t, maxRecent+1, told)
+		require.Len(t, n.refused.all, 2)
+	})
 }
 
 // More runs of one name than an answer has room for.
 func TestManyRuns(t *testing.T) {
-	runs := func(string) (list []netip.Addr) {
+	runs := func(string) (list []netip.Addr, own bool) {
 		for i := range 1000 {
 			list = append(list, nth(runRange, firstRun+i))
 		}
-		return list
+		return list, true
 	}
 	reply, _ := new(Config).answer(queryFor(t, "db.", dnsmessage.TypeA), new(names), runs, nameless)
 	require.LessOrEqual(t, len(reply), 512)

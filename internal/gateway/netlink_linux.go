@@ -214,14 +214,19 @@ func (x *batch) send(socket *os.File) error {
 	return errors.Join(errs...)
 }
 
-// sendSome sends messages in one call. The answers are there when that returns.
+// sendSome sends messages in one call. The answers are there when that returns. Those that an
+// earlier call did not come to read, because of an error, have the same numbers.
 func (x *batch) sendSome(socket *os.File, from, to int) error {
 	raw, err := socket.SyscallConn()
 	if err != nil {
 		return err
 	}
+	buffer := make([]byte, 16<<10)
 	var sendErr error
 	err = raw.Control(func(fd uintptr) {
+		for old := error(nil); old == nil || old == unix.ENOBUFS; { // some were lost: netlink(7)
+			_, _, old = unix.Recvfrom(int(fd), buffer, unix.MSG_DONTWAIT)
+		}
 		sendErr = unix.Sendto(int(fd), slices.Concat(x.messages[from:to]...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	})
 	if err = errors.Join(err, os.NewSyscallError("rtnetlink", sendErr)); err != nil {
@@ -231,7 +236,6 @@ func (x *batch) sendSome(socket *os.File, from, to int) error {
 		return err
 	}
 	var errs []error
-	buffer := make([]byte, 16<<10)
 	for answers := from; answers < to; {
 		n, err := socket.Read(buffer)
 		if err != nil {

@@ -41,37 +41,79 @@ func (b *bucket) spend(n int, now time.Time) time.Duration {
 	return max(0, time.Duration(-b.has/b.rate*float64(time.Second)))
 }
 
-// try takes n if the bucket is not in debt for it. The first is taken in any case: no time is known
-// in which a bucket that is not full at first could have collected for it.
-func (b *bucket) try(n int, now time.Time) bool {
+// try takes n if the bucket has that, or is full.
+func (b *bucket) try(n int, now time.Time) bool { return b.take(n, min(float64(n), b.burst), now) }
+
+// take takes n if the bucket has at least so much, even if that is not enough.
+func (b *bucket) take(n int, least float64, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	first := b.when.IsZero()
-	if b.refill(now); !first && b.has < min(float64(n), b.burst) {
+	if b.refill(now); b.has < least {
 		return false
 	}
 	b.has -= float64(n)
 	return true
 }
 
-// buckets is those of one way: of a run, and of its network. Without any, there is no limit.
-type buckets []*bucket
+// limit is a bucket as one run has it. Connections, which wait until they have paid, keep it in
+// debt as soon as there are two, and datagrams, which can't wait, would all be lost. So it lends
+// them half of its rate, and the last of that only to runs that send few.
+type limit struct {
+	*bucket
+	loans *bucket
+	own   *bucket // what the run may borrow as one that sends few
+}
 
-// newBuckets returns buckets that are not full at first: what takes half a second would be a fifth
+// forRun returns the limit for one run more.
+func (l limit) forRun() limit {
+	l.own = newBucket(int64(l.rate)/16, burstTime)
+	return l
+}
+
+// try takes n if the bucket has it or lends it. It returns what it took that of, also if it reports
+// false.
+func (l limit) try(n int, now time.Time) (from [3]*bucket, ok bool) {
+	if l.bucket.try(n, now) {
+		from[0] = l.bucket
+		return from, true
+	}
+	least := min(l.loans.burst/2+float64(n), l.loans.burst)
+	if l.own.take(n, 1, now) {
+		from[0], least = l.own, 1
+	}
+	if !l.loans.take(n, least, now) {
+		return from, false
+	}
+	l.spend(n, now)
+	from[1], from[2] = l.loans, l.bucket
+	return from, true
+}
+
+// limits is those of one way: of a run, and of its network. Without any, there is no limit.
+type limits []limit
+
+// newLimits returns buckets that are not full at first: what takes half a second would be a fifth
 // faster than it may be.
-func newBuckets(rates ...int64) (list buckets) {
+func newLimits(rates ...int64) (list limits) {
 	for _, rate := range rates {
 		if rate > 0 {
 			b := newBucket(rate, burstTime)
 			b.has /= 4
-			list = append(list, b)
+			list = append(list, limit{bucket: b, loans: newBucket(rate/2, burstTime)}.forRun())
 		}
 	}
 	return list
 }
 
+func (l limits) forRun() (list limits) {
+	for _, of := range l {
+		list = append(list, of.forRun())
+	}
+	return list
+}
+
 // spend takes n of each, and waits until it is paid.
-func (l buckets) spend(ctx context.Context, n int) error {
+func (l limits) spend(ctx context.Context, n int) error {
 	var wait time.Duration
 	now := time.Now()
 	for _, b := range l {
@@ -90,15 +132,23 @@ func (l buckets) spend(ctx context.Context, n int) error {
 	}
 }
 
-// try takes n of each, or reports that it can't at once.
-func (l buckets) try(n int) bool {
-	now := time.Now()
-	for _, b := range l {
-		if !b.try(n, now) {
-			return false
+// try takes n of each, or reports that it can't at once, and takes nothing.
+func (l limits) try(n int) bool { return l.tryAt(n, time.Now()) }
+
+func (l limits) tryAt(n int, now time.Time) bool {
+	if len(l) == 0 {
+		return true
+	}
+	from, ok := l[0].try(n, now)
+	if ok && l[1:].tryAt(n, now) {
+		return true
+	}
+	for _, b := range from {
+		if b != nil {
+			b.spend(-n, now)
 		}
 	}
-	return true
+	return false
 }
 
 // What is copied before it is paid for.
@@ -107,7 +157,7 @@ const (
 	maxChunk = 64 << 10
 )
 
-func (l buckets) chunk() int64 {
+func (l limits) chunk() int64 {
 	n := float64(maxChunk)
 	for _, b := range l {
 		n = min(n, b.burst/4)

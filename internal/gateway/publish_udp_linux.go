@@ -27,15 +27,72 @@ type udpPort struct {
 	m    *Member
 	conn *net.UDPConn
 	port uint16
-
-	mu    sync.Mutex
-	peers map[peerKey]*peer
 }
 
-// peerKey is who speaks to us and at which address of ours, as the control message for answers.
+// peerKey is who speaks to us and at which port and address of ours, as the control message for
+// answers.
 type peerKey struct {
+	u    *udpPort
 	from netip.AddrPort
 	at   string
+}
+
+// peers are all of a run, as its ports share the places.
+type peers struct {
+	*share
+	mu  sync.Mutex
+	all map[peerKey]*peer
+}
+
+func newPeers(c *Config) *peers { return &peers{share: newShare(c), all: map[peerKey]*peer{}} }
+
+func (ps *peers) get(key peerKey) *peer {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.all[key]
+}
+
+func (ps *peers) add(p *peer) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.all[p.peerKey] = p
+}
+
+// end forgets a peer.
+func (ps *peers) end(p *peer) {
+	ps.mu.Lock()
+	delete(ps.all, p.peerKey)
+	ps.mu.Unlock()
+	p.close()
+}
+
+// endAll ends those of a port.
+func (ps *peers) endAll(u *udpPort) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for _, p := range ps.all {
+		if p.u == u {
+			p.close()
+		}
+	}
+}
+
+// makeRoom ends the peer for which nothing has passed for the longest time, if that is long enough.
+func (ps *peers) makeRoom() {
+	if p := ps.oldest(); p != nil && since(&p.last) >= udpSpare {
+		p.close()
+	}
+}
+
+func (ps *peers) oldest() (oldest *peer) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for _, p := range ps.all {
+		if oldest == nil || p.last.Load() < oldest.last.Load() {
+			oldest = p
+		}
+	}
+	return oldest
 }
 
 type peer struct {
@@ -103,19 +160,19 @@ func (m *Member) publishUDP(address string, port uint16) (netip.AddrPort, error)
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
-	u := &udpPort{m: m, conn: l.(*net.UDPConn), port: port, peers: map[peerKey]*peer{}}
+	u := &udpPort{m: m, conn: l.(*net.UDPConn), port: port}
 	return l.LocalAddr().(*net.UDPAddr).AddrPort(), m.published(l, u.takeIn)
 }
 
 // takeIn passes on what comes, until the port is closed.
 func (u *udpPort) takeIn() {
-	defer u.endAll()
+	defer u.m.peers.endAll(u)
 	b, info := make([]byte, maxDatagram), make([]byte, infoRoom)
 	for {
 		n, infoLen, _, from, err := u.conn.ReadMsgUDPAddrPort(b, info)
 		switch {
 		case err == nil:
-			if p := u.peer(peerKey{from, anyInterface(info[:infoLen])}); p != nil {
+			if p := u.peer(peerKey{u, from, anyInterface(info[:infoLen])}); p != nil {
 				u.passIn(p, b[:n])
 			}
 		case isClosed(err):
@@ -164,16 +221,13 @@ func anyInterface(info []byte) string {
 
 // peer returns the peer, which is new if it has not spoken before, or nil if there are too many.
 func (u *udpPort) peer(key peerKey) *peer {
-	u.mu.Lock()
-	p := u.peers[key]
-	u.mu.Unlock()
-	if p != nil {
+	if p := u.m.peers.get(key); p != nil {
 		return p
 	}
-	p = &peer{peerKey: key, begin: time.Now(), to: netip.AddrPortFrom(u.m.address, u.port)}
+	p := &peer{peerKey: key, begin: time.Now(), to: netip.AddrPortFrom(u.m.address, u.port)}
 	if err := u.m.peers.take(); err != nil {
 		if errors.Is(err, errTooMany) {
-			u.makeRoom()
+			u.m.peers.makeRoom()
 		}
 		u.m.tellCrowded(u.connOf(p), err)
 		return nil
@@ -181,53 +235,20 @@ func (u *udpPort) peer(key peerKey) *peer {
 	var err error
 	if p.near, err = u.m.gateway.dialUDP(p.to); err == nil {
 		p.speaks()
-		u.mu.Lock()
-		u.peers[key] = p
-		u.mu.Unlock()
+		u.m.peers.add(p)
 		if u.m.gateway.begin(func() { u.serve(p) }) {
 			return p
 		}
-		u.end(p)
+		u.m.peers.end(p)
 	}
 	u.m.peers.give()
 	return nil
 }
 
-// end forgets a peer.
-func (u *udpPort) end(p *peer) {
-	u.mu.Lock()
-	delete(u.peers, p.peerKey)
-	u.mu.Unlock()
-	p.close()
-}
-
-func (u *udpPort) endAll() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	for _, p := range u.peers {
-		p.close()
-	}
-}
-
-// makeRoom ends the peer for which nothing has passed for the longest time, if that is long enough.
-func (u *udpPort) makeRoom() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	var oldest *peer
-	for _, p := range u.peers {
-		if oldest == nil || p.last.Load() < oldest.last.Load() {
-			oldest = p
-		}
-	}
-	if oldest != nil && since(&oldest.last) >= udpSpare {
-		oldest.close()
-	}
-}
-
 // serve passes answers back, until the peer has been silent for long, and tells of it.
 func (u *udpPort) serve(p *peer) {
 	u.answer(p)
-	u.end(p)
+	u.m.peers.end(p)
 	u.m.peers.give()
 	c := u.connOf(p)
 	c.Duration, c.Sent, c.Received = time.Since(p.begin), p.out.Load(), p.in.Load()

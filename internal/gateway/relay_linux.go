@@ -180,7 +180,9 @@ func (m *Member) target(to netip.AddrPort, c *Conn) (at string, err error) {
 		return "", &refusal{"the address stands for no name"}
 	}
 	c.Name, c.Address = name, netip.AddrPort{}
-	if c.Rule, ok = m.configFor(c).ruleForName(name, to.Port()); !ok {
+	// It may have become a run's own since the resolver answered.
+	own := m.gateway.roster.isOwn(name)
+	if c.Rule, ok = m.configFor(c).ruleForName(name, own, to.Port()); !ok {
 		return "", &refusal{"the port is not listed for the name"}
 	}
 	return hostAt(name, to.Port()), nil
@@ -287,7 +289,7 @@ func (m *Member) relay(near, far *net.TCPConn, c *Conn, o *outgoing) {
 }
 
 // passFirst copies what the run sends to a name, until it has shown whether it speaks of another.
-func passFirst(ctx context.Context, to io.Writer, from io.Reader, name string, pace buckets) (sent int64, err error) {
+func passFirst(ctx context.Context, to io.Writer, from io.Reader, name string, pace limits) (sent int64, err error) {
 	f, b := first{name: name}, make([]byte, 2<<10)
 	for !f.judged {
 		n, end := from.Read(b)
@@ -313,7 +315,7 @@ func passFirst(ctx context.Context, to io.Writer, from io.Reader, name string, p
 }
 
 // pass copies one way, and passes on that this is over.
-func pass(ctx context.Context, to, from *net.TCPConn, pace buckets) (sent int64, err error) {
+func pass(ctx context.Context, to, from *net.TCPConn, pace limits) (sent int64, err error) {
 	if len(pace) == 0 {
 		sent, err = io.Copy(to, from)
 	}

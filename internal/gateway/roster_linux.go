@@ -13,11 +13,13 @@ import (
 
 // roster is who is on a network, whichever cell the run is of.
 type roster struct {
-	sent, received buckets // of all runs
+	sent, received limits // of all runs
 
 	mu      sync.Mutex
 	members map[netip.Addr]*Member
 	named   map[string][]*Member // those that can be found
+	past    map[string]int       // names with a dot that no run has any more, by order of their ends
+	ends    int                  // how many of these there were
 	last    int                  // index of the latest member
 
 	// reachMu is held while it is decided who reaches whom, and set.
@@ -30,7 +32,7 @@ type roster struct {
 }
 
 func newRoster(config *Config) *roster {
-	return &roster{sent: newBuckets(config.Bandwidth), received: newBuckets(config.Bandwidth), members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, fronts: map[frontKey]*front{}, last: firstRun - 1}
+	return &roster{sent: newLimits(config.Bandwidth), received: newLimits(config.Bandwidth), members: map[netip.Addr]*Member{}, named: map[string][]*Member{}, past: map[string]int{}, fronts: map[frontKey]*front{}, last: firstRun - 1}
 }
 
 // add makes m a member, with an address that no other has.
@@ -99,6 +101,7 @@ func (r *roster) announce(m *Member) {
 	defer r.mu.Unlock()
 	for _, name := range m.known {
 		r.named[name] = append(r.named[name], m)
+		delete(r.past, name)
 	}
 }
 
@@ -107,17 +110,54 @@ func (r *roster) hide(m *Member) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, name := range m.known {
+		had := len(r.named[name]) > 0
 		rest := slices.DeleteFunc(r.named[name], func(o *Member) bool { return o == m })
 		if r.named[name] = rest; len(rest) == 0 {
 			delete(r.named, name)
+			if had && strings.Contains(name, ".") {
+				r.remember(name)
+			}
 		}
 	}
 }
 
+// maxPast is how many names that no run has any more are remembered.
+const maxPast = 4096
+
+// remember has a name stay the network's own. If there are too many, it takes the place of the one
+// whose last run ended first.
+func (r *roster) remember(name string) {
+	r.ends++
+	r.past[name] = r.ends
+	if len(r.past) <= maxPast {
+		return
+	}
+	first, end := name, r.ends
+	for other, n := range r.past {
+		if n < end {
+			first, end = other, n
+		}
+	}
+	delete(r.past, first)
+}
+
+// isOwn reports whether a name is one of the network's own, as those are that As gives, also with
+// .internal after it: whoever has it may be down, or be yet to come.
+func (r *roster) isOwn(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.has(strings.TrimSuffix(name, internal))
+}
+
+// has is isOwn for a name without .internal. r.mu must be held.
+func (r *roster) has(name string) bool {
+	return !strings.Contains(name, ".") || len(r.named[name]) > 0 || r.past[name] > 0
+}
+
 // reachable returns the addresses of the members of a name that m may reach, in any order: of those
 // that are ready, if there are any. The name that m has itself leads to m first, as it may bind
-// that.
-func (m *Member) reachable(name string) (list []netip.Addr) {
+// that, unless it is another's alone. It reports whether the name is one of the network's own.
+func (m *Member) reachable(name string) (list []netip.Addr, own bool) {
 	r := m.gateway.roster
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -135,11 +175,11 @@ func (m *Member) reachable(name string) (list []netip.Addr) {
 		list = others
 	}
 	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
-	if name == m.own {
+	if name == m.own && (len(list) == 0 || slices.Contains(m.known, name)) {
 		list = slices.DeleteFunc(list, func(a netip.Addr) bool { return a == m.address })
 		list = slices.Insert(list, 0, m.address)
 	}
-	return list
+	return list, r.has(name)
 }
 
 // nameOf returns the name of the member that has an address, if m may find it by that, or is it;

@@ -174,23 +174,24 @@ func canonical(name string) string {
 	return strings.TrimSuffix(string(lower), ".")
 }
 
-// covers reports whether the pattern is for a name.
-func (h *Host) covers(name string) bool {
+// covers reports whether the pattern is for a name. Those with * are not for the names of the
+// network's own runs: who can't be found must not be looked for outside.
+func (h *Host) covers(name string, own bool) bool {
 	if below, ok := strings.CutPrefix(h.Pattern, "*"); ok {
-		return strings.HasSuffix(name, below)
+		return !own && strings.HasSuffix(name, below)
 	}
 	return name == h.Pattern
 }
 
-// isListed reports whether any port of the name is allowed.
-func (c *Config) isListed(name string) bool {
-	return slices.ContainsFunc(c.Hosts, func(h Host) bool { return h.covers(name) })
+// isListed reports whether any port of a name, which may be one of the network's own, is allowed.
+func (c *Config) isListed(name string, own bool) bool {
+	return slices.ContainsFunc(c.Hosts, func(h Host) bool { return h.covers(name, own) })
 }
 
-// ruleForName returns the pattern that allows a connection to a name.
-func (c *Config) ruleForName(name string, port uint16) (rule string, ok bool) {
+// ruleForName returns the pattern that allows a connection to a name, as isListed.
+func (c *Config) ruleForName(name string, own bool, port uint16) (rule string, ok bool) {
 	for _, h := range c.Hosts {
-		if h.covers(name) && h.Ports.have(c.over, port) {
+		if h.covers(name, own) && h.Ports.have(c.over, port) {
 			return h.Pattern, true
 		}
 	}

@@ -32,13 +32,13 @@ func TestHosts(t *testing.T) {
 		{"xn--bcher-kva.example", 80, "xn--bcher-kva.example"},
 		{"a.xn--strae-oqa.example", 80, "*.xn--strae-oqa.example"},
 	} {
-		rule, ok := c.ruleForName(test.name, test.port)
+		rule, ok := c.ruleForName(test.name, false, test.port)
 		require.Equal(t, test.rule, rule, test.name)
 		require.Equal(t, test.rule != "", ok, test.name)
 	}
 	require.Equal(t, []uint16{80, 443}, each(c.all().TCP))
 	c.AllowHost("*", Ports{TCP: Spans(1)})
-	require.True(t, c.isListed("anything.at.all"))
+	require.True(t, c.isListed("anything.at.all", false))
 }
 
 func checkRules(c *Config) error {

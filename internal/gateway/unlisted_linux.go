@@ -141,8 +141,7 @@ func (u *unlisted) take(fd uintptr) bool {
 		return true
 	}
 	// First, as a run may send many, and a look at this machine's addresses takes far longer.
-	// In what a run asks for by name, there is no end of a line (answer).
-	if !m.names.refuse(fmt.Sprint(over, "\n", in4(to.Addr()), "\n", to.Port())) {
+	if !m.names.refusePort(over, to) {
 		return true
 	}
 	c := Conn{over: over, Port: to.Port(), Address: to, Begin: time.Now()}
