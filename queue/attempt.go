@@ -385,7 +385,7 @@ func (a *attempt) run(ctx context.Context) (r *runRecord, failure error, again b
 		if err := a.mine(ctx); err != nil {
 			return err
 		}
-		out.attempt = a.now.Attempt
+		out.attempt, out.claim = a.now.Attempt, a.seq
 		return nil
 	}
 	opts = append(opts, sandbox.WithStdout(out.writer(0)), sandbox.WithStderr(out.writer(1)), func(c *spec.Spec) { c.Supervision.Before, c.Streams.Lull = before, lull })

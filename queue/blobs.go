@@ -51,22 +51,22 @@ func (q *Queue) chunkSubject(upload, n string) string {
 	return q.config.name + ".chunk." + upload + "." + n
 }
 
-// putBlob stores what r has, unless it is there, and returns its name. open is called twice if it
-// is not there. name is of the file, for Progress; now is the time, or that at which the bundle
-// that refers to it was begun.
-func (q *Queue) putBlob(ctx context.Context, now func() (time.Time, error), name string, open func() (io.ReadCloser, error)) (sum []byte, size int64, err error) {
+// putBlob stores what r has, up to so many bytes, unless it is there, and returns its name. open is
+// called twice if it is not there. name is of the file, for Progress; now is the time, or that at
+// which the bundle that refers to it was begun.
+func (q *Queue) putBlob(ctx context.Context, now func() (time.Time, error), name string, most int64, open func() (io.ReadCloser, error)) (sum []byte, size int64, err error) {
 	r, err := open()
 	if err != nil {
 		return nil, 0, err
 	}
 	h := sha256.New()
-	size, err = io.Copy(h, io.LimitReader(r, maxBlob+1))
+	size, err = io.Copy(h, io.LimitReader(r, most+1))
 	r.Close()
 	if err != nil {
 		return nil, 0, err
 	}
-	if size > maxBlob {
-		return nil, 0, fmt.Errorf("%w: more than %d bytes", errTooLarge, int64(maxBlob))
+	if size > most {
+		return nil, 0, fmt.Errorf("%w: it has more than %d bytes", errTooLarge, most)
 	}
 	sum = h.Sum(nil)
 	if there, err := q.touchBlob(ctx, now, sum, size); there || err != nil {
@@ -84,7 +84,7 @@ func (q *Queue) putBlob(ctx context.Context, now func() (time.Time, error), name
 
 // putBytes is putBlob of what is in memory.
 func (q *Queue) putBytes(ctx context.Context, now func() (time.Time, error), b []byte) (sum []byte, size int64, err error) {
-	return q.putBlob(ctx, now, "", func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
+	return q.putBlob(ctx, now, "", maxBlob, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
 }
 
 // touchBlob reports whether a blob is there, and if so makes it as new, so that it is not collected
@@ -103,7 +103,7 @@ func (q *Queue) touchBlob(ctx context.Context, now func() (time.Time, error), su
 	if err != nil {
 		return false, err
 	}
-	if age := t.Sub(m.Time); age >= 0 && age < blobGrace/4 {
+	if age := t.Sub(m.Time); age >= 0 && age < q.config.grace/4 {
 		return true, nil
 	}
 	_, err = q.publishNew(ctx, m.Subject, m.Data, jetstream.WithExpectLastSequencePerSubject(m.Sequence))
@@ -161,6 +161,7 @@ type blobReader struct {
 	name string
 	sum  []byte
 	size int64
+	once bool        // what is not there is not looked for again
 	at   *blobRecord // nil before the first Read
 	n    int64
 	left []byte
@@ -186,10 +187,35 @@ func (r *blobReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// seek calls look again for 1.3 s if it does not find a record: any server of a cluster answers,
+// also one that lags, or that stores nothing any more, as its disk is full.
+func (q *Queue) seek(ctx context.Context, look func() error) error {
+	for wait := 10 * time.Millisecond; ; wait *= 2 {
+		err := look()
+		if !errors.Is(err, jetstream.ErrMsgNotFound) || q.tasks.CachedInfo().Config.Replicas == 1 || wait > maxLag/2 {
+			return err
+		}
+		if pause(ctx, wait); ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (r *blobReader) seek(look func() error) error {
+	if r.once {
+		return look()
+	}
+	return r.q.seek(r.ctx, look)
+}
+
 // next reads a chunk, and checks the whole before the last one is given away.
 func (r *blobReader) next() error {
 	if r.at == nil {
-		_, b, err := r.q.blob(r.ctx, r.sum)
+		var b *blobRecord
+		err := r.seek(func() (err error) {
+			_, b, err = r.q.blob(r.ctx, r.sum)
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("content %x: %w", r.sum, err)
 		}
@@ -200,7 +226,11 @@ func (r *blobReader) next() error {
 	}
 	chunks := (r.size + chunkSize - 1) / chunkSize
 	if r.n < chunks {
-		m, err := r.q.last(r.ctx, r.q.blobs, r.q.chunkSubject(r.at.Upload, strconv.FormatInt(r.n, 10)))
+		var m *jetstream.RawStreamMsg
+		err := r.seek(func() (err error) {
+			m, err = r.q.last(r.ctx, r.q.blobs, r.q.chunkSubject(r.at.Upload, strconv.FormatInt(r.n, 10)))
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("content %x: %w", r.sum, err)
 		}

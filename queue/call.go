@@ -264,7 +264,7 @@ func (a *attempt) call(run context.Context, limits Limits) (r *runRecord, failur
 		return nil, fmt.Errorf("argument: %w", err), true
 	}
 	out := a.w.q.newOutput(a.id)
-	out.attempt = a.now.Attempt
+	out.attempt, out.claim = a.now.Attempt, a.seq
 	opts := append(limits.options(), a.w.pool.Share(), sandbox.WithStdout(out.writer(0)), sandbox.WithStderr(out.writer(1)))
 	begun := time.Now()
 	result, err := f.call(run, value, function.Options(opts...))

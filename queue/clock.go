@@ -18,7 +18,7 @@ import (
 // now returns the time by the servers' clock.
 func (q *Queue) now(ctx context.Context) (time.Time, error) {
 	var info *jetstream.StreamInfo
-	err := retry(ctx, func(ctx context.Context) (err error) {
+	err := q.retry(ctx, func(ctx context.Context) (err error) {
 		info, err = q.tasks.Info(ctx)
 		return err
 	})

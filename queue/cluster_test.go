@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,12 +27,13 @@ import (
 )
 
 // The helper server is one of a cluster, in a process of its own: its name, its directory, its
-// ports for clients and for the others, and the others' addresses. It does not sync its files: a
-// kill loses nothing that was written.
+// ports for clients and for the others, and the others' addresses. The address that it tells others
+// leads nowhere, so that they don't go round a link. It does not sync its files: a kill loses
+// nothing that was written.
 func init() {
 	testkit.AddHelper("server", func(args []string) error {
 		o := &server.Options{ServerName: args[0], Host: "127.0.0.1", JetStream: true, StoreDir: args[1], JetStreamMaxStore: 1 << 40, JetStreamMaxMemory: 1 << 30,
-			NoSigs: true, NoLog: true, Cluster: server.ClusterOpts{Name: "test", Host: "127.0.0.1", NoAdvertise: true}}
+			NoSigs: true, NoLog: true, Cluster: server.ClusterOpts{Name: "test", Host: "127.0.0.1", NoAdvertise: true, Advertise: "127.0.0.1:1"}}
 		if _, err := fmt.Sscan(args[2]+" "+args[3], &o.Port, &o.Cluster.Port); err != nil {
 			return err
 		}
@@ -60,6 +62,16 @@ type cluster struct {
 
 func startCluster(t testing.TB, linked bool) *cluster {
 	t.Helper()
+	c := newCluster(t, linked)
+	for i := range 3 {
+		c.start(i)
+	}
+	return c
+}
+
+// newCluster returns a cluster none of whose servers has been started.
+func newCluster(t testing.TB, linked bool) *cluster {
+	t.Helper()
 	c := &cluster{t: t}
 	var ports []int
 	for _, l := range freePorts(t, 6) {
@@ -75,9 +87,6 @@ func startCluster(t testing.TB, linked bool) *cluster {
 				c.links[i][j] = newLink(t, fmt.Sprintf("127.0.0.1:%d", c.routes[j]))
 			}
 		}
-	}
-	for i := range 3 {
-		c.start(i)
 	}
 	return c
 }
@@ -284,12 +293,12 @@ func (e *endings) requireOne(t testing.TB, ctx context.Context, ids []string) {
 }
 
 // tasksEnv in the environment is how many tasks TestCluster has, such as 1000, in place of as many
-// as do not take long. It also cuts servers off then.
+// as do not take long.
 const tasksEnv = "SANDBOX_QUEUE_TASKS"
 
-// Servers and workers are killed in turns while tasks are submitted and run; then, with tasksEnv,
-// one server is cut off from the others, with a worker that knows no other one. No task is lost,
-// and none has two ends.
+// Servers and workers are killed in turns while tasks are submitted and run; then one server is cut
+// off from the others, with a worker that knows no other one. No task is lost, none has two ends,
+// and no two attempts of one live at once.
 func TestCluster(t *testing.T) {
 	count, kills := 15, 1
 	whole := os.Getenv(tasksEnv) != ""
@@ -301,15 +310,15 @@ func TestCluster(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), testkit.Patience*time.Duration(4+count/50))
 	defer cancel()
 	c := startCluster(t, true)
-	q, err := Open(ctx, c.url(0, 1, 2), Replicas(3), Lease(3*time.Second))
+	const lease = 3 * time.Second
+	q, err := Open(ctx, c.url(0, 1, 2), Lease(lease))
 	require.NoError(t, err)
 	defer q.Close()
 	ended := collectEnds(t, q)
+	t.Run("edits", func(t *testing.T) { askEdited(t, ctx, c, lease) })
+	t.Run("leaders", func(t *testing.T) { askOtherLeader(t, ctx, q, lease) })
 	t.Run("kills", func(t *testing.T) { killInTurns(t, ctx, c, q, ended, count, kills) })
-	if !whole {
-		return
-	}
-	t.Run("partition", func(t *testing.T) { partition(t, ctx, c, ended) })
+	t.Run("partition", func(t *testing.T) { partition(t, ctx, c, q, lease, ended, whole) })
 }
 
 func killInTurns(t *testing.T, ctx context.Context, c *cluster, q *Queue, ended *endings, count, kills int) {
@@ -356,23 +365,41 @@ func killInTurns(t *testing.T, ctx context.Context, c *cluster, q *Queue, ended 
 		require.Equal(t, fmt.Sprint(i), text(r.Stdout))
 	}
 	ended.requireOne(t, ctx, ids)
+	testkit.Eventually(t, "there are logs", func() bool { // a server that was killed may have the first
+		id, err := q.Submit(ctx, Task{Command: shell("echo logged; sleep 0.1; echo last")})
+		require.NoError(t, err)
+		var all []string
+		for c, err := range q.Logs(ctx, id, 0) {
+			require.NoError(t, err)
+			all = append(all, text(c.Data))
+		}
+		return slices.Equal(all, []string{"logged", "last"})
+	})
 	for _, w := range workers {
 		_ = w.Kill() // or the kernel has
 	}
 }
 
-func partition(t *testing.T, ctx context.Context, c *cluster, ended *endings) {
+// partition cuts a server off, with a worker that knows no other one and has a task. It is the one
+// that answers for the task's lease, and goes on so for a while. The others have the task run
+// again, if the test is whole.
+func partition(t *testing.T, ctx context.Context, c *cluster, q *Queue, lease time.Duration, ended *endings, whole bool) {
 	out := t.TempDir()
 	require.NoError(t, os.Chmod(out, 0o777))
-	alone, err := Open(ctx, c.url(0))
+	cut := -1
+	testkit.Eventually(t, "one answers for the leases", func() bool {
+		c, err := q.tasks.Consumer(ctx, "default-normal")
+		if err == nil {
+			_, err = fmt.Sscanf(c.CachedInfo().Cluster.Leader, "s%d", &cut)
+		}
+		return err == nil
+	})
+	alone, err := Open(ctx, c.url(cut))
 	require.NoError(t, err)
 	defer alone.Close()
-	most, err := Open(ctx, c.url(1, 2))
-	require.NoError(t, err)
-	defer most.Close()
 	startWorker(t, alone, 1, out)
 	// Each attempt writes down when it lives; the first one goes on.
-	id, err := most.Submit(ctx, Task{Retry: Retry{Attempts: 100},
+	id, err := q.Submit(ctx, Task{Retry: Retry{Attempts: 100},
 		Command: shell("f=/out/$(date +%s%N); [ -z \"$(ls /out)\" ] || { date +%s%N > $f; exit 0; }; while :; do date +%s%N >> $f; sleep 0.02; done")})
 	require.NoError(t, err)
 	testkit.Eventually(t, "the first attempt lives", func() bool {
@@ -380,7 +407,19 @@ func partition(t *testing.T, ctx context.Context, c *cluster, ended *endings) {
 		require.NoError(t, err)
 		return len(files) == 1
 	})
-	c.isolate(0, true)
+	c.isolate(cut, true)
+	begun := time.Now()
+	time.Sleep(lease)
+	last := lastTime(t, out)
+	require.Less(t, last.Sub(begun), lease, "the run lives on, whose lease no majority knows of")
+	time.Sleep(200 * time.Millisecond)
+	require.Equal(t, last, lastTime(t, out))
+	if !whole {
+		return
+	}
+	most, err := Open(ctx, c.url((cut+1)%3, (cut+2)%3))
+	require.NoError(t, err)
+	defer most.Close()
 	startWorker(t, most, 2, out)
 	var tasks []Task
 	for i := range 5 {
@@ -393,13 +432,28 @@ func partition(t *testing.T, ctx context.Context, c *cluster, ended *endings) {
 	require.NoError(t, errors.Join(errs...))
 	require.Greater(t, results[len(ids)-1].Attempt, 1)
 	requireApart(t, out)
-	c.isolate(0, false)
+	c.isolate(cut, false)
 	after, err := alone.Submit(ctx, Task{Command: shell("echo together")})
 	require.NoError(t, err)
 	res, err := alone.Wait(ctx, after)
 	require.NoError(t, err)
 	require.Equal(t, "together", text(res.Stdout))
 	ended.requireOne(t, ctx, append(ids, after))
+}
+
+// lastTime returns the last time that any attempt has written into its file.
+func lastTime(t testing.TB, dir string) time.Time {
+	t.Helper()
+	files, err := filepath.Glob(dir + "/*")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	b, err := os.ReadFile(files[len(files)-1])
+	require.NoError(t, err)
+	times := strings.Fields(string(b))
+	require.NotEmpty(t, times)
+	ns, err := strconv.ParseInt(times[len(times)-1], 10, 64)
+	require.NoError(t, err)
+	return time.Unix(0, ns)
 }
 
 // requireApart requires that no two attempts lived at once, by what they wrote into files.

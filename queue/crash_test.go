@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox/internal/testkit"
@@ -59,13 +61,69 @@ func ends(t testing.TB, q *Queue) func() map[string]int {
 	}
 }
 
-// Workers are killed while they work: no task is lost, and none has two ends.
+// recoveries measures how long after the kill of its worker a task starts again.
+type recoveries struct {
+	mu     sync.Mutex
+	killed map[int]time.Time // by process
+	worker map[string]string // of tasks that run
+	took   []time.Duration
+}
+
+func measureRecoveries(t testing.TB, q *Queue) *recoveries {
+	t.Helper()
+	r := &recoveries{killed: map[int]time.Time{}, worker: map[string]string{}}
+	sub, err := q.nc.Subscribe(q.subject("now", ">"), func(m *nats.Msg) {
+		if id, now, err := q.announced(m); err == nil {
+			r.see(id, now)
+		}
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, sub.Unsubscribe()) })
+	return r
+}
+
+func (r *recoveries) see(id string, now *stateRecord) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	last := r.worker[id]
+	if r.worker[id] = now.Worker; now.State != Running {
+		delete(r.worker, id)
+		return
+	}
+	for pid, at := range r.killed {
+		if last != now.Worker && strings.Contains(last, fmt.Sprintf("-%d-", pid)) {
+			r.took = append(r.took, time.Since(at))
+		}
+	}
+}
+
+func (r *recoveries) kill(p *os.Process) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_ = p.Kill() // it may have ended
+	r.killed[p.Pid] = time.Now()
+}
+
+// median returns the one in the middle, so that it is none that the machine's noise has held up.
+func (r *recoveries) median() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	slices.Sort(r.took)
+	if len(r.took) == 0 {
+		return time.Hour // none was seen
+	}
+	return r.took[len(r.took)/2]
+}
+
+// Workers are killed while they work, and tasks canceled: no task is lost, none has two ends, and
+// those of the workers start again when their leases are over.
 func TestWorkersKilled(t *testing.T) {
-	q := open(t, Listen("127.0.0.1:0"), Lease(2*time.Second))
+	const lease = 2 * time.Second
+	q := open(t, Listen("127.0.0.1:0"), Lease(lease))
 	// For a busy machine.
 	ctx, cancel := context.WithTimeout(context.Background(), 4*testkit.Patience)
 	defer cancel()
-	ended := ends(t, q)
+	ended, recovered := ends(t, q), measureRecoveries(t, q)
 	var tasks []Task
 	for i := range 80 {
 		tasks = append(tasks, Task{Command: shell("sleep 0.05; echo " + fmt.Sprint(i)), Key: fmt.Sprint(i), Retry: Retry{Attempts: 50}})
@@ -76,33 +134,20 @@ func TestWorkersKilled(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, ids[:20], again)
 
-	stop, killed := make(chan struct{}), make(chan int, 1)
+	stop, killed, canceled := make(chan struct{}), make(chan int, 1), make(chan map[int]bool, 1)
 	workers := []*os.Process{startWorker(t, q, 4, ""), startWorker(t, q, 4, "")}
-	go func() {
-		for n := 0; ; n++ {
-			if n == 3 {
-				<-stop
-			}
-			// A worker takes a while to start: whoever is killed has done some work.
-			for begin := len(ended()); len(ended()) < begin+12; time.Sleep(10 * time.Millisecond) {
-				select {
-				case <-stop:
-					killed <- n
-					return
-				default:
-				}
-			}
-			i := n % len(workers)
-			_ = workers[i].Kill() // it may have ended
-			workers[i] = startWorker(t, q, 4, "")
-		}
-	}()
+	go func() { killed <- killWorkers(t, q, workers, ended, recovered, stop) }()
+	go func() { canceled <- cancelSome(t, q, ids, ended, stop) }()
 	results, errs := q.WaitAll(ctx, ids)
 	close(stop)
-	n := <-killed
-	require.NoError(t, errors.Join(errs...))
+	n, won := <-killed, <-canceled
 	later := 0
 	for i, r := range results {
+		if won[i] {
+			require.ErrorIs(t, errs[i], ErrCanceled)
+			continue
+		}
+		require.NoError(t, errs[i])
 		require.Equal(t, fmt.Sprint(i), text(r.Stdout))
 		if r.Attempt > 1 {
 			later++
@@ -115,6 +160,47 @@ func TestWorkersKilled(t *testing.T) {
 		require.Equal(t, 1, n, id)
 	}
 	require.Len(t, ended(), len(ids))
+	require.Less(t, recovered.median(), lease+testkit.Scale(time.Second, 10*time.Second))
+}
+
+// killWorkers kills the workers in turns, three times, and returns how often it has when it is
+// stopped.
+func killWorkers(t testing.TB, q *Queue, workers []*os.Process, ended func() map[string]int, recovered *recoveries, stop <-chan struct{}) int {
+	for n := 0; ; n++ {
+		if n == 3 {
+			<-stop
+		}
+		// A worker takes a while to start: whoever is killed has done some work.
+		for begin := len(ended()); len(ended()) < begin+12; time.Sleep(10 * time.Millisecond) {
+			select {
+			case <-stop:
+				return n
+			default:
+			}
+		}
+		i := n % len(workers)
+		recovered.kill(workers[i])
+		workers[i] = startWorker(t, q, 4, "")
+	}
+}
+
+// cancelSome cancels every eighth task, at about its turn, until it is stopped, and returns which
+// of them it has.
+func cancelSome(t testing.TB, q *Queue, ids []string, ended func() map[string]int, stop <-chan struct{}) map[int]bool {
+	won := map[int]bool{}
+	for i := 7; i < len(ids); i += 8 {
+		for ; len(ended()) < i-7; time.Sleep(time.Millisecond) {
+			select {
+			case <-stop:
+				return won
+			default:
+			}
+		}
+		var err error
+		won[i], err = q.Cancel(testkit.Deadline(t), ids[i], "enough")
+		assert.NoError(t, err)
+	}
+	return won
 }
 
 // A worker that is stopped for longer than its lease is killed by the kernel, and its run with it,

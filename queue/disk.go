@@ -96,7 +96,7 @@ func (q *Queue) publishNew(ctx context.Context, subject string, data []byte, opt
 	if err := q.space(); err != nil {
 		return 0, err
 	}
-	err = retry(ctx, func(ctx context.Context) error {
+	err = q.retry(ctx, func(ctx context.Context) error {
 		seq, err = q.publishOnce(ctx, subject, data, opts...)
 		if unanswered(err) {
 			if low := q.space(); errors.Is(low, ErrFull) {

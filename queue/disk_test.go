@@ -32,12 +32,14 @@ func smallDisk(t testing.TB, size string) string {
 // fillDisk fills a file system with a file, except for left bytes.
 func fillDisk(t testing.TB, file string, left int64) {
 	t.Helper()
-	free, err := freeSpace(filepath.Dir(file))
-	require.NoError(t, err)
 	f, err := os.Create(file)
 	require.NoError(t, err)
 	defer f.Close()
-	require.NoError(t, unix.Fallocate(int(f.Fd()), 0, 0, free-left))
+	testkit.Eventually(t, "it is filled, whatever others write meanwhile", func() bool {
+		free, err := freeSpace(filepath.Dir(file))
+		require.NoError(t, err)
+		return unix.Fallocate(int(f.Fd()), 0, 0, free-left) == nil
+	})
 }
 
 // A disk that gets full is said to be, loses nothing, and is used again when it has space.
@@ -96,7 +98,14 @@ func TestDiskFull(t *testing.T) {
 	require.Equal(t, url, q.URL())
 	testkit.Eventually(t, "others hear of it", func() bool { return other.space() == nil })
 	work(t, q)
-	require.Equal(t, "after", text(mustWait(t, other, submit(t, other, Task{Command: shell("echo after")})).Stdout))
+	after := submit(t, other, Task{Command: shell("echo after")})
+	require.Equal(t, "after", text(mustWait(t, other, after).Stdout))
+	require.Equal(t, "after", text(awaitLine(t, lines(t, other, after, 0), "").Data), "there are logs again")
+	testkit.Eventually(t, "and workers", func() bool {
+		stats, err := other.Stats(ctx)
+		require.NoError(t, err)
+		return stats.Workers == 1
+	})
 	require.Equal(t, "before", text(mustWait(t, q, before).Stdout))
 	require.Contains(t, log.String(), "the disk has space again")
 }
@@ -106,6 +115,10 @@ func TestDiskFull(t *testing.T) {
 func TestDiskElsewhere(t *testing.T) {
 	small := startServer(t, &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), JetStreamMaxStore: 5 << 30})
 	require.ErrorContains(t, refused(t, small.ClientURL()), "max_file_store must be more than BlobBytes and 4 GiB")
+	for _, m := range []int64{maxLogBytes - 1, maxLogBytes} { // too few for logs, and for what follows
+		little := startServer(t, &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), JetStreamMaxStore: 1 << 40, JetStreamMaxMemory: m})
+		require.ErrorContains(t, refused(t, little.ClientURL()), "max_memory_store must be more than 128 MiB")
+	}
 	q, err := Open(testkit.Deadline(t), small.ClientURL(), BlobBytes(1<<20))
 	require.NoError(t, err)
 	defer q.Close()

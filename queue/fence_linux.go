@@ -1,8 +1,10 @@
 package queue
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"os"
 	"sync"
 	"time"
 	"unsafe"
@@ -38,11 +40,19 @@ func clockNow() time.Duration {
 	return time.Duration(t.Nano())
 }
 
+// errInit is the error of a process that no signal from its own pid namespace kills, so that the
+// fence would not (pid_namespaces(7), and sig_task_ignored in the kernel's signal.c).
+var errInit = errors.New("a worker of a shared queue can't be PID 1 of a container, which the kernel's timer does not kill: " +
+	"have an init there (docker run --init, shareProcessNamespace in a pod, init in a Nomad task)")
+
 // newFence makes a fence, which does nothing unless it is armed.
 func newFence(armed bool) (*fence, error) {
 	f := &fence{armed: armed, until: map[string]time.Duration{}}
 	if !armed {
 		return f, nil
+	}
+	if os.Getpid() == 1 {
+		return nil, errInit
 	}
 	event := sigevent{signo: int32(unix.SIGKILL)}
 	if _, _, errno := unix.Syscall(unix.SYS_TIMER_CREATE, unix.CLOCK_BOOTTIME, uintptr(unsafe.Pointer(&event)), uintptr(unsafe.Pointer(&f.timer))); errno != 0 {

@@ -115,7 +115,7 @@ func (p *packer) add(name string, d fs.DirEntry) error {
 	}
 	switch e.Mode.Type() {
 	case 0:
-		if err := p.content(&e); err != nil {
+		if err := p.content(&e, info.Size()); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	case fs.ModeDir:
@@ -139,8 +139,12 @@ func (p *packer) add(name string, d fs.DirEntry) error {
 	return nil
 }
 
-// content stores a file's content.
-func (p *packer) content(e *entry) error {
+// content stores a file's content, of which said says how long it is: it may lie.
+func (p *packer) content(e *entry, said int64) error {
+	left := maxBundleBytes - p.total
+	if said > left {
+		return fmt.Errorf("%w: it has %d bytes, more than the %d that are left of %d", errTooLarge, said, left, int64(maxBundleBytes))
+	}
 	f, err := p.fsys.Open(e.Name)
 	if err != nil {
 		return err
@@ -153,7 +157,7 @@ func (p *packer) content(e *entry) error {
 	if e.Size = int64(len(head)); e.Size <= inlineFile && p.inline+len(head) <= inlineBundle {
 		p.inline += len(head)
 		e.Data = head
-	} else if e.Sum, e.Size, err = p.q.putBlob(p.ctx, p.now, e.Name, func() (io.ReadCloser, error) { return p.fsys.Open(e.Name) }); err != nil {
+	} else if e.Sum, e.Size, err = p.q.putBlob(p.ctx, p.now, e.Name, left, func() (io.ReadCloser, error) { return p.fsys.Open(e.Name) }); err != nil {
 		return err
 	}
 	if p.total += e.Size; p.total > maxBundleBytes {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -308,4 +309,22 @@ func TestAttackOutput(t *testing.T) {
 	}
 	require.LessOrEqual(t, kept, logChunks*logChunk)
 	require.Positive(t, kept)
+}
+
+// SECURITY.md has every attack on queues.
+func TestSecurity(t *testing.T) {
+	text, err := os.ReadFile("../SECURITY.md")
+	require.NoError(t, err)
+	tests, err := filepath.Glob("*_test.go")
+	require.NoError(t, err)
+	found := 0
+	for _, file := range tests {
+		code, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, m := range regexp.MustCompile(`(?m)^func (TestAttack\w+)\(`).FindAllSubmatch(code, -1) {
+			require.Contains(t, string(text), "`"+string(m[1])+"`")
+			found++
+		}
+	}
+	require.NotZero(t, found)
 }

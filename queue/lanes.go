@@ -92,7 +92,7 @@ func waitsFor(id string) string {
 // inUse reports whether a lane has a task, which may also run, or wait for its time.
 func (q *Queue) inUse(ctx context.Context, class, route string) (bool, error) {
 	var info *jetstream.StreamInfo
-	err := retry(ctx, func(ctx context.Context) (err error) {
+	err := q.retry(ctx, func(ctx context.Context) (err error) {
 		info, err = q.tasks.Info(ctx, jetstream.WithSubjectFilter(q.subject("task", class+"."+route+".*")))
 		return err
 	})

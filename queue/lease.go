@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +24,8 @@ type lease struct {
 	ctx     context.Context // ends when the task is not this worker's any more
 	cancel  context.CancelCauseFunc
 	ended   chan struct{} // closed when it is renewed no more
+	leader  string        // who answers for it, and since when it leads; used by keep alone
+	told    time.Duration // when, by clockNow, that one was first asked to renew it, as is
 	attempt int           // 0 before it is claimed; guarded by w.mu
 	since   time.Time     // when it was; guarded by w.mu
 	ends    atomic.Bool   // its end is being written, which tells if the task is another's
@@ -102,8 +106,8 @@ func (l *lease) keep(last time.Duration) {
 			return
 		}
 		wait = l.length / 5
-		if err := l.renew(min(left, wait)); err == nil {
-			last = asked
+		if since := l.renew(asked, min(left, wait)); since > last {
+			last = since
 			if err := l.w.fence.hold(l.id, last+l.length*3/4); err != nil {
 				l.cancel(err)
 				return
@@ -116,13 +120,71 @@ func (l *lease) keep(last time.Duration) {
 	}
 }
 
-// renew has the lease begin anew.
-func (l *lease) renew(timeout time.Duration) error {
+// renew has the lease begin anew, and returns since when, or 0. A server that was cut off from the
+// others answers for another 10 s or more, and they may give the task away before: so it begins
+// when a majority was last heard of, if that was before it was asked for.
+func (l *lease) renew(asked, timeout time.Duration) (since time.Duration) {
 	ctx, cancel := context.WithTimeout(l.ctx, timeout)
 	defer cancel()
-	// Answered once it is done.
+	if !l.confirmed(ctx) {
+		return 0
+	}
+	if c := l.w.q.tasks.CachedInfo().Cluster; c == nil || c.Name == "" { // a single server
+		return asked
+	}
+	// The others answer that server a moment later.
+	for wait := time.Millisecond; ctx.Err() == nil && since < asked-l.length/20; wait *= 2 {
+		leader, heard := l.w.q.heardOf(ctx, l.id)
+		switch {
+		case leader != "" && leader != l.leader:
+			// It may know of nothing that the one before it has confirmed.
+			since, asked = 0, clockNow()
+			if l.confirmed(ctx) {
+				l.leader, l.told = leader, asked
+			}
+		case heard >= l.told:
+			since = max(since, heard)
+		}
+		pause(ctx, wait)
+	}
+	return min(since, asked)
+}
+
+// confirmed reports whether a server has renewed the lease, which the others may not know yet.
+func (l *lease) confirmed(ctx context.Context) bool {
 	_, err := l.w.q.nc.RequestWithContext(ctx, l.m.Reply, []byte("+WPI"))
-	return err
+	return err == nil
+}
+
+// heardOf returns which server hands out a task, with the time since when it does, and until when,
+// by clockNow, it has heard of enough others to be a majority with them, or 0.
+func (q *Queue) heardOf(ctx context.Context, id string) (leader string, until time.Duration) {
+	asked := clockNow()
+	parts := strings.Split(id, ".")
+	consumer, err := q.tasks.Consumer(ctx, parts[0]+"-"+parts[1])
+	if err != nil {
+		return "", 0
+	}
+	c := consumer.CachedInfo().Cluster
+	if c == nil || c.Leader == "" {
+		return "", 0
+	}
+	leader = fmt.Sprint(c.Leader, c.LeaderSince)
+	var silent []time.Duration
+	for _, o := range c.Replicas { // the others
+		if o.Active > 0 { // else it was not heard of yet
+			silent = append(silent, o.Active)
+		}
+	}
+	need := (len(c.Replicas) + 1) / 2
+	if need == 0 {
+		return leader, asked
+	}
+	if len(silent) < need {
+		return leader, 0
+	}
+	slices.Sort(silent)
+	return leader, asked - silent[need-1]
 }
 
 // look looks at the task's state, whose change may have been announced while this process was not

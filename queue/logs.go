@@ -28,8 +28,16 @@ type logRecord struct {
 	Attempt int    `cbor:"1,keyasint"`
 	Stream  int    `cbor:"2,keyasint"` // 0: standard output, 1: standard error
 	Offset  int64  `cbor:"3,keyasint"`
-	Data    []byte `cbor:"4,keyasint"`
+	Data    []byte `cbor:"4,keyasint"` // none: the attempt's output has ended
+	// The number of the state by which the worker claimed the attempt, which is more for later
+	// ones, and that of the piece in it, from 1.
+	Claim  uint64 `cbor:"5,keyasint"`
+	Number uint64 `cbor:"6,keyasint"`
 }
+
+// position is more for later pieces, and one more for the next one of the attempt, whichever
+// numbers servers give them: these begin anew when a stream in memory does.
+func (r *logRecord) position() uint64 { return r.Claim<<28 + r.Number }
 
 // Chunk is a piece of what a task's command wrote.
 type Chunk struct {
@@ -44,7 +52,8 @@ type Chunk struct {
 // that returns, after the piece with a Position. It ends when the task has ended. Pieces come at
 // most a tenth of a second later than they were written. Of a task the last 64 pieces are kept, up
 // to 1 MiB, of all tasks 64 MiB, in the servers' memory; and no more is sent than 1 MiB, and 1 MiB
-// a second. The end of the output is also in the Result.
+// a second. When the servers were started anew what they kept is lost, and what is written then
+// comes up to two seconds later. The end of the output is also in the Result.
 func (q *Queue) Logs(ctx context.Context, id string, after uint64) iter.Seq2[Chunk, error] {
 	return func(yield func(Chunk, error) bool) {
 		if err := q.follow(ctx, id, after, func(c Chunk) bool { return yield(c, nil) }); err != nil {
@@ -70,27 +79,25 @@ func (q *Queue) follow(ctx context.Context, id string, after uint64, yield func(
 		}
 		defer func() { _ = sub.Unsubscribe() }() // fails if the connection is closed
 	}
-	for {
+	r := &logReader{q: q, id: id, after: after, yield: yield}
+	for looked := clockNow(); ; {
 		// Before the log is read, whose last piece is stored before the end.
-		s, err := q.Status(ctx, id)
+		s, _, err := q.find(ctx, id)
+		more := true
+		if err == nil {
+			more, err = r.read(ctx)
+		}
+		ended := s != nil && s.State.Ended()
+		if more && err == nil && ended {
+			err = r.finish(ctx, s)
+		} else if more && err == nil && clockNow() > looked+lookAnew {
+			_, err = r.anew(ctx)
+			looked = clockNow()
+		}
 		if err != nil {
-			return err
+			return fmt.Errorf("queue: %s: %w", id, err)
 		}
-		for {
-			m, err := q.next(ctx, q.logs, after+1, q.subject("log", id))
-			if errors.Is(err, jetstream.ErrMsgNotFound) {
-				break
-			}
-			if err != nil {
-				return fmt.Errorf("queue: %s: %w", id, err)
-			}
-			after = m.Sequence
-			r, err := decode[logRecord](m.Data)
-			if err == nil && len(r.Data) > 0 && !yield(Chunk{Position: m.Sequence, Attempt: r.Attempt, Stderr: r.Stream == 1, Offset: r.Offset, Data: r.Data}) {
-				return nil
-			}
-		}
-		if s.State.Ended() {
+		if !more || ended {
 			return nil
 		}
 		select {
@@ -102,17 +109,112 @@ func (q *Queue) follow(ctx context.Context, id string, after uint64, yield func(
 	}
 }
 
+// lookAnew is how often a reader looks whether the stream of logs has begun anew.
+const lookAnew = time.Second
+
+// logReader reads what is kept of a task's output.
+type logReader struct {
+	q     *Queue
+	id    string
+	after uint64 // the position of the last piece
+	next  uint64 // the number of the record to read; those of the task's before are known
+	over  int    // the attempt whose end the last piece was
+	yield func(Chunk) bool
+}
+
+func (r *logReader) ask(ctx context.Context, what query) (seq uint64, p *logRecord, err error) {
+	m, err := r.q.read(ctx, r.q.config.name+"-logs", what)
+	if err != nil {
+		return 0, nil, err
+	}
+	if p, err = decode[logRecord](m.Data); err != nil {
+		p = &logRecord{} // written by no worker
+	}
+	if p.Claim == 0 { // nor by one of this version
+		p.Number = m.Sequence
+	}
+	return m.Sequence, p, nil
+}
+
+// read yields the pieces that are not known, and reports whether more are wanted. Where some are
+// missing they may be earlier in a stream that has begun anew, so all are read again once: no more
+// than logChunks are kept.
+func (r *logReader) read(ctx context.Context) (more bool, err error) {
+	for all := r.next == 0; ; {
+		seq, p, err := r.ask(ctx, query{From: max(r.next, 1), Pattern: r.q.subject("log", r.id)})
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		at := p.position()
+		if at > r.after+1 && !all {
+			r.next, all = 0, true
+			continue
+		}
+		r.next = seq + 1
+		if at <= r.after {
+			continue
+		}
+		r.after, r.over = at, 0
+		if len(p.Data) == 0 {
+			r.over = p.Attempt
+		} else if !r.yield(Chunk{Position: at, Attempt: p.Attempt, Stderr: p.Stream == 1, Offset: p.Offset, Data: p.Data}) {
+			return false, nil
+		}
+	}
+}
+
+// anew reports whether the last piece is not known, and has all be read again if its number is too
+// low, or there is none: the stream has begun anew.
+func (r *logReader) anew(ctx context.Context) (bool, error) {
+	seq, p, err := r.ask(ctx, query{Last: r.q.subject("log", r.id)})
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		r.next = 0
+		return false, nil
+	}
+	if err != nil || p.position() <= r.after {
+		return false, err
+	}
+	if seq < r.next {
+		r.next = 0
+	}
+	return true, nil
+}
+
+// finish yields what is left of a task that has ended. Any server of a cluster answers, also one
+// that lags.
+func (r *logReader) finish(ctx context.Context, s *stateRecord) error {
+	for wait := 10 * time.Millisecond; ; wait *= 2 {
+		more, err := r.anew(ctx)
+		if more && err == nil {
+			more, err = r.read(ctx)
+			if !more {
+				return err
+			}
+		}
+		// What it wrote was stored before its result, in which there is some of it.
+		wrote := s.Run != nil && len(s.Run.Stdout)+len(s.Run.Stderr) > 0
+		if err != nil || !wrote || r.over == s.Attempt || r.q.tasks.CachedInfo().Config.Replicas == 1 || wait > maxLag/2 {
+			return err
+		}
+		pause(ctx, wait)
+	}
+}
+
 // output takes what a command writes: its end, for the result, and pieces, for Logs.
 type output struct {
 	q       *Queue
 	id      string
-	attempt int // set before the command starts
+	attempt int    // set before the command starts, as is
+	claim   uint64 // the number of its state
 
 	mu      sync.Mutex
+	sent    uint64 // pieces
 	streams [2]stream
 	due     *time.Timer // sends what is pending; nil: nothing is
-	sent    bool
-	budget  float64 // bytes that may be sent now
+	budget  float64     // bytes that may be sent now
 	filled  time.Time
 }
 
@@ -166,10 +268,10 @@ func (o *output) send(n int) {
 	o.budget = min(logRate, o.budget+logRate*now.Sub(o.filled).Seconds())
 	o.filled = now
 	if size := float64(len(s.pending)); size > 0 && size <= o.budget {
-		data, err := encode(&logRecord{Version: version, Attempt: o.attempt, Stream: n, Offset: s.offset, Data: s.pending})
+		data, err := encode(&logRecord{Version: version, Attempt: o.attempt, Stream: n, Offset: s.offset, Data: s.pending, Claim: o.claim, Number: o.sent + 1})
 		if err == nil && o.q.nc.Publish(o.q.subject("log", o.id), data) == nil {
 			o.budget -= size
-			o.sent = true
+			o.sent++
 		}
 	}
 	s.offset += int64(len(s.pending))
@@ -182,12 +284,12 @@ func (o *output) end(ctx context.Context) {
 	o.mu.Lock()
 	sent := o.sent
 	o.mu.Unlock()
-	if !sent {
+	if sent == 0 {
 		return
 	}
 	// The stream stores in order: when it has this one, it has all. It is only a log: the
 	// result does not wait for long.
-	end, err := encode(&logRecord{Version: version, Attempt: o.attempt, Offset: o.streams[0].offset})
+	end, err := encode(&logRecord{Version: version, Attempt: o.attempt, Offset: o.streams[0].offset, Claim: o.claim, Number: sent + 1})
 	if err != nil {
 		return
 	}

@@ -64,10 +64,16 @@ func open(t testing.TB, opts ...Option) *Queue {
 // work starts a worker in this process, which ends with the test or by the returned function.
 func work(t testing.TB, q *Queue, opts ...WorkerOption) (stop func()) {
 	t.Helper()
-	p := pool.New(sandbox.New(sandbox.WithMemory(128*sandbox.MiB), sandbox.WithPIDs(64)), 4)
+	return workIn(t, q, 4, opts...)
+}
+
+// workIn starts one with so many slots.
+func workIn(t testing.TB, q *Queue, slots int, opts ...WorkerOption) (stop func()) {
+	t.Helper()
+	p := pool.New(sandbox.New(sandbox.WithMemory(128*sandbox.MiB), sandbox.WithPIDs(64)), slots)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- NewWorker(q, p, append([]WorkerOption{Slots(4)}, opts...)...).Run(ctx) }()
+	go func() { ended <- NewWorker(q, p, append([]WorkerOption{Slots(slots)}, opts...)...).Run(ctx) }()
 	done := false
 	stop = func() {
 		if done {

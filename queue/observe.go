@@ -72,17 +72,21 @@ func (q *Queue) progress(t Transfer) {
 
 // Log logs what this process does with tasks, with their ids: those that it submitted, canceled and
 // put back, at level Info; and at level Warn that the connection to the servers was lost and is
-// there again. What a worker does is logged by WorkerLog. Default: none.
-func Log(l *slog.Logger) Option {
-	return func(c *config) {
-		c.log = l
-		c.watch = []nats.Option{
-			nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-				if err != nil { // else Close was called
-					l.Warn("connection lost", "error", err)
-				}
-			}),
-			nats.ReconnectHandler(func(c *nats.Conn) { l.Warn("connection is there again", "server", c.ConnectedAddr()) }),
-		}
+// there again, what they refuse, which streams are missing, and that what was submitted can be
+// lost, as SyncEvery is set. What a worker does is logged by WorkerLog. Default: none.
+func Log(l *slog.Logger) Option { return func(c *config) { c.log = l } }
+
+func (q *Queue) disconnected(_ *nats.Conn, err error) {
+	if err != nil { // else Close was called
+		q.config.log.Warn("connection lost", "error", err)
 	}
+}
+
+func (q *Queue) reconnected(c *nats.Conn) {
+	q.config.log.Warn("connection is there again", "server", c.ConnectedAddr())
+	q.mendSoon()
+}
+
+func (q *Queue) refused(_ *nats.Conn, _ *nats.Subscription, err error) {
+	q.config.log.Warn("the servers refuse something", "error", err)
 }

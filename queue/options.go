@@ -28,11 +28,11 @@ type config struct {
 	token     string // of those that connect to the server in this process
 	lease     time.Duration
 	retention time.Duration
-	replicas  int
+	grace     time.Duration // blobGrace
+	replicas  int           // 0: as the servers are a cluster
 	blobBytes int64
 	progress  func(Transfer)
 	conn      []nats.Option
-	watch     []nats.Option // that log connections
 	log       *slog.Logger
 	errs      []error
 	server    []string // options given that are for a server in this process alone
@@ -129,8 +129,9 @@ func Lease(d time.Duration) Option { return func(c *config) { c.lease = d } }
 // Lease is. A minute or more. Default: 7 days.
 func Retention(d time.Duration) Option { return func(c *config) { c.retention = d } }
 
-// Replicas sets on how many servers each record is before it is answered: 1, 3 or 5. A property of
-// the queue, as Lease is. Default: 1.
+// Replicas sets on how many servers each record is: 1, 3 or 5. With 3, one of them may be lost,
+// with 5 two: a record is answered when most of them have it. A property of the queue, as Lease is.
+// Default: 3 on a cluster, which must have as many; 1 on a server that is none.
 func Replicas(n int) Option { return func(c *config) { c.replicas = n } }
 
 // BlobBytes limits how many bytes the contents of inputs and outputs that are kept take together.
@@ -146,7 +147,7 @@ const (
 var tokenPattern = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
 
 func newConfig(url string, opts []Option) (config, error) {
-	c := config{name: "sandbox", lease: 15 * time.Second, retention: 7 * 24 * time.Hour, replicas: 1, blobBytes: 16 << 30, log: slog.New(slog.DiscardHandler)}
+	c := config{name: "sandbox", lease: 15 * time.Second, retention: 7 * 24 * time.Hour, grace: blobGrace, blobBytes: 16 << 30, log: slog.New(slog.DiscardHandler)}
 	for _, o := range opts {
 		o(&c)
 	}
@@ -158,7 +159,7 @@ func newConfig(url string, opts []Option) (config, error) {
 	check(tokenPattern.MatchString(c.name), "queue.Name", "%q: a name is 1 to 32 of a-z, 0-9 and -", c.name)
 	check(c.lease >= minLease && c.lease <= maxLease, "queue.Lease", "%v: must be 2s to 1h", c.lease)
 	check(c.retention >= minRetention, "queue.Retention", "%v: must be a minute or more", c.retention)
-	check(c.replicas == 1 || c.replicas == 3 || c.replicas == 5, "queue.Replicas", "%d: must be 1, 3 or 5", c.replicas)
+	check(c.replicas == 0 || c.replicas == 1 || c.replicas == 3 || c.replicas == 5, "queue.Replicas", "%d: must be 1, 3 or 5", c.replicas)
 	check(c.blobBytes > 0, "queue.BlobBytes", "%d: must be positive", c.blobBytes)
 	check(c.syncEvery >= 0, "queue.SyncEvery", "%v: must not be negative", c.syncEvery)
 	if url != "" {
@@ -168,7 +169,8 @@ func newConfig(url string, opts []Option) (config, error) {
 		return c, errors.Join(c.errs...)
 	}
 	check(len(c.conn) == 0, "queue.TLS", "and NKey and Credentials are for servers elsewhere, whose URL is to be given")
-	check(c.replicas == 1, "queue.Replicas", "%d: a server in this process is one", c.replicas)
+	check(c.replicas <= 1, "queue.Replicas", "%d: a server in this process is one", c.replicas)
+	c.replicas = 1
 	check(c.serverTLS == nil || c.listen != "", "queue.ListenTLS", "the server listens on nothing: set Listen too")
 	if c.listen != "" {
 		a, err := netip.ParseAddrPort(c.listen)

@@ -54,6 +54,46 @@ func TestTenants(t *testing.T) {
 	require.Less(t, before(few), 28)
 }
 
+// A task of a higher priority is among the next that workers take, however many lower ones of
+// several tenants keep them busy.
+func TestPriorityUnderLoad(t *testing.T) {
+	q := open(t)
+	ctx := longDeadline(t)
+	const slots, low, high = 2, 60, 6
+	ended := ends(t, q)
+	workIn(t, q, slots)
+	mustWait(t, q, submit(t, q, Task{Command: shell("true"), Priority: High})) // so requests stand there
+	workIn(t, q, slots)
+	var tasks []Task
+	for i := range low {
+		tasks = append(tasks, Task{Command: shell("sleep 0.03"), Priority: Low, Tenant: []string{"", "a", "b"}[i%3]})
+	}
+	ids, err := q.SubmitAll(ctx, tasks)
+	require.NoError(t, err)
+	var submitted [high]time.Time
+	for i := range high {
+		testkit.Eventually(t, "some have ended", func() bool { return len(ended()) > 4*i })
+		ids = append(ids, submit(t, q, Task{Command: shell("true"), Priority: High, Tenant: []string{"", "a"}[i%2]}))
+		submitted[i] = time.Now()
+	}
+	results, errs := q.WaitAll(ctx, ids)
+	require.NoError(t, errors.Join(errs...))
+	lowFrom := func(from, until time.Time) (n int) {
+		for _, r := range results[:low] {
+			if r.Started.After(from) && r.Started.Before(until) {
+				n++
+			}
+		}
+		return n
+	}
+	// Each slot may be taking one, and another before the worker hears of a lane.
+	const most = 2 * 2 * slots
+	for i, r := range results[low:] {
+		require.LessOrEqual(t, lowFrom(submitted[i], r.Started), most)
+	}
+	require.Greater(t, lowFrom(submitted[0], time.Now()), most, "there was no load")
+}
+
 func TestLanes(t *testing.T) {
 	seen := map[string]bool{}
 	for i := range 10_000 {

@@ -131,6 +131,7 @@ func (p *puller) note(n note) {
 func (p *puller) look(ctx context.Context) {
 	for ctx.Err() == nil {
 		begun, connections := clockNow(), p.w.q.nc.Stats().Reconnects
+		p.w.changedHere() // servers that were started anew know of no worker
 		for _, class := range p.w.classes {
 			for _, priority := range priorities {
 				for lane := range p.lanes {

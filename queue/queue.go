@@ -39,12 +39,12 @@ type Queue struct {
 	nc       *nats.Conn
 	js       jetstream.JetStream
 
-	tasks, states, dead, logs, blobs, workers, services jetstream.Stream
-	// healths is what is said of services' replicas.
-	healths jetstream.KeyValue
+	tasks, states, dead, blobs, services jetstream.Stream
 
-	watching sync.WaitGroup // of the disk
+	watching sync.WaitGroup // of the disk and the streams
 	said     atomic.Pointer[diskSaid]
+	mend     chan struct{} // gets something when streams may be missing
+	found    atomic.Pointer[finding]
 
 	mu        sync.Mutex
 	consumers map[string]jetstream.Consumer
@@ -60,25 +60,30 @@ type Queue struct {
 // its files in a directory (Dir), syncs each change before it answers (SyncEvery), and listens on
 // nothing (Listen). One process at a time may have the directory.
 //
-// A queue that is not there is made, with the options Lease, Retention and Replicas; one that is
-// keeps what it has. The errors of wrong options are *sandbox.OptionErrors, joined. The caller
-// should call Close.
+// A queue that is not there is made, with the options Lease, Retention and Replicas, which is an
+// error if the cluster has too few servers for 10 s; one that is keeps what it has. Who may not
+// make streams waits until somebody has, but for those in memory, as of logs, for 2 s only. The
+// errors of wrong options are *sandbox.OptionErrors, joined. The caller should call Close.
 func Open(ctx context.Context, url string, opts ...Option) (*Queue, error) {
 	c, err := newConfig(url, opts)
 	if err != nil {
 		return nil, err
 	}
-	q := &Queue{config: c, url: url, unlock: func() {}, consumers: map[string]jetstream.Consumer{}, live: map[string]*lease{}}
+	q := &Queue{config: c, url: url, unlock: func() {}, mend: make(chan struct{}, 1), consumers: map[string]jetstream.Consumer{}, live: map[string]*lease{}}
 	q.ctx, q.stop = context.WithCancel(context.Background())
 	if err := q.connect(ctx, url); err != nil {
 		q.Close()
 		return nil, fmt.Errorf("queue: %w", err)
 	}
+	if c.syncEvery > 0 {
+		c.log.Warn("what was submitted is lost if the power fails or the kernel crashes within this time (queue.SyncEvery)", "time", c.syncEvery)
+	}
 	return q, nil
 }
 
 func (q *Queue) connect(ctx context.Context, url string) (err error) {
-	conn := append([]nats.Option{nats.Name("sandbox"), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.RetryOnFailedConnect(true)}, append(q.config.conn, q.config.watch...)...)
+	conn := append([]nats.Option{nats.Name("sandbox"), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.RetryOnFailedConnect(true),
+		nats.DisconnectErrHandler(q.disconnected), nats.ReconnectHandler(q.reconnected), nats.ErrorHandler(q.refused)}, q.config.conn...)
 	if url == "" {
 		if err := q.startServer(); err != nil {
 			return err
@@ -106,10 +111,11 @@ func (q *Queue) connect(ctx context.Context, url string) (err error) {
 	if q.js, err = jetstream.New(q.nc, jetstream.WithDefaultTimeout(tryTime)); err != nil {
 		return err
 	}
-	if err := retry(ctx, q.bindStreams); err != nil {
+	if err := q.awaitStreams(ctx); err != nil {
 		// Which knows more, such as that the token is wrong.
 		return errors.Join(err, q.nc.LastError())
 	}
+	q.watching.Go(q.mendStreams)
 	return nil
 }
 
@@ -142,8 +148,8 @@ func (q *Queue) Close() {
 	if q.nc != nil {
 		q.nc.Close()
 	}
+	q.watching.Wait()
 	if q.embedded != nil {
-		q.watching.Wait()
 		q.embedded.stop()
 	}
 	q.unlock()
@@ -178,10 +184,8 @@ func (q *Queue) idOf(kind, subject string) string {
 }
 
 // bindStreams finds the queue's streams, and makes those that are missing.
-func (q *Queue) bindStreams(ctx context.Context) error {
+func (q *Queue) bindStreams(ctx context.Context) (err error) {
 	n := q.config.name
-	base := jetstream.StreamConfig{Storage: jetstream.FileStorage, Replicas: q.config.replicas, AllowDirect: true,
-		Metadata: map[string]string{leaseKey: q.config.lease.String(), retentionKey: q.config.retention.String()}}
 	for _, s := range []struct {
 		stream *jetstream.Stream
 		name   string
@@ -203,44 +207,49 @@ func (q *Queue) bindStreams(ctx context.Context) error {
 		{&q.dead, "dead", func(c *jetstream.StreamConfig) {
 			c.Subjects, c.MaxMsgsPerSubject, c.MaxAge = []string{n + ".dead.*.*.*"}, 1, q.config.retention
 		}},
-		{&q.logs, "logs", func(c *jetstream.StreamConfig) {
-			c.Subjects, c.Storage = []string{n + ".log.*.*.*"}, jetstream.MemoryStorage
-			c.MaxMsgsPerSubject, c.MaxBytes, c.MaxAge = logChunks, maxLogBytes, q.config.retention
-		}},
 		{&q.blobs, "blobs", func(c *jetstream.StreamConfig) {
 			c.Subjects = []string{n + ".blob.*", n + ".chunk.*.*", n + ".turn"}
 			// Whose turn it is to collect: see collect.go.
 			c.MaxMsgsPerSubject, c.Duplicates = 1, collectEvery
 			c.Discard, c.MaxBytes = jetstream.DiscardNew, q.config.blobBytes
 		}},
-		{&q.workers, "workers", func(c *jetstream.StreamConfig) {
-			c.Subjects, c.Storage = []string{n + ".worker.*"}, jetstream.MemoryStorage
-			c.MaxMsgsPerSubject, c.MaxAge, c.MaxMsgs = 1, workerAge, maxWorkers
-		}},
 		{&q.services, "services", func(c *jetstream.StreamConfig) {
 			c.Subjects, c.MaxMsgsPerSubject = []string{n + ".service.*"}, 1
 			c.Discard, c.MaxMsgs = jetstream.DiscardNew, maxServices
 		}},
 	} {
-		c := base
-		c.Name = n + "-" + s.name
-		s.set(&c)
-		stream, err := q.js.Stream(ctx, c.Name)
-		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			stream, err = q.js.CreateStream(ctx, c)
+		if *s.stream, err = q.bind(ctx, s.name, s.set); err != nil {
+			return err
 		}
-		if errors.Is(full(err), ErrFull) {
-			return fmt.Errorf("stream %s: %w: the servers' max_file_store must be more than BlobBytes and %d GiB", c.Name, err, maxTaskBytes>>30)
+		if err := q.adopt(&q.tasks.CachedInfo().Config); err != nil { // the first one, which the others follow
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("stream %s: %w", c.Name, err)
-		}
-		*s.stream = stream
 	}
-	if err := q.bindHealth(ctx); err != nil {
+	if err := q.bindMemory(ctx); !errors.Is(err, errMissing) {
 		return err
 	}
-	return q.adopt(q.tasks.CachedInfo().Config.Metadata)
+	q.config.log.Warn("there are no logs, workers and health of services", "error", err)
+	return nil
+}
+
+// bind finds a stream of the queue, or makes it.
+func (q *Queue) bind(ctx context.Context, name string, set func(*jetstream.StreamConfig)) (jetstream.Stream, error) {
+	c := jetstream.StreamConfig{Name: q.config.name + "-" + name, Storage: jetstream.FileStorage, AllowDirect: true,
+		Metadata: map[string]string{leaseKey: q.config.lease.String(), retentionKey: q.config.retention.String()}}
+	set(&c)
+	stream, err := q.js.Stream(ctx, c.Name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		if c.Replicas, err = q.replicas(ctx); err == nil {
+			stream, err = q.makeStream(ctx, c)
+		}
+	}
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another one was faster
+		stream, err = q.js.Stream(ctx, c.Name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stream %s: %w", c.Name, err)
+	}
+	return stream, nil
 }
 
 // What streams say of the queue that they were made for.
@@ -250,7 +259,8 @@ const (
 )
 
 // adopt takes over the properties of a queue that was there.
-func (q *Queue) adopt(properties map[string]string) error {
+func (q *Queue) adopt(c *jetstream.StreamConfig) error {
+	properties := c.Metadata
 	lease, err := time.ParseDuration(properties[leaseKey])
 	if err != nil || lease < minLease || lease > maxLease {
 		return fmt.Errorf("stream %s-tasks: %s is %q: it was not made by this package", q.config.name, leaseKey, properties[leaseKey])
@@ -339,7 +349,7 @@ func conflict(err error) bool {
 // publish writes a record and returns its sequence number once it is stored. If only the answer got
 // lost, a record that expects what was there before is refused when it is tried again: conflict.
 func (q *Queue) publish(ctx context.Context, subject string, data []byte, opts ...jetstream.PublishOpt) (seq uint64, err error) {
-	err = retry(ctx, func(ctx context.Context) error {
+	err = q.retry(ctx, func(ctx context.Context) error {
 		seq, err = q.publishOnce(ctx, subject, data, opts...)
 		return err
 	})

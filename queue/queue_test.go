@@ -370,7 +370,9 @@ func TestRetention(t *testing.T) {
 	first := submit(t, q, Task{Key: "k", Command: shell("echo 1")})
 	mustWait(t, q, first)
 	stop()
-	for _, s := range []jetstream.Stream{q.dead, q.logs} {
+	for _, name := range []string{"sandbox-dead", "sandbox-logs"} {
+		s, err := q.js.Stream(ctx, name)
+		require.NoError(t, err)
 		require.Equal(t, time.Minute, s.CachedInfo().Config.MaxAge)
 	}
 	q.Close()

@@ -54,7 +54,7 @@ type query struct {
 
 // read asks for one record.
 func (q *Queue) read(ctx context.Context, stream string, what query) (m *jetstream.RawStreamMsg, err error) {
-	err = retry(ctx, func(ctx context.Context) error {
+	err = q.retry(ctx, func(ctx context.Context) error {
 		answer, err := q.request(ctx, stream, what)
 		if err == nil {
 			m, err = q.recordOf(answer, stream)

@@ -51,14 +51,18 @@ func TakeServices(address string) WorkerOption {
 }
 
 // bindHealth finds the KV bucket of what workers say of replicas, or makes it.
-func (q *Queue) bindHealth(ctx context.Context) (err error) {
+func (q *Queue) bindHealth(ctx context.Context) error {
 	bucket := q.config.name + "-services"
-	q.healths, err = q.js.KeyValue(ctx, bucket)
+	_, err := q.js.KeyValue(ctx, bucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		q.healths, err = q.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, TTL: workerAge, Storage: jetstream.MemoryStorage, Replicas: q.config.replicas,
-			MaxBytes: maxHealthBytes, MaxValueSize: 2 * maxText})
+		var n int
+		if n, err = q.replicas(ctx); err == nil {
+			_, err = q.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucket, TTL: workerAge, Storage: jetstream.MemoryStorage, Replicas: n,
+				MaxBytes: maxHealthBytes, MaxValueSize: 2 * maxText})
+			err = lacking(err, jetstream.MemoryStorage, n)
+		}
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, jetstream.ErrBucketExists) { // as another one was faster
 		return fmt.Errorf("bucket %s: %w", bucket, err)
 	}
 	return nil
@@ -73,11 +77,15 @@ func healthKey(service, id string) string {
 	return class + "." + service + "." + rest
 }
 
+// healthSubject is the subject of that key in the bucket.
+func (q *Queue) healthSubject(service, id string) string {
+	return "$KV." + q.config.name + "-services." + healthKey(service, id)
+}
+
 // health returns what was last said of a replica, or nil if that is nothing that this version
 // understands.
 func (q *Queue) health(ctx context.Context, service, id string) (*healthRecord, error) {
-	bucket := q.config.name + "-services"
-	m, err := q.read(ctx, "KV_"+bucket, query{Last: "$KV." + bucket + "." + healthKey(service, id)})
+	m, err := q.read(ctx, "KV_"+q.config.name+"-services", query{Last: q.healthSubject(service, id)})
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return nil, nil
 	}
@@ -118,6 +126,7 @@ func (a *attempt) tend(run context.Context, p *sandbox.Process) {
 	}
 	var said healthRecord
 	var last time.Duration
+	var connections uint64 // then
 	for {
 		err := a.task.Replica.probe(run, p, h.Address)
 		select {
@@ -128,11 +137,12 @@ func (a *attempt) tend(run context.Context, p *sandbox.Process) {
 		if h.Healthy, h.Text = err == nil, ""; err != nil {
 			h.Text = strings.ToValidUTF8(err.Error()[:min(len(err.Error()), maxText)], "")
 		}
-		if h != said || clockNow() > last+workerAge/3 {
+		// Servers that were started anew have forgotten it.
+		if now := a.w.q.nc.Stats().Reconnects; h != said || now != connections || clockNow() > last+workerAge/3 {
 			if err := a.say(run, &h); err != nil {
 				a.log.Warn("the health of a replica could not be said", "error", err)
 			} else {
-				said, last = h, clockNow()
+				said, last, connections = h, clockNow(), now
 			}
 		}
 		wait := checkEvery
@@ -155,7 +165,7 @@ func (a *attempt) say(run context.Context, h *healthRecord) error {
 	}
 	ctx, cancel := context.WithTimeout(run, tryTime)
 	defer cancel()
-	_, err = a.w.q.healths.Put(ctx, healthKey(a.task.Replica.Service, a.id), data)
+	_, err = a.w.q.publish(ctx, a.w.q.healthSubject(a.task.Replica.Service, a.id), data)
 	return err
 }
 

@@ -193,8 +193,9 @@ func (q *Queue) Status(ctx context.Context, id string) (Status, error) {
 	return Status{ID: id, State: Waiting, Text: waitsFor(id), At: time.Unix(0, t.Submitted)}, nil
 }
 
-// maxLag is about how long a server may lag behind others of its cluster that have stored a record:
-// what it does not have is looked for so long before it is said not to be there.
+// maxLag is about how long a server may lag behind others of its cluster that have stored a record.
+// What an answer lacks is looked for again, after 10 ms and then twice as long each time, up to
+// maxLag/2: that is 8 looks in 1.3 s, of which some are likely to be at another server.
 const maxLag = 2 * time.Second
 
 // find returns a task's record, or the task itself if it has none yet.
@@ -301,9 +302,14 @@ func (q *Queue) List(ctx context.Context) iter.Seq2[Status, error] {
 
 // records yields the records of a stream at the subjects of a pattern.
 func (q *Queue) records(ctx context.Context, s jetstream.Stream, pattern string) iter.Seq2[*jetstream.RawStreamMsg, error] {
+	return q.recordsFrom(ctx, nameOf(s), 1, pattern)
+}
+
+// recordsFrom yields those whose number is at least from.
+func (q *Queue) recordsFrom(ctx context.Context, stream string, from uint64, pattern string) iter.Seq2[*jetstream.RawStreamMsg, error] {
 	return func(yield func(*jetstream.RawStreamMsg, error) bool) {
-		for seq := uint64(1); ; {
-			m, err := q.next(ctx, s, seq, pattern)
+		for seq := from; ; {
+			m, err := q.read(ctx, stream, query{From: seq, Pattern: pattern})
 			if errors.Is(err, jetstream.ErrMsgNotFound) {
 				return
 			}

@@ -191,7 +191,7 @@ const maxOdd = 16
 // if its headers can't be read.
 func (q *Queue) first(ctx context.Context, stream string, from uint64, pattern string) (r *jetstream.RawStreamMsg, after int, err error) {
 	var m *nats.Msg
-	err = retry(ctx, func(ctx context.Context) error {
+	err = q.retry(ctx, func(ctx context.Context) error {
 		m, err = q.request(ctx, stream, query{From: from, Pattern: pattern, Batch: 1})
 		return err
 	})

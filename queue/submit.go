@@ -15,8 +15,10 @@ import (
 var ErrFull = errors.New("the queue is full")
 
 // Submit stores a task, and its inputs before, and returns its id. When it has returned without an
-// error the task is stored durably: docs/QUEUE.md says what that means. After an error the task may
-// be stored nevertheless, as when the answer got lost; Submit of a task with a Key may be repeated
+// error the servers have stored the task. With a server in this process it is on the disk then,
+// unless SyncEvery is set, of which Log warns; of servers elsewhere it is if they sync always,
+// which they do not tell: docs/QUEUE.md has what is lost when. After an error the task may be
+// stored nevertheless, as when the answer got lost; Submit of a task with a Key may be repeated
 // until it succeeds. While no server answers, Submit waits for one until ctx ends, with Inputs for
 // half an hour at most.
 //

@@ -133,8 +133,8 @@ func namePattern(s string) bool {
 
 // Run takes tasks and runs them until ctx ends; it then kills what runs, which is tried again by
 // others, and returns nil. While no server answers it waits for one. The errors are wrong options,
-// as *sandbox.OptionErrors, joined, and errors.ErrUnsupported on other systems than Linux. It must
-// be called once.
+// as *sandbox.OptionErrors, joined, errors.ErrUnsupported on other systems than Linux, and, of a
+// queue that others use too, that this process is PID 1 of a container. It must be called once.
 //
 // A worker of a queue that others use too holds a lease of each of its tasks. If this process can't
 // renew one and does not even end the run in time, as it is stopped, traced or starved, or its

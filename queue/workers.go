@@ -61,7 +61,7 @@ const maxAnnounced = 256
 func (q *Queue) Workers(ctx context.Context) iter.Seq2[WorkerStatus, error] {
 	return func(yield func(WorkerStatus, error) bool) {
 		all := map[string]WorkerStatus{} // one that says something meanwhile comes twice
-		for m, err := range q.records(ctx, q.workers, q.config.name+".worker.*") {
+		for m, err := range q.recordsFrom(ctx, q.config.name+"-workers", 1, q.config.name+".worker.*") {
 			if err != nil {
 				yield(WorkerStatus{}, err)
 				return
@@ -99,9 +99,9 @@ func (w *Worker) announce(ctx context.Context) {
 		running, tasks := w.runs()
 		data, err := encode(&workerRecord{Version: version, Host: host, PID: os.Getpid(), Classes: w.classes, Slots: w.slots, Running: running, System: runtime.GOOS + "/" + runtime.GOARCH, Tasks: tasks, Offer: w.offer()})
 		if err == nil {
-			err = w.q.nc.Publish(w.q.config.name+".worker."+w.name, data)
+			err = w.say(ctx, data)
 		}
-		if err != nil {
+		if err != nil && ctx.Err() == nil {
 			w.log.Warn("worker could not be announced", "error", err)
 		}
 		pause(ctx, announceGap)
@@ -112,6 +112,14 @@ func (w *Worker) announce(ctx context.Context) {
 		case <-time.After(workerAge / 3):
 		}
 	}
+}
+
+// say has what the worker says of itself stored.
+func (w *Worker) say(ctx context.Context, data []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, workerAge/3)
+	defer cancel()
+	_, err := w.q.publish(ctx, w.q.config.name+".worker."+w.name, data)
+	return err
 }
 
 // announceGap is how long a worker is silent at least, whatever it does.

@@ -170,6 +170,12 @@ func (e *env) open(opts ...queue.Option) (*queue.Queue, error) {
 	return q, err
 }
 
+// replicasFlag adds -replicas, and returns the option that it asks for.
+func (e *env) replicasFlag() func() queue.Option {
+	n := e.flags.Int("replicas", 0, "if this makes the queue: on how many servers each record is, 1, 3 or 5; default: 3 on a cluster, else 1")
+	return func() queue.Option { return queue.Replicas(*n) }
+}
+
 // print prints a value as JSON, on a line.
 func (e *env) print(v any) error { return json.NewEncoder(e.out).Encode(v) }
 

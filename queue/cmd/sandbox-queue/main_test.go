@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nkeys"
@@ -56,19 +57,64 @@ func TestCommands(t *testing.T) {
 	require.NoError(t, json.Unmarshal([]byte(out), &s))
 	require.Equal(t, id, s.ID)
 	require.Equal(t, queue.Dead, s.State)
-	do(0, "requeue", id)
+	out, _ = do(0, "requeue", "-json", id)
+	require.JSONEq(t, `{"id": "`+id+`", "state": "waiting"}`, out)
 	do(failed, "wait", id)
 	id, _ = do(0, "submit", "--", "echo", "hello")
 	out, _ = do(0, "logs", id)
 	require.Equal(t, "hello", out)
+	out, _ = do(0, "logs", "-json", id)
+	require.Regexp(t, `^{"attempt":1,"data":"hello\\n","offset":0,"position":"\d+","stderr":false}$`, out)
 	do(0, "cancel", waiting, "not", "needed")
 	out, _ = do(0, "ls")
 	require.Contains(t, out, "not needed")
+	out, _ = do(0, "ls", "-json")
+	require.Regexp(t, `(?m)^{"id":"`+waiting+`","state":"canceled","attempt":0,"text":"not needed","at":"[^"]+"}$`, out)
 	out, _ = do(0, "workers")
 	require.Contains(t, out, "default")
+	out, _ = do(0, "workers", "-json")
+	var w queue.WorkerStatus
+	require.NoError(t, json.Unmarshal([]byte(out), &w))
+	require.Equal(t, []string{"default"}, w.Classes)
+	require.Equal(t, 2, w.Slots)
+	_, stderr = do(failed, "submit", "-class", "nobody", "-deadline", "1ms", "-wait", "--", "true")
+	require.Contains(t, stderr, "expired")
+	_, stderr = do(misused, "submit", "-backoff", "2h", "--", "true")
+	require.Contains(t, stderr, "2h0m0s")
+	do(misused, "submit", "-replicas", "2", "--", "true")
+	do(misused, "work", "-replicas", "2")
 	do(misused, "nonsense")
 	do(misused, "submit", "-class", "A", "--", "true")
 	do(misused, "wait")
+	stop()
+	require.Zero(t, <-ended)
+}
+
+// What a machine can do, as sandbox check finds it out there, is seen from elsewhere.
+func TestCheckTravels(t *testing.T) {
+	q, err := queue.Open(testkit.Deadline(t), "", queue.Dir(t.TempDir()), queue.Listen("127.0.0.1:0"))
+	require.NoError(t, err)
+	defer q.Close()
+	t.Setenv("SANDBOX_QUEUE_URL", q.URL())
+	ctx, stop := context.WithCancel(testkit.Deadline(t))
+	ended := make(chan int, 1)
+	go func() { ended <- run(ctx, []string{"work", "-check"}, nil, os.Stdout, os.Stderr) }()
+	var w queue.WorkerStatus
+	testkit.Eventually(t, "the worker is there", func() bool {
+		time.Sleep(20 * time.Millisecond)
+		var out bytes.Buffer
+		require.Zero(t, run(ctx, []string{"workers", "-json"}, nil, &out, os.Stderr))
+		return out.Len() > 0 && json.Unmarshal(out.Bytes(), &w) == nil
+	})
+	rows := map[string]queue.Feature{}
+	for _, f := range w.Features {
+		rows[f.Name] = f
+		require.True(t, f.Missing == "" || !f.Required, "%s is missing where tasks run: %s", f.Name, f.Missing)
+	}
+	require.Contains(t, rows, "WithMemory")
+	require.True(t, rows["runs"].Required)
+	require.NotEmpty(t, rows["runs"].Detail)
+	require.NotEmpty(t, rows["CellRuntime(docker)"].Missing, "this program does not import it")
 	stop()
 	require.Zero(t, <-ended)
 }

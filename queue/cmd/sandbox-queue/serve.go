@@ -46,6 +46,7 @@ func serve(e *env, args []string) (err error) {
 }
 
 func work(e *env, args []string) error {
+	name := e.flags.String("name", "", "the worker's name, to which servers may hold it; default: made of the host's")
 	slots := e.flags.Int("slots", 4, "how many tasks at a time")
 	classes := e.flags.String("classes", "default", "which classes of tasks, with commas between")
 	memory := e.flags.Int64("memory", 0, "what all tasks may have together, in bytes: a task is taken when it fits; default: no limit")
@@ -53,7 +54,11 @@ func work(e *env, args []string) error {
 	address := e.flags.String("services", "", "take services too, and publish their ports at this IP address of the machine")
 	check := e.flags.Bool("check", false, "find out what this machine can do, as sandbox check does, for workers -json")
 	shown := e.flags.String("metrics", "", "a loopback address for Prometheus, such as 127.0.0.1:9464; default: none")
-	q, _, err := e.openFor(args, 0, "")
+	limits, replicas := e.maxLimitsFlags(), e.replicasFlag()
+	if _, err := e.parse(args, 0, ""); err != nil {
+		return err
+	}
+	q, err := e.open(replicas())
 	if err != nil {
 		return err
 	}
@@ -63,7 +68,10 @@ func work(e *env, args []string) error {
 		return err
 	}
 	defer stop()
-	opts := []queue.WorkerOption{queue.Slots(*slots), queue.Classes(strings.Split(*classes, ",")...), queue.WorkerLog(e.log()), queue.Observe(m)}
+	opts := []queue.WorkerOption{queue.Slots(*slots), queue.Classes(strings.Split(*classes, ",")...), queue.WorkerLog(e.log()), queue.Observe(m), queue.MaxLimits(*limits)}
+	if *name != "" {
+		opts = append(opts, queue.WorkerName(*name))
+	}
 	if *address != "" {
 		opts = append(opts, queue.TakeServices(*address))
 	}
@@ -73,6 +81,19 @@ func work(e *env, args []string) error {
 	p := pool.New(sandbox.New(), max(*slots, 1), pool.Memory(*memory), pool.CPUs(*cpus))
 	defer func() { _ = p.Close(context.WithoutCancel(e.ctx)) }() // its context's error
 	return queue.NewWorker(q, p, opts...).Run(e.ctx)
+}
+
+// maxLimitsFlags adds flags for what one task may ask for.
+func (e *env) maxLimitsFlags() *queue.Limits {
+	l := &queue.Limits{}
+	e.flags.Int64Var(&l.Memory, "max-memory", 0, "bytes of memory that one task may ask for; default: -memory, or 1 GiB")
+	e.flags.Float64Var(&l.CPUs, "max-cpus", 0, "CPUs that one task may ask for; default: -cpus, or all")
+	e.flags.Int64Var(&l.PIDs, "max-pids", 0, "processes and threads that one task may ask for; default: 4096")
+	e.flags.DurationVar(&l.CPUTime, "max-cpu-time", 0, "CPU time that one task may ask for; default: 24h")
+	e.flags.DurationVar(&l.Timeout, "max-timeout", 0, "time that one task may ask for; default: 24h")
+	e.flags.Int64Var(&l.Output, "max-output-limit", 0, "bytes of standard output and error that one task may ask for; default: 1 GiB")
+	e.flags.Int64Var(&l.Files, "max-files", 0, "bytes in /task that one task may ask for; default: 256 MiB")
+	return l
 }
 
 // log returns a logger that writes to the standard error, JSON with -json.

@@ -38,7 +38,7 @@ func deploy(e *env, args []string) error {
 	if *in != "" {
 		s.Task.Inputs = os.DirFS(*in)
 	}
-	return q.Serve(e.ctx, s)
+	return e.done(q.Serve(e.ctx, s), map[string]any{"name": s.Name, "replicas": s.Replicas})
 }
 
 func scale(e *env, args []string) error {
@@ -50,7 +50,7 @@ func scale(e *env, args []string) error {
 	if err != nil {
 		return &sandbox.OptionError{Option: "REPLICAS", Err: fmt.Errorf("%q is no number", rest[1])}
 	}
-	return q.Scale(e.ctx, rest[0], n)
+	return e.done(q.Scale(e.ctx, rest[0], n), map[string]any{"name": rest[0], "replicas": n})
 }
 
 func stop(e *env, args []string) error {
@@ -60,9 +60,17 @@ func stop(e *env, args []string) error {
 	}
 	var errs []error
 	for _, name := range rest {
-		errs = append(errs, q.StopService(e.ctx, name))
+		errs = append(errs, e.done(q.StopService(e.ctx, name), map[string]any{"name": name, "stopped": true}))
 	}
 	return errors.Join(errs...)
+}
+
+// done prints what was done, if that is asked for and there was no error.
+func (e *env) done(err error, what map[string]any) error {
+	if err != nil || !e.json {
+		return err
+	}
+	return e.print(what)
 }
 
 // services prints a line for each replica.

@@ -28,9 +28,13 @@ func submit(e *env, args []string) error {
 	e.flags.StringVar(&t.Key, "key", "", "tasks with the same key are one")
 	e.flags.StringVar(&t.Dir, "dir", "", "the working directory")
 	e.flags.Int64Var(&t.Limits.Memory, "memory", 0, "limit of memory, in bytes")
+	e.flags.Float64Var(&t.Limits.CPUs, "cpus", 0, "limit of CPUs, such as 0.5")
+	e.flags.Int64Var(&t.Limits.PIDs, "pids", 0, "limit of processes and threads")
 	e.flags.DurationVar(&t.Limits.Timeout, "timeout", 0, "limit of time")
 	e.flags.DurationVar(&t.Delay, "delay", 0, "wait so long at least")
+	deadline := e.flags.Duration("deadline", 0, "give it up if it has not started in so long; default: never")
 	e.flags.IntVar(&t.Retry.Attempts, "attempts", 0, "try so often; default: 3")
+	e.flags.DurationVar(&t.Retry.Backoff, "backoff", 0, "wait so long before the second attempt, twice as long before the third, and so on; default: 1s")
 	e.flags.BoolVar(&t.Retry.Failures, "retry-failures", false, "also when the command fails")
 	priority := e.flags.String("priority", "normal", "high, normal or low")
 	in := e.flags.String("in", "", "a directory, whose files are the inputs")
@@ -39,7 +43,7 @@ func submit(e *env, args []string) error {
 	e.flags.Var(&outputs, "out", "a file or directory of the result; may be repeated")
 	waits := e.flags.Bool("wait", false, "wait for it, as wait does")
 	to := e.flags.String("to", "", "with -wait: a new directory for the result's files")
-	progress := e.progressFlag()
+	progress, replicas := e.progressFlag(), e.replicasFlag()
 	rest, err := e.parse(args, 1, "[--] COMMAND...")
 	if err != nil {
 		return err
@@ -59,9 +63,12 @@ func submit(e *env, args []string) error {
 			return err
 		}
 	}
-	q, err := e.open(progress()...)
+	q, err := e.open(append(progress(), replicas())...)
 	if err != nil {
 		return err
+	}
+	if *deadline != 0 {
+		t.Deadline = time.Now().Add(*deadline)
 	}
 	id, err := q.Submit(e.ctx, t)
 	if err != nil {

@@ -21,7 +21,7 @@ func logs(e *env, args []string) error {
 			return err
 		}
 		if e.json {
-			err = e.print(map[string]any{"position": c.Position, "attempt": c.Attempt, "stderr": c.Stderr, "offset": c.Offset, "data": string(c.Data)})
+			err = e.print(map[string]any{"position": fmt.Sprint(c.Position), "attempt": c.Attempt, "stderr": c.Stderr, "offset": c.Offset, "data": string(c.Data)})
 		} else if c.Stderr {
 			_, err = e.err.Write(c.Data)
 		} else {
