@@ -25,6 +25,8 @@ matrix: ARM64 = $(filter-out bench,$(MODULES))
 matrix: deps vet fuzz examples docker
 	@echo "== tests: all configurations"
 	@$(VMTEST) matrix
+	@echo "== tests: a thousand tasks of a queue while servers and workers are killed"
+	@cd queue && SANDBOX_QUEUE_TASKS=1000 $(GO) test -count=1 -timeout 40m -run '^TestCluster$$' .
 
 # The guest sees to its own packages (internal/vmtest/guest.sh).
 deps:
