@@ -384,9 +384,9 @@ func inNetwork(t *testing.T, opts []sandbox.Option, name string, args ...string)
 
 // requireFate requires that later runs are in the same namespace if they may be, and only then.
 func (u *use) requireFate(t *testing.T, in []sandbox.Option, known map[string]bool, look func() []string) {
-	tries := 1
-	if u.then == again { // it may take a moment, for which others take its place
-		tries = 10
+	tries, wait := 1, 100*time.Millisecond // by then it is decided
+	if u.then == again {
+		tries, wait = 10, 0
 	}
 	met := false
 	for ; tries > 0 && !met; tries-- {
@@ -394,6 +394,8 @@ func (u *use) requireFate(t *testing.T, in []sandbox.Option, known map[string]bo
 			_, ns := inNetwork(t, in, "network-use", u.name)
 			return ns
 		})
+		time.Sleep(wait) // else others may take its place
+		wait += 20 * time.Millisecond
 		met = slices.Contains(look(), ns)
 	}
 	if u.then == again || u.then == gone && testkit.Kernel(5, 14) { // else they can't be told apart
