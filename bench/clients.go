@@ -107,6 +107,8 @@ func beClient() {
 		began := time.Now()
 		if f[0] == "find" {
 			err = find(f[1], f[2:]...)
+		} else if f[0] == "named" {
+			err = transfer("first", f[1], 0, f[2:]...)
 		} else if f[0] == "hold" {
 			for range n {
 				var conn net.Conn
@@ -134,18 +136,23 @@ func beClient() {
 
 // find looks a name up, as net.Dial does.
 func find(name string, at ...string) error {
+	_, err := resolverAt(at).LookupHost(context.Background(), name)
+	return err
+}
+
+// resolverAt asks the server at an address, or the machine's.
+func resolverAt(at []string) *net.Resolver {
 	r := &net.Resolver{PreferGo: true}
 	if len(at) > 0 {
 		r.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, network, at[0])
 		}
 	}
-	_, err := r.LookupHost(context.Background(), name)
-	return err
+	return r
 }
 
-func transfer(kind, address string, n int) error {
-	conn, err := net.Dial("tcp", address)
+func transfer(kind, address string, n int, resolvedAt ...string) error {
+	conn, err := (&net.Dialer{Resolver: resolverAt(resolvedAt)}).Dial("tcp", address)
 	if err != nil {
 		return err
 	}

@@ -200,6 +200,7 @@ func byName(here *client, own netip.Addr, port, rounds int) error {
 		{"connect and first byte, another run by its name", from, []any{"first", "db:80"}},
 		{"connect and first byte, out by address", from, []any{"first", fmt.Sprintf("%v:%d", own, port)}},
 		{"connect and first byte, out by name", from, []any{"first", fmt.Sprintf("far.test:%d", port)}},
+		{"connect and first byte, by name on the host", here, []any{"named", fmt.Sprintf("far.test:%d", port), resolver}},
 		{"name of another run, looked up", from, []any{"find", "db"}},
 		{"name, looked up on the host", here, []any{"find", "far.test", resolver}},
 	}
