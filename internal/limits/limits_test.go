@@ -443,6 +443,7 @@ func TestNotYetEnabled(t *testing.T) {
 	require.ErrorContains(t, tree.Missing(Spec{PIDs: 1}), "does not offer the pids controller", "above is a process")
 	require.NoError(t, g.Kill())
 	require.Equal(t, unix.SIGKILL, p.signal())
+	testkit.Eventually(t, "it has no process any more", func() bool { return occupied(g.v2) == "" })
 	tree, err = Discover(g.Path() + "/new")
 	require.NoError(t, err)
 	require.NoError(t, tree.Missing(Spec{PIDs: 1}))
