@@ -71,6 +71,8 @@ type stateRecord struct {
 	Message uint64 `cbor:"4,keyasint,omitempty"`
 	// How often that had been handed out for the attempt.
 	Delivered uint64 `cbor:"5,keyasint,omitempty"`
+	// When the consumer was made that counted it, ns since 1970: another one counts anew.
+	Counted int64 `cbor:"11,keyasint,omitempty"`
 	// Attempts that do not count: their workers were stopped.
 	Spared int        `cbor:"10,keyasint,omitempty"`
 	At     int64      `cbor:"6,keyasint"`           // ns since 1970
@@ -142,7 +144,7 @@ func (q *Queue) end(ctx context.Context, id string, state State, text string) (n
 		}
 		r := &stateRecord{State: state, Text: text}
 		if old != nil {
-			r.Attempt, r.Worker, r.Message, r.Delivered = old.Attempt, old.Worker, old.Message, old.Delivered
+			r.Attempt, r.Worker, r.Message, r.Delivered, r.Counted = old.Attempt, old.Worker, old.Message, old.Delivered, old.Counted
 		}
 		if n, err := q.replace(ctx, id, r, seq); n != 0 || err != nil {
 			return r, err

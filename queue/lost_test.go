@@ -1,0 +1,177 @@
+//go:build linux
+
+package queue
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/testkit"
+)
+
+// sooner is less than a lease, after which all comes again.
+const sooner = 10 * time.Second
+
+// idle returns a worker that runs nothing.
+func idle(q *Queue) *Worker {
+	return &Worker{q: q, classes: []string{"default"}, log: slog.New(slog.DiscardHandler)}
+}
+
+// handedOut has the servers hand out the next task of the default lane, to nobody.
+func handedOut(t *testing.T, q *Queue) (m *nats.Msg) {
+	t.Helper()
+	w := idle(q)
+	r := &requests{w: w, from: newPuller(w, nil).shelves[1].lanes[0], got: func(_ *request, got *nats.Msg) { m = got }}
+	defer r.close()
+	asked, err := r.ask(testkit.Deadline(t), 1, 0)
+	require.NoError(t, err)
+	require.NoError(t, asked.err)
+	return m
+}
+
+// A task that was handed out, and arrived nowhere, is had by who was not answered, before its lease
+// is over; one that somebody has, or that waits for its time, is not sent back.
+func TestLost(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	lost := submit(t, q, Task{Command: []string{"true"}})
+	handedOut(t, q)
+	submit(t, q, Task{Command: []string{"true"}, Delay: time.Hour})
+	handedOut(t, q)
+	claimed := submit(t, q, Task{Command: []string{"true"}})
+	meta, err := handedOut(t, q).Metadata()
+	require.NoError(t, err)
+	_, err = q.replace(ctx, claimed, &stateRecord{State: Running, Attempt: 1, Worker: "other", Message: meta.Sequence.Stream}, 0)
+	require.NoError(t, err)
+
+	var group sync.WaitGroup
+	p := newPuller(idle(q), &group)
+	p.ctx = ctx
+	began := time.Now()
+	for range 3 {
+		p.check(&request{from: p.shelves[1].lanes[0], err: errSilent})
+	}
+	group.Wait()
+	work(t, q)
+	mustWait(t, q, lost)
+	require.Less(t, time.Since(began), sooner)
+	c, err := q.consumer(ctx, "default", "normal")
+	require.NoError(t, err)
+	info, err := c.Info(ctx)
+	require.NoError(t, err)
+	require.Equal(t, 2, info.NumAckPending)
+	require.Zero(t, info.NumRedelivered, "what was not lost is not sent back")
+}
+
+// What comes for a request that was given up goes back.
+func TestLateAnswer(t *testing.T) {
+	url, server := serve(t, t.TempDir(), "127.0.0.1:0")
+	q, err := Open(testkit.Deadline(t), url, Lease(time.Minute))
+	require.NoError(t, err)
+	defer q.Close()
+	id := submit(t, q, Task{Command: []string{"true"}})
+	w := idle(q)
+	l := newPuller(w, nil).shelves[1].lanes[0]
+	r := &requests{w: w, from: l, got: func(*request, *nats.Msg) { t.Error("it came in time") }}
+	_, err = q.consumer(testkit.Deadline(t), l.class, l.route)
+	require.NoError(t, err)
+	require.NoError(t, server.Signal(syscall.SIGSTOP))
+	asked, err := r.ask(testkit.Deadline(t), 1, 0)
+	require.NoError(t, err)
+	require.ErrorIs(t, asked.err, errSilent)
+	require.NoError(t, server.Signal(syscall.SIGCONT))
+	testkit.Eventually(t, "it is there again", func() bool {
+		m := handedOut(t, q)
+		return m != nil && q.idOf("task", m.Subject) == id
+	})
+}
+
+// Nobody sends back what may be another's by now.
+func TestStale(t *testing.T) {
+	q := open(t, Lease(10*time.Minute))
+	id := submit(t, q, Task{Command: []string{"true"}})
+	m := handedOut(t, q)
+	w := idle(q)
+	p := pulled{m: m, lease: 10 * time.Minute, asked: clockNow() - 10*time.Minute}
+	w.attempt(testkit.Deadline(t), p)
+	(&puller{w: w}).start(canceled(), p)
+	c, err := q.consumer(testkit.Deadline(t), "default", "normal")
+	require.NoError(t, err)
+	info := func() int {
+		// What was sent before is done then.
+		_, err := q.nc.Request(m.Reply, []byte("+WPI"), testkit.Patience)
+		require.NoError(t, err)
+		info, err := c.Info(testkit.Deadline(t))
+		require.NoError(t, err)
+		return info.NumRedelivered
+	}
+	require.Zero(t, info())
+	p.asked = clockNow() - 6*time.Minute // too old to be begun
+	w.attempt(testkit.Deadline(t), p)
+	work(t, q)
+	require.Equal(t, id, mustWait(t, q, id).ID)
+}
+
+func canceled() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}
+
+// requeuer puts a dead letter back before the worker's lease of it is over.
+type requeuer struct {
+	q     *Queue
+	t     *testing.T
+	again chan Record
+	once  sync.Once
+}
+
+func (r *requeuer) AttemptEnded(done Record) {
+	first := false
+	r.once.Do(func() {
+		first = true
+		require.NoError(r.t, r.q.Requeue(testkit.Deadline(r.t), done.ID))
+		time.Sleep(500 * time.Millisecond) // for it to be handed out
+	})
+	if !first {
+		r.again <- done
+	}
+}
+
+// A task that is put back while the worker still has a lease of it is not left to that lease.
+func TestPutBackAtOnce(t *testing.T) {
+	q := open(t)
+	r := &requeuer{q: q, t: t, again: make(chan Record, 1)}
+	work(t, q, Observe(r))
+	id := submit(t, q, Task{Command: shell("exit 3"), Retry: Retry{Attempts: 1, Failures: true}})
+	select {
+	case again := <-r.again:
+		require.Equal(t, id, again.ID)
+	case <-time.After(sooner):
+		require.Fail(t, "it is not tried again before the lease is over")
+	}
+}
+
+// A consumer that was made anew counts from 1, and what the one before had counted does not keep
+// its tasks from workers.
+func TestConsumerMadeAnew(t *testing.T) {
+	q := open(t, Lease(time.Minute))
+	ctx := testkit.Deadline(t)
+	id := submit(t, q, Task{Command: []string{"true"}})
+	meta, err := handedOut(t, q).Metadata()
+	require.NoError(t, err)
+	c, err := q.consumer(ctx, "default", "normal")
+	require.NoError(t, err)
+	_, err = q.replace(ctx, id, &stateRecord{State: Running, Attempt: 1, Worker: "gone", Message: meta.Sequence.Stream, Delivered: 5, Counted: c.CachedInfo().Created.UnixNano()}, 0)
+	require.NoError(t, err)
+	require.NoError(t, q.tasks.DeleteConsumer(ctx, "default-normal"))
+	work(t, q)
+	require.Equal(t, 2, mustWait(t, q, id).Attempt)
+}
