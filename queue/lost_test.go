@@ -81,8 +81,12 @@ func TestLost(t *testing.T) {
 
 // What comes for a request that was given up goes back.
 func TestLateAnswer(t *testing.T) {
-	url, server := serve(t, t.TempDir(), "127.0.0.1:0")
-	q, err := Open(testkit.Deadline(t), url, Lease(10*time.Minute))
+	dir := t.TempDir()
+	first, err := Open(testkit.Deadline(t), "", Dir(dir), Lease(10*time.Minute)) // which stays
+	require.NoError(t, err)
+	first.Close()
+	url, server := serve(t, dir, "127.0.0.1:0")
+	q, err := Open(testkit.Deadline(t), url)
 	require.NoError(t, err)
 	defer q.Close()
 	submit(t, q, Task{Command: []string{"true"}})
