@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -16,7 +17,9 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/pool"
 )
 
 // sooner is less than a lease, after which all comes again.
@@ -191,4 +194,48 @@ func TestConsumerMadeAnew(t *testing.T) {
 	require.NoError(t, q.tasks.DeleteConsumer(ctx, "default-normal"))
 	work(t, q)
 	require.Equal(t, 2, mustWait(t, q, id).Attempt)
+}
+
+// The servers of a cluster choose another leader for a lane again and again, and lose some of what
+// they hand out then. It comes all the same before a lease is over, and no task is tried twice.
+func TestLeaderChanges(t *testing.T) {
+	q, err := Open(testkit.Deadline(t), startCluster(t, false).url(0, 1, 2))
+	require.NoError(t, err)
+	defer q.Close()
+	p := pool.New(sandbox.New(), 1)
+	defer func() { require.NoError(t, p.Close(context.Background())) }()
+	w := NewWorker(q, p, Slots(8))
+	w.execute = func(context.Context, ...sandbox.Option) (*sandbox.Result, error) {
+		return &sandbox.Result{Reason: sandbox.Exited}, nil
+	}
+	ctx, stop := context.WithCancel(longDeadline(t))
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	defer func() {
+		stop()
+		require.NoError(t, <-ended)
+	}()
+	mustWait(t, q, submit(t, q, Task{Command: []string{"true"}}))
+	for range 8 {
+		began := time.Now()
+		asked := make(chan error, 1)
+		time.AfterFunc(20*time.Millisecond, func() {
+			_, err := q.nc.RequestWithContext(ctx, "$JS.API.CONSUMER.LEADER.STEPDOWN.sandbox-tasks.default-normal", nil)
+			asked <- err
+		})
+		for done := false; !done; { // tasks are under way all the time
+			ids, err := q.SubmitAll(ctx, slices.Repeat([]Task{{Command: []string{"true"}}}, 20))
+			require.NoError(t, err)
+			for _, id := range ids {
+				require.Equal(t, 1, mustWait(t, q, id).Attempt)
+			}
+			select {
+			case err := <-asked:
+				require.NoError(t, err)
+				done = true
+			default:
+			}
+		}
+		require.Less(t, time.Since(began), sooner)
+	}
 }

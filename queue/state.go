@@ -123,16 +123,25 @@ func (q *Queue) replace(ctx context.Context, id string, r *stateRecord, seq uint
 	if err != nil {
 		return 0, err
 	}
-	n, err := q.publish(ctx, q.subject("state", id), data, jetstream.WithExpectLastSequencePerSubject(seq))
-	if !conflict(err) {
-		return n, err
+	for wait := conflictWait; ; wait *= 2 {
+		n, err := q.publish(ctx, q.subject("state", id), data, jetstream.WithExpectLastSequencePerSubject(seq))
+		if !conflict(err) {
+			return n, err
+		}
+		now, n, err := q.state(ctx, id)
+		if err == nil && n <= seq && wait < maxLag {
+			// Who answers lags behind who refused, or that one has just stored what is
+			// to be replaced: nats-server 2.15 answers, and after that notes that it is
+			// done with it (jetstream_cluster.go, expectedPerSubjectInProcess).
+			pause(ctx, wait)
+			continue
+		}
+		// It may be there already, with the answer lost.
+		if err != nil || now == nil || now.At != r.At || now.Worker != r.Worker || now.State != r.State || now.Attempt != r.Attempt {
+			return 0, err
+		}
+		return n, nil
 	}
-	// It may be there already, with the answer lost.
-	now, n, err := q.state(ctx, id)
-	if err != nil || now == nil || now.At != r.At || now.Worker != r.Worker || now.State != r.State || now.Attempt != r.Attempt {
-		return 0, err
-	}
-	return n, nil
 }
 
 // end writes the end of a task that nobody has, and reports whether it has ended otherwise.
