@@ -25,20 +25,23 @@ func (w *Worker) attempt(ctx context.Context, p pulled) {
 		_ = p.m.Term() // if it does not arrive, the message comes again
 		return
 	}
-	l := w.hold(ctx, id, p)
+	l := w.hold(ctx, id, p, meta.Sequence.Stream)
 	if l == nil {
 		// While it is renewed here, to send it back would cut short its lease.
-		if !w.q.renews(id) {
-			_ = p.m.NakWithDelay(time.Second)
+		if !w.q.renews(id, meta.Sequence.Stream) {
+			p.back(time.Second)
 		}
 		return
 	}
 	defer l.close()
-	a := &attempt{w: w, l: l, id: id, message: meta.Sequence.Stream, delivered: meta.NumDelivered, from: p.from, log: w.log.With("task", id, "worker", w.name)}
+	a := &attempt{w: w, l: l, id: id, delivered: meta.NumDelivered, counted: p.made.UnixNano(), from: p.from, log: w.log.With("task", id, "worker", w.name)}
 	began := time.Now()
 	err = a.do(ctx, p.m)
 	if err != nil {
 		a.log.Warn("attempt left to others", "attempt", a.now.Attempt, "error", err)
+		if a.seq == 0 && l.ctx.Err() == nil && !errors.Is(err, errNotOurs) { // not claimed
+			_ = a.back(p.m, about(refusedFor)) // if it does not arrive, the lease ends
+		}
 	}
 	a.observed(began, err)
 }
@@ -48,8 +51,8 @@ type attempt struct {
 	w         *Worker
 	l         *lease
 	id        string
-	message   uint64
 	delivered uint64
+	counted   int64 // by a consumer that was made then, ns since 1970
 	from      *source
 	log       *slog.Logger
 
@@ -241,12 +244,12 @@ func (a *attempt) claim(m *nats.Msg, conflict func()) (over bool, err error) {
 				return false, err
 			}
 		}
-		a.now = stateRecord{State: Running, Attempt: 1, Worker: a.w.name, Message: a.message, Delivered: a.delivered}
+		a.now = stateRecord{State: Running, Attempt: 1, Worker: a.w.name, Message: a.l.message, Delivered: a.delivered, Counted: a.counted}
 		if old != nil {
 			switch {
-			case old.State.Ended(), old.Message > a.message:
+			case old.State.Ended(), old.Message > a.l.message:
 				return true, m.Ack()
-			case old.Message == a.message && old.Delivered >= a.delivered:
+			case old.Message == a.l.message && (old.Counted == a.counted || old.Counted == 0) && old.Delivered >= a.delivered:
 				return false, errNotOurs // this message was given out again since
 			}
 			// Nobody waits longer than anybody writes, whatever clocks say.
@@ -298,7 +301,7 @@ func (a *attempt) claim(m *nats.Msg, conflict func()) (over bool, err error) {
 
 // write replaces the state that this worker wrote.
 func (a *attempt) write(r *stateRecord) error {
-	r.Attempt, r.Spared, r.Worker, r.Message, r.Delivered = a.now.Attempt, a.now.Spared, a.w.name, a.message, a.delivered
+	r.Attempt, r.Spared, r.Worker, r.Message, r.Delivered, r.Counted = a.now.Attempt, a.now.Spared, a.w.name, a.l.message, a.delivered, a.counted
 	seq, err := a.w.q.replace(a.l.ctx, a.id, r, a.seq)
 	if err == nil && seq == 0 {
 		err = errNotOurs

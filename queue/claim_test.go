@@ -136,9 +136,9 @@ func TestClaimIsAwaited(t *testing.T) {
 		r, err := task.record(nil)
 		require.NoError(t, err)
 		r.Deadline = test.deadline
-		l := &lease{w: w, id: id, ended: make(chan struct{})}
+		l := &lease{w: w, id: id, message: 1, ended: make(chan struct{})}
 		l.ctx, l.cancel = context.WithCancelCause(testkit.Deadline(t))
-		a := &attempt{w: w, l: l, id: id, message: 1, delivered: 1, log: w.log, task: r}
+		a := &attempt{w: w, l: l, id: id, delivered: 1, log: w.log, task: r}
 		ended := make(chan outcome, 1)
 		w.mu.Lock() // which who claims needs
 		go func() {

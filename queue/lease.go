@@ -20,6 +20,7 @@ type lease struct {
 	w       *Worker
 	id      string
 	m       *nats.Msg
+	message uint64 // its number
 	length  time.Duration
 	ctx     context.Context // ends when the task is not this worker's any more
 	cancel  context.CancelCauseFunc
@@ -40,7 +41,7 @@ func (e *endedError) Error() string { return fmt.Sprintf("%v: %s", e.r.State, e.
 
 // hold begins a lease, or returns nil if this process has another one of the same task, or if it
 // may be over already.
-func (w *Worker) hold(ctx context.Context, id string, p pulled) *lease {
+func (w *Worker) hold(ctx context.Context, id string, p pulled, message uint64) *lease {
 	w.q.mu.Lock()
 	defer w.q.mu.Unlock()
 	if w.q.live[id] != nil || clockNow() >= p.asked+p.lease/2 {
@@ -51,7 +52,7 @@ func (w *Worker) hold(ctx context.Context, id string, p pulled) *lease {
 		w.log.Warn("no task can be held", "error", err)
 		return nil
 	}
-	l := &lease{w: w, id: id, m: p.m, length: p.lease, ended: make(chan struct{})}
+	l := &lease{w: w, id: id, m: p.m, message: message, length: p.lease, ended: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	w.q.live[id] = l
 	w.mu.Lock()
@@ -61,12 +62,12 @@ func (w *Worker) hold(ctx context.Context, id string, p pulled) *lease {
 	return l
 }
 
-// renews reports whether this process renews a lease of the task.
-func (q *Queue) renews(id string) bool {
+// renews reports whether this process renews the lease of a task's message.
+func (q *Queue) renews(id string, message uint64) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	l := q.live[id]
-	return l != nil && l.ctx.Err() == nil
+	return l != nil && l.message == message && l.ctx.Err() == nil
 }
 
 // stop renews the lease no more. No command of it must live any more; a run that was prepared for

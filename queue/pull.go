@@ -49,18 +49,29 @@ type source struct {
 	// A standing request is there, or about to be: what the lane gets comes by itself.
 	stands atomic.Bool
 	full   atomic.Int64 // by clockNow: not asked before, as its first task does not fit
+	finds  atomic.Bool  // tasks that did not arrive are looked for
 }
 
 // note says that a lane has a task.
 type note struct{ class, route string }
 
 // pulled is a message, when, by clockNow, it was asked for, as its lease can't have begun earlier,
-// for how long it was given out, and from where.
+// for how long it was given out, from where, and when the consumer that did was made.
 type pulled struct {
 	m     *nats.Msg
 	asked time.Duration
 	lease time.Duration
 	from  *source
+	made  time.Time
+}
+
+// back sends the message back, to be handed out again after a time, unless it may be another
+// worker's by now, whose lease that would end: servers take it from anybody who once had it. If it
+// does not arrive, the lease ends.
+func (p pulled) back(after time.Duration) {
+	if clockNow() < p.asked+p.lease*3/4 {
+		_ = p.m.NakWithDelay(after)
+	}
 }
 
 const (
@@ -287,14 +298,18 @@ func (p *puller) fetch(ctx context.Context, l *source, n int) (given int) {
 	if err != nil {
 		return 0 // standAt says so
 	}
-	p.checkGone(r)
+	p.check(r)
 	return r.given
 }
 
-// checkGone has a lane's consumer looked for anew if it does not answer.
-func (p *puller) checkGone(r *request) {
+// check has a lane's consumer looked for anew if it is gone, and tasks that did not arrive if it
+// may have given some.
+func (p *puller) check(r *request) {
 	if errors.Is(r.err, errGone) {
 		p.w.q.forgetConsumer(r.from.class, r.from.route)
+	}
+	if r.err != nil {
+		p.find(p.ctx, r.from)
 	}
 }
 
@@ -303,7 +318,7 @@ func (p *puller) got(r *request, m *nats.Msg) {
 	if r.waits {
 		r.from.stands.Store(false)
 	}
-	p.start(p.ctx, pulled{m, r.asked, r.lease, r.from})
+	p.start(p.ctx, pulled{m, r.asked, r.lease, r.from, r.made})
 	if !r.waits {
 		return
 	}
@@ -352,7 +367,7 @@ func (p *puller) stand(ctx context.Context, l *source) (got bool) {
 	}
 	got = r.given > 0
 	l.answers.Store(got || clockNow()-r.asked < wait+standing/2)
-	p.checkGone(r)
+	p.check(r)
 	if r.err != nil {
 		pause(ctx, standing/5)
 	}
@@ -369,7 +384,7 @@ func (p *puller) rest(ctx context.Context, l *source) {
 
 func (p *puller) start(ctx context.Context, m pulled) {
 	if ctx.Err() != nil || !p.w.take() {
-		_ = m.m.Nak() // if it does not arrive, the lease ends
+		m.back(time.Millisecond)
 		return
 	}
 	p.group.Go(func() {

@@ -22,10 +22,16 @@ type requests struct {
 	got  func(*request, *nats.Msg) // is called for each message before ask returns
 
 	mu    sync.Mutex
-	inbox string
-	sub   *nats.Subscription // to the inbox; nil: there is none
+	inbox *inbox // nil: there is none
 	last  uint64
 	open  *request // nil: there is none
+}
+
+// inbox is where answers come to.
+type inbox struct {
+	subject string
+	sub     *nats.Subscription
+	latest  *request // that has it
 }
 
 // request is for up to left messages.
@@ -33,6 +39,7 @@ type request struct {
 	from  *source
 	asked time.Duration // by clockNow
 	lease time.Duration // for how long they are given out
+	made  time.Time     // when the consumer was that gives them
 	waits bool          // for the first one
 	reply string        // the subject of what servers say of it
 	given int           // with left and err guarded by requests.mu until ask has returned
@@ -48,7 +55,10 @@ const (
 	noResponders = "503"
 )
 
-var errGone = errors.New("the consumer is gone")
+var (
+	errGone   = errors.New("the consumer is gone")
+	errSilent = errors.New("the servers do not answer")
+)
 
 // ask asks for up to n messages, and waits until they have come or there are no more. If wait is
 // not 0, it waits so long for the first one; n must be 1. It is not to be given up before, as what
@@ -68,7 +78,7 @@ func (r *requests) ask(ctx context.Context, n int, wait time.Duration) (*request
 	if err != nil {
 		return nil, err
 	}
-	q := &request{from: r.from, asked: asked, lease: info.Config.AckWait, waits: wait > 0, left: n, ended: make(chan struct{})}
+	q := &request{from: r.from, asked: asked, lease: info.Config.AckWait, made: info.Created, waits: wait > 0, left: n, ended: make(chan struct{})}
 	if err := r.begin(q); err != nil {
 		return nil, err
 	}
@@ -87,58 +97,62 @@ func (r *requests) ask(ctx context.Context, n int, wait time.Duration) (*request
 	select {
 	case <-q.ended:
 	default:
-		r.closeLocked() // what comes now must not be taken for a later request's
+		// What comes now must not be taken for a later request's, and goes back.
+		time.AfterFunc(lateTime, r.inbox.close)
+		r.inbox, q.err = nil, errSilent
 	}
 	return q, err
 }
 
-// answerTime is after how long a request that is over, and was not answered, is given up.
-const answerTime = time.Second
+const (
+	// answerTime is after how long a request that is over, and was not answered, is given up.
+	answerTime = time.Second
+	// lateTime is for how long what comes for one that was given up is sent back.
+	lateTime = 30 * time.Second
+)
 
 func (r *requests) begin(q *request) (err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.sub == nil {
-		r.inbox = r.w.q.nc.NewInbox() + "."
-		if r.sub, err = r.w.q.nc.Subscribe(r.inbox+"*", r.answered); err != nil {
+	if r.inbox == nil {
+		in := &inbox{subject: r.w.q.nc.NewInbox() + "."}
+		if in.sub, err = r.w.q.nc.Subscribe(in.subject+"*", func(m *nats.Msg) { r.answered(in, m) }); err != nil {
 			return err
 		}
+		r.inbox = in
 	}
 	r.last++
-	q.reply = r.inbox + strconv.FormatUint(r.last, 36)
-	r.open = q
+	q.reply = r.inbox.subject + strconv.FormatUint(r.last, 36)
+	r.open, r.inbox.latest = q, q
 	return nil
 }
 
+// close ends what is used for requests, of which there are none any more.
 func (r *requests) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.closeLocked()
-}
-
-func (r *requests) closeLocked() {
-	if r.sub != nil {
-		_ = r.sub.Unsubscribe() // fails if the connection is closed
-		r.sub = nil
+	if r.inbox != nil {
+		r.inbox.close()
+		r.inbox = nil
 	}
 }
 
-// answered is called for each message to the inbox.
-func (r *requests) answered(m *nats.Msg) {
+func (in *inbox) close() { _ = in.sub.Unsubscribe() } // fails if the connection is closed
+
+// answered is called for each message to an inbox.
+func (r *requests) answered(in *inbox, m *nats.Msg) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	q := r.open
-	if q == nil || m.Sub != r.sub {
-		return
-	}
+	q := in.latest
 	if m.Reply == "" { // it can't be acknowledged, so it is no task's
-		if m.Subject == q.reply {
+		if q == r.open && m.Subject == q.reply {
 			q.end(m.Header.Get("Status"), m.Header.Get("Description"))
 		}
 		return
 	}
-	if q.left == 0 {
-		return // more than was asked for
+	if q != r.open || q.left == 0 { // it was given up, or got what it asked for
+		pulled{m: m, asked: q.asked, lease: q.lease}.back(time.Millisecond)
+		return
 	}
 	q.given++
 	q.left--

@@ -71,6 +71,8 @@ type stateRecord struct {
 	Message uint64 `cbor:"4,keyasint,omitempty"`
 	// How often that had been handed out for the attempt.
 	Delivered uint64 `cbor:"5,keyasint,omitempty"`
+	// When the consumer was made that counted it, ns since 1970: another one counts anew.
+	Counted int64 `cbor:"11,keyasint,omitempty"`
 	// Attempts that do not count: their workers were stopped.
 	Spared int        `cbor:"10,keyasint,omitempty"`
 	At     int64      `cbor:"6,keyasint"`           // ns since 1970
@@ -121,16 +123,25 @@ func (q *Queue) replace(ctx context.Context, id string, r *stateRecord, seq uint
 	if err != nil {
 		return 0, err
 	}
-	n, err := q.publish(ctx, q.subject("state", id), data, jetstream.WithExpectLastSequencePerSubject(seq))
-	if !conflict(err) {
-		return n, err
+	for wait := conflictWait; ; wait *= 2 {
+		n, err := q.publish(ctx, q.subject("state", id), data, jetstream.WithExpectLastSequencePerSubject(seq))
+		if !conflict(err) {
+			return n, err
+		}
+		now, n, err := q.state(ctx, id)
+		if err == nil && n <= seq && wait < maxLag {
+			// Who answers lags behind who refused, or that one has just stored what is
+			// to be replaced: nats-server 2.15 answers, and after that notes that it is
+			// done with it (jetstream_cluster.go, expectedPerSubjectInProcess).
+			pause(ctx, wait)
+			continue
+		}
+		// It may be there already, with the answer lost.
+		if err != nil || now == nil || now.At != r.At || now.Worker != r.Worker || now.State != r.State || now.Attempt != r.Attempt {
+			return 0, err
+		}
+		return n, nil
 	}
-	// It may be there already, with the answer lost.
-	now, n, err := q.state(ctx, id)
-	if err != nil || now == nil || now.At != r.At || now.Worker != r.Worker || now.State != r.State || now.Attempt != r.Attempt {
-		return 0, err
-	}
-	return n, nil
 }
 
 // end writes the end of a task that nobody has, and reports whether it has ended otherwise.
@@ -142,7 +153,7 @@ func (q *Queue) end(ctx context.Context, id string, state State, text string) (n
 		}
 		r := &stateRecord{State: state, Text: text}
 		if old != nil {
-			r.Attempt, r.Worker, r.Message, r.Delivered = old.Attempt, old.Worker, old.Message, old.Delivered
+			r.Attempt, r.Worker, r.Message, r.Delivered, r.Counted = old.Attempt, old.Worker, old.Message, old.Delivered, old.Counted
 		}
 		if n, err := q.replace(ctx, id, r, seq); n != 0 || err != nil {
 			return r, err
