@@ -473,13 +473,13 @@ func partition(t *testing.T, ctx context.Context, c *cluster, q *Queue, lease ti
 	ended.requireOne(t, ctx, append(ids, after))
 }
 
-// lastTime returns the last time that any attempt has written into its file.
+// lastTime returns the last time that the first attempt has written into its file.
 func lastTime(t testing.TB, dir string) time.Time {
 	t.Helper()
 	files, err := filepath.Glob(dir + "/*")
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
-	b, err := os.ReadFile(files[len(files)-1])
+	b, err := os.ReadFile(files[0])
 	require.NoError(t, err)
 	times := strings.Fields(string(b))
 	require.NotEmpty(t, times)
