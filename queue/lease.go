@@ -50,16 +50,16 @@ func (e *endedError) Error() string { return fmt.Sprintf("%v: %s", e.r.State, e.
 func (w *Worker) hold(ctx context.Context, id string, p pulled) *lease {
 	w.q.mu.Lock()
 	defer w.q.mu.Unlock()
-	length := p.lease - restartLoss
-	if w.q.live[id] != nil || clockNow() >= p.asked+length/2 {
+	p.lease -= restartLoss
+	if w.q.live[id] != nil || clockNow() >= p.asked+p.lease/2 {
 		return nil
 	}
 	// Before anything of it lives.
-	if err := w.fence.hold(id, p.asked+length*3/4); err != nil {
+	if err := w.fence.hold(id, p.asked+p.lease*3/4); err != nil {
 		w.log.Warn("no task can be held", "error", err)
 		return nil
 	}
-	l := &lease{w: w, id: id, m: p.m, length: length, ended: make(chan struct{})}
+	l := &lease{w: w, id: id, m: p.m, length: p.lease, ended: make(chan struct{})}
 	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	w.q.live[id] = l
 	w.mu.Lock()
