@@ -265,7 +265,7 @@ func (a *attempt) claim(m *nats.Msg, conflict func()) (over bool, err error) {
 				// That renews its lease within a fifth of it. Less than a lease
 				// would cut short the one that it has, which it may not be able to
 				// renew.
-				_ = a.back(m, a.l.length)
+				_ = a.back(m, a.l.length+restartLoss)
 				return true, nil
 			}
 			a.now.Attempt, a.now.Spared = old.Attempt+1, old.Spared

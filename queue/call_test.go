@@ -127,7 +127,7 @@ func otherBuild(t testing.TB) string {
 
 // A call waits for a worker of its build, also if that is lost and another one must come.
 func TestCallOtherBuild(t *testing.T) {
-	q := open(t, Listen("127.0.0.1:0"), Lease(2*time.Second))
+	q := open(t, Listen("127.0.0.1:0"), Lease(minLease))
 	ctx := longDeadline(t)
 	out := t.TempDir()
 	startProgram(t, otherBuild(t), q, 2, out)

@@ -21,6 +21,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox/internal/testkit"
@@ -310,13 +311,13 @@ func TestCluster(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), testkit.Patience*time.Duration(4+count/50))
 	defer cancel()
 	c := startCluster(t, true)
-	const lease = 3 * time.Second
+	const lease = 4 * time.Second
 	q, err := Open(ctx, c.url(0, 1, 2), Lease(lease))
 	require.NoError(t, err)
 	defer q.Close()
 	ended := collectEnds(t, q)
-	t.Run("edits", func(t *testing.T) { askEdited(t, ctx, c, lease) })
-	t.Run("leaders", func(t *testing.T) { askOtherLeader(t, ctx, q, lease) })
+	t.Run("edits", func(t *testing.T) { askEdited(t, ctx, c, lease-restartLoss) })
+	t.Run("leaders", func(t *testing.T) { askOtherLeader(t, ctx, q, lease-restartLoss) })
 	t.Run("kills", func(t *testing.T) { killInTurns(t, ctx, c, q, ended, count, kills) })
 	t.Run("partition", func(t *testing.T) { partition(t, ctx, c, q, lease, ended, whole) })
 }
@@ -329,41 +330,23 @@ func killInTurns(t *testing.T, ctx context.Context, c *cluster, q *Queue, ended 
 		_, err = q.Status(ctx, id)
 		require.NoError(t, err)
 	}
-	var tasks []Task
-	for i := range count {
-		tasks = append(tasks, Task{Command: shell("sleep 0.05; echo " + fmt.Sprint(i)), Key: fmt.Sprint(i), Retry: Retry{Attempts: 100, Backoff: time.Millisecond}})
-	}
-	workers := []*os.Process{startWorker(t, q, 2, ""), startWorker(t, q, 2, "")}
-	stop, killing := make(chan struct{}), make(chan int, 1)
-	go func() {
-		n := 0
-		for ; n < kills; n++ {
-			for begin := ended.count(); ended.count() < begin+5; time.Sleep(10 * time.Millisecond) {
-				select {
-				case <-stop:
-					killing <- n
-					return
-				default:
-				}
-			}
-			_ = c.procs[n%3].Kill() // it lives
-			_ = workers[n%2].Kill() // or the kernel has killed it, as it was too slow
-			workers[n%2] = startWorker(t, q, 2, "")
-			c.start(n % 3)
-		}
-		killing <- n
-	}()
+	out := outDir(t)
+	tasks := apartTasks(count)
+	workers := []*os.Process{startWorker(t, q, killedSlots, out), startWorker(t, q, killedSlots, out)}
+	stop, killed := make(chan struct{}), make(chan int, 1)
+	go func() { killed <- c.kill(kills, q, workers, ended, out, stop) }()
 	ids, err := q.SubmitAll(ctx, tasks)
 	require.NoError(t, err)
 	results, errs := q.WaitAll(ctx, ids)
 	close(stop)
-	killed := <-killing
-	require.Positive(t, killed, "nothing was killed")
-	t.Logf("%d times a server and a worker were killed", killed)
+	n, attempts := <-killed, 0
 	require.NoError(t, errors.Join(errs...))
+	require.Equal(t, kills, n, "so often a server and a worker were to be killed")
 	for i, r := range results {
 		require.Equal(t, fmt.Sprint(i), text(r.Stdout))
+		attempts += requireApart(t, fmt.Sprintf("%s/%d-*", out, i))
 	}
+	require.Greater(t, attempts, count, "no attempt was lost")
 	ended.requireOne(t, ctx, ids)
 	testkit.Eventually(t, "there are logs", func() bool { // a server that was killed may have the first
 		id, err := q.Submit(ctx, Task{Command: shell("echo logged; sleep 0.1; echo last")})
@@ -380,12 +363,67 @@ func killInTurns(t *testing.T, ctx context.Context, c *cluster, q *Queue, ended 
 	}
 }
 
+// killedSlots is how many slots a worker has that is killed, and longTasks how many tasks go on all
+// the time: each worker has one of them, or more.
+const killedSlots, longTasks = 2, 3
+
+// apartTasks returns tasks each of whose attempts writes down when it lives, for requireApart. The
+// first ones go on until there is a file /out/over.
+func apartTasks(count int) (tasks []Task) {
+	for i := range count {
+		on := "[ $((n+=1)) -lt 3 ]"
+		if i < longTasks {
+			on = "[ ! -e /out/over ]"
+		}
+		command := shell(fmt.Sprintf("n=0; f=/out/%d-$(date +%%s%%N); while date +%%s%%N >> $f; %s; do sleep 0.02; done; echo %d", i, on, i))
+		tasks = append(tasks, Task{Command: command, Key: fmt.Sprint(i), Retry: Retry{Attempts: maxAttempts, Backoff: time.Millisecond}})
+	}
+	return tasks
+}
+
+// kill kills a server and a worker in turns, which have apartTasks, and starts them again. It then
+// waits until a long task that was lost is tried again, lets these end, and returns how often it
+// has killed when it was stopped.
+func (c *cluster) kill(times int, q *Queue, workers []*os.Process, ended *endings, out string, stop <-chan struct{}) (n int) {
+	attempts := func() int {
+		files, err := filepath.Glob(fmt.Sprintf("%s/[0-%d]-*", out, longTasks-1))
+		assert.NoError(c.t, err)
+		return len(files)
+	}
+	before := 0
+	for ; n < times; n++ {
+		begin := ended.count()
+		if !await(stop, func() bool { return ended.count() >= begin+5 && attempts() >= longTasks }) {
+			return n
+		}
+		before = attempts()
+		_ = c.procs[n%3].Kill() // it lives
+		_ = workers[n%2].Kill() // or the kernel has killed it, as it was too slow
+		workers[n%2] = startWorker(c.t, q, killedSlots, out)
+		c.start(n % 3)
+	}
+	await(stop, func() bool { return attempts() > before })
+	assert.NoError(c.t, os.WriteFile(out+"/over", nil, 0o644))
+	return n
+}
+
+// await waits for a condition, and reports whether it holds before it is to stop.
+func await(stop <-chan struct{}, condition func() bool) bool {
+	for !condition() {
+		select {
+		case <-stop:
+			return false
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return true
+}
+
 // partition cuts a server off, with a worker that knows no other one and has a task. It is the one
 // that answers for the task's lease, and goes on so for a while. The others have the task run
 // again, if the test is whole.
 func partition(t *testing.T, ctx context.Context, c *cluster, q *Queue, lease time.Duration, ended *endings, whole bool) {
-	out := t.TempDir()
-	require.NoError(t, os.Chmod(out, 0o777))
+	out := outDir(t)
 	cut := -1
 	testkit.Eventually(t, "one answers for the leases", func() bool {
 		c, err := q.tasks.Consumer(ctx, "default-normal")
@@ -398,15 +436,9 @@ func partition(t *testing.T, ctx context.Context, c *cluster, q *Queue, lease ti
 	require.NoError(t, err)
 	defer alone.Close()
 	startWorker(t, alone, 1, out)
-	// Each attempt writes down when it lives; the first one goes on.
-	id, err := q.Submit(ctx, Task{Retry: Retry{Attempts: 100},
-		Command: shell("f=/out/$(date +%s%N); [ -z \"$(ls /out)\" ] || { date +%s%N > $f; exit 0; }; while :; do date +%s%N >> $f; sleep 0.02; done")})
+	id, err := q.Submit(ctx, Task{Command: goesOn, Retry: Retry{Attempts: 100}})
 	require.NoError(t, err)
-	testkit.Eventually(t, "the first attempt lives", func() bool {
-		files, err := filepath.Glob(out + "/*")
-		require.NoError(t, err)
-		return len(files) == 1
-	})
+	awaitAttempt(t, out)
 	c.isolate(cut, true)
 	begun := time.Now()
 	time.Sleep(lease)
@@ -431,7 +463,7 @@ func partition(t *testing.T, ctx context.Context, c *cluster, q *Queue, lease ti
 	results, errs := most.WaitAll(ctx, ids)
 	require.NoError(t, errors.Join(errs...))
 	require.Greater(t, results[len(ids)-1].Attempt, 1)
-	requireApart(t, out)
+	require.Greater(t, requireApart(t, out+"/*"), 1)
 	c.isolate(cut, false)
 	after, err := alone.Submit(ctx, Task{Command: shell("echo together")})
 	require.NoError(t, err)
@@ -441,34 +473,17 @@ func partition(t *testing.T, ctx context.Context, c *cluster, q *Queue, lease ti
 	ended.requireOne(t, ctx, append(ids, after))
 }
 
-// lastTime returns the last time that any attempt has written into its file.
+// lastTime returns the last time that the first attempt has written into its file.
 func lastTime(t testing.TB, dir string) time.Time {
 	t.Helper()
 	files, err := filepath.Glob(dir + "/*")
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
-	b, err := os.ReadFile(files[len(files)-1])
+	b, err := os.ReadFile(files[0])
 	require.NoError(t, err)
 	times := strings.Fields(string(b))
 	require.NotEmpty(t, times)
 	ns, err := strconv.ParseInt(times[len(times)-1], 10, 64)
 	require.NoError(t, err)
 	return time.Unix(0, ns)
-}
-
-// requireApart requires that no two attempts lived at once, by what they wrote into files.
-func requireApart(t testing.TB, dir string) {
-	t.Helper()
-	files, err := filepath.Glob(dir + "/*") // in the order of their start
-	require.NoError(t, err)
-	require.Greater(t, len(files), 1)
-	last := ""
-	for _, file := range files {
-		b, err := os.ReadFile(file)
-		require.NoError(t, err)
-		times := strings.Fields(string(b))
-		require.NotEmpty(t, times)
-		require.Less(t, last, times[0], "an attempt lived when the next one began")
-		last = times[len(times)-1]
-	}
 }

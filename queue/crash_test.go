@@ -8,13 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -30,7 +30,7 @@ import (
 // URL.
 func init() {
 	testkit.AddHelper("serve", func(args []string) error {
-		q, err := Open(context.Background(), "", Dir(args[0]), Listen(args[1]), Lease(2*time.Second))
+		q, err := Open(context.Background(), "", Dir(args[0]), Listen(args[1]), Lease(minLease))
 		if err != nil {
 			return err
 		}
@@ -118,8 +118,7 @@ func (r *recoveries) median() time.Duration {
 // Workers are killed while they work, and tasks canceled: no task is lost, none has two ends, and
 // those of the workers start again when their leases are over.
 func TestWorkersKilled(t *testing.T) {
-	const lease = 2 * time.Second
-	q := open(t, Listen("127.0.0.1:0"), Lease(lease))
+	q := open(t, Listen("127.0.0.1:0"), Lease(minLease))
 	// For a busy machine.
 	ctx, cancel := context.WithTimeout(context.Background(), 4*testkit.Patience)
 	defer cancel()
@@ -160,7 +159,7 @@ func TestWorkersKilled(t *testing.T) {
 		require.Equal(t, 1, n, id)
 	}
 	require.Len(t, ended(), len(ids))
-	require.Less(t, recovered.median(), lease+testkit.Scale(time.Second, 10*time.Second))
+	require.Less(t, recovered.median(), minLease+testkit.Scale(time.Second, 10*time.Second))
 }
 
 // killWorkers kills the workers in turns, three times, and returns how often it has when it is
@@ -207,31 +206,128 @@ func cancelSome(t testing.TB, q *Queue, ids []string, ended func() map[string]in
 // before another worker starts the task.
 func TestWorkerStopped(t *testing.T) {
 	q := open(t, Listen("127.0.0.1:0"), Lease(4*time.Second))
-	out := t.TempDir()
-	require.NoError(t, os.Chmod(out, 0o777))
+	out := outDir(t)
 	first := startWorker(t, q, 1, out)
-	// Each attempt writes down when it lives, until there is a second one.
-	id := submit(t, q, Task{Command: shell("f=/out/$(date +%s%N); [ -z \"$(ls /out)\" ] || { date +%s%N > $f; exit 0; }; while :; do date +%s%N >> $f; sleep 0.02; done")})
-	testkit.Eventually(t, "the first attempt lives", func() bool {
-		files, err := filepath.Glob(out + "/*")
-		require.NoError(t, err)
-		return len(files) == 1
-	})
+	id := submit(t, q, Task{Command: goesOn})
+	awaitAttempt(t, out)
 	require.NoError(t, first.Signal(syscall.SIGSTOP))
 	startWorker(t, q, 1, out)
 	res := mustWait(t, q, id)
 	require.Equal(t, 2, res.Attempt)
-	files, err := filepath.Glob(out + "/*")
+	require.Equal(t, 2, requireApart(t, out+"/*"))
+	require.Error(t, first.Signal(syscall.SIGCONT), "the kernel has killed the worker")
+}
+
+// goesOn is a command each of whose attempts writes down when it lives, in a file that is named for
+// when it began. The first attempt goes on, others end.
+var goesOn = shell(`f=/out/$(date +%s%N); [ -z "$(ls /out)" ] || { date +%s%N > $f; exit 0; }; while :; do date +%s%N >> $f; sleep 0.02; done`)
+
+// outDir returns a directory in which runs can write.
+func outDir(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, os.Chmod(dir, 0o777))
+	return dir
+}
+
+// awaitAttempt waits for the first attempt that writes into a directory.
+func awaitAttempt(t testing.TB, dir string) {
+	t.Helper()
+	testkit.Eventually(t, "the first attempt lives", func() bool {
+		files, err := filepath.Glob(dir + "/*")
+		require.NoError(t, err)
+		return len(files) == 1
+	})
+}
+
+// requireApart requires that no two attempts lived at once, by what they wrote into the files of a
+// pattern, whose names end with when they began. It returns how many there were.
+func requireApart(t testing.TB, pattern string) int {
+	t.Helper()
+	files, err := filepath.Glob(pattern) // in the order of their start
 	require.NoError(t, err)
-	require.Len(t, files, 2) // in the order of their start
-	times := func(file string) []string {
+	last := ""
+	for _, file := range files {
+		begun := file[strings.LastIndexAny(file, "/-")+1:]
+		require.Less(t, last, begun, "%s: an attempt lived when the next one began", pattern)
 		b, err := os.ReadFile(file)
 		require.NoError(t, err)
-		return strings.Fields(string(b))
+		times := strings.Fields(begun + " " + string(b)) // it may have been killed before it wrote
+		last = times[len(times)-1]
 	}
-	one, two := times(files[0]), times(files[1])
-	require.Less(t, one[len(one)-1], two[0], "the first attempt lived when the second one began")
-	require.Error(t, first.Signal(syscall.SIGCONT), "the kernel has killed the worker")
+	return len(files)
+}
+
+// A server that is killed and started again forgets up to a second of a lease. A worker that was
+// stopped before is killed by the kernel in time even so.
+func TestLeaseForgotten(t *testing.T) {
+	t.Parallel() // it mostly waits
+	dir, address := t.TempDir(), freeAddress(t)
+	url, server := serve(t, dir, address)
+	q, err := Open(testkit.Deadline(t), url)
+	require.NoError(t, err)
+	defer q.Close()
+	out := outDir(t)
+	first := startWorker(t, q, 1, out)
+	id := submit(t, q, Task{Command: goesOn})
+	awaitAttempt(t, out)
+	var renewed atomic.Int64
+	sub, err := q.nc.Subscribe("$JS.ACK.>", func(*nats.Msg) { renewed.Store(time.Now().UnixNano()) })
+	require.NoError(t, err)
+	// Most of a second is forgotten of what was renewed at its end.
+	testkit.Eventually(t, "the lease is renewed at the end of a second", func() bool {
+		at := time.Unix(0, renewed.Load())
+		ago := time.Since(at) // the worker must have heard that it was
+		return at.Nanosecond() >= 8e8 && ago > 50*time.Millisecond && ago < 200*time.Millisecond
+	})
+	_ = first.Signal(syscall.SIGSTOP) // or the kernel has killed it, as it was too slow
+	require.NoError(t, server.Kill())
+	require.NoError(t, sub.Unsubscribe())
+	serve(t, dir, address)
+	startWorker(t, q, 1, out)
+	require.Equal(t, 2, mustWait(t, q, id).Attempt)
+	require.Equal(t, 2, requireApart(t, out+"/*"))
+	lived := lastTime(t, out).Sub(time.Unix(0, renewed.Load()))
+	require.Less(t, lived, minLease-testkit.Scale(time.Second, 0), "a server may have given the task away")
+}
+
+// A task whose attempts were all lost with their workers is a dead letter, and can be put back.
+func TestDeadAfterLost(t *testing.T) {
+	t.Parallel() // it mostly waits
+	q := open(t, Listen("127.0.0.1:0"), Lease(minLease))
+	ctx := testkit.Deadline(t)
+	out := outDir(t)
+	lost := startWorker(t, q, 1, out)
+	id := submit(t, q, Task{Command: shell("[ ! -e /out/f ] || { echo again; exit 0; }; touch /out/f; sleep 1000"), Retry: Retry{Attempts: 1}})
+	awaitAttempt(t, out)
+	worker := awaitState(t, q, id, Running).Worker
+	require.NoError(t, lost.Kill())
+	startWorker(t, q, 1, out)
+	why := "after 1 attempts: worker " + worker + " was lost"
+	_, err := q.Wait(ctx, id)
+	require.ErrorIs(t, err, ErrDead)
+	require.ErrorContains(t, err, why)
+	dead := func() (list []string) {
+		for s, err := range q.Dead(ctx) {
+			require.NoError(t, err)
+			list = append(list, s.ID+" "+s.Text)
+		}
+		return list
+	}
+	require.Equal(t, []string{id + " " + why}, dead())
+	require.NoError(t, q.Requeue(ctx, id))
+	res := mustWait(t, q, id)
+	require.Equal(t, "again", text(res.Stdout))
+	require.Equal(t, 1, res.Attempt, "as many attempts again")
+	require.Empty(t, dead())
+}
+
+// freeAddress returns an address at which nobody listens.
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	l := freePorts(t, 1)[0]
+	require.NoError(t, l.Close())
+	return l.Addr().String()
 }
 
 // serve starts a server as a process of its own.
@@ -257,8 +353,7 @@ func TestWorkerCutOff(t *testing.T) {
 	q, err := Open(testkit.Deadline(t), url)
 	require.NoError(t, err)
 	defer q.Close()
-	out := t.TempDir()
-	require.NoError(t, os.Chmod(out, 0o777))
+	out := outDir(t)
 	startWorker(t, q, 1, out)
 	id := submit(t, q, Task{Command: shell("[ ! -e /out/f ] || exit 0; while :; do date +%s%N > /out/g; mv /out/g /out/f; sleep 0.02; done")})
 	lives := func() string {
@@ -271,11 +366,11 @@ func TestWorkerCutOff(t *testing.T) {
 	testkit.Eventually(t, "the run lives", func() bool { return lives() != "" })
 	require.NoError(t, server.Signal(syscall.SIGSTOP))
 	cut := time.Now()
-	time.Sleep(2 * time.Second) // the lease
+	time.Sleep(minLease)
 	last := lives()
 	ns, err := strconv.ParseInt(text([]byte(last)), 10, 64)
 	require.NoError(t, err)
-	require.Less(t, time.Unix(0, ns).Sub(cut), 2*time.Second)
+	require.Less(t, time.Unix(0, ns).Sub(cut), minLease)
 	time.Sleep(200 * time.Millisecond)
 	require.Equal(t, last, lives(), "the run lives on")
 	require.NoError(t, server.Signal(syscall.SIGCONT))
@@ -286,11 +381,7 @@ func TestWorkerCutOff(t *testing.T) {
 // The server is killed while tasks are submitted: what was answered is there.
 func TestServerKilled(t *testing.T) {
 	ctx := testkit.Deadline(t)
-	dir := t.TempDir()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	address := l.Addr().String()
-	require.NoError(t, l.Close())
+	dir, address := t.TempDir(), freeAddress(t)
 	url, server := serve(t, dir, address)
 	q, err := Open(ctx, url)
 	require.NoError(t, err)

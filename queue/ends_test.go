@@ -69,7 +69,7 @@ func requireOneEach(t testing.TB, q *Queue, ended func() map[string]int) {
 
 // A task that is canceled at the moment of its end has one end, and everybody hears of the same.
 func TestCancelOrResult(t *testing.T) {
-	q := open(t, Lease(2*time.Second)) // which a message may last whose worker has lost the task
+	q := open(t, Lease(minLease)) // which a message may last whose worker has lost the task
 	ended, seen := ends(t, q), &endsSeen{}
 	work(t, q, Observe(seen))
 	after, canceled := 5*time.Millisecond, map[string]bool{}

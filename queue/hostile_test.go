@@ -23,7 +23,7 @@ import (
 
 // What is no task, and who else may write to the servers, harms the task alone.
 func TestAttackRecords(t *testing.T) {
-	q := open(t, Lease(2*time.Second))
+	q := open(t, Lease(minLease))
 	ctx := testkit.Deadline(t)
 	put := func(kind, id string, data []byte) {
 		_, err := q.js.Publish(ctx, q.subject(kind, id), data, jetstream.WithExpectLastSequencePerSubject(0))

@@ -118,10 +118,10 @@ func publicKey(file string) (string, error) {
 }
 
 // Lease sets for how long a worker that is not heard of keeps its task: the task of a worker that
-// was killed starts again so much later. A worker that can't renew its lease kills the run after
-// half of it, and a worker's process that can't even do that is killed by the kernel after three
-// quarters. It is a property of the queue: the lease of one that is there stays. 2 s to 1 h.
-// Default: 15 s.
+// was killed starts again so much later. A worker counts with a second less, which a server that is
+// started anew may forget: one that can't renew its lease kills the run after half of that, and a
+// worker's process that can't even do that is killed by the kernel after three quarters. It is a
+// property of the queue: the lease of one that is there stays. 3 s to 1 h. Default: 15 s.
 func Lease(d time.Duration) Option { return func(c *config) { c.lease = d } }
 
 // Retention sets for how long results, dead letters and what was logged are kept, and so for how
@@ -140,7 +140,7 @@ func Replicas(n int) Option { return func(c *config) { c.replicas = n } }
 func BlobBytes(n int64) Option { return func(c *config) { c.blobBytes = n } }
 
 const (
-	minLease, maxLease = 2 * time.Second, time.Hour
+	minLease, maxLease = 3 * time.Second, time.Hour
 	minRetention       = time.Minute
 )
 
@@ -157,7 +157,7 @@ func newConfig(url string, opts []Option) (config, error) {
 		}
 	}
 	check(tokenPattern.MatchString(c.name), "queue.Name", "%q: a name is 1 to 32 of a-z, 0-9 and -", c.name)
-	check(c.lease >= minLease && c.lease <= maxLease, "queue.Lease", "%v: must be 2s to 1h", c.lease)
+	check(c.lease >= minLease && c.lease <= maxLease, "queue.Lease", "%v: must be 3s to 1h: workers count with a second less", c.lease)
 	check(c.retention >= minRetention, "queue.Retention", "%v: must be a minute or more", c.retention)
 	check(c.replicas == 0 || c.replicas == 1 || c.replicas == 3 || c.replicas == 5, "queue.Replicas", "%d: must be 1, 3 or 5", c.replicas)
 	check(c.blobBytes > 0, "queue.BlobBytes", "%d: must be positive", c.blobBytes)

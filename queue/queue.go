@@ -263,7 +263,7 @@ func (q *Queue) adopt(c *jetstream.StreamConfig) error {
 	properties := c.Metadata
 	lease, err := time.ParseDuration(properties[leaseKey])
 	if err != nil || lease < minLease || lease > maxLease {
-		return fmt.Errorf("stream %s-tasks: %s is %q: it was not made by this package", q.config.name, leaseKey, properties[leaseKey])
+		return fmt.Errorf("stream %s-tasks: %s is %q, and must be 3s to 1h: it was not made by this version", q.config.name, leaseKey, properties[leaseKey])
 	}
 	retention, err := time.ParseDuration(properties[retentionKey])
 	if err != nil || retention < minRetention {
@@ -294,7 +294,7 @@ func (q *Queue) consumer(ctx context.Context, class, route string) (jetstream.Co
 		return nil, fmt.Errorf("consumer %s: %w", name, err)
 	}
 	if lease := c.CachedInfo().Config.AckWait; lease < minLease || lease > maxLease {
-		return nil, fmt.Errorf("consumer %s: its lease is %v: it was not made by this package", name, lease)
+		return nil, fmt.Errorf("consumer %s: its lease is %v, and must be 3s to 1h: it was not made by this version", name, lease)
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -342,7 +342,7 @@ func TestOpen(t *testing.T) {
 	var option *sandbox.OptionError
 	_, err := Open(testkit.Deadline(t), "", Dir(dir))
 	require.ErrorAs(t, err, &option, "another one has it")
-	for _, opts := range [][]Option{{Listen("0.0.0.0:0")}, {Listen("x")}, {Name("A")}, {Lease(time.Second)}, {Replicas(2)}, {SyncEvery(-1)}} {
+	for _, opts := range [][]Option{{Listen("0.0.0.0:0")}, {Listen("x")}, {Name("A")}, {Lease(minLease - 1)}, {Replicas(2)}, {SyncEvery(-1)}} {
 		_, err := Open(testkit.Deadline(t), "", append(opts, Dir(t.TempDir()))...)
 		require.ErrorAs(t, err, &option)
 	}

@@ -33,7 +33,7 @@ func statusOfService(t testing.TB, q *Queue, name string) ServiceStatus {
 
 // A service has as many replicas as it was given, each on a live worker, until it is stopped.
 func TestService(t *testing.T) {
-	q := open(t, Listen("127.0.0.1:0"), Lease(2*time.Second))
+	q := open(t, Listen("127.0.0.1:0"), Lease(minLease))
 	ctx := longDeadline(t)
 	workers := []*os.Process{startWorker(t, q, 3, ""), startWorker(t, q, 3, "")}
 	s := Service{Name: "web", Task: Task{Command: shell("while :; do sleep 1; done")}, Replicas: 2}
