@@ -292,6 +292,9 @@ func TestCollectPutBack(t *testing.T) {
 	forget(state, r)
 	require.Equal(t, other, submit(t, q, anew))
 	forget(state, r)
+	_, err = q.replace(ctx, other, &stateRecord{State: Waiting, Attempt: 1}, 0) // it was tried
+	require.NoError(t, err)
+	forget(state, r)
 
 	// A message that its end has left goes, so that it does not start.
 	left := submit(t, q, Task{Command: shell("true")})
