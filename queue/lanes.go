@@ -105,6 +105,8 @@ func (q *Queue) inUse(ctx context.Context, class, route string) (bool, error) {
 // leader returns which server leads the stream of tasks, and since when, or "" if that is a single
 // server or none answers.
 func (q *Queue) leader(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, leaderLook) // it may be lost with the one before
+	defer cancel()
 	info, err := q.tasks.Info(ctx)
 	if err != nil || info.Cluster == nil {
 		return ""

@@ -159,7 +159,7 @@ func (p *puller) look(ctx context.Context) {
 			if clockNow() < asked+leaderLook {
 				continue
 			}
-			if p.w.q.leader(ctx) != leader {
+			if now := p.w.q.leader(ctx); now != "" && now != leader {
 				break
 			}
 			asked = clockNow()
