@@ -179,7 +179,7 @@ func (q *Queue) watch(id string) (<-chan *stateRecord, func(), error) {
 func (q *Queue) expire(ctx context.Context, id string, seq uint64) (*stateRecord, error) {
 	m, err := q.taskMessage(ctx, id)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		// It may have ended since its state was read. If it is there, it is looked at again.
+		// It may have ended since its state was read. If not, it is looked at again.
 		r, _, err := q.find(ctx, id)
 		return r, err
 	}
