@@ -115,7 +115,8 @@ func Call[In, Out any](ctx context.Context, q *Queue, f *function.Func[In, Out],
 // SubmitCall submits a call of a function and returns the id of its task, for which everything
 // holds that does for tasks. with, of which there may be one, says more about it: Class, Priority,
 // Tenant, Key, Retry, Delay, Deadline, and Limits except for Files; it must have nothing else. A
-// function that fails is not called again, unless Retry.Failures is set.
+// Key is one of this function: a call of another one with the same Key is another task. A function
+// that fails is not called again, unless Retry.Failures is set.
 //
 // The task waits for a worker of the same build (BuildID), in a program that has registered the
 // function: a worker of another one does not take it. Its Status says so, and so does sandbox-queue
@@ -150,15 +151,23 @@ func SubmitCall[In, Out any](ctx context.Context, q *Queue, f *function.Func[In,
 	if r.Inputs, err = q.packValue(ctx, value); err != nil {
 		return "", fmt.Errorf("queue: argument: %w", full(err))
 	}
-	return q.submit(ctx, t.id(build), r, &t, begun)
+	named := t
+	if t.Key != "" {
+		named.Key = f.Name() + "\x00" + t.Key // which no name has: see check
+	}
+	return q.submit(ctx, named.id(build), r, &t, begun)
 }
 
 // WaitCall waits for the end of a call that SubmitCall submitted, maybe in another process of the
 // same build, and returns its result. The errors are those of function.Func.Call and of Wait: if
 // the function failed in each of several attempts, errors.As finds both its error and an *EndError.
+// If the task called another function, the error is an *sandbox.OptionError.
 func WaitCall[In, Out any](ctx context.Context, q *Queue, f *function.Func[In, Out], id string) (Out, error) {
 	var zero Out
 	res, err := q.Wait(ctx, id)
+	if res != nil && res.function != "" && res.function != f.Name() {
+		return zero, wrong("WaitCall", "%s called function %.300q, and this is %q: wait for it with the one that it was submitted with", id, res.function, f.Name())
+	}
 	if err != nil {
 		return zero, err
 	}
@@ -283,6 +292,7 @@ func (a *attempt) call(run context.Context, limits Limits) (r *runRecord, failur
 			return nil, err, !errors.As(err, &option)
 		}
 	}
+	r.Func = a.task.Call.Func
 	out.result(r)
 	if err != nil {
 		return r, err, a.task.Retry.Failures

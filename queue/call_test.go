@@ -56,6 +56,9 @@ var asked = function.New("asked", func(ctx context.Context, q question) (answer,
 
 var streamed = function.New("streamed", func(context.Context, struct{ R io.Reader }) (int, error) { return 0, nil })
 
+// renamed has the types of asked.
+var renamed = function.New("renamed", func(context.Context, question) (answer, error) { return answer{}, nil })
+
 func init() { Register(asked) }
 
 // A call elsewhere is a call here: values, and errors of every kind.
@@ -113,6 +116,34 @@ func TestCall(t *testing.T) {
 	leave(errors.New("enough"))
 	_, err = WaitCall(gone, q, asked, id)
 	require.ErrorContains(t, err, "waits for a worker of build")
+}
+
+// A key names a call of one function, and only that one has its result.
+func TestCallKey(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	key := func(class string) Task { return Task{Key: "k", Class: class} }
+	others, err := SubmitCall(ctx, q, asked, question{}, key("none"))
+	require.NoError(t, err)
+	again, err := SubmitCall(ctx, q, asked, question{N: 1}, key("none"))
+	require.NoError(t, err)
+	require.Equal(t, others, again)
+	of, err := SubmitCall(ctx, q, renamed, question{}, key("none"))
+	require.NoError(t, err)
+	require.NotEqual(t, others, of)
+
+	work(t, q)
+	for _, do := range []string{"echo", "fail", "exit"} {
+		id, err := SubmitCall(ctx, q, asked, question{Do: do, N: 7})
+		require.NoError(t, err)
+		_, err = WaitCall(ctx, q, renamed, id)
+		var option *sandbox.OptionError
+		require.ErrorAs(t, err, &option, do)
+		require.ErrorContains(t, err, `called function "asked", and this is "renamed"`, do)
+		out, err := WaitCall(ctx, q, asked, id)
+		require.Equal(t, do == "echo", err == nil, do)
+		require.Equal(t, do == "echo", out.In["n"] == 7, do)
+	}
 }
 
 // otherBuild returns a copy of this program that does the same, and is another build.

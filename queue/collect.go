@@ -119,19 +119,25 @@ func (q *Queue) collectState(ctx context.Context, refs *references, m *jetstream
 	case refs.unread(m.Subject, err):
 		return nil
 	case r.State.Ended() && old:
-		return q.forget(ctx, m)
+		return q.forget(ctx, m, r)
 	case r.Run != nil:
 		return refs.add(ctx, m, r.Run.Outputs)
 	}
 	return nil
 }
 
-// forget removes a state, and first the task's message, so that it does not start again.
-func (q *Queue) forget(ctx context.Context, state *jetstream.RawStreamMsg) error {
+// forget removes the state r of a record, and first the task's message, so that it does not start
+// again. The message stays if it is not this state's: the task may have been put back, or submitted
+// anew, since the state was read.
+func (q *Queue) forget(ctx context.Context, state *jetstream.RawStreamMsg, r *stateRecord) error {
 	id := q.idOf("state", state.Subject)
 	m, err := q.taskMessage(ctx, id)
-	if err == nil {
-		err = q.remove(ctx, q.tasks, m.Sequence)
+	// A dead letter may also be put back from now on, and has a later message then.
+	if err == nil && (r.State != Dead || m.Sequence <= r.Message) {
+		var now *jetstream.RawStreamMsg
+		if now, err = q.last(ctx, q.states, state.Subject); err == nil && now.Sequence == state.Sequence {
+			err = q.remove(ctx, q.tasks, m.Sequence)
+		}
 	}
 	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
 		return fmt.Errorf("queue: %s: %w", id, err)

@@ -255,3 +255,57 @@ func TestCollectOldState(t *testing.T) {
 	put(submit(t, q, Task{Command: shell("true")}), newerState)
 	require.ErrorIs(t, q.Collect(ctx), errNewer)
 }
+
+// A task that is put back, or submitted anew, stays when Collect, which has read its state before,
+// is about to forget it.
+func TestCollectPutBack(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	read := func(id string) (*jetstream.RawStreamMsg, *stateRecord) {
+		m, err := q.last(ctx, q.states, q.subject("state", id))
+		require.NoError(t, err)
+		r, err := decode[stateRecord](m.Data)
+		require.NoError(t, err)
+		return m, r
+	}
+	forget := func(m *jetstream.RawStreamMsg, r *stateRecord) { require.NoError(t, q.forget(ctx, m, r)) }
+
+	back, _ := deadLetter(t, q, Task{Command: shell("true")})
+	state, r := read(back)
+	require.NoError(t, q.Requeue(ctx, back))
+	forget(state, r)
+	require.Equal(t, Waiting, awaitState(t, q, back, Waiting).State)
+
+	// With its key before: Requeue, which may be about to, would take that message for its own.
+	twice := Task{Command: shell("true"), Key: "twice"}
+	id, m := deadLetter(t, q, twice)
+	require.NoError(t, q.remove(ctx, q.tasks, m.Sequence))
+	require.Equal(t, id, submit(t, q, twice))
+	forget(read(id))
+
+	// Another Collect was faster.
+	anew := Task{Command: shell("true"), Key: "anew"}
+	other := submit(t, q, anew)
+	_, err := q.Cancel(ctx, other, "not needed")
+	require.NoError(t, err)
+	state, r = read(other)
+	forget(state, r)
+	require.Equal(t, other, submit(t, q, anew))
+	forget(state, r)
+	_, err = q.replace(ctx, other, &stateRecord{State: Waiting, Attempt: 1}, 0) // it was tried
+	require.NoError(t, err)
+	forget(state, r)
+
+	// A message that its end has left goes, so that it does not start.
+	left := submit(t, q, Task{Command: shell("true")})
+	_, err = q.replace(ctx, left, &stateRecord{State: Canceled}, 0)
+	require.NoError(t, err)
+	forget(read(left))
+	_, err = q.Status(ctx, left)
+	require.ErrorIs(t, err, ErrNotFound)
+
+	work(t, q)
+	for _, id := range []string{back, id, other} {
+		mustWait(t, q, id)
+	}
+}

@@ -11,13 +11,16 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
+	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
+	"github.com/cellkit/sandbox/pool"
 )
 
 // A cluster of three goes on with two when the disk of one is full, though that one may go on
@@ -107,4 +110,45 @@ func stepDown(ctx context.Context, q *Queue, c *jetstream.ClusterInfo, kind, nam
 	}
 	_, err := q.nc.RequestWithContext(ctx, "$JS.API."+kind+".LEADER.STEPDOWN."+name, nil)
 	return errors.Join(err, fmt.Errorf("%s has no other leader yet", name))
+}
+
+// What is stored when another server begins to lead may not be announced. A worker looks at all
+// lanes then.
+func TestLookAtLanes(t *testing.T) {
+	t.Parallel() // it waits mostly
+	ctx := testkit.Deadline(t)
+	q, err := Open(ctx, startCluster(t, false).url(0, 1, 2), Replicas(3))
+	require.NoError(t, err)
+	defer q.Close()
+	tasks := pool.New(sandbox.New(), 1)
+	defer func() { require.NoError(t, tasks.Close(context.Background())) }()
+	var group sync.WaitGroup
+	defer group.Wait()
+	looking, stop := context.WithCancel(ctx)
+	defer stop()
+	p := newPuller(NewWorker(q, tasks), &group)
+	noted := func(what string, priority Priority) {
+		t.Helper()
+		testkit.Eventually(t, what, func() bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return p.notes[note{"default", route(priority, laneOf("", "a"))}]
+		})
+	}
+	submit(t, q, Task{Command: shell("true"), Priority: Low, Tenant: "a"})
+	group.Go(func() { p.look(looking) })
+	noted("it has looked, at higher priorities before", Low)
+	submit(t, q, Task{Command: shell("true"), Priority: High, Tenant: "a"}) // nobody tells p
+	begun := time.Now()
+	leader := q.leader(ctx)
+	require.NotEmpty(t, leader)
+	testkit.Eventually(t, "another one leads", func() bool {
+		_, err := q.nc.RequestWithContext(ctx, "$JS.API.STREAM.LEADER.STEPDOWN.sandbox-tasks", nil)
+		require.NoError(t, err)
+		time.Sleep(100 * time.Millisecond)
+		now := q.leader(ctx)
+		return now != "" && now != leader
+	})
+	noted("it has looked again", High)
+	require.Less(t, time.Since(begun), laneScan/2)
 }

@@ -102,6 +102,18 @@ func (q *Queue) inUse(ctx context.Context, class, route string) (bool, error) {
 	return len(info.State.Subjects) > 0, nil
 }
 
+// leader returns which server leads the stream of tasks, and since when, or "" if that is a single
+// server or none answers.
+func (q *Queue) leader(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, leaderLook) // it may be lost with the one before
+	defer cancel()
+	info, err := q.tasks.Info(ctx)
+	if err != nil || info.Cluster == nil {
+		return ""
+	}
+	return fmt.Sprint(info.Cluster.Leader, info.Cluster.LeaderSince)
+}
+
 // laneKept is for how long a consumer of a lane is kept at least.
 const laneKept = 24 * time.Hour
 

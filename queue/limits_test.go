@@ -12,6 +12,8 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox/internal/testkit"
@@ -125,4 +127,52 @@ func TestBackoff(t *testing.T) {
 		require.Greater(t, next.Sub(last), least)
 		last = next
 	}
+}
+
+// Of what a command writes no more goes to its log than 1 MiB at once, and 1 MiB a second.
+func TestLogRate(t *testing.T) {
+	q := open(t)
+	id := (&Task{}).id("")
+	sent := make(chan *nats.Msg, 1000)
+	_, err := q.nc.ChanSubscribe(q.subject("log", id), sent)
+	require.NoError(t, err)
+	out, begun := q.newOutput(id), time.Now()
+	for _, least := range []float64{1, 0.5} { // seconds' worth
+		_, err := out.write(0, make([]byte, 8*logRate))
+		require.NoError(t, err)
+		require.NoError(t, q.nc.Flush())
+		n := float64(len(sent))
+		require.GreaterOrEqual(t, n, least*logRate/logChunk)
+		require.LessOrEqual(t, n, (least+time.Since(begun).Seconds())*logRate/logChunk)
+		for len(sent) > 0 {
+			<-sent
+		}
+		begun = time.Now()
+		out.budget, out.filled = 0, begun.Add(-time.Second/2) // as half a second later
+	}
+}
+
+// The logs of all tasks together are bounded: the oldest pieces go.
+func TestLogBytes(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	const tasks = maxLogBytes/(logChunks*logChunk) + 2
+	var ids []string
+	for range tasks {
+		ids = append(ids, (&Task{}).id(""))
+		_, err := q.newOutput(ids[len(ids)-1]).write(0, make([]byte, logChunks*logChunk))
+		require.NoError(t, err)
+	}
+	logs, err := q.js.Stream(ctx, "sandbox-logs")
+	require.NoError(t, err)
+	testkit.Eventually(t, "all is stored", func() bool {
+		info, err := logs.Info(ctx)
+		require.NoError(t, err)
+		return info.State.LastSeq == tasks*logChunks
+	})
+	info, err := logs.Info(ctx, jetstream.WithSubjectFilter(q.subject("log", ">")))
+	require.NoError(t, err)
+	require.LessOrEqual(t, info.State.Bytes, uint64(maxLogBytes))
+	require.Zero(t, info.State.Subjects[q.subject("log", ids[0])])
+	require.EqualValues(t, logChunks, info.State.Subjects[q.subject("log", ids[tasks-1])])
 }

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"testing/fstest"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
@@ -52,6 +54,37 @@ func TestTenants(t *testing.T) {
 	}
 	// In turn, three of them, with what was asked for before the other lane was known.
 	require.Less(t, before(few), 28)
+}
+
+// Many tasks of one tenant do not hide another's only one while the worker does not look.
+func TestAnnounced(t *testing.T) {
+	q := open(t)
+	p := pool.New(sandbox.New(), 1)
+	t.Cleanup(func() { require.NoError(t, p.Close(context.Background())) })
+	var group sync.WaitGroup
+	puller := newPuller(NewWorker(q, p), &group)
+	lane := func(tenant string) note { return note{"default", route(Normal, laneOf("", tenant))} }
+	announce := func(n note) { puller.announced(&nats.Msg{Subject: q.subject("new", n.class+"."+n.route)}) }
+	for range 1000 {
+		announce(lane("many"))
+	}
+	announce(lane("few"))
+	announce(note{"default", "odd-" + laneOf("", "few")}) // anybody may have written it
+	want := map[note]bool{lane("many"): true, lane("few"): true}
+	require.Equal(t, want, puller.notes)
+	require.NotEmpty(t, puller.noted)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	puller.wakeNoted(ctx)
+	group.Wait()
+	require.Empty(t, puller.notes)
+	for n := range want {
+		l, ok := puller.known.Load(n.class + "." + n.route)
+		require.True(t, ok)
+		require.True(t, l.(*source).ready())
+	}
+	announce(lane("many"))
+	require.Empty(t, puller.notes, "it is asked anyway")
 }
 
 // A task of a higher priority is among the next that workers take, however many lower ones of
@@ -136,11 +169,10 @@ func TestLanesDropped(t *testing.T) {
 	mustWait(t, q, submit(t, q, Task{Command: shell("true"), Tenant: "a"}))
 }
 
-// What runs at a time fits what the pool has.
-func TestBudget(t *testing.T) {
-	q := open(t)
-	ctx := testkit.Deadline(t)
-	p := pool.New(sandbox.New(sandbox.WithPIDs(64)), 4, pool.Memory(256*sandbox.MiB))
+// workWithin starts a worker of four slots whose pool has so much memory.
+func workWithin(t testing.TB, q *Queue, memory int64) {
+	t.Helper()
+	p := pool.New(sandbox.New(sandbox.WithPIDs(64)), 4, pool.Memory(memory))
 	t.Cleanup(func() { require.NoError(t, p.Close(context.Background())) })
 	worker, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -149,6 +181,13 @@ func TestBudget(t *testing.T) {
 		cancel()
 		require.NoError(t, <-ended)
 	})
+}
+
+// What runs at a time fits what the pool has.
+func TestBudget(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	workWithin(t, q, 256*sandbox.MiB)
 	big := Task{Command: shell("sleep 0.3"), Limits: Limits{Memory: 160 << 20}}
 	small := Task{Command: shell("sleep 0.3"), Limits: Limits{Memory: 32 << 20}}
 	ids, err := q.SubmitAll(ctx, []Task{big, big, big, small, small})
@@ -168,6 +207,41 @@ func TestBudget(t *testing.T) {
 	awaitState(t, q, running, Running)
 	_, err = q.Wait(ctx, submit(t, q, Task{Command: shell("true"), Limits: Limits{Memory: 512 << 20}, Retry: Retry{Attempts: 1}}))
 	require.ErrorContains(t, err, "MaxLimits", "more than there is at all: it does not wait")
+}
+
+// A task that does not fit now is waited for: a smaller one behind it waits too, for fullFor, and
+// may overtake it then. It has its turn when there is room.
+func TestLargeTask(t *testing.T) {
+	t.Parallel() // it mostly waits
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	workWithin(t, q, 256*sandbox.MiB)
+	most := Limits{Memory: 160 << 20}
+	running := submit(t, q, Task{Command: shell("sleep 1000"), Limits: most})
+	awaitState(t, q, running, Running)
+	begun := time.Now()
+	large := submit(t, q, Task{Command: shell("true"), Limits: most})
+	c, err := q.consumer(ctx, "default", "normal")
+	require.NoError(t, err)
+	testkit.Eventually(t, "the worker does not ask any more", func() bool {
+		for range 10 {
+			info, err := c.Info(ctx)
+			require.NoError(t, err)
+			if info.NumWaiting > 0 || info.Delivered.Consumer < 2 {
+				return false
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		return true
+	})
+	small := mustWait(t, q, submit(t, q, Task{Command: shell("true"), Limits: Limits{Memory: 32 << 20}}))
+	require.Greater(t, small.Started.Sub(begun), fullFor)
+	s, err := q.Status(ctx, large)
+	require.NoError(t, err)
+	require.Equal(t, Waiting, s.State)
+	_, err = q.Cancel(ctx, running, "enough")
+	require.NoError(t, err)
+	require.Equal(t, 1, mustWait(t, q, large).Attempt)
 }
 
 // What a worker does not give is no reason to wait without a word: another one has the task, or its

@@ -24,8 +24,11 @@ type puller struct {
 	lanes   map[string]bool // that the worker may ask
 	known   sync.Map        // class.route to *source, of lanes that were in use
 	more    chan struct{}   // gets something when a lane has more than the one that came
-	notes   chan note
+	noted   chan struct{}   // gets something when there is a note
 	ctx     context.Context // of run
+
+	mu    sync.Mutex
+	notes map[note]bool // lanes that may have tasks, until run has them asked
 }
 
 // shelf is the tasks of a class and priority.
@@ -79,15 +82,18 @@ const (
 	// its end: what came for a request that was given up would be lost until its lease is.
 	standing = 500 * time.Millisecond
 	// A lane that had nothing for laneIdle is asked no more until it has a task. What says so
-	// may get lost, so a worker looks at all lanes every laneScan.
-	laneIdle = 10 * time.Second
-	laneScan = time.Minute
+	// may get lost, so a worker looks at all lanes every laneScan, which takes a request for
+	// each, and when another server leads the stream of tasks, for which it looks every
+	// leaderLook: only the leader announces tasks.
+	laneIdle   = 10 * time.Second
+	laneScan   = time.Minute
+	leaderLook = 2 * time.Second
 	// maxGather is how long a free slot waits for others at most.
 	maxGather = 5 * time.Millisecond
 )
 
 func newPuller(w *Worker, group *sync.WaitGroup) *puller {
-	p := &puller{w: w, group: group, lanes: map[string]bool{}, more: make(chan struct{}, 1), notes: make(chan note, 256)}
+	p := &puller{w: w, group: group, lanes: map[string]bool{}, more: make(chan struct{}, 1), noted: make(chan struct{}, 1), notes: map[note]bool{}}
 	for _, lane := range lanesFor(w.build, w.services.IsValid()) {
 		p.lanes[lane] = true
 	}
@@ -127,21 +133,27 @@ func (p *puller) announced(m *nats.Msg) {
 	if l, ok := p.known.Load(class + "." + route); ok && l.(*source).active.Load() {
 		return
 	}
-	p.note(note{class, route})
+	if routePattern.MatchString(route) { // so there are no more notes than lanes, whoever writes
+		p.note(note{class, route})
+	}
 }
 
-// note has a lane looked at. If there are too many at once, look finds the lane later.
+// note has run ask a lane.
 func (p *puller) note(n note) {
+	p.mu.Lock()
+	p.notes[n] = true
+	p.mu.Unlock()
 	select {
-	case p.notes <- n:
+	case p.noted <- struct{}{}:
 	default:
 	}
 }
 
-// look notes the lanes that are in use, now and then, and when the connection had been lost.
+// look notes the lanes that are in use, now and then, and when the connection had been lost or
+// another server leads.
 func (p *puller) look(ctx context.Context) {
 	for ctx.Err() == nil {
-		begun, connections := clockNow(), p.w.q.nc.Stats().Reconnects
+		begun, connections, leader := clockNow(), p.w.q.nc.Stats().Reconnects, p.w.q.leader(ctx)
 		p.w.changedHere() // servers that were started anew know of no worker
 		for _, class := range p.w.classes {
 			for _, priority := range priorities {
@@ -152,8 +164,16 @@ func (p *puller) look(ctx context.Context) {
 				}
 			}
 		}
+		asked := clockNow()
 		for ctx.Err() == nil && clockNow() < begun+laneScan && p.w.q.nc.Stats().Reconnects == connections {
 			pause(ctx, time.Second)
+			if clockNow() < asked+leaderLook {
+				continue
+			}
+			if now := p.w.q.leader(ctx); now != "" && now != leader {
+				break
+			}
+			asked = clockNow()
 		}
 	}
 }
@@ -168,6 +188,7 @@ func (p *puller) run(ctx context.Context) {
 	p.group.Go(func() { p.look(ctx) })
 	var took time.Duration // by a pass after which no slot was free, as more tasks may wait
 	for ctx.Err() == nil {
+		p.wakeNoted(ctx)
 		if p.w.free() > 0 {
 			begun := clockNow()
 			if p.pass(ctx) {
@@ -191,8 +212,7 @@ func (p *puller) run(ctx context.Context) {
 					l.full.Store(0)
 				}
 			}
-		case n := <-p.notes:
-			p.wake(ctx, n)
+		case <-p.noted:
 		case <-time.After(fullFor): // lanes that were full
 		case <-ctx.Done():
 		}
@@ -212,6 +232,18 @@ func (p *puller) gather(ctx context.Context, wait time.Duration) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// wakeNoted has the lanes asked that were noted: all, before a pass, which goes on as long as one
+// of those known has tasks.
+func (p *puller) wakeNoted(ctx context.Context) {
+	p.mu.Lock()
+	notes := p.notes
+	p.notes = map[note]bool{}
+	p.mu.Unlock()
+	for n := range notes {
+		p.wake(ctx, n)
 	}
 }
 

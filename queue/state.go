@@ -144,7 +144,7 @@ func (q *Queue) replace(ctx context.Context, id string, r *stateRecord, seq uint
 	}
 }
 
-// end writes the end of a task that nobody has, and reports whether it has ended otherwise.
+// end writes the end of a task that nobody has, and returns that, or how it has ended otherwise.
 func (q *Queue) end(ctx context.Context, id string, state State, text string) (now *stateRecord, err error) {
 	for wait := conflictWait; ; wait *= 2 {
 		old, seq, err := q.state(ctx, id)
@@ -155,14 +155,49 @@ func (q *Queue) end(ctx context.Context, id string, state State, text string) (n
 		if old != nil {
 			r.Attempt, r.Worker, r.Message, r.Delivered, r.Counted = old.Attempt, old.Worker, old.Message, old.Delivered, old.Counted
 		}
-		if n, err := q.replace(ctx, id, r, seq); n != 0 || err != nil {
+		// Before its end is written: what is stored after that, as it was put back, stays.
+		message := q.waitingMessage(ctx, id, old)
+		n, err := q.replace(ctx, id, r, seq)
+		if err != nil {
 			return r, err
+		}
+		if n != 0 {
+			q.drop(ctx, message)
+			return r, nil
 		}
 		if wait > maxConflictWait {
 			return nil, errConflict
 		}
 		pause(ctx, wait)
 	}
+}
+
+// waitingMessage returns the number of the message of a task, or 0 if a worker may have it, which
+// acknowledges it.
+func (q *Queue) waitingMessage(ctx context.Context, id string, r *stateRecord) uint64 {
+	if r != nil && r.State != Waiting || q.renews(id) {
+		return 0
+	}
+	m, err := q.taskMessage(ctx, id)
+	if err != nil { // there is none, or a worker that gets it finds out
+		return 0
+	}
+	return m.Sequence
+}
+
+// dropTime is for how long the answer to drop is waited for: a user that may not gets none.
+const dropTime = 500 * time.Millisecond
+
+// drop removes the message, if its number is not 0, of a task that has ended without a worker: it
+// would count until one gets it, which may be when its delay is over. If it is still there then,
+// the worker acknowledges it.
+func (q *Queue) drop(ctx context.Context, message uint64) {
+	if message == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, dropTime)
+	defer cancel()
+	_ = q.tasks.DeleteMsg(ctx, message)
 }
 
 // Who finds another record than the one to be replaced looks again, after conflictWait and then

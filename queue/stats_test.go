@@ -5,11 +5,16 @@ package queue
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
@@ -154,4 +159,93 @@ func TestAttackClasses(t *testing.T) {
 	require.Len(t, s.Classes, maxClasses+1)
 	require.Equal(t, 20, s.Classes[OtherClasses].Tasks)
 	require.Equal(t, 1, s.Classes["c000"].Tasks)
+}
+
+// What has ended without a worker does not count, however long its delay is, and whatever there was
+// between.
+func TestStatsOfEnded(t *testing.T) {
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	tasks := func() (n int) {
+		s, err := q.Stats(ctx)
+		require.NoError(t, err)
+		for _, c := range s.Classes {
+			n += c.Tasks
+		}
+		return n
+	}
+	cancel := func(id string) {
+		won, err := q.Cancel(ctx, id, "not needed")
+		require.NoError(t, err)
+		require.True(t, won)
+	}
+	cancel(submit(t, q, Task{Command: shell("true"), Delay: time.Hour}))
+	cancel(submit(t, q, Task{Command: shell("true"), Class: "nobody"}))
+	_, err := q.Wait(ctx, submit(t, q, Task{Command: shell("true"), Delay: time.Hour, Deadline: time.Now().Add(time.Millisecond)}))
+	require.ErrorIs(t, err, ErrExpired)
+	require.Zero(t, tasks())
+
+	// One that waits again, as it was put back: its message is a later one than its state says.
+	dead, m := deadLetter(t, q, Task{Command: shell("true"), Delay: time.Hour})
+	require.NoError(t, q.Requeue(ctx, dead))
+	q.drop(ctx, m.Sequence) // as by who has ended it just before
+	require.Equal(t, 1, tasks())
+	cancel(dead)
+	require.Zero(t, tasks())
+
+	// One with the same key is another one when the first is forgotten.
+	keyed := Task{Command: shell("true"), Key: "k", Class: "keyed"}
+	id := submit(t, q, keyed)
+	first := q.waitingMessage(ctx, id, nil)
+	require.NotZero(t, first)
+	cancel(id)
+	collectAll(t, q, true)
+	require.Equal(t, id, submit(t, q, keyed))
+	q.drop(ctx, first)
+	require.Equal(t, 1, tasks())
+
+	// What a worker has it acknowledges itself, when nothing of it lives any more.
+	held := submit(t, q, Task{Command: shell("true")})
+	_, err = q.replace(ctx, held, &stateRecord{State: Running, Attempt: 1, Worker: "w"}, 0)
+	require.NoError(t, err)
+	cancel(held)
+	require.Equal(t, 2, tasks())
+	work(t, q, Classes("default", "keyed"))
+	mustWait(t, q, id)
+	testkit.Eventually(t, "no message is left", func() bool { return tasks() == 0 })
+}
+
+// deadLetter submits a task that is a dead letter then, whose message is not acknowledged yet.
+func deadLetter(t testing.TB, q *Queue, task Task) (id string, m *jetstream.RawStreamMsg) {
+	t.Helper()
+	ctx := testkit.Deadline(t)
+	id = submit(t, q, task)
+	m, err := q.taskMessage(ctx, id)
+	require.NoError(t, err)
+	require.NoError(t, q.bury(ctx, id, m.Data))
+	_, err = q.replace(ctx, id, &stateRecord{State: Dead, Attempt: 3, Message: m.Sequence, Delivered: 3}, 0)
+	require.NoError(t, err)
+	return id, m
+}
+
+// Who may not remove messages can cancel all the same; the next worker acknowledges them.
+func TestCancelRights(t *testing.T) {
+	may := &server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"$JS.API.STREAM.MSG.DELETE.>"}}}
+	s := startServer(t, &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), JetStreamMaxStore: 1 << 40, JetStreamMaxMemory: 1 << 30,
+		Users: []*server.User{{Username: "user", Password: "x", Permissions: may}}})
+	ctx := testkit.Deadline(t)
+	q, err := Open(ctx, strings.Replace(s.ClientURL(), "//", "//user:x@", 1))
+	require.NoError(t, err)
+	t.Cleanup(q.Close)
+	id := submit(t, q, Task{Command: shell("true")})
+	begun := time.Now()
+	won, err := q.Cancel(ctx, id, "enough")
+	require.NoError(t, err)
+	require.True(t, won)
+	require.Less(t, time.Since(begun), tryTime)
+	work(t, q)
+	testkit.Eventually(t, "its message is acknowledged", func() bool {
+		_, err := q.task(ctx, id)
+		return errors.Is(err, ErrNotFound)
+	})
 }

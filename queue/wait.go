@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/cellkit/sandbox"
 )
@@ -37,6 +38,8 @@ type Result struct {
 	// Missing names those of Task.Outputs, and of the files in them, that there were not, or
 	// that can't be kept, such as devices: up to 100.
 	Missing []string
+
+	function string // that was called; empty: it was a command
 }
 
 // These are found by errors.Is in errors of Wait.
@@ -174,25 +177,28 @@ func (q *Queue) watch(id string) (<-chan *stateRecord, func(), error) {
 // expire ends a task that has not started if its deadline has passed, and returns its state if it
 // has one, which it had not when seq was that of what was there.
 func (q *Queue) expire(ctx context.Context, id string, seq uint64) (*stateRecord, error) {
-	var r *stateRecord
-	t, err := q.task(ctx, id)
-	if errors.Is(err, ErrNotFound) { // it may have ended since its state was read
-		r, t, err = q.find(ctx, id)
-	}
-	if r != nil || err != nil {
+	m, err := q.taskMessage(ctx, id)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		// It may have ended since its state was read. If not, it is looked at again.
+		r, _, err := q.find(ctx, id)
 		return r, err
 	}
-	if t.Deadline == 0 {
-		return nil, nil
+	if err != nil {
+		return nil, err
+	}
+	t, err := decode[taskRecord](m.Data)
+	if err != nil || t.Deadline == 0 {
+		return nil, err
 	}
 	if left, err := q.until(ctx, t.Deadline); err != nil || left > 0 {
 		return nil, err
 	}
 	// If there is a state now, it is looked at again.
-	r = &stateRecord{State: Expired, Text: ErrExpired.Error()}
+	r := &stateRecord{State: Expired, Text: ErrExpired.Error()}
 	if n, err := q.replace(ctx, id, r, seq); n == 0 || err != nil {
 		return nil, err
 	}
+	q.drop(ctx, m.Sequence)
 	return r, nil
 }
 
@@ -206,7 +212,7 @@ func (q *Queue) result(ctx context.Context, id string, r *stateRecord) (*Result,
 			return nil, fmt.Errorf("queue: %s: %w", id, err)
 		}
 		res = &Result{Result: run, ID: id, Attempt: r.Attempt, Worker: r.Worker, Started: time.Unix(0, r.Run.Started), Ended: time.Unix(0, r.At), Stdout: r.Run.Stdout, Stderr: r.Run.Stderr,
-			Cut: r.Run.Cut, Missing: r.Run.Missing}
+			Cut: r.Run.Cut, Missing: r.Run.Missing, function: r.Run.Func}
 		files := r.Run.Outputs
 		if files == nil {
 			files = &bundle{Inline: &bundleRecord{}}

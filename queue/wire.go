@@ -102,6 +102,7 @@ type runRecord struct {
 
 	Call *answerRecord `cbor:"11,keyasint,omitempty"` // of a function that has no result
 	Lost string        `cbor:"12,keyasint,omitempty"` // why there are no Outputs
+	Func string        `cbor:"13,keyasint,omitempty"` // that was called
 }
 
 type usageRecord struct {
