@@ -5,10 +5,14 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"regexp"
 	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"github.com/cellkit/sandbox/queue"
 )
@@ -61,6 +65,13 @@ func (e *env) open(opts ...queue.Option) (*queue.Queue, error) {
 	e.opened, err = queue.Open(ctx, e.url, append(opts, connection...)...)
 	if !waits.Stop() {
 		<-said
+	}
+	var address *url.Error
+	switch {
+	case errors.As(err, &address): // without what may be secret
+		err = misuse("-url: %w: it is to be as nats://127.0.0.1:4222", address.Err)
+	case errors.Is(err, nats.ErrAuthorization):
+		err = fmt.Errorf("%w: is the token in -url right, or -nkey or -creds?", err)
 	}
 	return e.opened, err
 }

@@ -64,9 +64,12 @@ func (e *env) status(err error) int {
 	case e.ctx.Err() != nil && errors.As(context.Cause(e.ctx), &by):
 		status = signaled + int(by.Signal)
 	}
-	if !ended {
-		text := inFlags.Replace(strings.TrimPrefix(err.Error(), "queue: "))
-		fmt.Fprintln(e.err, "sandbox-queue:", plain(strings.TrimPrefix(text, "sandbox: ")))
+	if ended {
+		return status
+	}
+	for line := range strings.Lines(inFlags.Replace(err.Error())) { // of several errors
+		line = strings.TrimPrefix(strings.TrimPrefix(strings.TrimSpace(line), "queue: "), "sandbox: ")
+		fmt.Fprintln(e.err, "sandbox-queue:", plain(line))
 	}
 	return status
 }

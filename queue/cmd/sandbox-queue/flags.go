@@ -94,9 +94,9 @@ func (e *env) envFlag(vars *[]string) {
 	})
 }
 
-// positive is the error of a flag whose value is less than 0.
+// positive is the error of a flag whose value is not 0 or more.
 func positive[T int | int64 | float64 | time.Duration](name string, v T) error {
-	if v < 0 {
+	if !(v >= 0) { // or NaN
 		return misuse("%s: %v: must not be negative", name, v)
 	}
 	return nil
@@ -110,7 +110,7 @@ var inFlags = func() *strings.Replacer {
 	for _, p := range [][2]string{{"queue.Lease", "-lease"}, {"queue.Dir", "-dir"}, {"queue.Listen", "-listen"}, {"queue.NKey", "-nkey"}, {"queue.Credentials", "-creds"}, {"queue.Replicas", "-replicas"},
 		{"queue.Slots", "-slots"}, {"queue.Classes", "-classes"}, {"queue.WorkerName", "-name"}, {"queue.MaxLimits", "-max-memory or -max-cpus"}, {"queue.TakeServices", "-services"},
 		{"Task.Retry", "-attempts"}, {"Task.Command", "COMMAND"}, {"Task.Class", "-class"}, {"Task.Key", "-key"}, {"Task.Tenant", "-tenant"}, {"Task.Delay", "-delay"}, {"Task.Stdin", "-stdin"},
-		{"Task.Dir", "-dir"}, {"Task.Outputs", "-out"}, {"Task.Limits", "-memory, -cpus, -pids or -timeout"},
+		{"Task.Dir", "-dir"}, {"Task.Outputs", "-out"},
 		{"Service.Name", "NAME"}, {"Service.Replicas", "-replicas"}, {"Service.Batch", "-batch"}, {"Service.Health", "-health"}, {"Scale", "REPLICAS"},
 		{"Wait", "ID"}, {"Logs", "ID"}, {"Status", "ID"}, {"Requeue", "ID"}} {
 		pairs = append(pairs, "sandbox: "+p[0]+": ", p[1]+": ")

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -127,7 +128,8 @@ func TestMisuse(t *testing.T) {
 		{"submit -priority x true", `-priority: "x": must be high, normal or low`},
 		{"submit -delay -1s true", "-delay: -1s: must be 0 to 720h"},
 		{"submit -deadline -1s true", "-deadline: -1s: must not be negative"},
-		{"submit -timeout -1s true", "-memory, -cpus, -pids or -timeout: "},
+		{"submit -timeout -1s true", "-timeout: -1s: must not be negative"},
+		{"submit -cpus NaN true", "-cpus: NaN: must not be negative"},
 		{"submit -cpus x true", `-cpus: "x": must be a number, such as 0.5`},
 		{"submit -attempts 101 true", "-attempts: 101 attempts: must be 1 to 100"},
 		{"submit -backoff 2h true", "-backoff: 2h0m0s: must be 0 to 1h"},
@@ -137,6 +139,10 @@ func TestMisuse(t *testing.T) {
 		{"submit -out /x true", `-out: "/x": must be a name in /task`},
 		{"submit -to new true", "-to: means nothing without -wait: add that"},
 		{"submit -wait -to " + dir + " true", "-to: " + dir + " is there: name a directory that is not"},
+		{"wait -to /missing/new default.normal.x", "-to: stat /missing: no such file or directory: make that first"},
+		{"submit -in /missing true", "-in: stat /missing: no such file or directory"},
+		{"submit -in /dev/null true", "-in: /dev/null is a file: name a directory"},
+		{"deploy -memory -1 x true", "-memory: -1: must not be negative"},
 		{"submit -replicas 2 true", "-replicas: 2: must be 1, 3 or 5"},
 		{"work -slots 0", "-slots: 0: must be positive"},
 		{"work -memory -1", "-memory: -1: must not be negative"},
@@ -147,6 +153,7 @@ func TestMisuse(t *testing.T) {
 		{"serve -listen x", `-listen: "x": must be an IP address and a port, such as 127.0.0.1:4222`},
 		{"serve -url x", "-url: sandbox-queue serve -h lists the flags"},
 		{"scale x many", `REPLICAS: "many": must be a whole number`},
+		{"ls -url nats://secret@a:x", "-url: invalid port \":x\" after host: it is to be as nats://127.0.0.1:4222"},
 		{"ls -nkey /missing", "-nkey: nats: open /missing: no such file"},
 		{"ls -ca /missing", "-ca: open /missing: no such file"},
 	} {
@@ -180,6 +187,8 @@ func TestOutcomes(t *testing.T) {
 	do(ctx, failed, "ls", "-url", "nats://secret@127.0.0.1:1,nats://127.0.0.1:2", "-connect-timeout", "100ms")
 	require.Contains(t, stderr.String(), "nats://127.0.0.1:1,nats://127.0.0.1:2 could not be opened within 100ms (-connect-timeout): does its server run, and is -url right?")
 	require.NotContains(t, stderr.String(), "secret")
+	do(ctx, failed, "ls", "-url", regexp.MustCompile("//.*@").ReplaceAllString(q.URL(), "//wrong@"))
+	require.Contains(t, stderr.String(), "Authorization Violation: is the token in -url right, or -nkey or -creds?")
 	t.Setenv("SANDBOX_QUEUE_URL", q.URL())
 	for _, args := range [][]string{{"help"}, {"-h"}, {"wait", "-h"}, {"submit", "-help"}} {
 		do(ctx, 0, args...)
@@ -189,6 +198,8 @@ func TestOutcomes(t *testing.T) {
 	}
 	do(ctx, failed, "wait", "default.normal.none")
 	require.Contains(t, stderr.String(), "default.normal.none: no such task")
+	do(ctx, failed, "requeue", "default.normal.a", "default.normal.b")
+	require.Equal(t, "sandbox-queue: default.normal.a: it is no dead letter\nsandbox-queue: default.normal.b: it is no dead letter\n", stderr.String())
 	do(ctx, failed, "cancel", "-json", "default.normal.none")
 	require.Empty(t, out.String())
 

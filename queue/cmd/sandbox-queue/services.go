@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"text/tabwriter"
 	"time"
@@ -25,16 +24,20 @@ func deploy(e *env, args []string) error {
 	e.flags.Int64Var(&s.Task.Limits.Memory, "memory", 0, "limit of memory, in bytes")
 	e.envFlag(&s.Task.Env)
 	in := e.flags.String("in", "", "a `directory`, whose files are the inputs")
-	q, rest, err := e.openFor(args, 2, anyNumber, "NAME [--] COMMAND...")
+	rest, err := e.parse(args, 2, anyNumber, "NAME [--] COMMAND...")
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(inputs(&s.Task, *in), positive("-memory", s.Task.Limits.Memory)); err != nil {
+		return err
+	}
+	q, err := e.open()
 	if err != nil {
 		return err
 	}
 	s.Name, s.Task.Command = rest[0], rest[1:]
 	if len(rest) > 2 && rest[1] == "--" {
 		s.Task.Command = rest[2:]
-	}
-	if *in != "" {
-		s.Task.Inputs = os.DirFS(*in)
 	}
 	return e.done(q.Serve(e.ctx, s), map[string]any{"name": s.Name, "replicas": s.Replicas})
 }

@@ -36,7 +36,7 @@ func submit(e *env, args []string) error {
 	e.flags.DurationVar(&t.Retry.Backoff, "backoff", 0, "wait so long before the second attempt, twice as long before the third, and so on; default: 1s")
 	e.flags.BoolVar(&t.Retry.Failures, "retry-failures", false, "also when the command fails")
 	priority := e.flags.String("priority", "normal", "high, normal or low")
-	in := e.flags.String("in", "", "a directory, whose files are the inputs")
+	in := e.flags.String("in", "", "a `directory`, whose files are the inputs")
 	stdin := e.flags.Bool("stdin", false, "read the standard input")
 	e.envFlag(&t.Env)
 	e.flags.Var(&outputs, "out", "a file or directory of the result; may be repeated")
@@ -56,11 +56,10 @@ func submit(e *env, args []string) error {
 	if *to != "" && !*waits {
 		return misuse("-to: means nothing without -wait: add that, or give -to to wait later")
 	}
-	if err := errors.Join(free(*to), positive("-deadline", *deadline)); err != nil {
+	l := &t.Limits
+	if err := errors.Join(free(*to), inputs(&t, *in), positive("-deadline", *deadline), positive("-memory", l.Memory), positive("-cpus", l.CPUs), positive("-pids", l.PIDs),
+		positive("-timeout", l.Timeout)); err != nil {
 		return err
-	}
-	if *in != "" {
-		t.Inputs = os.DirFS(*in)
 	}
 	if *stdin {
 		if t.Stdin, err = io.ReadAll(io.LimitReader(e.in, maxStdin)); err != nil {
@@ -112,9 +111,29 @@ func (e *env) toFlag() *string {
 // free is the error of a directory that is to be new, and is there. It is found before the task is
 // waited for, not after.
 func free(dir string) error {
-	if _, err := os.Lstat(dir); dir != "" && err == nil {
+	if dir == "" {
+		return nil
+	}
+	if _, err := os.Lstat(dir); err == nil {
 		return misuse("-to: %s is there: name a directory that is not", dir)
 	}
+	if _, err := os.Stat(filepath.Dir(filepath.Clean(dir))); err != nil {
+		return misuse("-to: %w: make that first", err)
+	}
+	return nil
+}
+
+// inputs has a task have the files of a directory, if there is one.
+func inputs(t *queue.Task, dir string) error {
+	if dir == "" {
+		return nil
+	}
+	if info, err := os.Stat(dir); err != nil {
+		return misuse("-in: %w", err)
+	} else if !info.IsDir() {
+		return misuse("-in: %s is a file: name a directory, whose files are the inputs", dir)
+	}
+	t.Inputs = os.DirFS(dir)
 	return nil
 }
 

@@ -100,6 +100,7 @@ func (e *env) samples(q *queue.Queue, n int, every time.Duration) error {
 
 // take takes a sample.
 func take(ctx context.Context, q *queue.Queue) (s sample, err error) {
+	s.Tasks = []running{} // not null in JSON
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if s.Stats, err = q.Stats(ctx); err != nil {
