@@ -63,6 +63,9 @@ func (e *env) status(err error) int {
 		ended = exit.Reason == sandbox.Exited && exit.ExitCode > 0
 	case e.ctx.Err() != nil && errors.As(context.Cause(e.ctx), &by):
 		status = signaled + int(by.Signal)
+		if !errors.As(err, &by) { // it is only that the context has ended
+			err = fmt.Errorf("%w: %w", err, by)
+		}
 	}
 	if ended {
 		return status
