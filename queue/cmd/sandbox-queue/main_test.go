@@ -161,6 +161,6 @@ func TestConnections(t *testing.T) {
 	require.Contains(t, stderr, "Authorization Violation")
 	do(misused, "ls", "-nkey", file("other", []byte("nothing")))
 	do(misused, "ls", "-ca", file("ca", []byte("nothing")))
-	do(failed, "ls", "-ca", "/no/such/file")
+	do(misused, "ls", "-ca", "/no/such/file")
 	do(misused, "ls", "-creds", "/no/such/file")
 }

@@ -2,9 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/cellkit/sandbox"
@@ -16,9 +20,12 @@ import (
 func serve(e *env, args []string) (err error) {
 	dir := e.flags.String("dir", "", "where its files are; default: sandbox/queue in $XDG_STATE_HOME or ~/.local/state")
 	listen := e.flags.String("listen", "127.0.0.1:4222", "the address at which it listens, a loopback one")
-	lease := e.flags.Duration("lease", 15*time.Second, "how long a worker that is not heard of keeps its task")
+	lease := e.flags.Duration("lease", 15*time.Second, "how long a worker that is not heard of keeps its task; a queue that is there keeps its own")
 	shown := e.flags.String("metrics", "", "a loopback address for Prometheus, such as 127.0.0.1:9464; default: none")
-	if _, err := e.parse(args, 0, ""); err != nil {
+	if _, err := e.parse(args, 0, 0, ""); err != nil {
+		return err
+	}
+	if err := canListen(*listen); err != nil {
 		return err
 	}
 	opts := []queue.Option{queue.Listen(*listen), queue.Lease(*lease), queue.Log(e.log())}
@@ -28,13 +35,16 @@ func serve(e *env, args []string) (err error) {
 	if e.opened, err = queue.Open(e.ctx, "", opts...); err != nil {
 		return err
 	}
-	stop, err := e.serveMetrics(*shown, metrics.New(e.opened))
+	at, stop, err := e.serveMetrics(*shown, metrics.New(e.opened))
 	if err != nil {
 		return err
 	}
 	defer stop()
 	if e.json {
-		err = e.print(map[string]string{"url": e.opened.URL()})
+		err = e.print(struct {
+			URL     string `json:"url"`
+			Metrics string `json:"metrics,omitempty"`
+		}{e.opened.URL(), at})
 	} else {
 		_, err = fmt.Fprintln(e.out, e.opened.URL())
 	}
@@ -43,6 +53,25 @@ func serve(e *env, args []string) (err error) {
 	}
 	<-e.ctx.Done()
 	return nil
+}
+
+// canListen says why the server could not listen at an address, which it would try for long.
+func canListen(address string) error {
+	a, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return misuse("-listen: %q: must be an IP address and a port, such as 127.0.0.1:4222", address)
+	}
+	if !a.Addr().IsLoopback() {
+		return misuse("-listen: %s can be reached from other machines: take a loopback address, and for other machines a server of NATS with TLS, as docs/QUEUE.md has it", address)
+	}
+	l, err := net.Listen("tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("-listen: %s is in use: another process, perhaps sandbox-queue serve, listens there; 127.0.0.1:0 is any free port", address)
+	}
+	if err != nil {
+		return fmt.Errorf("-listen: %w", err)
+	}
+	return l.Close()
 }
 
 func work(e *env, args []string) error {
@@ -55,20 +84,24 @@ func work(e *env, args []string) error {
 	check := e.flags.Bool("check", false, "find out what this machine can do, as sandbox check does, for workers -json")
 	shown := e.flags.String("metrics", "", "a loopback address for Prometheus, such as 127.0.0.1:9464; default: none")
 	limits, replicas := e.maxLimitsFlags(), e.replicasFlag()
-	if _, err := e.parse(args, 0, ""); err != nil {
+	if _, err := e.parse(args, 0, 0, ""); err != nil {
 		return err
 	}
-	q, err := e.open(replicas())
+	// Else it is each task that fails.
+	if err := errors.Join(positive("-memory", *memory), positive("-cpus", *cpus), limits.check()); err != nil {
+		return err
+	}
+	q, err := e.open(replicas(), queue.Log(e.log()))
 	if err != nil {
 		return err
 	}
 	m := metrics.New(q)
-	stop, err := e.serveMetrics(*shown, m)
+	_, stop, err := e.serveMetrics(*shown, m)
 	if err != nil {
 		return err
 	}
 	defer stop()
-	opts := []queue.WorkerOption{queue.Slots(*slots), queue.Classes(strings.Split(*classes, ",")...), queue.WorkerLog(e.log()), queue.Observe(m), queue.MaxLimits(*limits)}
+	opts := []queue.WorkerOption{queue.Slots(*slots), queue.Classes(strings.Split(*classes, ",")...), queue.WorkerLog(e.log()), queue.Observe(m), queue.MaxLimits(limits.Limits)}
 	if *name != "" {
 		opts = append(opts, queue.WorkerName(*name))
 	}
@@ -83,9 +116,16 @@ func work(e *env, args []string) error {
 	return queue.NewWorker(q, p, opts...).Run(e.ctx)
 }
 
+type maxLimits struct{ queue.Limits }
+
+func (l *maxLimits) check() error {
+	return errors.Join(positive("-max-memory", l.Memory), positive("-max-cpus", l.CPUs), positive("-max-pids", l.PIDs), positive("-max-cpu-time", l.CPUTime), positive("-max-timeout", l.Timeout),
+		positive("-max-output-limit", l.Output), positive("-max-files", l.Files))
+}
+
 // maxLimitsFlags adds flags for what one task may ask for.
-func (e *env) maxLimitsFlags() *queue.Limits {
-	l := &queue.Limits{}
+func (e *env) maxLimitsFlags() *maxLimits {
+	l := &maxLimits{}
 	e.flags.Int64Var(&l.Memory, "max-memory", 0, "bytes of memory that one task may ask for; default: -memory, or 1 GiB")
 	e.flags.Float64Var(&l.CPUs, "max-cpus", 0, "CPUs that one task may ask for; default: -cpus, or all")
 	e.flags.Int64Var(&l.PIDs, "max-pids", 0, "processes and threads that one task may ask for; default: 4096")

@@ -4,19 +4,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"text/tabwriter"
 	"time"
 
-	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/queue"
 )
 
 // deploy has a service run.
 func deploy(e *env, args []string) error {
 	var s queue.Service
-	var vars words
 	e.flags.IntVar(&s.Replicas, "replicas", 1, "how many")
 	e.flags.IntVar(&s.Port, "port", 0, "where they listen, by TCP")
 	e.flags.StringVar(&s.Health, "health", "", "the path of a GET that a healthy one answers")
@@ -25,36 +22,40 @@ func deploy(e *env, args []string) error {
 	e.flags.StringVar(&s.Task.Tenant, "tenant", "", "on whose behalf")
 	e.flags.StringVar(&s.Task.Dir, "dir", "", "the working directory")
 	e.flags.Int64Var(&s.Task.Limits.Memory, "memory", 0, "limit of memory, in bytes")
-	e.flags.Var(&vars, "env", "a variable, KEY=value; may be repeated")
-	in := e.flags.String("in", "", "a directory, whose files are the inputs")
-	q, rest, err := e.openFor(args, 2, "NAME [--] COMMAND...")
+	e.envFlag(&s.Task.Env)
+	in := e.flags.String("in", "", "a `directory`, whose files are the inputs")
+	rest, err := e.parse(args, 2, anyNumber, "NAME [--] COMMAND...")
 	if err != nil {
 		return err
 	}
-	s.Name, s.Task.Command, s.Task.Env = rest[0], rest[1:], vars
+	if err := errors.Join(inputs(&s.Task, *in), positive("-memory", s.Task.Limits.Memory)); err != nil {
+		return err
+	}
+	q, err := e.open()
+	if err != nil {
+		return err
+	}
+	s.Name, s.Task.Command = rest[0], rest[1:]
 	if len(rest) > 2 && rest[1] == "--" {
 		s.Task.Command = rest[2:]
-	}
-	if *in != "" {
-		s.Task.Inputs = os.DirFS(*in)
 	}
 	return e.done(q.Serve(e.ctx, s), map[string]any{"name": s.Name, "replicas": s.Replicas})
 }
 
 func scale(e *env, args []string) error {
-	q, rest, err := e.openFor(args, 2, "NAME REPLICAS")
+	q, rest, err := e.openFor(args, 2, 2, "NAME REPLICAS")
 	if err != nil {
 		return err
 	}
 	n, err := strconv.Atoi(rest[1])
 	if err != nil {
-		return &sandbox.OptionError{Option: "REPLICAS", Err: fmt.Errorf("%q is no number", rest[1])}
+		return misuse("REPLICAS: %q: must be a whole number", rest[1])
 	}
 	return e.done(q.Scale(e.ctx, rest[0], n), map[string]any{"name": rest[0], "replicas": n})
 }
 
 func stop(e *env, args []string) error {
-	q, rest, err := e.openFor(args, 1, "NAME...")
+	q, rest, err := e.openFor(args, 1, anyNumber, "NAME...")
 	if err != nil {
 		return err
 	}
@@ -75,7 +76,7 @@ func (e *env) done(err error, what map[string]any) error {
 
 // services prints a line for each replica.
 func services(e *env, args []string) error {
-	q, _, err := e.openFor(args, 0, "")
+	q, _, err := e.openFor(args, 0, 0, "")
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/queue"
 )
 
@@ -22,7 +21,7 @@ func (w *words) Set(s string) error { *w = append(*w, s); return nil }
 
 func submit(e *env, args []string) error {
 	var t queue.Task
-	var vars, outputs words
+	var outputs words
 	e.flags.StringVar(&t.Class, "class", "", "what the worker must offer")
 	e.flags.StringVar(&t.Tenant, "tenant", "", "on whose behalf: many tasks of one tenant do not hold back another's")
 	e.flags.StringVar(&t.Key, "key", "", "tasks with the same key are one")
@@ -32,31 +31,35 @@ func submit(e *env, args []string) error {
 	e.flags.Int64Var(&t.Limits.PIDs, "pids", 0, "limit of processes and threads")
 	e.flags.DurationVar(&t.Limits.Timeout, "timeout", 0, "limit of time")
 	e.flags.DurationVar(&t.Delay, "delay", 0, "wait so long at least")
-	deadline := e.flags.Duration("deadline", 0, "give it up if it has not started in so long; default: never")
+	deadline := e.flags.Duration("deadline", 0, "give it up if it has not started in so long; 0: never")
 	e.flags.IntVar(&t.Retry.Attempts, "attempts", 0, "try so often; default: 3")
 	e.flags.DurationVar(&t.Retry.Backoff, "backoff", 0, "wait so long before the second attempt, twice as long before the third, and so on; default: 1s")
 	e.flags.BoolVar(&t.Retry.Failures, "retry-failures", false, "also when the command fails")
 	priority := e.flags.String("priority", "normal", "high, normal or low")
-	in := e.flags.String("in", "", "a directory, whose files are the inputs")
+	in := e.flags.String("in", "", "a `directory`, whose files are the inputs")
 	stdin := e.flags.Bool("stdin", false, "read the standard input")
-	e.flags.Var(&vars, "env", "a variable, KEY=value; may be repeated")
+	e.envFlag(&t.Env)
 	e.flags.Var(&outputs, "out", "a file or directory of the result; may be repeated")
 	waits := e.flags.Bool("wait", false, "wait for it, as wait does")
-	to := e.flags.String("to", "", "with -wait: a new directory for the result's files")
-	progress, replicas := e.progressFlag(), e.replicasFlag()
-	rest, err := e.parse(args, 1, "[--] COMMAND...")
+	to, progress, replicas := e.toFlag(), e.progressFlag(), e.replicasFlag()
+	rest, err := e.parse(args, 1, anyNumber, "[--] COMMAND...")
 	if err != nil {
 		return err
 	}
-	t.Command, t.Env, t.Outputs = rest, vars, outputs
+	t.Command, t.Outputs = rest, outputs
 	known := map[string]queue.Priority{"high": queue.High, "normal": queue.Normal, "low": queue.Low}
 	p, ok := known[*priority]
 	if !ok {
-		return &sandbox.OptionError{Option: "-priority", Err: fmt.Errorf("%q: must be high, normal or low", *priority)}
+		return misuse("-priority: %q: must be high, normal or low", *priority)
 	}
 	t.Priority = p
-	if *in != "" {
-		t.Inputs = os.DirFS(*in)
+	if *to != "" && !*waits {
+		return misuse("-to: means nothing without -wait: add that, or give -to to wait later")
+	}
+	l := &t.Limits
+	if err := errors.Join(free(*to), inputs(&t, *in), positive("-deadline", *deadline), positive("-memory", l.Memory), positive("-cpus", l.CPUs), positive("-pids", l.PIDs),
+		positive("-timeout", l.Timeout)); err != nil {
+		return err
 	}
 	if *stdin {
 		if t.Stdin, err = io.ReadAll(io.LimitReader(e.in, maxStdin)); err != nil {
@@ -85,10 +88,12 @@ func submit(e *env, args []string) error {
 }
 
 func wait(e *env, args []string) error {
-	to := e.flags.String("to", "", "a new directory for the result's files")
-	progress := e.progressFlag()
-	rest, err := e.parse(args, 1, "ID")
+	to, progress := e.toFlag(), e.progressFlag()
+	rest, err := e.parse(args, 1, 1, "ID")
 	if err != nil {
+		return err
+	}
+	if err := free(*to); err != nil {
 		return err
 	}
 	q, err := e.open(progress()...)
@@ -96,6 +101,40 @@ func wait(e *env, args []string) error {
 		return err
 	}
 	return e.show(q, rest[0], *to)
+}
+
+// toFlag adds -to.
+func (e *env) toFlag() *string {
+	return e.flags.String("to", "", "a new `directory` for the result's files, when the task has ended")
+}
+
+// free is the error of a directory that is to be new, and is there. It is found before the task is
+// waited for, not after.
+func free(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	if _, err := os.Lstat(dir); err == nil {
+		return misuse("-to: %s is there: name a directory that is not", dir)
+	}
+	if _, err := os.Stat(filepath.Dir(filepath.Clean(dir))); err != nil {
+		return misuse("-to: %w: make that first", err)
+	}
+	return nil
+}
+
+// inputs has a task have the files of a directory, if there is one.
+func inputs(t *queue.Task, dir string) error {
+	if dir == "" {
+		return nil
+	}
+	if info, err := os.Stat(dir); err != nil {
+		return misuse("-in: %w", err)
+	} else if !info.IsDir() {
+		return misuse("-in: %s is a file: name a directory, whose files are the inputs", dir)
+	}
+	t.Inputs = os.DirFS(dir)
+	return nil
 }
 
 // progressFlag adds -progress, and returns the option that it asks for.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"strings"
@@ -11,8 +12,8 @@ import (
 )
 
 func logs(e *env, args []string) error {
-	after := e.flags.Uint64("after", 0, "go on after this position")
-	q, rest, err := e.openFor(args, 1, "ID")
+	after := e.flags.Uint64("after", 0, "go on after this `position`, which -json prints")
+	q, rest, err := e.openFor(args, 1, 1, "ID")
 	if err != nil {
 		return err
 	}
@@ -35,7 +36,7 @@ func logs(e *env, args []string) error {
 }
 
 func cancel(e *env, args []string) error {
-	q, rest, err := e.openFor(args, 1, "ID [REASON]")
+	q, rest, err := e.openFor(args, 1, anyNumber, "ID [REASON]")
 	if err != nil {
 		return err
 	}
@@ -44,27 +45,21 @@ func cancel(e *env, args []string) error {
 		err = e.print(map[string]any{"id": rest[0], "canceled": won})
 	}
 	if err == nil && !won {
-		err = fmt.Errorf("%s had ended", rest[0])
+		err = fmt.Errorf("%s had ended before: there is nothing to cancel", rest[0])
 	}
 	return err
 }
 
 func requeue(e *env, args []string) error {
-	q, rest, err := e.openFor(args, 1, "ID...")
+	q, rest, err := e.openFor(args, 1, anyNumber, "ID...")
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, id := range rest {
-		if err := q.Requeue(e.ctx, id); err != nil {
-			return err
-		}
-		if e.json {
-			if err := e.print(map[string]string{"id": id, "state": queue.Waiting.String()}); err != nil {
-				return err
-			}
-		}
+		errs = append(errs, e.done(q.Requeue(e.ctx, id), map[string]any{"id": id, "state": queue.Waiting}))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func list(e *env, args []string) error {
@@ -76,7 +71,7 @@ func dead(e *env, args []string) error {
 }
 
 func tasks(e *env, args []string, of func(*queue.Queue) iter.Seq2[queue.Status, error]) error {
-	q, _, err := e.openFor(args, 0, "")
+	q, _, err := e.openFor(args, 0, 0, "")
 	if err != nil {
 		return err
 	}
@@ -86,7 +81,7 @@ func tasks(e *env, args []string, of func(*queue.Queue) iter.Seq2[queue.Status, 
 }
 
 func workers(e *env, args []string) error {
-	q, _, err := e.openFor(args, 0, "")
+	q, _, err := e.openFor(args, 0, 0, "")
 	if err != nil {
 		return err
 	}

@@ -30,17 +30,14 @@ type running struct {
 
 func top(e *env, args []string) error {
 	every := e.flags.Duration("every", 2*time.Second, "how long between samples")
-	most := e.flags.Int("n", 0, "end after so many samples; 0: with a signal")
-	q, _, err := e.openFor(args, 0, "")
+	most := e.flags.Int("n", 0, "end after so many samples; 0: one with -json, else until q is pressed or a signal comes")
+	q, _, err := e.openFor(args, 0, 0, "")
 	if err != nil {
 		return err
 	}
+	*every = max(*every, 100*time.Millisecond)
 	if e.json {
-		s, err := take(e.ctx, q)
-		if err != nil {
-			return err
-		}
-		return e.print(s)
+		return e.samples(q, max(*most, 1), *every)
 	}
 	ctx, stop := context.WithCancel(e.ctx)
 	var watching sync.WaitGroup
@@ -51,6 +48,7 @@ func top(e *env, args []string) error {
 	screen, isTerminal := e.out.(*os.File)
 	isTerminal = isTerminal && isScreen(screen)
 	if isTerminal {
+		defer onKey(e.in, 'q', stop)()
 		// The other screen of the terminal, without a cursor; and back.
 		fmt.Fprint(e.out, "\x1b[?1049h\x1b[?25l")
 		defer fmt.Fprint(e.out, "\x1b[?25h\x1b[?1049l")
@@ -77,13 +75,32 @@ func top(e *env, args []string) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(max(*every, 100*time.Millisecond)):
+		case <-time.After(*every):
+		}
+	}
+}
+
+// samples prints n samples as JSON.
+func (e *env) samples(q *queue.Queue, n int, every time.Duration) error {
+	for ; ; n-- {
+		s, err := take(e.ctx, q)
+		if err == nil {
+			err = e.print(s)
+		}
+		if err != nil || n == 1 {
+			return err
+		}
+		select {
+		case <-e.ctx.Done():
+			return context.Cause(e.ctx)
+		case <-time.After(every):
 		}
 	}
 }
 
 // take takes a sample.
 func take(ctx context.Context, q *queue.Queue) (s sample, err error) {
+	s.Tasks = []running{} // not null in JSON
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if s.Stats, err = q.Stats(ctx); err != nil {
@@ -111,12 +128,6 @@ func paint(screen *os.File, view string) error {
 	}
 	_, err := io.WriteString(screen, "\x1b[H"+strings.Join(lines, "\r\n")+"\x1b[J")
 	return err
-}
-
-// isScreen reports whether a file is a terminal, or another device of characters.
-func isScreen(f *os.File) bool {
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // meter counts tasks that end, by class.

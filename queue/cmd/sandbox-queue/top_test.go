@@ -52,15 +52,16 @@ func TestTop(t *testing.T) {
 	require.Equal(t, id, s.Tasks[0].ID)
 	require.Equal(t, 1, s.Classes["other"].Tasks)
 	require.Equal(t, 2, s.Slots)
+	require.Equal(t, 2, strings.Count(do(0, "top", "-json", "-n", "2", "-every", "100ms"), "\n"))
 	view := do(0, "top", "-n", "2", "-every", "100ms")
 	require.Equal(t, 2, strings.Count(view, "PROGRESS"))
 	require.Contains(t, view, id)
 	require.NotContains(t, view, "\x1b", "it is no terminal")
 
 	e := &env{ctx: testkit.Deadline(t), err: &bytes.Buffer{}}
-	end, err := e.serveMetrics("127.0.0.1:0", metrics.New(q))
+	url, end, err := e.serveMetrics("127.0.0.1:0", metrics.New(q))
 	require.NoError(t, err)
-	url := strings.TrimSpace(strings.TrimPrefix(e.err.(*bytes.Buffer).String(), "metrics at "))
+	require.Equal(t, "metrics at "+url+"\n", e.err.(*bytes.Buffer).String())
 	for address, want := range map[string]string{url: "sandbox_queue_tasks{class=\"other\"} 1\n", url + ".json": `"attempts":{}`} {
 		r, err := http.Get(address)
 		require.NoError(t, err)
@@ -71,7 +72,7 @@ func TestTop(t *testing.T) {
 	}
 	http.DefaultClient.CloseIdleConnections()
 	end()
-	_, err = e.serveMetrics("0.0.0.0:9464", metrics.New(q))
+	_, _, err = e.serveMetrics("0.0.0.0:9464", metrics.New(q))
 	require.ErrorContains(t, err, "-metrics")
 
 	require.Equal(t, true, object(do(0, "cancel", "-json", id, "enough"))["canceled"])
