@@ -78,6 +78,13 @@ func (q *Queue) renews(id string, message uint64) bool {
 	return l != nil && l.message == message && l.ctx.Err() == nil
 }
 
+// holds reports whether this process has a lease of the task.
+func (q *Queue) holds(id string) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.live[id] != nil
+}
+
 // stop renews the lease no more. No command of it must live any more; a run that was prepared for
 // one is dropped.
 func (l *lease) stop() {

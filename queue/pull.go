@@ -72,7 +72,7 @@ type pulled struct {
 // worker's by now, whose lease that would end: servers take it from anybody who once had it. If it
 // does not arrive, the lease ends.
 func (p pulled) back(after time.Duration) {
-	if clockNow() < p.asked+p.lease*3/4 {
+	if clockNow() < p.asked+(p.lease-restartLoss)*3/4 {
 		_ = p.m.NakWithDelay(after)
 	}
 }

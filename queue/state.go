@@ -175,7 +175,7 @@ func (q *Queue) end(ctx context.Context, id string, state State, text string) (n
 // waitingMessage returns the number of the message of a task, or 0 if a worker may have it, which
 // acknowledges it.
 func (q *Queue) waitingMessage(ctx context.Context, id string, r *stateRecord) uint64 {
-	if r != nil && r.State != Waiting || q.renews(id) {
+	if r != nil && r.State != Waiting || q.holds(id) {
 		return 0
 	}
 	m, err := q.taskMessage(ctx, id)
