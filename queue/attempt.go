@@ -102,6 +102,14 @@ func (a *attempt) do(ctx context.Context, m *nats.Msg) (err error) {
 			return nil
 		}
 	}
+	if first := a.from.waitsFor(a.id); first != "" {
+		if r, _, err := a.w.q.state(a.l.ctx, first); err == nil && (r == nil || r.State == Waiting) {
+			a.from.fullUntil.Store(int64(clockNow() + turnWait))
+			_ = a.back(m, about(turnWait)) // if it does not arrive, the lease ends
+			return nil
+		}
+		a.from.had(first) // another worker has it, or it has ended
+	}
 	give, ok := func() {}, true
 	if _, err := a.task.Limits.within(a.w.max); err == nil {
 		give, ok = a.w.budget.take(a.needs())
@@ -111,12 +119,13 @@ func (a *attempt) do(ctx context.Context, m *nats.Msg) (err error) {
 		return nil
 	}
 	if !ok {
-		a.from.full.Store(int64(clockNow() + fullFor))
+		a.from.full(a.id)
 		// So that it comes first when there is room; if it does not arrive, the lease ends.
 		_ = a.back(m, time.Millisecond)
 		return nil
 	}
 	defer give()
+	a.from.had(a.id)
 	end, over, err := a.begin(ctx, m)
 	if over || err != nil {
 		return err
@@ -424,6 +433,10 @@ func (a *attempt) run(ctx context.Context) (r *runRecord, failure error, again b
 
 // lull is for how long the output of a command is not read: that of short ones is at their end.
 const lull = 2 * time.Millisecond
+
+// turnWait is about how long a task waits until it is looked at again, as another has the turn, and
+// how long its lane is not asked.
+const turnWait = 50 * time.Millisecond
 
 // refusedFor is about how long a task that this worker can't run is left to others.
 const refusedFor = 2 * time.Second

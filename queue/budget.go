@@ -21,9 +21,40 @@ type budget struct {
 	cpus   float64
 }
 
-// fullFor is how long a worker does not ask a lane whose first task does not fit, unless a task
-// ends meanwhile. So a large task is waited for before smaller ones behind it may overtake it.
+// fullFor is how long a task that does not fit has its lane's turn: what gets free is kept for it,
+// before smaller ones behind it may overtake it. After that, others have as long. Meanwhile the
+// lane is asked only when a task has ended.
 const fullFor = 3 * time.Second
+
+// turn is that of a task that did not fit.
+type turn struct {
+	id    string
+	since time.Duration // by clockNow
+}
+
+// full notes that a task of the lane does not fit.
+func (l *source) full(id string) {
+	now := clockNow()
+	if t := l.turn.Load(); t == nil || now >= t.since+fullFor && t.id != id || now >= t.since+2*fullFor {
+		l.turn.Store(&turn{id, now})
+	}
+	l.fullUntil.Store(int64(now + fullFor))
+}
+
+// waitsFor returns which task has the lane's turn, or "" if none or this one has.
+func (l *source) waitsFor(id string) string {
+	if t := l.turn.Load(); t != nil && t.id != id && clockNow() < t.since+fullFor {
+		return t.id
+	}
+	return ""
+}
+
+// had ends a task's turn.
+func (l *source) had(id string) {
+	if t := l.turn.Load(); t != nil && t.id == id {
+		l.turn.CompareAndSwap(t, nil)
+	}
+}
 
 func newBudget(c pool.Capacity, slots int) *budget {
 	return &budget{capacity: c, slots: max(slots, 1), room: make(chan struct{}, 1)}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -242,6 +243,29 @@ func TestLargeTask(t *testing.T) {
 	_, err = q.Cancel(ctx, running, "enough")
 	require.NoError(t, err)
 	require.Equal(t, 1, mustWait(t, q, large).Attempt)
+}
+
+// A task that does not fit beside the small ones that run has what they leave, before others that
+// wait: also if each end leaves room for one of these.
+func TestLargeTaskBesideSmall(t *testing.T) {
+	t.Parallel() // it mostly waits
+	q := open(t)
+	ctx := testkit.Deadline(t)
+	workWithin(t, q, 256*sandbox.MiB)
+	small := slices.Repeat([]Task{{Command: shell("sleep 0.1$(($$ % 10))"), Limits: Limits{Memory: 64 << 20}}}, 40)
+	first, err := q.SubmitAll(ctx, small[:6])
+	require.NoError(t, err)
+	awaitState(t, q, first[0], Running)
+	large := submit(t, q, Task{Command: shell("true"), Limits: Limits{Memory: 200 << 20}})
+	ids, err := q.SubmitAll(ctx, small)
+	require.NoError(t, err)
+	began, before := mustWait(t, q, large).Started, 0
+	for _, id := range ids {
+		if mustWait(t, q, id).Started.Before(began) {
+			before++
+		}
+	}
+	require.Less(t, before, 10)
 }
 
 // What a worker does not give is no reason to wait without a word: another one has the task, or its

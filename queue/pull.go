@@ -51,8 +51,10 @@ type source struct {
 	waits, fetches *requests
 	// A standing request is there, or about to be: what the lane gets comes by itself.
 	stands atomic.Bool
-	full   atomic.Int64 // by clockNow: not asked before, as its first task does not fit
-	finds  atomic.Bool  // tasks that did not arrive are looked for
+	// By clockNow: not asked before, as a task of it does not fit.
+	fullUntil atomic.Int64
+	turn      atomic.Pointer[turn] // nil: no task has it
+	finds     atomic.Bool          // tasks that did not arrive are looked for
 }
 
 // note says that a lane has a task.
@@ -209,14 +211,27 @@ func (p *puller) run(ctx context.Context) {
 		case <-p.w.budget.room:
 			for _, s := range p.shelves {
 				for _, l := range s.lanes {
-					l.full.Store(0)
+					l.fullUntil.Store(0)
 				}
 			}
 		case <-p.noted:
-		case <-time.After(fullFor): // lanes that were full
+		case <-time.After(p.fullFor()):
 		case <-ctx.Done():
 		}
 	}
+}
+
+// fullFor returns for how long no lane that was full is asked again.
+func (p *puller) fullFor() time.Duration {
+	wait := fullFor
+	for _, s := range p.shelves {
+		for _, l := range s.lanes {
+			if left := time.Duration(l.fullUntil.Load()) - clockNow(); left > 0 {
+				wait = min(wait, left)
+			}
+		}
+	}
+	return wait
 }
 
 // gather waits until a quarter of the slots is free, or as long as the last requests took: servers,
@@ -285,7 +300,7 @@ func (s *shelf) ready() (lanes []*source) {
 }
 
 func (l *source) ready() bool {
-	return (l.always || l.active.Load()) && clockNow() >= time.Duration(l.full.Load())
+	return (l.always || l.active.Load()) && clockNow() >= time.Duration(l.fullUntil.Load())
 }
 
 func (l *source) ask() {
@@ -310,6 +325,9 @@ func (p *puller) pass(ctx context.Context) (got bool) {
 					return true
 				}
 				share := (n + len(lanes) - i - 1) / (len(lanes) - i)
+				if l.waitsFor("") != "" {
+					share = 1 // what was sent back comes first
+				}
 				given := p.fetch(ctx, l, share)
 				if given > 0 {
 					got, s.last = true, l
