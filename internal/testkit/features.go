@@ -143,8 +143,11 @@ var features = map[string]feature{
 	"time namespaces":             {func() bool { return exists("/proc/self/ns/time") }, "ROOT USER docker docker-cap docker-privileged"},
 	// By SO_NETNS_COOKIE.
 	"network namespaces that can be told apart": {kernel(5, 14), "ROOT-5.14 USER-5.14 docker docker-cap docker-privileged"},
-	"ping":            {pings, "ROOT"}, // elsewhere net.ipv4.ping_group_range says
-	"nft_tproxy":      {tproxy, ""},    // a module of the kernel
+	"ping":       {pings, "ROOT"}, // elsewhere net.ipv4.ping_group_range says
+	"nft_tproxy": {tproxy, ""},    // a module of the kernel
+	"a module nft_tproxy to unload": {func() bool {
+		return InGuest && AsRoot() && exec.Command("/sbin/modprobe", "-n", "nft_tproxy").Run() == nil
+	}, ""},
 	"no way to ping":  {func() bool { return !pings() }, "host-user"},
 	"IPv6":            {func() bool { return len(Loopbacks()) > 1 }, ""}, // machines and containers may have it switched off
 	"user namespaces": {func() bool { return exec.Command("unshare", "-Ur", "true").Run() == nil }, "ROOT USER docker docker-cap docker-privileged"},
