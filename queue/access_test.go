@@ -67,6 +67,16 @@ func TestAttackOtherClasses(t *testing.T) {
 	defer cancel()
 	testkit.Eventually(t, "workers of a class may ask each other", func() bool { return bytes.Equal(free, worker.ask(ctx, "linux", "linux-1", mine)) })
 	stop()
+	lost := submit(t, submitter, Task{Command: shell("true"), Class: "linux"})
+	lane, err := worker.consumer(ctx, "linux", "normal")
+	require.NoError(t, err)
+	testkit.Eventually(t, "it is handed out, to nobody", func() bool {
+		m, err := lane.Next()
+		return err == nil && worker.idOf("task", m.Subject()) == lost
+	})
+	n, err := worker.returnLost(ctx, "linux", "normal")
+	require.NoError(t, err)
+	require.Equal(t, 1, n, "it may look for what was lost in its class")
 
 	// It does not see what a worker of gpu is given, as who may see everything does, and can't
 	// end it.

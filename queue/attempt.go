@@ -39,7 +39,7 @@ func (w *Worker) attempt(ctx context.Context, p pulled) {
 	err = a.do(ctx, p.m)
 	if err != nil {
 		a.log.Warn("attempt left to others", "attempt", a.now.Attempt, "error", err)
-		if a.seq == 0 && l.ctx.Err() == nil && !errors.Is(err, errNotOurs) { // not claimed
+		if a.seq == 0 && l.ctx.Err() == nil && !errors.Is(err, errNotOurs) && !errors.Is(err, errConflict) { // not claimed
 			_ = a.back(p.m, about(refusedFor)) // if it does not arrive, the lease ends
 		}
 	}
@@ -269,7 +269,9 @@ func (a *attempt) claim(m *nats.Msg, conflict func()) (over bool, err error) {
 				_ = a.back(m, max(left, time.Millisecond))
 				return true, nil
 			}
-			if old.State == Running && old.Worker != a.w.name && a.heldBy(old.Worker) {
+			if other, err := a.isOthers(old); err != nil {
+				return false, err
+			} else if other {
 				a.log.Warn("task left to the worker that has it", "holder", old.Worker)
 				// That renews its lease within a fifth of it. Less than a lease
 				// would cut short the one that it has, which it may not be able to

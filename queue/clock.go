@@ -74,15 +74,22 @@ const askTime = 500 * time.Millisecond
 
 var held, free = []byte("held"), []byte("free")
 
-// heldBy reports whether a worker says that it has the task.
-func (a *attempt) heldBy(worker string) bool {
-	if !namePattern(worker) {
-		return false
+// isOthers reports whether another worker has the task: it says so, or says nothing and has claimed
+// it so short a time ago that no lease of it was over when it was handed out again. Then somebody
+// took it for lost (returnLost).
+func (a *attempt) isOthers(r *stateRecord) (bool, error) {
+	if r.State != Running || r.Worker == a.w.name || !namePattern(r.Worker) {
+		return false, nil
 	}
 	class, _, _ := strings.Cut(a.id, ".")
 	ctx, cancel := context.WithTimeout(a.l.ctx, askTime)
 	defer cancel()
-	return bytes.Equal(a.w.q.ask(ctx, class, worker, a.id), held)
+	answer := a.w.q.ask(ctx, class, r.Worker, a.id)
+	if bytes.Equal(answer, held) || bytes.Equal(answer, free) {
+		return bytes.Equal(answer, held), nil
+	}
+	left, err := a.w.q.until(a.l.ctx, r.stored.Add(a.l.length*3/4).UnixNano())
+	return left > 0, err
 }
 
 // ask returns what a worker says of a task: held, free, or nothing. The answer's subject is beside
@@ -105,7 +112,7 @@ func (q *Queue) ask(ctx context.Context, class, worker, id string) []byte {
 	return m.Data // empty: the server says that nobody listens
 }
 
-// answerHeld is called for each question of heldBy.
+// answerHeld is called for each question of isOthers.
 func (w *Worker) answerHeld(m *nats.Msg) {
 	if !strings.HasPrefix(m.Reply, m.Subject+".") {
 		return // it would be written for somebody who may not

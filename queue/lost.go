@@ -12,69 +12,88 @@ import (
 // What servers hand out can be lost before it arrives: a consumer whose leader changes drops what
 // it has not sent, and counts it all the same (nats-server 2.15, consumer.go: setLeader,
 // resetPendingDeliveries). Servers hand it out again when its lease is over. So a worker whose
-// request was not answered looks for tasks that were handed out and that nobody has claimed, and
-// sends them back in the place of who did not get them.
+// request was lost looks for tasks that were handed out and that nobody has claimed, and sends them
+// back in the place of who did not get them. If another worker has claimed one after all, as its
+// claim is not known to all servers yet, claim leaves it to that one.
 
 const (
 	// lostAfter is how long a task that was handed out is given to be claimed, or refused.
 	lostAfter = time.Second
-	// maxLook is at how many tasks of a lane it looks.
-	maxLook = 1024
+	// lookTime is for how long a worker looks at a lane's tasks, and maxLook at how many.
+	lookTime = 5 * time.Second
+	maxLook  = 1024
 )
 
-// find looks for tasks of a lane that were lost, once at a time.
-func (p *puller) find(ctx context.Context, l *source) {
-	if !l.finds.CompareAndSwap(false, true) {
+// check has a lane's consumer looked for anew if it is gone, and tasks that did not arrive if it
+// may have given some: if it has answered before.
+func (p *puller) check(r *request) {
+	l := r.from
+	switch {
+	case r.err == nil:
+		l.answered.Store(true)
+	case errors.Is(r.err, errGone):
+		p.w.q.forgetConsumer(l.class, l.route)
+		p.find(l)
+	case errors.Is(r.err, errSilent) || errors.Is(r.err, errMoved):
+		p.find(l)
+	}
+}
+
+// find looks for tasks of a lane that were lost, until it has looked once or all leases are over.
+func (p *puller) find(l *source) {
+	if !l.answered.Load() || !l.finds.CompareAndSwap(false, true) {
 		return
 	}
 	p.group.Go(func() {
 		defer l.finds.Store(false)
-		for ctx.Err() == nil {
-			n, err := p.w.q.returnLost(ctx, l.class, l.route)
+		for end := clockNow() + p.w.q.config.lease; p.ctx.Err() == nil && clockNow() < end; {
+			n, err := p.w.q.returnLost(p.ctx, l.class, l.route)
 			if n > 0 {
 				p.w.log.Warn("tasks that did not arrive are sent back", "class", l.class, "tasks", n)
 			}
 			if err == nil {
 				return
 			}
-			pause(ctx, about(lostAfter))
+			pause(p.ctx, about(lostAfter))
 		}
 	})
 }
 
 // returnLost sends back the tasks of a lane that were handed out and that nobody has claimed in
-// lostAfter, and returns how many. A worker that has one still, and claims it later, finds that it
-// was handed out again, or has claimed it by then.
+// lostAfter, and returns how many.
 func (q *Queue) returnLost(ctx context.Context, class, route string) (n int, err error) {
-	pattern := q.subject("task", class+"."+route+".*")
+	ctx, cancel := context.WithTimeout(ctx, lostAfter+lookTime)
+	defer cancel()
 	q.forgetConsumer(class, route)
 	c, err := q.consumer(ctx, class, route)
-	if err != nil {
+	if err != nil || c.CachedInfo().NumAckPending == 0 {
 		return 0, err
 	}
 	then := c.CachedInfo()
 	pause(ctx, lostAfter)
-	for from, left := then.AckFloor.Stream+1, maxLook; left > 0 && ctx.Err() == nil; left-- {
-		m, err := q.next(ctx, q.tasks, from, pattern)
-		if errors.Is(err, jetstream.ErrMsgNotFound) || err == nil && m.Sequence > then.Delivered.Stream {
+	lane, err := q.tasks.Info(ctx, jetstream.WithSubjectFilter(q.subject("task", class+"."+route+".*")))
+	if err != nil {
+		return 0, err
+	}
+	left := maxLook
+	for subject := range lane.State.Subjects {
+		if left--; left < 0 {
 			break
 		}
-		if err != nil {
-			return n, err
-		}
-		from = m.Sequence + 1
-		if t, err := decode[taskRecord](m.Data); err != nil || t.NotBefore > time.Now().UnixNano() {
-			continue // it was sent back
-		}
-		r, _, err := q.state(ctx, q.idOf("task", m.Subject))
-		if err != nil {
-			return n, err
-		}
-		if r != nil && r.Message >= m.Sequence {
+		m, err := q.last(ctx, q.tasks, subject)
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
 			continue
 		}
-		// nats-server 2.15, consumer.go, ackReplyInfo: which message of the stream, and any of
-		// the consumer's numbers since the floor.
+		if err != nil {
+			return n, err
+		}
+		if lost, err := q.isLost(ctx, m, then, lane.TimeStamp); err != nil {
+			return n, err
+		} else if !lost {
+			continue
+		}
+		// Which message of the stream, and any of the consumer's numbers since the floor:
+		// nats-server 2.15, consumer.go, ackReplyInfo and processNak.
 		reply := fmt.Sprintf("$JS.ACK.%s.%s.1.%d.%d.%d.0", then.Stream, then.Name, m.Sequence, then.Delivered.Consumer, time.Now().UnixNano())
 		if err := q.nc.Publish(reply, []byte("-NAK")); err != nil {
 			return n, err
@@ -82,4 +101,17 @@ func (q *Queue) returnLost(ctx context.Context, class, route string) (n int, err
 		n++
 	}
 	return n, nil
+}
+
+// isLost reports whether a task had been handed out then, and nobody has claimed it, nor sent it
+// back until its time has come.
+func (q *Queue) isLost(ctx context.Context, m *jetstream.RawStreamMsg, then *jetstream.ConsumerInfo, now time.Time) (bool, error) {
+	if m.Sequence <= then.AckFloor.Stream || m.Sequence > then.Delivered.Stream {
+		return false, nil
+	}
+	if t, err := decode[taskRecord](m.Data); err != nil || t.NotBefore > now.UnixNano() {
+		return false, nil // nobody runs the one yet, nor the other ever
+	}
+	r, _, err := q.state(ctx, q.idOf("task", m.Subject))
+	return err == nil && (r == nil || r.Message < m.Sequence), err
 }

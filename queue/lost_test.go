@@ -189,10 +189,10 @@ func TestConsumerMadeAnew(t *testing.T) {
 	require.NoError(t, err)
 	c, err := q.consumer(ctx, "default", "normal")
 	require.NoError(t, err)
-	_, err = q.replace(ctx, id, &stateRecord{State: Running, Attempt: 1, Worker: "gone", Message: meta.Sequence.Stream, Delivered: 5, Counted: c.CachedInfo().Created.UnixNano()}, 0)
+	_, err = q.replace(ctx, id, &stateRecord{State: Running, Attempt: 1, Worker: "mine", Message: meta.Sequence.Stream, Delivered: 5, Counted: c.CachedInfo().Created.UnixNano()}, 0)
 	require.NoError(t, err)
 	require.NoError(t, q.tasks.DeleteConsumer(ctx, "default-normal"))
-	work(t, q)
+	work(t, q, WorkerName("mine"))
 	require.Equal(t, 2, mustWait(t, q, id).Attempt)
 }
 
@@ -238,4 +238,23 @@ func TestLeaderChanges(t *testing.T) {
 		}
 		require.Less(t, time.Since(began), sooner)
 	}
+}
+
+// A task that was claimed a moment ago is left to who has it, who may not answer now, though the
+// servers hand it out again.
+func TestClaimedAMomentAgo(t *testing.T) {
+	t.Parallel() // it mostly waits
+	q := open(t, Lease(minLease))
+	id := submit(t, q, Task{Command: []string{"true"}})
+	m := handedOut(t, q)
+	meta, err := m.Metadata()
+	require.NoError(t, err)
+	_, err = q.replace(testkit.Deadline(t), id, &stateRecord{State: Running, Attempt: 1, Worker: "other", Message: meta.Sequence.Stream, Delivered: 1}, 0)
+	require.NoError(t, err)
+	claimed := time.Now()
+	require.NoError(t, m.Nak())
+	work(t, q)
+	res := mustWait(t, q, id)
+	require.Equal(t, 2, res.Attempt)
+	require.Greater(t, res.Started.Sub(claimed), minLease-restartLoss)
 }

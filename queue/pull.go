@@ -2,7 +2,6 @@ package queue
 
 import (
 	"context"
-	"errors"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -54,7 +53,9 @@ type source struct {
 	// By clockNow: not asked before, as a task of it does not fit.
 	fullUntil atomic.Int64
 	turn      atomic.Pointer[turn] // nil: no task has it
-	finds     atomic.Bool          // tasks that did not arrive are looked for
+	// A request of it was answered: it is none that servers forbid.
+	answered atomic.Bool
+	finds    atomic.Bool // tasks that did not arrive are looked for
 }
 
 // note says that a lane has a task.
@@ -104,6 +105,7 @@ func newPuller(w *Worker, group *sync.WaitGroup) *puller {
 			base := p.newSource(class, route(priority, ""))
 			base.always = true
 			base.answers.Store(true)
+			base.answered.Store(true)
 			p.shelves = append(p.shelves, &shelf{class: class, priority: priority, lanes: []*source{base}})
 		}
 	}
@@ -350,17 +352,6 @@ func (p *puller) fetch(ctx context.Context, l *source, n int) (given int) {
 	}
 	p.check(r)
 	return r.given
-}
-
-// check has a lane's consumer looked for anew if it is gone, and tasks that did not arrive if it
-// may have given some.
-func (p *puller) check(r *request) {
-	if errors.Is(r.err, errGone) {
-		p.w.q.forgetConsumer(r.from.class, r.from.route)
-	}
-	if r.err != nil {
-		p.find(p.ctx, r.from)
-	}
 }
 
 // got is called for each message that was asked for.

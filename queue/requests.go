@@ -23,6 +23,7 @@ type requests struct {
 
 	mu    sync.Mutex
 	inbox *inbox // nil: there is none
+	late  *inbox // that had it before, for what comes late; nil: there is none
 	last  uint64
 	open  *request // nil: there is none
 }
@@ -57,6 +58,7 @@ const (
 
 var (
 	errGone   = errors.New("the consumer is gone")
+	errMoved  = errors.New("another server leads the consumer")
 	errSilent = errors.New("the servers do not answer")
 )
 
@@ -98,18 +100,14 @@ func (r *requests) ask(ctx context.Context, n int, wait time.Duration) (*request
 	case <-q.ended:
 	default:
 		// What comes now must not be taken for a later request's, and goes back.
-		time.AfterFunc(lateTime, r.inbox.close)
-		r.inbox, q.err = nil, errSilent
+		r.late.close()
+		r.late, r.inbox, q.err = r.inbox, nil, errSilent
 	}
 	return q, err
 }
 
-const (
-	// answerTime is after how long a request that is over, and was not answered, is given up.
-	answerTime = time.Second
-	// lateTime is for how long what comes for one that was given up is sent back.
-	lateTime = 30 * time.Second
-)
+// answerTime is after how long a request that is over, and was not answered, is given up.
+const answerTime = time.Second
 
 func (r *requests) begin(q *request) (err error) {
 	r.mu.Lock()
@@ -131,13 +129,16 @@ func (r *requests) begin(q *request) (err error) {
 func (r *requests) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.inbox != nil {
-		r.inbox.close()
-		r.inbox = nil
-	}
+	r.inbox.close()
+	r.late.close()
+	r.inbox, r.late = nil, nil
 }
 
-func (in *inbox) close() { _ = in.sub.Unsubscribe() } // fails if the connection is closed
+func (in *inbox) close() {
+	if in != nil {
+		_ = in.sub.Unsubscribe() // fails if the connection is closed
+	}
+}
 
 // answered is called for each message to an inbox.
 func (r *requests) answered(in *inbox, m *nats.Msg) {
@@ -175,6 +176,8 @@ func (q *request) end(status, description string) {
 	case status == noMessages || status == noneInTime:
 	case status == noResponders || strings.Contains(strings.ToLower(description), "consumer deleted"):
 		q.err = errGone
+	case strings.Contains(strings.ToLower(description), "leadership change"):
+		q.err = errMoved
 	default:
 		q.err = fmt.Errorf("the servers answer %s %s", status, description)
 	}

@@ -80,6 +80,8 @@ type stateRecord struct {
 	Run    *runRecord `cbor:"8,keyasint,omitempty"`
 	// Waiting: not before then, ns since 1970 by the servers' clock.
 	Next int64 `cbor:"9,keyasint,omitempty"`
+
+	stored time.Time // by the servers' clock; zero: it was not read by state
 }
 
 const maxText = 4 << 10
@@ -97,7 +99,9 @@ func (q *Queue) state(ctx context.Context, id string) (r *stateRecord, seq uint6
 	if len(m.Data) == 0 {
 		return nil, m.Sequence, nil // none that was written for one
 	}
-	r, err = decode[stateRecord](m.Data)
+	if r, err = decode[stateRecord](m.Data); err == nil {
+		r.stored = m.Time
+	}
 	return r, m.Sequence, err
 }
 
