@@ -185,10 +185,11 @@ func TestParse(t *testing.T) {
 		{"[--] COMMAND...", "cmd -replicas 3 -- x", "cmd -replicas 3 -- x", "", 0},
 		{"[--] COMMAND...", "-replicas 3 -- -replicas 4", "-replicas 4", "", 3},
 		{"ID", "-to -- a -replicas 3", "a", "--", 3},
-		{"ID", "-to=x -json -- -replicas 3", "-replicas 3", "x", 0},
-		{"ID", "-to -json -- -replicas 3", "-replicas 3", "-json", 0},
+		{"ID", "-json -to=x -- a -replicas 3", "a -replicas 3", "x", 0},
+		{"ID", "-to x -json -- a -replicas 3", "a -replicas 3", "x", 0},
+		{"ID", "-to -json -- a -replicas 3", "a -replicas 3", "-json", 0},
 		{"ID", "a -replicas 3 b", "a b", "", 3},
-		{"ID", "a -json=false -- -json", "a -json", "", 0},
+		{"ID", "a -json=false -- b -json", "a b -json", "", 0},
 	} {
 		e := &env{flags: flag.NewFlagSet("x", flag.ContinueOnError)}
 		e.flags.BoolVar(&e.json, "json", false, "")
@@ -232,6 +233,7 @@ func TestOutcomes(t *testing.T) {
 		"secret?x@h":                                             "-url: must be as",
 		"secret#x@h":                                             "-url: must be as",
 		"nats://%secret@h":                                       "-url: must be as",
+		"nats:secret://x@h":                                      "-url: must be as",
 		"x://secret://x@h":                                       "-url: must be as",
 		"nats:///secret@h":                                       "-url: must be as nats://127.0.0.1:4222, or nats://TOKEN@127.0.0.1:4222 where / ? # % and , in the token are %2F %3F %23 %25 and %2C\n",
 	} {
