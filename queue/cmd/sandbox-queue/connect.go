@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"regexp"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -47,7 +47,10 @@ func (e *env) open(opts ...queue.Option) (*queue.Queue, error) {
 	if err != nil {
 		return nil, err
 	}
-	at := plain(secret.ReplaceAllString(e.url, "//"))
+	at, err := address(e.url)
+	if err != nil {
+		return nil, err
+	}
 	ctx, cancel := e.ctx, func() {}
 	if e.within > 0 {
 		ctx, cancel = context.WithTimeoutCause(e.ctx, e.within, fmt.Errorf("%s could not be opened within %v (-connect-timeout): does its server run, and is -url right?", at, e.within))
@@ -66,22 +69,39 @@ func (e *env) open(opts ...queue.Option) (*queue.Queue, error) {
 	if !waits.Stop() {
 		<-said
 	}
-	var address *url.Error
-	switch {
-	case errors.As(err, &address): // without what may be secret
-		err = misuse("-url: %w: it is to be as nats://127.0.0.1:4222", address.Err)
-	case errors.Is(err, nats.ErrAuthorization):
+	if errors.Is(err, nats.ErrAuthorization) {
 		err = fmt.Errorf("%w: is the token in -url right, or -nkey or -creds?", err)
 	}
 	return e.opened, err
 }
 
-// secret matches what is secret in a URL, or in several.
-var secret = regexp.MustCompile(`//[^/@,]*@`)
+// address returns URLs as package nats reads them, without what is secret in them. Those of which
+// part of a secret would be taken for a host or a path are refused, as that would be printed.
+func address(urls string) (string, error) {
+	var shown []string
+	for s := range strings.SplitSeq(urls, ",") {
+		if s = strings.TrimSpace(s); s == "" {
+			continue
+		}
+		if !strings.Contains(s, "://") {
+			s = "nats://" + s
+		}
+		u, err := url.Parse(s)
+		if err != nil || u.Host == "" || strings.Contains(u.Path+u.RawQuery+u.Fragment, "@") {
+			return "", misuse("-url: must be as nats://127.0.0.1:4222, or nats://TOKEN@127.0.0.1:4222 where / ? # %% and , in the token are %%2F %%3F %%23 %%25 and %%2C")
+		}
+		u.User = nil
+		shown = append(shown, plain(u.String()))
+	}
+	return strings.Join(shown, ","), nil
+}
 
 // connection returns the options of the flags. The variables are no defaults of these, as -h prints
 // such and a URL may have a token in it.
 func (e *env) connection() (opts []queue.Option, err error) {
+	if err := positive("-connect-timeout", e.within); err != nil {
+		return nil, err
+	}
 	for name, value := range map[string]*string{"URL": &e.url, "NKEY": &e.nkey, "CREDS": &e.creds, "CA": &e.ca} {
 		*value = cmp.Or(*value, os.Getenv("SANDBOX_QUEUE_"+name))
 	}

@@ -27,11 +27,15 @@ func (e *usageError) Unwrap() error        { return e.error }
 const anyNumber = -1
 
 // parse parses flags and returns the arguments, of which there must be least to most. what is how
-// the usage names them. Flags may come after arguments too, unless a command is one of these: then
-// what follows the first argument is its own.
+// the usage names them. Flags may come after arguments too, but not after the first word of a
+// COMMAND, which what has last: the flags from there on are the command's.
 func (e *env) parse(args []string, least, most int, what string) ([]string, error) {
 	e.flags.SetOutput(io.Discard) // errors are printed once
 	e.flags.Usage = func() {}
+	own := -1 // how many arguments are before the command
+	if before, _, ok := strings.Cut(what, "[--] COMMAND"); ok {
+		own = len(strings.Fields(before))
+	}
 	var rest []string
 	for more := true; more; {
 		if err := e.flags.Parse(args); errors.Is(err, flag.ErrHelp) {
@@ -43,8 +47,7 @@ func (e *env) parse(args []string, least, most int, what string) ([]string, erro
 			return nil, e.wrongFlag(err)
 		}
 		left := e.flags.Args()
-		ended := len(left) < len(args) && args[len(args)-len(left)-1] == "--"
-		more = len(left) > 0 && !ended && !strings.Contains(what, "COMMAND")
+		more = len(left) > 0 && (len(rest) < own || own < 0 && !e.ended(args[:len(args)-len(left)]))
 		if more {
 			left, args = left[:1], left[1:]
 		}
@@ -59,6 +62,20 @@ func (e *env) parse(args []string, least, most int, what string) ([]string, erro
 		return nil, misuse("%q is one argument too many: %s", rest[most], e.usage(what))
 	}
 	return rest, nil
+}
+
+// ended reports whether flags that were parsed have a -- as their end, not as the value of one.
+func (e *env) ended(parsed []string) bool {
+	for i := 0; i < len(parsed); i++ {
+		if parsed[i] == "--" {
+			return true
+		}
+		name, _, hasValue := strings.Cut(strings.TrimLeft(parsed[i], "-"), "=")
+		if b, ok := e.flags.Lookup(name).Value.(interface{ IsBoolFlag() bool }); !hasValue && !(ok && b.IsBoolFlag()) {
+			i++ // its value is the next one
+		}
+	}
+	return false
 }
 
 func (e *env) usage(what string) string {

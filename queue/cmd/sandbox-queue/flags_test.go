@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -149,11 +150,14 @@ func TestMisuse(t *testing.T) {
 		{"work -max-cpus -1", "-max-cpus: -1: must not be negative"},
 		{"work -classes A", `-classes: "A": a class is`},
 		{"work -services x", `-services: "x": must be an IP address of this machine`},
-		{"serve -listen 127.0.0.1:0 -lease 1s", "-lease: 1s: must be 2s to 1h"},
+		{"serve -listen 127.0.0.1:0 -lease 1s", "-lease: 1s: must be 3s to 1h: workers count with a second less"},
 		{"serve -listen x", `-listen: "x": must be an IP address and a port, such as 127.0.0.1:4222`},
 		{"serve -url x", "-url: sandbox-queue serve -h lists the flags"},
 		{"scale x many", `REPLICAS: "many": must be a whole number`},
-		{"ls -url nats://secret@a:x", "-url: invalid port \":x\" after host: it is to be as nats://127.0.0.1:4222"},
+		{"ls -url nats://secret@a:x", "-url: must be as nats://127.0.0.1:4222, or"},
+		{"ls -connect-timeout -1s", "-connect-timeout: -1s: must not be negative"},
+		{"wait -to -- a -nonsense", "-nonsense: sandbox-queue wait -h lists the flags"},
+		{"deploy web -replicas x -- true", `-replicas: "x": must be a whole number`},
 		{"ls -nkey /missing", "-nkey: nats: open /missing: no such file"},
 		{"ls -ca /missing", "-ca: open /missing: no such file"},
 	} {
@@ -164,6 +168,36 @@ func TestMisuse(t *testing.T) {
 		require.Empty(t, out.String(), "%q", c.args)
 		require.Contains(t, stderr.String(), c.says, "%q", c.args)
 		require.NotContains(t, stderr.String(), "sandbox: ", "%q", c.args)
+	}
+}
+
+// Flags may be anywhere before a -- or a command, which keeps its own, and a -- may be a value.
+func TestParse(t *testing.T) {
+	for _, c := range []struct {
+		what, args, rest, to string
+		replicas             int
+	}{
+		{"NAME [--] COMMAND...", "web true", "web true", "", 0},
+		{"NAME [--] COMMAND...", "web -replicas 3 -- cmd -to x", "web cmd -to x", "", 3},
+		{"NAME [--] COMMAND...", "-replicas 3 web -to x cmd -to y -- z", "web cmd -to y -- z", "x", 3},
+		{"NAME [--] COMMAND...", "web -- -replicas 3", "web -replicas 3", "", 0},
+		{"NAME [--] COMMAND...", "-- web -replicas 3 -- cmd", "web cmd", "", 3},
+		{"[--] COMMAND...", "cmd -replicas 3 -- x", "cmd -replicas 3 -- x", "", 0},
+		{"[--] COMMAND...", "-replicas 3 -- -replicas 4", "-replicas 4", "", 3},
+		{"ID", "-to -- a -replicas 3", "a", "--", 3},
+		{"ID", "-json -to=x -- a -replicas 3", "a -replicas 3", "x", 0},
+		{"ID", "-to x -json -- a -replicas 3", "a -replicas 3", "x", 0},
+		{"ID", "-to -json -- a -replicas 3", "a -replicas 3", "-json", 0},
+		{"ID", "a -replicas 3 b", "a b", "", 3},
+		{"ID", "a -json=false -- b -json", "a b -json", "", 0},
+	} {
+		e := &env{flags: flag.NewFlagSet("x", flag.ContinueOnError)}
+		e.flags.BoolVar(&e.json, "json", false, "")
+		to, replicas := e.toFlag(), e.flags.Int("replicas", 0, "")
+		rest, err := e.parse(strings.Fields(c.args), 1, anyNumber, c.what)
+		require.NoError(t, err, "%s", c.args)
+		require.Equal(t, strings.Fields(c.rest), rest, "%s", c.args)
+		require.Equal(t, []any{c.to, c.replicas}, []any{*to, *replicas}, "%s", c.args)
 	}
 }
 
@@ -187,6 +221,28 @@ func TestOutcomes(t *testing.T) {
 	do(ctx, failed, "ls", "-url", "nats://secret@127.0.0.1:1,nats://127.0.0.1:2", "-connect-timeout", "100ms")
 	require.Contains(t, stderr.String(), "nats://127.0.0.1:1,nats://127.0.0.1:2 could not be opened within 100ms (-connect-timeout): does its server run, and is -url right?")
 	require.NotContains(t, stderr.String(), "secret")
+	for url, says := range map[string]string{
+		"secret@127.0.0.1:1": "nats://127.0.0.1:1 could not be opened within 1ms",
+		"nats://me:secret@127.0.0.1:1, tls://secret@127.0.0.1:2": "nats://127.0.0.1:1,tls://127.0.0.1:2 could",
+		"nats://%2Fsecret@127.0.0.1:1":                           "nats://127.0.0.1:1 could",
+		"nats://secret/x@h":                                      "-url: must be as",
+		"nats://x/secret@h":                                      "-url: must be as",
+		"nats://x@secret/x@h":                                    "-url: must be as",
+		"nats://me:secret/x@127.0.0.1:4222":                      "-url: must be as",
+		"nats://me:1/secret@127.0.0.1:4222":                      "-url: must be as",
+		"secret?x@h":                                             "-url: must be as",
+		"secret#x@h":                                             "-url: must be as",
+		"nats://%secret@h":                                       "-url: must be as",
+		"nats:secret://x@h":                                      "-url: must be as",
+		"x://secret://x@h":                                       "-url: must be as",
+		"nats:///secret@h":                                       "-url: must be as nats://127.0.0.1:4222, or nats://TOKEN@127.0.0.1:4222 where / ? # % and , in the token are %2F %3F %23 %25 and %2C\n",
+	} {
+		t.Setenv("SANDBOX_QUEUE_URL", url)
+		stderr.Reset()
+		run(ctx, []string{"ls", "-connect-timeout", "1ms"}, nil, &out, &stderr)
+		require.Contains(t, stderr.String(), says, "%s", url)
+		require.NotContains(t, stderr.String(), "secret", "%s", url)
+	}
 	do(ctx, failed, "ls", "-url", regexp.MustCompile("//.*@").ReplaceAllString(q.URL(), "//wrong@"))
 	require.Contains(t, stderr.String(), "Authorization Violation: is the token in -url right, or -nkey or -creds?")
 	t.Setenv("SANDBOX_QUEUE_URL", q.URL())

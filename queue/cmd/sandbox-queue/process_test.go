@@ -79,7 +79,8 @@ func listens(t *testing.T, pid int) (addresses []string) {
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	require.NoError(t, err)
 	for _, fd := range fds {
-		link, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name())) // it may be closed meanwhile
+		// It may be closed meanwhile.
+		link, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name()))
 		own[strings.TrimSuffix(strings.TrimPrefix(link, "socket:["), "]")] = true
 	}
 	for _, table := range []string{"tcp", "tcp6"} {
@@ -183,7 +184,7 @@ func TestTopTerminal(t *testing.T) {
 		return m
 	}
 	was := modes()
-	for class, key := range map[string]string{"one": "q", "two": "\x03"} {
+	for class, key := range map[string]string{"one": "q", "two": "\x03", "three": "\x1c", "four": "hang-up"} {
 		c := testkit.HelperCommand(testkit.Deadline(t), "sandbox-queue", "top", "-every", "100ms")
 		c.Env = append(c.Env, "SANDBOX_QUEUE_URL="+q.URL())
 		c.Stdin, c.Stdout, c.Stderr = tty, tty, tty
@@ -208,7 +209,11 @@ func TestTopTerminal(t *testing.T) {
 		require.NoError(t, err)
 		until("\n" + class + " ")
 		shown = ""
-		_, err = other.Write([]byte("x" + key))
+		if key == "hang-up" {
+			err = c.Process.Signal(syscall.SIGHUP)
+		} else {
+			_, err = other.Write([]byte("x" + key))
+		}
 		require.NoError(t, err)
 		require.NoError(t, c.Wait(), "%q", shown)
 		until("\x1b[?25h\x1b[?1049l")

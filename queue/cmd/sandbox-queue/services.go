@@ -36,9 +36,6 @@ func deploy(e *env, args []string) error {
 		return err
 	}
 	s.Name, s.Task.Command = rest[0], rest[1:]
-	if len(rest) > 2 && rest[1] == "--" {
-		s.Task.Command = rest[2:]
-	}
 	return e.done(q.Serve(e.ctx, s), map[string]any{"name": s.Name, "replicas": s.Replicas})
 }
 

@@ -33,7 +33,7 @@ func TestServices(t *testing.T) {
 		ended <- run(ctx, []string{"work", "-slots", "3", "-services", "127.0.0.1"}, nil, os.Stdout, os.Stderr)
 	}()
 
-	out, _ := do(0, "deploy", "-json", "-replicas", "2", "-tenant", "a", "ticker", "--", "/bin/sh", "-c", "sleep 1000")
+	out, _ := do(0, "deploy", "-json", "-replicas", "2", "ticker", "-tenant", "a", "--", "/bin/sh", "-c", "sleep 1000")
 	require.JSONEq(t, `{"name": "ticker", "replicas": 2}`, out)
 	out, _ = do(0, "services")
 	require.Equal(t, 3, strings.Count(out, "\n")+1, out)

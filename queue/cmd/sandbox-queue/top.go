@@ -8,9 +8,11 @@ import (
 	"io"
 	"maps"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -30,7 +32,7 @@ type running struct {
 
 func top(e *env, args []string) error {
 	every := e.flags.Duration("every", 2*time.Second, "how long between samples")
-	most := e.flags.Int("n", 0, "end after so many samples; 0: one with -json, else until q is pressed or a signal comes")
+	most := e.flags.Int("n", 0, "end after so many samples; 0: one with -json, else until a signal comes or, on Linux, q is pressed")
 	q, _, err := e.openFor(args, 0, 0, "")
 	if err != nil {
 		return err
@@ -39,14 +41,20 @@ func top(e *env, args []string) error {
 	if e.json {
 		return e.samples(q, max(*most, 1), *every)
 	}
-	ctx, stop := context.WithCancel(e.ctx)
+	screen, isTerminal := e.out.(*os.File)
+	isTerminal = isTerminal && isScreen(screen)
+	ctx := e.ctx
+	if isTerminal { // these would end this before the terminal is as it was
+		var ignore func()
+		ctx, ignore = signal.NotifyContext(ctx, syscall.SIGHUP, syscall.SIGQUIT)
+		defer ignore()
+	}
+	ctx, stop := context.WithCancel(ctx)
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer stop()
 	m := newMeter(time.Now())
 	watching.Go(func() { m.watch(ctx, q) })
-	screen, isTerminal := e.out.(*os.File)
-	isTerminal = isTerminal && isScreen(screen)
 	if isTerminal {
 		defer onKey(e.in, 'q', stop)()
 		// The other screen of the terminal, without a cursor; and back.
