@@ -135,7 +135,10 @@ func TestWorkersKilled(t *testing.T) {
 
 	stop, killed, canceled := make(chan struct{}), make(chan int, 1), make(chan map[int]bool, 1)
 	workers := []*os.Process{startWorker(t, q, 4, ""), startWorker(t, q, 4, "")}
-	go func() { killed <- killWorkers(t, q, workers, ended, recovered, stop) }()
+	go func() {
+		defer close(killed) // also if it can't start a worker, and the test has failed
+		killed <- killWorkers(t, q, workers, ended, recovered, stop)
+	}()
 	go func() { canceled <- cancelSome(t, q, ids, ended, stop) }()
 	results, errs := q.WaitAll(ctx, ids)
 	close(stop)
@@ -252,7 +255,8 @@ func requireApart(t testing.TB, pattern string) int {
 		require.Less(t, last, begun, "%s: an attempt lived when the next one began", pattern)
 		b, err := os.ReadFile(file)
 		require.NoError(t, err)
-		times := strings.Fields(begun + " " + string(b)) // it may have been killed before it wrote
+		// It may have been killed before it wrote.
+		times := strings.Fields(begun + " " + string(b))
 		last = times[len(times)-1]
 	}
 	return len(files)
