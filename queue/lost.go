@@ -39,22 +39,24 @@ func (p *puller) check(r *request) {
 	}
 }
 
-// find looks for tasks of a lane that were lost, until it has looked once or all leases are over.
+// find looks for tasks of a lane that were lost, until it has looked twice, as the servers may count
+// late what they had handed out, or all leases are over.
 func (p *puller) find(l *source) {
 	if !l.answered.Load() || !l.finds.CompareAndSwap(false, true) {
 		return
 	}
 	p.group.Go(func() {
 		defer l.finds.Store(false)
-		for end := clockNow() + p.w.q.config.lease; p.ctx.Err() == nil && clockNow() < end; {
+		for looks, end := 0, clockNow()+p.w.q.config.lease; looks < 2 && p.ctx.Err() == nil && clockNow() < end; {
 			n, err := p.w.q.returnLost(p.ctx, l.class, l.route)
 			if n > 0 {
 				p.w.log.Warn("tasks that did not arrive are sent back", "class", l.class, "tasks", n)
 			}
 			if err == nil {
-				return
+				looks++
+			} else {
+				pause(p.ctx, about(lostAfter))
 			}
-			pause(p.ctx, about(lostAfter))
 		}
 	})
 }
@@ -66,11 +68,14 @@ func (q *Queue) returnLost(ctx context.Context, class, route string) (n int, err
 	defer cancel()
 	q.forgetConsumer(class, route)
 	c, err := q.consumer(ctx, class, route)
-	if err != nil || c.CachedInfo().NumAckPending == 0 {
+	if err != nil {
 		return 0, err
 	}
 	then := c.CachedInfo()
 	pause(ctx, lostAfter)
+	if then.NumAckPending == 0 {
+		return 0, nil
+	}
 	lane, err := q.tasks.Info(ctx, jetstream.WithSubjectFilter(q.subject("task", class+"."+route+".*")))
 	if err != nil {
 		return 0, err

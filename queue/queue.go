@@ -283,6 +283,8 @@ func (q *Queue) consumer(ctx context.Context, class, route string) (jetstream.Co
 	if c != nil {
 		return c, nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, tryTime) // no answer comes while nobody leads it
+	defer cancel()
 	c, err := q.tasks.Consumer(ctx, name)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		// MaxAckPending is for all workers together, so there is none: their slots are the
