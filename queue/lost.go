@@ -39,8 +39,8 @@ func (p *puller) check(r *request) {
 	}
 }
 
-// find looks for tasks of a lane that were lost, until it has looked twice, as the servers may count
-// late what they had handed out, or all leases are over.
+// find looks for tasks of a lane that were lost, until it has looked twice, as the servers may
+// count late what they had handed out, or all leases are over.
 func (p *puller) find(l *source) {
 	if !l.answered.Load() || !l.finds.CompareAndSwap(false, true) {
 		return
