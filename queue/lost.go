@@ -39,25 +39,25 @@ func (p *puller) check(r *request) {
 	}
 }
 
-// find looks for tasks of a lane that were lost, until it has looked twice, as the servers may
-// count late what they had handed out, or all leases are over.
+// find looks for tasks of a lane that were lost, twice, as the servers may count late what they had
+// handed out, or until all leases are over. Who looks already goes on.
 func (p *puller) find(l *source) {
-	if !l.answered.Load() || !l.finds.CompareAndSwap(false, true) {
+	if !l.answered.Load() || l.looks.Swap(2) > 0 {
 		return
 	}
 	p.group.Go(func() {
-		defer l.finds.Store(false)
-		for looks, end := 0, clockNow()+p.w.q.config.lease; looks < 2 && p.ctx.Err() == nil && clockNow() < end; {
+		for end := clockNow() + p.w.q.config.lease; p.ctx.Err() == nil && clockNow() < end; {
 			n, err := p.w.q.returnLost(p.ctx, l.class, l.route)
 			if n > 0 {
 				p.w.log.Warn("tasks that did not arrive are sent back", "class", l.class, "tasks", n)
 			}
-			if err == nil {
-				looks++
-			} else {
+			if err != nil {
 				pause(p.ctx, about(lostAfter))
+			} else if l.looks.Add(-1) == 0 {
+				return
 			}
 		}
+		l.looks.Store(0)
 	})
 }
 

@@ -55,7 +55,7 @@ type source struct {
 	turn      atomic.Pointer[turn] // nil: no task has it
 	// A request of it was answered: it is none that servers forbid.
 	answered atomic.Bool
-	finds    atomic.Bool // tasks that did not arrive are looked for
+	looks    atomic.Int32 // how often tasks that did not arrive are still looked for
 }
 
 // note says that a lane has a task.

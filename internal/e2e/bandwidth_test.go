@@ -146,7 +146,8 @@ func TestRootlessPrivateBandwidthShared(t *testing.T) {
 	require.InDelta(t, 1, few.cameBack(t), 0.2, "of few datagrams")
 	many := startSpray(t, n, "many", at("one.test", other), rate, "1m")
 	few = startSpray(t, n, "few", at("one.test", udp), rate/20, "500ms")
-	require.InDelta(t, 0.5, few.whileSent(t, &connected)/rate, 0.3, "beside many datagrams")
+	beside := few.whileSent(t, &connected) / rate
+	require.Greater(t, beside, 0.2, "beside many datagrams")
 	require.InDelta(t, 1, few.cameBack(t), 0.2, "of few, beside many")
 	for _, p := range []*sandbox.Process{many.Process, bulk} {
 		require.NoError(t, p.Kill())
@@ -157,6 +158,7 @@ func TestRootlessPrivateBandwidthShared(t *testing.T) {
 	require.Less(t, sent, 0.7, "of many datagrams")
 	if !testkit.InGuest { // there a run may not send as much, beside what else goes on
 		require.Greater(t, sent, 0.3, "of many datagrams")
+		require.Less(t, beside, 0.8, "beside many datagrams")
 	}
 	in := 0.0
 	for _, is := range []func(sandbox.Conn) bool{
