@@ -6,6 +6,7 @@ package family
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -44,12 +45,15 @@ func Kill(leader int, signal func(unix.Signal) error) {
 			break
 		}
 	}
+	dying := map[int]Member{} // one whose parent is gone already is no descendant any more
 	for end := time.Now().Add(killWait); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		left := Of(leader)
 		for _, m := range left {
 			m.Kill()
+			dying[m.pid] = m
 		}
-		if len(left) == 0 || signal(0) != nil {
+		maps.DeleteFunc(dying, func(_ int, m Member) bool { return !m.lives() })
+		if len(left)+len(dying) == 0 || signal(0) != nil {
 			break
 		}
 	}
@@ -116,7 +120,12 @@ func (m Member) signal(s unix.Signal) {
 		return
 	}
 	defer unix.Close(fd)
-	if now, ok := memberOf(m.pid); ok && now.began == m.began {
+	if m.lives() {
 		_ = unix.PidfdSendSignal(fd, s, nil, 0)
 	}
+}
+
+func (m Member) lives() bool {
+	now, ok := memberOf(m.pid)
+	return ok && now.began == m.began
 }
