@@ -227,7 +227,7 @@ func TestRootlessExecLeaves(t *testing.T) {
 	t.Parallel()
 	p, mark := session(t), testkit.ALongTime()
 	require.Empty(t, inRun(t, p, "sleep "+mark+" & for i in 1 2 3 4 5; do (sleep 0.01 &); done"))
-	require.Len(t, testkit.Running(mark), 1)
+	testkit.Eventually(t, "it is executed", func() bool { return len(testkit.Running(mark)) == 1 })
 	testkit.Eventually(t, "orphans are reaped", func() bool { return inRun(t, p, "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null || :") == "" })
 	require.NoError(t, p.Close())
 	testkit.RequireGone(t, mark)

@@ -73,7 +73,7 @@ func (x *Run) endOfExec(exit program.Event, exited bool) *End {
 		end.Reason = fault.OutOfMemory
 	// PID 1 closes its socket before the kernel ends what is left in its pid namespace:
 	// kernel/exit.c, do_exit. That of the cell ends all at once.
-	case end.Signal == unix.SIGKILL && (!x.in.conn.Quiet() || !exited && (x.guest != nil || x.cell.DiesNow())):
+	case end.Signal == unix.SIGKILL && (x.in.ends() || !x.in.conn.Quiet() || !exited && (x.guest != nil || x.cell.DiesNow())):
 		end.Reason = fault.RunEnded
 	case end.Failed() && now.pidsRefused > x.before.pidsRefused:
 		end.Reason = fault.PIDsExceeded
