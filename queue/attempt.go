@@ -102,7 +102,7 @@ func (a *attempt) do(ctx context.Context, m *nats.Msg) (err error) {
 			return nil
 		}
 	}
-	if first := a.from.waitsFor(a.id); first != "" {
+	if first := a.from.othersTurn(a.id); first != "" {
 		if r, _, err := a.w.q.state(a.l.ctx, first); err == nil && (r == nil || r.State == Waiting) {
 			a.from.fullUntil.Store(int64(clockNow() + turnWait))
 			_ = a.back(m, about(turnWait)) // if it does not arrive, the lease ends

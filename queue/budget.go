@@ -26,13 +26,13 @@ type budget struct {
 // lane is asked only when a task has ended.
 const fullFor = 3 * time.Second
 
-// turn is that of a task that did not fit.
+// turn reserves what gets free for a task that did not fit.
 type turn struct {
 	id    string
 	since time.Duration // by clockNow
 }
 
-// full notes that a task of the lane does not fit.
+// full records that a task of the lane does not fit, and gives it the turn if it is free.
 func (l *source) full(id string) {
 	now := clockNow()
 	if t := l.turn.Load(); t == nil || now >= t.since+fullFor && t.id != id || now >= t.since+2*fullFor {
@@ -41,8 +41,8 @@ func (l *source) full(id string) {
 	l.fullUntil.Store(int64(now + fullFor))
 }
 
-// waitsFor returns which task has the lane's turn, or "" if none or this one has.
-func (l *source) waitsFor(id string) string {
+// othersTurn returns the id of another task that has the lane's turn, or "" if there is none.
+func (l *source) othersTurn(id string) string {
 	if t := l.turn.Load(); t != nil && t.id != id && clockNow() < t.since+fullFor {
 		return t.id
 	}

@@ -74,9 +74,9 @@ const askTime = 500 * time.Millisecond
 
 var held, free = []byte("held"), []byte("free")
 
-// isOthers reports whether another worker has the task: it says so, or says nothing and has claimed
-// it so short a time ago that no lease of it was over when it was handed out again. Then somebody
-// took it for lost (returnLost).
+// isOthers reports whether another worker has the task. It asks that worker. If there is no answer,
+// it has the task if it claimed it less than three quarters of a lease ago: no lease can have ended
+// since, so the task was delivered again because returnLost took it for lost.
 func (a *attempt) isOthers(r *stateRecord) (bool, error) {
 	if r.State != Running || r.Worker == a.w.name || !namePattern(r.Worker) {
 		return false, nil

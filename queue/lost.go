@@ -24,8 +24,8 @@ const (
 	maxLook  = 1024
 )
 
-// check has a lane's consumer looked for anew if it is gone, and tasks that did not arrive if it
-// may have given some: if it has answered before.
+// check handles the outcome of a request: it forgets a consumer that is gone, and searches for lost
+// deliveries if there may be some.
 func (p *puller) check(r *request) {
 	l := r.from
 	switch {
@@ -39,8 +39,9 @@ func (p *puller) check(r *request) {
 	}
 }
 
-// find looks for tasks of a lane that were lost, twice, as the servers may count late what they had
-// handed out, or until all leases are over. Who looks already goes on.
+// find starts a search for lost deliveries of a lane, or extends the one that is running. It makes
+// two passes, as servers may count a delivery late, and gives up after a lease, when all have been
+// delivered again. A lane that has never answered is not searched: servers may forbid it.
 func (p *puller) find(l *source) {
 	if !l.answered.Load() || l.looks.Swap(2) > 0 {
 		return
@@ -61,8 +62,8 @@ func (p *puller) find(l *source) {
 	})
 }
 
-// returnLost sends back the tasks of a lane that were handed out and that nobody has claimed in
-// lostAfter, and returns how many.
+// returnLost sends back the tasks of a lane that were delivered and that nobody has claimed within
+// lostAfter, and returns their number. It looks at maxLook tasks at most.
 func (q *Queue) returnLost(ctx context.Context, class, route string) (n int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lostAfter+lookTime)
 	defer cancel()
@@ -108,8 +109,8 @@ func (q *Queue) returnLost(ctx context.Context, class, route string) (n int, err
 	return n, nil
 }
 
-// isLost reports whether a task had been handed out then, and nobody has claimed it, nor sent it
-// back until its time has come.
+// isLost reports whether a task had been delivered when then was read, is not delayed, and has not
+// been claimed. now is by the servers' clock.
 func (q *Queue) isLost(ctx context.Context, m *jetstream.RawStreamMsg, then *jetstream.ConsumerInfo, now time.Time) (bool, error) {
 	if m.Sequence <= then.AckFloor.Stream || m.Sequence > then.Delivered.Stream {
 		return false, nil

@@ -71,9 +71,9 @@ type pulled struct {
 	made  time.Time
 }
 
-// back sends the message back, to be handed out again after a time, unless it may be another
-// worker's by now, whose lease that would end: servers take it from anybody who once had it. If it
-// does not arrive, the lease ends.
+// back sends the message back, to be delivered again after a time, unless its lease may be over:
+// servers accept that from everybody who once had the message, and would end the lease of the
+// worker that has it now. If it does not arrive, the message is delivered again after the lease.
 func (p pulled) back(after time.Duration) {
 	if clockNow() < p.asked+(p.lease-restartLoss)*3/4 {
 		_ = p.m.NakWithDelay(after)
@@ -142,7 +142,7 @@ func (p *puller) announced(m *nats.Msg) {
 	}
 }
 
-// note has run ask a lane.
+// note records that a lane may have tasks, and wakes run.
 func (p *puller) note(n note) {
 	p.mu.Lock()
 	p.notes[n] = true
@@ -217,14 +217,15 @@ func (p *puller) run(ctx context.Context) {
 				}
 			}
 		case <-p.noted:
-		case <-time.After(p.fullFor()):
+		case <-time.After(p.untilReady()):
 		case <-ctx.Done():
 		}
 	}
 }
 
-// fullFor returns for how long no lane that was full is asked again.
-func (p *puller) fullFor() time.Duration {
+// untilReady returns how long it is until the first lane that is full may be asked again, at most
+// fullFor.
+func (p *puller) untilReady() time.Duration {
 	wait := fullFor
 	for _, s := range p.shelves {
 		for _, l := range s.lanes {
@@ -252,8 +253,8 @@ func (p *puller) gather(ctx context.Context, wait time.Duration) {
 	}
 }
 
-// wakeNoted has the lanes asked that were noted: all, before a pass, which goes on as long as one
-// of those known has tasks.
+// wakeNoted wakes all lanes that were noted. run calls it before each pass, as passes follow each
+// other as long as known lanes have tasks.
 func (p *puller) wakeNoted(ctx context.Context) {
 	p.mu.Lock()
 	notes := p.notes
@@ -327,7 +328,7 @@ func (p *puller) pass(ctx context.Context) (got bool) {
 					return true
 				}
 				share := (n + len(lanes) - i - 1) / (len(lanes) - i)
-				if l.waitsFor("") != "" {
+				if l.othersTurn("") != "" {
 					share = 1 // what was sent back comes first
 				}
 				given := p.fetch(ctx, l, share)

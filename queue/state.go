@@ -134,9 +134,9 @@ func (q *Queue) replace(ctx context.Context, id string, r *stateRecord, seq uint
 		}
 		now, n, err := q.state(ctx, id)
 		if err == nil && n <= seq && wait < maxLag {
-			// Who answers lags behind who refused, or that one has just stored what is
-			// to be replaced: nats-server 2.15 answers, and after that notes that it is
-			// done with it (jetstream_cluster.go, expectedPerSubjectInProcess).
+			// No other record: the server that was read lags, or the write came too
+			// soon after the one before, which nats-server 2.15 acknowledges before it
+			// allows the next (jetstream_cluster.go, expectedPerSubjectInProcess).
 			pause(ctx, wait)
 			continue
 		}

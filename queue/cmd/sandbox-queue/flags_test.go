@@ -25,16 +25,7 @@ import (
 
 // Each flag of submit, wait and logs has its effect.
 func TestFlags(t *testing.T) {
-	q, err := queue.Open(testkit.Deadline(t), "", queue.Dir(t.TempDir()), queue.Listen("127.0.0.1:0"))
-	require.NoError(t, err)
-	defer q.Close()
-	t.Setenv("SANDBOX_QUEUE_URL", q.URL())
-	do := func(want int, args ...string) (string, string) {
-		t.Helper()
-		var out, stderr bytes.Buffer
-		require.Equal(t, want, run(testkit.Deadline(t), args, nil, &out, &stderr), "%q: %s", args, &stderr)
-		return strings.TrimSpace(out.String()), stderr.String()
-	}
+	q, do := commands(t)
 	submitted := func(args ...string) string {
 		t.Helper()
 		id, _ := do(0, append([]string{"submit"}, args...)...)

@@ -21,19 +21,26 @@ import (
 	"github.com/cellkit/sandbox/queue"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m, sandbox.Shutdown) }
-
-func TestCommands(t *testing.T) {
+// commands opens a queue, and returns it with what runs a command that uses it: that requires the
+// exit status, and returns what was printed.
+func commands(t *testing.T) (q *queue.Queue, do func(want int, args ...string) (out, stderr string)) {
+	t.Helper()
 	q, err := queue.Open(testkit.Deadline(t), "", queue.Dir(t.TempDir()), queue.Listen("127.0.0.1:0"))
 	require.NoError(t, err)
-	defer q.Close()
+	t.Cleanup(q.Close)
 	t.Setenv("SANDBOX_QUEUE_URL", q.URL())
-	do := func(want int, args ...string) (string, string) {
+	return q, func(want int, args ...string) (string, string) {
 		t.Helper()
 		var out, stderr bytes.Buffer
 		require.Equal(t, want, run(testkit.Deadline(t), args, strings.NewReader("in"), &out, &stderr), "%q: %s", args, &stderr)
 		return strings.TrimSpace(out.String()), stderr.String()
 	}
+}
+
+func TestMain(m *testing.M) { testkit.Main(m, sandbox.Shutdown) }
+
+func TestCommands(t *testing.T) {
+	_, do := commands(t)
 	waiting, _ := do(0, "submit", "-class", "other", "--", "true")
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan int, 1)

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"os"
@@ -12,21 +11,11 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/queue"
 )
 
 func TestServices(t *testing.T) {
-	q, err := queue.Open(testkit.Deadline(t), "", queue.Dir(t.TempDir()), queue.Listen("127.0.0.1:0"))
-	require.NoError(t, err)
-	defer q.Close()
-	t.Setenv("SANDBOX_QUEUE_URL", q.URL())
-	do := func(want int, args ...string) (string, string) {
-		t.Helper()
-		var out, stderr bytes.Buffer
-		require.Equal(t, want, run(testkit.Deadline(t), args, nil, &out, &stderr), "%q: %s", args, &stderr)
-		return strings.TrimSpace(out.String()), stderr.String()
-	}
+	_, do := commands(t)
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan int, 1)
 	go func() {
