@@ -18,6 +18,7 @@ import (
 
 	"github.com/cellkit/sandbox/internal/forkserver"
 	"github.com/cellkit/sandbox/internal/limits"
+	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/wall"
 )
@@ -63,7 +64,8 @@ type Cell struct {
 
 	guests    guests
 	templates templates
-	staging   sync.Mutex // one template is assembled at a time
+	staging   sync.Mutex       // one template is assembled at a time
+	staged    *program.Program // the base that waits for its template: see Stage
 	maps      idmaps
 	networks  networks
 	guards    guards

@@ -34,16 +34,22 @@ type templates struct {
 
 const maxTemplates = 16
 
-// Template returns the template with the given key. If it is new, the programs first (if not nil)
-// and p assemble it, and open returns the files for p. The caller calls Release once it has its
-// copy.
-func (c *Cell) Template(key string, first, p *program.Program, open func() ([]*os.File, error)) (*Template, error) {
+// Assembly is a program that puts together what is at program.CellStaging. Open returns the files
+// that accompany it; they are closed once the program has them.
+type Assembly struct {
+	Program *program.Program
+	Open    func() ([]*os.File, error)
+}
+
+// Template returns the template with the given key. If it is new, rest assembles it, on what base
+// leaves, if that is not nil. The caller calls Release once it has its copy.
+func (c *Cell) Template(key string, base *Assembly, rest Assembly) (*Template, error) {
 	t, isNew, evicted := c.templates.get(key)
 	for _, e := range evicted {
 		c.removeTemplate(e)
 	}
 	if isNew {
-		t.err = c.makeTemplate(t, first, p, open)
+		t.err = c.makeTemplate(t, base, rest)
 		close(t.ready)
 	}
 	<-t.ready
@@ -87,6 +93,13 @@ func (ts *templates) get(key string) (t *Template, isNew bool, evicted []*Templa
 	return t, isNew, evicted
 }
 
+// any reports whether there are templates, or some are being made.
+func (ts *templates) any() bool {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	return len(ts.all) > 0
+}
+
 func (ts *templates) oldestUnused() (oldest *Template) {
 	for _, t := range ts.all {
 		if t.users == 0 && (oldest == nil || t.lastUsed < oldest.lastUsed) {
@@ -106,29 +119,37 @@ func (ts *templates) drop(t *Template) {
 	}
 }
 
-// makeTemplate runs the programs, which leave the root at program.CellStaging, and moves
-// it to its place.
-func (c *Cell) makeTemplate(t *Template, first, p *program.Program, open func() ([]*os.File, error)) error {
-	files, err := open()
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
-	if err != nil {
-		return err
-	}
-	fds := make([]int, len(files))
-	for i, f := range files {
-		fds[i] = int(f.Fd())
-	}
+// Stage assembles the base of a template, so that the first one which has it finds it there. It
+// does nothing if there are templates already, and leaves an error to them.
+func (c *Cell) Stage(base Assembly) {
 	c.staging.Lock()
 	defer c.staging.Unlock()
-	if first != nil {
-		_, err = c.Task(first, nil)
+	if c.templates.any() {
+		return
+	}
+	if c.assemble(base) == nil {
+		c.staged = base.Program
+	} else {
+		c.unmount(program.CellStaging)
+	}
+}
+
+// makeTemplate has the template assembled at program.CellStaging, and moves it to its place.
+func (c *Cell) makeTemplate(t *Template, base *Assembly, rest Assembly) error {
+	c.staging.Lock()
+	defer c.staging.Unlock()
+	staged := c.staged
+	c.staged = nil
+	if staged != nil && (base == nil || base.Program != staged) {
+		c.unmount(program.CellStaging)
+		staged = nil
+	}
+	var err error
+	if base != nil && staged == nil {
+		err = c.assemble(*base)
 	}
 	if err == nil {
-		_, err = c.Task(p, fds)
+		err = c.assemble(rest)
 	}
 	if err != nil {
 		c.unmount(program.CellStaging, program.CellChanges)
@@ -145,6 +166,25 @@ func (c *Cell) makeTemplate(t *Template, first, p *program.Program, open func() 
 	if _, err = c.Task(move, nil); err != nil {
 		c.unmount(program.CellStaging, t.Path)
 	}
+	return err
+}
+
+// assemble runs the program with its files.
+func (c *Cell) assemble(a Assembly) error {
+	files, err := a.Open()
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = int(f.Fd())
+	}
+	_, err = c.Task(a.Program, fds)
 	return err
 }
 

@@ -80,9 +80,7 @@ func (p *Point) isThere() bool {
 
 // Plan is a compiled description, except for its command.
 type Plan struct {
-	// Copies, if not nil, is what Template begins with: it copies files of the host's programs.
-	Copies *program.Program
-	copied int // how many files
+	Copies *HostFiles // those that Template finds copied, if not nil
 	// Template assembles the root that runs copy, or, if each has its own root, the devices of
 	// that.
 	Template *program.Program

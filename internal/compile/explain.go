@@ -15,7 +15,7 @@ func (p *Plan) Explain(command *program.Program, hostIDs bool) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "# %s/%s\n", runtime.GOOS, runtime.GOARCH)
 	if p.Copies != nil {
-		fmt.Fprintf(&text, "## once per cell: a root with %d files of the host's programs, in %d calls\n", p.copied, p.Copies.Len())
+		fmt.Fprintf(&text, "## once per cell: a root with %d files of the host's programs, in %d calls\n", p.Copies.Count(), p.Copies.Copy.Len())
 	}
 	text.WriteString("## once per cell: assemble what runs copy\n" + p.Template.Explain())
 	flags := "CLONE_NEWUSER|CLONE_NEWPID|CLONE_PIDFD"

@@ -154,7 +154,7 @@ func (k *compiler) compileTemplate() error {
 	}
 	image := p.Image()
 	if k.plan.Template = p; k.plan.Copies != nil {
-		image = binary.NativeEndian.AppendUint64(slices.Clip(image), k.m.Files.Sum)
+		image = binary.NativeEndian.AppendUint64(slices.Clip(image), k.plan.Copies.Sum)
 	}
 	k.plan.Key = sha256.Sum256(image)
 	return nil
@@ -173,7 +173,7 @@ func (k *compiler) addSharedRoot(b *program.Builder) {
 	inMemory := k.c.Root.Rootfs.Layers == nil
 	if inMemory {
 		if k.m.Files != nil {
-			k.plan.Copies, k.plan.copied = k.m.Files.Copy, k.m.Files.Count()
+			k.plan.Copies = k.m.Files
 			root = b.CallTo("openat", unix.SYS_OPENAT, program.AtCWD, b.Str(program.CellStaging), program.Int(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, "O_PATH|O_DIRECTORY|O_CLOEXEC"), program.Int(0))
 		} else {
 			root = b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", "size=4m")

@@ -199,6 +199,7 @@ func (c *Cell) setUp() {
 func (c *Cell) hasten() {
 	if i := slices.IndexFunc(c.tree.all, func(h hierarchy) bool { return h.v2 }); i >= 0 {
 		go func() { _ = requestMove(path.Join(c.tree.all[i].mount, c.path)) }()
+		runtime.Gosched() // at once: the other threads may be busy for milliseconds
 	}
 }
 

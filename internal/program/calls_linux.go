@@ -140,10 +140,25 @@ func (b *Builder) Symlink(target string, at Arg, p string) {
 // CreateFile makes a file, which must not exist, with the given content. It expects the umask to be
 // zero.
 func (b *Builder) CreateFile(at Arg, p string, data []byte, m fs.FileMode) {
-	f := b.CallTo("openat", unix.SYS_OPENAT, at, b.Str(p),
-		Int(unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, "O_WRONLY|O_CREAT|O_EXCL|O_CLOEXEC|O_NOFOLLOW"), mode(m))
+	f := b.create(at, p, m)
 	b.write(f, data)
 	b.Close(f)
+}
+
+// CopyFile makes a file, which must not exist, with the size bytes that another has at an offset:
+// sendfile(2). It expects the umask to be zero.
+func (b *Builder) CopyFile(at Arg, p string, from Slot, offset int64, size int, m fs.FileMode) {
+	f := b.create(at, p, m)
+	if size > 0 {
+		where := b.Bytes(native.AppendUint64(nil, uint64(offset)), fmt.Sprintf("from %d on", offset))
+		b.add("sendfile", unix.SYS_SENDFILE, NoSlot, flagAll, []Arg{Use(f), Use(from), where, Int(size)})
+	}
+	b.Close(f)
+}
+
+func (b *Builder) create(at Arg, p string, m fs.FileMode) Slot {
+	return b.CallTo("openat", unix.SYS_OPENAT, at, b.Str(p),
+		Int(unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, "O_WRONLY|O_CREAT|O_EXCL|O_CLOEXEC|O_NOFOLLOW"), mode(m))
 }
 
 // Fill writes data to a file that is open, and sets its permissions.

@@ -214,13 +214,25 @@ func runPart(s *state, part Part) {
 		if r == 0 && o.flags&flagPositive != 0 {
 			fail(s, syscall.ECONNRESET)
 		}
-		if o.flags&flagAll != 0 && r != uintptr(o.args[2]) {
+		if o.flags&flagAll != 0 && r != uintptr(o.wanted()) {
 			fail(s, syscall.ENOSPC)
 		}
 		if o.out != NoSlot {
 			*slot(s, uint64(o.out)) = int32(r)
 		}
 	}
+}
+
+// wanted returns how many bytes a call is asked for: write(2), sendfile(2).
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (o *op) wanted() int32 {
+	if o.num == unix.SYS_SENDFILE {
+		return o.args[3]
+	}
+	return o.args[2]
 }
 
 // maxAgain bounds how often a path with a ".." in it is looked up again because a process on this

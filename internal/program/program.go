@@ -70,7 +70,7 @@ const (
 	flagIgnore   = 1 << iota // go on whatever the result
 	flagTry                  // ENOENT, ENOTDIR and EACCES: remember and go on
 	flagPositive             // zero is a failure: the peer is gone
-	flagAll                  // less than its third argument is a failure: no space is left
+	flagAll                  // less than it is asked for is a failure: no space is left
 )
 
 // op is one call as the executor reads it. Size and layout are part of the encoding: both ends are

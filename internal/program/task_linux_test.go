@@ -16,25 +16,52 @@ func TestTask(t *testing.T) {
 	}
 	dir := t.TempDir()
 	b := NewBuilder()
+	from := b.File("contents")
 	b.Call("umask", unix.SYS_UMASK, Int(0))
 	b.Mkdir(AtCWD, dir+"/made", 0o750)
 	at := b.CallTo("openat", unix.SYS_OPENAT, AtCWD, b.Str(dir+"/made"), Int(unix.O_PATH|unix.O_CLOEXEC))
 	b.CreateFile(Use(at), "file", []byte("content"), 0o640)
 	b.CreateFile(Use(at), "empty", nil, 0o600)
+	b.CopyFile(Use(at), "copy", from, 3, 7, 0o604)
+	b.CopyFile(Use(at), "none", from, 3, 0, 0o600)
 	b.Symlink("file", Use(at), "link")
 	b.Close(at)
-	p := start(t, 0, b)
+	contents, err := os.Create(dir + "/contents")
+	require.NoError(t, err)
+	defer contents.Close()
+	_, err = contents.WriteString("oneanotherthree")
+	require.NoError(t, err)
+	p := start(t, 0, b, contents)
 	require.Equal(t, []Event{{Kind: Finished}}, p.all())
 	require.Equal(t, 0, p.wait().ExitStatus())
 
-	content, err := os.ReadFile(dir + "/made/link")
-	require.NoError(t, err)
-	require.Equal(t, "content", string(content))
-	for name, mode := range map[string]os.FileMode{"": 0o750, "file": 0o640, "empty": 0o600} {
+	for name, want := range map[string]string{"link": "content", "empty": "", "copy": "another", "none": ""} {
+		content, err := os.ReadFile(dir + "/made/" + name)
+		require.NoError(t, err)
+		require.Equal(t, want, string(content), name)
+	}
+	for name, mode := range map[string]os.FileMode{"": 0o750, "file": 0o640, "empty": 0o600, "copy": 0o604, "none": 0o600} {
 		info, err := os.Stat(filepath.Join(dir, "made", name))
 		require.NoError(t, err)
 		require.Equal(t, mode, info.Mode().Perm(), name)
 	}
+}
+
+// A file that has less than is to be copied is an error.
+func TestCopyOfLess(t *testing.T) {
+	if !inChild(t) {
+		return
+	}
+	dir := t.TempDir()
+	contents, err := os.Create(dir + "/contents")
+	require.NoError(t, err)
+	defer contents.Close()
+	_, err = contents.WriteString("less")
+	require.NoError(t, err)
+	b := NewBuilder()
+	from := b.File("contents")
+	b.CopyFile(AtCWD, dir+"/copy", from, 1, 4, 0o600)
+	require.Equal(t, []Event{{Kind: Failed, Index: 1, Errno: uint32(unix.ENOSPC)}}, start(t, 0, b, contents).all())
 }
 
 func TestFailureNamesTheCall(t *testing.T) {

@@ -179,7 +179,12 @@ func (r *clone) spawn() (err error) {
 }
 
 func (r *clone) template() (*cell.Template, error) {
-	t, err := r.cell.Template(r.sources.template, r.plan.Copies, r.plan.Template, func() ([]*os.File, error) { return r.open(r.plan.Trees) })
+	var base *cell.Assembly
+	if r.plan.Copies != nil {
+		base = copying(r.plan.Copies)
+	}
+	rest := cell.Assembly{Program: r.plan.Template, Open: func() ([]*os.File, error) { return r.open(r.plan.Trees) }}
+	t, err := r.cell.Template(r.sources.template, base, rest)
 	if err != nil {
 		return nil, setupError(err, r.spec)
 	}

@@ -120,6 +120,9 @@ func (e *Engine) Cell(c *spec.Spec) (*cell.Cell, error) {
 		e.cells.all = map[cell.Config]*cell.Cell{}
 	}
 	e.cells.all[want] = booted
+	if copiesFiles(&c.Root) && booted.GuestRuntime() == nil {
+		go func() { booted.Stage(*copying(e.HostFiles())) }() // while the run is compiled
+	}
 	return booted, nil
 }
 

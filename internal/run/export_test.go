@@ -31,6 +31,9 @@ func (s *Sandbox) Check() error { return s.check() }
 // Command returns the compiled program of the command.
 func (s *Sandbox) Command() (*program.Program, error) { return s.command.program(s.engine, &s.Spec) }
 
+// Copying returns what copies files of the host's programs.
+func (e *Engine) Copying() cell.Assembly { return *copying(e.HostFiles()) }
+
 // Plan returns the plan of a run in the cell, and the shape that it is for.
 func (s *Sandbox) Plan(c *cell.Cell) (*compile.Plan, compile.Shape, error) {
 	from, err := s.recipe(c)

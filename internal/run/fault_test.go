@@ -146,8 +146,10 @@ func testFaults(t *testing.T, base *run.Sandbox, c *cell.Cell) {
 		return nil
 	})
 	if good.Copies != nil {
-		inject(max(1, good.Copies.Len()/16), good.Copies, func(bad *compile.Plan, p *program.Program) *program.Program {
-			bad.Copies = p
+		inject(max(1, good.Copies.Copy.Len()/16), good.Copies.Copy, func(bad *compile.Plan, p *program.Program) *program.Program {
+			copies := *bad.Copies
+			copies.Copy = p
+			bad.Copies = &copies
 			anew(bad)
 			return nil
 		})

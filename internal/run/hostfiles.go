@@ -8,9 +8,14 @@ import (
 	"os"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/compile"
+	"github.com/cellkit/sandbox/internal/forkserver"
 	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/scratch"
+	"github.com/cellkit/sandbox/internal/spec"
 )
 
 // What HostRootfs shows of the host's /etc and /var: copies of the small files that package host
@@ -37,14 +42,32 @@ func (h *hostFiles) now(m *compile.Machine) *compile.HostFiles {
 }
 
 // readAhead has the files read in the background while the cell of the first run boots, or of the
-// first one after close.
-func (h *hostFiles) readAhead(m func() *compile.Machine) {
+// first one after close, and made ready for copying if that run's root is to have copies.
+func (h *hostFiles) readAhead(m func() *compile.Machine, r *spec.Root) {
+	if !r.ShowsHost() {
+		return
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.ahead {
-		h.ahead = true
-		go h.now(m())
+	if h.ahead {
+		return
 	}
+	h.ahead = true
+	go func() {
+		found := h.now(m())
+		if !copiesFiles(r) {
+			return
+		}
+		layer := found.Layer.(*filesLayer)
+		if contents, err := layer.open(); err == nil {
+			contents.Close()
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if !h.ahead { // close was faster
+			layer.close()
+		}
+	}()
 }
 
 // close gives up what was made of them. A later run makes it anew.
@@ -58,13 +81,50 @@ func (h *hostFiles) close() {
 	}
 }
 
-// filesLayer has the files in a directory: a lower layer of roots that can be changed. It is made
-// when the first such run needs it.
+// copiesFiles reports whether the root's template has the copies.
+func copiesFiles(r *spec.Root) bool { return r.ShowsHost() && r.Writable == 0 }
+
+// copying returns what copies the files to where a template is assembled.
+func copying(f *compile.HostFiles) *cell.Assembly {
+	return &cell.Assembly{Program: f.Copy, Open: func() ([]*os.File, error) {
+		contents, err := f.Layer.(*filesLayer).open()
+		if err != nil {
+			return nil, err
+		}
+		return []*os.File{contents}, nil
+	}}
+}
+
+// filesLayer has the files in other forms, each made when the first run needs it: in a directory,
+// as a lower layer of roots that can be changed, and their contents one after the other in memory,
+// for copying.
 type filesLayer struct {
 	files *host.Files
 
-	mu   sync.Mutex
-	made *scratch.Scratch
+	mu       sync.Mutex
+	made     *scratch.Scratch
+	contents *os.File
+}
+
+// open returns the contents, which the caller closes.
+func (l *filesLayer) open() (*os.File, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.contents == nil {
+		fd, err := unix.MemfdCreate("files of the host's programs", unix.MFD_CLOEXEC)
+		if err != nil {
+			return nil, os.NewSyscallError("memfd_create", err)
+		}
+		f := os.NewFile(uintptr(fd), "files of the host's programs")
+		for _, e := range l.files.Entries {
+			if _, err := f.Write(e.Data); err != nil {
+				f.Close()
+				return nil, err
+			}
+		}
+		l.contents = f
+	}
+	return forkserver.Dup(l.contents)
 }
 
 func (l *filesLayer) Get() (*scratch.Scratch, error) {
@@ -92,6 +152,10 @@ func (l *filesLayer) close() {
 	if l.made != nil {
 		_ = l.made.Close()
 		l.made = nil
+	}
+	if l.contents != nil {
+		l.contents.Close()
+		l.contents = nil
 	}
 }
 

@@ -130,9 +130,7 @@ func (s *Sandbox) Start(ctx context.Context) (*Run, error) {
 }
 
 func (s *Sandbox) startOnce(ctx context.Context) (*Run, error) {
-	if s.Spec.Root.ShowsHost() {
-		s.engine.files.readAhead(s.engine.Machine)
-	}
+	s.engine.files.readAhead(s.engine.Machine, &s.Spec.Root)
 	c, err := s.engine.Cell(&s.Spec)
 	if err != nil {
 		return nil, err
