@@ -52,6 +52,9 @@ func pumpHost(args []string) error {
 	}
 	tcp, udp := listed[0], listed[2]
 	ports := []sandbox.Ports{sandbox.TCP(listed[:2]...), sandbox.UDP(udp)}
+	if strings.Contains(how, "all ports") {
+		ports = []sandbox.Ports{sandbox.TCP(), sandbox.UDP()}
+	}
 	if strings.Contains(how, "ping") {
 		ports = append(ports, sandbox.Ping())
 	}
@@ -214,7 +217,7 @@ type pumping struct {
 
 // startPumping returns when data goes out of the runs, and into them and back, by TCP and UDP and,
 // with "ping", by that, and all questions are answered. With "kept" the runs may outlive the host,
-// until the keeper is closed.
+// until the keeper is closed, and with "all ports" these are listed.
 func startPumping(t *testing.T, mark, how string) *pumping {
 	t.Helper()
 	var u pumping
@@ -309,6 +312,7 @@ func (u *pumping) requireOver(t *testing.T, before time.Time) {
 		require.Negative(t, late(&last))
 		s.Close()
 	}
+	u.streams = nil
 	testkit.Eventually(t, "nobody takes datagrams", func() bool {
 		conn, err := net.Dial("udp", u.udpAt)
 		require.NoError(t, err)
@@ -365,7 +369,8 @@ func killHost(t *testing.T, how string) {
 	killed := time.Now()
 	if strings.Contains(how, "kept") {
 		u.requireEach(t, killed, false)
-		require.Len(t, testkit.Running(mark), 3, "they were there all the time")
+		u.requireOver(t, killed)
+		require.Len(t, testkit.Running(mark), 3, "they are there yet")
 		require.NoError(t, u.keeper.Close())
 	}
 	testkit.Eventually(t, "the runs are gone", func() bool { return len(testkit.Running(mark)) == 0 })
@@ -382,6 +387,13 @@ func TestRootlessPrivateKilledHost(t *testing.T) {
 func TestRootlessPrivateOutlivedHost(t *testing.T) {
 	t.Parallel()
 	killHost(t, "kept")
+}
+
+// Where rules of nftables lead what runs send to the listeners.
+func TestRootlessPrivateOutlivedHostAllPorts(t *testing.T) {
+	testkit.Need(t, "nft_tproxy")
+	t.Parallel()
+	killHost(t, "all ports, kept")
 }
 
 func TestRootlessPrivateKilledHostPing(t *testing.T) {
