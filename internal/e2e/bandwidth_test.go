@@ -131,7 +131,7 @@ func TestRootlessPrivateBandwidthShared(t *testing.T) {
 	var seen observer
 	n := newNetwork(t, append(local(t, port), sandbox.AllowHost("one.test", sandbox.UDP(udp, other)), sandbox.AllowCIDR("127.0.0.1", sandbox.UDP(udp, other)), sandbox.Bandwidth(rate), sandbox.NetworkObserver(seen.tell))...)
 	to := at("one.test", port)
-	bulk := runs.Start(t, runs.Helper("pump", "bulk", to).With(sandbox.WithNetwork(n.As("bulk")), sandbox.WithPublish("127.0.0.1:0", 80)))
+	bulk := runs.Start(t, runs.Helper("pump", to, "bulk").With(sandbox.WithNetwork(n.As("bulk")), sandbox.WithPublish("127.0.0.1:0", 80)))
 	var published net.Conn
 	testkit.Eventually(t, "it is published", func() bool {
 		if published, err = net.Dial("tcp", bulk.Published()[0].String()); err == nil {

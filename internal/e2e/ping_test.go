@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"net"
 	"testing"
@@ -39,19 +38,14 @@ func ping(at string, wait time.Duration) string {
 	if err != nil {
 		return "no host"
 	}
-	family, protocol, request := unix.AF_INET6, unix.IPPROTO_ICMPV6, byte(128)
-	var to unix.Sockaddr = &unix.SockaddrInet6{Addr: [16]byte(ip.IP.To16())}
-	if four := ip.IP.To4(); four != nil {
-		family, protocol, request, to = unix.AF_INET, unix.IPPROTO_ICMP, 8, &unix.SockaddrInet4{Addr: [4]byte(four)}
-	}
-	s, err := unix.Socket(family, unix.SOCK_DGRAM, protocol)
+	s, head, err := pingSocket(ip.IP)
 	if err != nil {
 		return err.Error()
 	}
 	defer unix.Close(s)
 	timeout := unix.NsecToTimeval(int64(wait))
-	err = errors.Join(unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout), unix.Connect(s, to))
-	sent := append([]byte{request, 0, 0, 0, 0, 0, 0, 7}, bytes.Repeat([]byte("x"), 1001)...)
+	err = unix.SetsockoptTimeval(s, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
+	sent := append(head, bytes.Repeat([]byte("x"), 1001)...)
 	if err == nil {
 		_, err = unix.Write(s, sent)
 	}
@@ -69,6 +63,23 @@ func ping(at string, wait time.Duration) string {
 		return "another"
 	}
 	return "answered"
+}
+
+// pingSocket returns a socket connected to an address, and the head of an echo request.
+func pingSocket(ip net.IP) (s int, head []byte, err error) {
+	family, protocol, request := unix.AF_INET6, unix.IPPROTO_ICMPV6, byte(128)
+	var to unix.Sockaddr = &unix.SockaddrInet6{Addr: [16]byte(ip.To16())}
+	if four := ip.To4(); four != nil {
+		family, protocol, request, to = unix.AF_INET, unix.IPPROTO_ICMP, 8, &unix.SockaddrInet4{Addr: [4]byte(four)}
+	}
+	if s, err = unix.Socket(family, unix.SOCK_DGRAM, protocol); err != nil {
+		return -1, nil, err
+	}
+	if err := unix.Connect(s, to); err != nil {
+		unix.Close(s)
+		return -1, nil, err
+	}
+	return s, []byte{request, 0, 0, 0, 0, 0, 0, 7}, nil
 }
 
 func TestRootlessPrivatePing(t *testing.T) {

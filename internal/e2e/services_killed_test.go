@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
@@ -34,29 +36,60 @@ func init() {
 	})
 }
 
-// pumpHost is a host process whose run sends as much as it can, to a server and to who connects to
-// it, and datagrams. It prints the run's pid and the addresses at which it is published, that for
-// datagrams first; when the run has ended, why, and what another run on the network does.
+// pumpHost is a host process whose runs, with a mark as their last argument, send as much as they
+// can, to a server and to who connects to them, and datagrams, and ask the questions in the last
+// arguments. It prints the pid of the first and the addresses at which that is published, that for
+// datagrams first; when it has ended, why, and what another run on the network does.
 func pumpHost(args []string) error {
-	tcp, err := strconv.Atoi(args[2])
-	udp, udpErr := strconv.Atoi(args[3])
-	if err := errors.Join(err, udpErr); err != nil {
-		return err
+	mark, how, dir, zone, questions := args[0], args[1], args[2], args[3], args[7:]
+	var listed [3]int
+	for i := range listed {
+		port, err := strconv.Atoi(args[4+i])
+		if err != nil {
+			return err
+		}
+		listed[i] = port
 	}
-	ports := []sandbox.Ports{sandbox.TCP(tcp), sandbox.UDP(udp)}
-	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", ports...), sandbox.AllowCIDR("127.0.0.1", ports...), sandbox.NetworkResolver(testkit.ResolverAt(args[1])))
+	tcp, udp := listed[0], listed[2]
+	ports := []sandbox.Ports{sandbox.TCP(listed[:2]...), sandbox.UDP(udp)}
+	if strings.Contains(how, "all ports") {
+		ports = []sandbox.Ports{sandbox.TCP(), sandbox.UDP()}
+	}
+	if strings.Contains(how, "ping") {
+		ports = append(ports, sandbox.Ping())
+	}
+	n, err := sandbox.NewNetwork(sandbox.AllowHost("one.test", ports...), sandbox.AllowCIDR("127.0.0.1", ports...), sandbox.NetworkResolver(testkit.ResolverAt(zone)), sandbox.MaxConns(10_000))
 	if err != nil {
 		return err
 	}
+	apart, err := sandbox.NewCell()
+	if err != nil {
+		return err
+	}
+	r, w := io.Pipe()
+	if _, err := runs.Helper("answers", mark).With(sandbox.WithNetwork(n.As("peer")), sandbox.WithCell(apart), sandbox.WithStdout(w), sandbox.WithStderr(os.Stderr)).Start(context.Background()); err != nil {
+		return err
+	}
+	if _, err := bufio.NewReader(r).ReadString('\n'); err != nil {
+		return err
+	}
 	on := sandbox.WithNetwork(n.As("pump"))
+	if _, err := runs.Helper("asks", append(questions, mark)...).With(on, sandbox.WithBind(dir, toldAt), sandbox.WithStderr(os.Stderr)).Start(context.Background()); err != nil {
+		return err
+	}
 	opts := []sandbox.Option{on, sandbox.WithPublish("127.0.0.1:0/udp", 80)}
 	for _, local := range testkit.Loopbacks() {
 		opts = append(opts, sandbox.WithPublish(net.JoinHostPort(local, "0"), 80))
 	}
 	to := append(runs.OverEach("tcp", at("one.test", tcp)), runs.OverEach("udp", at("one.test", udp))...)
-	p, err := runs.Helper("pump", append([]string{args[0]}, to...)...).With(opts...).Start(context.Background())
+	p, err := runs.Helper("pump", append(to, mark)...).With(opts...).Start(context.Background())
 	if err != nil {
 		return err
+	}
+	if strings.Contains(how, "kept") {
+		if err := keepHost(); err != nil {
+			return err
+		}
 	}
 	fmt.Print(p.PID())
 	for _, at := range p.Published() {
@@ -67,11 +100,11 @@ func pumpHost(args []string) error {
 	out, again := sandbox.New(sandbox.WithCommand("echo", "another"), on).Output(context.Background())
 	fmt.Println(strings.ReplaceAll(fmt.Sprint(err), "\n", " "), strings.TrimSpace(string(out)), again)
 	_, _ = io.Copy(io.Discard, os.Stdin)
-	return n.Close()
+	return errors.Join(apart.Close(), n.Close())
 }
 
-// pump sends without an end, after a mark in its command line to all of the addresses. It answers
-// datagrams. What it sends is stamps.
+// pump sends without an end to all of the addresses, which a mark follows in its command line. It
+// answers datagrams. What it sends is stamps.
 func pump(args []string) error {
 	l, err := net.Listen("tcp", ":80")
 	if err != nil {
@@ -92,7 +125,7 @@ func pump(args []string) error {
 		go func() { _, _ = io.Copy(io.Discard, conn) }()
 		_, _ = io.Copy(conn, stamps{})
 	}
-	for _, to := range args[1:] {
+	for _, to := range args[:len(args)-1] {
 		conn, err := runs.Dial("tcp", to)
 		if err != nil {
 			return err
@@ -175,10 +208,18 @@ type pumping struct {
 	udpAt   string // where it answers datagrams
 
 	sent, answered newest // in datagrams, by the run
+
+	questions         []string
+	dir               string // where a run tells of them
+	asked, echoesSeen newest // by connections and by ping, from outside
+	keeper            io.Closer
 }
 
-// startPumping returns when data goes out of the run, and into it and back, by TCP and UDP.
-func startPumping(t *testing.T, mark string) *pumping {
+// startPumping returns when data goes out of the runs, and into them and back, by TCP and UDP and,
+// with "ping", by that, and all questions are answered. With "kept" the runs may outlive the host,
+// until the keeper is closed, and with "all ports" these are listed.
+func startPumping(t *testing.T, mark, how string) *pumping {
+	t.Helper()
 	var u pumping
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -197,10 +238,27 @@ func startPumping(t *testing.T, mark string) *pumping {
 	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { udp.Close() })
-	go u.sent.read(udp)
+	go u.sent.answer(udp)
+	answering, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { answering.Close() })
+	go u.asked.answerAll(answering)
+	ports := []int{l.Addr().(*net.TCPAddr).Port, answering.Addr().(*net.TCPAddr).Port, udp.LocalAddr().(*net.UDPAddr).Port}
+	pings := strings.Contains(how, "ping")
+	u.questions, u.dir = questionsTo(ports[1], ports[2], pings), testkit.OpenDir(t)
+	for i := range u.questions {
+		testkit.WriteFile(t, filepath.Join(u.dir, strconv.Itoa(i)), "", 0o666)
+	}
+	if pings && testkit.Effective(unix.CAP_NET_RAW) {
+		u.echoesSeen.capture(t, mark)
+	}
 	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
-	host := testkit.HelperCommand(context.Background(), "pump", "host", mark, zone.Address(), fmt.Sprint(l.Addr().(*net.TCPAddr).Port), fmt.Sprint(udp.LocalAddr().(*net.UDPAddr).Port))
-	_, err = host.StdinPipe()
+	args := []string{"host", mark, how, u.dir, zone.Address()}
+	for _, port := range ports {
+		args = append(args, strconv.Itoa(port))
+	}
+	host := testkit.HelperCommand(context.Background(), "pump", append(args, u.questions...)...)
+	u.keeper, err = host.StdinPipe()
 	require.NoError(t, err)
 	out, err := host.StdoutPipe()
 	require.NoError(t, err)
@@ -235,6 +293,10 @@ func startPumping(t *testing.T, mark string) *pumping {
 	go sendStamps(asks)
 	go u.answered.read(asks.(net.PacketConn))
 	testkit.Eventually(t, "datagrams come", func() bool { return u.sent.stamp.Load() > 0 && u.answered.stamp.Load() > 0 })
+	u.requireEach(t, time.Now(), true)
+	require.Equal(t, pings && testkit.Effective(unix.CAP_NET_RAW), u.echoesSeen.stamp.Load() > 0)
+	require.Positive(t, u.asked.stamp.Load())
+	require.Len(t, testkit.Running(mark), 3)
 	return &u
 }
 
@@ -250,6 +312,7 @@ func (u *pumping) requireOver(t *testing.T, before time.Time) {
 		require.Negative(t, late(&last))
 		s.Close()
 	}
+	u.streams = nil
 	testkit.Eventually(t, "nobody takes datagrams", func() bool {
 		conn, err := net.Dial("udp", u.udpAt)
 		require.NoError(t, err)
@@ -263,6 +326,12 @@ func (u *pumping) requireOver(t *testing.T, before time.Time) {
 	})
 	require.Negative(t, late(&u.sent))
 	require.Negative(t, late(&u.answered))
+	require.Negative(t, late(&u.asked))
+	require.Negative(t, late(&u.echoesSeen))
+	answered, _ := u.told(t)
+	for q, at := range answered {
+		require.Negative(t, at.Sub(before), q)
+	}
 	for _, at := range u.at {
 		_, err := net.Dial("tcp", at)
 		require.ErrorIs(t, err, syscall.ECONNREFUSED)
@@ -288,33 +357,77 @@ func requireUnused(t *testing.T, ns string) {
 	})
 }
 
-// When the process that holds the listeners is killed in mid-transfer, nothing comes out of a run
-// or into it any more, and nothing is left of it.
-func TestRootlessPrivateKilledHost(t *testing.T) {
-	t.Parallel()
+// killHost kills the process that holds the listeners in mid-transfer. Nothing may come out of its
+// runs or into them any more, and nothing is left of them.
+func killHost(t *testing.T, how string) {
 	mark := testkit.ALongTime()
-	u := startPumping(t, mark)
+	u := startPumping(t, mark, how)
 	ns := netNamespace(u.run)
 	require.NoError(t, u.host.Kill())
 	_, err := u.host.Wait()
 	require.NoError(t, err)
 	killed := time.Now()
-	testkit.Eventually(t, "the run is gone", func() bool { return len(testkit.Running(mark)) == 0 })
+	if strings.Contains(how, "kept") {
+		u.requireEach(t, killed, false)
+		u.requireOver(t, killed)
+		require.Len(t, testkit.Running(mark), 3, "they are there yet")
+		require.NoError(t, u.keeper.Close())
+	}
+	testkit.Eventually(t, "the runs are gone", func() bool { return len(testkit.Running(mark)) == 0 })
 	u.requireOver(t, killed)
 	requireUnused(t, ns)
 }
 
-// The same, when the fork server is; its process goes on.
-func TestPrivateKilledCell(t *testing.T) {
-	testkit.Need(t, "root") // the fork server of an ordinary user has another id
+func TestRootlessPrivateKilledHost(t *testing.T) {
 	t.Parallel()
+	killHost(t, "")
+}
+
+// The same, while the runs go on, as the cell does not notice.
+func TestRootlessPrivateOutlivedHost(t *testing.T) {
+	t.Parallel()
+	killHost(t, "kept")
+}
+
+// Where rules of nftables lead what runs send to the listeners.
+func TestRootlessPrivateOutlivedHostAllPorts(t *testing.T) {
+	testkit.Need(t, "nft_tproxy")
+	t.Parallel()
+	killHost(t, "all ports, kept")
+}
+
+func TestRootlessPrivateKilledHostPing(t *testing.T) {
+	testkit.Need(t, "ping")
+	t.Parallel()
+	for _, how := range []string{"ping", "ping, kept"} {
+		t.Run(how, func(t *testing.T) { killHost(t, how) })
+	}
+}
+
+// killCell kills the fork server, whose host goes on.
+func killCell(t *testing.T, how string) {
 	mark := testkit.ALongTime()
-	u := startPumping(t, mark)
+	u := startPumping(t, mark, how)
 	ns := netNamespace(u.run)
 	require.NoError(t, syscall.Kill(initOf(t, u.run), syscall.SIGKILL))
 	require.True(t, u.lines.Scan())
-	u.requireOver(t, time.Now())
+	over := time.Now()
+	testkit.Eventually(t, "the runs are gone, but for that of another cell", func() bool { return len(testkit.Running(mark)) == 1 })
+	u.requireOver(t, over)
 	require.Contains(t, u.lines.Text(), "the cell is gone")
 	require.Contains(t, u.lines.Text(), " another <nil>", "the network goes on in another cell")
 	requireUnused(t, ns)
+}
+
+func TestPrivateKilledCell(t *testing.T) {
+	testkit.Need(t, "root") // the fork server of an ordinary user has another id
+	t.Parallel()
+	killCell(t, "")
+}
+
+func TestPrivateKilledCellPing(t *testing.T) {
+	testkit.Need(t, "root")
+	testkit.Need(t, "ping")
+	t.Parallel()
+	killCell(t, "ping")
 }
