@@ -346,11 +346,11 @@ func (a *attempt) end(m *nats.Msg, state State, run *runRecord, text string) err
 	if err := a.write(&stateRecord{State: state, Run: run, Text: text}); err != nil {
 		return err
 	}
-	code := -1
+	code, reason := -1, "" // of an attempt that started nothing
 	if run != nil {
-		code = run.ExitCode
+		code, reason = run.ExitCode, run.Reason
 	}
-	a.log.Info("attempt ended", "attempt", a.now.Attempt, "state", state.String(), "code", code)
+	a.log.Info("attempt ended", "attempt", a.now.Attempt, "state", state.String(), "code", code, "reason", reason)
 	return m.Ack()
 }
 

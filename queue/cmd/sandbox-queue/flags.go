@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/cellkit/sandbox/internal/cli"
 )
 
 // errUsage is found by errors.Is in errors of wrong arguments.
@@ -98,6 +100,18 @@ func (e *env) wrongFlag(err error) error {
 		what = "must be " + kinds[fmt.Sprintf("%T", v.Get())]
 	}
 	return misuse("%s: %s: %s", m[2], m[1], what)
+}
+
+// sizeFlag adds a flag for a number of bytes, with the units that the command sandbox takes.
+func (e *env) sizeFlag(bytes *int64, name, usage string) {
+	e.flags.Func(name, usage, func(s string) error {
+		n, err := cli.ParseSize(s)
+		if err != nil {
+			return errors.New("must be a size, such as 500k, 64m or 2g")
+		}
+		*bytes = n
+		return nil
+	})
 }
 
 // envFlag adds -env.

@@ -21,14 +21,14 @@ func deploy(e *env, args []string) error {
 	e.flags.StringVar(&s.Task.Class, "class", "", "what the worker must offer")
 	e.flags.StringVar(&s.Task.Tenant, "tenant", "", "on whose behalf")
 	e.flags.StringVar(&s.Task.Dir, "dir", "", "the working directory")
-	e.flags.Int64Var(&s.Task.Limits.Memory, "memory", 0, "limit of memory, in bytes")
+	e.sizeFlag(&s.Task.Limits.Memory, "memory", "limit of memory, a `SIZE` such as 64m")
 	e.envFlag(&s.Task.Env)
 	in := e.flags.String("in", "", "a `directory`, whose files are the inputs")
 	rest, err := e.parse(args, 2, anyNumber, "NAME [--] COMMAND...")
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(inputs(&s.Task, *in), positive("-memory", s.Task.Limits.Memory)); err != nil {
+	if err := inputs(&s.Task, *in); err != nil {
 		return err
 	}
 	q, err := e.open()
