@@ -294,4 +294,7 @@ func TestUsage(t *testing.T) {
 	_, wrong = do(t, failed, held, "-d", "-ignore", "build", "-ignore", "ipc")
 	require.Contains(t, wrong, "held is for up -d itself")
 	do(t, 0, "up", "-h")
+	// The project is asked for by its name: the file's fields were the business of up.
+	_, wrong = do(t, failed, "ps")
+	require.Contains(t, wrong, "is not up: sandbox-compose up -d starts it")
 }
