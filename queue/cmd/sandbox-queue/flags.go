@@ -136,7 +136,7 @@ func positive[T int | int64 | float64 | time.Duration](name string, v T) error {
 // inFlags has a text of the library name what the command line has in place of its options. The
 // first that matches counts.
 var inFlags = func() *strings.Replacer {
-	pairs := []string{"sandbox: Task.Retry: a back-off of ", "-backoff: ", "a file of Inputs", "a file of the directory of -in", "Submit returns one", "submit prints one",
+	pairs := []string{"sandbox: Task.Retry: a back-off of ", "-backoff: ", "a file of Inputs", "a file of the directory of -in", "the files of Inputs and Outputs", "those of -in and -out", "Submit returns one", "submit prints one",
 		"the URL of its Listen", "the URL that it has printed"}
 	for _, p := range [][2]string{{"queue.Lease", "-lease"}, {"queue.Dir", "-dir"}, {"queue.Listen", "-listen"}, {"queue.NKey", "-nkey"}, {"queue.Credentials", "-creds"}, {"queue.Replicas", "-replicas"},
 		{"queue.Slots", "-slots"}, {"queue.Classes", "-classes"}, {"queue.WorkerName", "-name"}, {"queue.MaxLimits", "-max-memory or -max-cpus"}, {"queue.TakeServices", "-services"},

@@ -128,6 +128,7 @@ func TestMisuse(t *testing.T) {
 		{"submit -class A true", `-class: "A": a class is 1 to 32 of a-z, 0-9 and -`},
 		{"submit -key " + strings.Repeat("k", 513) + " true", "-key: 513 bytes, more than 512: hash it"},
 		{"submit -env A true", `-env: "A": must be KEY=value`},
+		{"submit -dir x true", `-dir: "x" is relative to those of -in and -out, of which there are none: take an absolute one`},
 		{"submit -out /x true", `-out: "/x": must be a name in /task`},
 		{"submit -to new true", "-to: means nothing without -wait: add that"},
 		{"submit -wait -to " + dir + " true", "-to: " + dir + " is there: name a directory that is not"},
