@@ -97,6 +97,8 @@ func TestWrong(t *testing.T) {
 		{base + "    scale: 0", ":4: services.web.scale: 0: must be from 1 to 1000"},
 		{base + "    deploy:\n      replicas: 1001", ":5: services.web.deploy.replicas: 1001"},
 		{base + "    scale: 2\n    ports:\n      - 5353:53/udp", ":6: services.web.ports[0]: 127.0.0.1:5353/udp"},
+		{base + "    volumes:\n      - v:/v", ":5: services.web.volumes[0]: \"v:/v\" is no absolute path"},
+		{base + "    volumes:\n      - {type: volume, target: v}", ":5: services.web.volumes[0]: \"v\" is no absolute path"},
 		{base + "    volumes:\n      - {type: volume, target: /v, read_only: true}", ":5: services.web.volumes[0]: a volume of the service's own"},
 		{base + "    deploy:\n      mode: global", ":5: services.web.deploy.mode: "},
 		{base + "    deploy: {resources: {reservations: {cpus: '1'}}}", ":4: services.web.deploy.resources.reservations: "},
