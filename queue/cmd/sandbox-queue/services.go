@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strconv"
 	"text/tabwriter"
-	"time"
 
 	"github.com/cellkit/sandbox/queue"
 )
@@ -96,7 +95,7 @@ func services(e *env, args []string) error {
 			if i >= len(s.Replicas) {
 				state += ", old"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%v\t%s\t%d\t%s\t%s\t%q\n", s.Name, r.ID, state, r.Healthy, plain(r.Address), r.Attempt, plain(r.Worker), r.At.Format(time.DateTime), r.Text)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%v\t%s\t%d\t%s\t%s\t%q\n", s.Name, r.ID, state, r.Healthy, plain(r.Address), r.Attempt, plain(r.Worker), since(r.At), r.Text)
 		}
 	}
 	return w.Flush()
