@@ -49,7 +49,7 @@ func (r *Report) String() string {
 			no = "NO (required)"
 		}
 		text := f.Err.Error()
-		if f.Remedy != "" {
+		if !strings.Contains(text, f.Remedy) { // a *SetupError has it in its own text
 			text += "; remedy: " + f.Remedy
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\n", f.Name, no, strings.ReplaceAll(text, "\n", "; "))

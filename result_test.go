@@ -93,3 +93,12 @@ func TestSetupError(t *testing.T) {
 	err.Hint = "install x"
 	require.EqualError(t, err, "sandbox: exec: exec x: no such file or directory (install x)")
 }
+
+// A remedy is in the table once, also if the error has it in its own text.
+func TestReportRemedy(t *testing.T) {
+	r := &Report{Features: []Feature{
+		{Name: "a", Err: &SetupError{Stage: "cell", Err: errors.New("it needs root"), Hint: "run it as root"}, Remedy: "run it as root"},
+		{Name: "b", Err: errors.New("too old"), Remedy: "a newer kernel"},
+	}}
+	require.Regexp(t, `(?m)^a +no +sandbox: cell: it needs root \(run it as root\)\nb +no +too old; remedy: a newer kernel$`, r.String())
+}

@@ -79,7 +79,10 @@ var ErrNotCopied = fault.ErrNotCopied
 
 // CopyOut copies all that is in the scratch into a directory of the host, which is made if it is
 // missing. Files belong to this process's user, with the permission bits that they have and the
-// umask leaves, and the modification times. A file that is there already is never replaced.
+// umask leaves, and the modification times. A file that is there already is never replaced: CopyOut
+// stops there (fs.ErrExist), and what was copied stays. What runs changed in their root
+// (WithScratchRoot) is in the scratch in a form of the kernel's own: to get files of it, have a run
+// of that sandbox write them to another scratch, or to its output by tar.
 //
 // What a run left can't be trusted. Symbolic links are copied only if they can't lead out of the
 // directory. Other links, sockets and named pipes, files with holes that seem larger than the

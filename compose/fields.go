@@ -3,7 +3,9 @@ package compose
 // Which fields of Compose files are supported. All others are errors.
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -103,7 +105,16 @@ func parseRules(list string) *rule {
 // errJobs can't be ignored: compose-go extends jobs, without a bound.
 var errJobs = errors.New("jobs are not supported, and can't be ignored: make a service of it that ends, which others wait for by service_completed_successfully")
 
-var errUnsupported = errors.New("not supported here: leave it out, or have it ignored by Ignore (-ignore)")
+// errUnsupported is what is wrong with a field that has no remedy of its own.
+const errUnsupported = "not supported here: leave it out"
+
+// ignorable returns what Ignore takes for a field: of a service, the name that it has in all.
+func ignorable(path []string) string {
+	if len(path) > 2 && path[0] == "services" {
+		return strings.Join(path[2:], ".")
+	}
+	return dotted(path)
+}
 
 // walk finds the fields of files that are not supported.
 type walk struct {
@@ -143,11 +154,8 @@ func (w *walk) node(n *yaml.Node, r *rule, path, pattern []string) {
 			case next != nil:
 				w.node(p.value, next, at, patternAt)
 			case !strings.HasPrefix(name, "x-") && !w.skipped(at):
-				err := errUnsupported
-				if remedy := remedies[strings.Join(patternAt, ".")]; remedy != "" {
-					err = errors.New(remedy)
-				}
-				w.found = append(w.found, &Error{w.file.path, p.key.Line, dotted(at), err})
+				what := cmp.Or(remedies[strings.Join(patternAt, ".")], errUnsupported)
+				w.found = append(w.found, &Error{w.file.path, p.key.Line, dotted(at), fmt.Errorf("%s, or have it ignored by Ignore (-ignore %s)", what, ignorable(at))})
 			}
 		}
 	}

@@ -48,13 +48,7 @@ type loading struct {
 // 64 MiB in all with what aliases and variables make of them. Files that include and extends name
 // must be below the file's directory.
 func Load(path string, opts ...Option) (*Project, error) {
-	conf := &config{volumes: volumes{bytes: 256 * sandbox.MiB}}
-	for _, opt := range opts {
-		if opt != nil {
-			opt(conf)
-		}
-	}
-	l := &loading{conf: conf, budget: newBudget(), plans: map[string]*plan{}, references: &references{left: maxReferences}}
+	l := newLoading(opts)
 	defer l.references.close()
 	if err := l.readProject(path); err != nil {
 		return nil, err
@@ -74,11 +68,32 @@ func Load(path string, opts ...Option) (*Project, error) {
 	if l.errs != nil {
 		return nil, errors.Join(l.errs...)
 	}
-	p := &Project{name: l.project.Name, conf: *conf}
+	p := &Project{name: l.project.Name, conf: *l.conf}
 	for _, name := range slices.Sorted(maps.Keys(l.plans)) {
 		p.services = append(p.services, l.plans[name])
 	}
 	return p, nil
+}
+
+// ProjectName returns the name that the project has if Load loads it with the same options. It does
+// not look at the file's fields: what is wrong with them, or not supported, is no error.
+func ProjectName(path string, opts ...Option) (string, error) {
+	l := newLoading(opts)
+	defer l.references.close()
+	if err := l.readProject(path); err != nil {
+		return "", err
+	}
+	return l.projectName(), nil
+}
+
+func newLoading(opts []Option) *loading {
+	conf := &config{volumes: volumes{bytes: 256 * sandbox.MiB}}
+	for _, opt := range opts {
+		if opt != nil {
+			opt(conf)
+		}
+	}
+	return &loading{conf: conf, budget: newBudget(), plans: map[string]*plan{}, references: &references{left: maxReferences}}
 }
 
 // names are those of Compose files, the preferred one first, and of what is merged into them if a

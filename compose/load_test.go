@@ -97,6 +97,8 @@ func TestWrong(t *testing.T) {
 		{base + "    scale: 0", ":4: services.web.scale: 0: must be from 1 to 1000"},
 		{base + "    deploy:\n      replicas: 1001", ":5: services.web.deploy.replicas: 1001"},
 		{base + "    scale: 2\n    ports:\n      - 5353:53/udp", ":6: services.web.ports[0]: 127.0.0.1:5353/udp"},
+		{base + "    volumes:\n      - v:/v", ":5: services.web.volumes[0]: \"v:/v\" is no absolute path"},
+		{base + "    volumes:\n      - {type: volume, target: v}", ":5: services.web.volumes[0]: \"v\" is no absolute path"},
 		{base + "    volumes:\n      - {type: volume, target: /v, read_only: true}", ":5: services.web.volumes[0]: a volume of the service's own"},
 		{base + "    deploy:\n      mode: global", ":5: services.web.deploy.mode: "},
 		{base + "    deploy: {resources: {reservations: {cpus: '1'}}}", ":4: services.web.deploy.resources.reservations: "},
@@ -180,6 +182,36 @@ func TestIgnore(t *testing.T) {
 	require.NoError(t, err)
 	_, err = load(t, content, Ignore("container_name", "deploy", "logging"))
 	require.ErrorContains(t, err, "services.web.ipc")
+}
+
+// What Ignore takes for a field is in its error, word for word.
+func TestErrorsSayWhatToIgnore(t *testing.T) {
+	content := base + "    sysctls: {a: 1}\n    deploy: {resources: {reservations: {memory: 1m}}}\n    env_file: [{path: x, required: false, format: raw}]\nvolumes: {v: {external: true}}"
+	var ignored []string
+	for {
+		_, err := load(t, content, Ignore(ignored...))
+		if err == nil {
+			break
+		}
+		_, after, found := strings.Cut(err.Error(), "have it ignored by Ignore (-ignore ")
+		require.True(t, found, "%v", err)
+		field, _, _ := strings.Cut(after, ")")
+		require.NotContains(t, ignored, field)
+		ignored = append(ignored, field)
+	}
+	require.ElementsMatch(t, []string{"sysctls", "deploy.resources.reservations", "env_file.0.format", "volumes.v.external"}, ignored)
+}
+
+// The name needs nothing of the file but its place and its field name.
+func TestProjectName(t *testing.T) {
+	dir := write(t, map[string]string{"compose.yaml": base + "    build: .\n    nonsense: 1\n", "other.yaml": "name: ${NAME}\nservices: {}", ".env": "NAME=Given\n"})
+	for want, opts := range map[string][]Option{filepath.Base(dir): nil, "given": {Override(filepath.Join(dir, "other.yaml"))}, "x": {Name("x")}} {
+		name, err := ProjectName(dir, append(opts, Environ())...)
+		require.NoError(t, err)
+		require.Equal(t, want, name)
+	}
+	_, err := ProjectName(t.TempDir())
+	require.ErrorContains(t, err, "there is no compose.yaml")
 }
 
 // An override is merged, and errors name the file that is to blame.

@@ -36,6 +36,9 @@ func (b *builder) mounts() {
 	}
 	for i, v := range b.s.Volumes {
 		field := "volumes." + strconv.Itoa(i)
+		if !path.IsAbs(v.Target) {
+			b.wrong(field, "%q is no absolute path: name one; a single letter before a colon is taken for a drive: choose a longer name for the volume", v.Target)
+		}
 		switch v.Type {
 		case types.VolumeTypeBind:
 			if v.Bind != nil && bool(v.Bind.CreateHostPath) {

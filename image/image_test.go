@@ -302,7 +302,7 @@ func TestChoice(t *testing.T) {
 	}
 	require.Equal(t, digest(two), open(t, store, dir+":v1").Digest())
 	for ref, want := range map[string]string{
-		dir: "there are 2 images: choose one with a tag", dir + ":v2": `there is no image "v2"`, t.TempDir(): "no OCI layout", "/no/such/file": "no such file",
+		dir: "there are 2 images: choose one with a tag", dir + ":v2": `there is no image "v2"`, t.TempDir(): "no such file or directory (a directory that is a root itself is no image", "/no/such/file": "no such file",
 		"/proc/self/exe": "neither a directory nor a tar archive", "UPPER/case": "could not parse reference", "localhost:1/x": "connection refused",
 	} {
 		_, err := Open(t.Context(), ref, WithStore(store))

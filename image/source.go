@@ -62,6 +62,9 @@ func fromPath(ctx context.Context, ref string, o *options) (*source, error) {
 			return nil, err
 		}
 		s, err := fromLayout(ctx, dir, tag, o)
+		if errors.Is(err, errNoLayout) {
+			err = fmt.Errorf("%w (a directory that is a root itself is no image: use sandbox.DirRootfs, or make an image of it by docker import or buildah)", err)
+		}
 		return closing(s, dir, err)
 	case !info.Mode().IsRegular():
 		return nil, errors.New("neither a directory nor a regular file")

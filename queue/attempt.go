@@ -148,7 +148,7 @@ func (a *attempt) do(ctx context.Context, m *nats.Msg) (err error) {
 	case failure != nil && end.again && a.now.Attempt-a.now.Spared < a.task.attempts():
 		return a.wait(m, failure.Error(), a.task.Retry.backoff(a.now.Attempt-a.now.Spared))
 	case failure != nil && (end.again || run == nil):
-		return a.giveUp(m, run, fmt.Sprintf("after %d attempts: %v", a.now.Attempt, failure))
+		return a.giveUp(m, run, fmt.Sprintf("%s: %v", after(a.now.Attempt), failure))
 	}
 	return a.end(m, Done, run, "")
 }
@@ -282,7 +282,7 @@ func (a *attempt) claim(m *nats.Msg, conflict func()) (over bool, err error) {
 			a.now.Attempt, a.now.Spared = old.Attempt+1, old.Spared
 			if old.State == Running && old.Attempt-old.Spared >= a.task.attempts() {
 				a.now.Attempt, a.seq = old.Attempt, seq
-				return true, a.giveUp(m, nil, fmt.Sprintf("after %d attempts: worker %s was lost", old.Attempt, old.Worker))
+				return true, a.giveUp(m, nil, fmt.Sprintf("%s: worker %s was lost", after(old.Attempt), old.Worker))
 			}
 		} else if a.task.Deadline != 0 {
 			left, err := a.w.q.until(a.l.ctx, a.task.Deadline)
@@ -340,17 +340,25 @@ func (a *attempt) wait(m *nats.Msg, why string, backoff time.Duration) error {
 	return a.back(m, max(backoff, time.Millisecond))
 }
 
+// after returns how many attempts were made, as a dead letter says it.
+func after(attempts int) string {
+	if attempts == 1 {
+		return "after 1 attempt"
+	}
+	return fmt.Sprintf("after %d attempts", attempts)
+}
+
 // end writes the task's end.
 func (a *attempt) end(m *nats.Msg, state State, run *runRecord, text string) error {
 	a.l.ends.Store(true)
 	if err := a.write(&stateRecord{State: state, Run: run, Text: text}); err != nil {
 		return err
 	}
-	code := -1
+	code, reason := -1, "" // of an attempt that started nothing
 	if run != nil {
-		code = run.ExitCode
+		code, reason = run.ExitCode, run.Reason
 	}
-	a.log.Info("attempt ended", "attempt", a.now.Attempt, "state", state.String(), "code", code)
+	a.log.Info("attempt ended", "attempt", a.now.Attempt, "state", state.String(), "code", code, "reason", reason)
 	return m.Ack()
 }
 

@@ -307,7 +307,7 @@ func TestDeadAfterLost(t *testing.T) {
 	worker := awaitState(t, q, id, Running).Worker
 	require.NoError(t, lost.Kill())
 	startWorker(t, q, 1, out)
-	why := "after 1 attempts: worker " + worker + " was lost"
+	why := "after 1 attempt: worker " + worker + " was lost"
 	_, err := q.Wait(ctx, id)
 	require.ErrorIs(t, err, ErrDead)
 	require.ErrorContains(t, err, why)

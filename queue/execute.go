@@ -88,6 +88,11 @@ func fill[T int64 | float64 | time.Duration](v *T, other T) {
 	}
 }
 
+// size is a number of bytes, in the text of an error.
+type size int64
+
+func (s size) String() string { return fmt.Sprintf("%d bytes", int64(s)) }
+
 // within returns the limits with those that have to be set, or what a worker does not give.
 func (l Limits) within(most Limits) (Limits, error) {
 	over := func(what string, asked, most any) error {
@@ -96,7 +101,7 @@ func (l Limits) within(most Limits) (Limits, error) {
 	fill(&l.Files, most.Files)
 	switch {
 	case l.Memory > most.Memory:
-		return l, over("memory", l.Memory, most.Memory)
+		return l, over("memory", size(l.Memory), size(most.Memory))
 	case l.CPUs > most.CPUs:
 		return l, over("CPUs", l.CPUs, most.CPUs)
 	case l.PIDs > most.PIDs:
@@ -106,9 +111,9 @@ func (l Limits) within(most Limits) (Limits, error) {
 	case l.Timeout > most.Timeout:
 		return l, over("time", l.Timeout, most.Timeout)
 	case l.Output > most.Output:
-		return l, over("output", l.Output, most.Output)
+		return l, over("output", size(l.Output), size(most.Output))
 	case l.Files > most.Files:
-		return l, over("files", l.Files, most.Files)
+		return l, over("files", size(l.Files), size(most.Files))
 	}
 	return l, nil
 }

@@ -288,7 +288,7 @@ func TestMaxLimits(t *testing.T) {
 	testkit.Eventually(t, "its state says why it waits", func() bool {
 		s, err := q.Status(ctx, waits)
 		require.NoError(t, err)
-		return s.State == Waiting && strings.Contains(s.Text, "the worker gives 67108864 (MaxLimits)")
+		return s.State == Waiting && strings.Contains(s.Text, "it asks for 68157440 bytes of memory, and the worker gives 67108864 bytes (MaxLimits)")
 	})
 	stop()
 

@@ -148,7 +148,8 @@ func TestInputsThatCannotBe(t *testing.T) {
 	_, err = q.Submit(testkit.Deadline(t), Task{Command: shell("true"), Inputs: fstest.MapFS{"\xff": {Mode: fs.ModeDir | 0o755}}})
 	require.Error(t, err)
 	var option *sandbox.OptionError
-	for _, task := range []Task{{}, {Command: shell(":"), Class: "A.b"}, {Command: shell(":"), Outputs: []string{"../x"}}, {Command: shell(":"), Dir: "../x"}, {Command: shell(":"), Priority: 7},
+	for _, task := range []Task{{}, {Command: shell(":"), Class: "A.b"}, {Command: shell(":"), Outputs: []string{"../x"}}, {Command: shell(":"), Dir: "../x"}, {Command: shell(":"), Dir: "x"}, {Command: shell(":"), Env: []string{"A"}},
+		{Command: shell(":"), Priority: 7},
 		{Command: shell(":"), Limits: Limits{Memory: -1}}, {Command: shell(":"), Retry: Retry{Attempts: 1000}}, {Command: shell(":"), Stdin: make([]byte, maxStdin+1)},
 		{Command: []string{"\xff"}}, {Command: slices.Repeat([]string{"a"}, maxElements+1)}} {
 		_, err := q.Submit(testkit.Deadline(t), task)

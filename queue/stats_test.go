@@ -127,6 +127,18 @@ func TestStats(t *testing.T) {
 	}
 }
 
+// A limit that ended an attempt is in its worker's log: its exit code alone says nothing.
+func TestWorkerLogHasReason(t *testing.T) {
+	q := open(t)
+	var log lockedBuffer
+	stop := work(t, q, WorkerLog(slog.New(slog.NewTextHandler(&log, nil))))
+	id := submit(t, q, Task{Command: shell("sleep 60"), Limits: Limits{Timeout: 100 * time.Millisecond}})
+	_, err := q.Wait(testkit.Deadline(t), id)
+	require.ErrorIs(t, err, sandbox.ErrTimeout)
+	stop() // its log is complete
+	require.Contains(t, log.String(), `state=done code=-1 reason="timed out"`)
+}
+
 // lockedBuffer may be written to from several goroutines.
 type lockedBuffer struct {
 	mu sync.Mutex

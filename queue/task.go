@@ -18,8 +18,8 @@ import (
 type Task struct {
 	// Command is the program and its arguments, as for sandbox.WithCommand. Required.
 	Command []string
-	// Dir is the working directory inside, absolute, or relative to that of the files. Default:
-	// that of the files (Inputs), if there are any, else the sandbox's.
+	// Dir is the working directory inside, absolute, or relative to /task if there are Inputs or
+	// Outputs. Default: /task, if there are any, else the sandbox's.
 	Dir string
 	// Env is added to the sandbox's environment, as "KEY=value".
 	Env []string
@@ -188,6 +188,8 @@ func (t *Task) record(call *callRecord) (*taskRecord, error) {
 		return nil, wrong("Task.Tenant", "%d bytes, more than %d: hash it", len(t.Tenant), maxKey)
 	case t.Delay < 0 || t.Delay > maxDelay:
 		return nil, wrong("Task.Delay", "%v: must be 0 to %v", t.Delay, maxDelay)
+	case t.Dir != "" && !path.IsAbs(t.Dir) && t.Inputs == nil && len(t.Outputs) == 0:
+		return nil, wrong("Task.Dir", "%q is relative to the files of Inputs and Outputs, of which there are none: take an absolute one", t.Dir)
 	}
 	if call != nil {
 		return r, nil // checked when it has its argument
@@ -233,6 +235,11 @@ func (r *taskRecord) check() error {
 		return wrong("Task.Retry", "%d attempts: must be 1 to %d", again.Attempts, maxAttempts)
 	case again.Backoff < 0 || again.Backoff > maxBackoff:
 		return wrong("Task.Retry", "a back-off of %v: must be 0 to %v", again.Backoff, maxBackoff)
+	}
+	for _, kv := range r.Env {
+		if strings.Index(kv, "=") <= 0 {
+			return wrong("Task.Env", "%q does not have the form KEY=value", kv)
+		}
 	}
 	for _, name := range r.Outputs {
 		if !fs.ValidPath(name) {

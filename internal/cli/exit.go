@@ -83,17 +83,12 @@ func startFailure(err error) (int, error) {
 	if !errors.As(err, &setup) || setup.Stage != "exec" || !errors.As(err, &exec) {
 		return statusSetup, flagNames(err)
 	}
+	status := statusNotExecutable
 	if errors.Is(exec, fs.ErrNotExist) {
-		return statusNotFound, fmt.Errorf("%s: %w (the command and its interpreter must be in the run's root: -ro-bind shows files of the host there)",
-			exec.Path, exec.Err)
+		status = statusNotFound
 	}
-	remedy := inFlags(setup.Hint)
-	switch exec.Err {
-	case syscall.EACCES, syscall.EPERM, syscall.ENOEXEC:
-		remedy = "the command must be a program that the run's user may execute"
+	if setup.Hint == "" {
+		return status, fmt.Errorf("%s: %w", exec.Path, exec.Err)
 	}
-	if remedy == "" {
-		return statusNotExecutable, fmt.Errorf("%s: %w", exec.Path, exec.Err)
-	}
-	return statusNotExecutable, fmt.Errorf("%s: %w (%s)", exec.Path, exec.Err, remedy)
+	return status, fmt.Errorf("%s: %w (%s)", exec.Path, exec.Err, inFlags(setup.Hint))
 }

@@ -70,8 +70,7 @@ func TestOutcomeOfFailures(t *testing.T) {
 	}{
 		{nil, exec(syscall.ENOENT), 127, "x: no such file or directory"},
 		{nil, exec(syscall.EACCES), 126, "x: permission denied"},
-		{nil, exec(syscall.ENOEXEC), 126, "x: exec format error (the command must be a program that the run's user may execute)"},
-		{nil, exec(syscall.EPERM), 126, "x: operation not permitted (the command must be a program"},
+		{nil, exec(syscall.ENOEXEC), 126, "x: exec format error"},
 		{nil, &sandbox.OptionError{Option: "WithBind", Err: missing}, 125, "-bind: stat /x: no such file or directory"},
 		{nil, &sandbox.OptionError{Option: "WithFS", Err: missing}, 125, "WithFS: stat /x"},
 		{nil, errors.Join(&sandbox.OptionError{Option: "WithDir", Err: errors.New("x")}, &sandbox.OptionError{Option: "WithEnv", Err: missing}), 125, "-dir: x\n-env: stat /x"},

@@ -35,7 +35,7 @@ func TestParseSize(t *testing.T) {
 		"8589934592g":          -1,
 		"99999999999999999999": -1,
 	} {
-		got, err := parseSize(value)
+		got, err := ParseSize(value)
 		if want < 0 {
 			assert.Error(t, err, value)
 			continue

@@ -48,7 +48,7 @@ func tmpfs(s *settings, value string) error {
 	if i < 0 {
 		return fmt.Errorf("%q is not DST:SIZE, such as /scratch:64m", value)
 	}
-	n, err := parseSize(value[i+1:])
+	n, err := ParseSize(value[i+1:])
 	if err != nil {
 		return err
 	}

@@ -52,7 +52,7 @@ func toggle(do func(*settings)) setter {
 
 func size(use func(*settings, int64)) setter {
 	return func(s *settings, value string) error {
-		n, err := parseSize(value)
+		n, err := ParseSize(value)
 		if err == nil {
 			use(s, n)
 		}
@@ -60,8 +60,8 @@ func size(use func(*settings, int64)) setter {
 	}
 }
 
-// parseSize parses a number of bytes, KiB, MiB or GiB.
-func parseSize(value string) (int64, error) {
+// ParseSize parses a number of bytes, or with k, m or g of KiB, MiB or GiB.
+func ParseSize(value string) (int64, error) {
 	digits, unit := value, int64(1)
 	if i := len(value) - 1; i > 0 {
 		switch value[i] {
@@ -167,7 +167,7 @@ func parseRlimit(value string) (uint64, error) {
 	if value == "unlimited" {
 		return sandbox.RlimitInfinity, nil
 	}
-	n, err := parseSize(value)
+	n, err := ParseSize(value)
 	return uint64(n), err
 }
 

@@ -126,7 +126,9 @@ func TestCommandLookup(t *testing.T) {
 		result, err := command(name).Run(testkit.Deadline(t))
 		require.Nil(t, result, name)
 		require.ErrorIs(t, err, want, name)
-		require.Equal(t, "exec", runs.SetupError(t, err, name).Stage)
+		setup := runs.SetupError(t, err, name)
+		require.Equal(t, "exec", setup.Stage)
+		require.NotEmpty(t, setup.Hint, name)
 	}
 	_, err := command("tool").With(sandbox.WithEnv("PATH=/opt/forbidden")).Run(testkit.Deadline(t))
 	require.ErrorIs(t, err, fs.ErrPermission)

@@ -25,6 +25,18 @@ func Call(e *cell.CallError) string {
 	return ofCall(e)
 }
 
+// Exec returns what to do about a command that could not be executed, or "" if that is not known
+// by the error alone.
+func Exec(errno unix.Errno) string {
+	switch errno {
+	case unix.ENOENT:
+		return "the command and its interpreter must be in the run's root: WithReadOnlyBind shows files of the host there"
+	case unix.EACCES, unix.ENOEXEC:
+		return "the command must be a program that the run's user may execute"
+	}
+	return ""
+}
+
 // ofPurpose looks at what the call was for.
 func ofPurpose(e *cell.CallError) string {
 	mismatched := e.Number == unix.SYS_MOVE_MOUNT && (e.Errno == unix.ENOTDIR || e.Errno == unix.EINVAL)
@@ -42,6 +54,8 @@ func ofPurpose(e *cell.CallError) string {
 		if e.Errno == unix.ENOENT {
 			return "the directory must exist in the run's root"
 		}
+	case program.Exec:
+		return Exec(e.Errno)
 	case program.OwnPlace:
 		switch {
 		case e.Errno == unix.ELOOP:

@@ -33,6 +33,9 @@ func Listen(name string) (*Listener, error) {
 	return l, nil
 }
 
+// ErrInUse means that another process listens by the name.
+var ErrInUse = errors.New("the name is in use")
+
 func (l *Listener) listen() error {
 	address := &net.UnixAddr{Name: l.dir.path(l.name)}
 	c, err := net.DialUnix("unix", nil, address)
@@ -40,9 +43,9 @@ func (l *Listener) listen() error {
 	case err == nil:
 		pid, _ := peer(c)
 		c.Close()
-		return fmt.Errorf("the name is in use by process %d: choose another one, or end that", pid)
+		return fmt.Errorf("%w by process %d: choose another one, or end that", ErrInUse, pid)
 	case errors.Is(err, unix.EAGAIN): // too many have connected at once
-		return errors.New("the name is in use: choose another one")
+		return fmt.Errorf("%w: choose another one", ErrInUse)
 	case errors.Is(err, unix.ECONNREFUSED): // nobody listens any more: unix(7)
 		err = os.Remove(address.Name)
 	case errors.Is(err, fs.ErrNotExist):

@@ -18,6 +18,7 @@ import (
 	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/forkserver"
 	"github.com/cellkit/sandbox/internal/guest"
+	"github.com/cellkit/sandbox/internal/hint"
 	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/seccomp"
 	"github.com/cellkit/sandbox/internal/spec"
@@ -241,7 +242,8 @@ func (r *Run) awaitGuest(ctx context.Context) error {
 	case said.Index == guest.InDir:
 		return &fault.SetupError{Stage: "working directory", Err: &fs.PathError{Op: "chdir", Path: r.spec.Command.Dir, Err: unix.Errno(said.Errno)}}
 	}
-	return &fault.SetupError{Stage: "exec", Err: &fs.PathError{Op: "exec", Path: r.spec.Command.Argv[0], Err: unix.Errno(said.Errno)}}
+	errno := unix.Errno(said.Errno)
+	return &fault.SetupError{Stage: "exec", Err: &fs.PathError{Op: "exec", Path: r.spec.Command.Argv[0], Err: errno}, Hint: hint.Exec(errno)}
 }
 
 // guestError returns why a container whose end was noticed by err has not started the command.

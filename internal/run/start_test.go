@@ -29,8 +29,8 @@ func TestSetupErrorOfExec(t *testing.T) {
 		is   []error
 		text string
 	}{
-		{failed(unix.ENOENT, 0), []error{fs.ErrNotExist}, "sandbox: exec: exec job: no such file or directory"},
-		{failed(unix.EACCES, 1<<20), []error{fs.ErrPermission}, "sandbox: exec: exec job: permission denied"},
+		{failed(unix.ENOENT, 0), []error{fs.ErrNotExist}, "sandbox: exec: exec job: no such file or directory (the command and its interpreter must be in the run's root: WithReadOnlyBind shows files of the host there)"},
+		{failed(unix.EACCES, 1<<20), []error{fs.ErrPermission}, "sandbox: exec: exec job: permission denied (the command must be a program that the run's user may execute)"},
 		{failed(unix.ENOMEM, 0), []error{unix.ENOMEM}, "sandbox: exec: exec job: cannot allocate memory"},
 		{failed(unix.ENOMEM, 1<<20), []error{unix.ENOMEM, fault.ErrOutOfMemory},
 			"sandbox: exec: exec job: out of memory (cannot allocate memory) (raise WithMemory)"},

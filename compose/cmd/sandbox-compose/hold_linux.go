@@ -60,6 +60,9 @@ func listen(project string) (*holder, error) {
 		return nil, &sandbox.OptionError{Option: "-p", Err: err}
 	}
 	l, err := named.Listen(name)
+	if errors.Is(err, named.ErrInUse) {
+		return nil, fmt.Errorf("project %s is up already: sandbox-compose down ends it, and -p gives this one another name: %w", project, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("project %s: %w", project, err)
 	}

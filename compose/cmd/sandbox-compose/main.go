@@ -158,23 +158,26 @@ func (e *env) parse(args []string, least int, what string) ([]string, error) {
 
 // load loads the project that the flags name.
 func (e *env) load(opts ...compose.Option) (*compose.Project, error) {
-	first, rest := ".", e.files
-	if len(e.files) > 0 {
-		first, rest = e.files[0], e.files[1:]
-	}
-	return compose.Load(first, append(opts, compose.Override(rest...), compose.Name(e.project), compose.Profiles(e.profiles...), compose.Ignore(e.ignored...))...)
+	first, further := e.paths()
+	return compose.Load(first, append(opts, further, compose.Name(e.project), compose.Profiles(e.profiles...), compose.Ignore(e.ignored...))...)
 }
 
-// projectName returns the name of the project that the flags name.
+// paths returns the first of the files that the flags name, or a directory, and the others.
+func (e *env) paths() (string, compose.Option) {
+	if len(e.files) == 0 {
+		return ".", compose.Override()
+	}
+	return e.files[0], compose.Override(e.files[1:]...)
+}
+
+// projectName returns the name of the project that the flags name. That is all that those need who
+// ask a project that is up, also if up was told to ignore fields, or the file has changed since.
 func (e *env) projectName() (string, error) {
 	if e.project != "" {
 		return e.project, nil
 	}
-	p, err := e.load()
-	if err != nil {
-		return "", err
-	}
-	return p.Name(), nil
+	first, further := e.paths()
+	return compose.ProjectName(first, further)
 }
 
 func check(e *env, args []string) (int, error) {

@@ -234,6 +234,9 @@ func TestRootlessBackground(t *testing.T) {
 	upInBackground()
 	shown, _ := do(t, 0, "ps")
 	require.Equal(t, 3, strings.Count(shown, "running"), "%s", shown)
+	again, err := testkit.HelperCommand(testkit.Deadline(t), "up", "-d").CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(again), "is up already: sandbox-compose down ends it")
 	do(t, 0, "down")
 	testkit.RequireGone(t, marker)
 	_, wrong := do(t, failed, "down")
@@ -294,4 +297,7 @@ func TestUsage(t *testing.T) {
 	_, wrong = do(t, failed, held, "-d", "-ignore", "build", "-ignore", "ipc")
 	require.Contains(t, wrong, "held is for up -d itself")
 	do(t, 0, "up", "-h")
+	// The project is asked for by its name: the file's fields were the business of up.
+	_, wrong = do(t, failed, "ps")
+	require.Contains(t, wrong, "is not up: sandbox-compose up -d starts it")
 }

@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/cellkit/sandbox/internal/cli"
 )
 
 // errUsage is found by errors.Is in errors of wrong arguments.
@@ -100,6 +102,18 @@ func (e *env) wrongFlag(err error) error {
 	return misuse("%s: %s: %s", m[2], m[1], what)
 }
 
+// sizeFlag adds a flag for a number of bytes, with the units that the command sandbox takes.
+func (e *env) sizeFlag(bytes *int64, name, usage string) {
+	e.flags.Func(name, usage, func(s string) error {
+		n, err := cli.ParseSize(s)
+		if err != nil {
+			return errors.New("must be a size, such as 500k, 64m or 2g")
+		}
+		*bytes = n
+		return nil
+	})
+}
+
 // envFlag adds -env.
 func (e *env) envFlag(vars *[]string) {
 	e.flags.Func("env", "a variable, `KEY=value`; may be repeated", func(s string) error {
@@ -122,7 +136,7 @@ func positive[T int | int64 | float64 | time.Duration](name string, v T) error {
 // inFlags has a text of the library name what the command line has in place of its options. The
 // first that matches counts.
 var inFlags = func() *strings.Replacer {
-	pairs := []string{"sandbox: Task.Retry: a back-off of ", "-backoff: ", "a file of Inputs", "a file of the directory of -in", "Submit returns one", "submit prints one",
+	pairs := []string{"sandbox: Task.Retry: a back-off of ", "-backoff: ", "a file of Inputs", "a file of the directory of -in", "the files of Inputs and Outputs", "those of -in and -out", "Submit returns one", "submit prints one",
 		"the URL of its Listen", "the URL that it has printed"}
 	for _, p := range [][2]string{{"queue.Lease", "-lease"}, {"queue.Dir", "-dir"}, {"queue.Listen", "-listen"}, {"queue.NKey", "-nkey"}, {"queue.Credentials", "-creds"}, {"queue.Replicas", "-replicas"},
 		{"queue.Slots", "-slots"}, {"queue.Classes", "-classes"}, {"queue.WorkerName", "-name"}, {"queue.MaxLimits", "-max-memory or -max-cpus"}, {"queue.TakeServices", "-services"},

@@ -78,7 +78,8 @@ func work(e *env, args []string) error {
 	name := e.flags.String("name", "", "the worker's name, to which servers may hold it; default: made of the host's")
 	slots := e.flags.Int("slots", 4, "how many tasks at a time")
 	classes := e.flags.String("classes", "default", "which classes of tasks, with commas between")
-	memory := e.flags.Int64("memory", 0, "what all tasks may have together, in bytes: a task is taken when it fits; default: no limit")
+	var memory int64
+	e.sizeFlag(&memory, "memory", "what all tasks may have together, a `SIZE` such as 4g: a task is taken when it fits; default: no limit")
 	cpus := e.flags.Float64("cpus", 0, "how many CPUs all tasks may have together; default: no limit")
 	address := e.flags.String("services", "", "take services too, and publish their ports at this IP address of the machine")
 	check := e.flags.Bool("check", false, "find out what this machine can do, as sandbox check does, for workers -json")
@@ -88,7 +89,7 @@ func work(e *env, args []string) error {
 		return err
 	}
 	// Else it is each task that fails.
-	if err := errors.Join(positive("-memory", *memory), positive("-cpus", *cpus), limits.check()); err != nil {
+	if err := errors.Join(positive("-cpus", *cpus), limits.check()); err != nil {
 		return err
 	}
 	q, err := e.open(replicas(), queue.Log(e.log()))
@@ -111,7 +112,7 @@ func work(e *env, args []string) error {
 	if *check {
 		opts = append(opts, queue.Checked(sandbox.Check(e.ctx)))
 	}
-	p := pool.New(sandbox.New(), max(*slots, 1), pool.Memory(*memory), pool.CPUs(*cpus))
+	p := pool.New(sandbox.New(), max(*slots, 1), pool.Memory(memory), pool.CPUs(*cpus))
 	defer func() { _ = p.Close(context.WithoutCancel(e.ctx)) }() // its context's error
 	return queue.NewWorker(q, p, opts...).Run(e.ctx)
 }
@@ -119,20 +120,19 @@ func work(e *env, args []string) error {
 type maxLimits struct{ queue.Limits }
 
 func (l *maxLimits) check() error {
-	return errors.Join(positive("-max-memory", l.Memory), positive("-max-cpus", l.CPUs), positive("-max-pids", l.PIDs), positive("-max-cpu-time", l.CPUTime), positive("-max-timeout", l.Timeout),
-		positive("-max-output-limit", l.Output), positive("-max-files", l.Files))
+	return errors.Join(positive("-max-cpus", l.CPUs), positive("-max-pids", l.PIDs), positive("-max-cpu-time", l.CPUTime), positive("-max-timeout", l.Timeout))
 }
 
 // maxLimitsFlags adds flags for what one task may ask for.
 func (e *env) maxLimitsFlags() *maxLimits {
 	l := &maxLimits{}
-	e.flags.Int64Var(&l.Memory, "max-memory", 0, "bytes of memory that one task may ask for; default: -memory, or 1 GiB")
+	e.sizeFlag(&l.Memory, "max-memory", "memory that one task may ask for, a `SIZE` such as 64m; default: -memory, or 1g")
 	e.flags.Float64Var(&l.CPUs, "max-cpus", 0, "CPUs that one task may ask for; default: -cpus, or all")
 	e.flags.Int64Var(&l.PIDs, "max-pids", 0, "processes and threads that one task may ask for; default: 4096")
 	e.flags.DurationVar(&l.CPUTime, "max-cpu-time", 0, "CPU time that one task may ask for; default: 24h")
 	e.flags.DurationVar(&l.Timeout, "max-timeout", 0, "time that one task may ask for; default: 24h")
-	e.flags.Int64Var(&l.Output, "max-output-limit", 0, "bytes of standard output and error that one task may ask for; default: 1 GiB")
-	e.flags.Int64Var(&l.Files, "max-files", 0, "bytes in /task that one task may ask for; default: 256 MiB")
+	e.sizeFlag(&l.Output, "max-output-limit", "how much standard output and error, a `SIZE`, one task may ask for; default: 1g")
+	e.sizeFlag(&l.Files, "max-files", "how much room in /task, a `SIZE`, one task may ask for; default: 256m")
 	return l
 }
 

@@ -75,8 +75,8 @@ func TestWorkerName(t *testing.T) {
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan int, 1)
 	go func() {
-		ended <- run(ctx, []string{"work", "-nkey", seeds["LINUX_WORKER"], "-classes", "linux", "-name", "linux-1", "-max-memory", "100000000", "-max-cpus", "0.5", "-max-pids", "20",
-			"-max-cpu-time", "1m", "-max-timeout", "2m", "-max-output-limit", "1000", "-max-files", "2000000"}, nil, io.Discard, os.Stderr)
+		ended <- run(ctx, []string{"work", "-nkey", seeds["LINUX_WORKER"], "-classes", "linux", "-name", "linux-1", "-max-memory", "64m", "-max-cpus", "0.5", "-max-pids", "20",
+			"-max-cpu-time", "1m", "-max-timeout", "2m", "-max-output-limit", "1000", "-max-files", "2000k"}, nil, io.Discard, os.Stderr)
 	}()
 	var w queue.WorkerStatus
 	testkit.Eventually(t, "it is listed", func() bool {
@@ -84,8 +84,8 @@ func TestWorkerName(t *testing.T) {
 		return out != "" && json.Unmarshal([]byte(out), &w) == nil
 	})
 	require.Equal(t, "linux-1", w.Name)
-	require.Equal(t, queue.Limits{Memory: 100_000_000, CPUs: 0.5, PIDs: 20, CPUTime: 60e9, Timeout: 120e9, Output: 1000, Files: 2_000_000}, w.Max)
-	for _, limit := range [][]string{{"-cpus", "2"}, {"-pids", "21"}} {
+	require.Equal(t, queue.Limits{Memory: 64 << 20, CPUs: 0.5, PIDs: 20, CPUTime: 60e9, Timeout: 120e9, Output: 1000, Files: 2000 << 10}, w.Max)
+	for _, limit := range [][]string{{"-cpus", "2"}, {"-pids", "21"}, {"-memory", "67108865"}} {
 		_, stderr := do(failed, append([]string{"submit", "-class", "linux", "-attempts", "1", "-wait"}, append(limit, "--", "true")...)...)
 		require.Contains(t, stderr, "it asks for "+limit[1])
 	}

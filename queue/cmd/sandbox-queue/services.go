@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strconv"
 	"text/tabwriter"
-	"time"
 
 	"github.com/cellkit/sandbox/queue"
 )
@@ -21,14 +20,14 @@ func deploy(e *env, args []string) error {
 	e.flags.StringVar(&s.Task.Class, "class", "", "what the worker must offer")
 	e.flags.StringVar(&s.Task.Tenant, "tenant", "", "on whose behalf")
 	e.flags.StringVar(&s.Task.Dir, "dir", "", "the working directory")
-	e.flags.Int64Var(&s.Task.Limits.Memory, "memory", 0, "limit of memory, in bytes")
+	e.sizeFlag(&s.Task.Limits.Memory, "memory", "limit of memory, a `SIZE` such as 64m")
 	e.envFlag(&s.Task.Env)
 	in := e.flags.String("in", "", "a `directory`, whose files are the inputs")
 	rest, err := e.parse(args, 2, anyNumber, "NAME [--] COMMAND...")
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(inputs(&s.Task, *in), positive("-memory", s.Task.Limits.Memory)); err != nil {
+	if err := inputs(&s.Task, *in); err != nil {
 		return err
 	}
 	q, err := e.open()
@@ -96,7 +95,7 @@ func services(e *env, args []string) error {
 			if i >= len(s.Replicas) {
 				state += ", old"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%v\t%s\t%d\t%s\t%s\t%q\n", s.Name, r.ID, state, r.Healthy, plain(r.Address), r.Attempt, plain(r.Worker), r.At.Format(time.DateTime), r.Text)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%v\t%s\t%d\t%s\t%s\t%q\n", s.Name, r.ID, state, r.Healthy, plain(r.Address), r.Attempt, plain(r.Worker), since(r.At), r.Text)
 		}
 	}
 	return w.Flush()

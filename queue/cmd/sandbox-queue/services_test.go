@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -47,4 +48,10 @@ func TestServices(t *testing.T) {
 	require.Contains(t, stderr, "too large")
 	stop()
 	require.Zero(t, <-ended)
+}
+
+// A replica that no worker has said anything of has no time, not one of the year 1.
+func TestSince(t *testing.T) {
+	require.Empty(t, since(time.Time{}))
+	require.Equal(t, "2026-11-30 21:59:00", since(time.Date(2026, 11, 30, 21, 59, 0, 0, time.UTC)))
 }

@@ -26,7 +26,7 @@ func submit(e *env, args []string) error {
 	e.flags.StringVar(&t.Tenant, "tenant", "", "on whose behalf: many tasks of one tenant do not hold back another's")
 	e.flags.StringVar(&t.Key, "key", "", "tasks with the same key are one")
 	e.flags.StringVar(&t.Dir, "dir", "", "the working directory")
-	e.flags.Int64Var(&t.Limits.Memory, "memory", 0, "limit of memory, in bytes")
+	e.sizeFlag(&t.Limits.Memory, "memory", "limit of memory, a `SIZE` such as 64m")
 	e.flags.Float64Var(&t.Limits.CPUs, "cpus", 0, "limit of CPUs, such as 0.5")
 	e.flags.Int64Var(&t.Limits.PIDs, "pids", 0, "limit of processes and threads")
 	e.flags.DurationVar(&t.Limits.Timeout, "timeout", 0, "limit of time")
@@ -57,7 +57,7 @@ func submit(e *env, args []string) error {
 		return misuse("-to: means nothing without -wait: add that, or give -to to wait later")
 	}
 	l := &t.Limits
-	if err := errors.Join(free(*to), inputs(&t, *in), positive("-deadline", *deadline), positive("-memory", l.Memory), positive("-cpus", l.CPUs), positive("-pids", l.PIDs),
+	if err := errors.Join(free(*to), inputs(&t, *in), positive("-deadline", *deadline), positive("-cpus", l.CPUs), positive("-pids", l.PIDs),
 		positive("-timeout", l.Timeout)); err != nil {
 		return err
 	}

@@ -76,7 +76,7 @@ func tasks(e *env, args []string, of func(*queue.Queue) iter.Seq2[queue.Status, 
 		return err
 	}
 	return table(e, of(q), "ID\tSTATE\tATTEMPT\tWORKER\tSINCE\tWHY", func(s queue.Status) string {
-		return fmt.Sprintf("%s\t%v\t%d\t%s\t%s\t%q", s.ID, s.State, s.Attempt, plain(s.Worker), s.At.Format(time.DateTime), s.Text)
+		return fmt.Sprintf("%s\t%v\t%d\t%s\t%s\t%q", s.ID, s.State, s.Attempt, plain(s.Worker), since(s.At), s.Text)
 	})
 }
 
@@ -109,4 +109,12 @@ func table[T any](e *env, rows iter.Seq2[T, error], head string, line func(T) st
 		fmt.Fprintln(w, line(row))
 	}
 	return w.Flush()
+}
+
+// since formats when something changed last: "" for what nobody has said anything of yet.
+func since(at time.Time) string {
+	if at.IsZero() {
+		return ""
+	}
+	return at.Format(time.DateTime)
 }
