@@ -142,6 +142,8 @@ var wrong = []struct {
 	{"negative tmpfs", []Option{WithTmpfs("/a", -1)}, "WithTmpfs: /a: -1 is not a positive number of bytes"},
 	{"set-uid file", []Option{WithFile("/a", nil, fs.ModeSetuid|0o755)}, "WithFile: /a: mode urwxr-xr-x is more than permission bits"},
 	{"twice the same place", []Option{WithBind("/x", "/a"), WithTmpfs("/a/", 1)}, "WithTmpfs: /a: hides what WithBind puts there"},
+	{"twice the same place, by a link of the root", []Option{WithBind("/x", "/run/a"), WithTmpfs("/var/run/a", 1)}, "WithTmpfs: /run/a: hides what WithBind puts there"},
+	{"file in a bind, by a link of the root", []Option{WithBind("/x", "/tmp"), WithFile("/var/tmp/a", nil, 0)}, "WithFile: /tmp/a: lies in the bind of /x: write the file there"},
 	{"file in a bind", []Option{WithBind("/x", "/a"), WithFile("/a/b/c", nil, 0)}, "WithFile: /a/b/c: lies in the bind of /x: write the file there"},
 	{"file in a read-only bind", []Option{WithFile("/a/b", nil, 0), WithReadOnlyBind("/x", "/a")}, "WithFile: /a/b: lies in the bind of /x"},
 	{"file below a file", []Option{WithFile("/a", nil, 0), WithFile("/a/b", nil, 0)}, "WithFile: /a/b: lies below the file /a"},

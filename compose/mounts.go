@@ -220,11 +220,11 @@ func (b *builder) hosts() {
 		return
 	}
 	var content strings.Builder
-	content.WriteString("127.0.0.1 localhost")
+	content.WriteString("127.0.0.1 localhost\n")
 	if b.p.alone {
-		content.WriteString(" " + cmp.Or(b.s.Hostname, b.s.Name))
+		content.WriteString("127.0.0.1 " + cmp.Or(b.s.Hostname, b.s.Name) + "\n")
 	}
-	content.WriteString("\n::1 localhost\n")
+	content.WriteString("::1 localhost\n")
 	for _, name := range slices.Sorted(maps.Keys(b.s.ExtraHosts)) {
 		for _, to := range b.s.ExtraHosts[name] {
 			switch address, err := netip.ParseAddr(to); {

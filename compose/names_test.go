@@ -272,7 +272,7 @@ services:
 
 // What extra_hosts adds to is what a run has without: on no network, its own name, too.
 func TestExtraHosts(t *testing.T) {
-	for network, want := range map[string]string{"bridge": "127.0.0.1 localhost\n::1 localhost\n192.0.2.1 a.test\n", "none": "127.0.0.1 localhost own\n::1 localhost\n192.0.2.1 a.test\n"} {
+	for network, want := range map[string]string{"bridge": "127.0.0.1 localhost\n::1 localhost\n192.0.2.1 a.test\n", "none": "127.0.0.1 localhost\n127.0.0.1 own\n::1 localhost\n192.0.2.1 a.test\n"} {
 		p, err := load(t, base+"    hostname: own\n    extra_hosts: [a.test=192.0.2.1]\n    network_mode: "+network+"\n")
 		require.NoError(t, err)
 		require.Contains(t, describe(p), "/etc/hosts: spec.File {Data:"+want+" Mode:")

@@ -269,7 +269,7 @@ func TestEtc(t *testing.T) {
 		{"passwd of root", sandbox.WithUser(0, 8), "/etc/passwd", root + nobody},
 		{"group", sandbox.WithUser(7, 8), "/etc/group", "root:x:0:\nsandbox:x:8:\nnogroup:x:65534:\n"},
 		{"group of root", sandbox.WithUser(7, 0), "/etc/group", "root:x:0:\nnogroup:x:65534:\n"},
-		{"hosts", sandbox.WithHostname("golden"), "/etc/hosts", "127.0.0.1 localhost golden\n::1 localhost\n"},
+		{"hosts", sandbox.WithHostname("golden"), "/etc/hosts", "127.0.0.1 localhost\n127.0.0.1 golden\n::1 localhost\n"},
 		{"hosts on a private network", func(c *spec.Spec) { c.Namespaces.Network = spec.NetworkPrivate }, "/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"},
 		{"hostname", sandbox.WithHostname("golden"), "/etc/hostname", "golden\n"},
 		{"resolv.conf", sandbox.WithNetwork(sandbox.NetworkNone), "/etc/resolv.conf", "# no network\n"},

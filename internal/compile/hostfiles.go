@@ -40,7 +40,7 @@ func (f *HostFiles) copyProgram() *program.Program {
 	b.Grow(calls, data)
 	b.Stage("files of the host's programs")
 	b.Call("umask", unix.SYS_UMASK, program.Int(0))
-	root := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", inPages(len(f.Entries), 8*mib))
+	root := b.FileSystem("tmpfs", attrNoSUID|attrNoDev, "mode=755", inPages(len(f.Entries), host.MaxTotal))
 	b.AttachAt(root, program.CellStaging)
 	at, offset := program.Use(root), int64(0)
 	for _, e := range f.Entries {

@@ -32,7 +32,9 @@ func (k *compiler) addHostSkeleton(b *program.Builder, at program.Arg, under str
 	for _, dir := range []string{"/etc", "/home", "/run", "/var"} {
 		s.mkdir(dir)
 	}
-	s.symlink("/var/tmp", "/tmp")
+	for _, l := range k.c.Root.Links() {
+		s.symlink(l.Path, l.Target)
+	}
 	for _, p := range slices.Concat(k.m.RootDirs, k.hostDirs()) {
 		s.mkdir(p)
 	}
@@ -189,7 +191,7 @@ func OwnFiles(n *spec.Namespaces, resolv string) [][2]string {
 	if n.GID != 0 {
 		group += fmt.Sprintf("%s:x:%d:\n", spec.UserName, n.GID)
 	}
-	own := " " + n.Hostname
+	own := "127.0.0.1 " + n.Hostname + "\n" // a line of its own: who asks for its full name gets this one
 	switch n.Network {
 	case spec.NetworkHost:
 	case spec.NetworkPrivate:
@@ -201,7 +203,7 @@ func OwnFiles(n *spec.Namespaces, resolv string) [][2]string {
 	return [][2]string{
 		{"/etc/passwd", passwd + "nobody:x:65534:65534:nobody:/:/bin/false\n"},
 		{"/etc/group", group + "nogroup:x:65534:\n"},
-		{"/etc/hosts", "127.0.0.1 localhost" + own + "\n::1 localhost\n"},
+		{"/etc/hosts", "127.0.0.1 localhost\n" + own + "::1 localhost\n"},
 		{"/etc/hostname", n.Hostname + "\n"},
 		{"/etc/resolv.conf", resolv},
 		{"/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"},

@@ -106,6 +106,8 @@ var programs = map[string]struct{ script, want string }{
 	"fc-match": {"fc-match -f '%{family}' sans >/dev/null 2>/tmp/err; cat /tmp/err", ""},
 	"perl":     {`perl -e 'print join " ", (getservbyname "https", "tcp")[2], (getprotobyname "tcp")[2]'`, "443 6"},
 	"getent":   {"getent hosts localhost | grep -c localhost; getent networks loopback | wc -l", "1\n1"},
+	"hostname": {"hostname -f; hostname -i", "sandbox\n127.0.0.1"},
+	"soffice":  {"cd /tmp && echo x >a.txt && timeout -s KILL 60 soffice --headless --convert-to pdf a.txt >/dev/null 2>&1; ls a.pdf", "a.pdf"},
 	"openssl":  {"openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -keyout /tmp/k -out /tmp/c 2>/dev/null && openssl verify -CAfile /tmp/c /tmp/c", "/tmp/c: OK"},
 	"mount":    {"mount | grep -c ' on / '; readlink /etc/mtab", "1\n../proc/self/mounts"},
 	"git":      {"cd /tmp && git init -q r && git -C r -c user.name=a -c user.email=a@b commit -q --allow-empty -m one && git -C r log --format=%s", "one"},

@@ -21,7 +21,7 @@ func TestRootlessNames(t *testing.T) {
 	testkit.Need(t, "user namespaces")
 	complete := []string{"/proc", "/dev", "/dev/shm", "/tmp", "/home/sandbox", "/etc"}
 	const script = `cat /etc/hosts /etc/hostname /etc/resolv.conf`
-	const own = "127.0.0.1 localhost box\n::1 localhost\nbox\n# no network"
+	const own = "127.0.0.1 localhost\n127.0.0.1 box\n::1 localhost\nbox\n# no network"
 	for name, test := range map[string]struct {
 		root func(t *testing.T) string
 		opts []sandbox.Option

@@ -26,7 +26,7 @@ func TestHostRootfs(t *testing.T) {
 	for script, want := range map[string]string{
 		"ls /home":                           "sandbox",
 		"ls -A ~ /tmp /run":                  "/home/sandbox:\n\n/run:\n\n/tmp:",
-		"ls /var | grep -vx -e lib -e cache": "tmp",
+		"ls /var | grep -vx -e lib -e cache": "run\ntmp",
 		"ls -d /root /srv /mnt /opt /media /boot /efi /etc/shadow /etc/ssh " + secret + " 2>/dev/null": "",
 		"head -1 /etc/passwd; id -un; id -u; echo ~; grep -c . /etc/passwd":                            "root:x:0:0:root:/:/bin/sh\nsandbox\n1000\n/home/sandbox\n3",
 		"cat /etc/hostname; cat /etc/resolv.conf; cat /etc/nsswitch.conf":                              "sandbox\n# no network\npasswd: files\ngroup: files\nhosts: files dns",
@@ -145,6 +145,37 @@ func owner(t *testing.T, path string) string {
 	require.NoError(t, err)
 	st := info.Sys().(*syscall.Stat_t)
 	return fmt.Sprintf("%d:%d", st.Uid, st.Gid)
+}
+
+// TestRootlessMountBehindLink mounts at and behind /var/run and /var/tmp, which are links in a root
+// in memory, as programs and people name either path. What is mounted at a link's path is there alone.
+func TestRootlessMountBehindLink(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "user namespaces")
+	dir := testkit.OpenDir(t)
+	testkit.WriteFile(t, dir+"/file", "content", 0o644)
+	with := map[string][]sandbox.Option{"HostRootfs": nil}
+	if testkit.Kernel(5, 11) {
+		with["writable"] = []sandbox.Option{sandbox.WithWritableRoot(sandbox.MiB)}
+	}
+	for name, opts := range with {
+		t.Run(name, func(t *testing.T) {
+			for link, target := range map[string]string{"/var/run": "/run", "/var/tmp": "/tmp"} {
+				require.Equal(t, target, runs.Output(t, runs.Shell("readlink "+link).With(opts...)))
+				for dst, show := range map[string][2]string{"/below": {"/below/file", "content"}, "/one/two": {"/one/two/file", "content"}, "": {"/file", "content"}} {
+					at := sandbox.WithReadOnlyBind(dir, link+dst)
+					require.Equal(t, show[1], runs.Output(t, runs.Shell("cat "+link+show[0], at).With(opts...)))
+					other := "present"
+					if dst == "" {
+						other = "absent"
+					}
+					require.Equal(t, other, runs.Output(t, runs.Shell("test -e "+target+show[0]+" && echo present || echo absent", at).With(opts...)))
+				}
+				require.Equal(t, "own", runs.Output(t, runs.Shell("cat "+target+"/x/file", sandbox.WithFile(link+"/x/file", []byte("own"), 0o644)).With(opts...)))
+				require.Equal(t, "made", runs.Output(t, runs.Shell("echo made >"+target+"/x/f && cat "+link+"/x/f", sandbox.WithTmpfs(link+"/x", sandbox.MiB)).With(opts...)))
+			}
+		})
+	}
 }
 
 func TestBind(t *testing.T) {

@@ -25,8 +25,8 @@ import (
 // Bounds of what is copied. A file that is larger is left out, and so is all that comes when the
 // total is reached.
 const (
-	maxFile    = 1 << 20
-	maxTotal   = 4 << 20
+	maxFile    = 4 << 20
+	MaxTotal   = 8 << 20 // bytes of all files
 	maxNames   = 1 << 20 // bytes of paths and links
 	maxEntries = 4096
 	maxName    = 256 // of a path or the target of a link, or it is left out
@@ -165,8 +165,8 @@ func (r *reader) addFile(p string, generated bool) {
 	case err != nil:
 		r.left[p] = err.Error()
 		return
-	case r.total+int64(len(data)) > maxTotal:
-		r.left[p] = fmt.Sprintf("all files together are larger than %d bytes", maxTotal)
+	case r.total+int64(len(data)) > MaxTotal:
+		r.left[p] = fmt.Sprintf("all files together are larger than %d bytes", MaxTotal)
 		return
 	}
 	if why := secretContent(data, generated && r.owned.manager != "" || p == "/etc/ld.so.cache" || r.owned.isOriginal(p, data)); why != "" {

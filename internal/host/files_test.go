@@ -134,9 +134,25 @@ func TestBounds(t *testing.T) {
 		files["/etc/xml/"+n] = strings.Repeat("x\n", maxFile/2)
 	}
 	f := Read(machine(t, files), nil)
-	require.Equal(t, maxTotal/maxFile, f.Count())
+	require.Equal(t, MaxTotal/maxFile, f.Count())
 	require.Contains(t, f.Left["/etc/fonts/large"], "larger than")
 	require.Contains(t, f.Left["/etc/xml/f"], "together")
+}
+
+// LibreOffice does not start without its registry, the largest file of a package in Debian's /etc.
+// What comes after it is still shown.
+func TestLargeFileOfPackage(t *testing.T) {
+	registry, other := strings.Repeat("<item/>\n", 2_200_000/8), strings.Repeat("x\n", 1<<19)
+	f := Read(machine(t, map[string]string{
+		"/var/lib/dpkg/status":               "Package: a\nStatus: install ok installed\nConffiles:\n /etc/a " + sum(other) + "\n /etc/x " + sum(other) + "\n /etc/z " + sum(other) + "\n",
+		"/var/lib/ucf/hashfile":              sum(registry) + "  /etc/libreoffice/registry/main.xcd\n",
+		"/etc/libreoffice/registry/main.xcd": registry,
+		"/etc/a":                             other,
+		"/etc/x":                             other,
+		"/etc/z":                             other,
+	}), nil)
+	require.Equal(t, []string{"/etc/a", "/etc/libreoffice/registry/main.xcd", "/etc/x", "/etc/z"}, shownAt(f))
+	require.Empty(t, f.Left)
 }
 
 func TestSecretContent(t *testing.T) {

@@ -88,7 +88,9 @@ func (r *Run) guestHost(top *tree, layers []string) ([]string, error) {
 	for _, dir := range []string{"/etc", "/home", "/run", "/var"} {
 		top.mkdir(dir, overlay.Dir{Mode: 0o755})
 	}
-	top.do(top.root.Symlink("/tmp", "var/tmp"))
+	for _, l := range r.spec.Root.Links() {
+		top.do(top.root.Symlink(l.Target, l.Path[1:]))
+	}
 	for _, f := range compile.OwnFiles(&r.spec.Namespaces, "") {
 		top.file(f[0], []byte(f[1]), 0o644, 0, 0)
 	}

@@ -133,7 +133,7 @@ func (l *filesLayer) Get() (*scratch.Scratch, error) {
 	if l.made = scratch.Usable(l.made); l.made != nil {
 		return l.made, nil
 	}
-	s, err := scratch.New(8<<20 + int64(len(l.files.Entries))*64<<10)
+	s, err := scratch.New(host.MaxTotal + int64(len(l.files.Entries))*64<<10)
 	if err != nil {
 		return nil, err
 	}

@@ -210,7 +210,7 @@ func optionFor(r *spec.Root, o outcome) (option string, worth bool) {
 func writable(r *spec.Root, p string) string {
 	var at spec.Mount
 	for _, m := range r.Mounts {
-		if dst := path.Clean(m.Dst); spec.IsIn(p, dst) && len(dst) > len(at.Dst) {
+		if dst := r.Place(m); spec.IsIn(p, dst) && len(dst) > len(at.Dst) {
 			at = spec.Mount{Dst: dst, Source: m.Source}
 		}
 	}

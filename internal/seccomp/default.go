@@ -4,6 +4,7 @@ package seccomp
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/moby/profiles/seccomp"
@@ -19,7 +20,8 @@ import (
 // the rest, whatever the capabilities: io_uring, userfaultfd, the kernel's keyrings and kexec.
 // Without the capability that each of them is about, also: bpf, perf_event_open, open_by_handle_at,
 // loading modules, mounting, setns, unshare and clone with namespace flags, and clone3 fails with
-// ENOSYS, since its flags are in memory, where a filter can't look.
+// ENOSYS, since its flags are in memory, where a filter can't look. So do calls that are newer than
+// all of Docker's.
 //
 // Refused beyond Docker's, whatever the capabilities: the ioctl requests TIOCSTI and TIOCLINUX,
 // which type commands into the terminal that a run may share with its caller (CVE-2017-5226,
@@ -41,7 +43,7 @@ func Default(caps []string, setID bool) (*specs.LinuxSeccomp, error) {
 	if err != nil {
 		return nil, fmt.Errorf("default seccomp profile: %w", err)
 	}
-	p.Syscalls = append(p.Syscalls, refusals()...)
+	p.Syscalls = append(append(p.Syscalls, newer(p.Syscalls)...), refusals()...)
 	p.Syscalls = append(allowSockets(p.Syscalls), refuseSockets(caps)...)
 	if !setID {
 		p.Syscalls = append(p.Syscalls, refuseSetID()...)
@@ -54,6 +56,25 @@ func Default(caps []string, setID bool) (*specs.LinuxSeccomp, error) {
 // before its tracer changes it, and not again (pkg/sentry/kernel/task_syscall.go).
 func OnlySetID() *specs.LinuxSeccomp {
 	return &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: append(refuseSetID(), refuse("io_uring_setup"), refuse("ptrace"))}
+}
+
+// newer refuses the calls that are newer than all of a list, which was made without them, with
+// ENOSYS, as a kernel without them does: programs that try a new call fall back to older ones for no
+// other error. runc does the same (libcontainer/seccomp/patchbpf).
+func newer(list []specs.LinuxSyscall) (rules []specs.LinuxSyscall) {
+	numbers := amd64().numbers // new calls have the same ones everywhere
+	newest := uint32(0)
+	for _, s := range list {
+		for _, name := range s.Names {
+			newest = max(newest, numbers[name])
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(numbers)) {
+		if numbers[name] > newest {
+			rules = append(rules, fail(unix.ENOSYS, name))
+		}
+	}
+	return rules
 }
 
 // setDelegation is F_SETDELEG of Linux 6.19.

@@ -29,7 +29,7 @@ func defaultFor(t testing.TB, goarch string, caps ...string) machine {
 func TestDefaultRefuses(t *testing.T) {
 	names := strings.Fields(`io_uring_setup io_uring_enter io_uring_register userfaultfd keyctl add_key request_key
 		bpf perf_event_open open_by_handle_at kexec_load kexec_file_load init_module finit_module delete_module
-		unshare setns mount umount2 pivot_root move_mount open_tree open_tree_attr fsopen fsconfig fsmount fspick
+		unshare setns mount umount2 pivot_root move_mount open_tree fsopen fsconfig fsmount fspick
 		mount_setattr swapon swapoff reboot syslog acct quotactl settimeofday clock_settime chroot lookup_dcookie
 		kcmp pidfd_getfd process_madvise move_pages migrate_pages fanotify_init sethostname setdomainname nfsservctl
 		mbind set_mempolicy set_mempolicy_home_node quotactl_fd vhangup lsm_set_self_attr`)
@@ -40,6 +40,9 @@ func TestDefaultRefuses(t *testing.T) {
 		}
 		assert.Equal(t, enosys, m.run(t, on(t, goarch, "clone3")))
 		assert.Equal(t, enosys, m.run(t, on(t, goarch, "io_setup")))
+		for _, name := range strings.Fields("open_tree_attr file_getattr file_setattr listns rseq_slice_yield") {
+			assert.Equal(t, enosys, m.run(t, on(t, goarch, name)), "%s is newer than Docker's list", name)
+		}
 		assert.Equal(t, enosys, m.run(t, call{nr: 9999, audit: on(t, goarch, "read").audit}))
 		if goarch == "amd64" {
 			for _, name := range strings.Fields("iopl ioperm uselib ustat sysfs _sysctl create_module query_module get_kernel_syms") {

@@ -76,7 +76,7 @@ func (r *Root) Layout(found Found) *Layout {
 // placed returns all mounts with their places, parents before children.
 func (r *Root) placed(found Found) (all []*Placed) {
 	for i, m := range r.Mounts {
-		m.Dst = path.Clean(m.Dst)
+		m.Dst = r.Place(m)
 		p := &Placed{Mount: m, Index: i, Perm: "0755", OntoFile: found.Files[i]}
 		if m.Dst == "/tmp" || m.Dst == "/dev/shm" {
 			p.Perm = "1777"

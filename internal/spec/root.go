@@ -52,6 +52,34 @@ const maxBinds = 100
 // ShowsHost reports whether the root is HostRootfs.
 func (r *Root) ShowsHost() bool { return r.Rootfs.Layers == nil && r.Rootfs.Parts == Programs }
 
+// Link is a symbolic link of a root in memory, from one directory to another.
+type Link struct{ Path, Target string }
+
+// Links returns the links that a root in memory has, as every distribution does: programs and
+// options name either path. What an option mounts at a link's path is there instead.
+func (r *Root) Links() (links []Link) {
+	if r.Rootfs.Layers != nil {
+		return nil
+	}
+	for _, l := range []Link{{"/var/run", "/run"}, {"/var/tmp", "/tmp"}} {
+		if !slices.ContainsFunc(r.Mounts, func(m Mount) bool { return path.Clean(m.Dst) == l.Path }) {
+			links = append(links, l)
+		}
+	}
+	return links
+}
+
+// Place returns where a mount is put: its path, behind the root's own links.
+func (r *Root) Place(m Mount) string {
+	dst := path.Clean(m.Dst)
+	for _, l := range r.Links() {
+		if isBelow(dst, l.Path) {
+			return l.Target + strings.TrimPrefix(dst, l.Path)
+		}
+	}
+	return dst
+}
+
 // SetWritable sets the room for changes, which are gone with the run.
 func (r *Root) SetWritable(bytes int64) {
 	r.Writable, r.IfCan, r.Upper, r.HasUpper = bytes, false, nil, false
@@ -113,7 +141,7 @@ func (r *Root) check() (errs []error) {
 			bad(m.Source.Option(), "%w", err)
 			continue
 		}
-		dst := path.Clean(m.Dst)
+		dst := r.Place(m)
 		if other, ok := seen[dst]; ok {
 			bad(m.Source.Option(), "%s: hides what %s puts there", dst, other.Source.Option())
 		}
