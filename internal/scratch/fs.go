@@ -23,13 +23,23 @@ import (
 type liveFS struct {
 	s       *Scratch
 	anyName bool // names that are not UTF-8 too
+	dir     string
 }
 
 var _ interface {
 	fs.ReadDirFS
 	fs.StatFS
 	fs.ReadLinkFS
+	fs.SubFS // so that the scratch is still known
 } = liveFS{}
+
+func (f liveFS) Sub(dir string) (fs.FS, error) {
+	if !fs.ValidPath(dir) {
+		return nil, &fs.PathError{Op: "sub", Path: dir, Err: fs.ErrInvalid}
+	}
+	f.dir = path.Join(f.dir, dir)
+	return f, nil
+}
 
 func (f liveFS) Open(name string) (fs.File, error) {
 	file, err := f.open("open", name)
@@ -88,7 +98,7 @@ func (f liveFS) find(op, name string, flags uint64) (*os.File, fs.FileInfo, erro
 		return fail(fs.ErrInvalid)
 	}
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | flags, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := openat2(f.s.mount.Dir, name, &how)
+	fd, err := openat2(f.s.mount.Dir, path.Join(f.dir, name), &how)
 	if err != nil {
 		return fail(err)
 	}
@@ -149,7 +159,7 @@ func (f liveFS) ReadDir(name string) ([]fs.DirEntry, error) {
 // IsOpaque reports whether all that a directory has is in the scratch, and nothing of it in the
 // layers below, for a scratch that takes the changes of a root.
 func (s *Scratch) IsOpaque(name string) bool {
-	file, _, err := liveFS{s, true}.find("open", name, unix.O_NOFOLLOW)
+	file, _, err := liveFS{s: s, anyName: true}.find("open", name, unix.O_NOFOLLOW)
 	if err != nil {
 		return false
 	}

@@ -95,7 +95,7 @@ func (s *Scratch) Mount() *cell.Scratch { return s.mount }
 func (s *Scratch) FS() fs.FS { return liveFS{s: s} }
 
 // AnyFS is FS with names that are not UTF-8, too.
-func (s *Scratch) AnyFS() fs.FS { return liveFS{s, true} }
+func (s *Scratch) AnyFS() fs.FS { return liveFS{s: s, anyName: true} }
 
 // Files returns how many files the scratch has room for at most.
 func (s *Scratch) Files() int64 { return s.files }
