@@ -215,3 +215,40 @@ func TestAttackRootChangesDeep(t *testing.T) {
 	require.Equal(t, []string{"changed " + at + "/f", "removed " + at + "/g", "added " + at + "/new"}, changes(t, s))
 	require.Less(t, time.Since(begin), testkit.Patience/10)
 }
+
+// TestAttackRootChangesRaces has a run swap directories, links, pipes and files while the host looks:
+// that does not fail, and nothing is listed where it never was.
+func TestAttackRootChangesRaces(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "idmapped tmpfs")
+	testkit.Need(t, "python3")
+	s := sandbox.New(sandbox.WithScratchRoot(newScratch(t, 4*sandbox.MiB)))
+	p := runs.Start(t, s.With(sandbox.WithCommand("python3", "-Bc", `
+import os, socket
+os.makedirs("/other/only-here")
+for i in range(50): os.makedirs("/dirs/d%d/in" % i)
+def swap(make):
+    for i in range(50):
+        at = "/dirs/d%d" % i
+        make("/new")
+        os.rename(at, "/old"); os.rename("/new", at)
+        os.rename(at, "/new"); os.rename("/old", at)
+        os.unlink("/new")
+while True:
+    swap(lambda at: os.symlink("/other", at)); swap(lambda at: os.symlink("d0/loop", at)); swap(os.mkfifo); swap(lambda at: open(at, "w").close())
+`)))
+	end := time.Now().Add(2 * time.Second)
+	looks, most := 0, 0
+	for ; time.Now().Before(end); looks++ {
+		list := changes(t, s)
+		most = max(most, len(list))
+		for _, line := range list {
+			require.False(t, strings.HasSuffix(line, "/only-here") && !strings.HasSuffix(line, " /other/only-here"), line)
+		}
+	}
+	require.NoError(t, p.Kill())
+	_, err := p.Wait()
+	require.Error(t, err)
+	require.Greater(t, most, 100)
+	t.Log(looks, most)
+}

@@ -23,6 +23,7 @@ import (
 type liveFS struct {
 	s       *Scratch
 	anyName bool // names that are not UTF-8 too
+	noLinks bool // are followed
 	dir     string
 }
 
@@ -98,6 +99,9 @@ func (f liveFS) find(op, name string, flags uint64) (*os.File, fs.FileInfo, erro
 		return fail(fs.ErrInvalid)
 	}
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | flags, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	if f.noLinks {
+		how.Resolve |= unix.RESOLVE_NO_SYMLINKS
+	}
 	fd, err := openat2(f.s.mount.Dir, path.Join(f.dir, name), &how)
 	if err != nil {
 		return fail(err)
@@ -159,7 +163,7 @@ func (f liveFS) ReadDir(name string) ([]fs.DirEntry, error) {
 // IsOpaque reports whether all that a directory has is in the scratch, and nothing of it in the
 // layers below, for a scratch that takes the changes of a root.
 func (s *Scratch) IsOpaque(name string) bool {
-	file, _, err := liveFS{s: s, anyName: true}.find("open", name, unix.O_NOFOLLOW)
+	file, _, err := liveFS{s: s, anyName: true, noLinks: true}.find("open", name, unix.O_NOFOLLOW)
 	if err != nil {
 		return false
 	}
