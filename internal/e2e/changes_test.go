@@ -231,11 +231,12 @@ def swap(make):
     for i in range(50):
         at = "/dirs/d%d" % i
         make("/new")
-        os.rename(at, "/old"); os.rename("/new", at)
-        os.rename(at, "/new"); os.rename("/old", at)
-        os.unlink("/new")
+        os.rename(at, "/old%d" % i); os.rename("/new", at)
+    for i in range(50):
+        at = "/dirs/d%d" % i
+        os.unlink(at); os.rename("/old%d" % i, at)
 while True:
-    swap(lambda at: os.symlink("/other", at)); swap(lambda at: os.symlink("d0/loop", at)); swap(os.mkfifo); swap(lambda at: open(at, "w").close())
+    swap(lambda at: os.symlink("../other", at)); swap(lambda at: os.symlink("d0/loop", at)); swap(os.mkfifo); swap(lambda at: open(at, "w").close())
 `)))
 	end := time.Now().Add(2 * time.Second)
 	looks, most := 0, 0
