@@ -152,8 +152,8 @@ func TestScratchRootIsFull(t *testing.T) {
 	require.Contains(t, fmt.Sprint(list), "added /f")
 }
 
-// TestAttackRootChanges has runs leave what keeps the host from seeing what they changed: names that
-// are not UTF-8, nodes, a tree that is deeper than a path may be.
+// TestAttackRootChanges has runs leave what keeps the host from seeing what they changed: names
+// that are not UTF-8, nodes, a tree that is deeper than a path may be.
 func TestAttackRootChanges(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs")
@@ -216,8 +216,8 @@ func TestAttackRootChangesDeep(t *testing.T) {
 	require.Less(t, time.Since(begin), testkit.Patience/10)
 }
 
-// TestAttackRootChangesRaces has a run swap directories, links, pipes and files while the host looks:
-// that does not fail, and nothing is listed where it never was.
+// TestAttackRootChangesRaces has a run swap directories, links, pipes and files while the host
+// looks: that does not fail, and nothing is listed where it never was.
 func TestAttackRootChangesRaces(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs")

@@ -24,8 +24,8 @@ type View struct {
 	layers []int // descriptors, the highest first
 	root   dir
 
-	// The directory that was entered last, and descriptors of it, by layer, -1 where it is none.
-	// There are no others: how many a deep tree in many layers would take, its maker decides.
+	// The directory that was entered last, and descriptors of it, by layer, -1 where it is
+	// none. There are no others: how many a deep tree in many layers takes, its maker decides.
 	at   string
 	open []int
 
@@ -204,7 +204,7 @@ func (v *View) walk(p string) (place, kind) {
 				at.walk = at.walk[:1]
 			}
 			at.rest = slices.Concat(strings.Split(target, "/"), rest)
-		case ok && len(found.layers) > 0 && len(found.path) < unix.PathMax: // what is deeper has no name
+		case ok && len(found.layers) > 0 && len(found.path) < unix.PathMax:
 			at = place{append(slices.Clip(at.walk), found), rest}
 		case ok && len(found.layers) == 0 && target == "" && len(rest) == 0:
 			return at, isFile
