@@ -42,10 +42,12 @@ func (c Change) String() string { return fmt.Sprintf("%v %s", c.Kind, c.Path) }
 // RootChanges returns what runs of this sandbox, and of others with the same root, have changed in
 // the root, in the order of the paths. It reads the scratch of WithScratchRoot, and fails if that
 // option is not set. What was in a removed directory is not listed, nor is what is in separate file
-// systems, such as /tmp and the home directory. It may be called while a run is at work, and then
-// shows each file as it was at some moment. To read the files themselves, start a run of the
-// sandbox. It also fails if the scratch is closed, or if a directory of the root can't be opened.
-// It needs what WithScratchRoot needs.
+// systems, such as /tmp and the home directory. Of paths that are longer than one may be, the first
+// on the way down is listed alone. Names are as runs made them, UTF-8 or not. It may be called
+// while a run is at work, and then shows each file as it was at some moment. To read the files
+// themselves, start a run of the sandbox. It also fails if the scratch is closed, if a directory of
+// the root can't be opened, or if there are more changes than the scratch has room for files, as
+// with hard links on a disk. It needs what WithScratchRoot needs.
 func (s *Sandbox) RootChanges() ([]Change, error) {
 	if s.is.Spec.Root.Upper == nil {
 		return nil, fault.Option("WithScratchRoot", "is missing: RootChanges tells what runs changed in its scratch")

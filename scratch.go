@@ -93,11 +93,13 @@ var ErrNotCopied = fault.ErrNotCopied
 func (s *Scratch) CopyOut(dir string) error { return s.impl.CopyOut(dir) }
 
 // FS returns a file system that shows what is in the scratch at the moment, by names relative to
-// its root, wherever a run has it mounted. It implements fs.ReadDirFS, fs.StatFS and fs.ReadLinkFS.
-// Symbolic links are followed within the scratch only, and nothing is opened but regular files and
-// directories. A file shows what it had in it when it was opened; one that is larger than the
-// scratch, which then has holes, can't be opened, nor can one of which a run holds a lease
-// (syscall.EWOULDBLOCK), for which it needs another seccomp filter than the default one.
+// its root, wherever a run has it mounted. It implements fs.ReadDirFS, fs.StatFS, fs.ReadLinkFS and
+// fs.SubFS. Symbolic links are followed within the scratch only, and nothing is opened but regular
+// files and directories. A file shows what it had in it when it was opened; one that is larger than
+// the scratch, which then has holes, can't be opened, nor can one of which a run holds a lease
+// (syscall.EWOULDBLOCK), for which it needs another seccomp filter than the default one. Nor can a
+// directory be listed at once that has more names than one for each 4 KiB of the scratch, plus 256:
+// on a disk, hard links take less.
 func (s *Scratch) FS() fs.FS { return s.impl.FS() }
 
 // WithScratch mounts the scratch at dst, writable. Its files belong to the run's user. It replaces
@@ -120,7 +122,8 @@ func WithReadOnlyScratch(dst string, s *Scratch) Option {
 // there, all may. The files keep their modification times, and are copied to a Scratch of their
 // size when the first run needs them, and kept there for all runs of sandboxes that have this
 // option: later changes of fsys have no effect. An embed.FS, an fs.Sub of it or an os.DirFS will
-// do. Run fails if a file can't be read. It needs Linux 5.12.
+// do, and so will a Scratch's FS, unless its files, with their holes, are more than the Scratch has
+// room for. Run fails if a file can't be read. It needs Linux 5.12.
 func WithFS(dst string, fsys fs.FS) Option {
 	if fsys == nil {
 		return withMount(dst, spec.FS{})

@@ -68,6 +68,10 @@ func TestGrowth(t *testing.T) {
 		"included secrets":       {map[string]string{".env": "A=" + long, "compose.yaml": "include: [a.yaml]", "a.yaml": base + "secrets:\n" + strings.ReplaceAll(services(5000, ""), "image: x", "environment: A")}, tooMuch},
 		"escapes":                {map[string]string{"compose.yaml": "x-a: &a '" + strings.Repeat("$", 500<<10) + "'\nx-b: [" + strings.Repeat("*a,", 100) + "]\n" + base}, "too many variables"},
 		"included escapes":       {map[string]string{".env": "A='" + strings.Repeat("$", 200<<10) + "'", "compose.yaml": "include: [a.yaml]", "a.yaml": "services:\n" + services(200, "    environment: [A]\n")}, "too many variables"},
+		"many fields":            {map[string]string{"compose.yaml": "services:\n" + services(5001, "")}, "line 2: more than 5000 fields"},
+		"ways of dependencies":   {map[string]string{"compose.yaml": dependent(40, 2)}, "more ways from service to service"},
+		"a way of dependencies":  {map[string]string{"compose.yaml": dependent(4000, 1)}, "more ways from service to service"},
+		"a circle at their end":  {map[string]string{"compose.yaml": dependent(40, 2) + "  s39-2: {image: x, depends_on: [s39-2]}\n"}, "leads in a circle: s39-2 -> s39-2"},
 		"ranges by a variable":   {map[string]string{".env": "P=1-65535", "compose.yaml": base + "    ports: [" + strings.Repeat("'$P',", 10000) + "]"}, tooMuch},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -96,6 +100,34 @@ func services(n int, fields string) string {
 		fmt.Fprintf(&b, "  s%d:\n    image: x\n%s", i, fields)
 	}
 	return b.String()
+}
+
+// dependent returns services in so many ranks, each of which depends on all of the rank before.
+func dependent(ranks, each int) string {
+	var b strings.Builder
+	b.WriteString("services:\n")
+	before := ""
+	for i := range ranks {
+		now := ""
+		for j := range each {
+			fmt.Fprintf(&b, "  s%d-%d: {image: x, depends_on: [%s]}\n", i, j, before)
+			now += fmt.Sprintf("s%d-%d,", i, j)
+		}
+		before = now
+	}
+	return b.String()
+}
+
+// As many dependencies as projects have are none too many, and circles are found.
+func TestDependencies(t *testing.T) {
+	for _, content := range []string{dependent(15, 2), dependent(200, 1), dependent(2, 100)} {
+		_, err := load(t, content)
+		require.NoError(t, err)
+	}
+	_, err := load(t, "services:\n  a: {image: x, depends_on: [b]}\n  b: {image: x, depends_on: [c]}\n  c: {image: x, depends_on: [b]}\n")
+	require.ErrorContains(t, err, "depends_on leads in a circle: ")
+	_, err = load(t, base+"  a: {image: x, depends_on: [b], profiles: [p]}\n  b: {image: x, depends_on: [a], profiles: [p]}\n")
+	require.NoError(t, err, "who is not enabled has none")
 }
 
 // Variables are what compose-go makes of them.

@@ -215,10 +215,16 @@ func (l *loading) model() error {
 	if err != nil {
 		return err
 	}
-	project, err := loader.LoadWithContext(context.Background(), l.details(), l.options, func(o *loader.Options) {
+	details := l.details()
+	options := []func(*loader.Options){l.options, func(o *loader.Options) {
 		o.SetProjectName(name, true)
 		o.Profiles, o.SelectedServices, o.PruneUnnecessaryResources = l.profiles(), l.conf.only, true
-	})
+	}}
+	var project *types.Project
+	model, err := loader.LoadModelWithContext(context.Background(), details, options...)
+	if err == nil {
+		project, err = bind(model, details, options)
+	}
 	if err != nil {
 		return l.failed(unsupported, err)
 	}
@@ -230,6 +236,37 @@ func (l *loading) model() error {
 		}
 	}
 	return nil
+}
+
+// bind makes a project of a model, once it is known that looking for circles in it does not take
+// long.
+func bind(model map[string]any, details types.ConfigDetails, options []func(*loader.Options)) (*types.Project, error) {
+	draft := append(slices.Clip(options), func(o *loader.Options) { o.SkipConsistencyCheck, o.SelectedServices = true, nil })
+	project, err := loader.ModelToProject(dependenciesOf(model), loader.ToOptions(&details, draft), details)
+	if err == nil {
+		err = checkDependencies(project.Services)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return loader.ModelToProject(model, loader.ToOptions(&details, options), details)
+}
+
+// dependenciesOf returns a model with those of the services alone.
+func dependenciesOf(model map[string]any) map[string]any {
+	services := map[string]any{}
+	all, _ := model["services"].(map[string]any)
+	for name, of := range all {
+		s, _ := of.(map[string]any)
+		some := map[string]any{}
+		for _, field := range []string{"depends_on", "profiles"} {
+			if value, given := s[field]; given {
+				some[field] = value
+			}
+		}
+		services[name] = some
+	}
+	return map[string]any{"services": services}
 }
 
 // prepare reads what the files refer to, finds what is not supported, and makes sure that what

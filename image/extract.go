@@ -30,6 +30,7 @@ type extraction struct {
 	files   int64 // entries, and directories that were created for them
 	bytes   int64 // of files and extended attributes
 	names   int64 // bytes of names and links
+	looks   int64 // at what paths lead through
 	opaque  bool  // the layers below are hidden
 	hides   []string
 	opaques []string // directories that hide the layers below
@@ -45,6 +46,11 @@ const (
 	// the name of each file that it may have.
 	meanName     = 256
 	leastOfNames = 1 << 20
+
+	// meanLooks bounds how often directories and links on the way to files are looked at: so
+	// often, on average, for each file. A name can lead through links that are far longer.
+	meanLooks    = 64
+	leastOfLooks = 1 << 16
 
 	whiteoutPrefix = ".wh."
 	whiteoutOpaque = ".wh..wh..opq"
@@ -149,6 +155,18 @@ func (e *extraction) keep(name string, bytes int) error {
 	return nil
 }
 
+// look counts looks at what the path of a name leads through.
+func (e *extraction) look(name string, n int) error {
+	most := max(leastOfLooks, min(e.limits.files, math.MaxInt64/meanLooks)*meanLooks)
+	if e.looks += int64(n); e.looks > most {
+		return refuse(name, "with it, paths lead through more than %d directories and links: raise the number of files of WithLimits", most)
+	}
+	return nil
+}
+
+// depth returns how many parts a path has.
+func depth(name string) int { return strings.Count(name, "/") + 1 }
+
 // localName makes a name of an archive relative to the root, as container engines do with names
 // that begin with a slash.
 func localName(name string) (string, error) {
@@ -208,6 +226,9 @@ func (e *extraction) walk(dir string, no func(at string, there bool) error) (str
 			continue
 		}
 		next := path.Join(at, name)
+		if err := e.look(dir, 1); err != nil {
+			return "", err
+		}
 		info, err := os.Lstat(e.host(next))
 		switch {
 		case err == nil && info.IsDir():
@@ -249,6 +270,9 @@ func (e *extraction) mkdir(name string) error {
 	}
 	mode, uid, gid := fs.FileMode(0o755), -1, -1
 	for i := len(e.below) - 1; i >= 0; i-- {
+		if err := e.look(name, depth(name)); err != nil {
+			return err
+		}
 		info, err := lstatIn(e.below[i].files(), name)
 		if err == nil {
 			if st := info.Sys().(*syscall.Stat_t); info.IsDir() {
@@ -404,6 +428,9 @@ func keepAll(*tar.Header, string) (bool, error) { return true, nil }
 // after them.
 func (e *extraction) hideBelow() error {
 	for _, name := range e.hides {
+		if err := e.look(name, 2*depth(name)); err != nil {
+			return err
+		}
 		if !e.hasDir(path.Dir(name)) {
 			continue // replaced by something that hides more
 		}
@@ -414,6 +441,9 @@ func (e *extraction) hideBelow() error {
 		}
 	}
 	for _, name := range e.opaques {
+		if err := e.look(name, depth(name)); err != nil {
+			return err
+		}
 		if name == "" || !e.hasDir(name) {
 			e.opaque = e.opaque || name == ""
 			continue

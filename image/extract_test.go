@@ -107,6 +107,10 @@ func shapes(t testing.TB) []shape {
 	deep := func(n int) string { return strings.Repeat("d/", n-1) + "f" }
 	long := strings.Repeat("n", 255)
 	x := func(name string) file { return file{name: name, content: "x"} }
+	winding := []file{{name: "d/"}} // links that a path may lead through, as long as they may be
+	for i := range maxFollow {
+		winding = append(winding, file{name: fmt.Sprint("l", i), link: strings.Repeat("d/../", 815) + fmt.Sprint("l", i+1)})
+	}
 	sparse, err := os.ReadFile("testdata/sparse.tar")
 	require.NoError(t, err)
 	list := []shape{
@@ -268,6 +272,8 @@ func shapes(t testing.TB) []shape {
 		{name: "many devices", files: slices.Repeat(kinds(tar.TypeChar, "dev/a"), 301), err: "more than 300 files"},
 		{name: "many names", files: slices.Repeat([]file{{name: "l", link: strings.Repeat("t", 4000)}}, 280), err: "bytes of names"},
 		{name: "many names through a link", files: append([]file{{name: "l", link: strings.Repeat(strings.Repeat("n", 250)+"/", 15)}}, slices.Repeat([]file{{name: "l/d/"}}, 280)...), err: "bytes of names"},
+		{name: "a way of many links, often", files: append(slices.Clone(winding), slices.Repeat([]file{x("l0/x")}, 10)...), err: "paths lead through more than 65536 directories and links"},
+		{name: "a way of many links, once", files: append(slices.Clone(winding), x("l0/x")), tree: "..."},
 		{name: "directory and file in turns", files: slices.Repeat([]file{{name: "a/b/c", content: "x"}, {name: "a", content: "y"}}, 60), tree: "a=y", made: 240},
 
 		// Types.

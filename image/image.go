@@ -69,8 +69,9 @@ func WithKeychain(k authn.Keychain) Option { return func(o *options) { o.keys = 
 
 // WithLimits bounds each layer: the bytes that it may take, as a tar file and as files, and the
 // number of its files, which includes repeated ones and directories that it needs but does not
-// describe. Names may have 256 bytes on average, or 1 MiB together if that is more. Default: 16 GiB
-// and a million files.
+// describe. Names may have 256 bytes on average, or 1 MiB together if that is more, and lead
+// through 64 directories and links on average, or 65,536 together. Default: 16 GiB and a million
+// files.
 func WithLimits(bytes, files int64) Option {
 	return func(o *options) { o.limits = limits{bytes, files} }
 }

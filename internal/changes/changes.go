@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/cellkit/sandbox/internal/compile"
 	"github.com/cellkit/sandbox/internal/overlay"
@@ -70,13 +71,21 @@ func (s skeletonFiles) Lstat(name string) (isDir bool, mode fs.FileMode, ok bool
 	return is, 0o755, ok
 }
 
+// isGone reports whether something has been removed meanwhile, or the directory that it was in, or
+// something else is at the place of either.
+func isGone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) || errors.Is(err, fs.ErrInvalid)
+}
+
+var errTooMany = errors.New("more changes than the scratch has room for files: there are hard links")
+
 // changesOf returns the changes that overlayfs left for the part:
 // Documentation/filesystems/overlayfs.rst.
 func changesOf(p *compile.Part, below lowerFiles, in *scratch.Scratch) (list []Change, err error) {
 	top := p.Top()
-	err = fs.WalkDir(in.FS(), top, func(name string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // no run has made it yet, or it has been removed meanwhile
+	err = fs.WalkDir(in.Tree(), top, func(name string, d fs.DirEntry, err error) error {
+		if isGone(err) { // or no run has made it yet
+			return nil
 		}
 		if err != nil || name == top {
 			return err
@@ -84,14 +93,27 @@ func changesOf(p *compile.Part, below lowerFiles, in *scratch.Scratch) (list []C
 		rel := strings.TrimPrefix(name, top+"/")
 		add := func(k Kind) { list = append(list, Change{path.Join(p.At, rel), k}) }
 		info, err := d.Info()
-		if errors.Is(err, fs.ErrNotExist) {
+		if isGone(err) {
 			return nil
 		}
-		if err != nil {
+		tooLong := errors.Is(err, syscall.ENAMETOOLONG)
+		if err != nil && !tooLong {
 			return err
+		}
+		if int64(len(list)) == in.Files() {
+			return errTooMany
 		}
 		wasDir, mode, was := below.Lstat(rel)
 		switch {
+		case tooLong: // for any call
+			if was {
+				add(Changed)
+			} else {
+				add(Added)
+			}
+			if d.IsDir() {
+				return fs.SkipDir
+			}
 		case info.Mode()&fs.ModeCharDevice != 0: // a run can make no other device
 			if was {
 				add(Removed)

@@ -3,12 +3,16 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
@@ -146,4 +150,106 @@ func TestScratchRootIsFull(t *testing.T) {
 	list := changes(t, s)
 	require.Contains(t, list, "added /big")
 	require.Contains(t, fmt.Sprint(list), "added /f")
+}
+
+// TestAttackRootChanges has runs leave what keeps the host from seeing what they changed: names
+// that are not UTF-8, nodes, a tree that is deeper than a path may be.
+func TestAttackRootChanges(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "idmapped tmpfs")
+	testkit.Need(t, "python3")
+	s := sandbox.New(sandbox.WithScratchRoot(newScratch(t, 16*sandbox.MiB)))
+	runs.Output(t, s.With(sandbox.WithCommand("python3", "-Bc", `
+import os
+open("/etc/hosts", "w").write("x")
+for name in b"/f\xff", b"/d\xff/f", b"/new\nline", b"/\x1b[2J":
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    open(name, "w")
+os.mkfifo("/fifo"); os.symlink("/etc", "/link"); os.mkdir("/closed"); open("/closed/f", "w"); os.chmod("/closed", 0)
+os.mkdir("/opaque"); open("/opaque/f", "w")
+for name in "/opaque", "/opaque/f":
+    for attribute in "opaque", "whiteouts", "whiteout", "redirect", "metacopy", "origin":
+        try: os.setxattr(name, "user.overlay." + attribute, b"y")
+        except OSError: pass
+d = os.open("/", os.O_RDONLY)
+for i in range(2100):
+    os.mkdir("d", dir_fd=d)
+    e = os.open("d", os.O_RDONLY, dir_fd=d)
+    os.close(d)
+    d = e
+`)))
+	list := changes(t, s)
+	deep := "added " + strings.Repeat("/d", 2100)
+	shallow := slices.DeleteFunc(slices.Clone(list), func(line string) bool { return strings.HasPrefix(deep, line) })
+	require.Equal(t, []string{"added /\x1b[2J", "added /closed", "added /closed/f", "added /d\xff", "added /d\xff/f", "changed /etc/hosts", "added /fifo", "added /f\xff", "added /link", "added /new\nline", "added /opaque", "added /opaque/f"}, shallow)
+	require.InDelta(t, 4096/2, len(list)-len(shallow), 10)
+}
+
+// TestAttackRootChangesDeep has layers and a run made for each other: the run changes what lies as
+// deep as it can in all of them.
+func TestAttackRootChangesDeep(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "idmapped tmpfs")
+	layers := []string{testkit.BusyboxRoot(t)}
+	const depth = 1500
+	for range 4 {
+		layer := testkit.Layer(t, map[string]string{"x/": ""})
+		at, err := unix.Open(layer+"/x", unix.O_PATH|unix.O_CLOEXEC, 0)
+		require.NoError(t, err)
+		for range depth {
+			require.NoError(t, unix.Mkdirat(at, "d", 0o755))
+			next, err := unix.Openat(at, "d", unix.O_PATH|unix.O_CLOEXEC, 0)
+			require.NoError(t, errors.Join(err, unix.Close(at)))
+			at = next
+		}
+		for _, name := range []string{"f", "g"} {
+			require.NoError(t, unix.Mknodat(at, name, unix.S_IFREG|0o644, 0))
+		}
+		require.NoError(t, unix.Close(at))
+		layers = append(layers, layer)
+	}
+	s := sandbox.New(sandbox.WithRootfs(sandbox.LayersRootfs(layers...)), sandbox.WithUser(0, 0), sandbox.WithScratchRoot(newScratch(t, 16*sandbox.MiB)))
+	runs.Output(t, s.With(sandbox.WithCommand("/bin/sh", "-c", fmt.Sprintf("set -e; cd /x; i=0; while [ $i -lt %d ]; do cd -P d; i=$((i+1)); done; echo x >f; rm g; echo x >new", depth))))
+	begin := time.Now()
+	at := "/x" + strings.Repeat("/d", depth)
+	require.Equal(t, []string{"changed " + at + "/f", "removed " + at + "/g", "added " + at + "/new"}, changes(t, s))
+	require.Less(t, time.Since(begin), testkit.Patience/10)
+}
+
+// TestAttackRootChangesRaces has a run swap directories, links, pipes and files while the host
+// looks: that does not fail, and nothing is listed where it never was.
+func TestAttackRootChangesRaces(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "idmapped tmpfs")
+	testkit.Need(t, "python3")
+	s := sandbox.New(sandbox.WithScratchRoot(newScratch(t, 4*sandbox.MiB)))
+	p := runs.Start(t, s.With(sandbox.WithCommand("python3", "-Bc", `
+import os, socket
+os.makedirs("/other/only-here")
+for i in range(50): os.makedirs("/dirs/d%d/in" % i)
+def swap(make):
+    for i in range(50):
+        at = "/dirs/d%d" % i
+        make("/new")
+        os.rename(at, "/old%d" % i); os.rename("/new", at)
+    for i in range(50):
+        at = "/dirs/d%d" % i
+        os.unlink(at); os.rename("/old%d" % i, at)
+while True:
+    swap(lambda at: os.symlink("../other", at)); swap(lambda at: os.symlink("d0/loop", at)); swap(os.mkfifo); swap(lambda at: open(at, "w").close())
+`)))
+	end := time.Now().Add(2 * time.Second)
+	looks, most := 0, 0
+	for ; time.Now().Before(end); looks++ {
+		list := changes(t, s)
+		most = max(most, len(list))
+		for _, line := range list {
+			require.False(t, strings.HasSuffix(line, "/only-here") && !strings.HasSuffix(line, " /other/only-here"), line)
+		}
+	}
+	require.NoError(t, p.Kill())
+	_, err := p.Wait()
+	require.Error(t, err)
+	require.Greater(t, most, 100)
+	t.Log(looks, most)
 }

@@ -5,6 +5,7 @@ package e2e
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -141,4 +142,36 @@ func TestRootlessDiskScratch(t *testing.T) {
 	var setup *sandbox.SetupError
 	require.ErrorAs(t, err, &setup)
 	require.Contains(t, setup.Hint, "WithBind of a directory")
+}
+
+// TestAttackDiskLinks fills a disk with names for a few files, which nothing but its size bounds:
+// whoever lists them gets an error before they fill memory.
+func TestAttackDiskLinks(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "python3")
+	s, root := newDiskScratch(t, 4*sandbox.MiB), newDiskScratch(t, 4*sandbox.MiB)
+	const script = `
+import os
+try:
+    for i in range(1000):
+        os.makedirs("%s/d%d" % (os.getcwd(), i % 8), exist_ok=True)
+        os.close(os.open("f", os.O_CREAT))
+        for j in range(1000 if i else 0):
+            os.link("f", "d%d/%x" % (i % 8, i * 1000 + j))
+        if i % 50 == 0: os.unlink("f")
+except OSError as e: print(e.errno)
+`
+	in := sandbox.New(sandbox.WithCommand("python3", "-Bc", script))
+	require.Equal(t, "28", runs.Output(t, in.With(sandbox.WithScratch("/s", s), sandbox.WithDir("/s"))))
+	require.Equal(t, "28", runs.Output(t, in.With(sandbox.WithScratchRoot(root), sandbox.WithDir("/"), sandbox.WithUser(0, 0))))
+	_, err := fs.ReadDir(s.FS(), "d0")
+	require.ErrorContains(t, err, "readdir d0: more than 1280 names")
+	d, err := s.FS().Open("d0")
+	require.NoError(t, err)
+	some, err := d.(fs.ReadDirFile).ReadDir(2000)
+	require.NoError(t, errors.Join(err, d.Close()))
+	require.Len(t, some, 2000, "as many as asked for")
+	require.ErrorIs(t, s.CopyOut(filepath.Join(testkit.OpenDir(t), "out")), sandbox.ErrNotCopied)
+	_, err = in.With(sandbox.WithScratchRoot(root), sandbox.WithUser(0, 0)).RootChanges()
+	require.ErrorContains(t, err, "hard links")
 }

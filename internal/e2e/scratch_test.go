@@ -500,6 +500,29 @@ except OSError: pass
 	t.Log(time.Since(begin))
 }
 
+// TestAttackScratchHoles shows what a run left to another one: its files with holes are not more
+// than what it could have written.
+func TestAttackScratchHoles(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "idmapped tmpfs or an ordinary user")
+	s := newScratch(t, 4*sandbox.MiB)
+	in := sandbox.WithScratch("/s", s)
+	runs.Output(t, runs.Shell("mkdir /s/d; truncate -s 3M /s/d/a; echo x >/s/d/b; ln -s ../x /s/d/up; echo y >/s/x", in))
+	sub, err := fs.Sub(s.FS(), "d")
+	require.NoError(t, err)
+	b, err := fs.ReadFile(sub, "up")
+	require.NoError(t, err)
+	require.Equal(t, "y\n", string(b), "links are followed within the scratch")
+	_, err = fs.Stat(sub, "../x")
+	require.ErrorIs(t, err, fs.ErrInvalid)
+	require.Equal(t, "a b up", runs.Output(t, runs.Shell("echo $(ls /fs)", sandbox.WithFS("/fs", sub))))
+	runs.Output(t, runs.Shell("truncate -s 3M /s/d/c", in))
+	for _, fsys := range []fs.FS{s.FS(), sub} {
+		_, err = runs.Shell("true", sandbox.WithFS("/fs", fsys)).Run(testkit.Deadline(t))
+		require.ErrorContains(t, err, "more bytes than the scratch has room for")
+	}
+}
+
 // TestAttackScratchLease reads files of which a run holds leases: opening them would wait for the
 // time in the sysctl fs.lease-break-time.
 func TestAttackScratchLease(t *testing.T) {

@@ -21,8 +21,15 @@ import (
 // View is directories as overlayfs shows them together. No symbolic link leads out of it, and
 // nothing but directories, and the files of Read, is opened. It is not safe for concurrent use.
 type View struct {
+	layers []int // descriptors, the highest first
 	root   dir
-	opened []int // by a walk
+
+	// The directory that was entered last, and descriptors of it, by layer, -1 where it is
+	// none. There are no others: how many a deep tree in many layers takes, its maker decides.
+	at   string
+	open []int
+
+	way []dir // from the root, as far as Lstat's last name leads through directories
 }
 
 // Dir is what a directory looks like, of several that are merged the highest.
@@ -39,38 +46,62 @@ type Point struct {
 
 // dir is a directory of a View.
 type dir struct {
-	name   string
-	layers []int // descriptors of the directories that it is made of, the highest first
+	path   string // relative to the root, without symbolic links
+	layers []int  // of those of the View that it is made of, the highest first
 	Dir
 }
 
 // Open opens layers, the lowest first. The View must be closed.
 func Open(layers []string) (*View, error) {
-	v := &View{}
+	v := &View{root: dir{path: "."}}
 	for _, p := range slices.Backward(layers) {
 		fd, err := unix.Open(p, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			v.Close()
 			return nil, &os.PathError{Op: "open", Path: p, Err: err}
 		}
-		v.root.layers = append(v.root.layers, fd)
+		v.root.layers = append(v.root.layers, len(v.layers))
+		v.layers = append(v.layers, fd)
 	}
+	v.way = []dir{v.root}
 	return v, nil
 }
 
 // Close closes the layers.
-func (v *View) Close() { closeFDs(v.root.layers) }
-
-// endWalk closes what a walk has opened.
-func (v *View) endWalk() {
-	closeFDs(v.opened)
-	v.opened = nil
+func (v *View) Close() {
+	closeFDs(v.layers)
+	closeFDs(v.open)
 }
 
 func closeFDs(fds []int) {
 	for _, fd := range fds {
-		_ = unix.Close(fd) // it was for looking only
+		if fd >= 0 {
+			_ = unix.Close(fd) // it was for looking only
+		}
 	}
+}
+
+// enter opens a directory in the layers that it is made of, and returns descriptors of it by layer,
+// -1 where it is none or gone again. They are open until another is entered.
+func (v *View) enter(d *dir) []int {
+	if v.open != nil && v.at == d.path {
+		return v.open
+	}
+	open := slices.Repeat([]int{-1}, len(v.layers))
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
+	fromParent := v.open != nil && v.at == path.Dir(d.path)
+	for _, layer := range d.layers {
+		from, name := v.layers[layer], d.path
+		if fromParent {
+			from, name = v.open[layer], path.Base(d.path)
+		}
+		if fd, err := unix.Openat2(from, name, &how); err == nil {
+			open[layer] = fd
+		}
+	}
+	closeFDs(v.open)
+	v.at, v.open = d.path, open
+	return open
 }
 
 // maxLinks is how many symbolic links the kernel follows: path_resolution(7).
@@ -79,7 +110,6 @@ const maxLinks = 40
 // Missing returns how p can be made, if it does not exist. A symbolic link that leads nowhere is
 // replaced. Of a directory that exists it returns where that is.
 func (v *View) Missing(p string) (Point, bool) {
-	defer v.endWalk()
 	at, is := v.walk(p)
 	switch {
 	case is == isFile:
@@ -93,7 +123,6 @@ func (v *View) Missing(p string) (Point, bool) {
 // FileAt returns how a file at p can be made, in place of what there is, whether there is a file
 // that is neither a directory nor a link, and false if it can't.
 func (v *View) FileAt(p string) (at Point, exists, ok bool) {
-	defer v.endWalk()
 	in, is := v.walk(path.Dir(p))
 	if is == isFile {
 		return Point{}, false, false
@@ -108,14 +137,15 @@ func (v *View) FileAt(p string) (at Point, exists, ok bool) {
 
 // Read returns the first bytes of a regular file, up to limit.
 func (v *View) Read(p string, limit int64) ([]byte, error) {
-	defer v.endWalk()
 	at, is := v.walk(p)
 	if is != isFile {
 		return nil, &fs.PathError{Op: "open", Path: p, Err: fs.ErrNotExist}
 	}
-	for _, layer := range at.walk[len(at.walk)-1].layers {
-		fd, err := unix.Openat(layer, at.rest[0], unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err == unix.ENOENT {
+	in := &at.walk[len(at.walk)-1]
+	open := v.enter(in)
+	for _, layer := range in.layers {
+		fd, err := unix.Openat(open[layer], at.rest[0], unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err == unix.ENOENT || open[layer] < 0 {
 			continue
 		}
 		if err != nil {
@@ -174,9 +204,9 @@ func (v *View) walk(p string) (place, kind) {
 				at.walk = at.walk[:1]
 			}
 			at.rest = slices.Concat(strings.Split(target, "/"), rest)
-		case ok && len(found.layers) > 0:
+		case ok && len(found.layers) > 0 && len(found.path) < unix.PathMax:
 			at = place{append(slices.Clip(at.walk), found), rest}
-		case ok && target == "" && len(rest) == 0:
+		case ok && len(found.layers) == 0 && target == "" && len(rest) == 0:
 			return at, isFile
 		default:
 			if link != nil {
@@ -192,7 +222,7 @@ func (v *View) walk(p string) (place, kind) {
 func missingBelow(walk []dir, rest []string) Point {
 	var p Point
 	for _, d := range walk {
-		p.Path = path.Join(p.Path, d.name)
+		p.Path = d.path
 		p.Have = append(p.Have, d.Dir)
 	}
 	p.Path = path.Join("/", p.Path, path.Join(rest...))
@@ -200,30 +230,41 @@ func missingBelow(walk []dir, rest []string) Point {
 }
 
 // Lstat looks for a name, relative to the root, without following links. It returns the mode of
-// directories only.
+// directories only. In a walk of a tree, each name takes one step from the one before.
 func (v *View) Lstat(name string) (isDir bool, mode fs.FileMode, ok bool) {
-	defer v.endWalk()
-	at := v.root
-	for _, part := range strings.Split(name, "/") {
-		found, target, ok := v.look(&at, part)
-		if !ok && target == "" {
+	in := len(v.way) - 1
+	for in > 0 && !strings.HasPrefix(name, v.way[in].path+"/") {
+		in--
+	}
+	v.way = v.way[:in+1]
+	rest := name
+	if in > 0 {
+		rest = name[len(v.way[in].path)+1:]
+	}
+	for {
+		part, below, more := strings.Cut(rest, "/")
+		found, target, ok := v.look(&v.way[len(v.way)-1], part)
+		isDir := len(found.layers) > 0
+		if isDir {
+			v.way = append(v.way, found)
+		}
+		switch {
+		case !more:
+			return isDir, found.Mode, ok || target != ""
+		case !isDir:
 			return false, 0, false
 		}
-		if len(found.layers) == 0 {
-			isDir, at = false, dir{}
-			continue
-		}
-		isDir, at = true, found
+		rest = below
 	}
-	return isDir, at.Mode, true
 }
 
 // look finds a name in a directory, the target if it is a symbolic link.
 func (v *View) look(in *dir, name string) (found dir, link string, ok bool) {
-	found.name = name
+	found.path = path.Join(in.path, name)
+	open := v.enter(in)
 	for _, layer := range in.layers {
 		var st unix.Stat_t
-		if unix.Fstatat(layer, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		if open[layer] < 0 || unix.Fstatat(open[layer], name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 			continue
 		}
 		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
@@ -232,26 +273,27 @@ func (v *View) look(in *dir, name string) (found dir, link string, ok bool) {
 		}
 		switch {
 		case st.Mode&unix.S_IFMT == unix.S_IFLNK:
-			link, err := readLinkAt(layer, name)
+			link, err := readLinkAt(open[layer], name)
 			return found, link, err == nil
 		case st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0:
 			return found, "", false // a whiteout
 		case !isDir:
 			return found, "", true
 		}
-		fd, err := unix.Openat(layer, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		fd, err := unix.Openat(open[layer], name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
 			continue // it is gone again
 		}
-		v.opened = append(v.opened, fd)
+		isOpaque := IsOpaque(fd)
+		_ = unix.Close(fd)
 		if len(found.layers) == 0 {
 			found.Dir = Dir{fs.FileMode(st.Mode & 0o777), int(st.Uid), int(st.Gid)}
 			if st.Mode&unix.S_ISVTX != 0 {
 				found.Mode |= fs.ModeSticky
 			}
 		}
-		found.layers = append(found.layers, fd)
-		if IsOpaque(fd) {
+		found.layers = append(found.layers, layer)
+		if isOpaque {
 			break
 		}
 	}

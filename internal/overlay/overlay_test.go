@@ -3,6 +3,7 @@
 package overlay
 
 import (
+	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -32,7 +33,7 @@ func TestMergedAsOverlayfs(t *testing.T) {
 			require.NoError(t, os.Mkdir(layers[i], 0o755))
 			randomTree(t, r, layers[i], 0)
 		}
-		exists := overlaid(t, dir, layers)
+		exists, kinds := overlaid(t, dir, layers)
 		m, err := Open(layers)
 		require.NoError(t, err)
 		defer m.Close()
@@ -41,6 +42,10 @@ func TestMergedAsOverlayfs(t *testing.T) {
 			require.Equal(t, want, !missing, "%s in %s: %+v", p, dir, gap)
 			require.False(t, missing && !strings.HasPrefix(gap.Path, "/"), gap)
 			seen[want]++
+		}
+		for p, want := range kinds { // in any order
+			isDir, _, ok := m.Lstat(p)
+			require.Equal(t, want, [2]bool{ok, isDir}, "%s in %s", p, dir)
 		}
 	}
 	require.Greater(t, seen[true], 1000)
@@ -77,7 +82,7 @@ func randomTree(t *testing.T, r *rand.Rand, dir string, depth int) {
 
 // overlaid is which paths exist where overlayfs has mounted the layers, the lowest first, in a
 // namespace of its own.
-func overlaid(t *testing.T, dir string, layers []string) map[string]bool {
+func overlaid(t *testing.T, dir string, layers []string) (exists map[string]bool, kinds map[string][2]bool) {
 	var paths []string
 	for _, a := range treeNames {
 		paths = append(paths, "/"+a)
@@ -88,7 +93,7 @@ func overlaid(t *testing.T, dir string, layers []string) map[string]bool {
 			}
 		}
 	}
-	exists := map[string]bool{}
+	exists, kinds = map[string]bool{}, map[string][2]bool{}
 	top, empty := filepath.Join(dir, "root"), filepath.Join(dir, "empty") // overlayfs wants two layers
 	require.NoError(t, os.Mkdir(top, 0o755))
 	require.NoError(t, os.Mkdir(empty, 0o755))
@@ -121,10 +126,64 @@ func overlaid(t *testing.T, dir string, layers []string) map[string]bool {
 				if err == nil {
 					_ = unix.Close(fd)
 				}
+				if !strings.Contains(p, "..") {
+					how := unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
+					var st unix.Stat_t
+					fd, err := unix.Openat2(root, p[1:], &how)
+					if err == nil {
+						err = unix.Fstat(fd, &st)
+						_ = unix.Close(fd)
+					}
+					kinds[p[1:]] = [2]bool{err == nil, st.Mode&unix.S_IFMT == unix.S_IFDIR}
+				}
 			}
 			return nil
 		}()
 	})
 	require.NoError(t, err)
-	return exists
+	return exists, kinds
+}
+
+// Trees as deep as a path may be, in several layers, take no more descriptors than layers have, and
+// a walk of them takes a step for each name.
+func TestAttackDeep(t *testing.T) {
+	const layers, depth = 4, 2000
+	dir := t.TempDir()
+	var all []string
+	for i := range layers {
+		layer := filepath.Join(dir, strconv.Itoa(i))
+		require.NoError(t, os.Mkdir(layer, 0o755))
+		require.NoError(t, os.Symlink(strings.Repeat("d/", depth), layer+"/deep"))
+		require.NoError(t, os.Symlink("deep/.."+strings.Repeat("/d/..", 800)+"/d", layer+"/back"))
+		require.NoError(t, os.Symlink("deep/"+strings.Repeat("d/", depth), layer+"/deeper"))
+		at, err := unix.Open(layer, unix.O_PATH|unix.O_CLOEXEC, 0)
+		require.NoError(t, err)
+		for range 2 * depth {
+			require.NoError(t, unix.Mkdirat(at, "d", 0o755))
+			next, err := unix.Openat(at, "d", unix.O_PATH|unix.O_CLOEXEC, 0)
+			require.NoError(t, errors.Join(err, unix.Close(at)))
+			at = next
+		}
+		require.NoError(t, unix.Close(at))
+		all = append(all, layer)
+	}
+	var was unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 200, Max: was.Max}))
+	defer func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was)) }()
+	m, err := Open(all)
+	require.NoError(t, err)
+	defer m.Close()
+
+	for name, missing := range map[string]bool{"/deep": false, "/back": false, "/deep/x": true, "/deeper": true} {
+		at, is := m.Missing(name)
+		require.Equal(t, missing, is, name)
+		require.Less(t, len(at.Path), unix.PathMax)
+	}
+	for n := range depth {
+		isDir, _, ok := m.Lstat(strings.Repeat("d/", n) + "d")
+		require.True(t, ok && isDir, n)
+		_, _, ok = m.Lstat(strings.Repeat("d/", n) + "x")
+		require.False(t, ok, n)
+	}
 }

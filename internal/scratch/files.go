@@ -35,6 +35,9 @@ func (f *Files) Get() (*Scratch, error) {
 		return nil, err
 	}
 	c := copier{from: f.fsys, to: s.root, dir: ".", exact: true, forAll: true, bytes: s.size, files: s.files}
+	if from, ok := f.fsys.(liveFS); ok { // in which a run may have left holes
+		c.bytes = min(c.bytes, from.s.size)
+	}
 	if err := c.copy(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

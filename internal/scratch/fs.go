@@ -23,13 +23,24 @@ import (
 type liveFS struct {
 	s       *Scratch
 	anyName bool // names that are not UTF-8 too
+	noLinks bool // are followed
+	dir     string
 }
 
 var _ interface {
 	fs.ReadDirFS
 	fs.StatFS
 	fs.ReadLinkFS
+	fs.SubFS // so that the scratch is still known
 } = liveFS{}
+
+func (f liveFS) Sub(dir string) (fs.FS, error) {
+	if !fs.ValidPath(dir) {
+		return nil, &fs.PathError{Op: "sub", Path: dir, Err: fs.ErrInvalid}
+	}
+	f.dir = path.Join(f.dir, dir)
+	return f, nil
+}
 
 func (f liveFS) Open(name string) (fs.File, error) {
 	file, err := f.open("open", name)
@@ -88,7 +99,10 @@ func (f liveFS) find(op, name string, flags uint64) (*os.File, fs.FileInfo, erro
 		return fail(fs.ErrInvalid)
 	}
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | flags, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := openat2(f.s.mount.Dir, name, &how)
+	if f.noLinks {
+		how.Resolve |= unix.RESOLVE_NO_SYMLINKS
+	}
+	fd, err := openat2(f.s.mount.Dir, path.Join(f.dir, name), &how)
 	if err != nil {
 		return fail(err)
 	}
@@ -149,7 +163,7 @@ func (f liveFS) ReadDir(name string) ([]fs.DirEntry, error) {
 // IsOpaque reports whether all that a directory has is in the scratch, and nothing of it in the
 // layers below, for a scratch that takes the changes of a root.
 func (s *Scratch) IsOpaque(name string) bool {
-	file, _, err := liveFS{s: s}.find("open", name, unix.O_NOFOLLOW)
+	file, _, err := liveFS{s: s, anyName: true, noLinks: true}.find("open", name, unix.O_NOFOLLOW)
 	if err != nil {
 		return false
 	}
@@ -188,12 +202,29 @@ func (d *liveDir) Read([]byte) (int, error) {
 }
 
 func (d *liveDir) ReadDir(n int) ([]fs.DirEntry, error) {
-	list, err := d.file.ReadDir(n)
+	list, err := d.readAll(n)
 	for i, e := range list {
 		list[i] = liveEntry{e, path.Join(d.name, e.Name()), d.fsys}
 	}
 	if err != nil && err != io.EOF {
 		err = renamed(err, d.name)
+	}
+	return list, err
+}
+
+// readAll is ReadDir of an os.File. Hard links take no file, and hardly any room on a disk: so many
+// that only they can be them are an error, before they fill memory.
+func (d *liveDir) readAll(n int) ([]fs.DirEntry, error) {
+	if n > 0 {
+		return d.file.ReadDir(n)
+	}
+	most := d.fsys.s.files
+	list, err := d.file.ReadDir(int(most) + 1)
+	if err == io.EOF {
+		err = nil
+	}
+	if err == nil && int64(len(list)) > most {
+		return nil, &fs.PathError{Op: "readdir", Path: d.name, Err: fmt.Errorf("more than %d names, which are more than the scratch has room for files: there are hard links", most)}
 	}
 	return list, err
 }
