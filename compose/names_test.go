@@ -152,6 +152,20 @@ func TestRootlessEnded(t *testing.T) {
 	require.ErrorContains(t, r.Err(), "one")
 }
 
+// A service that begins as root gives its volume to another user, and becomes that one, as images of
+// databases do. When it is started again, the volume is as it was.
+func TestVolumeOwners(t *testing.T) {
+	testkit.Need(t, "idmapped tmpfs")
+	const entry = "echo db:x:99:98::/:/bin/sh >>/etc/passwd; test $$(stat -c %u /v) != 0 || chown 99:98 /v; stat -c '%u:%g %n' /v /v/* 2>/dev/null; exec su db -c 'umask 077; cat /v/file; echo kept >/v/file; exit 3'"
+	r := up(t, project(t, map[string]string{"compose.yaml": "services:\n  db: {image: ./busybox.tar, command: [sh, -c, \"" + entry + "\"], restart: 'on-failure:1', volumes: ['vol:/v']}\nvolumes: {vol: }\n"}))
+	require.Error(t, r.Err())
+	said := ""
+	for line := range r.Follow(t.Context()) {
+		said += line.Text + "\n"
+	}
+	require.Regexp(t, `^99:98 /v\n.*No such file.*\n99:98 /v\n99:98 /v/file\nkept\n$`, said)
+}
+
 // VolumeDisk has named volumes, and those of a service's own, on disk: as large as it says, shared
 // by the services that have it, and gone with the project, without a file with a name.
 func TestVolumeDisk(t *testing.T) {

@@ -52,6 +52,8 @@ func (k *compiler) declareTrees() {
 		case spec.Scratch:
 			t.From = source.From
 			k.mapTree(&t, source.ReadOnly)
+			// Root may give files to others, as far as it has the capabilities for that.
+			t.MapAll = k.shape.WideIDs && k.c.Namespaces.UID == 0 && k.c.Namespaces.GID == 0
 			k.plan.OwnUser = true // because the user owns the scratch's files
 		case spec.FS:
 			t.From = source.From
