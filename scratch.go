@@ -107,8 +107,8 @@ func (s *Scratch) FS() fs.FS { return s.impl.FS() }
 // whatever their user.
 //
 // If this process is root, a run as root (WithUser(0, 0)) may give files to other users, as far as
-// it has the capabilities for that (CAP_CHOWN, CAP_SETUID), and later runs as root find them so. For
-// a run with another user these are nobody's, and the rest is its own.
+// it has the capabilities for that (CAP_CHOWN, CAP_SETUID), and later runs as root find them so.
+// For a run with another user these are nobody's, and the rest is its own.
 //
 // As root it needs Linux 6.3 (idmapped tmpfs; before that, a run fails with a *SetupError), or 5.12
 // for one on disk, and can't be combined with WithoutUserNamespace.

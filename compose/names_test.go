@@ -152,8 +152,8 @@ func TestRootlessEnded(t *testing.T) {
 	require.ErrorContains(t, r.Err(), "one")
 }
 
-// A service that begins as root gives its volume to another user, and becomes that one, as images of
-// databases do. When it is started again, the volume is as it was.
+// A service that begins as root gives its volume to another user, and becomes that one, as images
+// of databases do. When it is started again, the volume is as it was.
 func TestVolumeOwners(t *testing.T) {
 	testkit.Need(t, "idmapped tmpfs")
 	const entry = "echo db:x:99:98::/:/bin/sh >>/etc/passwd; test $$(stat -c %u /v) != 0 || chown 99:98 /v; stat -c '%u:%g %n' /v /v/* 2>/dev/null; exec su db -c 'umask 077; cat /v/file; echo kept >/v/file; exit 3'"

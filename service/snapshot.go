@@ -24,10 +24,11 @@ type Snapshot struct {
 // NewSnapshot describes a snapshot of the directory dst, with up to the given number of bytes, as
 // the sandbox's command leaves it: that is executed, with an empty and writable file system there,
 // when the first instance needs the snapshot, and must exit with status 0. Copies are made by
-// sandbox.Scratch.CopyIn, so a file's owner may always read and write it, and an ordinary user's
-// snapshot has no file that its owner may not read. It stays in memory until Close, or until
-// nothing refers to it, and so does one copy, which is made ahead for the next instance, once the
-// one before is ready. It needs what sandbox.NewScratch and sandbox.WithScratch need.
+// sandbox.Scratch.CopyIn, so all of it belongs to an instance's user, who may always read and write
+// it, and an ordinary user's snapshot has no file that its owner may not read. It stays in memory
+// until Close, or until nothing refers to it, and so does one copy, which is made ahead for the
+// next instance, once the one before is ready. It needs what sandbox.NewScratch and
+// sandbox.WithScratch need.
 //
 //	initdb := sandbox.New(sandbox.WithCommand("initdb", "-D", "/data/db"))
 //	data := service.NewSnapshot("/data", 256*sandbox.MiB, initdb)
