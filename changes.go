@@ -46,8 +46,8 @@ func (c Change) String() string { return fmt.Sprintf("%v %s", c.Kind, c.Path) }
 // on the way down is listed alone. Names are as runs made them, UTF-8 or not. It may be called
 // while a run is at work, and then shows each file as it was at some moment. To read the files
 // themselves, start a run of the sandbox. It also fails if the scratch is closed, if a directory of
-// the root can't be opened, or if there are more changes than the scratch has room for files, as
-// with hard links on a disk. It needs what WithScratchRoot needs.
+// the root can't be opened, or if there are more names than one for each 4 KiB of the scratch, plus
+// 256: on a disk, hard links and removed files take less. It needs what WithScratchRoot needs.
 func (s *Sandbox) RootChanges() ([]Change, error) {
 	if s.is.Spec.Root.Upper == nil {
 		return nil, fault.Option("WithScratchRoot", "is missing: RootChanges tells what runs changed in its scratch")

@@ -98,8 +98,8 @@ func (s *Scratch) CopyOut(dir string) error { return s.impl.CopyOut(dir) }
 // files and directories. A file shows what it had in it when it was opened; one that is larger than
 // the scratch, which then has holes, can't be opened, nor can one of which a run holds a lease
 // (syscall.EWOULDBLOCK), for which it needs another seccomp filter than the default one. Nor can a
-// directory be listed at once that has more names than one for each 4 KiB of the scratch, plus 256:
-// on a disk, hard links take less.
+// directory be listed at once, or all be copied by CopyOut and WithFS, with more names than one for
+// each 4 KiB of the scratch, plus 256: on a disk, hard links take less.
 func (s *Scratch) FS() fs.FS { return s.impl.FS() }
 
 // WithScratch mounts the scratch at dst, writable. Its files belong to the run's user. It replaces

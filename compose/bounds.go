@@ -68,7 +68,7 @@ func (b *budget) walk(n *yaml.Node, nodes *int, depth int) error {
 		return fmt.Errorf("line %d: more than %d values in one another", n.Line, maxDepth)
 	}
 	if n.Kind == yaml.MappingNode && len(n.Content) > 2*maxFields {
-		return fmt.Errorf("line %d: more than %d fields in one place", n.Line, maxFields)
+		return fmt.Errorf("line %d: more than %d fields in one place: use fewer", n.Line, maxFields)
 	}
 	if n.Kind == yaml.AliasNode && n.Alias != nil {
 		return b.walk(n.Alias, nodes, depth+1)

@@ -128,6 +128,8 @@ func TestDependencies(t *testing.T) {
 	require.ErrorContains(t, err, "depends_on leads in a circle: ")
 	_, err = load(t, base+"  a: {image: x, depends_on: [b], profiles: [p]}\n  b: {image: x, depends_on: [a], profiles: [p]}\n")
 	require.NoError(t, err, "who is not enabled has none")
+	_, err = load(t, base+"  a: {image: x, depends_on: [b], profiles: [p]}\n  b: {image: x, depends_on: [a], profiles: [p]}\n", Only("a"))
+	require.ErrorContains(t, err, "depends_on leads in a circle: ", "who is named is enabled")
 }
 
 // Variables are what compose-go makes of them.

@@ -249,7 +249,10 @@ func bind(model map[string]any, details types.ConfigDetails, options []func(*loa
 	if err != nil {
 		return nil, err
 	}
-	return loader.ModelToProject(model, loader.ToOptions(&details, options), details)
+	if project, err = loader.ModelToProject(model, loader.ToOptions(&details, options), details); err != nil {
+		return nil, err
+	}
+	return project, checkDependencies(project.Services) // Only may have enabled more
 }
 
 // dependenciesOf returns a model with those of the services alone.

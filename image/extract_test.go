@@ -111,6 +111,8 @@ func shapes(t testing.TB) []shape {
 	for i := range maxFollow {
 		winding = append(winding, file{name: fmt.Sprint("l", i), link: strings.Repeat("d/../", 815) + fmt.Sprint("l", i+1)})
 	}
+	bottom := strings.Repeat("d/", maxDepth-1)
+	below := strings.Repeat("d/", 119) // with it, whiteouts are of a directory of the layer
 	sparse, err := os.ReadFile("testdata/sparse.tar")
 	require.NoError(t, err)
 	list := []shape{
@@ -274,6 +276,12 @@ func shapes(t testing.TB) []shape {
 		{name: "many names through a link", files: append([]file{{name: "l", link: strings.Repeat(strings.Repeat("n", 250)+"/", 15)}}, slices.Repeat([]file{{name: "l/d/"}}, 280)...), err: "bytes of names"},
 		{name: "a way of many links, often", files: append(slices.Clone(winding), slices.Repeat([]file{x("l0/x")}, 10)...), err: "paths lead through more than 65536 directories and links"},
 		{name: "a way of many links, once", files: append(slices.Clone(winding), x("l0/x")), tree: "..."},
+		// 32,640 looks at what is below the directories, and 767 for each whiteout, 512 of them at the end.
+		{name: "deep whiteouts", files: slices.Repeat(wh(bottom+".wh.x"), 40), tree: "..."},
+		{name: "more deep whiteouts", files: slices.Repeat(wh(bottom+".wh.x"), 44), err: "paths lead through more than 65536 directories and links"},
+		// 7,260, and 479 for each, 120 of them to have the directory hide what is below.
+		{name: "deep whiteouts of a directory", files: append([]file{{name: below + "d/"}}, slices.Repeat(wh(below+".wh.d"), 115)...), tree: "..."},
+		{name: "more deep whiteouts of a directory", files: append([]file{{name: below + "d/"}}, slices.Repeat(wh(below+".wh.d"), 140)...), err: "paths lead through more than 65536 directories and links"},
 		{name: "directory and file in turns", files: slices.Repeat([]file{{name: "a/b/c", content: "x"}, {name: "a", content: "y"}}, 60), tree: "a=y", made: 240},
 
 		// Types.

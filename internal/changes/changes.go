@@ -34,8 +34,9 @@ const (
 // List returns the changes that the scratch has of the parts of a root, in the order of their
 // paths.
 func List(parts []compile.Part, in *scratch.Scratch) (list []Change, err error) {
+	tree := in.Tree()
 	for _, p := range parts {
-		changes, err := listPart(&p, in)
+		changes, err := listPart(&p, in, tree)
 		if err != nil {
 			return nil, err
 		}
@@ -45,16 +46,16 @@ func List(parts []compile.Part, in *scratch.Scratch) (list []Change, err error) 
 	return list, nil
 }
 
-func listPart(p *compile.Part, in *scratch.Scratch) ([]Change, error) {
+func listPart(p *compile.Part, in *scratch.Scratch, tree fs.FS) ([]Change, error) {
 	if p.Layers == nil {
-		return changesOf(p, skeletonFiles(p.Made), in)
+		return changesOf(p, skeletonFiles(p.Made), in, tree)
 	}
 	layers, err := overlay.Open(p.Layers)
 	if err != nil {
 		return nil, err
 	}
 	defer layers.Close()
-	return changesOf(p, layers, in)
+	return changesOf(p, layers, in, tree)
 }
 
 // lowerFiles is what a part of a root has without its changes.
@@ -77,13 +78,11 @@ func isGone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) || errors.Is(err, fs.ErrInvalid)
 }
 
-var errTooMany = errors.New("more changes than the scratch has room for files: there are hard links")
-
 // changesOf returns the changes that overlayfs left for the part:
 // Documentation/filesystems/overlayfs.rst.
-func changesOf(p *compile.Part, below lowerFiles, in *scratch.Scratch) (list []Change, err error) {
+func changesOf(p *compile.Part, below lowerFiles, in *scratch.Scratch, tree fs.FS) (list []Change, err error) {
 	top := p.Top()
-	err = fs.WalkDir(in.Tree(), top, func(name string, d fs.DirEntry, err error) error {
+	err = fs.WalkDir(tree, top, func(name string, d fs.DirEntry, err error) error {
 		if isGone(err) { // or no run has made it yet
 			return nil
 		}
@@ -99,9 +98,6 @@ func changesOf(p *compile.Part, below lowerFiles, in *scratch.Scratch) (list []C
 		tooLong := errors.Is(err, syscall.ENAMETOOLONG)
 		if err != nil && !tooLong {
 			return err
-		}
-		if int64(len(list)) == in.Files() {
-			return errTooMany
 		}
 		wasDir, mode, was := below.Lstat(rel)
 		switch {

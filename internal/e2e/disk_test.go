@@ -175,3 +175,30 @@ except OSError as e: print(e.errno)
 	_, err = in.With(sandbox.WithScratchRoot(root), sandbox.WithUser(0, 0)).RootChanges()
 	require.ErrorContains(t, err, "hard links")
 }
+
+// TestAttackDiskNestedLinks has no directory with too many names, but has them in one another, so
+// that a walk would keep those of all.
+func TestAttackDiskNestedLinks(t *testing.T) {
+	t.Parallel()
+	testkit.Need(t, "python3")
+	s, root := newDiskScratch(t, 4*sandbox.MiB), newDiskScratch(t, 4*sandbox.MiB)
+	in := sandbox.New(sandbox.WithUser(0, 0), sandbox.WithCommand("python3", "-Bc", `
+import os
+os.close(os.open("f", os.O_CREAT))
+at = "."
+for i in range(8):
+    at += "/0"
+    os.mkdir(at)
+    for j in range(1000): os.link("f", "%s/%x" % (at, 16 + j))
+`))
+	runs.Output(t, in.With(sandbox.WithScratch("/s", s), sandbox.WithDir("/s")))
+	runs.Output(t, in.With(sandbox.WithScratchRoot(root), sandbox.WithDir("/")))
+	list, err := fs.ReadDir(s.FS(), "0/0")
+	require.NoError(t, err)
+	require.Len(t, list, 1001)
+	_, err = in.With(sandbox.WithScratchRoot(root)).RootChanges()
+	require.ErrorContains(t, err, "0/0: more than 1280 names")
+	require.ErrorIs(t, s.CopyOut(filepath.Join(testkit.OpenDir(t), "out")), sandbox.ErrNotCopied)
+	_, err = runs.Shell("true", sandbox.WithFS("/fs", s.FS())).Run(testkit.Deadline(t))
+	require.ErrorContains(t, err, "0/0: more than 1280 names")
+}

@@ -107,6 +107,10 @@ func (v *View) enter(d *dir) []int {
 // maxLinks is how many symbolic links the kernel follows: path_resolution(7).
 const maxLinks = 40
 
+// maxNames is with how many names in them links are followed, of one path. The kernel has no such
+// limit, but here each name takes a few calls for each layer, and 40 links can have 80,000.
+const maxNames = unix.PathMax
+
 // Missing returns how p can be made, if it does not exist. A symbolic link that leads nowhere is
 // replaced. Of a directory that exists it returns where that is.
 func (v *View) Missing(p string) (Point, bool) {
@@ -180,7 +184,7 @@ const (
 func (v *View) walk(p string) (place, kind) {
 	at := place{[]dir{v.root}, strings.Split(p, "/")}
 	var link *place // the one that is being followed
-	for links := 0; len(at.rest) > 0; {
+	for links, names := 0, 0; len(at.rest) > 0; {
 		if link != nil && len(at.rest) < len(link.rest) {
 			link = nil
 		}
@@ -195,17 +199,17 @@ func (v *View) walk(p string) (place, kind) {
 		}
 		found, target, ok := v.look(&at.walk[len(at.walk)-1], name)
 		switch {
-		case target != "" && links < maxLinks:
-			links++
+		case target != "" && links < maxLinks && names < maxNames:
+			links, names = links+1, names+strings.Count(target, "/")+1
 			if link == nil {
-				link = &place{at.walk, at.rest}
+				link = &place{slices.Clone(at.walk), at.rest} // what at.walk has is written over
 			}
 			if path.IsAbs(target) {
 				at.walk = at.walk[:1]
 			}
 			at.rest = slices.Concat(strings.Split(target, "/"), rest)
 		case ok && len(found.layers) > 0 && len(found.path) < unix.PathMax:
-			at = place{append(slices.Clip(at.walk), found), rest}
+			at = place{append(at.walk, found), rest}
 		case ok && len(found.layers) == 0 && target == "" && len(rest) == 0:
 			return at, isFile
 		default:

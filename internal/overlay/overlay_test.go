@@ -4,6 +4,7 @@ package overlay
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -186,4 +187,31 @@ func TestAttackDeep(t *testing.T) {
 		_, _, ok = m.Lstat(strings.Repeat("d/", n) + "x")
 		require.False(t, ok, n)
 	}
+}
+
+// Links that are as long as they may be and wind through directories are followed no further than
+// takes a moment, whatever there is at their end: 64 layers took seconds for each path.
+func TestAttackWinding(t *testing.T) {
+	const links, depth = maxLinks / 2, 250
+	dir := t.TempDir()
+	deep := strings.Repeat("d/", depth)
+	require.NoError(t, os.MkdirAll(filepath.Join(dir, deep), 0o755))
+	for i := range links {
+		from, to := strconv.Itoa(i), strconv.Itoa(i+1)
+		require.NoError(t, os.Symlink(deep+strings.Repeat("../d/", 690)+to, filepath.Join(dir, from)))
+		require.NoError(t, os.Symlink("/"+to, filepath.Join(dir, deep, to)))
+	}
+	require.NoError(t, os.Mkdir(filepath.Join(dir, strconv.Itoa(links)), 0o755))
+	require.NoError(t, os.Symlink("../"+strconv.Itoa(links)+"/none", filepath.Join(dir, "d/nowhere")))
+	m, err := Open([]string{dir})
+	require.NoError(t, err)
+	defer m.Close()
+	for from, want := range map[int]string{0: "/0/x", links - 2: "/20/x", links: "/20/x"} {
+		at, missing := m.Missing(fmt.Sprintf("/%d/x", from))
+		require.True(t, missing)
+		require.Equal(t, want, at.Path)
+	}
+	at, missing := m.Missing("/d/nowhere")
+	require.True(t, missing)
+	require.Equal(t, "/d/nowhere", at.Path, "where the link is, wherever it led")
 }

@@ -25,6 +25,7 @@ type liveFS struct {
 	anyName bool // names that are not UTF-8 too
 	noLinks bool // are followed
 	dir     string
+	left    *int64 // names that a walk may list, nil for as many as there can be files each time
 }
 
 var _ interface {
@@ -33,6 +34,14 @@ var _ interface {
 	fs.ReadLinkFS
 	fs.SubFS // so that the scratch is still known
 } = liveFS{}
+
+// walked returns f for one walk of it, which takes all names, but no more of them than there can be
+// files: it keeps those of each directory on the way.
+func (f liveFS) walked() liveFS {
+	left := f.s.files
+	f.anyName, f.left = true, &left
+	return f
+}
 
 func (f liveFS) Sub(dir string) (fs.FS, error) {
 	if !fs.ValidPath(dir) {
@@ -218,14 +227,19 @@ func (d *liveDir) readAll(n int) ([]fs.DirEntry, error) {
 	if n > 0 {
 		return d.file.ReadDir(n)
 	}
-	most := d.fsys.s.files
-	list, err := d.file.ReadDir(int(most) + 1)
+	files := d.fsys.s.files
+	left := &files
+	if d.fsys.left != nil {
+		left = d.fsys.left
+	}
+	list, err := d.file.ReadDir(int(*left) + 1)
 	if err == io.EOF {
 		err = nil
 	}
-	if err == nil && int64(len(list)) > most {
-		return nil, &fs.PathError{Op: "readdir", Path: d.name, Err: fmt.Errorf("more than %d names, which are more than the scratch has room for files: there are hard links", most)}
+	if err == nil && int64(len(list)) > *left {
+		return nil, &fs.PathError{Op: "readdir", Path: d.name, Err: fmt.Errorf("more than %d names, which are more than the scratch has room for files: there are hard links", d.fsys.s.files)}
 	}
+	*left -= int64(len(list))
 	return list, err
 }
 

@@ -68,11 +68,10 @@ func setModified(f *os.File, at time.Time) error {
 // for a pipe or lease.
 type hostDir string
 
-// anyName returns fsys, or what does the same and takes names that are not UTF-8.
+// anyName returns fsys for a walk, or what does the same and takes names that are not UTF-8.
 func anyName(fsys fs.FS) fs.FS {
 	if f, ok := fsys.(liveFS); ok {
-		f.anyName = true
-		return f
+		return f.walked()
 	}
 	if v := reflect.ValueOf(fsys); v.IsValid() && v.Type() == reflect.TypeOf(os.DirFS("/")) && v.String() != "" {
 		return hostDir(v.String())

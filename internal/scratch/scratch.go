@@ -94,12 +94,9 @@ func (s *Scratch) Mount() *cell.Scratch { return s.mount }
 // FS returns the files as sandbox.Scratch's FS does. It keeps the scratch from being collected.
 func (s *Scratch) FS() fs.FS { return liveFS{s: s} }
 
-// Tree is FS for a walk: with names that are not UTF-8, and without following links, which a run
-// may have put in place of what was listed.
-func (s *Scratch) Tree() fs.FS { return liveFS{s: s, anyName: true, noLinks: true} }
-
-// Files returns how many files the scratch has room for at most.
-func (s *Scratch) Files() int64 { return s.files }
+// Tree is FS for one walk: with names that are not UTF-8, no more in all than the scratch has room
+// for files, and without following links, which a run may have put in place of what was listed.
+func (s *Scratch) Tree() fs.FS { return liveFS{s: s, noLinks: true}.walked() }
 
 // CopyIn copies all of fsys into the directory dir of the scratch.
 func (s *Scratch) CopyIn(fsys fs.FS, dir string) error {
