@@ -64,7 +64,7 @@ func (h *hostFiles) readAhead(m func() *compile.Machine, r *spec.Root) {
 		}
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		if !h.ahead { // close was faster
+		if !h.ahead || h.last != found { // close was faster
 			layer.close()
 		}
 	}()
