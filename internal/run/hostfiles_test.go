@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/run"
 )
@@ -63,6 +64,32 @@ func TestRootlessShutdownWhileStaging(t *testing.T) {
 		require.Eventually(t, func() bool { return copiesKept(t) == kept }, 10*time.Second, 10*time.Millisecond)
 		runtime.KeepAlive(e)
 	}
+}
+
+// TestCopyAfterShutdown has a run that began before Shutdown ask for the files after it.
+func TestCopyAfterShutdown(t *testing.T) {
+	e := run.NewEngine()
+	kept := copiesKept(t)
+	for range 2 {
+		base := e.Copying()
+		size := contentSize(t, base)
+		require.Equal(t, kept+1, copiesKept(t), "for the next template")
+		require.NoError(t, e.Shutdown(t.Context()))
+		require.Equal(t, size, contentSize(t, base))
+		require.Equal(t, kept, copiesKept(t))
+	}
+}
+
+// contentSize returns how large the files together are that an assembly copies.
+func contentSize(t *testing.T, a cell.Assembly) int64 {
+	files, err := a.Open()
+	require.NoError(t, err)
+	require.Len(t, files, 1)
+	defer files[0].Close()
+	info, err := files[0].Stat()
+	require.NoError(t, err)
+	require.NotZero(t, info.Size())
+	return info.Size()
 }
 
 // copiesKept returns how many files in memory this process has for copies of the host's files.
