@@ -76,14 +76,15 @@ func Load(path string, opts ...Option) (*Project, error) {
 }
 
 // ProjectName returns the name that the project has if Load loads it with the same options. It does
-// not look at the file's fields: what is wrong with them, or not supported, is no error.
+// not look at the file's other fields: what is wrong with them, or not supported, is no error. A
+// field name that can't be told, as one with a variable that is required and not set, is one.
 func ProjectName(path string, opts ...Option) (string, error) {
 	l := newLoading(opts)
 	defer l.references.close()
 	if err := l.readProject(path); err != nil {
 		return "", err
 	}
-	return l.projectName(), nil
+	return l.projectName()
 }
 
 func newLoading(opts []Option) *loading {
@@ -209,7 +210,10 @@ func (l *loading) variables(path string, read func(path string) ([]byte, error),
 
 // model has compose-go make one project of the files, after what is not supported was looked for.
 func (l *loading) model() error {
-	name := l.projectName()
+	name, err := l.projectName()
+	if err != nil {
+		return err
+	}
 	l.env["COMPOSE_PROJECT_NAME"] = name
 	unsupported, err := l.prepare()
 	if err != nil {
@@ -356,21 +360,30 @@ func joined(all []*Error) error {
 }
 
 // projectName returns the name that the option, the environment, the file or the directory says.
-func (l *loading) projectName() string {
+func (l *loading) projectName() (name string, err error) {
 	given := cmp.Or(l.conf.name, l.env["COMPOSE_PROJECT_NAME"])
-	name := given
+	name = given
 	for _, f := range l.files {
-		if of, ok := f.raw["name"].(string); ok && given == "" {
-			name, _ = l.budget.substitute(of, l.lookUp) // compose-go reports errors
+		value, has := f.raw["name"]
+		if !has || given != "" {
+			continue
+		}
+		if of, ok := value.(string); ok {
+			name, err = l.budget.substitute(of, l.lookUp)
+		} else {
+			err = errors.New("must be a string")
+		}
+		if err != nil {
+			return "", f.at([]string{"name"}, err)
 		}
 	}
 	if name == "" {
 		name = filepath.Base(l.dir)
 	}
 	if name = loader.NormalizeProjectName(name); name == "" {
-		return "project"
+		return "project", nil
 	}
-	return name
+	return name, nil
 }
 
 // profiles returns those that the option or the environment says.

@@ -212,6 +212,17 @@ func TestProjectName(t *testing.T) {
 	}
 	_, err := ProjectName(t.TempDir())
 	require.ErrorContains(t, err, "there is no compose.yaml")
+	// Where Load fails because of it, the directory's is no guess: another project may have that.
+	for name, why := range map[string]string{"${X:?who}": "compose.yaml:1: name: required variable X is missing a value: who", "${": ":1: name: Invalid template", "5": ":1: name: must be a string"} {
+		dir := write(t, map[string]string{"compose.yaml": "name: " + name + "\n" + base})
+		_, err = ProjectName(dir, Environ())
+		require.ErrorContains(t, err, why)
+		_, err = Load(dir, Environ())
+		require.ErrorContains(t, err, why)
+		given, err := ProjectName(dir, Environ(), Name("x"))
+		require.NoError(t, err)
+		require.Equal(t, "x", given)
+	}
 }
 
 // An override is merged, and errors name the file that is to blame.

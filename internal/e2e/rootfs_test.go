@@ -148,12 +148,17 @@ func owner(t *testing.T, path string) string {
 }
 
 // TestRootlessMountBehindLink mounts at and behind /var/run and /var/tmp, which are links in a root
-// in memory, as programs and people name either path. What is mounted at a link's path is there alone.
+// in memory, as programs and people name either path. What is mounted at a link's path, or at /var,
+// is there alone.
 func TestRootlessMountBehindLink(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "user namespaces")
 	dir := testkit.OpenDir(t)
 	testkit.WriteFile(t, dir+"/file", "content", 0o644)
+	for _, hidden := range []string{dir + "/run/hidden", dir + "/tmp/hidden"} {
+		require.NoError(t, os.MkdirAll(hidden, 0o755))
+		testkit.WriteFile(t, hidden+"/file", "hidden", 0o644)
+	}
 	with := map[string][]sandbox.Option{"HostRootfs": nil}
 	if testkit.Kernel(5, 11) {
 		with["writable"] = []sandbox.Option{sandbox.WithWritableRoot(sandbox.MiB)}
@@ -173,6 +178,10 @@ func TestRootlessMountBehindLink(t *testing.T) {
 				}
 				require.Equal(t, "own", runs.Output(t, runs.Shell("cat "+target+"/x/file", sandbox.WithFile(link+"/x/file", []byte("own"), 0o644)).With(opts...)))
 				require.Equal(t, "made", runs.Output(t, runs.Shell("echo made >"+target+"/x/f && cat "+link+"/x/f", sandbox.WithTmpfs(link+"/x", sandbox.MiB)).With(opts...)))
+				// What is mounted at /var has no such links, and what is mounted on it hides what it has.
+				require.Equal(t, "above\nabsent", runs.Output(t, runs.Shell("cat "+link+"/x; test -e "+target+"/x && echo present || echo absent",
+					sandbox.WithTmpfs("/var", sandbox.MiB), sandbox.WithFile(link+"/x", []byte("above\n"), 0o644)).With(opts...)))
+				require.Empty(t, runs.Output(t, runs.Shell("ls -A "+link+"/hidden", sandbox.WithReadOnlyBind(dir, "/var"), sandbox.WithTmpfs(link+"/hidden", sandbox.MiB)).With(opts...)))
 			}
 		})
 	}

@@ -35,6 +35,7 @@ type Engine struct {
 	libraries map[string]string // of this program, by their place in a root
 
 	cells    cells
+	staging  sync.WaitGroup // Stage of cells that were booted
 	live     set[*Run]
 	reserves set[*reserve] // those that may have runs
 	networks set[*gateway.Network]
@@ -121,7 +122,7 @@ func (e *Engine) Cell(c *spec.Spec) (*cell.Cell, error) {
 	}
 	e.cells.all[want] = booted
 	if copiesFiles(&c.Root) && booted.GuestRuntime() == nil {
-		go func() { booted.Stage(*copying(e.HostFiles())) }() // while the run is compiled
+		e.staging.Go(func() { booted.Stage(*copying(e.HostFiles())) }) // while the run is compiled
 	}
 	return booted, nil
 }
@@ -184,6 +185,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 		}
 		delete(e.cells.all, config)
 	}
+	e.staging.Wait() // its cells have ended: it fails, or has
 	e.files.close()
 	cell.CloseOwn()
 	return errors.Join(errs...)

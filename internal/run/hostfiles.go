@@ -64,7 +64,8 @@ func (h *hostFiles) readAhead(m func() *compile.Machine, r *spec.Root) {
 		}
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		if !h.ahead { // close was faster
+		if !h.ahead && h.last == found { // close was faster
+			h.last = nil
 			layer.close()
 		}
 	}()
@@ -104,6 +105,7 @@ type filesLayer struct {
 	mu       sync.Mutex
 	made     *scratch.Scratch
 	contents *os.File
+	closed   bool // runs that began before may still ask for the contents, which are not kept
 }
 
 // open returns the contents, which the caller closes.
@@ -121,6 +123,9 @@ func (l *filesLayer) open() (*os.File, error) {
 				f.Close()
 				return nil, err
 			}
+		}
+		if l.closed {
+			return f, nil
 		}
 		l.contents = f
 	}
@@ -153,7 +158,7 @@ func (l *filesLayer) close() {
 		_ = l.made.Close()
 		l.made = nil
 	}
-	if l.contents != nil {
+	if l.closed = true; l.contents != nil {
 		l.contents.Close()
 		l.contents = nil
 	}

@@ -4,12 +4,19 @@ package run_test
 
 import (
 	"bytes"
+	"context"
+	"os"
+	"runtime"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/program"
+	"github.com/cellkit/sandbox/internal/run"
 )
 
 // TestRootlessStage assembles the base of a template before the first run. That run has the same
@@ -40,4 +47,59 @@ func TestRootlessStage(t *testing.T) {
 		changes := sandbox.WithWritableRoot(sandbox.MiB)
 		require.Equal(t, etc(false, changes), etc(true, changes))
 	}
+}
+
+// TestRootlessShutdownWhileStaging ends a cell as soon as it is booted, since the context of its
+// first run has ended meanwhile, while the base of a template is assembled in the background.
+// Nothing of that is kept.
+func TestRootlessShutdownWhileStaging(t *testing.T) {
+	for range 5 {
+		e := run.NewEngine()
+		kept := copiesKept(t)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		require.ErrorIs(t, runOnce(ctx, e.New(describe(sandbox.WithCommand("true")))), context.DeadlineExceeded)
+		cancel()
+		require.NoError(t, e.Shutdown(t.Context()))
+		time.Sleep(100 * time.Millisecond) // for what goes on in the background
+		require.Eventually(t, func() bool { return copiesKept(t) == kept }, 10*time.Second, 10*time.Millisecond)
+		runtime.KeepAlive(e)
+	}
+}
+
+// TestCopyAfterShutdown has a run that began before Shutdown ask for the files after it.
+func TestCopyAfterShutdown(t *testing.T) {
+	e := run.NewEngine()
+	kept := copiesKept(t)
+	for range 2 {
+		base := e.Copying()
+		size := contentSize(t, base)
+		require.Equal(t, kept+1, copiesKept(t), "for the next template")
+		require.NoError(t, e.Shutdown(t.Context()))
+		require.Equal(t, size, contentSize(t, base))
+		require.Equal(t, kept, copiesKept(t))
+	}
+}
+
+// contentSize returns how large the files together are that an assembly copies.
+func contentSize(t *testing.T, a cell.Assembly) int64 {
+	files, err := a.Open()
+	require.NoError(t, err)
+	require.Len(t, files, 1)
+	defer files[0].Close()
+	info, err := files[0].Stat()
+	require.NoError(t, err)
+	require.NotZero(t, info.Size())
+	return info.Size()
+}
+
+// copiesKept returns how many files in memory this process has for copies of the host's files.
+func copiesKept(t *testing.T) (n int) {
+	fds, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	for _, fd := range fds {
+		if target, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasPrefix(target, "/memfd:files of the host's programs") {
+			n++
+		}
+	}
+	return n
 }

@@ -209,8 +209,9 @@ func optionFor(r *spec.Root, o outcome) (option string, worth bool) {
 // writable returns the option with which what is read-only at a path could be written.
 func writable(r *spec.Root, p string) string {
 	var at spec.Mount
+	links := r.Links()
 	for _, m := range r.Mounts {
-		if dst := r.Place(m); spec.IsIn(p, dst) && len(dst) > len(at.Dst) {
+		if dst := links.Place(m); spec.IsIn(p, dst) && len(dst) > len(at.Dst) {
 			at = spec.Mount{Dst: dst, Source: m.Source}
 		}
 	}

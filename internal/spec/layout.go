@@ -75,8 +75,9 @@ func (r *Root) Layout(found Found) *Layout {
 
 // placed returns all mounts with their places, parents before children.
 func (r *Root) placed(found Found) (all []*Placed) {
+	links := r.Links()
 	for i, m := range r.Mounts {
-		m.Dst = r.Place(m)
+		m.Dst = links.Place(m)
 		p := &Placed{Mount: m, Index: i, Perm: "0755", OntoFile: found.Files[i]}
 		if m.Dst == "/tmp" || m.Dst == "/dev/shm" {
 			p.Perm = "1777"

@@ -55,24 +55,27 @@ func (r *Root) ShowsHost() bool { return r.Rootfs.Layers == nil && r.Rootfs.Part
 // Link is a symbolic link of a root in memory, from one directory to another.
 type Link struct{ Path, Target string }
 
+// Links are those of one root.
+type Links []Link
+
 // Links returns the links that a root in memory has, as every distribution does: programs and
-// options name either path. What an option mounts at a link's path is there instead.
-func (r *Root) Links() (links []Link) {
+// options name either path. What an option mounts at a link's path, or at /var, is there instead.
+func (r *Root) Links() (links Links) {
 	if r.Rootfs.Layers != nil {
 		return nil
 	}
 	for _, l := range []Link{{"/var/run", "/run"}, {"/var/tmp", "/tmp"}} {
-		if !slices.ContainsFunc(r.Mounts, func(m Mount) bool { return path.Clean(m.Dst) == l.Path }) {
+		if !slices.ContainsFunc(r.Mounts, func(m Mount) bool { return IsIn(l.Path, path.Clean(m.Dst)) }) {
 			links = append(links, l)
 		}
 	}
 	return links
 }
 
-// Place returns where a mount is put: its path, behind the root's own links.
-func (r *Root) Place(m Mount) string {
+// Place returns where a mount is put: its path, behind the links.
+func (links Links) Place(m Mount) string {
 	dst := path.Clean(m.Dst)
-	for _, l := range r.Links() {
+	for _, l := range links {
 		if isBelow(dst, l.Path) {
 			return l.Target + strings.TrimPrefix(dst, l.Path)
 		}
@@ -135,13 +138,13 @@ func (r *Root) check() (errs []error) {
 		bad("WithWritableRoot", "%d is not a positive number of bytes", r.Writable)
 	}
 	seen := map[string]Mount{}
-	bytes, binds := 0, 0
+	links, bytes, binds := r.Links(), 0, 0
 	for _, m := range r.Mounts {
 		if err := m.Check(); err != nil {
 			bad(m.Source.Option(), "%w", err)
 			continue
 		}
-		dst := r.Place(m)
+		dst := links.Place(m)
 		if other, ok := seen[dst]; ok {
 			bad(m.Source.Option(), "%s: hides what %s puts there", dst, other.Source.Option())
 		}
