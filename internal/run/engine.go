@@ -35,7 +35,7 @@ type Engine struct {
 	libraries map[string]string // of this program, by their place in a root
 
 	cells    cells
-	staging  sync.WaitGroup // Stage of cells that were booted
+	staging  sync.WaitGroup // see stageAhead
 	live     set[*Run]
 	reserves set[*reserve] // those that may have runs
 	networks set[*gateway.Network]
@@ -113,7 +113,9 @@ func (e *Engine) Cell(c *spec.Spec) (*cell.Cell, error) {
 		_ = e.End(context.Background(), have) // clean up after one that was lost
 		delete(e.cells.all, want)
 	}
+	stage := e.stageAhead(&c.Root)
 	booted, err := e.Boot(want)
+	stage(booted)
 	if err != nil {
 		return nil, err
 	}
@@ -121,9 +123,6 @@ func (e *Engine) Cell(c *spec.Spec) (*cell.Cell, error) {
 		e.cells.all = map[cell.Config]*cell.Cell{}
 	}
 	e.cells.all[want] = booted
-	if copiesFiles(&c.Root) && booted.GuestRuntime() == nil {
-		e.staging.Go(func() { booted.Stage(*copying(e.HostFiles())) }) // while the run is compiled
-	}
 	return booted, nil
 }
 

@@ -12,7 +12,6 @@ import (
 
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/compile"
-	"github.com/cellkit/sandbox/internal/forkserver"
 	"github.com/cellkit/sandbox/internal/host"
 	"github.com/cellkit/sandbox/internal/scratch"
 	"github.com/cellkit/sandbox/internal/spec"
@@ -42,33 +41,14 @@ func (h *hostFiles) now(m *compile.Machine) *compile.HostFiles {
 }
 
 // readAhead has the files read in the background while the cell of the first run boots, or of the
-// first one after close, and made ready for copying if that run's root is to have copies.
-func (h *hostFiles) readAhead(m func() *compile.Machine, r *spec.Root) {
-	if !r.ShowsHost() {
-		return
-	}
+// first one after close.
+func (h *hostFiles) readAhead(m func() *compile.Machine) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.ahead {
-		return
+	if !h.ahead {
+		h.ahead = true
+		go h.now(m())
 	}
-	h.ahead = true
-	go func() {
-		found := h.now(m())
-		if !copiesFiles(r) {
-			return
-		}
-		layer := found.Layer.(*filesLayer)
-		if contents, err := layer.open(); err == nil {
-			contents.Close()
-		}
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		if !h.ahead && h.last == found { // close was faster
-			h.last = nil
-			layer.close()
-		}
-	}()
 }
 
 // close gives up what was made of them. A later run makes it anew.
@@ -82,13 +62,29 @@ func (h *hostFiles) close() {
 	}
 }
 
-// copiesFiles reports whether the root's template has the copies.
-func copiesFiles(r *spec.Root) bool { return r.ShowsHost() && r.Writable == 0 }
+// stageAhead makes copies of the files ready for a template of such a root while its cell boots,
+// and has them made in the cell as soon as the returned function is called with that, while the run
+// is compiled. The function must be called, with nil if there is no such cell.
+func (e *Engine) stageAhead(r *spec.Root) func(*cell.Cell) {
+	if !r.ShowsHost() || r.Writable != 0 {
+		return func(*cell.Cell) {}
+	}
+	booted := make(chan *cell.Cell, 1)
+	e.staging.Go(func() {
+		base := copying(e.HostFiles())
+		files, err := base.Open()
+		defer closeFiles(files)
+		if c := <-booted; c != nil && c.GuestRuntime() == nil && err == nil {
+			c.Stage(cell.Assembly{Program: base.Program, Open: func() ([]*os.File, error) { return files, nil }})
+		}
+	})
+	return func(c *cell.Cell) { booted <- c }
+}
 
 // copying returns what copies the files to where a template is assembled.
 func copying(f *compile.HostFiles) *cell.Assembly {
 	return &cell.Assembly{Program: f.Copy, Open: func() ([]*os.File, error) {
-		contents, err := f.Layer.(*filesLayer).open()
+		contents, err := joined(f.Entries)
 		if err != nil {
 			return nil, err
 		}
@@ -96,40 +92,30 @@ func copying(f *compile.HostFiles) *cell.Assembly {
 	}}
 }
 
-// filesLayer has the files in other forms, each made when the first run needs it: in a directory,
-// as a lower layer of roots that can be changed, and their contents one after the other in memory,
-// for copying.
+// joined returns a file in memory with the contents of the files, one after the other.
+func joined(entries []host.Entry) (*os.File, error) {
+	const name = "files of the host's programs"
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	for _, e := range entries {
+		if _, err := f.Write(e.Data); err != nil {
+			f.Close()
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// filesLayer has the files in a directory: a lower layer of roots that can be changed. It is made
+// when the first such run needs it.
 type filesLayer struct {
 	files *host.Files
 
-	mu       sync.Mutex
-	made     *scratch.Scratch
-	contents *os.File
-	closed   bool // runs that began before may still ask for the contents, which are not kept
-}
-
-// open returns the contents, which the caller closes.
-func (l *filesLayer) open() (*os.File, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.contents == nil {
-		fd, err := unix.MemfdCreate("files of the host's programs", unix.MFD_CLOEXEC)
-		if err != nil {
-			return nil, os.NewSyscallError("memfd_create", err)
-		}
-		f := os.NewFile(uintptr(fd), "files of the host's programs")
-		for _, e := range l.files.Entries {
-			if _, err := f.Write(e.Data); err != nil {
-				f.Close()
-				return nil, err
-			}
-		}
-		if l.closed {
-			return f, nil
-		}
-		l.contents = f
-	}
-	return forkserver.Dup(l.contents)
+	mu   sync.Mutex
+	made *scratch.Scratch
 }
 
 func (l *filesLayer) Get() (*scratch.Scratch, error) {
@@ -157,10 +143,6 @@ func (l *filesLayer) close() {
 	if l.made != nil {
 		_ = l.made.Close()
 		l.made = nil
-	}
-	if l.closed = true; l.contents != nil {
-		l.contents.Close()
-		l.contents = nil
 	}
 }
 
