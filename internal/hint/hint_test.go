@@ -83,7 +83,9 @@ func TestHints(t *testing.T) {
 		{program.Clocks, unix.SYS_UNSHARE, unix.ENOSPC, "user.max_*_namespaces"},
 		{program.Exec, unix.SYS_EXECVE, unix.E2BIG, "too large together"},
 		{program.Exec, unix.SYS_EXECVE, unix.EPERM, "must allow execve"},
-		{program.Exec, unix.SYS_EXECVE, unix.ENOENT, ""},
+		{program.Exec, unix.SYS_EXECVE, unix.ENOENT, "must be in the run's root"},
+		{program.Exec, unix.SYS_EXECVE, unix.EACCES, "may execute"},
+		{program.Exec, unix.SYS_EXECVE, unix.EIO, ""},
 		{program.General, unix.SYS_PRLIMIT64, unix.EPERM, "a hard limit can't be raised"},
 		{program.General, unix.SYS_CLONE3, unix.EAGAIN, "too many processes"},
 	} {
