@@ -40,7 +40,9 @@ func TestRootlessStage(t *testing.T) {
 		require.Equal(t, before, mountsOf(t, first))
 		return out.String()
 	}
-	require.NotEmpty(t, engine.HostFiles().Entries)
+	if engine.HostFiles().Manager != "" {
+		require.NotEmpty(t, engine.HostFiles().Entries)
+	}
 	require.Equal(t, etc(false), etc(true))
 	if engine.Machine().AtLeast(5, 11) { // its template has another base
 		changes := sandbox.WithWritableRoot(sandbox.MiB)
