@@ -56,9 +56,9 @@ func questionsTo(tcp, udp int, pings bool) (list []string) {
 const (
 	// answersAt is the port at which the run of another cell answers.
 	answersAt = 7
-	// toldAt is where a run finds the files in which it tells of its questions: each has the stamps
-	// of the newest question that had an answer, and of the newest that had none.
-	toldAt = "/told"
+	// tellsFrom is the first of the descriptors, one for each question, of files in which a run tells
+	// of them: the stamps of the newest that had an answer, and of the newest that had none.
+	tellsFrom = 3
 	// answerIn is how long an answer may take.
 	answerIn = time.Second
 )
@@ -68,17 +68,13 @@ func asks(args []string) error {
 	questions, mark := args[:len(args)-1], args[len(args)-1]
 	failed := make(chan error)
 	for i, q := range questions {
-		go func() { failed <- ask(q, filepath.Join(toldAt, strconv.Itoa(i)), mark) }()
+		go func() { failed <- ask(q, os.NewFile(tellsFrom+uintptr(i), q), mark) }()
 	}
 	return <-failed
 }
 
 // ask returns when it can't ask or tell.
-func ask(question, file, mark string) error {
-	told, err := os.OpenFile(file, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
+func ask(question string, told *os.File, mark string) error {
 	how, to, _ := strings.Cut(question, " ")
 	one := lookUp
 	if how != "name" {

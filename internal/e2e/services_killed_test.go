@@ -73,8 +73,14 @@ func pumpHost(args []string) error {
 	if _, err := bufio.NewReader(r).ReadString('\n'); err != nil {
 		return err
 	}
+	told := make([]*os.File, len(questions))
+	for i := range told {
+		if told[i], err = os.OpenFile(filepath.Join(dir, strconv.Itoa(i)), os.O_RDWR, 0); err != nil {
+			return err
+		}
+	}
 	on := sandbox.WithNetwork(n.As("pump"))
-	if _, err := runs.Helper("asks", append(questions, mark)...).With(on, sandbox.WithBind(dir, toldAt), sandbox.WithStderr(os.Stderr)).Start(context.Background()); err != nil {
+	if _, err := runs.Helper("asks", append(questions, mark)...).With(on, sandbox.WithExtraFiles(told...), sandbox.WithStderr(os.Stderr)).Start(context.Background()); err != nil {
 		return err
 	}
 	opts := []sandbox.Option{on, sandbox.WithPublish("127.0.0.1:0/udp", 80)}
