@@ -15,7 +15,6 @@ import (
 
 	"github.com/compose-spec/compose-go/v2/dotenv"
 	"github.com/compose-spec/compose-go/v2/template"
-	"github.com/compose-spec/compose-go/v2/types"
 	"go.yaml.in/yaml/v4"
 )
 
@@ -28,8 +27,6 @@ const (
 	maxReplace = 1 << 26  // bytes that are gone through for variables: a second or two
 	bytesAPort = 512      // that one of a range takes, more or less
 	bytesAName = 64       // that a variable takes of a map, besides its value
-
-	maxSteps = 1 << 25 // from service to service: a second or two
 
 	bytesADollar = 64 // that are gone through in the time that a variable takes, or an escape
 )
@@ -329,51 +326,6 @@ func (s *sizes) of(name string) (n size, err error) {
 	s.known[name] = n
 	return n, err
 }
-
-// checkDependencies refuses services in which it would take long to look for circles: compose-go
-// goes every way from each service, and compares each step with those before it.
-func checkDependencies(services types.Services) error {
-	known := map[string]ways{}
-	var of func(name string, way []string) (ways, error)
-	of = func(name string, way []string) (ways, error) {
-		if w, isKnown := known[name]; isKnown {
-			if w.count == 0 {
-				return w, fmt.Errorf("depends_on leads in a circle: %s", strings.Join(append(way[slices.Index(way, name):], name), " -> "))
-			}
-			return w, nil
-		}
-		known[name] = ways{} // under way
-		w := ways{count: 1}
-		for on := range services[name].DependsOn {
-			if _, enabled := services[on]; !enabled {
-				continue
-			}
-			more, err := of(on, append(way, name))
-			if err != nil {
-				return w, err
-			}
-			w.count, w.steps = min(w.count+more.count, maxSteps), min(w.steps+more.steps, maxSteps)
-		}
-		w.steps = min(w.steps+w.count, maxSteps)
-		known[name] = w
-		return w, nil
-	}
-	steps := 0
-	for name := range services {
-		w, err := of(name, nil)
-		if err != nil {
-			return err
-		}
-		steps += w.steps
-	}
-	if steps >= maxSteps {
-		return errors.New("depends_on leads more ways from service to service than can be followed: leave out what others depend on already")
-	}
-	return nil
-}
-
-// ways are those that lead from a service to others, with none to itself.
-type ways struct{ count, steps int }
 
 // withoutField renames a field of the file, version or include, to one of the same length that
 // means nothing.

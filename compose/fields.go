@@ -105,8 +105,8 @@ func parseRules(list string) *rule {
 // errJobs can't be ignored: compose-go extends jobs, without a bound.
 var errJobs = errors.New("jobs are not supported, and can't be ignored: make a service of it that ends, which others wait for by service_completed_successfully")
 
-// errUnsupported is what is wrong with a field that has no remedy of its own.
-const errUnsupported = "not supported here: leave it out"
+// notSupported is what is wrong with a field that has no remedy of its own.
+const notSupported = "not supported here: leave it out"
 
 // ignorable returns what Ignore takes for a field: of a service, the name that it has in all.
 func ignorable(path []string) string {
@@ -154,7 +154,7 @@ func (w *walk) node(n *yaml.Node, r *rule, path, pattern []string) {
 			case next != nil:
 				w.node(p.value, next, at, patternAt)
 			case !strings.HasPrefix(name, "x-") && !w.skipped(at):
-				what := cmp.Or(remedies[strings.Join(patternAt, ".")], errUnsupported)
+				what := cmp.Or(remedies[strings.Join(patternAt, ".")], notSupported)
 				w.found = append(w.found, &Error{w.file.path, p.key.Line, dotted(at), fmt.Errorf("%s, or have it ignored by Ignore (-ignore %s)", what, ignorable(at))})
 			}
 		}

@@ -242,40 +242,6 @@ func (l *loading) model() error {
 	return nil
 }
 
-// bind makes a project of a model, once it is known that looking for circles in it does not take
-// long.
-func bind(model map[string]any, details types.ConfigDetails, options []func(*loader.Options)) (*types.Project, error) {
-	draft := append(slices.Clip(options), func(o *loader.Options) { o.SkipConsistencyCheck, o.SelectedServices = true, nil })
-	project, err := loader.ModelToProject(dependenciesOf(model), loader.ToOptions(&details, draft), details)
-	if err == nil {
-		err = checkDependencies(project.Services)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if project, err = loader.ModelToProject(model, loader.ToOptions(&details, options), details); err != nil {
-		return nil, err
-	}
-	return project, checkDependencies(project.Services) // Only may have enabled more
-}
-
-// dependenciesOf returns a model with those of the services alone.
-func dependenciesOf(model map[string]any) map[string]any {
-	services := map[string]any{}
-	all, _ := model["services"].(map[string]any)
-	for name, of := range all {
-		s, _ := of.(map[string]any)
-		some := map[string]any{}
-		for _, field := range []string{"depends_on", "profiles"} {
-			if value, given := s[field]; given {
-				some[field] = value
-			}
-		}
-		services[name] = some
-	}
-	return map[string]any{"services": services}
-}
-
 // prepare reads what the files refer to, finds what is not supported, and makes sure that what
 // compose-go does is within bounds.
 func (l *loading) prepare() (unsupported []*Error, err error) {
@@ -470,35 +436,6 @@ func (l *loading) networks() {
 		if name == "." || name == ".." {
 			l.wrong([]string{"volumes", name}, "this is no name of a volume: choose another one")
 		}
-	}
-}
-
-// dependencies connects the plans.
-func (l *loading) dependencies() {
-	for name, p := range l.plans {
-		for on, d := range l.project.Services[name].DependsOn {
-			other := l.plans[on]
-			if other == nil {
-				continue // it need not be there: compose-go has checked that
-			}
-			path := []string{"services", name, "depends_on", on, "condition"}
-			switch d.Condition {
-			case types.ServiceConditionStarted, "":
-			case types.ServiceConditionHealthy:
-				switch {
-				case other.health == nil:
-					l.wrong(path, "%s has no healthcheck: add one, or use %s", on, types.ServiceConditionStarted)
-				case other.health.test == nil && !l.ignored(path):
-					other.needsHealth = l.at(path, "%s has no healthcheck, nor has its image: add one, or use %s", on, types.ServiceConditionStarted)
-				}
-			case types.ServiceConditionCompletedSuccessfully:
-				other.exits = true
-			default:
-				l.wrong(path, "%q is no condition", d.Condition)
-			}
-			p.after = append(p.after, on)
-		}
-		slices.Sort(p.after)
 	}
 }
 

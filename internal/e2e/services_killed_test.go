@@ -418,7 +418,7 @@ func killCell(t *testing.T, how string) {
 	require.NoError(t, syscall.Kill(initOf(t, u.run), syscall.SIGKILL))
 	require.True(t, u.lines.Scan())
 	over := time.Now()
-	testkit.Eventually(t, "the runs are gone, but for that of another cell", func() bool { return len(testkit.Running(mark)) == 1 })
+	testkit.Eventually(t, "only the run of the other cell is left", func() bool { return len(testkit.Running(mark)) == 1 })
 	u.requireOver(t, over)
 	require.Contains(t, u.lines.Text(), "the cell is gone")
 	require.Contains(t, u.lines.Text(), " another <nil>", "the network goes on in another cell")

@@ -184,7 +184,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 		}
 		delete(e.cells.all, config)
 	}
-	e.staging.Wait() // its cells have ended: it fails, or has
+	e.staging.Wait() // which does not take long once its cells have ended
 	e.files.close()
 	cell.CloseOwn()
 	return errors.Join(errs...)

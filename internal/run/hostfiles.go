@@ -24,9 +24,8 @@ import (
 type hostFiles struct {
 	host.Cache
 
-	mu    sync.Mutex
-	last  *compile.HostFiles
-	ahead bool // they are, or were, read ahead
+	mu   sync.Mutex
+	last *compile.HostFiles
 }
 
 // now returns the files, the same as before unless packages have changed.
@@ -40,38 +39,31 @@ func (h *hostFiles) now(m *compile.Machine) *compile.HostFiles {
 	return h.last
 }
 
-// readAhead has the files read in the background while the cell of the first run boots, or of the
-// first one after close.
-func (h *hostFiles) readAhead(m func() *compile.Machine) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.ahead {
-		h.ahead = true
-		go h.now(m())
-	}
-}
-
 // close gives up what was made of them. A later run makes it anew.
 func (h *hostFiles) close() {
 	h.mu.Lock()
 	last := h.last
-	h.last, h.ahead = nil, false
+	h.last = nil
 	h.mu.Unlock()
 	if last != nil {
 		last.Layer.(*filesLayer).close()
 	}
 }
 
-// stageAhead makes copies of the files ready for a template of such a root while its cell boots,
-// and has them made in the cell as soon as the returned function is called with that, while the run
-// is compiled. The function must be called, with nil if there is no such cell.
+// stageAhead begins to read what such a root shows of the host's files, in the background while its
+// cell boots. Once the returned function is called with the cell, a template's copies of them are
+// made there, while the run is compiled. It must be called, with nil if there is no such cell.
 func (e *Engine) stageAhead(r *spec.Root) func(*cell.Cell) {
-	if !r.ShowsHost() || r.Writable != 0 {
+	if !r.ShowsHost() {
 		return func(*cell.Cell) {}
 	}
+	copies := r.Writable == 0
 	booted := make(chan *cell.Cell, 1)
 	e.staging.Go(func() {
 		base := copying(e.HostFiles())
+		if !copies {
+			return // a scratch has them
+		}
 		files, err := base.Open()
 		defer closeFiles(files)
 		if c := <-booted; c != nil && c.GuestRuntime() == nil && err == nil {

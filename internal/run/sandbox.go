@@ -130,9 +130,6 @@ func (s *Sandbox) Start(ctx context.Context) (*Run, error) {
 }
 
 func (s *Sandbox) startOnce(ctx context.Context) (*Run, error) {
-	if s.Spec.Root.ShowsHost() {
-		s.engine.files.readAhead(s.engine.Machine)
-	}
 	c, err := s.engine.Cell(&s.Spec)
 	if err != nil {
 		return nil, err
