@@ -4,14 +4,10 @@ package testkit
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"os"
 	"os/exec"
-	"slices"
 	"strconv"
-	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,10 +19,7 @@ const helperVar = "SANDBOX_TEST_HELPER"
 // which.
 const HelperEnv = helperVar + "=1"
 
-var (
-	helpers     = map[string]func(args []string) error{}
-	usedHelpers sync.Map
-)
+var helpers = map[string]func(args []string) error{}
 
 // AddHelper adds a program that this test binary can act as, on the host or in a run. It must be
 // called while packages are initialized.
@@ -42,7 +35,6 @@ func HelperArgs(name string, args ...string) []string {
 	if helpers[name] == nil {
 		panic("no helper " + name)
 	}
-	usedHelpers.Store(name, true)
 	return append([]string{name}, args...)
 }
 
@@ -63,23 +55,6 @@ func runHelper(args []string) int {
 		return 1
 	}
 	return 0
-}
-
-// unusedHelpers returns the helpers that no test used, if all tests were run.
-func unusedHelpers() string {
-	for _, choice := range []string{"test.run", "test.skip", "test.list"} {
-		if os.Geteuid() != 0 || flag.Lookup(choice).Value.String() != "" {
-			return ""
-		}
-	}
-	var unused []string
-	for name := range helpers {
-		if _, ok := usedHelpers.Load(name); !ok {
-			unused = append(unused, name)
-		}
-	}
-	slices.Sort(unused)
-	return strings.Join(unused, ", ")
 }
 
 // Alloc is a helper program that uses that many MiB of memory and says so.

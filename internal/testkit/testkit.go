@@ -41,8 +41,7 @@ func Scale[T any](host, guest T) T {
 
 // Main is the TestMain of a package. It runs a helper program if this process was started for that.
 // Otherwise it runs the tests and then, one after the other, the functions that end what they used,
-// such as sandbox.Shutdown. It fails if these fail, if anything is left behind, or if no test used
-// a helper program.
+// such as sandbox.Shutdown. It fails if these fail, or if anything is left behind.
 func Main(m *testing.M, ends ...func(context.Context) error) {
 	if err := spec.CheckRuntime(Wall, false); err != nil {
 		fmt.Fprintln(os.Stderr, "SANDBOX_TEST_WALL:", err)
@@ -70,10 +69,6 @@ func runTests(m *testing.M, ends []func(context.Context) error) int {
 	builds.remove()
 	if left := before.AwaitNothingAdded(10 * time.Second); left != "" {
 		fmt.Fprint(os.Stderr, "left behind:\n", left)
-		code = 1
-	}
-	if unused := unusedHelpers(); code == 0 && unused != "" {
-		fmt.Fprintln(os.Stderr, "helpers that no test used:", unused)
 		code = 1
 	}
 	return code

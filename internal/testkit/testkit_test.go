@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -56,10 +57,13 @@ func TestFeatures(t *testing.T) {
 	}
 }
 
-// Only tests import this package, and no test skips by itself.
+// Only tests import this package, no test skips by itself, and each helper program is named by who
+// uses it.
 func TestUse(t *testing.T) {
 	const root, kit = "../..", "github.com/cellkit/sandbox/internal/testkit"
 	files := 0
+	named := map[[2]string]int{} // how often directories have texts
+	helpers := map[[2]string]bool{}
 	require.NoError(t, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		name, _ := filepath.Rel(root, path)
 		if err != nil || d.IsDir() || !strings.HasSuffix(name, ".go") || strings.HasPrefix(name, "internal/testkit/") {
@@ -79,22 +83,37 @@ func TestUse(t *testing.T) {
 		}
 		// Its tests of samples are about tests that skip.
 		if isTest && name != "internal/execstd/shim/shim.go" && name != "sandboxtest/isolate_test.go" {
-			assert.Empty(t, skips(file), "%s: use testkit.Need", name)
+			assert.Empty(t, calls(file, "Skip", "Skipf", "SkipNow"), "%s: use testkit.Need", name)
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			if text, ok := n.(*ast.BasicLit); ok {
+				named[[2]string{filepath.Dir(name), text.Value}]++
+			}
+			return true
+		})
+		for _, call := range calls(file, "AddHelper") {
+			if text, ok := call.Args[0].(*ast.BasicLit); ok {
+				helpers[[2]string{filepath.Dir(name), text.Value}] = true
+			}
 		}
 		return nil
 	}))
 	require.Greater(t, files, 200)
+	require.Greater(t, len(helpers), 50)
+	for h := range helpers {
+		assert.Greater(t, named[h], 1, "no test uses the helper %s", h)
+	}
 }
 
-// skips returns the calls that skip a test.
-func skips(file *ast.File) (calls []string) {
+// calls returns the calls of what other packages, or values, have under one of the names.
+func calls(file *ast.File, names ...string) (found []*ast.CallExpr) {
 	ast.Inspect(file, func(n ast.Node) bool {
 		if call, ok := n.(*ast.CallExpr); ok {
-			if f, ok := call.Fun.(*ast.SelectorExpr); ok && (f.Sel.Name == "Skip" || f.Sel.Name == "Skipf" || f.Sel.Name == "SkipNow") {
-				calls = append(calls, f.Sel.Name)
+			if f, ok := call.Fun.(*ast.SelectorExpr); ok && slices.Contains(names, f.Sel.Name) {
+				found = append(found, call)
 			}
 		}
 		return true
 	})
-	return calls
+	return found
 }
