@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
 	"github.com/cellkit/sandbox/internal/testkit"
@@ -113,6 +114,8 @@ func execKinds(t *testing.T) map[string]*sandbox.Sandbox {
 	}
 	if testkit.AsRoot() {
 		all["groups"] = sandbox.New(sandbox.WithGroups(5, 6))
+	}
+	if testkit.AsRoot() && testkit.Effective(unix.CAP_NET_ADMIN) {
 		all["no user namespace"] = runs.HostUser(sandbox.New())
 	}
 	return all

@@ -432,7 +432,7 @@ func TestRootlessPrivatePool(t *testing.T) {
 }
 
 func TestPrivateWithoutUserNamespace(t *testing.T) {
-	testkit.Need(t, "root")
+	testkit.Need(t, "root's power over networks")
 	port := echoServer(t, "127.0.0.1", "one")
 	zone := testkit.NewZone(t, map[string]string{"one.test": "127.0.0.1"})
 	n := newNetwork(t, sandbox.AllowHost("one.test", port), sandbox.AllowCIDR("127.0.0.1", sandbox.TCP(port)), sandbox.NetworkResolver(zone.Resolver()))

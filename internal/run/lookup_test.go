@@ -48,6 +48,7 @@ func refusalsFor(t *testing.T) *refusals {
 // A daemon or server that does not answer keeps nobody waiting.
 func TestLookAsksNoDaemon(t *testing.T) {
 	testkit.Need(t, "root")
+	testkit.Need(t, "/dev/fuse")
 	dir := t.TempDir()
 	fuse, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	require.NoError(t, err)

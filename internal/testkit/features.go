@@ -103,6 +103,7 @@ var features = map[string]feature{
 	"disks for file systems": {func() bool {
 		return WholeMachine() && Kernel(5, 12) && loopDevices() && found("mkfs.ext4")() && onDisk("/var/tmp")
 	}, "host"},
+	"/dev/fuse":                          {func() bool { return exists("/dev/fuse") }, "ROOT"},
 	"2 CPUs":                             {func() bool { var s unix.CPUSet; return unix.SchedGetaffinity(0, &s) == nil && s.Count() > 1 }, "ROOT USER"},
 	"idmapped tmpfs":                     {kernelAsRoot(6, 3), "ROOT-6.3"},
 	"idmapped tmpfs or an ordinary user": {func() bool { return !AsRoot() || Kernel(6, 3) }, "ROOT-6.3 USER docker"},
