@@ -87,10 +87,10 @@ func closeFDs(fds []int) {
 // there for it.
 func (v *View) Err() error { return v.err }
 
-// note keeps an error for Err.
+// note keeps an error for Err. A directory that was moved out of its layer is an EXDEV.
 func (v *View) note(call, p string, err error) {
 	switch err {
-	case nil, unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES, unix.ENAMETOOLONG:
+	case nil, unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES, unix.ENAMETOOLONG, unix.EXDEV:
 		return
 	}
 	if v.err == nil {
