@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 )
 
 // machine makes a root directory: names that end in "/" are directories, contents that begin with
@@ -178,4 +179,20 @@ func BenchmarkRead(b *testing.B) {
 	for b.Loop() {
 		Read("", []string{"/usr"})
 	}
+}
+
+// What was read for want of descriptors as if there were no files is read again.
+func TestCacheOfStarved(t *testing.T) {
+	want := Read("", nil)
+	require.False(t, want.starved)
+	var was unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}))
+	var c Cache
+	starved := c.Get(nil)
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was))
+	require.True(t, starved.starved)
+	got := c.Get(nil)
+	require.Equal(t, shownAt(want), shownAt(got))
+	require.Same(t, got, c.Get(nil))
 }

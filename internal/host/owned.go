@@ -9,6 +9,7 @@ import (
 	"crypto/sha1"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,6 +23,13 @@ type owned struct {
 	manager string
 	paths   map[string]bool
 	sums    map[string]string // of files as packages have them: MD5 or SHA-1, in hex
+	starved bool              // something could not be looked at for want of descriptors or memory
+}
+
+// can reports whether a file could be opened.
+func (o *owned) can(err error) bool {
+	o.starved = o.starved || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+	return err == nil
 }
 
 // Databases of package managers, which change when packages do.
@@ -72,17 +80,17 @@ func (o *owned) isOriginal(p string, data []byte) bool {
 // readDpkg reads the lists of files, and the sums of configuration: dpkg(1), "FILES", and ucf(1).
 func (o *owned) readDpkg(root string) bool {
 	status, err := os.Open(root + dpkgStatus)
-	if err != nil {
+	if !o.can(err) {
 		return false
 	}
 	defer status.Close()
 	o.readSums(status)
-	if hashes, err := os.Open(root + ucfHashes); err == nil {
+	if hashes, err := os.Open(root + ucfHashes); o.can(err) {
 		defer hashes.Close()
 		o.readHashes(hashes)
 	}
 	info, err := os.Open(root + dpkgInfo)
-	if err != nil {
+	if !o.can(err) {
 		return true
 	}
 	defer info.Close()
@@ -125,7 +133,7 @@ func (o *owned) readHashes(hashes *os.File) {
 // nothing of /etc: so there is no more to it than reading.
 func (o *owned) readList(dir int, name string, buf []byte) {
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
+	if !o.can(err) {
 		return
 	}
 	defer unix.Close(fd)
@@ -165,7 +173,7 @@ func (o *owned) readList(dir int, name string, buf []byte) {
 // readApk reads apk's database: for each package F:directory, R:file in it, Z:Q1 and its SHA-1.
 func (o *owned) readApk(name string) bool {
 	db, err := os.Open(name)
-	if err != nil {
+	if !o.can(err) {
 		return false
 	}
 	defer db.Close()
@@ -196,7 +204,7 @@ func (o *owned) readPacman(dir string) bool {
 	lists, _ := filepath.Glob(dir + "/*/files")
 	for _, list := range lists {
 		f, err := os.Open(list)
-		if err != nil {
+		if !o.can(err) {
 			continue
 		}
 		for in := bufio.NewScanner(f); in.Scan(); {
