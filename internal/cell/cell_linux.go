@@ -62,13 +62,13 @@ type Cell struct {
 	end    *os.ProcessState // how it ended, once done is closed
 	once   sync.Once
 
-	guests    guests
-	templates templates
-	staging   sync.Mutex       // one template is assembled at a time
-	staged    *program.Program // the base that waits for its template: see Stage
-	maps      idmaps
-	networks  networks
-	guards    guards
+	guests     guests
+	templates  templates
+	assembling sync.Mutex       // one template is assembled at a time
+	ahead      *program.Program // the base that waits for its template: see AssembleAhead
+	maps       idmaps
+	networks   networks
+	guards     guards
 
 	mu      sync.Mutex
 	closing bool           // no new run may enter

@@ -35,7 +35,7 @@ type Engine struct {
 	libraries map[string]string // of this program, by their place in a root
 
 	cells    cells
-	staging  sync.WaitGroup // see stageAhead
+	ahead    sync.WaitGroup // see assembleAhead
 	live     set[*Run]
 	reserves set[*reserve] // those that may have runs
 	networks set[*gateway.Network]
@@ -113,9 +113,9 @@ func (e *Engine) Cell(c *spec.Spec) (*cell.Cell, error) {
 		_ = e.End(context.Background(), have) // clean up after one that was lost
 		delete(e.cells.all, want)
 	}
-	stage := e.stageAhead(&c.Root)
+	ahead := e.assembleAhead(&c.Root)
 	booted, err := e.Boot(want)
-	stage(booted)
+	ahead(booted)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +184,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 		}
 		delete(e.cells.all, config)
 	}
-	e.staging.Wait() // which does not take long once its cells have ended
+	e.ahead.Wait() // which does not take long once its cells have ended
 	e.files.close()
 	cell.CloseOwn()
 	return errors.Join(errs...)
