@@ -103,7 +103,7 @@ type reader struct {
 // program's.
 func (r *reader) walk(dir string, depth int, all bool) {
 	list, err := os.ReadDir(r.root + dir)
-	if !r.owned.can(err) || depth > maxDepth {
+	if !r.owned.opened(err) || depth > maxDepth {
 		return
 	}
 	for _, e := range list {
@@ -157,7 +157,7 @@ const forNotAll = "not everybody may read it"
 // addFile adds a file. generated says that a program wrote it.
 func (r *reader) addFile(p string, generated bool) {
 	data, mode, err := r.read(p)
-	r.owned.can(err)
+	r.owned.opened(err)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		r.left[p] = forNotAll
@@ -249,7 +249,7 @@ func (r *reader) isSmall(dir string) bool {
 		}
 		return nil
 	})
-	return r.owned.can(err)
+	return r.owned.opened(err)
 }
 
 // addLinks adds the links that lead to what is shown.

@@ -26,8 +26,8 @@ type owned struct {
 	starved bool              // something could not be looked at for want of descriptors or memory
 }
 
-// can reports whether a file could be opened.
-func (o *owned) can(err error) bool {
+// opened reports whether a file could be opened.
+func (o *owned) opened(err error) bool {
 	o.starved = o.starved || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 	return err == nil
 }
@@ -80,17 +80,17 @@ func (o *owned) isOriginal(p string, data []byte) bool {
 // readDpkg reads the lists of files, and the sums of configuration: dpkg(1), "FILES", and ucf(1).
 func (o *owned) readDpkg(root string) bool {
 	status, err := os.Open(root + dpkgStatus)
-	if !o.can(err) {
+	if !o.opened(err) {
 		return false
 	}
 	defer status.Close()
 	o.readSums(status)
-	if hashes, err := os.Open(root + ucfHashes); o.can(err) {
+	if hashes, err := os.Open(root + ucfHashes); o.opened(err) {
 		defer hashes.Close()
 		o.readHashes(hashes)
 	}
 	info, err := os.Open(root + dpkgInfo)
-	if !o.can(err) {
+	if !o.opened(err) {
 		return true
 	}
 	defer info.Close()
@@ -133,7 +133,7 @@ func (o *owned) readHashes(hashes *os.File) {
 // nothing of /etc: so there is no more to it than reading.
 func (o *owned) readList(dir int, name string, buf []byte) {
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if !o.can(err) {
+	if !o.opened(err) {
 		return
 	}
 	defer unix.Close(fd)
@@ -173,7 +173,7 @@ func (o *owned) readList(dir int, name string, buf []byte) {
 // readApk reads apk's database: for each package F:directory, R:file in it, Z:Q1 and its SHA-1.
 func (o *owned) readApk(name string) bool {
 	db, err := os.Open(name)
-	if !o.can(err) {
+	if !o.opened(err) {
 		return false
 	}
 	defer db.Close()
@@ -204,7 +204,7 @@ func (o *owned) readPacman(dir string) bool {
 	lists, _ := filepath.Glob(dir + "/*/files")
 	for _, list := range lists {
 		f, err := os.Open(list)
-		if !o.can(err) {
+		if !o.opened(err) {
 			continue
 		}
 		for in := bufio.NewScanner(f); in.Scan(); {
