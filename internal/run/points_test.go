@@ -1,0 +1,62 @@
+//go:build linux
+
+package run_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/testkit"
+)
+
+// Nothing is compiled from a look at a root for which there were too few descriptors: directories
+// that it has would be made once more, for all, above those that are not for all.
+func TestRootWithoutDescriptors(t *testing.T) {
+	testkit.Need(t, "overlayfs for runs")
+	layers := []string{t.TempDir(), t.TempDir()}
+	require.NoError(t, os.MkdirAll(layers[0]+"/private/data", 0o700))
+	explain := func() (string, error) {
+		return made(sandbox.WithCommand("true"), sandbox.WithRootfs(sandbox.LayersRootfs(layers...)), sandbox.WithTmpfs("/private/data/x", sandbox.MiB)).Explain()
+	}
+	want, err := explain()
+	require.NoError(t, err)
+	require.Contains(t, want, "0700")
+
+	starved := func() (string, error) {
+		var was unix.Rlimit
+		require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
+		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 256, Max: was.Max}))
+		defer func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was)) }()
+		var taken []*os.File
+		defer func() {
+			for _, f := range taken {
+				f.Close()
+			}
+		}()
+		for f, err := os.Open(os.DevNull); err == nil; f, err = os.Open(os.DevNull) {
+			taken = append(taken, f)
+		}
+		for range layers { // each is opened, and then no directory in it
+			taken[len(taken)-1].Close()
+			taken = taken[:len(taken)-1]
+		}
+		return explain()
+	}
+	testkit.Eventually(t, "nobody gave descriptors back meanwhile", func() bool {
+		text, err := starved()
+		if err == nil {
+			require.Equal(t, want, text)
+			return false
+		}
+		require.ErrorIs(t, err, unix.EMFILE)
+		require.ErrorContains(t, err, "WithRootfs")
+		return true
+	})
+	again, err := explain()
+	require.NoError(t, err)
+	require.Equal(t, want, again)
+}
