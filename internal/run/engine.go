@@ -31,8 +31,7 @@ type Engine struct {
 	gather    sync.Once
 	machine   compile.Machine
 	files     hostFiles
-	look      sync.Once
-	libraries map[string]string // of this program, by their place in a root
+	libraries libraries
 
 	cells    cells
 	ahead    sync.WaitGroup // see assembleAhead
@@ -71,14 +70,30 @@ func (e *Engine) now(c *spec.Spec) *compile.Machine {
 		m.Files = e.HostFiles()
 	}
 	if c.Root.Rootfs.Parts == spec.OwnProgram {
-		// If this fails, cell.OwnFile returns the reason.
-		e.look.Do(func() { e.libraries, _ = cell.OwnLibraries() })
-		m.Libraries = e.libraries
+		m.Libraries = e.libraries.get()
 	}
 	if c.Namespaces.Network == spec.NetworkHost {
 		m.Resolv = host.Resolv()
 	}
 	return &m
+}
+
+// libraries are this program's own, by their place in a root.
+type libraries struct {
+	mu    sync.Mutex
+	found bool
+	all   map[string]string
+}
+
+func (l *libraries) get() map[string]string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.found {
+		var err error
+		l.all, err = cell.OwnLibraries()
+		l.found = err == nil // else cell.OwnFile returns the reason, or the next run looks again
+	}
+	return l.all
 }
 
 // Boot boots a cell, which must be ended with End.

@@ -10,8 +10,32 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/run"
+	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/testkit"
 )
+
+// withDescriptors calls f while this process can open no more than n files.
+func withDescriptors(t *testing.T, n int, f func()) {
+	var was unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 256, Max: was.Max}))
+	defer func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was)) }()
+	var taken []*os.File
+	defer func() {
+		for _, f := range taken {
+			f.Close()
+		}
+	}()
+	for f, err := os.Open(os.DevNull); err == nil; f, err = os.Open(os.DevNull) {
+		taken = append(taken, f)
+	}
+	for range n {
+		taken[len(taken)-1].Close()
+		taken = taken[:len(taken)-1]
+	}
+	f()
+}
 
 // Nothing is compiled from a look at a root for which there were too few descriptors: directories
 // that it has would be made once more, for all, above those that are not for all.
@@ -25,29 +49,11 @@ func TestRootWithoutDescriptors(t *testing.T) {
 	want, err := explain()
 	require.NoError(t, err)
 	require.Contains(t, want, "0700")
-
-	starved := func() (string, error) {
-		var was unix.Rlimit
-		require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
-		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 256, Max: was.Max}))
-		defer func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was)) }()
-		var taken []*os.File
-		defer func() {
-			for _, f := range taken {
-				f.Close()
-			}
-		}()
-		for f, err := os.Open(os.DevNull); err == nil; f, err = os.Open(os.DevNull) {
-			taken = append(taken, f)
-		}
-		for range layers { // each is opened, and then no directory in it
-			taken[len(taken)-1].Close()
-			taken = taken[:len(taken)-1]
-		}
-		return explain()
-	}
 	testkit.Eventually(t, "nobody gave descriptors back meanwhile", func() bool {
-		text, err := starved()
+		var text string
+		var err error
+		// Each layer is opened, and then no directory in it.
+		withDescriptors(t, len(layers), func() { text, err = explain() })
 		if err == nil {
 			require.Equal(t, want, text)
 			return false
@@ -57,6 +63,20 @@ func TestRootWithoutDescriptors(t *testing.T) {
 		return true
 	})
 	again, err := explain()
+	require.NoError(t, err)
+	require.Equal(t, want, again)
+}
+
+// This program's libraries are looked for again if that failed.
+func TestLibrariesWithoutDescriptors(t *testing.T) {
+	c := describe(sandbox.WithCommand("true"))
+	c.Root.Rootfs = spec.Rootfs{Parts: spec.OwnProgram}
+	want, err := run.NewEngine().New(c).Explain()
+	require.NoError(t, err)
+	e := run.NewEngine()
+	e.Machine()
+	withDescriptors(t, 0, func() { _, _ = e.New(c).Explain() })
+	again, err := e.New(c).Explain()
 	require.NoError(t, err)
 	require.Equal(t, want, again)
 }
