@@ -3,6 +3,7 @@
 package host
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -41,16 +42,35 @@ type ProcPath struct {
 var machineProc = []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kmsg", "/proc/latency_stats",
 	"/proc/locks", "/proc/sched_debug", "/proc/scsi", "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats"}
 
-// Gather reads the facts. What can't be read is left out.
-func Gather() Facts {
-	f := Facts{RootLinks: map[string]string{}, Sys: readSys("/sys"), Proc: procPaths(), LastCap: lastCapability(), HardLimits: lowest(hardAtStart, hardLimits())}
-	libraries, _ := filepath.Glob("/lib*")
-	for _, dir := range append([]string{"/usr", "/bin", "/sbin"}, libraries...) {
+// looks are at files. Those that can't be opened are mostly not there.
+type looks struct {
+	starved bool // or they were not opened for want of descriptors or memory
+}
+
+// opened reports whether a file could be opened.
+func (l *looks) opened(err error) bool {
+	l.starved = l.starved || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+	return err == nil
+}
+
+// Gather reads the facts. What can't be read is left out. It reports false if that was for want of
+// descriptors or memory, so that they are to be read again.
+func Gather() (f Facts, complete bool) {
+	var l looks
+	f = Facts{RootLinks: map[string]string{}, Sys: l.readSys("/sys"), Proc: l.procPaths(), LastCap: l.lastCapability(), HardLimits: lowest(hardAtStart, hardLimits())}
+	for _, dir := range []string{"/usr", "/bin", "/sbin"} {
 		f.show(dir)
+	}
+	top, err := os.ReadDir("/")
+	l.opened(err)
+	for _, e := range top {
+		if strings.HasPrefix(e.Name(), "lib") {
+			f.show("/" + e.Name())
+		}
 	}
 	f.Shown = slices.Concat(f.RootDirs, slices.Sorted(maps.Keys(f.RootLinks)))
 	_, _ = fmt.Sscanf(release(), "%d.%d", &f.Kernel[0], &f.Kernel[1])
-	return f
+	return f, !l.starved
 }
 
 // HasSetAttr reports whether the kernel has mount_setattr(2), which came with Linux 5.12.
@@ -74,13 +94,13 @@ func (f *Facts) show(p string) {
 	}
 }
 
-func procPaths() (paths []ProcPath) {
+func (l *looks) procPaths() (paths []ProcPath) {
 	for _, p := range machineProc {
 		if info, err := os.Lstat(p); err == nil {
 			paths = append(paths, ProcPath{Path: p, Dir: info.IsDir()})
 		}
 	}
-	if cgroups, err := os.ReadFile("/proc/cgroups"); err == nil && lacksControllers(string(cgroups)) {
+	if cgroups, err := os.ReadFile("/proc/cgroups"); l.opened(err) && lacksControllers(string(cgroups)) {
 		paths = append(paths, ProcPath{Path: "/proc/cgroups", Controllers: true})
 	}
 	return paths
@@ -104,10 +124,10 @@ func lacksControllers(cgroups string) bool {
 	return !slices.Contains(names, "memory") || !slices.Contains(names, "cpuset")
 }
 
-func lastCapability() int {
+func (l *looks) lastCapability() int {
 	b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
 	n := 0
-	if _, scanErr := fmt.Sscan(strings.TrimSpace(string(b)), &n); err != nil || scanErr != nil {
+	if _, scanErr := fmt.Sscan(strings.TrimSpace(string(b)), &n); !l.opened(err) || scanErr != nil {
 		return unix.CAP_LAST_CAP
 	}
 	return n

@@ -10,7 +10,8 @@ import (
 )
 
 func TestGather(t *testing.T) {
-	f := Gather()
+	f, complete := Gather()
+	require.True(t, complete)
 	require.Contains(t, f.Shown, "/usr")
 	require.Len(t, f.Shown, len(f.RootDirs)+len(f.RootLinks))
 	for link, target := range f.RootLinks {

@@ -9,7 +9,6 @@ import (
 	"crypto/sha1"
 	"encoding/base64"
 	"encoding/hex"
-	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,16 +19,10 @@ import (
 // owned is what of /etc a package manager installed. Its databases are read as they are: its
 // commands take longer than a run.
 type owned struct {
+	looks
 	manager string
 	paths   map[string]bool
 	sums    map[string]string // of files as packages have them: MD5 or SHA-1, in hex
-	starved bool              // something could not be looked at for want of descriptors or memory
-}
-
-// opened reports whether a file could be opened.
-func (o *owned) opened(err error) bool {
-	o.starved = o.starved || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
-	return err == nil
 }
 
 // Databases of package managers, which change when packages do.

@@ -28,8 +28,8 @@ import (
 // Engine owns what the runs of a process have together: cells, the runs that are alive and those
 // that wait for a command, and what was found out about the machine.
 type Engine struct {
-	gather    sync.Once
-	machine   compile.Machine
+	gathering sync.Mutex
+	machine   *compile.Machine // nil until all of its facts are there
 	files     hostFiles
 	libraries libraries
 
@@ -56,8 +56,17 @@ func NewEngine() *Engine { return &Engine{} }
 
 // Machine returns what is known of this machine.
 func (e *Engine) Machine() *compile.Machine {
-	e.gather.Do(func() { e.machine.Facts = host.Gather() })
-	return &e.machine
+	e.gathering.Lock()
+	defer e.gathering.Unlock()
+	if e.machine != nil {
+		return e.machine
+	}
+	facts, complete := host.Gather()
+	m := &compile.Machine{Facts: facts}
+	if complete {
+		e.machine = m
+	}
+	return m
 }
 
 // HostFiles returns what HostRootfs shows of the host's /etc and /var now.

@@ -80,3 +80,15 @@ func TestLibrariesWithoutDescriptors(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, want, again)
 }
+
+// A first run for which there were no descriptors leaves nothing behind that later ones fail by.
+func TestRootlessFirstRunWithoutDescriptors(t *testing.T) {
+	for _, n := range []int{0, 1, 3, 10} {
+		e := run.NewEngine()
+		c := describe(sandbox.WithCommand("true"))
+		withDescriptors(t, n, func() { require.Error(t, runOnce(t.Context(), e.New(c))) })
+		require.NoError(t, runOnce(t.Context(), e.New(c)), n)
+		require.Equal(t, engine.Machine().Facts, e.Machine().Facts, n)
+		require.NoError(t, e.Shutdown(t.Context()))
+	}
+}
