@@ -166,11 +166,7 @@ func TestErr(t *testing.T) {
 		}
 		require.NoError(t, m.Err())
 		_, _, _ = m.Lstat("none") // so that no descriptor of a is there
-		var was unix.Rlimit
-		require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
-		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}))
-		err = look(m)
-		require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was))
+		testkit.WithDescriptors(t, 0, func() { err = look(m) })
 		require.ErrorIs(t, err, unix.EMFILE)
 		m.Close()
 	}

@@ -15,28 +15,6 @@ import (
 	"github.com/cellkit/sandbox/internal/testkit"
 )
 
-// withDescriptors calls f while this process can open no more than n files.
-func withDescriptors(t *testing.T, n int, f func()) {
-	var was unix.Rlimit
-	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
-	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 256, Max: was.Max}))
-	defer func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was)) }()
-	var taken []*os.File
-	defer func() {
-		for _, f := range taken {
-			f.Close()
-		}
-	}()
-	for f, err := os.Open(os.DevNull); err == nil; f, err = os.Open(os.DevNull) {
-		taken = append(taken, f)
-	}
-	for range n {
-		taken[len(taken)-1].Close()
-		taken = taken[:len(taken)-1]
-	}
-	f()
-}
-
 // Nothing is compiled from a look at a root for which there were too few descriptors: directories
 // that it has would be made once more, for all, above those that are not for all.
 func TestRootWithoutDescriptors(t *testing.T) {
@@ -53,7 +31,7 @@ func TestRootWithoutDescriptors(t *testing.T) {
 		var text string
 		var err error
 		// Each layer is opened, and then no directory in it.
-		withDescriptors(t, len(layers), func() { text, err = explain() })
+		testkit.WithDescriptors(t, len(layers), func() { text, err = explain() })
 		if err == nil {
 			require.Equal(t, want, text)
 			return false
@@ -75,7 +53,7 @@ func TestLibrariesWithoutDescriptors(t *testing.T) {
 	require.NoError(t, err)
 	e := run.NewEngine()
 	e.Machine()
-	withDescriptors(t, 0, func() { _, _ = e.New(c).Explain() })
+	testkit.WithDescriptors(t, 0, func() { _, _ = e.New(c).Explain() })
 	again, err := e.New(c).Explain()
 	require.NoError(t, err)
 	require.Equal(t, want, again)
@@ -86,7 +64,7 @@ func TestRootlessFirstRunWithoutDescriptors(t *testing.T) {
 	for _, n := range []int{0, 1, 3, 10} {
 		e := run.NewEngine()
 		c := describe(sandbox.WithCommand("true"))
-		withDescriptors(t, n, func() { require.Error(t, runOnce(t.Context(), e.New(c))) })
+		testkit.WithDescriptors(t, n, func() { require.Error(t, runOnce(t.Context(), e.New(c))) })
 		require.NoError(t, runOnce(t.Context(), e.New(c)), n)
 		require.Equal(t, engine.Machine().Facts, e.Machine().Facts, n)
 		require.NoError(t, e.Shutdown(t.Context()))
