@@ -28,6 +28,8 @@ type Facts struct {
 	Kernel     [2]int            // major and minor
 	LastCap    int               // the highest capability that the kernel knows
 	HardLimits map[string]uint64 // of this process: nofile, sigpending, msgqueue and memlock
+
+	Starved bool // some were left out for want of descriptors or memory
 }
 
 // ProcPath is an interface of the kernel in /proc that tells of the machine, or changes it, and is
@@ -53,11 +55,10 @@ func (l *looks) opened(err error) bool {
 	return err == nil
 }
 
-// Gather reads the facts. What can't be read is left out. It reports false if that was for want of
-// descriptors or memory, so that they are to be read again.
-func Gather() (f Facts, complete bool) {
+// Gather reads the facts. What can't be read is left out.
+func Gather() Facts {
 	var l looks
-	f = Facts{RootLinks: map[string]string{}, Sys: l.readSys("/sys"), Proc: l.procPaths(), LastCap: l.lastCapability(), HardLimits: lowest(hardAtStart, hardLimits())}
+	f := Facts{RootLinks: map[string]string{}, Sys: l.readSys("/sys"), Proc: l.procPaths(), LastCap: l.lastCapability(), HardLimits: lowest(hardAtStart, hardLimits())}
 	for _, dir := range []string{"/usr", "/bin", "/sbin"} {
 		f.show(dir)
 	}
@@ -70,7 +71,8 @@ func Gather() (f Facts, complete bool) {
 	}
 	f.Shown = slices.Concat(f.RootDirs, slices.Sorted(maps.Keys(f.RootLinks)))
 	_, _ = fmt.Sscanf(release(), "%d.%d", &f.Kernel[0], &f.Kernel[1])
-	return f, !l.starved
+	f.Starved = l.starved
+	return f
 }
 
 // HasSetAttr reports whether the kernel has mount_setattr(2), which came with Linux 5.12.

@@ -29,7 +29,7 @@ import (
 // that wait for a command, and what was found out about the machine.
 type Engine struct {
 	gathering sync.Mutex
-	machine   *compile.Machine // nil until all of its facts are there
+	machine   *compile.Machine // nil before it is asked for
 	files     hostFiles
 	libraries libraries
 
@@ -58,15 +58,10 @@ func NewEngine() *Engine { return &Engine{} }
 func (e *Engine) Machine() *compile.Machine {
 	e.gathering.Lock()
 	defer e.gathering.Unlock()
-	if e.machine != nil {
-		return e.machine
+	if e.machine == nil || e.machine.Starved {
+		e.machine = &compile.Machine{Facts: host.Gather()}
 	}
-	facts, complete := host.Gather()
-	m := &compile.Machine{Facts: facts}
-	if complete {
-		e.machine = m
-	}
-	return m
+	return e.machine
 }
 
 // HostFiles returns what HostRootfs shows of the host's /etc and /var now.

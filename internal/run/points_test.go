@@ -45,6 +45,18 @@ func TestRootWithoutDescriptors(t *testing.T) {
 	require.Equal(t, want, again)
 }
 
+// Nothing is kept that was compiled for a machine of which too little could be read.
+func TestPlanWithoutDescriptors(t *testing.T) {
+	c := describe(sandbox.WithCommand("true"), sandbox.WithRootfs(sandbox.EmptyRootfs()))
+	want, err := run.NewEngine().New(c).Explain()
+	require.NoError(t, err)
+	s := run.NewEngine().New(c)
+	testkit.WithDescriptors(t, 0, func() { _, _ = s.Explain() })
+	again, err := s.Explain()
+	require.NoError(t, err)
+	require.Equal(t, want, again)
+}
+
 // This program's libraries are looked for again if that failed.
 func TestLibrariesWithoutDescriptors(t *testing.T) {
 	c := describe(sandbox.WithCommand("true"))
