@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"text/tabwriter"
+
+	"github.com/cellkit/sandbox/internal/fault"
 )
 
 // Feature is one thing that this package uses if it is available.
@@ -48,11 +50,7 @@ func (r *Report) String() string {
 		if f.Required {
 			no = "NO (required)"
 		}
-		text := f.Err.Error()
-		if !strings.Contains(text, f.Remedy) { // a *SetupError has it in its own text
-			text += "; remedy: " + f.Remedy
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", f.Name, no, strings.ReplaceAll(text, "\n", "; "))
+		fmt.Fprintf(w, "%s\t%s\t%s\n", f.Name, no, strings.ReplaceAll(fault.WithRemedy(f.Err, f.Remedy), "\n", "; "))
 	}
 	w.Flush()
 	return b.String()

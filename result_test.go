@@ -99,6 +99,7 @@ func TestReportRemedy(t *testing.T) {
 	r := &Report{Features: []Feature{
 		{Name: "a", Err: &SetupError{Stage: "cell", Err: errors.New("it needs root"), Hint: "run it as root"}, Remedy: "run it as root"},
 		{Name: "b", Err: errors.New("too old"), Remedy: "a newer kernel"},
+		{Name: "c", Err: errors.New("it needs more")},
 	}}
-	require.Regexp(t, `(?m)^a +no +sandbox: cell: it needs root \(run it as root\)\nb +no +too old; remedy: a newer kernel$`, r.String())
+	require.Regexp(t, `(?m)^a +no +sandbox: cell: it needs root \(run it as root\)\nb +no +too old; remedy: a newer kernel\nc +no +it needs more$`, r.String())
 }

@@ -68,10 +68,10 @@ func apply(c *spec.Spec, opts []Option) {
 //
 // The error is nil if the command exited with status 0; an *ExitError, with the Result, if it ended
 // otherwise or was ended by a limit; and something else, with no Result, if it could not be
-// started: the joined errors of wrong options, in each of which errors.As finds an *OptionError; an
-// error for which errors.Is(err, fs.ErrNotExist) or fs.ErrPermission holds, if the command is
-// missing or not executable; or a *SetupError. Cancelling ctx kills the run; then errors.Is(err,
-// ctx.Err()) and errors.Is(err, context.Cause(ctx)) hold.
+// started: the joined errors of wrong options, in each of which errors.As finds an *OptionError, or
+// a *SetupError. If the command is missing or not executable, errors.Is(err, fs.ErrNotExist) or
+// fs.ErrPermission holds for that. Cancelling ctx kills the run; then errors.Is(err, ctx.Err()) and
+// errors.Is(err, context.Cause(ctx)) hold.
 func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
 	p, err := s.Start(ctx)
 	if err != nil {

@@ -76,8 +76,8 @@ func Load(path string, opts ...Option) (*Project, error) {
 }
 
 // ProjectName returns the name that the project has if Load loads it with the same options. It does
-// not look at the file's other fields: what is wrong with them, or not supported, is no error. A
-// field name that can't be told, as one with a variable that is required and not set, is one.
+// not look at the file's other fields: what is wrong with them, or not supported, is no error. If
+// the field name has no value, as with a variable that is required and not set, that is an error.
 func ProjectName(path string, opts ...Option) (string, error) {
 	l := newLoading(opts)
 	defer l.references.close()

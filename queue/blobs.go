@@ -106,7 +106,7 @@ func (q *Queue) touchBlob(ctx context.Context, now func() (time.Time, error), su
 	if age := t.Sub(m.Time); age >= 0 && age < q.config.grace/4 {
 		return true, nil
 	}
-	_, err = q.publishNew(ctx, m.Subject, m.Data, jetstream.WithExpectLastSequencePerSubject(m.Sequence))
+	err = q.publishNew(ctx, m.Subject, m.Data, jetstream.WithExpectLastSequencePerSubject(m.Sequence))
 	if conflict(err) { // collected, or touched by somebody else
 		return false, nil
 	}
@@ -138,7 +138,7 @@ func (q *Queue) upload(ctx context.Context, name string, r io.Reader, sum []byte
 			return fmt.Errorf("it changed while it was read: %w", err)
 		}
 		h.Write(chunk)
-		if _, err := q.publishNew(ctx, q.chunkSubject(b.Upload, strconv.FormatInt(n, 10)), chunk); err != nil {
+		if err := q.publishNew(ctx, q.chunkSubject(b.Upload, strconv.FormatInt(n, 10)), chunk); err != nil {
 			return err
 		}
 		q.progress(Transfer{Name: name, Sent: true, Done: n*chunkSize + int64(len(chunk)), Size: size})
@@ -150,7 +150,7 @@ func (q *Queue) upload(ctx context.Context, name string, r io.Reader, sum []byte
 	if err != nil {
 		return err
 	}
-	_, err = q.publishNew(ctx, q.blobSubject(sum), data)
+	err = q.publishNew(ctx, q.blobSubject(sum), data)
 	return err
 }
 

@@ -92,12 +92,12 @@ func (q *Queue) watchDisk() {
 
 // publishNew is publish of what is refused while a disk is full, also when that is seen while no
 // server answers.
-func (q *Queue) publishNew(ctx context.Context, subject string, data []byte, opts ...jetstream.PublishOpt) (seq uint64, err error) {
+func (q *Queue) publishNew(ctx context.Context, subject string, data []byte, opts ...jetstream.PublishOpt) error {
 	if err := q.space(); err != nil {
-		return 0, err
+		return err
 	}
-	err = q.retry(ctx, func(ctx context.Context) error {
-		seq, err = q.publishOnce(ctx, subject, data, opts...)
+	return q.retry(ctx, func(ctx context.Context) error {
+		_, err := q.publishOnce(ctx, subject, data, opts...)
 		if unanswered(err) {
 			if low := q.space(); errors.Is(low, ErrFull) {
 				return low
@@ -105,5 +105,4 @@ func (q *Queue) publishNew(ctx context.Context, subject string, data []byte, opt
 		}
 		return err
 	})
-	return seq, err
 }

@@ -71,7 +71,7 @@ func (q *Queue) submit(ctx context.Context, id string, r *taskRecord, t *Task, b
 // store stores a task, unless it is there or has been.
 func (q *Queue) store(ctx context.Context, id string, data []byte) error {
 	for {
-		_, err := q.publishNew(ctx, q.subject("task", id), data, jetstream.WithExpectLastSequencePerSubject(0))
+		err := q.publishNew(ctx, q.subject("task", id), data, jetstream.WithExpectLastSequencePerSubject(0))
 		if !conflict(err) {
 			return err
 		}

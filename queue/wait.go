@@ -111,7 +111,7 @@ func (q *Queue) Wait(ctx context.Context, id string) (*Result, error) {
 			waits = ""
 		}
 		if r != nil && r.State.Ended() {
-			return q.result(ctx, id, r)
+			return q.result(id, r)
 		}
 		r, err = nil, nil
 		select {
@@ -203,7 +203,7 @@ func (q *Queue) expire(ctx context.Context, id string, seq uint64) (*stateRecord
 }
 
 // result returns what Wait does.
-func (q *Queue) result(ctx context.Context, id string, r *stateRecord) (*Result, error) {
+func (q *Queue) result(id string, r *stateRecord) (*Result, error) {
 	var res *Result
 	var exit error
 	if r.Run != nil {
@@ -260,7 +260,7 @@ func (q *Queue) WaitAll(ctx context.Context, ids []string) ([]*Result, []error) 
 	}
 	inBatches(len(ids), func(i int) {
 		if r := ended[i/batch]()[ids[i]]; r != nil {
-			results[i], errs[i] = q.result(ctx, ids[i], r)
+			results[i], errs[i] = q.result(ids[i], r)
 		} else {
 			results[i], errs[i] = q.Wait(ctx, ids[i])
 		}

@@ -57,12 +57,10 @@ const (
 )
 
 // add adds an item to a result, unless there are too many.
-func (p *parser) add(r *result, i item) bool {
-	if p.items++; p.items > maxItems {
-		return false
+func (p *parser) add(r *result, i item) {
+	if p.items++; p.items <= maxItems {
+		r.items = append(r.items, i)
 	}
-	r.items = append(r.items, i)
-	return true
 }
 
 func newParser(name string) *parser { return &parser{name: name, results: map[string]*result{}} }

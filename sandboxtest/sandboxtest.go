@@ -19,6 +19,7 @@ import (
 	"testing"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/fault"
 )
 
 // New returns a sandbox whose runs are the same on every machine, as far as the options let them.
@@ -56,7 +57,7 @@ func Need(t testing.TB, features ...string) {
 		if os.Getenv("SANDBOXTEST_REQUIRED") == "1" {
 			skip = t.Fatalf
 		}
-		skip("sandboxtest: %s: %v; remedy: %s", f.Name, f.Err, f.Remedy)
+		skip("sandboxtest: %s: %s", f.Name, fault.WithRemedy(f.Err, f.Remedy))
 	}
 	for _, name := range features {
 		if !known[name] {

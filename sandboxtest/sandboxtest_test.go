@@ -145,6 +145,7 @@ func TestNeed(t *testing.T) {
 	thisMachine = func() *sandbox.Report {
 		return &sandbox.Report{Features: []sandbox.Feature{
 			{Name: "runs", Required: true}, {Name: "WithMemory", Err: errors.New("no cgroups"), Remedy: "mount them"},
+			{Name: "WithScratch", Err: &sandbox.SetupError{Stage: "root", Err: errors.New("too old"), Hint: "a newer kernel"}, Remedy: "a newer kernel"},
 		}}
 	}
 	f := &fake{TB: t}
@@ -152,6 +153,8 @@ func TestNeed(t *testing.T) {
 	require.Empty(t, f.skipped+f.failed)
 	Need(f, "WithMemory")
 	require.Equal(t, "sandboxtest: WithMemory: no cgroups; remedy: mount them", f.skipped)
+	Need(f, "WithScratch")
+	require.Equal(t, "sandboxtest: WithScratch: sandbox: root: too old (a newer kernel)", f.skipped, "its remedy once")
 	Need(f, "WithEverything")
 	require.Contains(t, f.failed, `no feature "WithEverything"`)
 	t.Setenv("SANDBOXTEST_REQUIRED", "1")

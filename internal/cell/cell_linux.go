@@ -62,13 +62,13 @@ type Cell struct {
 	end    *os.ProcessState // how it ended, once done is closed
 	once   sync.Once
 
-	guests    guests
-	templates templates
-	staging   sync.Mutex       // one template is assembled at a time
-	staged    *program.Program // the base that waits for its template: see Stage
-	maps      idmaps
-	networks  networks
-	guards    guards
+	guests     guests
+	templates  templates
+	assembling sync.Mutex       // one template is assembled at a time
+	ahead      *program.Program // the base that waits for its template: see AssembleAhead
+	maps       idmaps
+	networks   networks
+	guards     guards
 
 	mu      sync.Mutex
 	closing bool           // no new run may enter
@@ -205,18 +205,12 @@ func waitsForChildren() error {
 // writes the place down first, for a later sweep.
 func (c *Cell) makeCgroups() error {
 	tree, err := limits.Discover(c.config.CgroupParent)
-	if err != nil {
-		if c.config.CgroupParent != "" {
-			return err
-		}
-		c.LimitsErr = err
-		slog.Debug("sandbox: no cgroups", "error", err)
-		return nil
+	if err == nil {
+		err = os.WriteFile(filepath.Join(c.state.dir, cgroupName), []byte(tree.Path(c.state.id)), 0o600)
 	}
-	if err := os.WriteFile(filepath.Join(c.state.dir, cgroupName), []byte(tree.Path(c.state.id)), 0o600); err != nil {
-		return err
+	if err == nil {
+		c.Limits, err = tree.NewCell(c.state.id, startKeeper)
 	}
-	c.Limits, err = tree.NewCell(c.state.id, startKeeper)
 	if errors.Is(err, limits.ErrUnavailable) && c.config.CgroupParent == "" {
 		c.LimitsErr = err
 		slog.Debug("sandbox: no cgroups", "error", err)

@@ -84,6 +84,11 @@ func (c *Cell) Spawn(p *program.Program, b *Block, t *Template, ns *os.File, fil
 	return c.send(r, files)
 }
 
+// Join asks for a clone that enters a live run by the files.
+func (c *Cell) Join(p *program.Program, files []int) (*forkserver.Conn, error) {
+	return c.send(&forkserver.Request{Image: p.Image()}, files)
+}
+
 func (c *Cell) send(r *forkserver.Request, files []int) (*forkserver.Conn, error) {
 	conn, err := c.client.Send(r, files)
 	if err != nil {

@@ -119,16 +119,16 @@ func (ts *templates) drop(t *Template) {
 	}
 }
 
-// Stage assembles the base of a template, so that the first one which has it finds it there. It
-// does nothing if there are templates already, and leaves an error to them.
-func (c *Cell) Stage(base Assembly) {
-	c.staging.Lock()
-	defer c.staging.Unlock()
+// AssembleAhead assembles the base of a template, so that the first one which has it finds it there.
+// It does nothing if there are templates already, and leaves an error to them.
+func (c *Cell) AssembleAhead(base Assembly) {
+	c.assembling.Lock()
+	defer c.assembling.Unlock()
 	if c.templates.any() {
 		return
 	}
 	if c.assemble(base) == nil {
-		c.staged = base.Program
+		c.ahead = base.Program
 	} else {
 		c.unmount(program.CellStaging)
 	}
@@ -136,16 +136,10 @@ func (c *Cell) Stage(base Assembly) {
 
 // makeTemplate has the template assembled at program.CellStaging, and moves it to its place.
 func (c *Cell) makeTemplate(t *Template, base *Assembly, rest Assembly) error {
-	c.staging.Lock()
-	defer c.staging.Unlock()
-	staged := c.staged
-	c.staged = nil
-	if staged != nil && (base == nil || base.Program != staged) {
-		c.unmount(program.CellStaging)
-		staged = nil
-	}
+	c.assembling.Lock()
+	defer c.assembling.Unlock()
 	var err error
-	if base != nil && staged == nil {
+	if !c.takeAhead(base) && base != nil {
 		err = c.assemble(*base)
 	}
 	if err == nil {
@@ -167,6 +161,17 @@ func (c *Cell) makeTemplate(t *Template, base *Assembly, rest Assembly) error {
 		c.unmount(program.CellStaging, t.Path)
 	}
 	return err
+}
+
+// takeAhead reports whether the base is there already. Another that is there goes.
+func (c *Cell) takeAhead(base *Assembly) bool {
+	ahead := c.ahead
+	c.ahead = nil
+	if ahead != nil && (base == nil || base.Program != ahead) {
+		c.unmount(program.CellStaging)
+		return false
+	}
+	return ahead != nil
 }
 
 // assemble runs the program with its files.

@@ -121,17 +121,16 @@ type porter struct {
 }
 
 // openByPorter tries once more if the porter died meanwhile.
-func (c *Cell) openByPorter(t Tree) (f *os.File, err error) {
-	for range 2 {
+func (c *Cell) openByPorter(t Tree) (*os.File, error) {
+	for again := false; ; again = true {
 		p, err := c.livePorter()
 		if err != nil {
 			return nil, err
 		}
-		if f, err = p.open(t); err == nil || !p.client.Gone() {
+		if f, err := p.open(t); err == nil || again || !p.client.Gone() {
 			return f, err
 		}
 	}
-	return f, err
 }
 
 // livePorter returns the cell's porter. It replaces one that has died.

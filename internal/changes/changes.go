@@ -5,6 +5,7 @@
 package changes
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"path"
@@ -55,7 +56,8 @@ func listPart(p *compile.Part, in *scratch.Scratch, tree fs.FS) ([]Change, error
 		return nil, err
 	}
 	defer layers.Close()
-	return changesOf(p, layers, in, tree)
+	list, err := changesOf(p, layers, in, tree)
+	return list, cmp.Or(err, layers.Err())
 }
 
 // lowerFiles is what a part of a root has without its changes.
@@ -99,27 +101,25 @@ func changesOf(p *compile.Part, below lowerFiles, in *scratch.Scratch, tree fs.F
 		if err != nil && !tooLong {
 			return err
 		}
+		kind := d.Type()
+		if !tooLong { // for any call
+			kind = info.Mode().Type()
+		}
 		wasDir, mode, was := below.Lstat(rel)
 		switch {
-		case tooLong: // for any call
-			if was {
-				add(Changed)
-			} else {
-				add(Added)
-			}
-			if d.IsDir() {
-				return fs.SkipDir
-			}
-		case info.Mode()&fs.ModeCharDevice != 0: // a run can make no other device
+		case kind&fs.ModeCharDevice != 0: // a run can make no other device
 			if was {
 				add(Removed)
 			}
 		case !was:
 			add(Added)
-		case !info.IsDir() || !wasDir:
+		case tooLong || !kind.IsDir() || !wasDir:
 			add(Changed)
 		case info.Mode().Perm() != mode.Perm() || in.IsOpaque(name):
 			add(Changed)
+		}
+		if tooLong && kind.IsDir() {
+			return fs.SkipDir
 		}
 		return nil
 	})

@@ -33,6 +33,16 @@ func (e *SetupError) Error() string {
 
 func (e *SetupError) Unwrap() error { return e.Err }
 
+// WithRemedy returns an error's text and what to do about it, unless that is "" or the hint of a
+// *SetupError, which has it in its own text.
+func WithRemedy(err error, remedy string) string {
+	var setup *SetupError
+	if remedy == "" || errors.As(err, &setup) && setup.Hint == remedy {
+		return err.Error()
+	}
+	return err.Error() + "; remedy: " + remedy
+}
+
 // Reason is sandbox.Reason, which has its documentation.
 type Reason int
 

@@ -3,6 +3,7 @@
 package host
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -27,6 +28,8 @@ type Facts struct {
 	Kernel     [2]int            // major and minor
 	LastCap    int               // the highest capability that the kernel knows
 	HardLimits map[string]uint64 // of this process: nofile, sigpending, msgqueue and memlock
+
+	Starved bool // some were left out for want of descriptors or memory
 }
 
 // ProcPath is an interface of the kernel in /proc that tells of the machine, or changes it, and is
@@ -41,15 +44,34 @@ type ProcPath struct {
 var machineProc = []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/kmsg", "/proc/latency_stats",
 	"/proc/locks", "/proc/sched_debug", "/proc/scsi", "/proc/sysrq-trigger", "/proc/timer_list", "/proc/timer_stats"}
 
+// looks are at files. Those that can't be opened are mostly not there.
+type looks struct {
+	starved bool // or they were not opened for want of descriptors or memory
+}
+
+// opened reports whether a file could be opened.
+func (l *looks) opened(err error) bool {
+	l.starved = l.starved || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+	return err == nil
+}
+
 // Gather reads the facts. What can't be read is left out.
 func Gather() Facts {
-	f := Facts{RootLinks: map[string]string{}, Sys: readSys("/sys"), Proc: procPaths(), LastCap: lastCapability(), HardLimits: lowest(hardAtStart, hardLimits())}
-	libraries, _ := filepath.Glob("/lib*")
-	for _, dir := range append([]string{"/usr", "/bin", "/sbin"}, libraries...) {
+	var l looks
+	f := Facts{RootLinks: map[string]string{}, Sys: l.readSys("/sys"), Proc: l.procPaths(), LastCap: l.lastCapability(), HardLimits: lowest(hardAtStart, hardLimits())}
+	for _, dir := range []string{"/usr", "/bin", "/sbin"} {
 		f.show(dir)
+	}
+	top, err := os.ReadDir("/")
+	l.opened(err)
+	for _, e := range top {
+		if strings.HasPrefix(e.Name(), "lib") {
+			f.show("/" + e.Name())
+		}
 	}
 	f.Shown = slices.Concat(f.RootDirs, slices.Sorted(maps.Keys(f.RootLinks)))
 	_, _ = fmt.Sscanf(release(), "%d.%d", &f.Kernel[0], &f.Kernel[1])
+	f.Starved = l.starved
 	return f
 }
 
@@ -74,13 +96,13 @@ func (f *Facts) show(p string) {
 	}
 }
 
-func procPaths() (paths []ProcPath) {
+func (l *looks) procPaths() (paths []ProcPath) {
 	for _, p := range machineProc {
 		if info, err := os.Lstat(p); err == nil {
 			paths = append(paths, ProcPath{Path: p, Dir: info.IsDir()})
 		}
 	}
-	if cgroups, err := os.ReadFile("/proc/cgroups"); err == nil && lacksControllers(string(cgroups)) {
+	if cgroups, err := os.ReadFile("/proc/cgroups"); l.opened(err) && lacksControllers(string(cgroups)) {
 		paths = append(paths, ProcPath{Path: "/proc/cgroups", Controllers: true})
 	}
 	return paths
@@ -104,10 +126,10 @@ func lacksControllers(cgroups string) bool {
 	return !slices.Contains(names, "memory") || !slices.Contains(names, "cpuset")
 }
 
-func lastCapability() int {
+func (l *looks) lastCapability() int {
 	b, err := os.ReadFile("/proc/sys/kernel/cap_last_cap")
 	n := 0
-	if _, scanErr := fmt.Sscan(strings.TrimSpace(string(b)), &n); err != nil || scanErr != nil {
+	if _, scanErr := fmt.Sscan(strings.TrimSpace(string(b)), &n); !l.opened(err) || scanErr != nil {
 		return unix.CAP_LAST_CAP
 	}
 	return n

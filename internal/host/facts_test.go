@@ -11,6 +11,7 @@ import (
 
 func TestGather(t *testing.T) {
 	f := Gather()
+	require.False(t, f.Starved)
 	require.Contains(t, f.Shown, "/usr")
 	require.Len(t, f.Shown, len(f.RootDirs)+len(f.RootLinks))
 	for link, target := range f.RootLinks {

@@ -49,7 +49,8 @@ type Files struct {
 	Left    map[string]string // what a package has there and is left out, and why
 	Sum     uint64            // of Entries and Dirs, in this process
 
-	index map[string]int
+	index   map[string]int
+	starved bool // there may be more
 }
 
 // Find returns the entry at a path.
@@ -102,7 +103,7 @@ type reader struct {
 // program's.
 func (r *reader) walk(dir string, depth int, all bool) {
 	list, err := os.ReadDir(r.root + dir)
-	if err != nil || depth > maxDepth {
+	if !r.owned.opened(err) || depth > maxDepth {
 		return
 	}
 	for _, e := range list {
@@ -156,6 +157,7 @@ const forNotAll = "not everybody may read it"
 // addFile adds a file. generated says that a program wrote it.
 func (r *reader) addFile(p string, generated bool) {
 	data, mode, err := r.read(p)
+	r.owned.opened(err)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		r.left[p] = forNotAll
@@ -247,7 +249,7 @@ func (r *reader) isSmall(dir string) bool {
 		}
 		return nil
 	})
-	return err == nil
+	return r.owned.opened(err)
 }
 
 // addLinks adds the links that lead to what is shown.
@@ -297,7 +299,7 @@ func (r *reader) files() *Files {
 		entries = append(entries, e)
 	}
 	f := NewFiles(entries, r.dirs)
-	f.Manager, f.Left = r.owned.manager, r.left
+	f.Manager, f.Left, f.starved = r.owned.manager, r.left, r.owned.starved
 	return f
 }
 

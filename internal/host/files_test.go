@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/cellkit/sandbox/internal/testkit"
 )
 
 // machine makes a root directory: names that end in "/" are directories, contents that begin with
@@ -178,4 +180,15 @@ func BenchmarkRead(b *testing.B) {
 	for b.Loop() {
 		Read("", []string{"/usr"})
 	}
+}
+
+// What was read for want of descriptors as if there were no files is read again.
+func TestCacheOfStarved(t *testing.T) {
+	want := Read("", nil)
+	require.False(t, want.starved)
+	var c Cache
+	testkit.WithDescriptors(t, 0, func() { require.True(t, c.Get(nil).starved) })
+	got := c.Get(nil)
+	require.Equal(t, shownAt(want), shownAt(got))
+	require.Same(t, got, c.Get(nil))
 }

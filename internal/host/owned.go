@@ -19,6 +19,7 @@ import (
 // owned is what of /etc a package manager installed. Its databases are read as they are: its
 // commands take longer than a run.
 type owned struct {
+	looks
 	manager string
 	paths   map[string]bool
 	sums    map[string]string // of files as packages have them: MD5 or SHA-1, in hex
@@ -72,17 +73,17 @@ func (o *owned) isOriginal(p string, data []byte) bool {
 // readDpkg reads the lists of files, and the sums of configuration: dpkg(1), "FILES", and ucf(1).
 func (o *owned) readDpkg(root string) bool {
 	status, err := os.Open(root + dpkgStatus)
-	if err != nil {
+	if !o.opened(err) {
 		return false
 	}
 	defer status.Close()
 	o.readSums(status)
-	if hashes, err := os.Open(root + ucfHashes); err == nil {
+	if hashes, err := os.Open(root + ucfHashes); o.opened(err) {
 		defer hashes.Close()
 		o.readHashes(hashes)
 	}
 	info, err := os.Open(root + dpkgInfo)
-	if err != nil {
+	if !o.opened(err) {
 		return true
 	}
 	defer info.Close()
@@ -125,7 +126,7 @@ func (o *owned) readHashes(hashes *os.File) {
 // nothing of /etc: so there is no more to it than reading.
 func (o *owned) readList(dir int, name string, buf []byte) {
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
+	if !o.opened(err) {
 		return
 	}
 	defer unix.Close(fd)
@@ -165,7 +166,7 @@ func (o *owned) readList(dir int, name string, buf []byte) {
 // readApk reads apk's database: for each package F:directory, R:file in it, Z:Q1 and its SHA-1.
 func (o *owned) readApk(name string) bool {
 	db, err := os.Open(name)
-	if err != nil {
+	if !o.opened(err) {
 		return false
 	}
 	defer db.Close()
@@ -196,7 +197,7 @@ func (o *owned) readPacman(dir string) bool {
 	lists, _ := filepath.Glob(dir + "/*/files")
 	for _, list := range lists {
 		f, err := os.Open(list)
-		if err != nil {
+		if !o.opened(err) {
 			continue
 		}
 		for in := bufio.NewScanner(f); in.Scan(); {

@@ -42,8 +42,11 @@ func (c *Cache) Get(shown []string) *Files {
 	if c.files != nil && now == c.at {
 		return c.files
 	}
-	c.at = now // what changes meanwhile is seen next time
-	if read := Read("", shown); c.files == nil || read.Sum != c.files.Sum {
+	read := Read("", shown)
+	if c.at = now; read.starved { // what changed meanwhile is seen next time
+		c.at = stamp{}
+	}
+	if c.files == nil || read.Sum != c.files.Sum {
 		c.files = read
 	}
 	return c.files

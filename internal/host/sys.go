@@ -24,17 +24,17 @@ const (
 
 // readSys reads what runs may see of a /sys. It tells hardly more than /proc/cpuinfo and
 // /proc/stat, which they see anyway.
-func readSys(root string) (files []SysFile) {
+func (l *looks) readSys(root string) (files []SysFile) {
 	add := func(names ...string) {
 		for _, name := range names {
-			if content, err := readUpTo(filepath.Join(root, name), mostSys); err == nil {
+			if content, err := readUpTo(filepath.Join(root, name), mostSys); l.opened(err) {
 				files = append(files, SysFile{"/sys/" + name, content})
 			}
 		}
 	}
 	const cpu, node = "devices/system/cpu", "devices/system/node"
 	add(cpu+"/online", cpu+"/possible", cpu+"/present", cpu+"/kernel_max")
-	for i, dir := range numbered(root, cpu+"/cpu", mostCPUs) {
+	for i, dir := range l.numbered(root, cpu+"/cpu", mostCPUs) {
 		files = append(files, SysFile{Path: "/sys/" + dir + "/"})
 		if i < mostTopology {
 			dir += "/topology/"
@@ -45,7 +45,7 @@ func readSys(root string) (files []SysFile) {
 		}
 	}
 	add(node+"/online", node+"/possible")
-	for _, dir := range numbered(root, node+"/node", mostNodes) {
+	for _, dir := range l.numbered(root, node+"/node", mostNodes) {
 		add(dir+"/cpulist", dir+"/cpumap")
 	}
 	add("kernel/mm/transparent_hugepage/enabled", "kernel/mm/transparent_hugepage/hpage_pmd_size")
@@ -53,9 +53,9 @@ func readSys(root string) (files []SysFile) {
 }
 
 // numbered returns the first n directories called prefix and a number, in order of that.
-func numbered(root, prefix string, n int) (dirs []string) {
+func (l *looks) numbered(root, prefix string, n int) (dirs []string) {
 	entries, err := os.ReadDir(filepath.Join(root, path.Dir(prefix)))
-	if err != nil {
+	if !l.opened(err) {
 		return nil
 	}
 	var numbers []int

@@ -52,7 +52,7 @@ func fakeSys(t *testing.T, cpus int) string {
 
 func TestReadSys(t *testing.T) {
 	var paths []string
-	for _, f := range readSys(fakeSys(t, 2)) {
+	for _, f := range new(looks).readSys(fakeSys(t, 2)) {
 		paths = append(paths, strings.TrimPrefix(f.Path, "/sys/devices/system/"))
 		require.LessOrEqual(t, len(f.Content), int(mostSys), f.Path)
 	}
@@ -60,13 +60,13 @@ func TestReadSys(t *testing.T) {
 		"cpu/cpu0/", "cpu/cpu0/topology/core_id", "cpu/cpu0/topology/physical_package_id", "cpu/cpu0/topology/core_siblings_list", "cpu/cpu0/topology/package_cpus_list",
 		"cpu/cpu1/", "cpu/cpu1/topology/core_id", "cpu/cpu1/topology/physical_package_id", "cpu/cpu1/topology/core_siblings_list", "cpu/cpu1/topology/package_cpus_list",
 		"node/online", "node/node0/cpulist", "/sys/kernel/mm/transparent_hugepage/enabled"}, paths)
-	require.Empty(t, readSys(t.TempDir()), "in a container without one")
+	require.Empty(t, new(looks).readSys(t.TempDir()), "in a container without one")
 }
 
 // However many CPUs a machine has, few files tell of them.
 func TestReadSysOfALargeMachine(t *testing.T) {
 	dirs, files := 0, 0
-	for _, f := range readSys(fakeSys(t, mostCPUs+9)) {
+	for _, f := range new(looks).readSys(fakeSys(t, mostCPUs+9)) {
 		if strings.HasSuffix(f.Path, "/") {
 			dirs++
 		} else {

@@ -30,6 +30,7 @@ type View struct {
 	open []int
 
 	way []dir // from the root, as far as Lstat's last name leads through directories
+	err error // see Err
 }
 
 // Dir is what a directory looks like, of several that are merged the highest.
@@ -81,6 +82,22 @@ func closeFDs(fds []int) {
 	}
 }
 
+// Err returns why something could not be looked at, such as that this process has no descriptor
+// left, or nil. What the View has said may be wrong then. What this process may not look at is not
+// there for it.
+func (v *View) Err() error { return v.err }
+
+// note keeps an error for Err. A directory that was moved out of its layer is an EXDEV.
+func (v *View) note(call, p string, err error) {
+	switch err {
+	case nil, unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES, unix.ENAMETOOLONG, unix.EXDEV:
+		return
+	}
+	if v.err == nil {
+		v.err = &fs.PathError{Op: call, Path: p, Err: err}
+	}
+}
+
 // enter opens a directory in the layers that it is made of, and returns descriptors of it by layer,
 // -1 where it is none or gone again. They are open until another is entered.
 func (v *View) enter(d *dir) []int {
@@ -95,9 +112,12 @@ func (v *View) enter(d *dir) []int {
 		if fromParent {
 			from, name = v.open[layer], path.Base(d.path)
 		}
-		if fd, err := unix.Openat2(from, name, &how); err == nil {
-			open[layer] = fd
+		if from < 0 {
+			continue
 		}
+		fd, err := unix.Openat2(from, name, &how)
+		v.note("openat2", d.path, err)
+		open[layer] = fd // -1 if it failed
 	}
 	closeFDs(v.open)
 	v.at, v.open = d.path, open
@@ -142,14 +162,20 @@ func (v *View) FileAt(p string) (at Point, exists, ok bool) {
 // Read returns the first bytes of a regular file, up to limit.
 func (v *View) Read(p string, limit int64) ([]byte, error) {
 	at, is := v.walk(p)
+	if v.err != nil {
+		return nil, v.err
+	}
 	if is != isFile {
 		return nil, &fs.PathError{Op: "open", Path: p, Err: fs.ErrNotExist}
 	}
 	in := &at.walk[len(at.walk)-1]
 	open := v.enter(in)
 	for _, layer := range in.layers {
+		if open[layer] < 0 {
+			continue
+		}
 		fd, err := unix.Openat(open[layer], at.rest[0], unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err == unix.ENOENT || open[layer] < 0 {
+		if err == unix.ENOENT {
 			continue
 		}
 		if err != nil {
@@ -267,8 +293,12 @@ func (v *View) look(in *dir, name string) (found dir, link string, ok bool) {
 	found.path = path.Join(in.path, name)
 	open := v.enter(in)
 	for _, layer := range in.layers {
+		if open[layer] < 0 {
+			continue
+		}
 		var st unix.Stat_t
-		if open[layer] < 0 || unix.Fstatat(open[layer], name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		if err := unix.Fstatat(open[layer], name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			v.note("fstatat", found.path, err)
 			continue
 		}
 		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
@@ -278,6 +308,7 @@ func (v *View) look(in *dir, name string) (found dir, link string, ok bool) {
 		switch {
 		case st.Mode&unix.S_IFMT == unix.S_IFLNK:
 			link, err := readLinkAt(open[layer], name)
+			v.note("readlinkat", found.path, err)
 			return found, link, err == nil
 		case st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0:
 			return found, "", false // a whiteout
@@ -286,6 +317,7 @@ func (v *View) look(in *dir, name string) (found dir, link string, ok bool) {
 		}
 		fd, err := unix.Openat(open[layer], name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
+			v.note("openat", found.path, err)
 			continue // it is gone again
 		}
 		isOpaque := IsOpaque(fd)

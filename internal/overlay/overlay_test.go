@@ -145,6 +145,33 @@ func overlaid(t *testing.T, dir string, layers []string) (exists map[string]bool
 	return exists, kinds
 }
 
+// What can't be looked at for want of a descriptor is not taken for missing.
+func TestErr(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.MkdirAll(dir+"/a/b", 0o755))
+	require.NoError(t, os.WriteFile(dir+"/a/file", []byte("content"), 0o644))
+	require.NoError(t, os.Symlink("nowhere", dir+"/a/link"))
+	for _, look := range []func(m *View) error{
+		func(m *View) error { m.Lstat("a/b"); return m.Err() },
+		func(m *View) error { m.Missing("/a/b/c"); return m.Err() },
+		func(m *View) error { _, err := m.Read("/a/file", 10); return err },
+	} {
+		m, err := Open([]string{dir})
+		require.NoError(t, err)
+		for _, name := range []string{"none", "a/file/none", "a/link/none", "a/" + strings.Repeat("n", 300)} {
+			_, _, ok := m.Lstat(name)
+			require.False(t, ok)
+			_, missing := m.Missing("/" + name)
+			require.True(t, missing)
+		}
+		require.NoError(t, m.Err())
+		_, _, _ = m.Lstat("none") // so that no descriptor of a is there
+		testkit.WithDescriptors(t, 0, func() { err = look(m) })
+		require.ErrorIs(t, err, unix.EMFILE)
+		m.Close()
+	}
+}
+
 // Trees as deep as a path may be, in several layers, take no more descriptors than layers have, and
 // a walk of them takes a step for each name.
 func TestAttackDeep(t *testing.T) {

@@ -28,14 +28,13 @@ import (
 // Engine owns what the runs of a process have together: cells, the runs that are alive and those
 // that wait for a command, and what was found out about the machine.
 type Engine struct {
-	gather    sync.Once
-	machine   compile.Machine
+	gathering sync.Mutex
+	machine   *compile.Machine // nil before it is asked for
 	files     hostFiles
-	look      sync.Once
-	libraries map[string]string // of this program, by their place in a root
+	libraries libraries
 
 	cells    cells
-	staging  sync.WaitGroup // see stageAhead
+	ahead    sync.WaitGroup // see assembleAhead
 	live     set[*Run]
 	reserves set[*reserve] // those that may have runs
 	networks set[*gateway.Network]
@@ -57,8 +56,12 @@ func NewEngine() *Engine { return &Engine{} }
 
 // Machine returns what is known of this machine.
 func (e *Engine) Machine() *compile.Machine {
-	e.gather.Do(func() { e.machine.Facts = host.Gather() })
-	return &e.machine
+	e.gathering.Lock()
+	defer e.gathering.Unlock()
+	if e.machine == nil || e.machine.Starved {
+		e.machine = &compile.Machine{Facts: host.Gather()}
+	}
+	return e.machine
 }
 
 // HostFiles returns what HostRootfs shows of the host's /etc and /var now.
@@ -71,14 +74,30 @@ func (e *Engine) now(c *spec.Spec) *compile.Machine {
 		m.Files = e.HostFiles()
 	}
 	if c.Root.Rootfs.Parts == spec.OwnProgram {
-		// If this fails, cell.OwnFile returns the reason.
-		e.look.Do(func() { e.libraries, _ = cell.OwnLibraries() })
-		m.Libraries = e.libraries
+		m.Libraries = e.libraries.get()
 	}
 	if c.Namespaces.Network == spec.NetworkHost {
 		m.Resolv = host.Resolv()
 	}
 	return &m
+}
+
+// libraries are this program's own, by their place in a root.
+type libraries struct {
+	mu    sync.Mutex
+	found bool
+	all   map[string]string
+}
+
+func (l *libraries) get() map[string]string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.found {
+		var err error
+		l.all, err = cell.OwnLibraries()
+		l.found = err == nil // else cell.OwnFile returns the reason, or the next run looks again
+	}
+	return l.all
 }
 
 // Boot boots a cell, which must be ended with End.
@@ -113,9 +132,9 @@ func (e *Engine) Cell(c *spec.Spec) (*cell.Cell, error) {
 		_ = e.End(context.Background(), have) // clean up after one that was lost
 		delete(e.cells.all, want)
 	}
-	stage := e.stageAhead(&c.Root)
+	ahead := e.assembleAhead(&c.Root)
 	booted, err := e.Boot(want)
-	stage(booted)
+	ahead(booted)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +203,7 @@ func (e *Engine) Shutdown(ctx context.Context) error {
 		}
 		delete(e.cells.all, config)
 	}
-	e.staging.Wait() // which does not take long once its cells have ended
+	e.ahead.Wait() // which does not take long once its cells have ended
 	e.files.close()
 	cell.CloseOwn()
 	return errors.Join(errs...)

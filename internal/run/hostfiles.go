@@ -50,16 +50,16 @@ func (h *hostFiles) close() {
 	}
 }
 
-// stageAhead begins to read what such a root shows of the host's files, in the background while its
-// cell boots. Once the returned function is called with the cell, a template's copies of them are
-// made there, while the run is compiled. It must be called, with nil if there is no such cell.
-func (e *Engine) stageAhead(r *spec.Root) func(*cell.Cell) {
+// assembleAhead begins to read what such a root shows of the host's files, in the background while
+// its cell boots. Once the returned function is called with the cell, a template's copies of them
+// are made there, while the run is compiled. It must be called, with nil if there is no such cell.
+func (e *Engine) assembleAhead(r *spec.Root) func(*cell.Cell) {
 	if !r.ShowsHost() {
 		return func(*cell.Cell) {}
 	}
 	copies := r.Writable == 0
 	booted := make(chan *cell.Cell, 1)
-	e.staging.Go(func() {
+	e.ahead.Go(func() {
 		base := copying(e.HostFiles())
 		if !copies {
 			return // a scratch has them
@@ -67,7 +67,7 @@ func (e *Engine) stageAhead(r *spec.Root) func(*cell.Cell) {
 		files, err := base.Open()
 		defer closeFiles(files)
 		if c := <-booted; c != nil && c.GuestRuntime() == nil && err == nil {
-			c.Stage(cell.Assembly{Program: base.Program, Open: func() ([]*os.File, error) { return files, nil }})
+			c.AssembleAhead(cell.Assembly{Program: base.Program, Open: func() ([]*os.File, error) { return files, nil }})
 		}
 	})
 	return func(c *cell.Cell) { booted <- c }

@@ -18,25 +18,25 @@ import (
 	"github.com/cellkit/sandbox/internal/run"
 )
 
-// TestRootlessStage assembles the base of a template before the first run. That run has the same
-// files as one in a cell where nothing was staged, and nothing stays where it was assembled, whether
+// TestRootlessAssembleAhead assembles the base of a template before the first run. That run has the
+// same files as one in a cell where nothing was, and nothing stays where it was assembled, whether
 // the template has that base or not.
-func TestRootlessStage(t *testing.T) {
-	etc := func(staged bool, opts ...sandbox.Option) string {
+func TestRootlessAssembleAhead(t *testing.T) {
+	etc := func(ahead bool, opts ...sandbox.Option) string {
 		c, err := sandbox.NewCell()
 		require.NoError(t, err)
 		defer func() { require.NoError(t, c.Close()) }()
 		var out bytes.Buffer
 		list := "cd /etc; for f in $(find . -type f | sort); do echo $f; cat $f; done; find . -type l -o -type d | sort | xargs ls -ld --time-style=+"
 		s := made(append([]sandbox.Option{sandbox.WithCommand("sh", "-c", list), sandbox.WithCell(c), sandbox.WithStdout(&out)}, opts...)...)
-		if staged {
-			cellOf(s).Stage(engine.Copying())
+		if ahead {
+			cellOf(s).AssembleAhead(engine.Copying())
 		}
 		first := made(append([]sandbox.Option{sandbox.WithCommand("true"), sandbox.WithCell(c)}, opts...)...)
 		before := mountsOf(t, first)
 		require.NotContains(t, before, program.CellStaging)
 		require.NoError(t, runOnce(t.Context(), s))
-		cellOf(s).Stage(engine.Copying()) // there is a template
+		cellOf(s).AssembleAhead(engine.Copying()) // there is a template
 		require.Equal(t, before, mountsOf(t, first))
 		return out.String()
 	}
@@ -50,10 +50,10 @@ func TestRootlessStage(t *testing.T) {
 	}
 }
 
-// TestRootlessShutdownWhileStaging ends a cell as soon as it is booted, since the context of its
+// TestRootlessShutdownWhileAssembling ends a cell as soon as it is booted, since the context of its
 // first run has ended meanwhile, while the base of a template is assembled in the background.
 // Nothing of that is kept.
-func TestRootlessShutdownWhileStaging(t *testing.T) {
+func TestRootlessShutdownWhileAssembling(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // which would close it
 	for range 5 {
 		e := run.NewEngine()

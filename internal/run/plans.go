@@ -41,6 +41,9 @@ func (p *plans) plan(m *compile.Machine, c spec.Spec, sh compile.Shape) (*compil
 	if err != nil {
 		return nil, err
 	}
+	if m.Starved {
+		return made, nil // the next start compiles anew
+	}
 	if p.all == nil {
 		p.all = map[compile.Shape]*compile.Plan{}
 	}

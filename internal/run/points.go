@@ -44,6 +44,9 @@ func lookFor(r *spec.Root, layers bool) (compile.Found, error) {
 	f.Missing = append(missingPlaces(r, m, l), missingOwned(r, m, l)...)
 	layered := len(r.Rootfs.Layers) > 1 || r.Writable != 0 || layers && r.Rootfs.KeepsIDs || slices.ContainsFunc(f.Missing, needsLayer)
 	f.Missing = append(f.Missing, ownFiles(r, m, layers, layered)...)
+	if err := m.Err(); err != nil {
+		return f, r.Subject().Wrong("%w", err)
+	}
 	if l.Sys {
 		f = withoutSys(r, f)
 	}

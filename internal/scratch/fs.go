@@ -22,10 +22,11 @@ import (
 // whatever it finds, and opening a named pipe waits for its other end.
 type liveFS struct {
 	s       *Scratch
-	anyName bool // names that are not UTF-8 too
 	noLinks bool // are followed
 	dir     string
-	left    *int64 // names that a walk may list, nil for as many as there can be files each time
+	// left is how many names a walk may still list, which takes those that are not UTF-8 too. It
+	// is nil outside of walks: as many as there can be files each time.
+	left *int64
 }
 
 var _ interface {
@@ -39,7 +40,7 @@ var _ interface {
 // files: it keeps those of each directory on the way.
 func (f liveFS) walked() liveFS {
 	left := f.s.files
-	f.anyName, f.left = true, &left
+	f.left = &left
 	return f
 }
 
@@ -104,7 +105,7 @@ func (f liveFS) find(op, name string, flags uint64) (*os.File, fs.FileInfo, erro
 	fail := func(err error) (*os.File, fs.FileInfo, error) {
 		return nil, nil, &fs.PathError{Op: op, Path: name, Err: err}
 	}
-	if !f.anyName && !fs.ValidPath(name) {
+	if f.left == nil && !fs.ValidPath(name) {
 		return fail(fs.ErrInvalid)
 	}
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | flags, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
@@ -172,7 +173,7 @@ func (f liveFS) ReadDir(name string) ([]fs.DirEntry, error) {
 // IsOpaque reports whether all that a directory has is in the scratch, and nothing of it in the
 // layers below, for a scratch that takes the changes of a root.
 func (s *Scratch) IsOpaque(name string) bool {
-	file, _, err := liveFS{s: s, anyName: true, noLinks: true}.find("open", name, unix.O_NOFOLLOW)
+	file, _, err := s.tree().find("open", name, unix.O_NOFOLLOW)
 	if err != nil {
 		return false
 	}

@@ -96,7 +96,9 @@ func (s *Scratch) FS() fs.FS { return liveFS{s: s} }
 
 // Tree is FS for one walk: with names that are not UTF-8, no more in all than the scratch has room
 // for files, and without following links, which a run may have put in place of what was listed.
-func (s *Scratch) Tree() fs.FS { return liveFS{s: s, noLinks: true}.walked() }
+func (s *Scratch) Tree() fs.FS { return s.tree() }
+
+func (s *Scratch) tree() liveFS { return liveFS{s: s, noLinks: true}.walked() }
 
 // CopyIn copies all of fsys into the directory dir of the scratch.
 func (s *Scratch) CopyIn(fsys fs.FS, dir string) error {

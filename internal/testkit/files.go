@@ -140,3 +140,25 @@ func (c *compiled) remove() {
 		_ = os.RemoveAll(c.dir)
 	}
 }
+
+// WithDescriptors calls f while this process can open no more than n files.
+func WithDescriptors(t testing.TB, n int, f func()) {
+	var was unix.Rlimit
+	require.NoError(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &was))
+	require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 256, Max: was.Max}))
+	defer func() { require.NoError(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &was)) }()
+	var taken []*os.File
+	defer func() {
+		for _, f := range taken {
+			f.Close()
+		}
+	}()
+	for f, err := os.Open(os.DevNull); err == nil; f, err = os.Open(os.DevNull) {
+		taken = append(taken, f)
+	}
+	for range n {
+		taken[len(taken)-1].Close()
+		taken = taken[:len(taken)-1]
+	}
+	f()
+}

@@ -61,7 +61,7 @@ func listen(project string) (*holder, error) {
 	}
 	l, err := named.Listen(name)
 	if errors.Is(err, named.ErrInUse) {
-		return nil, fmt.Errorf("project %s is up already: sandbox-compose down ends it, and -p gives this one another name: %w", project, err)
+		return nil, fmt.Errorf("project %s is up already: sandbox-compose down ends it, and -p gives this one another name", project)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("project %s: %w", project, err)
