@@ -106,6 +106,30 @@ services:
 	require.ErrorIs(t, r.Ready(), ErrEnded)
 }
 
+// Images of databases fill them with a server that nobody else reaches: a check that passes before
+// Docker would have asked does not count until the service listens on one of its ports.
+func TestRootlessHealthWhilePreparing(t *testing.T) {
+	dir := testkit.OpenDir(t)
+	testkit.BusyboxImage(t, filepath.Join(dir, "db.tar"), `{"ExposedPorts": {"81/tcp": {}, "80/tcp": {}}, "Healthcheck": {"Test": ["CMD", "test", "-e", "/tmp/up"]}}`)
+	testkit.WriteFile(t, filepath.Join(dir, "compose.yaml"), `
+x-prepares: &prepares [sh, -c, "touch /tmp/up; httpd -f -p 127.0.0.1:80 & sleep 0.5; kill $$!; wait; touch /tmp/done; exec httpd -f -p 80 -h /etc"]
+services:
+  db: {image: ./db.tar, command: *prepares, stop_signal: KILL}
+  published: {image: ./busybox.tar, command: *prepares, stop_signal: KILL, ports: ["80"], healthcheck: {test: test -e /tmp/up}}
+  worker: {image: ./db.tar, command: [sh, -c, "touch /tmp/up; exec sleep 1000000"], stop_signal: KILL, healthcheck: {interval: 10m, start_period: 1m, start_interval: 300ms}}
+  udp: {image: ./busybox.tar, command: [sh, -c, "touch /tmp/up; exec sleep 1000000"], stop_signal: KILL, ports: ["53/udp"], healthcheck: {test: test -e /tmp/up, interval: 10m}}
+  after: {image: ./busybox.tar, command: [sh, -c, "get db 80 /hostname && get published 80 /hostname"], depends_on: {db: {condition: service_healthy}, published: {condition: service_healthy}, worker: {condition: service_healthy}, udp: {condition: service_healthy}}}
+`, 0o644)
+	r := up(t, projectIn(t, dir))
+	require.NoError(t, r.Ready())
+	for _, name := range []string{"db", "published"} {
+		_, err := inside(t, r, name, "test", "-e", "/tmp/done")
+		require.NoError(t, err, name)
+	}
+	logged(t, r, "after", "db")
+	require.NoError(t, r.Close())
+}
+
 // An image's numbers are bounded: each check is a command.
 func TestImageHealth(t *testing.T) {
 	of := func(h health, i *image.Healthcheck) health {

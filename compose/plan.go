@@ -302,6 +302,17 @@ func (b *builder) end() {
 	}
 }
 
+// listens returns the TCP ports that the service listens on, as its image and its file say.
+func (p *plan) listens(i *image.Image) []int {
+	ports := i.Ports()
+	for _, to := range p.ports {
+		if to.protocol == "tcp" {
+			ports = append(ports, to.target)
+		}
+	}
+	return ports
+}
+
 // stop returns the option that ends the service: by its own signal, else by that of the image, if
 // that is one, else by SIGTERM.
 func (p *plan) stop(image string) sandbox.Option {

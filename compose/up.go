@@ -344,7 +344,7 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 		tail = append(tail, service.Ready(service.Exits()), service.StartTimeout(forever))
 	case health != nil:
 		r.board.checked(p.name)
-		tail = append(tail, health.options()...)
+		tail = append(tail, health.options(p.listens(img))...)
 	}
 	return service.New(p.name, sandbox.New(opts...), tail...), nil
 }
