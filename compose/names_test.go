@@ -155,6 +155,33 @@ func TestRootlessNoHealth(t *testing.T) {
 	require.ErrorContains(t, wrong, "services.web.depends_on.db.condition: db has no healthcheck, nor has its image")
 }
 
+// A service gives files of its own set-uid and set-gid bits, as images do that begin by preparing
+// directories, but none that it can write to on this machine.
+func TestRootlessSetID(t *testing.T) {
+	const compose = `
+services:
+  own: {image: ./busybox.tar, command: sleep 1000000, stop_signal: KILL, volumes: ['vol:/v', '/own', './ro:/ro:ro']}
+  bind: {image: ./busybox.tar, command: sleep 1000000, stop_signal: KILL, volumes: ['vol:/v:ro', './dir:/dir']}
+volumes: {vol: }
+`
+	chmod := func(r *Running, service, dir string) error {
+		_, err := inside(t, r, service, "sh", "-c", "mkdir -p "+dir+"/d && touch "+dir+"/f && busybox chmod 3775 "+dir+"/d && busybox chmod 4755 "+dir+"/f && test -g "+dir+"/d && test -u "+dir+"/f")
+		return err
+	}
+	r := up(t, project(t, map[string]string{"compose.yaml": compose}))
+	require.NoError(t, r.Ready())
+	for _, dir := range []string{"/srv", "/v", "/own"} {
+		require.NoError(t, chmod(r, "own", dir), dir)
+	}
+	require.Error(t, chmod(r, "bind", "/dir"))
+	require.NoError(t, r.Close())
+
+	r = up(t, project(t, map[string]string{"compose.yaml": compose}, VolumeDir(testkit.OpenDir(t))))
+	require.NoError(t, r.Ready())
+	require.Error(t, chmod(r, "own", "/v"))
+	require.NoError(t, r.Close())
+}
+
 // Ended is closed when nothing of the project is left, whether it was closed or has failed.
 func TestRootlessEnded(t *testing.T) {
 	marker := testkit.ALongTime()

@@ -44,6 +44,7 @@ type plan struct {
 	networks    []string // that it is on
 	aliases     []string // further names there
 	made        []string // directories that are made if they are missing
+	binds       bool     // it can write to a directory of this machine
 	stdin       bool     // its standard input stays open
 }
 

@@ -315,6 +315,7 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 	if p.again {
 		tail = append(tail, service.RestartEnded())
 	}
+	binds := p.binds
 	for _, m := range p.volumes {
 		if m.name == "" {
 			tail = append(tail, r.ownVolume(m))
@@ -325,6 +326,10 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 			return nil, fmt.Errorf("volume at %s: %w", m.dst, err)
 		}
 		opts = append(opts, mount)
+		binds = binds || r.project.conf.volumes.inDir() && !m.readOnly
+	}
+	if !binds {
+		opts = append(opts, sandbox.WithSetID()) // as all that it writes is the service's own
 	}
 	on := shared
 	if p.alone {
@@ -383,7 +388,7 @@ func (p *Project) reaches(of *plan) []sandbox.PlaceOption {
 // volume returns the option that mounts a volume. It is made for the first service that has it.
 func (r *Running) volume(m mounted) (sandbox.Option, error) {
 	v := r.project.conf.volumes
-	if v.dir != "" && !v.onDisk {
+	if v.inDir() {
 		dir := filepath.Join(v.dir, m.name) // Load has refused names that lead elsewhere
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err
