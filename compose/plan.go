@@ -174,8 +174,9 @@ func (b *builder) variables() {
 }
 
 // rootCapabilities are those that a service has whose user is root, unless cap_drop says otherwise:
-// of Docker's those without which programs that begin as root don't get far.
-var rootCapabilities = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETUID"}
+// of Docker's those without which programs that begin as root don't get far: that give their data
+// away, become another user, and shut themselves in (sshd, vsftpd, dbus-daemon).
+var rootCapabilities = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT"}
 
 // privileges sets capabilities and groups.
 func (b *builder) privileges() {
