@@ -26,6 +26,7 @@ type plan struct {
 	image    string // for image.Open
 	platform string
 	user     string // "" for the image's
+	hostname string
 	command  func(*image.Image) sandbox.Option
 	opts     []sandbox.Option // after those of the image
 	volumes  []mounted
@@ -135,7 +136,8 @@ func (b *builder) command() {
 	if b.s.WorkingDir != "" {
 		b.add(sandbox.WithDir(b.s.WorkingDir))
 	}
-	b.add(sandbox.WithHostname(cmp.Or(b.s.Hostname, b.s.Name)))
+	b.p.hostname = cmp.Or(b.s.Hostname, b.s.Name)
+	b.add(sandbox.WithHostname(b.p.hostname))
 	b.p.stdin = b.s.StdinOpen || b.s.Tty // which has a shell wait, as a terminal would
 	if o := b.s.Logging; o != nil && !slices.Contains([]string{"", "json-file", "local"}, o.Driver) {
 		b.wrong("logging.driver", "%q: logs are kept by this process: leave it out", o.Driver)

@@ -302,7 +302,9 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 			}
 		}
 	}
-	opts := append(img.Options(), p.command(img), p.stop(img.StopSignal()))
+	opts := []sandbox.Option{sandbox.WithEnv("HOSTNAME=" + p.hostname)} // as Docker does, unless the image sets it
+	opts = append(opts, img.Options()...)
+	opts = append(opts, p.command(img), p.stop(img.StopSignal()))
 	if p.stdin {
 		in, err := r.openInput()
 		if err != nil {

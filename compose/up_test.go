@@ -220,6 +220,7 @@ configs: {c: {content: the configuration}}
 		root := strings.Join(lines["root"], "\n")
 		require.Contains(t, root, "CapEff:\t00000000000405fb")
 		require.Contains(t, root, "A=b\n")
+		require.Contains(t, root, "HOSTNAME=root\n")
 		require.NotContains(t, root, "SECRET")
 		require.Contains(t, root, "hiddenthe configuration0\n")
 		require.Contains(t, root, "writable")
