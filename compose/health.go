@@ -114,8 +114,8 @@ func (h *health) with(i *image.Healthcheck) *health {
 // options returns what has a service checked that listens on TCP ports, or on none if it names
 // none. It is ready when it is healthy. While it starts it is asked more often than Docker does, so
 // that nobody waits longer than needed. But images of databases first start a server that nobody
-// else reaches, to fill it, and checks pass meanwhile. So until Docker would have asked for the first
-// time, a service that names ports must listen on one of them, too.
+// else reaches, to fill it, and checks pass meanwhile. So until Docker would have asked for the
+// first time, a service that names ports must listen on one of them, too.
 func (h *health) options(ports []int) []service.Option {
 	first := h.interval
 	if h.start > 0 {

@@ -302,7 +302,8 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 			}
 		}
 	}
-	opts := []sandbox.Option{sandbox.WithEnv("HOSTNAME=" + p.hostname)} // as Docker does, unless the image sets it
+	// Docker sets it too. The image may have another.
+	opts := []sandbox.Option{sandbox.WithEnv("HOSTNAME=" + p.hostname)}
 	opts = append(opts, img.Options()...)
 	opts = append(opts, p.command(img), p.stop(img.StopSignal()))
 	if p.stdin {
@@ -330,8 +331,8 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 		opts = append(opts, mount)
 		binds = binds || r.project.conf.volumes.inDir() && !m.readOnly
 	}
-	if !binds {
-		opts = append(opts, sandbox.WithSetID()) // as all that it writes is the service's own
+	if !binds { // all that it writes is the service's own
+		opts = append(opts, sandbox.WithSetID())
 	}
 	on := shared
 	if p.alone {

@@ -20,8 +20,8 @@ type Image interface {
 	Close() error
 }
 
-// OpenImage opens the image that -image names, for the user that -user names, or for the image's own
-// if that is "". It is nil in the command that does not know images.
+// OpenImage opens the image that -image names, for the user that -user names, or for the image's
+// own if that is "". It is nil in the command that does not know images.
 var OpenImage func(ctx context.Context, ref, user string) (Image, error)
 
 func image(s *settings, ref string) error {

@@ -59,8 +59,9 @@ func (k *compiler) addUserPrivileges() {
 	if !k.shape.HostIDs {
 		k.addKeyring()
 	}
-	// execve(2) gives root what is permitted, and others what is ambient. Ambient for root, a program
-	// that becomes another user, and then sets them again as it found them, would fail.
+	// execve(2) gives root what is bounding, and others what is ambient. If they were ambient
+	// for root, too, a program that becomes another user, and then sets again what it found,
+	// would fail.
 	ambient := keep
 	if k.c.Namespaces.UID == 0 {
 		ambient = 0
