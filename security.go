@@ -10,11 +10,11 @@ import (
 )
 
 // WithCapabilities lets the command keep the named capabilities, such as "CAP_NET_BIND_SERVICE", in
-// its own user namespace. They are permitted, effective, inheritable, ambient and bounding, and the
-// default seccomp profile allows the calls that go with them. They give no power over anything
-// outside the run. CAP_SYS_ADMIN, which would let it change its mounts, and CAP_SETFCAP, which
-// would let it give programs in binds capabilities of the host, are refused. Several calls add up.
-// Default: none.
+// its own user namespace. They are permitted, effective and bounding, for other users than root
+// inheritable and ambient too, and the default seccomp profile allows the calls that go with them.
+// They give no power over anything outside the run. CAP_SYS_ADMIN, which would let it change its
+// mounts, and CAP_SETFCAP, which would let it give programs in binds capabilities of the host, are
+// refused. Several calls add up. Default: none.
 func WithCapabilities(names ...string) Option {
 	return func(c *spec.Spec) {
 		c.Security.Capabilities = append(slices.Clip(c.Security.Capabilities), names...)

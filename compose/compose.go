@@ -74,6 +74,9 @@ type volumes struct {
 	bytes  int64
 }
 
+// inDir reports whether they are directories of this machine.
+func (v volumes) inDir() bool { return v.dir != "" && !v.onDisk }
+
 // Name sets the project's name, of a-z, 0-9, - and _.
 func Name(name string) Option { return func(c *config) { c.name = name } }
 

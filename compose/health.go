@@ -22,6 +22,13 @@ type health struct {
 	retries                            int
 }
 
+// start is how far the start of a service has come.
+type start struct {
+	of    *sandbox.Process
+	began time.Time
+	pause time.Duration // before the next check
+}
+
 const (
 	maxTimeout = 30 * time.Second // of a check of package service
 	firstPause = 50 * time.Millisecond
@@ -104,25 +111,42 @@ func (h *health) with(i *image.Healthcheck) *health {
 	return &full
 }
 
-// options returns what has a service checked. It is ready when it is healthy. While it starts it is
-// asked more often than Docker does, so that nobody waits longer than needed.
-func (h *health) options() []service.Option {
-	var pauses sync.Map // of each replica: the next one
+// options returns what has a service checked that listens on TCP ports, or on none if it names
+// none. It is ready when it is healthy. While it starts it is asked more often than Docker does, so
+// that nobody waits longer than needed. But images of databases first start a server that nobody
+// else reaches, to fill it, and checks pass meanwhile. So until Docker would have asked for the
+// first time, a service that names ports must listen on one of them, too.
+func (h *health) options(ports []int) []service.Option {
+	first := h.interval
+	if h.start > 0 {
+		first = h.starting
+	}
+	var starts sync.Map // of each replica: its *start
 	ready := service.Func(func(ctx context.Context, i *service.Instance) error {
+		p := i.Process()
+		var s *start
+		if last, ok := starts.Load(i); ok {
+			s = last.(*start)
+		}
+		if s == nil || s.of != p {
+			s = &start{p, time.Now(), firstPause}
+			starts.Store(i, s)
+		}
 		err := h.check(ctx, i)
+		if err == nil && p != nil && len(ports) > 0 && time.Since(s.began) < first {
+			if err = service.Listening(p, ports...); err != nil {
+				err = fmt.Errorf("healthcheck: passed, but of the ports of the service: %w", err)
+			}
+		}
 		if err == nil {
-			pauses.Delete(i)
+			starts.Delete(i)
 			return nil
 		}
-		pause := firstPause
-		if next, ok := pauses.Load(i); ok {
-			pause = next.(time.Duration)
-		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(s.pause):
 		case <-ctx.Done():
 		}
-		pauses.Store(i, min(2*pause, h.interval, h.starting))
+		s.pause = min(2*s.pause, h.interval, h.starting)
 		return err
 	})
 	const most = 365 * 24 * time.Hour

@@ -48,6 +48,7 @@ func (b *builder) mounts() {
 				b.add(sandbox.WithReadOnlyBind(v.Source, v.Target))
 			} else {
 				b.add(sandbox.WithBind(v.Source, v.Target))
+				b.p.binds = true
 			}
 			if v.Bind != nil && (v.Bind.Propagation != "" && v.Bind.Propagation != "rprivate" || v.Bind.Recursive != "") {
 				b.wrong(field+".bind", "what is mounted later on this machine is not seen: leave propagation and recursive out")

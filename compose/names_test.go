@@ -106,6 +106,30 @@ services:
 	require.ErrorIs(t, r.Ready(), ErrEnded)
 }
 
+// Images of databases fill them with a server that nobody else reaches: a check that passes before
+// Docker would have asked does not count until the service listens on one of its ports.
+func TestRootlessHealthWhilePreparing(t *testing.T) {
+	dir := testkit.OpenDir(t)
+	testkit.BusyboxImage(t, filepath.Join(dir, "db.tar"), `{"ExposedPorts": {"81/tcp": {}, "80/tcp": {}}, "Healthcheck": {"Test": ["CMD", "test", "-e", "/tmp/up"]}}`)
+	testkit.WriteFile(t, filepath.Join(dir, "compose.yaml"), `
+x-prepares: &prepares [sh, -c, "touch /tmp/up; httpd -f -p 127.0.0.1:80 & sleep 0.5; kill $$!; wait; touch /tmp/done; exec httpd -f -p 80 -h /etc"]
+services:
+  db: {image: ./db.tar, command: *prepares, stop_signal: KILL}
+  published: {image: ./busybox.tar, command: *prepares, stop_signal: KILL, ports: ["80"], healthcheck: {test: test -e /tmp/up}}
+  worker: {image: ./db.tar, command: [sh, -c, "touch /tmp/up; exec sleep 1000000"], stop_signal: KILL, healthcheck: {interval: 10m, start_period: 1m, start_interval: 300ms}}
+  udp: {image: ./busybox.tar, command: [sh, -c, "touch /tmp/up; exec sleep 1000000"], stop_signal: KILL, ports: ["53/udp"], healthcheck: {test: test -e /tmp/up, interval: 10m}}
+  after: {image: ./busybox.tar, command: [sh, -c, "get db 80 /hostname && get published 80 /hostname"], depends_on: {db: {condition: service_healthy}, published: {condition: service_healthy}, worker: {condition: service_healthy}, udp: {condition: service_healthy}}}
+`, 0o644)
+	r := up(t, projectIn(t, dir))
+	require.NoError(t, r.Ready())
+	for _, name := range []string{"db", "published"} {
+		_, err := inside(t, r, name, "test", "-e", "/tmp/done")
+		require.NoError(t, err, name)
+	}
+	logged(t, r, "after", "db")
+	require.NoError(t, r.Close())
+}
+
 // An image's numbers are bounded: each check is a command.
 func TestImageHealth(t *testing.T) {
 	of := func(h health, i *image.Healthcheck) health {
@@ -129,6 +153,33 @@ func TestRootlessNoHealth(t *testing.T) {
 	require.ErrorAs(t, r.Ready(), &wrong)
 	require.Equal(t, 5, wrong.Line)
 	require.ErrorContains(t, wrong, "services.web.depends_on.db.condition: db has no healthcheck, nor has its image")
+}
+
+// A service gives files of its own set-uid and set-gid bits, as images do that begin by preparing
+// directories, but none that it can write to on this machine.
+func TestRootlessSetID(t *testing.T) {
+	const compose = `
+services:
+  own: {image: ./busybox.tar, command: sleep 1000000, stop_signal: KILL, volumes: ['vol:/v', '/own', './ro:/ro:ro']}
+  bind: {image: ./busybox.tar, command: sleep 1000000, stop_signal: KILL, volumes: ['vol:/v:ro', './dir:/dir']}
+volumes: {vol: }
+`
+	chmod := func(r *Running, service, dir string) error {
+		_, err := inside(t, r, service, "sh", "-c", "mkdir -p "+dir+"/d && touch "+dir+"/f && busybox chmod 3775 "+dir+"/d && busybox chmod 4755 "+dir+"/f && test -g "+dir+"/d && test -u "+dir+"/f")
+		return err
+	}
+	r := up(t, project(t, map[string]string{"compose.yaml": compose}))
+	require.NoError(t, r.Ready())
+	for _, dir := range []string{"/srv", "/v", "/own"} {
+		require.NoError(t, chmod(r, "own", dir), dir)
+	}
+	require.Error(t, chmod(r, "bind", "/dir"))
+	require.NoError(t, r.Close())
+
+	r = up(t, project(t, map[string]string{"compose.yaml": compose}, VolumeDir(testkit.OpenDir(t))))
+	require.NoError(t, r.Ready())
+	require.Error(t, chmod(r, "own", "/v"))
+	require.NoError(t, r.Close())
 }
 
 // Ended is closed when nothing of the project is left, whether it was closed or has failed.

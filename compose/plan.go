@@ -26,6 +26,7 @@ type plan struct {
 	image    string // for image.Open
 	platform string
 	user     string // "" for the image's
+	hostname string
 	command  func(*image.Image) sandbox.Option
 	opts     []sandbox.Option // after those of the image
 	volumes  []mounted
@@ -44,6 +45,7 @@ type plan struct {
 	networks    []string // that it is on
 	aliases     []string // further names there
 	made        []string // directories that are made if they are missing
+	binds       bool     // it can write to a directory of this machine
 	stdin       bool     // its standard input stays open
 }
 
@@ -134,7 +136,8 @@ func (b *builder) command() {
 	if b.s.WorkingDir != "" {
 		b.add(sandbox.WithDir(b.s.WorkingDir))
 	}
-	b.add(sandbox.WithHostname(cmp.Or(b.s.Hostname, b.s.Name)))
+	b.p.hostname = cmp.Or(b.s.Hostname, b.s.Name)
+	b.add(sandbox.WithHostname(b.p.hostname))
 	b.p.stdin = b.s.StdinOpen || b.s.Tty // which has a shell wait, as a terminal would
 	if o := b.s.Logging; o != nil && !slices.Contains([]string{"", "json-file", "local"}, o.Driver) {
 		b.wrong("logging.driver", "%q: logs are kept by this process: leave it out", o.Driver)
@@ -173,8 +176,9 @@ func (b *builder) variables() {
 }
 
 // rootCapabilities are those that a service has whose user is root, unless cap_drop says otherwise:
-// of Docker's those without which programs that begin as root don't get far.
-var rootCapabilities = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETUID"}
+// of Docker's those without which programs that begin as root don't get far: that give their data
+// away, become another user, and shut themselves in (sshd, vsftpd, dbus-daemon).
+var rootCapabilities = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID", "CAP_SYS_CHROOT"}
 
 // privileges sets capabilities and groups.
 func (b *builder) privileges() {
@@ -300,6 +304,17 @@ func (b *builder) end() {
 			b.p.signal, b.p.grace = syscall.SIGKILL, time.Second
 		}
 	}
+}
+
+// listens returns the TCP ports that the service listens on, as its image and its file say.
+func (p *plan) listens(i *image.Image) []int {
+	ports := i.Ports()
+	for _, to := range p.ports {
+		if to.protocol == "tcp" {
+			ports = append(ports, to.target)
+		}
+	}
+	return ports
 }
 
 // stop returns the option that ends the service: by its own signal, else by that of the image, if

@@ -302,7 +302,10 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 			}
 		}
 	}
-	opts := append(img.Options(), p.command(img), p.stop(img.StopSignal()))
+	// Docker sets it too. The image may have another.
+	opts := []sandbox.Option{sandbox.WithEnv("HOSTNAME=" + p.hostname)}
+	opts = append(opts, img.Options()...)
+	opts = append(opts, p.command(img), p.stop(img.StopSignal()))
 	if p.stdin {
 		in, err := r.openInput()
 		if err != nil {
@@ -315,6 +318,7 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 	if p.again {
 		tail = append(tail, service.RestartEnded())
 	}
+	binds := p.binds
 	for _, m := range p.volumes {
 		if m.name == "" {
 			tail = append(tail, r.ownVolume(m))
@@ -325,6 +329,10 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 			return nil, fmt.Errorf("volume at %s: %w", m.dst, err)
 		}
 		opts = append(opts, mount)
+		binds = binds || r.project.conf.volumes.inDir() && !m.readOnly
+	}
+	if !binds { // all that it writes is the service's own
+		opts = append(opts, sandbox.WithSetID())
 	}
 	on := shared
 	if p.alone {
@@ -344,7 +352,7 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 		tail = append(tail, service.Ready(service.Exits()), service.StartTimeout(forever))
 	case health != nil:
 		r.board.checked(p.name)
-		tail = append(tail, health.options()...)
+		tail = append(tail, health.options(p.listens(img))...)
 	}
 	return service.New(p.name, sandbox.New(opts...), tail...), nil
 }
@@ -383,7 +391,7 @@ func (p *Project) reaches(of *plan) []sandbox.PlaceOption {
 // volume returns the option that mounts a volume. It is made for the first service that has it.
 func (r *Running) volume(m mounted) (sandbox.Option, error) {
 	v := r.project.conf.volumes
-	if v.dir != "" && !v.onDisk {
+	if v.inDir() {
 		dir := filepath.Join(v.dir, m.name) // Load has refused names that lead elsewhere
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err

@@ -218,8 +218,9 @@ configs: {c: {content: the configuration}}
 			lines[line.Service] = append(lines[line.Service], line.Text)
 		}
 		root := strings.Join(lines["root"], "\n")
-		require.Contains(t, root, "CapEff:\t00000000000004fb")
+		require.Contains(t, root, "CapEff:\t00000000000405fb")
 		require.Contains(t, root, "A=b\n")
+		require.Contains(t, root, "HOSTNAME=root\n")
 		require.NotContains(t, root, "SECRET")
 		require.Contains(t, root, "hiddenthe configuration0\n")
 		require.Contains(t, root, "writable")

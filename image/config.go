@@ -73,6 +73,20 @@ func (i *Image) Command(args ...string) sandbox.Option {
 // Sandbox does.
 func (i *Image) StopSignal() string { return i.config.StopSignal }
 
+// Ports returns the TCP ports on which commands of the image listen, as its configuration says
+// (ExposedPorts), in order. Options publishes none.
+func (i *Image) Ports() (ports []int) {
+	for exposed := range i.config.ExposedPorts {
+		number, protocol, _ := strings.Cut(exposed, "/")
+		port, err := strconv.ParseUint(number, 10, 16)
+		if err == nil && port != 0 && (protocol == "tcp" || protocol == "") {
+			ports = append(ports, int(port))
+		}
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
+}
+
 // Healthcheck is how an image has it found out whether its command works: by another one, whose
 // status is 0 if it does. What is 0 the image does not say.
 type Healthcheck struct {

@@ -11,6 +11,18 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+func TestPorts(t *testing.T) {
+	ports := func(exposed ...string) []int {
+		c := v1.Config{ExposedPorts: map[string]struct{}{}}
+		for _, e := range exposed {
+			c.ExposedPorts[e] = struct{}{}
+		}
+		return (&Image{config: c}).Ports()
+	}
+	require.Equal(t, []int{80, 443, 65535}, ports("443/tcp", "80", "80/tcp", "65535/tcp", "53/udp", "0/tcp", "65536/tcp", "-1/tcp", "x/tcp", "8000-8010/tcp", "", "/tcp"))
+	require.Empty(t, ports())
+}
+
 // A configuration's check is what container engines execute, or none; what no run can have is
 // refused with the image.
 func TestHealthcheck(t *testing.T) {

@@ -44,9 +44,13 @@ var errNobody = errors.New("nothing listens there")
 // maxSockets bounds what is read of a table of sockets. Those that listen come first.
 const maxSockets = 1 << 20
 
-// listens returns nil if something listens on the port, for others to reach, in the network
+// listens returns nil if something listens on one of the ports, for others to reach, in the network
 // namespace of the process.
-func listens(pid, port int) error {
+func listens(pid int, ports ...int) error {
+	wanted := make(map[int]bool, len(ports))
+	for _, port := range ports {
+		wanted[port] = true
+	}
 	found := errNobody
 	for _, table := range []string{"tcp", "tcp6"} {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/net/%s", pid, table))
@@ -56,7 +60,7 @@ func listens(pid, port int) error {
 		if err != nil {
 			return err
 		}
-		err = inTable(io.LimitReader(f, maxSockets), port)
+		err = inTable(io.LimitReader(f, maxSockets), wanted)
 		f.Close()
 		if err == nil {
 			return nil
@@ -69,7 +73,7 @@ func listens(pid, port int) error {
 }
 
 // inTable looks for a listener in a table of sockets: proc_net_tcp(5).
-func inTable(r io.Reader, port int) error {
+func inTable(r io.Reader, wanted map[int]bool) error {
 	found := errNobody
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
@@ -78,7 +82,7 @@ func inTable(r io.Reader, port int) error {
 			continue
 		}
 		address, p, _ := strings.Cut(fields[1], ":")
-		if n, err := strconv.ParseUint(p, 16, 16); err != nil || int(n) != port {
+		if n, err := strconv.ParseUint(p, 16, 16); err != nil || !wanted[int(n)] {
 			continue
 		}
 		if a, ok := parseAddress(address); !ok || !a.IsLoopback() {

@@ -9,4 +9,4 @@ import (
 
 func reserve() (string, io.Closer, error) { return "", nil, errors.ErrUnsupported }
 
-func listens(int, int) error { return errors.ErrUnsupported }
+func listens(int, ...int) error { return errors.ErrUnsupported }

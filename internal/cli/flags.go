@@ -23,6 +23,7 @@ type settings struct {
 	tty     bool      // a terminal of its own, connected to this program's
 	layers  []string  // of the root, the lowest first
 	image   string
+	user    string // the value of -user
 	command []string
 	net     string                  // the value of -net
 	private []sandbox.NetworkOption // of -allow, -inject and -bandwidth
@@ -95,7 +96,7 @@ var commandFlags = []runFlag{
 	{"env", "NAME[=VALUE]", "add to the environment; without VALUE, the caller's*", "WithEnv", env},
 	{"t", "", "give it a terminal of its own, connected to the one at hand", "WithTerminal", toggle(func(s *settings) { s.tty = true })},
 	{"dir", "DIR", "working directory (default /home/sandbox)", "WithDir", text(sandbox.WithDir)},
-	{"user", "UID[:GID]", "ids inside (default 1000:1000; GID is UID if not given)", "WithUser", user},
+	{"user", "UID[:GID]", "ids inside (default 1000:1000; GID is UID if not given); with -image a user of its, by name or number", "WithUser", user},
 	{"groups", "GID,...", "supplementary groups inside (default none)", "WithGroups", groups},
 	{"hostname", "NAME", "name of the machine (default sandbox)", "WithHostname", text(sandbox.WithHostname)},
 	{"net", "none|new|host", "network: a loopback interface (default), the same in a namespace that no run was in before, or the host's", "WithNetwork", network},

@@ -20,8 +20,9 @@ type Image interface {
 	Close() error
 }
 
-// OpenImage opens the image that -image names. It is nil in the command that does not know images.
-var OpenImage func(ctx context.Context, ref string) (Image, error)
+// OpenImage opens the image that -image names, for the user that -user names, or for the image's
+// own if that is "". It is nil in the command that does not know images.
+var OpenImage func(ctx context.Context, ref, user string) (Image, error)
 
 func image(s *settings, ref string) error {
 	if OpenImage == nil {
@@ -36,7 +37,7 @@ func (s *settings) openImage(ctx context.Context) (done func(), err error) {
 	if s.image == "" {
 		return func() {}, nil
 	}
-	img, err := OpenImage(ctx, s.image)
+	img, err := OpenImage(ctx, s.image, s.user)
 	if err != nil {
 		return nil, fmt.Errorf("-image: %w", err)
 	}

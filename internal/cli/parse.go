@@ -31,8 +31,10 @@ func parse(args []string) (*settings, error) {
 	case len(wrong) == 0:
 		wrong = append(wrong, errors.New("no command is given"))
 	}
-	if err := s.join(); err != nil {
-		wrong = append(wrong, err)
+	for _, err := range []error{s.addUser(), s.join()} {
+		if err != nil {
+			wrong = append(wrong, err)
+		}
 	}
 	return s, s.allWrong(wrong)
 }

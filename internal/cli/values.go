@@ -192,15 +192,27 @@ func runName(s *settings, value string) error {
 	return named.Check(value)
 }
 
+// user is checked once it is known whether there is an image, whose users have names.
 func user(s *settings, value string) error {
-	uidText, gidText, hasGID := strings.Cut(value, ":")
+	if s.user = value; value == "" {
+		return errors.New("it is empty: name a user, or leave it out")
+	}
+	return nil
+}
+
+// addUser sets what -user says where no image knows users.
+func (s *settings) addUser() error {
+	if s.user == "" || s.image != "" {
+		return nil
+	}
+	uidText, gidText, hasGID := strings.Cut(s.user, ":")
 	if !hasGID {
 		gidText = uidText
 	}
 	uid, err1 := strconv.Atoi(uidText)
 	gid, err2 := strconv.Atoi(gidText)
 	if err1 != nil || err2 != nil {
-		return fmt.Errorf("%q is not UID or UID:GID in numbers, such as 1000:1000", value)
+		return &flagError{runFlag{name: "user", option: "WithUser"}, fmt.Errorf("%q is not UID or UID:GID in numbers, such as 1000:1000; names are for -image", s.user)}
 	}
 	s.add(sandbox.WithUser(uid, gid))
 	return nil

@@ -312,6 +312,6 @@ func (k *compiler) addReaper() {
 	b.CallInto(program.Report, "dup3", unix.SYS_DUP3, program.Use(program.Report), program.Int(0), program.Int(unix.O_CLOEXEC, "O_CLOEXEC"))
 	b.Call("close_range", unix.SYS_CLOSE_RANGE, program.Int(1), program.Int(uint32(math.MaxUint32), "~0"), program.Int(0))
 	b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_SET_NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"), program.Int(1), program.Int(0), program.Int(0), program.Int(0))
-	k.addCapset(0)
+	k.addCapset(0, 0)
 	b.Event(program.Started)
 }

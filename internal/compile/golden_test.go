@@ -272,7 +272,7 @@ func TestEtc(t *testing.T) {
 		{"hosts", sandbox.WithHostname("golden"), "/etc/hosts", "127.0.0.1 localhost\n127.0.0.1 golden\n::1 localhost\n"},
 		{"hosts on a private network", func(c *spec.Spec) { c.Namespaces.Network = spec.NetworkPrivate }, "/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n"},
 		{"hostname", sandbox.WithHostname("golden"), "/etc/hostname", "golden\n"},
-		{"resolv.conf", sandbox.WithNetwork(sandbox.NetworkNone), "/etc/resolv.conf", "# no network\n"},
+		{"resolv.conf", sandbox.WithNetwork(sandbox.NetworkNone), "/etc/resolv.conf", "# no network\noptions timeout:1 attempts:1\n"},
 		{"resolv.conf of the host", sandbox.WithNetwork(sandbox.NetworkHost), "/etc/resolv.conf", "nameserver 192.0.2.1\n"},
 	}
 	for _, test := range tests {

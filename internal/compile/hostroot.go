@@ -198,7 +198,9 @@ func OwnFiles(n *spec.Namespaces, resolv string) [][2]string {
 		own = "" // the resolver has its address, at which others reach it
 		resolv = "nameserver " + spec.Resolver + "\n"
 	default:
-		resolv = "# no network\n"
+		// musl, as in Alpine's images, does not hear that nobody listens, and waits 5 s
+		// otherwise.
+		resolv = "# no network\noptions timeout:1 attempts:1\n"
 	}
 	return [][2]string{
 		{"/etc/passwd", passwd + "nobody:x:65534:65534:nobody:/:/bin/false\n"},

@@ -59,10 +59,17 @@ func (k *compiler) addUserPrivileges() {
 	if !k.shape.HostIDs {
 		k.addKeyring()
 	}
-	k.addCapset(keep)
+	// execve(2) gives root what is bounding, and others what is ambient. If they were ambient
+	// for root, too, a program that becomes another user, and then sets again what it found,
+	// would fail.
+	ambient := keep
+	if k.c.Namespaces.UID == 0 {
+		ambient = 0
+	}
+	k.addCapset(keep, ambient)
 	k.addUndumpable() // for the memory that the command still shares with PID 1
 	for i := 0; i <= k.m.LastCap; i++ {
-		if keep&(1<<i) != 0 {
+		if ambient&(1<<i) != 0 {
 			b.Call("prctl", unix.SYS_PRCTL, program.Int(unix.PR_CAP_AMBIENT, "PR_CAP_AMBIENT"),
 				program.Int(unix.PR_CAP_AMBIENT_RAISE, "PR_CAP_AMBIENT_RAISE"), program.Int(i), zero, zero)
 		}
@@ -127,14 +134,15 @@ func (k *compiler) addKeyring() {
 	add("keyctl", unix.SYS_KEYCTL, program.Int(unix.KEYCTL_JOIN_SESSION_KEYRING, "KEYCTL_JOIN_SESSION_KEYRING"), program.Int(0, "NULL"))
 }
 
-// addCapset makes the calling process's effective, permitted and inheritable capabilities those in
-// keep: capset(2), version 3, two structs of 32 bits each.
-func (k *compiler) addCapset(keep uint64) {
+// addCapset makes the calling process's effective and permitted capabilities those in keep, and its
+// inheritable ones those in inheritable: capset(2), version 3, two structs of 32 bits each.
+func (k *compiler) addCapset(keep, inheritable uint64) {
 	b := k.b
 	var head, sets []byte
 	head = appendUint32s(head, unix.LINUX_CAPABILITY_VERSION_3, 0)
-	for _, half := range []uint32{uint32(keep), uint32(keep >> 32)} {
-		sets = appendUint32s(sets, half, half, half)
+	for shift := 0; shift < 64; shift += 32 {
+		half := uint32(keep >> shift)
+		sets = appendUint32s(sets, half, half, uint32(inheritable>>shift))
 	}
 	b.Call("capset", unix.SYS_CAPSET, b.Bytes(head, "{_LINUX_CAPABILITY_VERSION_3, 0}"), b.Bytes(sets, fmt.Sprintf("%#x", keep)))
 }

@@ -93,15 +93,16 @@ func TestRootlessExecShares(t *testing.T) {
 // execKinds are sandboxes of all kinds that work here.
 func execKinds(t *testing.T) map[string]*sandbox.Sandbox {
 	all := map[string]*sandbox.Sandbox{
-		"default":      sandbox.New(),
-		"prepared":     sandbox.New(sandbox.WithPrepared(1)),
-		"uid 0":        sandbox.New(sandbox.WithUser(0, 0)),
-		"other ids":    sandbox.New(sandbox.WithUser(7, 8), sandbox.WithHostname("other")),
-		"capabilities": sandbox.New(sandbox.WithCapabilities("CAP_NET_BIND_SERVICE", "CAP_SYS_PTRACE")),
-		"no filter":    sandbox.New(sandbox.WithoutSeccomp()),
-		"set-id":       sandbox.New(sandbox.WithSetID(), sandbox.WithNetwork(sandbox.NetworkNew)),
-		"command":      sandbox.New(sandbox.WithEnv("A=b"), sandbox.WithDir("/tmp"), sandbox.WithRlimit("nofile", 128, 128), sandbox.WithFile("/etc/a", []byte("b"), 0o644), sandbox.WithFile("/tmp/b", []byte("b"), 0o644)),
-		"host network": sandbox.New(sandbox.WithNetwork(sandbox.NetworkHost)),
+		"default":       sandbox.New(),
+		"prepared":      sandbox.New(sandbox.WithPrepared(1)),
+		"uid 0":         sandbox.New(sandbox.WithUser(0, 0)),
+		"other ids":     sandbox.New(sandbox.WithUser(7, 8), sandbox.WithHostname("other")),
+		"capabilities":  sandbox.New(sandbox.WithCapabilities("CAP_NET_BIND_SERVICE", "CAP_SYS_PTRACE")),
+		"powerful root": sandbox.New(sandbox.WithUser(0, 0), sandbox.WithCapabilities("CAP_CHOWN", "CAP_SYS_PTRACE")),
+		"no filter":     sandbox.New(sandbox.WithoutSeccomp()),
+		"set-id":        sandbox.New(sandbox.WithSetID(), sandbox.WithNetwork(sandbox.NetworkNew)),
+		"command":       sandbox.New(sandbox.WithEnv("A=b"), sandbox.WithDir("/tmp"), sandbox.WithRlimit("nofile", 128, 128), sandbox.WithFile("/etc/a", []byte("b"), 0o644), sandbox.WithFile("/tmp/b", []byte("b"), 0o644)),
+		"host network":  sandbox.New(sandbox.WithNetwork(sandbox.NetworkHost)),
 	}
 	if _, err := os.Stat("/proc/self/ns/time"); err == nil {
 		all["time offset"] = sandbox.New(sandbox.WithTimeOffset(time.Hour))

@@ -21,7 +21,7 @@ func TestRootlessNames(t *testing.T) {
 	testkit.Need(t, "user namespaces")
 	complete := []string{"/proc", "/dev", "/dev/shm", "/tmp", "/home/sandbox", "/etc"}
 	const script = `cat /etc/hosts /etc/hostname /etc/resolv.conf`
-	const own = "127.0.0.1 localhost\n127.0.0.1 box\n::1 localhost\nbox\n# no network"
+	const own = "127.0.0.1 localhost\n127.0.0.1 box\n::1 localhost\nbox\n# no network\noptions timeout:1 attempts:1"
 	for name, test := range map[string]struct {
 		root func(t *testing.T) string
 		opts []sandbox.Option
@@ -48,7 +48,7 @@ func TestRootlessNames(t *testing.T) {
 			return root
 		}, nil, own},
 		"a file that is an option's": {func(t *testing.T) string { return testkit.BusyboxRoot(t) },
-			[]sandbox.Option{sandbox.WithFile("/etc/hosts", []byte("the option's\n"), 0o644)}, "the option's\nbox\n# no network"},
+			[]sandbox.Option{sandbox.WithFile("/etc/hosts", []byte("the option's\n"), 0o644)}, "the option's\nbox\n# no network\noptions timeout:1 attempts:1"},
 		"a directory that is an option's": {func(t *testing.T) string { return testkit.BusyboxRoot(t) },
 			[]sandbox.Option{sandbox.WithTmpfs("/etc", sandbox.MiB), sandbox.WithFile("/etc/hosts", []byte("x\n"), 0o644), sandbox.WithFile("/etc/hostname", nil, 0o644), sandbox.WithFile("/etc/resolv.conf", nil, 0o644)}, "x"},
 		"writable": {func(t *testing.T) string { return testkit.BusyboxRoot(t) }, []sandbox.Option{sandbox.WithWritableRoot(sandbox.MiB)}, own},

@@ -29,7 +29,7 @@ func TestHostRootfs(t *testing.T) {
 		"ls /var | grep -vx -e lib -e cache": "run\ntmp",
 		"ls -d /root /srv /mnt /opt /media /boot /efi /etc/shadow /etc/ssh " + secret + " 2>/dev/null": "",
 		"head -1 /etc/passwd; id -un; id -u; echo ~; grep -c . /etc/passwd":                            "root:x:0:0:root:/:/bin/sh\nsandbox\n1000\n/home/sandbox\n3",
-		"cat /etc/hostname; cat /etc/resolv.conf; cat /etc/nsswitch.conf":                              "sandbox\n# no network\npasswd: files\ngroup: files\nhosts: files dns",
+		"cat /etc/hostname; cat /etc/resolv.conf; cat /etc/nsswitch.conf":                              "sandbox\n# no network\noptions timeout:1 attempts:1\npasswd: files\ngroup: files\nhosts: files dns",
 		"stat -c '%a %U %F' / /usr /etc /tmp /home/sandbox /dev/shm": "755 nobody directory\n755 nobody directory\n755 nobody directory\n" +
 			"1777 sandbox directory\n700 sandbox directory\n1777 sandbox directory",
 	} {

@@ -31,8 +31,10 @@ func Exec(errno unix.Errno) string {
 	switch errno {
 	case unix.ENOENT:
 		return "the command and its interpreter must be in the run's root: WithReadOnlyBind shows files of the host there"
-	case unix.EACCES, unix.ENOEXEC:
+	case unix.EACCES:
 		return "the command must be a program that the run's user may execute"
+	case unix.ENOEXEC:
+		return "the command must be a program for this machine's architecture, or a script whose first line names its interpreter, such as #!/bin/sh"
 	}
 	return ""
 }

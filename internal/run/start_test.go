@@ -31,6 +31,7 @@ func TestSetupErrorOfExec(t *testing.T) {
 	}{
 		{failed(unix.ENOENT, 0), []error{fs.ErrNotExist}, "sandbox: exec: exec job: no such file or directory (the command and its interpreter must be in the run's root: WithReadOnlyBind shows files of the host there)"},
 		{failed(unix.EACCES, 1<<20), []error{fs.ErrPermission}, "sandbox: exec: exec job: permission denied (the command must be a program that the run's user may execute)"},
+		{failed(unix.ENOEXEC, 0), nil, "sandbox: exec: exec job: exec format error (the command must be a program for this machine's architecture, or a script whose first line names its interpreter, such as #!/bin/sh)"},
 		{failed(unix.ENOMEM, 0), []error{unix.ENOMEM}, "sandbox: exec: exec job: cannot allocate memory"},
 		{failed(unix.ENOMEM, 1<<20), []error{unix.ENOMEM, fault.ErrOutOfMemory},
 			"sandbox: exec: exec job: out of memory (cannot allocate memory) (raise WithMemory)"},

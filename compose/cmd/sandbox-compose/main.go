@@ -19,6 +19,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -80,7 +81,8 @@ const usage = `usage: sandbox-compose COMMAND [flags] [arguments]
   down                     end a project gently
   check                    report what of a file is not supported
 
-Without -f, the Compose file is that of the working directory. COMMAND -h lists flags.
+Without -f, the Compose file is that of the working directory. COMMAND -h lists flags;
+-f, -p, -profile and -ignore may stand before COMMAND, too.
 `
 
 // Exit statuses besides those of commands.
@@ -113,17 +115,23 @@ type env struct {
 
 func run(ctx context.Context, args []string, in io.Reader, out, stderr io.Writer) int {
 	commands := map[string]func(*env, []string) (int, error){"up": up, held: up, "ps": ps, "logs": logs, "exec": execute, "down": down, "check": check}
-	if len(args) == 0 || commands[args[0]] == nil {
+	name, args, err := command(args, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp) || name == "help":
+		fmt.Fprint(out, usage)
+		return 0
+	case err != nil:
+		return misused
+	case name == "":
 		fmt.Fprint(stderr, usage)
 		return misused
+	case commands[name] == nil:
+		fmt.Fprintf(stderr, "sandbox-compose: there is no command %q: sandbox-compose help lists them\n", name)
+		return misused
 	}
-	e := &env{ctx: ctx, in: in, out: out, err: stderr, name: args[0], flags: flag.NewFlagSet("sandbox-compose "+args[0], flag.ContinueOnError)}
-	e.flags.SetOutput(stderr)
-	e.flags.Var(&e.files, "f", "a Compose file, or a directory that has one; further ones are merged into the first")
-	e.flags.StringVar(&e.project, "p", "", "the project's name")
-	e.flags.Var(&e.profiles, "profile", "a profile to enable; may be repeated")
-	e.flags.Var(&e.ignored, "ignore", "a field that is not supported and to be ignored, such as logging; may be repeated")
-	status, err := commands[args[0]](e, args[1:])
+	e := newEnv("sandbox-compose "+name, stderr)
+	e.ctx, e.in, e.out, e.name = ctx, in, out, name
+	status, err := commands[name](e, args)
 	switch {
 	case err == nil:
 		return status
@@ -139,6 +147,35 @@ func run(ctx context.Context, args []string, in io.Reader, out, stderr io.Writer
 		return misused
 	}
 	return failed
+}
+
+// newEnv returns what a command has, with the flags of all commands.
+func newEnv(name string, stderr io.Writer) *env {
+	e := &env{err: stderr, flags: flag.NewFlagSet(name, flag.ContinueOnError)}
+	e.flags.SetOutput(stderr)
+	e.flags.Var(&e.files, "f", "a Compose file, or a directory that has one; further ones are merged into the first")
+	e.flags.StringVar(&e.project, "p", "", "the project's name")
+	e.flags.Var(&e.profiles, "profile", "a profile to enable; may be repeated")
+	e.flags.Var(&e.ignored, "ignore", "a field that is not supported and to be ignored, such as logging; may be repeated")
+	return e
+}
+
+// command returns the command's name and what follows it. As with docker compose, flags of all
+// commands may stand before the name: they are moved behind it.
+func command(args []string, stderr io.Writer) (name string, after []string, err error) {
+	before := newEnv("sandbox-compose", stderr).flags
+	before.Usage = func() {}
+	if err := before.Parse(args); err != nil {
+		return "", nil, err
+	}
+	if before.NArg() == 0 {
+		return "", nil, nil
+	}
+	moved := args[:len(args)-before.NArg()]
+	if n := len(moved); n > 0 && moved[n-1] == "--" {
+		moved = moved[:n-1]
+	}
+	return before.Arg(0), slices.Concat(moved, before.Args()[1:]), nil
 }
 
 // parse parses flags and returns the arguments, at least so many.

@@ -297,6 +297,23 @@ func TestUsage(t *testing.T) {
 	_, wrong = do(t, failed, held, "-d", "-ignore", "build", "-ignore", "ipc")
 	require.Contains(t, wrong, "held is for up -d itself")
 	do(t, 0, "up", "-h")
+	for _, args := range [][]string{{"help"}, {"-h"}, {"--help"}} {
+		shown, _ = do(t, 0, args...)
+		require.Contains(t, shown, "usage: sandbox-compose COMMAND")
+	}
+	_, wrong = do(t, misused, "-p", "x", "stop")
+	require.Equal(t, `sandbox-compose: there is no command "stop": sandbox-compose help lists them`+"\n", wrong)
+	_, wrong = do(t, misused, "-d", "up")
+	require.Contains(t, wrong, "-d")
+
+	// Flags may stand before the command, as with docker compose.
+	require.NoError(t, os.WriteFile("other.yaml", []byte("services: {other: {image: x, dns: 1.1.1.1}}\n"), 0o600))
+	for _, args := range [][]string{
+		{"-f", "other.yaml", "--ignore=dns", "-p", "name", "check"}, {"-f", "other.yaml", "-p", "name", "--", "check", "-ignore", "dns"}, {"-p", "other", "check", "-p", "name", "-ignore", "dns", "-f", "other.yaml"},
+	} {
+		shown, _ = do(t, 0, args...)
+		require.Equal(t, "name: other\n", shown, "%q", args)
+	}
 	// The project is asked for by its name: the file's fields were the business of up.
 	_, wrong = do(t, failed, "ps")
 	require.Contains(t, wrong, "is not up: sandbox-compose up -d starts it")

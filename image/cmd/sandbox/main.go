@@ -23,7 +23,7 @@ import (
 )
 
 func main() {
-	cli.OpenImage = func(ctx context.Context, ref string) (cli.Image, error) {
+	cli.OpenImage = func(ctx context.Context, ref, user string) (cli.Image, error) {
 		b := &bars{out: io.Discard}
 		if term.IsTerminal(int(os.Stderr.Fd())) {
 			b.out = os.Stderr
@@ -34,6 +34,9 @@ func main() {
 		}
 		if left := img.LeftOut(); len(left) > 0 && b.out != io.Discard {
 			fmt.Fprintf(os.Stderr, "sandbox: -image: device nodes were left out: %q\n", left[:min(len(left), 10)])
+		}
+		if user != "" {
+			return img.As(user), nil
 		}
 		return img, nil
 	}

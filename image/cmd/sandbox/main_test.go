@@ -38,19 +38,20 @@ func TestRootlessScripts(t *testing.T) {
 func makeImage(dir string, busybox []byte) error {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
+	content := map[string][]byte{"bin/sh": busybox, "etc/passwd": []byte("app:x:7:8::/srv:/bin/sh\n")}
 	for _, h := range []*tar.Header{
+		{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644},
 		{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o755},
-		{Name: "bin/sh", Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(busybox))},
+		{Name: "bin/sh", Typeflag: tar.TypeReg, Mode: 0o755},
 		{Name: "bin/echo", Typeflag: tar.TypeSymlink, Linkname: "sh"},
 		{Name: "bin/cat", Typeflag: tar.TypeSymlink, Linkname: "sh"},
 	} {
+		h.Size = int64(len(content[h.Name]))
 		if err := w.WriteHeader(h); err != nil {
 			return err
 		}
-		if h.Size > 0 {
-			if _, err := w.Write(busybox); err != nil {
-				return err
-			}
+		if _, err := w.Write(content[h.Name]); err != nil {
+			return err
 		}
 	}
 	if err := w.Close(); err != nil {
