@@ -127,6 +127,7 @@ type asked struct {
 	}
 	to     string // its address, as for runs.Over
 	before []byte // what is before each question and answer
+	begun  []byte // of an answer of which the rest was late
 }
 
 // dialQuestion connects in time to an address for runs.Over, where "ip4/" and "ip6/" are for ping.
@@ -147,7 +148,7 @@ func dialQuestion(to string, within time.Duration) (*asked, error) {
 	if err == nil {
 		err = unix.SetNonblock(s, true) // for the deadline
 	}
-	return &asked{os.NewFile(uintptr(s), "ping"), network + "/" + ip.String(), head}, err
+	return &asked{conn: os.NewFile(uintptr(s), "ping"), to: network + "/" + ip.String(), before: head}, err
 }
 
 func (a *asked) Close() { a.conn.Close() }
@@ -160,9 +161,13 @@ func (a *asked) exchange(stamp []byte, mark string) ([]byte, error) {
 		return nil, err
 	}
 	b := make([]byte, len(a.before)+stampSize+len(mark))
-	if _, err := io.ReadFull(a.conn, b); err != nil {
+	begun := copy(b, a.begun)
+	n, err := io.ReadFull(a.conn, b[begun:])
+	if err != nil {
+		a.begun = b[:begun+n]
 		return nil, err
 	}
+	a.begun = nil
 	return b[len(a.before):][:stampSize], nil
 }
 
