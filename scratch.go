@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"io/fs"
 
 	"github.com/cellkit/sandbox/internal/fault"
@@ -73,6 +74,21 @@ func (s *Scratch) Close() error { return s.impl.Close() }
 // can't be copied is left out, and then errors.Is(err, ErrNotCopied) holds: devices, and names that
 // are not UTF-8, unless fsys is an os.DirFS.
 func (s *Scratch) CopyIn(fsys fs.FS, dir string) error { return s.impl.CopyIn(fsys, dir) }
+
+// Fill copies what the sandbox's root has at the directory dst into the scratch, if that is empty,
+// for runs of the sandbox that have it there: so a new volume of a container begins. It does
+// nothing if the root is none of directories, as HostRootfs is none, or has no directory there.
+// Links lead to another directory of the root, as they do for WithScratch.
+//
+// Files and directories keep their modes, without set-uid and, but for directories, set-gid, their
+// times and hard links, and so does dst itself, for the scratch. If the sandbox's user is root, as
+// in WithScratch, they keep the owners that they have in the root (LayersRootfs, images); else all
+// are the user's. Devices and extended attributes are left out. If there is not enough room
+// (syscall.ENOSPC), if something can't be read, or if ctx ends before all is copied, the scratch
+// stays empty. Several calls at once copy one after the other.
+func (s *Scratch) Fill(ctx context.Context, of *Sandbox, dst string) error {
+	return s.impl.Fill(ctx, &of.is.Spec, dst)
+}
 
 // ErrNotCopied means that CopyIn or CopyOut left something out. Everything else was copied.
 var ErrNotCopied = fault.ErrNotCopied

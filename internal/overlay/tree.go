@@ -1,0 +1,230 @@
+//go:build linux
+
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Tree is a directory of a View with all that is below it, as a file system for one walk. It
+// follows no links, takes names that are not UTF-8, and opens nothing but regular files and
+// directories.
+type Tree struct {
+	steps steps
+	most  int64 // names that the walk may still list
+}
+
+var _ interface {
+	fs.ReadDirFS
+	fs.StatFS
+	fs.ReadLinkFS
+} = (*Tree)(nil)
+
+// Tree returns the directory to which p leads, or nil if it leads to none. ReadDir fails when the
+// directories that it has listed have more than that many names in all.
+func (v *View) Tree(p string, most int64) *Tree {
+	at, is := v.walk(p)
+	if is != isDir {
+		return nil
+	}
+	return &Tree{steps{v, at.walk[len(at.walk)-1:]}, most}
+}
+
+// find returns where a name is, in a directory or "" for the tree itself.
+func (t *Tree) find(name string) (in *dir, base string, err error) {
+	top := &t.steps.way[0]
+	switch {
+	case name == ".":
+		return top, "", nil
+	case len(top.path)+len(name)+1 >= unix.PathMax: // enter could not open it
+		return nil, "", unix.ENAMETOOLONG
+	}
+	if _, link, ok := t.steps.look(name); !ok && link == "" {
+		return nil, "", fs.ErrNotExist
+	}
+	for i := range t.steps.way {
+		if d := &t.steps.way[i]; d.path == path.Join(top.path, path.Dir(name)) {
+			return d, path.Base(name), nil
+		}
+	}
+	return nil, "", fs.ErrNotExist
+}
+
+// open opens a name in the highest layer that has it: the file that is seen there, or, if it is a
+// directory, the one whose owner and mode are.
+func (t *Tree) open(op, name string, flags int) (*os.File, error) {
+	in, base, err := t.find(name)
+	if err != nil {
+		return nil, &fs.PathError{Op: op, Path: name, Err: err}
+	}
+	if base == "" {
+		base = "."
+	}
+	open := t.steps.v.enter(in)
+	for _, layer := range in.layers {
+		if open[layer] < 0 {
+			return nil, &fs.PathError{Op: op, Path: name, Err: errGone}
+		}
+		fd, err := unix.Openat(open[layer], base, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return os.NewFile(uintptr(fd), name), nil
+		}
+		if err != unix.ENOENT {
+			return nil, &fs.PathError{Op: op, Path: name, Err: err}
+		}
+	}
+	return nil, &fs.PathError{Op: op, Path: name, Err: fs.ErrNotExist}
+}
+
+var errGone = errors.New("a directory on the way can't be entered any more")
+
+// Open opens a regular file.
+func (t *Tree) Open(name string) (fs.File, error) {
+	info, err := t.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrInvalid}
+	}
+	f, err := t.open("open", name, unix.O_RDONLY)
+	if err != nil {
+		return nil, err // a nil *os.File would be a file
+	}
+	return f, nil
+}
+
+// Lstat returns what is at a name. Sys returns a *syscall.Stat_t.
+func (t *Tree) Lstat(name string) (fs.FileInfo, error) {
+	f, err := t.open("lstat", name, unix.O_PATH)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, &fs.PathError{Op: "lstat", Path: name, Err: err}
+	}
+	return namedInfo{info, path.Base(name)}, nil
+}
+
+// Stat is Lstat.
+func (t *Tree) Stat(name string) (fs.FileInfo, error) { return t.Lstat(name) }
+
+// ReadLink returns the target of a symbolic link.
+func (t *Tree) ReadLink(name string) (string, error) {
+	f, err := t.open("readlink", name, unix.O_PATH)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	target, err := readLinkAt(int(f.Fd()), "")
+	if err != nil {
+		return "", &fs.PathError{Op: "readlink", Path: name, Err: err}
+	}
+	return target, nil
+}
+
+// batch is how many names are read at once.
+const batch = 1024
+
+// ReadDir lists a directory, merged of those of its layers.
+func (t *Tree) ReadDir(name string) (list []fs.DirEntry, err error) {
+	fail := func(err error) ([]fs.DirEntry, error) {
+		return nil, &fs.PathError{Op: "readdir", Path: name, Err: err}
+	}
+	in, base, err := t.find(name)
+	if err != nil {
+		return fail(err)
+	}
+	if base != "" {
+		if in = &t.steps.way[len(t.steps.way)-1]; in.path != path.Join(t.steps.way[0].path, name) {
+			return fail(unix.ENOTDIR)
+		}
+	}
+	d := *in // looking further writes over what the pointer leads to
+	seen := map[string]bool{}
+	for _, layer := range d.layers {
+		open := t.steps.v.enter(&d)
+		if open[layer] < 0 {
+			return fail(errGone)
+		}
+		fd, err := unix.Openat(open[layer], ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fail(err)
+		}
+		names := os.NewFile(uintptr(fd), name)
+		list, err = t.addNames(list, names, name, &d, seen)
+		names.Close()
+		if err != nil {
+			return fail(err)
+		}
+	}
+	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	return list, nil
+}
+
+// addNames adds those that the directory has in one layer to a list. at is its own name.
+func (t *Tree) addNames(list []fs.DirEntry, layer *os.File, at string, d *dir, seen map[string]bool) ([]fs.DirEntry, error) {
+	for {
+		names, err := layer.Readdirnames(batch)
+		for _, name := range names {
+			if seen[name] {
+				continue
+			}
+			seen[name] = true
+			if _, link, ok := t.steps.v.look(d, name); !ok && link == "" {
+				continue // a whiteout
+			}
+			if t.most--; t.most < 0 {
+				return nil, fmt.Errorf("more names than there is room for: %w", unix.ENOSPC)
+			}
+			var st unix.Stat_t // of the highest layer that has the name
+			if err := unix.Fstatat(int(layer.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				return nil, err
+			}
+			list = append(list, entry{name, kinds[st.Mode&unix.S_IFMT], path.Join(at, name), t})
+		}
+		if err == io.EOF {
+			return list, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// entry is a name in a Tree.
+type entry struct {
+	name string
+	kind fs.FileMode
+	path string
+	in   *Tree
+}
+
+func (e entry) Name() string               { return e.name }
+func (e entry) IsDir() bool                { return e.kind.IsDir() }
+func (e entry) Type() fs.FileMode          { return e.kind }
+func (e entry) Info() (fs.FileInfo, error) { return e.in.Lstat(e.path) }
+
+var kinds = map[uint32]fs.FileMode{
+	unix.S_IFREG: 0, unix.S_IFDIR: fs.ModeDir, unix.S_IFLNK: fs.ModeSymlink, unix.S_IFIFO: fs.ModeNamedPipe, unix.S_IFSOCK: fs.ModeSocket,
+	unix.S_IFBLK: fs.ModeDevice, unix.S_IFCHR: fs.ModeDevice | fs.ModeCharDevice,
+}
+
+// namedInfo has the name that was asked for.
+type namedInfo struct {
+	fs.FileInfo
+	name string
+}
+
+func (i namedInfo) Name() string { return i.name }

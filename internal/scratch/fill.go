@@ -1,0 +1,202 @@
+//go:build linux
+
+package scratch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/cell"
+	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/overlay"
+	"github.com/cellkit/sandbox/internal/spec"
+)
+
+// What a root has at a place becomes what a file system has that is mounted there, as container
+// engines do with new volumes. This process copies it, before any run has the file system: it may
+// read all of a root's layers, whoever their files belong to, and needs no mount for that. Nothing
+// in the layers leads out of them (package overlay), or out of what is filled (os.Root).
+
+// Fill implements sandbox.Scratch's Fill, for runs of the description.
+func (s *Scratch) Fill(ctx context.Context, of *spec.Spec, dst string) error {
+	err := s.Use(false)
+	if err == nil {
+		s.filling.Lock()
+		defer s.filling.Unlock()
+		c := copier{to: s.root, owner: &owner{-1, -1}, bytes: s.size, files: s.files}
+		if keepsOwners(of) {
+			c.owner = nil
+		}
+		err = c.fill(ctx, &of.Root, dst)
+	}
+	if err != nil {
+		return fmt.Errorf("sandbox: Fill: what the root has at %s can't be copied: %w", dst, err)
+	}
+	return nil
+}
+
+// keepsOwners reports whether runs have files of a scratch, and of their root, with the owners that
+// these have on the host.
+func keepsOwners(of *spec.Spec) bool {
+	n := &of.Namespaces
+	return of.Root.Rootfs.KeepsIDs && n.UID == 0 && n.GID == 0 && !n.HostIDs && cell.WideIDs()
+}
+
+// fill copies what the root has at a place, unless there are files already.
+func (c *copier) fill(ctx context.Context, r *spec.Root, dst string) error {
+	if r.Rootfs.Layers == nil {
+		return nil
+	}
+	v, err := overlay.Open(r.Rootfs.Layers)
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	tree := v.Tree(dst, c.files)
+	if tree == nil {
+		return nil
+	}
+	if has, err := hasFiles(c.to); has || err != nil {
+		return err
+	}
+	c.from, c.dir, c.exact, c.asIs, c.cancel = tree, ".", true, true, ctx
+	err = c.copy()
+	if errors.Is(err, fault.ErrNotCopied) {
+		return nil // devices, which no run could use
+	}
+	if err != nil {
+		err = errors.Join(err, removeAll(c.to)) // half of it is nobody's wish
+	}
+	return err
+}
+
+func hasFiles(dir *os.Root) (bool, error) {
+	f, err := dir.Open(".")
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(1)
+	if err == io.EOF {
+		err = nil
+	}
+	return len(names) > 0, err
+}
+
+// removeAll removes what is in a directory.
+func removeAll(dir *os.Root) error {
+	f, err := dir.Open(".")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	for _, name := range names {
+		err = errors.Join(err, dir.RemoveAll(name))
+	}
+	return err
+}
+
+// FillDir fills a directory of the host that is empty and will be bound at the place dst of the
+// root. All in it belongs to whom the directory belongs to, as a bind has one owner. Of several
+// processes one does it, while the others wait.
+//
+// A file beside the directory, with a ~ after its name, says that the directory is being filled. If
+// this process is killed meanwhile, the file stays, and FillDir fails from then on.
+func FillDir(ctx context.Context, of *spec.Spec, dst, dir string) error {
+	to, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	info, err := to.Stat(".")
+	if err != nil {
+		return err
+	}
+	mark := filepath.Clean(dir) + "~"
+	has, err := hasFiles(to)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Lstat(mark); (has || of.Root.Rootfs.Layers == nil) && errors.Is(err, fs.ErrNotExist) {
+		return nil // after a look at the files: the other one makes them after its mark
+	}
+	lock, err := lockMark(ctx, mark)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if !lock.made {
+		if has, err := hasFiles(to); has || err != nil {
+			return errors.Join(err, fmt.Errorf("%s was filled in part only, by a process that was killed: look at what it has, and remove both it and %s", dir, mark))
+		}
+	}
+	c := copier{to: to, owner: &owner{-1, -1}, bytes: math.MaxInt64 / 2, files: math.MaxInt64 / 2}
+	if st := info.Sys().(*syscall.Stat_t); os.Geteuid() == 0 {
+		c.owner = &owner{int(st.Uid), int(st.Gid)}
+	}
+	if err := c.fill(ctx, &of.Root, dst); err != nil {
+		err = fmt.Errorf("what the root has at %s can't be copied to %s: %w", dst, dir, err)
+		if has, checkErr := hasFiles(to); has || checkErr != nil {
+			return err // and so is the mark
+		}
+		return errors.Join(err, os.Remove(mark))
+	}
+	return os.Remove(mark)
+}
+
+// lockedMark is the file that says that a directory is being filled.
+type lockedMark struct {
+	*os.File
+	made bool // it was not there
+}
+
+// markPause is how long lockMark waits until it looks again whether another process has ended.
+const markPause = 20 * time.Millisecond
+
+// lockMark makes the file, or takes over that of a process that was killed.
+func lockMark(ctx context.Context, name string) (m lockedMark, err error) {
+	for {
+		m.File, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		m.made = err == nil
+		if errors.Is(err, fs.ErrExist) {
+			m.File, err = os.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it was removed meanwhile
+		}
+		if err != nil {
+			return m, err
+		}
+		err = unix.Flock(int(m.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && isAt(m.File, name) {
+			return m, nil
+		}
+		m.Close()
+		if err != nil && err != unix.EWOULDBLOCK {
+			return m, &os.PathError{Op: "flock", Path: name, Err: err}
+		}
+		select {
+		case <-time.After(markPause):
+		case <-ctx.Done():
+			return m, context.Cause(ctx)
+		}
+	}
+}
+
+// isAt reports whether a name still leads to the file.
+func isAt(f *os.File, name string) bool {
+	info, err := f.Stat()
+	there, thereErr := os.Lstat(name)
+	return err == nil && thereErr == nil && os.SameFile(info, there)
+}
