@@ -22,7 +22,9 @@ type create func(context.Context, *Instance) (*sandbox.Scratch, error)
 
 func withVolume(v volume, opts ...VolumeOption) Option {
 	for _, opt := range opts {
-		opt(&v)
+		if opt != nil {
+			opt(&v)
+		}
 	}
 	return func(c *config) { c.volumes = append(c.volumes[:len(c.volumes):len(c.volumes)], v) }
 }
