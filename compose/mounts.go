@@ -58,7 +58,7 @@ func (b *builder) mounts() {
 				b.wrong(field+".volume", "a volume is mounted as a whole: leave subpath out")
 			}
 			if v.Source == "" && v.ReadOnly {
-				b.wrong(field, "nobody could write to a volume of the service's own: leave read_only out")
+				b.wrong(field, "a volume of the service's own that nobody writes to is of no use: leave read_only out")
 			}
 			b.p.volumes = append(b.p.volumes, mounted{v.Source, v.Target, v.ReadOnly, v.Volume != nil && v.Volume.NoCopy})
 		case types.VolumeTypeTmpfs:

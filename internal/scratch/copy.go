@@ -323,7 +323,7 @@ func (c *copier) file(name string, to *os.Root, at string) error {
 	if err == nil && !info.ModTime().IsZero() {
 		err = setModified(out, info.ModTime())
 	}
-	return errors.Join(err, out.Close())
+	return renamed(errors.Join(err, out.Close()), name)
 }
 
 // again makes another name of a file that was copied already, and reports whether it was.

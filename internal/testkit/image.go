@@ -44,6 +44,9 @@ test "$body" && echo "$body"
 `)
 	add(tar.Header{Name: "etc/passwd", Mode: 0o644}, "root:x:0:0::/root:/bin/sh\napp:x:1001:1001::/srv:/bin/sh\n")
 	add(tar.Header{Name: "etc/group", Mode: 0o644}, "root:x:0:\napp:x:1001:\n")
+	add(tar.Header{Name: "var/lib/app/", Typeflag: tar.TypeDir, Mode: 0o1770, Uid: 1001, Gid: 1001}, "")
+	add(tar.Header{Name: "var/lib/app/seed", Mode: 0o600, Uid: 1001, Gid: 1001}, "seed\n")
+	add(tar.Header{Name: "var/lib/app/conf", Mode: 0o444}, "conf\n")
 	require.NoError(t, w.Close())
 	of := map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": []string{"sh"}}
 	for _, more := range config {
