@@ -29,10 +29,11 @@ func said(t *testing.T, r *Running) map[string]string {
 }
 
 // A named volume begins with what the image of the first service that has it has at its place, in
-// the order of dependencies, with modes; for another user than root all is the user's. What is in it
-// stays.
+// the order of dependencies, with modes; for root with owners, for others all is the user's. What is
+// in it stays.
 func TestRootlessVolumesBegin(t *testing.T) {
-	files := map[string]string{"compose.yaml": `
+	testkit.Need(t, "idmapped tmpfs or an ordinary user")
+	const file = `
 x-app: &app
   image: ./busybox.tar
   user: app
@@ -51,6 +52,10 @@ services:
     command: [sh, -c, "cd /var/lib/app; echo $$(ls); rm conf 2>/dev/null && exit 1; exit 0"]
     restart: on-failure:1
     volumes: ['again:/var/lib/app']
+  root:
+    image: ./busybox.tar
+    command: [sh, -c, "cd /var/lib/app; busybox stat -c '%n=%a,%u' . seed conf"]
+    volumes: ['root:/var/lib/app']
   own:
     <<: *app
     command: [sh, -c, "cd /var/lib/app; echo $$(ls); echo $$HOSTNAME >seed"]
@@ -63,16 +68,25 @@ services:
     - {type: volume, target: /missing}
     - {type: volume, source: empty, target: /var/lib/app, volume: {nocopy: true}}
     - {type: volume, target: /srv, volume: {nocopy: true}}
-volumes: {vol: , again: , empty: }
-`}
+volumes: {vol: , again: , empty: , root: }
+`
 	for name, opts := range map[string][]Option{"memory": nil, "directory": {VolumeDir(testkit.OpenDir(t))}, "disk": {VolumeDisk("/var/tmp", 4<<20)}} {
 		t.Run(name, func(t *testing.T) {
-			if name == "disk" {
+			content := map[string]string{"compose.yaml": file}
+			switch name {
+			case "disk":
 				testkit.Need(t, "disks for file systems")
+			case "directory": // read-only, an ordinary user's may be nobody's
+				content["compose.yaml"] = strings.ReplaceAll(file, ":ro'", "'")
 			}
-			all := said(t, up(t, project(t, files, opts...)))
+			all := said(t, up(t, project(t, content, opts...)))
 			require.Equal(t, ".=1770,1001 seed=600,1001 conf=444,1001 seed conf", all["z-first"])
 			require.Regexp(t, `^.=1770,1001 (host\S+ |resolv\S+ )*seed=600,1001 changed$`, all["a-second"])
+			owners := ".=1770,0 seed=600,0 conf=444,0"
+			if testkit.AsRoot() && name != "directory" { // which has one owner
+				owners = ".=1770,1001 seed=600,1001 conf=444,0"
+			}
+			require.Equal(t, owners, all["root"])
 			require.Equal(t, "conf seed seed", all["again"])
 			require.Equal(t, "conf seed", all["own.1"])
 			require.Equal(t, "conf seed", all["own.2"])
@@ -83,6 +97,7 @@ volumes: {vol: , again: , empty: }
 
 // What does not fit is an error that names the volume and what to do, and nothing of it is left.
 func TestRootlessVolumesRoom(t *testing.T) {
+	testkit.Need(t, "idmapped tmpfs or an ordinary user")
 	const file = "services:\n  one: {image: ./busybox.tar, command: 'true', volumes: ['vol:/bin']}\nvolumes: {vol: }\n"
 	r := up(t, project(t, map[string]string{"compose.yaml": file}, VolumeMemory(8<<10)))
 	err := r.Err()
@@ -98,6 +113,7 @@ func TestRootlessVolumesRoom(t *testing.T) {
 // Of projects that have one directory and start at once, one fills it; the others wait. One that
 // has files stays as it is, and one that was not filled to the end is an error.
 func TestRootlessVolumeDirs(t *testing.T) {
+	testkit.Need(t, "idmapped tmpfs or an ordinary user")
 	dir := testkit.OpenDir(t)
 	p := project(t, map[string]string{"compose.yaml": `
 services:

@@ -24,6 +24,7 @@ import (
 // fillable returns a root whose /data, which /place leads to, has files of many kinds in two
 // layers.
 func fillable(t *testing.T, owners bool) sandbox.Option {
+	testkit.Need(t, "files that hide others")
 	low := testkit.Layer(t, map[string]string{"data/kept": "low", "data/hidden": "low", "data/replaced": "low", "data/dir/low": "low", "data/odd\xff": "odd", "place": "-> ../../bin/../data"})
 	top := testkit.Layer(t, map[string]string{"data/hidden": "-", "data/replaced": "top", "data/dir/top": "top", "data/out": "-> /etc/passwd", "data/secret": "secret"})
 	require.NoError(t, os.Link(low+"/data/kept", low+"/data/dir/again"))
