@@ -139,9 +139,9 @@ volumes: {vol: , bin: }
 	r := up(t, p)
 	require.ErrorContains(t, r.Err(), "can't open 'seed'")
 
-	testkit.WriteFile(t, dir+"/vol~", "", 0o600)
+	testkit.WriteFile(t, dir+"/vol~", "x", 0o600)
 	err = up(t, p).Err()
-	require.ErrorContains(t, err, fmt.Sprintf("service one: volume vol: %s/vol was filled in part only, by a process that was killed: look at what it has, and remove both it and %[1]s/vol~", dir))
+	require.ErrorContains(t, err, fmt.Sprintf("service one: volume vol: what the root has at /var/lib/app can't be copied to %s/vol: a process that did this was killed: look at what the directory has, and remove both it and %[1]s/vol~", dir))
 	require.NoError(t, os.RemoveAll(dir+"/vol"))
 	require.Equal(t, map[string]string{"one": "seed conf"}, said(t, up(t, p)))
 	require.NoFileExists(t, dir+"/vol~")

@@ -30,6 +30,8 @@ type View struct {
 	open []int
 
 	steps steps // of Lstat
+
+	failed error // to open a directory that is there
 }
 
 // Dir is what a directory looks like, of several that are merged the highest.
@@ -95,9 +97,12 @@ func (v *View) enter(d *dir) []int {
 		if fromParent {
 			from, name = v.open[layer], path.Base(d.path)
 		}
-		if fd, err := unix.Openat2(from, name, &how); err == nil {
-			open[layer] = fd
+		fd, err := unix.Openat2(from, name, &how)
+		if err != nil {
+			v.failed = cmp.Or(v.failed, error(&fs.PathError{Op: "open", Path: d.path, Err: err}))
+			continue
 		}
+		open[layer] = fd
 	}
 	closeFDs(v.open)
 	v.at, v.open = d.path, open
@@ -299,7 +304,8 @@ func (v *View) look(in *dir, name string) (found dir, link string, ok bool) {
 		}
 		fd, err := unix.Openat(open[layer], name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
-			continue // it is gone again
+			v.failed = cmp.Or(v.failed, error(&fs.PathError{Op: "open", Path: found.path, Err: err}))
+			continue // it may be gone again
 		}
 		isOpaque := IsOpaque(fd)
 		_ = unix.Close(fd)

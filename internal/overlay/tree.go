@@ -3,7 +3,6 @@
 package overlay
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -17,7 +16,8 @@ import (
 
 // Tree is a directory of a View with all that is below it, as a file system for one walk. It
 // follows no links, takes names that are not UTF-8, and opens nothing but regular files and
-// directories.
+// directories. All fails from when a directory of a layer could not be opened: something would be
+// missing.
 type Tree struct {
 	steps steps
 	most  int64 // names that the walk may still list
@@ -42,13 +42,14 @@ func (v *View) Tree(p string, most int64) *Tree {
 // find returns where a name is, in a directory or "" for the tree itself.
 func (t *Tree) find(name string) (in *dir, base string, err error) {
 	top := &t.steps.way[0]
-	switch {
-	case name == ".":
+	if name == "." {
 		return top, "", nil
-	case len(top.path)+len(name)+1 >= unix.PathMax: // enter could not open it
-		return nil, "", unix.ENAMETOOLONG
 	}
-	if _, link, ok := t.steps.look(name); !ok && link == "" {
+	_, link, ok := t.steps.look(name)
+	switch {
+	case t.steps.v.failed != nil:
+		return nil, "", t.steps.v.failed
+	case !ok && link == "":
 		return nil, "", fs.ErrNotExist
 	}
 	for i := range t.steps.way {
@@ -70,10 +71,10 @@ func (t *Tree) open(op, name string, flags int) (*os.File, error) {
 		base = "."
 	}
 	open := t.steps.v.enter(in)
+	if err := t.steps.v.failed; err != nil {
+		return nil, err
+	}
 	for _, layer := range in.layers {
-		if open[layer] < 0 {
-			return nil, &fs.PathError{Op: op, Path: name, Err: errGone}
-		}
 		fd, err := unix.Openat(open[layer], base, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err == nil {
 			return os.NewFile(uintptr(fd), name), nil
@@ -84,8 +85,6 @@ func (t *Tree) open(op, name string, flags int) (*os.File, error) {
 	}
 	return nil, &fs.PathError{Op: op, Path: name, Err: fs.ErrNotExist}
 }
-
-var errGone = errors.New("a directory on the way can't be entered any more")
 
 // Open opens a regular file.
 func (t *Tree) Open(name string) (fs.File, error) {
@@ -151,19 +150,18 @@ func (t *Tree) ReadDir(name string) (list []fs.DirEntry, err error) {
 			return fail(unix.ENOTDIR)
 		}
 	}
-	d := *in // looking further writes over what the pointer leads to
+	open := t.steps.v.enter(in)
+	if err := t.steps.v.failed; err != nil {
+		return nil, err
+	}
 	seen := map[string]bool{}
-	for _, layer := range d.layers {
-		open := t.steps.v.enter(&d)
-		if open[layer] < 0 {
-			return fail(errGone)
-		}
+	for _, layer := range in.layers {
 		fd, err := unix.Openat(open[layer], ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return fail(err)
 		}
 		names := os.NewFile(uintptr(fd), name)
-		list, err = t.addNames(list, names, name, &d, seen)
+		list, err = t.addNames(list, names, name, seen)
 		names.Close()
 		if err != nil {
 			return fail(err)
@@ -173,8 +171,9 @@ func (t *Tree) ReadDir(name string) (list []fs.DirEntry, err error) {
 	return list, nil
 }
 
-// addNames adds those that the directory has in one layer to a list. at is its own name.
-func (t *Tree) addNames(list []fs.DirEntry, layer *os.File, at string, d *dir, seen map[string]bool) ([]fs.DirEntry, error) {
+// addNames adds those that the directory has in one layer, and in none above, to a list. at is its
+// own name.
+func (t *Tree) addNames(list []fs.DirEntry, layer *os.File, at string, seen map[string]bool) ([]fs.DirEntry, error) {
 	for {
 		names, err := layer.Readdirnames(batch)
 		for _, name := range names {
@@ -182,15 +181,15 @@ func (t *Tree) addNames(list []fs.DirEntry, layer *os.File, at string, d *dir, s
 				continue
 			}
 			seen[name] = true
-			if _, link, ok := t.steps.v.look(d, name); !ok && link == "" {
+			var st unix.Stat_t
+			if err := unix.Fstatat(int(layer.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				return nil, err
+			}
+			if st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0 {
 				continue // a whiteout
 			}
 			if t.most--; t.most < 0 {
 				return nil, fmt.Errorf("more names than there is room for: %w", unix.ENOSPC)
-			}
-			var st unix.Stat_t // of the highest layer that has the name
-			if err := unix.Fstatat(int(layer.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-				return nil, err
 			}
 			list = append(list, entry{name, kinds[st.Mode&unix.S_IFMT], path.Join(at, name), t})
 		}

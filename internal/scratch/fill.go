@@ -119,82 +119,100 @@ func FillDir(ctx context.Context, of *spec.Spec, dst, dir string) error {
 		return err
 	}
 	defer to.Close()
-	info, err := to.Stat(".")
-	if err != nil {
-		return err
-	}
-	mark := filepath.Clean(dir) + "~"
 	has, err := hasFiles(to)
 	if err != nil {
 		return err
 	}
-	if _, err := os.Lstat(mark); (has || of.Root.Rootfs.Layers == nil) && errors.Is(err, fs.ErrNotExist) {
-		return nil // after a look at the files: the other one makes them after its mark
+	mark := filepath.Clean(dir) + "~"
+	// After the look at the files, which another process makes after its mark.
+	if _, err := os.Lstat(mark); errors.Is(err, fs.ErrNotExist) && (has || !isThere(&of.Root, dst)) {
+		return nil
 	}
 	lock, err := lockMark(ctx, mark)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	if !lock.made {
-		if has, err := hasFiles(to); has || err != nil {
-			return errors.Join(err, fmt.Errorf("%s was filled in part only, by a process that was killed: look at what it has, and remove both it and %s", dir, mark))
-		}
+	if err := fillLocked(ctx, of, dst, to, lock); err != nil {
+		return fmt.Errorf("what the root has at %s can't be copied to %s: %w", dst, dir, err)
+	}
+	return nil
+}
+
+// isThere reports whether the root has a directory at a place, or can't be read.
+func isThere(r *spec.Root, dst string) bool {
+	if r.Rootfs.Layers == nil {
+		return false
+	}
+	v, err := overlay.Open(r.Rootfs.Layers)
+	if err != nil {
+		return true
+	}
+	defer v.Close()
+	return v.Tree(dst, 0) != nil
+}
+
+// fillLocked fills a directory while the mark is this process's. It removes the mark.
+func fillLocked(ctx context.Context, of *spec.Spec, dst string, to *os.Root, mark *os.File) error {
+	info, err := to.Stat(".")
+	if err != nil {
+		return err
+	}
+	state, err := mark.Stat()
+	if err != nil {
+		return err
+	}
+	has, err := hasFiles(to)
+	switch {
+	case err != nil:
+		return err
+	case has && state.Size() > 0:
+		return fmt.Errorf("a process that did this was killed: look at what the directory has, and remove both it and %s", mark.Name())
+	case has:
+		return os.Remove(mark.Name())
+	}
+	if _, err := mark.WriteString("this directory is being filled\n"); err != nil {
+		return err
 	}
 	c := copier{to: to, owner: &owner{-1, -1}, bytes: math.MaxInt64 / 2, files: math.MaxInt64 / 2}
 	if st := info.Sys().(*syscall.Stat_t); os.Geteuid() == 0 {
 		c.owner = &owner{int(st.Uid), int(st.Gid)}
 	}
-	if err := c.fill(ctx, &of.Root, dst); err != nil {
-		err = fmt.Errorf("what the root has at %s can't be copied to %s: %w", dst, dir, err)
-		if has, checkErr := hasFiles(to); has || checkErr != nil {
-			return err // and so is the mark
-		}
-		return errors.Join(err, os.Remove(mark))
+	err = c.fill(ctx, &of.Root, dst)
+	if has, checkErr := hasFiles(to); err != nil && (has || checkErr != nil) {
+		return err // which the mark then says, too
 	}
-	return os.Remove(mark)
-}
-
-// lockedMark is the file that says that a directory is being filled.
-type lockedMark struct {
-	*os.File
-	made bool // it was not there
+	return errors.Join(err, os.Remove(mark.Name()))
 }
 
 // markPause is how long lockMark waits until it looks again whether another process has ended.
 const markPause = 20 * time.Millisecond
 
-// lockMark makes the file, or takes over that of a process that was killed.
-func lockMark(ctx context.Context, name string) (m lockedMark, err error) {
+// lockMark makes the file that says that a directory is being filled, or takes over that of a
+// process that was killed.
+func lockMark(ctx context.Context, name string) (*os.File, error) {
 	for {
-		m.File, err = os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-		m.made = err == nil
-		if errors.Is(err, fs.ErrExist) {
-			m.File, err = os.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // it was removed meanwhile
-		}
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 		if err != nil {
-			return m, err
+			return nil, err
 		}
-		err = unix.Flock(int(m.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil && isAt(m.File, name) {
-			return m, nil
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && isAt(f, name) {
+			return f, nil
 		}
-		m.Close()
+		f.Close()
 		if err != nil && err != unix.EWOULDBLOCK {
-			return m, &os.PathError{Op: "flock", Path: name, Err: err}
+			return nil, &os.PathError{Op: "flock", Path: name, Err: err}
 		}
 		select {
 		case <-time.After(markPause):
 		case <-ctx.Done():
-			return m, context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 	}
 }
 
-// isAt reports whether a name still leads to the file.
+// isAt reports whether a name still leads to the file: its owner may have removed it meanwhile.
 func isAt(f *os.File, name string) bool {
 	info, err := f.Stat()
 	there, thereErr := os.Lstat(name)
