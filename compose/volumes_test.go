@@ -102,7 +102,7 @@ func TestRootlessVolumesRoom(t *testing.T) {
 	r := up(t, project(t, map[string]string{"compose.yaml": file}, VolumeMemory(8<<10)))
 	err := r.Err()
 	require.ErrorIs(t, err, syscall.ENOSPC)
-	require.ErrorContains(t, err, "service one: volume vol: sandbox: Fill: what the root has at /bin can't be copied: write busybox: no space left on device")
+	require.ErrorContains(t, err, "service one: volume vol: sandbox: Fill: what the image has at /bin can't be copied: write busybox: no space left on device")
 	require.ErrorContains(t, err, "make volumes larger (VolumeMemory, VolumeDisk), or say nocopy of it")
 
 	own := strings.Replace(file, "vol:/bin", "/bin", 1)
@@ -141,7 +141,7 @@ volumes: {vol: , bin: }
 
 	testkit.WriteFile(t, dir+"/vol~", "x", 0o600)
 	err = up(t, p).Err()
-	require.ErrorContains(t, err, fmt.Sprintf("service one: volume vol: what the root has at /var/lib/app can't be copied to %s/vol: a process that did this was killed: look at what the directory has, and remove both it and %[1]s/vol~", dir))
+	require.ErrorContains(t, err, fmt.Sprintf("service one: volume vol: what the image has at /var/lib/app can't be copied to %s/vol: a process that did this was killed: look at what the directory has, and remove both it and %[1]s/vol~", dir))
 	require.NoError(t, os.RemoveAll(dir+"/vol"))
 	require.Equal(t, map[string]string{"one": "seed conf"}, said(t, up(t, p)))
 	require.NoFileExists(t, dir+"/vol~")

@@ -144,6 +144,6 @@ func TestRootlessServiceVolumes(t *testing.T) {
 
 	_, err = service.Open("x", open, service.Volume("/bin", 4096)).Start(testkit.Deadline(t))
 	require.ErrorIs(t, err, syscall.ENOSPC)
-	require.ErrorContains(t, err, "x: sandbox: Fill: what the root has at /bin can't be copied")
+	require.ErrorContains(t, err, "x: sandbox: Fill: what the image has at /bin can't be copied")
 	require.ErrorContains(t, err, "give service.Volume more bytes, or service.NoCopy")
 }

@@ -17,21 +17,33 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/spec"
 	"github.com/cellkit/sandbox/internal/testkit"
 	"github.com/cellkit/sandbox/internal/testkit/runs"
 )
 
+// imageOf returns an option for a root that is an image's.
+func imageOf(layers ...string) sandbox.Option {
+	return func(c *spec.Spec) { c.SetImage(spec.Image{Name: "test", Layers: layers, Dir: "/"}) }
+}
+
 // fillable returns a root whose /data, which /place leads to, has files of many kinds in two
-// layers.
-func fillable(t *testing.T, owners bool) sandbox.Option {
+// layers, of the owners of some, or else of all.
+func fillable(t *testing.T, owners map[string]int, all int) sandbox.Option {
 	testkit.Need(t, "files that hide others")
 	low := testkit.Layer(t, map[string]string{"data/kept": "low", "data/hidden": "low", "data/replaced": "low", "data/dir/low": "low", "data/odd\xff": "odd", "place": "-> ../../bin/../data"})
-	top := testkit.Layer(t, map[string]string{"data/hidden": "-", "data/replaced": "top", "data/dir/top": "top", "data/out": "-> /etc/passwd", "data/secret": "secret"})
+	top := testkit.Layer(t, map[string]string{"data/hidden": "-", "data/replaced": "top", "data/dir/top": "top", "data/out": "-> /etc/passwd", "data/secret": "secret", "data/dir/in/file": ""})
 	require.NoError(t, os.Link(low+"/data/kept", low+"/data/dir/again"))
 	require.NoError(t, unix.Mkfifo(top+"/data/pipe", 0o600))
-	if owners {
-		for name, id := range map[string]int{low + "/data/kept": 33, top + "/data": 33, top + "/data/dir": 34, top + "/data/out": 33, top + "/data/pipe": 33, top + "/data/secret": 33} {
-			require.NoError(t, os.Lchown(name, id, id+1))
+	for _, layer := range []string{low, top} {
+		for _, name := range testkit.Tree(t, layer+"/data") {
+			id, ok := owners[strings.TrimPrefix(name, layer+"/data/")]
+			if !ok {
+				id = all
+			}
+			if os.Geteuid() == 0 {
+				require.NoError(t, os.Lchown(name, id, id+min(id, 1)))
+			}
 		}
 	}
 	require.NoError(t, unix.Chmod(top+"/data/secret", 0o4640))
@@ -42,15 +54,15 @@ func fillable(t *testing.T, owners bool) sandbox.Option {
 		require.NoError(t, os.Chtimes(name, at, at))
 	}
 	t.Cleanup(func() { _ = os.Chmod(top+"/data/dir", 0o755) })
-	return runs.Layers(testkit.BusyboxRoot(t), low, top)
+	return imageOf(testkit.BusyboxRoot(t), low, top)
 }
 
-// A scratch begins with what the root has at its place, behind links, merged of layers, with modes,
+// A scratch begins with what the image has at its place, behind links, merged of layers, with modes,
 // times and links; all is the user's.
 func TestRootlessFill(t *testing.T) {
 	t.Parallel()
-	root := fillable(t, false)
 	for _, user := range []int{1000, 0} {
+		root := fillable(t, nil, user)
 		s := newScratch(t, sandbox.MiB)
 		box := sandbox.New(root, sandbox.WithUser(user, user), sandbox.WithScratch("/data", s))
 		for range 2 {
@@ -88,24 +100,32 @@ func regexpCut(out string) (lines string) {
 	return lines
 }
 
-// For root of a run, files keep the owners that they have in its root; for others, in a directory
-// that is not of layers, and for root with another group, they are the user's.
+// For root of a run, files keep the owners that they have in the image. For others, and for root
+// with another group, all is the user's, but what the user could not read is left out.
 func TestFillOwners(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "idmapped tmpfs")
-	root := fillable(t, true)
-	stat := func(opts ...sandbox.Option) string {
+	root := fillable(t, map[string]int{"dir": 34, "replaced": 0, "odd\xff": 0, "dir/in": 0, "dir/in/file": 0}, 33)
+	stat := func(place string, opts ...sandbox.Option) string {
 		t.Helper()
 		s := newScratch(t, sandbox.MiB)
 		box := sandbox.New(append([]sandbox.Option{root, sandbox.WithScratch("/data", s)}, opts...)...)
-		require.NoError(t, s.Fill(testkit.Deadline(t), box, "/data"))
-		return runs.Output(t, box.With(sandbox.WithCommand("sh", "-c", "cd /data; echo $(stat -c '%n=%u:%g,%a' . dir kept out pipe replaced secret)")))
+		require.NoError(t, s.Fill(testkit.Deadline(t), box, place))
+		return runs.Output(t, box.With(sandbox.WithCommand("sh", "-c", "cd /data; echo $(stat -c '%n=%u:%g,%a' . *)")))
 	}
-	require.Equal(t, ".=33:34,1775 dir=34:35,2550 kept=33:34,644 out=33:34,777 pipe=33:34,600 replaced=0:0,644 secret=33:34,640",
-		stat(sandbox.WithUser(0, 0), sandbox.WithCapabilities("CAP_DAC_OVERRIDE")))
-	for _, user := range [][2]int{{33, 34}, {0, 7}} {
-		require.Equal(t, strings.ReplaceAll(".=U,1775 dir=U,2550 kept=U,644 out=U,777 pipe=U,600 replaced=U,644 secret=U,640", "U", fmt.Sprintf("%d:%d", user[0], user[1])),
-			stat(sandbox.WithUser(user[0], user[1])))
+	require.Equal(t, ".=33:34,1775 dir=34:35,2550 kept=33:34,644 odd\xff=0:0,644 out=33:34,777 pipe=33:34,600 replaced=0:0,644 secret=33:34,640",
+		stat("/data", sandbox.WithUser(0, 0), sandbox.WithCapabilities("CAP_DAC_OVERRIDE")))
+	require.Equal(t, ".=0:7,1775 dir=0:7,2550 kept=0:7,644 odd\xff=0:7,644 out=0:7,777 pipe=0:7,600 replaced=0:7,644 secret=0:7,640",
+		stat("/data", sandbox.WithUser(0, 7)))
+	require.Equal(t, ".=33:9,1775 kept=33:9,644 odd\xff=33:9,644 out=33:9,777 pipe=33:9,600 replaced=33:9,644 secret=33:9,640",
+		stat("/data", sandbox.WithUser(33, 9)))
+	require.Equal(t, ".=9:34,1775 kept=9:34,644 odd\xff=9:34,644 out=9:34,777 replaced=9:34,644 secret=9:34,640",
+		stat("/data", sandbox.WithUser(9, 34)))
+	require.Equal(t, ".=9:9,1775 kept=9:9,644 odd\xff=9:9,644 out=9:9,777 replaced=9:9,644",
+		stat("/data", sandbox.WithUser(9, 9)))
+	for place, has := range map[string]string{"/data/dir": " top=", "/data/dir/in": " file="} {
+		require.Contains(t, stat(place, sandbox.WithUser(34, 9)), has)
+		require.NotContains(t, stat(place, sandbox.WithUser(9, 9)), has)
 	}
 }
 
@@ -127,20 +147,20 @@ func TestRootlessFillNothing(t *testing.T) {
 	require.NoError(t, os.Mkdir(deep, 0o755))
 	makeDeep(t, deep)
 	s := newScratch(t, sandbox.MiB)
-	box := sandbox.New(runs.Layers(layer), sandbox.WithUser(1, 1))
+	box := sandbox.New(imageOf(layer), sandbox.WithUser(1, 1))
 	empty := func(what string) {
 		t.Helper()
 		list, err := fs.ReadDir(s.FS(), ".")
 		require.NoError(t, err)
 		require.Empty(t, list, what)
 	}
-	for _, place := range []string{"/file", "/loop", "/dangling", "/missing", "/file/x", "/empty", ""} {
-		if place == "" {
-			require.NoError(t, s.Fill(testkit.Deadline(t), sandbox.New(), "/usr"))
-		} else {
-			require.NoError(t, s.Fill(testkit.Deadline(t), box, place))
-		}
+	for _, place := range []string{"/file", "/loop", "/dangling", "/missing", "/file/x", "/empty"} {
+		require.NoError(t, s.Fill(testkit.Deadline(t), box, place))
 		empty(place)
+	}
+	for _, other := range []sandbox.Option{runs.Layers(layer), sandbox.WithRootfs(sandbox.DirRootfs(layer)), sandbox.WithRootfs(sandbox.HostRootfs())} {
+		require.NoError(t, s.Fill(testkit.Deadline(t), box.With(other), "/many"))
+		empty("no image")
 	}
 	info, err := fs.Stat(s.FS(), ".")
 	require.NoError(t, err)
@@ -148,7 +168,7 @@ func TestRootlessFillNothing(t *testing.T) {
 	for place, want := range map[string]error{"/many": syscall.ENOSPC, "/links": syscall.ENOSPC, "/large": syscall.ENOSPC, "/deep": syscall.ENAMETOOLONG, "/up/large": syscall.ENOSPC} {
 		err := s.Fill(testkit.Deadline(t), box, place)
 		require.ErrorIs(t, err, want, place)
-		require.ErrorContains(t, err, "sandbox: Fill: what the root has at "+place)
+		require.ErrorContains(t, err, "sandbox: Fill: what the image has at "+place)
 		empty(place)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -182,7 +202,7 @@ func TestRootlessFillStaysInside(t *testing.T) {
 	layer := testkit.Layer(t, map[string]string{"abs": "-> " + outside, "way": "-> ../../../../../../.." + outside, "d/abs": "-> " + outside, "d/way": "-> ../../../../.." + outside})
 	for _, place := range []string{"/abs", "/way", "/d", "/d/../../../.." + outside, "/d/way"} {
 		s := newScratch(t, sandbox.MiB)
-		require.NoError(t, s.Fill(testkit.Deadline(t), sandbox.New(runs.Layers(layer), sandbox.WithUser(1, 1)), place))
+		require.NoError(t, s.Fill(testkit.Deadline(t), sandbox.New(imageOf(layer), sandbox.WithUser(1, 1)), place))
 		list, err := fs.ReadDir(s.FS(), ".")
 		require.NoError(t, err)
 		var names []string

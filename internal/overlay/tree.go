@@ -19,6 +19,8 @@ import (
 // directories. All fails from when a directory of a layer could not be opened: something would be
 // missing.
 type Tree struct {
+	Way []Dir // the directories that lead to it, and it, from the top
+
 	steps steps
 	most  int64 // names that the walk may still list
 }
@@ -36,7 +38,11 @@ func (v *View) Tree(p string, most int64) *Tree {
 	if is != isDir {
 		return nil
 	}
-	return &Tree{steps{v, at.walk[len(at.walk)-1:]}, most}
+	t := &Tree{steps: steps{v, at.walk[len(at.walk)-1:]}, most: most}
+	for _, d := range at.walk[1:] {
+		t.Way = append(t.Way, d.Dir)
+	}
+	return t
 }
 
 // find returns where a name is, in a directory or "" for the tree itself.

@@ -34,6 +34,7 @@ type copier struct {
 	// itself. Sys of what from describes is a *syscall.Stat_t then.
 	asIs   bool
 	owner  *owner          // with asIs: of all, in place of those that from has
+	reader *reader         // with asIs: what it may not read is left out, if it is not nil
 	cancel context.Context // ends the copying, if it is not nil
 
 	bytes, files int64 // what there is still room for
@@ -121,6 +122,16 @@ func (c *copier) visit(name string, d fs.DirEntry, err error) error {
 			return fs.SkipDir
 		}
 		return nil
+	}
+	if c.reader != nil {
+		switch may, err := c.reader.mayRead(d); {
+		case err != nil:
+			return err
+		case !may && d.IsDir():
+			return fs.SkipDir
+		case !may:
+			return nil
+		}
 	}
 	if c.files--; c.files < 0 {
 		return fmt.Errorf("%s: more files than the scratch has room for: %w", name, unix.ENOSPC)

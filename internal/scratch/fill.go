@@ -11,6 +11,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -22,10 +23,10 @@ import (
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
-// What a root has at a place becomes what a file system has that is mounted there, as container
+// What an image has at a place becomes what a file system has that is mounted there, as container
 // engines do with new volumes. This process copies it, before any run has the file system: it may
-// read all of a root's layers, whoever their files belong to, and needs no mount for that. Nothing
-// in the layers leads out of them (package overlay), or out of what is filled (os.Root).
+// read all of the layers, whoever their files belong to, and needs no mount for that. Nothing in
+// the layers leads out of them (package overlay), or out of what is filled (os.Root).
 
 // Fill implements sandbox.Scratch's Fill, for runs of the description.
 func (s *Scratch) Fill(ctx context.Context, of *spec.Spec, dst string) error {
@@ -34,30 +35,25 @@ func (s *Scratch) Fill(ctx context.Context, of *spec.Spec, dst string) error {
 		s.filling.Lock()
 		defer s.filling.Unlock()
 		c := copier{to: s.root, owner: &owner{-1, -1}, bytes: s.size, files: s.files}
-		if keepsOwners(of) {
+		// Where a run has the files of a scratch with the owners that they have here.
+		if n := &of.Namespaces; n.UID == 0 && n.GID == 0 && cell.WideIDs() {
 			c.owner = nil
 		}
-		err = c.fill(ctx, &of.Root, dst)
+		err = c.fill(ctx, of, dst)
 	}
 	if err != nil {
-		return fmt.Errorf("sandbox: Fill: what the root has at %s can't be copied: %w", dst, err)
+		return fmt.Errorf("sandbox: Fill: what the image has at %s can't be copied: %w", dst, err)
 	}
 	return nil
 }
 
-// keepsOwners reports whether runs have files of a scratch, and of their root, with the owners that
-// these have on the host.
-func keepsOwners(of *spec.Spec) bool {
-	n := &of.Namespaces
-	return of.Root.Rootfs.KeepsIDs && n.UID == 0 && n.GID == 0 && !n.HostIDs && cell.WideIDs()
-}
-
-// fill copies what the root has at a place, unless there are files already.
-func (c *copier) fill(ctx context.Context, r *spec.Root, dst string) error {
-	if r.Rootfs.Layers == nil {
-		return nil
+// fill copies what the image has at a place, unless there are files already. With one owner for
+// all, what the run's user could not read in the image is left out.
+func (c *copier) fill(ctx context.Context, of *spec.Spec, dst string) error {
+	if of.Root.Image == "" {
+		return nil // another root's files may be nobody's business here
 	}
-	v, err := overlay.Open(r.Rootfs.Layers)
+	v, err := overlay.Open(of.Root.Rootfs.Layers)
 	if err != nil {
 		return err
 	}
@@ -65,6 +61,13 @@ func (c *copier) fill(ctx context.Context, r *spec.Root, dst string) error {
 	tree := v.Tree(dst, c.files)
 	if tree == nil {
 		return nil
+	}
+	// Else files of the image have no owners of its own: they belong to this process's user.
+	if n := &of.Namespaces; n.UID != 0 && cell.WideIDs() {
+		c.reader = &reader{n.UID, append(slices.Clip(n.Groups), n.GID)}
+		if !c.reader.mayEnter(tree.Way) {
+			return nil
+		}
 	}
 	if has, err := hasFiles(c.to); has || err != nil {
 		return err
@@ -78,6 +81,51 @@ func (c *copier) fill(ctx context.Context, r *spec.Root, dst string) error {
 		err = errors.Join(err, removeAll(c.to)) // half of it is nobody's wish
 	}
 	return err
+}
+
+// reader is a user with groups.
+type reader struct {
+	uid  int
+	gids []int
+}
+
+// may reports whether the permissions of a file give the user the access, bits as of others.
+func (r *reader) may(mode fs.FileMode, uid, gid int, access fs.FileMode) bool {
+	switch {
+	case uid == r.uid:
+		mode >>= 6
+	case slices.Contains(r.gids, gid):
+		mode >>= 3
+	}
+	return mode&access == access
+}
+
+// mayRead reports whether the user may copy a file.
+func (r *reader) mayRead(d fs.DirEntry) (bool, error) {
+	info, err := d.Info()
+	if err != nil {
+		return false, err
+	}
+	access := fs.FileMode(0o4)
+	if d.IsDir() {
+		access = 0o5
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	return r.may(info.Mode().Perm(), int(st.Uid), int(st.Gid), access), nil
+}
+
+// mayEnter reports whether the user may go along directories, and list the last.
+func (r *reader) mayEnter(way []overlay.Dir) bool {
+	for i, d := range way {
+		access := fs.FileMode(0o1)
+		if i == len(way)-1 {
+			access = 0o5
+		}
+		if !r.may(d.Mode.Perm(), d.UID, d.GID, access) {
+			return false
+		}
+	}
+	return true
 }
 
 func hasFiles(dir *os.Root) (bool, error) {
@@ -108,7 +156,7 @@ func removeAll(dir *os.Root) error {
 }
 
 // FillDir fills a directory of the host that is empty and will be bound at the place dst of the
-// root. All in it belongs to whom the directory belongs to, as a bind has one owner. Of several
+// image. All in it belongs to whom the directory belongs to, as a bind has one owner. Of several
 // processes one does it, while the others wait.
 //
 // A file beside the directory, with a ~ after its name, says that the directory is being filled. If
@@ -134,14 +182,14 @@ func FillDir(ctx context.Context, of *spec.Spec, dst, dir string) error {
 	}
 	defer lock.Close()
 	if err := fillLocked(ctx, of, dst, to, lock); err != nil {
-		return fmt.Errorf("what the root has at %s can't be copied to %s: %w", dst, dir, err)
+		return fmt.Errorf("what the image has at %s can't be copied to %s: %w", dst, dir, err)
 	}
 	return nil
 }
 
-// isThere reports whether the root has a directory at a place, or can't be read.
+// isThere reports whether the image has a directory at a place, or can't be read.
 func isThere(r *spec.Root, dst string) bool {
-	if r.Rootfs.Layers == nil {
+	if r.Image == "" {
 		return false
 	}
 	v, err := overlay.Open(r.Rootfs.Layers)
@@ -178,7 +226,7 @@ func fillLocked(ctx context.Context, of *spec.Spec, dst string, to *os.Root, mar
 	if st := info.Sys().(*syscall.Stat_t); os.Geteuid() == 0 {
 		c.owner = &owner{int(st.Uid), int(st.Gid)}
 	}
-	err = c.fill(ctx, &of.Root, dst)
+	err = c.fill(ctx, of, dst)
 	if has, checkErr := hasFiles(to); err != nil && (has || checkErr != nil) {
 		return err // which the mark then says, too
 	}

@@ -24,7 +24,7 @@ func TestFillDirOnce(t *testing.T) {
 		require.NoError(t, os.WriteFile(layer+"/"+strconv.Itoa(i), nil, 0o644))
 	}
 	of := &spec.Spec{}
-	of.Root.Rootfs.Layers = []string{layer}
+	of.SetImage(spec.Image{Name: "x", Layers: []string{layer}})
 	for range 6 {
 		var all sync.WaitGroup
 		errs := make([]error, 8)
@@ -52,7 +52,7 @@ func TestFillDirWaits(t *testing.T) {
 	layer, dir := t.TempDir(), t.TempDir()
 	require.NoError(t, os.WriteFile(layer+"/file", nil, 0o644))
 	of := &spec.Spec{}
-	of.Root.Rootfs.Layers = []string{layer}
+	of.SetImage(spec.Image{Name: "x", Layers: []string{layer}})
 	ctx, cancel := context.WithCancel(context.Background())
 	other, err := lockMark(ctx, dir+"~")
 	require.NoError(t, err)
