@@ -75,17 +75,19 @@ func (s *Scratch) Close() error { return s.impl.Close() }
 // are not UTF-8, unless fsys is an os.DirFS.
 func (s *Scratch) CopyIn(fsys fs.FS, dir string) error { return s.impl.CopyIn(fsys, dir) }
 
-// Fill copies what the sandbox's root has at the directory dst into the scratch, if that is empty,
-// for runs of the sandbox that have it there: so a new volume of a container begins. It does
-// nothing if the root is none of directories, as HostRootfs is none, or has no directory there.
-// Links lead to another directory of the root, as they do for WithScratch.
+// Fill copies what the sandbox's image (module image) has at the directory dst into the scratch, if
+// that is empty: so new volumes of containers begin. It is for runs of the sandbox that have the
+// scratch there, and symbolic links at dst lead to where they lead for WithScratch. It does nothing
+// if the root is no image's, or the image has no directory there.
 //
-// Files and directories keep their modes, without set-uid and, but for directories, set-gid, their
-// times and hard links, and so does dst itself, for the scratch. If the sandbox's user is root, as
-// in WithScratch, they keep the owners that they have in the root (LayersRootfs, images); else all
-// are the user's. Devices and extended attributes are left out. If there is not enough room
-// (syscall.ENOSPC), if something can't be read, or if ctx ends before all is copied, the scratch
-// stays empty. Several calls at once copy one after the other.
+// Modes, times and hard links are kept, those of dst itself too, but no set-uid, nor set-gid of
+// files. If this process is root, runs as root (WithUser(0, 0)) find the owners of the image. Else
+// all belongs to the runs' user. If that is not root, what it may not read in the image is left
+// out; but for an ordinary user, whose images have lost their owners, all is copied. Devices and
+// extended attributes are left out.
+//
+// If there is not enough room (syscall.ENOSPC), if something can't be read, or if ctx ends before
+// all is copied, the scratch stays empty. Of several calls at once one copies, and the others wait.
 func (s *Scratch) Fill(ctx context.Context, of *Sandbox, dst string) error {
 	return s.impl.Fill(ctx, &of.is.Spec, dst)
 }

@@ -32,13 +32,13 @@ func withVolume(v volume, opts ...VolumeOption) Option {
 // VolumeOption changes one thing of a volume.
 type VolumeOption func(*volume)
 
-// NoCopy has a volume begin empty, whatever the sandbox's root has at its place.
+// NoCopy has a volume begin empty, whatever the sandbox's image has at its place.
 func NoCopy() VolumeOption { return func(v *volume) { v.nocopy = true } }
 
 // Volume gives each instance, and each replica, a file system in memory at the directory dst, with
-// up to the given number of bytes. It begins with what the sandbox's root has there, as
-// sandbox.Scratch.Fill copies it, which for HostRootfs is nothing. It stays through restarts, and
-// is gone with the instance. It needs what sandbox.NewScratch and sandbox.WithScratch need. Several
+// up to the given number of bytes. It begins with what the sandbox's image has there, as
+// sandbox.Scratch.Fill copies it, and empty without an image. It stays through restarts, and is
+// gone with the instance. It needs what sandbox.NewScratch and sandbox.WithScratch need. Several
 // calls add up. For data that outlives the instance, the sandbox has sandbox.WithBind.
 func Volume(dst string, bytes int64, opts ...VolumeOption) Option {
 	create := func(context.Context, *Instance) (*sandbox.Scratch, error) { return sandbox.NewScratch(bytes) }
