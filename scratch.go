@@ -76,9 +76,9 @@ func (s *Scratch) Close() error { return s.impl.Close() }
 func (s *Scratch) CopyIn(fsys fs.FS, dir string) error { return s.impl.CopyIn(fsys, dir) }
 
 // Fill copies what the sandbox's image (module image) has at the directory dst into the scratch, if
-// that is empty: so new volumes of containers begin. It is for runs of the sandbox that have the
-// scratch there, and symbolic links at dst lead to where they lead for WithScratch. It does nothing
-// if the root is no image's, or the image has no directory there.
+// that is empty: so new volumes of containers begin. It is for runs of the sandbox that will have
+// the scratch there, and symbolic links at dst lead to where they lead for WithScratch. It does
+// nothing if the root is no image's, or the image has no directory there.
 //
 // Modes, times and hard links are kept, those of dst itself too, but no set-uid, nor set-gid of
 // files. If this process is root, runs as root (WithUser(0, 0)) find the owners of the image. Else

@@ -57,8 +57,8 @@ func fillable(t *testing.T, owners map[string]int, all int) sandbox.Option {
 	return imageOf(testkit.BusyboxRoot(t), low, top)
 }
 
-// A scratch begins with what the image has at its place, behind links, merged of layers, with modes,
-// times and links; all is the user's.
+// A scratch begins with what the image has at its place, behind links and merged of layers, with
+// modes, times and links.
 func TestRootlessFill(t *testing.T) {
 	t.Parallel()
 	for _, user := range []int{1000, 0} {
@@ -130,7 +130,7 @@ func TestFillOwners(t *testing.T) {
 }
 
 // What has no directory at the place, or is none, leaves the scratch as it is; so does what does
-// not fit, or ends too early, whatever is in the root.
+// not fit, or ends too early, whatever is in the image.
 func TestRootlessFillNothing(t *testing.T) {
 	t.Parallel()
 	many := map[string]string{"file": "x", "loop": "-> loop", "dangling": "-> ../../../../nowhere", "up": "-> ../../../../../..", "empty/": ""}
@@ -194,7 +194,7 @@ func makeDeep(t *testing.T, dir string) {
 	unix.Close(fd)
 }
 
-// Links of the root lead nowhere else, at the place and below.
+// Links of an image lead nowhere else, at the place and below.
 func TestRootlessFillStaysInside(t *testing.T) {
 	t.Parallel()
 	outside := testkit.OpenDir(t)
