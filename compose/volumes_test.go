@@ -29,7 +29,8 @@ func said(t *testing.T, r *Running) map[string]string {
 }
 
 // A named volume begins with what the image of the first service has at its place, in the order of
-// dependencies, with modes; for root with owners, for others all is the user's. What is in it stays.
+// dependencies, with modes; for root with owners, for others all is the user's. What is in it
+// stays.
 func TestRootlessVolumesBegin(t *testing.T) {
 	testkit.Need(t, "idmapped tmpfs or an ordinary user")
 	const file = `
