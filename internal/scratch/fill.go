@@ -50,8 +50,11 @@ func (s *Scratch) Fill(ctx context.Context, of *spec.Spec, dst string) error {
 // fill copies what the image has at a place, unless there are files already. With one owner for
 // all, what the run's user could not read in the image is left out.
 func (c *copier) fill(ctx context.Context, of *spec.Spec, dst string) error {
-	if of.Root.Image == "" {
+	switch {
+	case of.Root.Image == "":
 		return nil // another root's files may be nobody's business here
+	case of.Namespaces.Image.Err != nil:
+		return nil // no run will start, which has the error
 	}
 	v, err := overlay.Open(of.Root.Rootfs.Layers)
 	if err != nil {
