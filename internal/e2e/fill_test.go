@@ -158,7 +158,9 @@ func TestRootlessFillNothing(t *testing.T) {
 		require.NoError(t, s.Fill(testkit.Deadline(t), box, place))
 		empty(place)
 	}
-	nobody := func(c *spec.Spec) { c.SetImage(spec.Image{Name: "test", Layers: []string{layer}, UserErr: fs.ErrNotExist}) }
+	nobody := func(c *spec.Spec) {
+		c.SetImage(spec.Image{Name: "test", Layers: []string{layer}, UserErr: fs.ErrNotExist})
+	}
 	for _, other := range []sandbox.Option{nobody, runs.Layers(layer), sandbox.WithRootfs(sandbox.DirRootfs(layer)), sandbox.WithRootfs(sandbox.HostRootfs())} {
 		require.NoError(t, s.Fill(testkit.Deadline(t), box.With(other), "/many"))
 		empty("no image, or no user")

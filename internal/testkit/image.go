@@ -17,9 +17,9 @@ import (
 )
 
 // BusyboxImage writes an image of a static busybox, with a user app (1001), who has files in
-// /var/lib/app, as an archive of docker save. Without a command of its own it executes sh. Debian's busybox has a wget that always fails,
-// so the image has "get HOST PORT PATH", which fails unless there is an answer. config is JSON for
-// the image's configuration.
+// /var/lib/app, as an archive of docker save. Without a command of its own it executes sh. Debian's
+// busybox has a wget that always fails, so the image has "get HOST PORT PATH", which fails unless
+// there is an answer. config is JSON for the image's configuration.
 func BusyboxImage(t testing.TB, path string, config ...string) {
 	t.Helper()
 	busybox := Busybox(t)
