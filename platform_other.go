@@ -70,11 +70,12 @@ func check(context.Context) []Feature {
 func newNetwork(gateway.Config) (*networkImpl, error) { return nil, unsupported() }
 func closeNetwork(*networkImpl)                       {}
 
-func newScratch(int64) (*scratchImpl, error)             { return nil, unsupported() }
-func newDiskScratch(string, int64) (*scratchImpl, error) { return nil, unsupported() }
-func newFiles(fsys fs.FS) any                            { return &fsys }
-func (*scratchImpl) Close() error                        { return unsupported() }
-func (*scratchImpl) CopyIn(fs.FS, string) error          { return unsupported() }
-func (*scratchImpl) CopyOut(string) error                { return unsupported() }
-func (*scratchImpl) FS() fs.FS                           { return nil }
-func (*scratchImpl) Size() int64                         { return 0 }
+func newScratch(int64) (*scratchImpl, error)                        { return nil, unsupported() }
+func newDiskScratch(string, int64) (*scratchImpl, error)            { return nil, unsupported() }
+func newFiles(fsys fs.FS) any                                       { return &fsys }
+func (*scratchImpl) Close() error                                   { return unsupported() }
+func (*scratchImpl) CopyIn(fs.FS, string) error                     { return unsupported() }
+func (*scratchImpl) CopyOut(string) error                           { return unsupported() }
+func (*scratchImpl) FS() fs.FS                                      { return nil }
+func (*scratchImpl) Fill(context.Context, *spec.Spec, string) error { return unsupported() }
+func (*scratchImpl) Size() int64                                    { return 0 }

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"io/fs"
 
 	"github.com/cellkit/sandbox/internal/fault"
@@ -73,6 +74,23 @@ func (s *Scratch) Close() error { return s.impl.Close() }
 // can't be copied is left out, and then errors.Is(err, ErrNotCopied) holds: devices, and names that
 // are not UTF-8, unless fsys is an os.DirFS.
 func (s *Scratch) CopyIn(fsys fs.FS, dir string) error { return s.impl.CopyIn(fsys, dir) }
+
+// Fill copies what the sandbox's image (module image) has at the directory dst into the scratch, if
+// that is empty: so new volumes of containers begin. It is for runs of the sandbox that will have
+// the scratch there, and symbolic links at dst lead to where they lead for WithScratch. It does
+// nothing if the root is no image's, or the image has no directory there.
+//
+// Modes, times and hard links are kept, those of dst itself too, but no set-uid, nor set-gid of
+// files. If this process is root, runs as root (WithUser(0, 0)) find the owners of the image. Else
+// all belongs to the runs' user. If that is not root, what it may not read in the image is left
+// out; but for an ordinary user, whose images have lost their owners, all is copied. Devices and
+// extended attributes are left out.
+//
+// If there is not enough room (syscall.ENOSPC), if something can't be read, or if ctx ends before
+// all is copied, the scratch stays empty. Of several calls at once one copies, and the others wait.
+func (s *Scratch) Fill(ctx context.Context, of *Sandbox, dst string) error {
+	return s.impl.Fill(ctx, &of.is.Spec, dst)
+}
 
 // ErrNotCopied means that CopyIn or CopyOut left something out. Everything else was copied.
 var ErrNotCopied = fault.ErrNotCopied

@@ -135,6 +135,8 @@ func VolumeDisk(dir string, bytes int64) Option {
 
 // VolumeDir has each named volume in a directory of its name in dir, made if it is missing, which
 // stays when the project has ended. What services leave there is hostile, and not limited in size.
+// While an empty one is filled with what an image has at its place, there is a file NAME~ beside
+// it.
 // Those without a name stay in memory, as by VolumeMemory.
 func VolumeDir(dir string) Option {
 	return func(c *config) { c.volumes.dir, c.volumes.onDisk = dir, false }

@@ -122,3 +122,26 @@ func (l *loading) dependencies() {
 		slices.Sort(p.after)
 	}
 }
+
+// inOrder returns the services, each after those that it depends on.
+func (p *Project) inOrder() (list []*plan) {
+	of, done := map[string]*plan{}, map[string]bool{}
+	for _, s := range p.services {
+		of[s.name] = s
+	}
+	var add func(*plan)
+	add = func(s *plan) {
+		if done[s.name] {
+			return
+		}
+		done[s.name] = true
+		for _, name := range s.after {
+			add(of[name])
+		}
+		list = append(list, s)
+	}
+	for _, s := range p.services {
+		add(s)
+	}
+	return list
+}

@@ -24,6 +24,7 @@ type mounted struct {
 	name     string // "" for one of the service's own
 	dst      string
 	readOnly bool
+	nocopy   bool // what the image has there is not copied
 }
 
 // mounts sets what is mounted in the service's root.
@@ -58,9 +59,9 @@ func (b *builder) mounts() {
 				b.wrong(field+".volume", "a volume is mounted as a whole: leave subpath out")
 			}
 			if v.Source == "" && v.ReadOnly {
-				b.wrong(field, "a volume of the service's own is empty: leave read_only out")
+				b.wrong(field, "a volume of the service's own that nobody writes to is of no use: leave read_only out")
 			}
-			b.p.volumes = append(b.p.volumes, mounted{v.Source, v.Target, v.ReadOnly})
+			b.p.volumes = append(b.p.volumes, mounted{v.Source, v.Target, v.ReadOnly, v.Volume != nil && v.Volume.NoCopy})
 		case types.VolumeTypeTmpfs:
 			var size int64
 			if v.Tmpfs != nil {

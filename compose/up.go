@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cellkit/sandbox"
@@ -166,7 +167,10 @@ func (r *Running) live() error {
 		return err
 	}
 	services, err := r.make()
-	if err != nil {
+	switch {
+	case r.over.Err() != nil:
+		return nil // it was to end
+	case err != nil:
 		return err
 	}
 	group, err := service.StartAll(r.over, services...)
@@ -271,7 +275,7 @@ func (r *Running) make() (services []*service.Service, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range r.project.services {
+	for _, p := range r.project.inOrder() {
 		s, err := r.service(p, shared)
 		if err != nil {
 			return nil, fmt.Errorf("service %s: %w", p.name, err)
@@ -354,7 +358,37 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 		r.board.checked(p.name)
 		tail = append(tail, health.options(p.listens(img))...)
 	}
-	return service.New(p.name, sandbox.New(opts...), tail...), nil
+	box := sandbox.New(opts...)
+	for _, m := range p.volumes {
+		if m.name != "" && !m.nocopy {
+			if err := r.fill(m, box); err != nil {
+				return nil, fmt.Errorf("volume %s: %w", m.name, err)
+			}
+		}
+	}
+	return service.New(p.name, box, tail...), nil
+}
+
+// fill copies what the root of the sandbox has at the place of a volume into it, unless it has
+// files. Nothing of the project runs yet.
+func (r *Running) fill(m mounted, box *sandbox.Sandbox) error {
+	if s := r.scratch[m.name]; s != nil {
+		err := s.Fill(r.over, box, m.dst)
+		if errors.Is(err, syscall.ENOSPC) {
+			err = fmt.Errorf("%w: make volumes larger (VolumeMemory, VolumeDisk), or say nocopy of it", err)
+		}
+		return err
+	}
+	if err := fillDir(r.over, box, m.dst, r.volumeDir(m)); err != nil {
+		return fmt.Errorf("%w (nocopy leaves the volume as it is)", err)
+	}
+	return nil
+}
+
+// volumeDir returns the directory of a volume that stays: Load has refused names that lead
+// elsewhere.
+func (r *Running) volumeDir(m mounted) string {
+	return filepath.Join(r.project.conf.volumes.dir, m.name)
 }
 
 // openInput returns a standard input on which nothing comes, and no end.
@@ -392,7 +426,7 @@ func (p *Project) reaches(of *plan) []sandbox.PlaceOption {
 func (r *Running) volume(m mounted) (sandbox.Option, error) {
 	v := r.project.conf.volumes
 	if v.inDir() {
-		dir := filepath.Join(v.dir, m.name) // Load has refused names that lead elsewhere
+		dir := r.volumeDir(m)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, err
 		}
@@ -423,10 +457,14 @@ func (r *Running) volume(m mounted) (sandbox.Option, error) {
 // ownVolume returns the option that makes a volume of each replica's own.
 func (r *Running) ownVolume(m mounted) service.Option {
 	v := r.project.conf.volumes
-	if v.onDisk {
-		return service.DiskVolume(m.dst, v.dir, v.bytes)
+	var opts []service.VolumeOption
+	if m.nocopy {
+		opts = append(opts, service.NoCopy())
 	}
-	return service.Volume(m.dst, v.bytes)
+	if v.onDisk {
+		return service.DiskVolume(m.dst, v.dir, v.bytes, opts...)
+	}
+	return service.Volume(m.dst, v.bytes, opts...)
 }
 
 // release gives back what services had.

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -114,4 +115,35 @@ func TestRootlessPrivateNetwork(t *testing.T) {
 		}
 	}
 	require.Contains(t, run(t, img, "busybox nslookup one.test 2>&1 || true", sandbox.WithNetwork(n.As("client"))), "NXDOMAIN")
+}
+
+// A volume of a service begins with what the image has at its place, for each replica, as the
+// image's user's, and stays as it is through restarts.
+func TestRootlessServiceVolumes(t *testing.T) {
+	testkit.Need(t, "a static busybox")
+	testkit.Need(t, "idmapped tmpfs or an ordinary user")
+	const script = "cd /srv; stat -c %n=%a,%u . base; find . -type f | sort; cat base; echo; echo changed >base; busybox rm gone 2>/dev/null || exit 0; exit 1"
+	ref := layoutOf(t, imageOf(t, v1.Config{User: "app", Volumes: volumes("/srv"), Cmd: []string{"sh", "-c", script}}, asGzip(t, busybox(t)), asGzip(t, tarOf(t, file{name: "srv/", uid: 33, mode: 0o700}))))
+	open := Sandbox(ref, WithStore(newStore(t)))
+	ends := []service.Option{service.Ready(service.Exits()), service.Restart(1)}
+	i, err := service.Open("x", open, append(ends, service.Scale(2), service.Volume("/srv", sandbox.MiB))...).Start(testkit.Deadline(t))
+	require.NoError(t, err)
+	for _, r := range i.Replicas() {
+		var lines []string
+		for _, line := range r.Logs() {
+			lines = append(lines, line.Text)
+		}
+		require.Equal(t, ".=700,33 base=600,33 ./base ./gone base .=700,33 base=600,33 ./base changed ", strings.Join(lines, " "))
+	}
+	require.NoError(t, i.Close())
+
+	i, err = service.Open("x", open, service.Ready(service.Exits()), service.Volume("/srv", sandbox.MiB, service.NoCopy()), service.With(sandbox.WithCommand("ls", "-A", "/srv"))).Start(testkit.Deadline(t))
+	require.NoError(t, err)
+	require.Empty(t, i.Logs())
+	require.NoError(t, i.Close())
+
+	_, err = service.Open("x", open, service.Volume("/bin", 4096)).Start(testkit.Deadline(t))
+	require.ErrorIs(t, err, syscall.ENOSPC)
+	require.ErrorContains(t, err, "x: sandbox: Fill: what the image has at /bin can't be copied")
+	require.ErrorContains(t, err, "give service.Volume more bytes, or service.NoCopy")
 }

@@ -105,17 +105,6 @@ func (i *Instance) reservePorts() error {
 	return nil
 }
 
-func (i *Instance) makeVolumes(wait context.Context) error {
-	for _, v := range i.service.conf.volumes {
-		made, err := v.create(wait, i)
-		if err != nil {
-			return err
-		}
-		i.volumes = append(i.volumes, made)
-	}
-	return nil
-}
-
 // prepares reports how far something is that is prepared for the instance.
 func (i *Instance) prepares(p Progress) {
 	i.service.conf.prepares(Event{Service: i.Name(), Replica: i.replica, Progress: p, Instance: i})

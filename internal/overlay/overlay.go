@@ -29,8 +29,8 @@ type View struct {
 	at   string
 	open []int
 
-	way []dir // from the root, as far as Lstat's last name leads through directories
-	err error // see Err
+	steps steps // of Lstat
+	err   error // see Err
 }
 
 // Dir is what a directory looks like, of several that are merged the highest.
@@ -64,7 +64,7 @@ func Open(layers []string) (*View, error) {
 		v.root.layers = append(v.root.layers, len(v.layers))
 		v.layers = append(v.layers, fd)
 	}
-	v.way = []dir{v.root}
+	v.steps = steps{v, []dir{v.root}}
 	return v, nil
 }
 
@@ -262,27 +262,40 @@ func missingBelow(walk []dir, rest []string) Point {
 // Lstat looks for a name, relative to the root, without following links. It returns the mode of
 // directories only. In a walk of a tree, each name takes one step from the one before.
 func (v *View) Lstat(name string) (isDir bool, mode fs.FileMode, ok bool) {
-	in := len(v.way) - 1
-	for in > 0 && !strings.HasPrefix(name, v.way[in].path+"/") {
+	found, link, ok := v.steps.look(name)
+	return len(found.layers) > 0, found.Mode, ok || link != ""
+}
+
+// steps looks for names below a directory, without following links. It goes from one name to the
+// next.
+type steps struct {
+	v   *View
+	way []dir // from the directory, as far as the last name leads through others
+}
+
+// look is View.look of a name relative to the directory.
+func (s *steps) look(name string) (found dir, link string, ok bool) {
+	in := len(s.way) - 1
+	rest := path.Join(s.way[0].path, name)
+	for in > 0 && !strings.HasPrefix(rest, s.way[in].path+"/") {
 		in--
 	}
-	v.way = v.way[:in+1]
-	rest := name
-	if in > 0 {
-		rest = name[len(v.way[in].path)+1:]
+	s.way = s.way[:in+1]
+	if from := s.way[in].path; from != "." {
+		rest = strings.TrimPrefix(rest, from+"/")
 	}
 	for {
 		part, below, more := strings.Cut(rest, "/")
-		found, target, ok := v.look(&v.way[len(v.way)-1], part)
+		found, link, ok := s.v.look(&s.way[len(s.way)-1], part)
 		isDir := len(found.layers) > 0
 		if isDir {
-			v.way = append(v.way, found)
+			s.way = append(s.way, found)
 		}
 		switch {
 		case !more:
-			return isDir, found.Mode, ok || target != ""
+			return found, link, ok
 		case !isDir:
-			return false, 0, false
+			return dir{}, "", false
 		}
 		rest = below
 	}

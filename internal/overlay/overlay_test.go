@@ -5,6 +5,7 @@ package overlay
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -47,6 +48,14 @@ func TestMergedAsOverlayfs(t *testing.T) {
 		for p, want := range kinds { // in any order
 			isDir, _, ok := m.Lstat(p)
 			require.Equal(t, want, [2]bool{ok, isDir}, "%s in %s", p, dir)
+		}
+		walked := map[string][2]bool{}
+		require.NoError(t, fs.WalkDir(m.Tree("/", 1000), ".", func(p string, d fs.DirEntry, err error) error {
+			walked[p] = [2]bool{true, d.IsDir()}
+			return err
+		}))
+		for p, want := range kinds {
+			require.Equal(t, want, walked[p], "%s in %s", p, dir)
 		}
 	}
 	require.Greater(t, seen[true], 1000)

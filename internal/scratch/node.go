@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/cellkit/sandbox/internal/overlay"
 )
 
 // openBelow opens a directory of base, with one call however long its name is, where os.Root makes
@@ -82,7 +84,7 @@ func anyName(fsys fs.FS) fs.FS {
 // canName reports whether fsys takes a name that it has listed itself.
 func canName(fsys fs.FS, name string) bool {
 	switch fsys.(type) {
-	case liveFS, hostDir:
+	case liveFS, hostDir, *overlay.Tree:
 		return true
 	}
 	return fs.ValidPath(name)

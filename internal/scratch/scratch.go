@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"sync"
 
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/fault"
@@ -25,6 +26,7 @@ type Scratch struct {
 	mount   *cell.Scratch
 	root    *os.Root
 	purpose purpose
+	filling sync.Mutex
 }
 
 // page is the least memory that a file takes.

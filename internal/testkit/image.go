@@ -16,10 +16,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// BusyboxImage writes an image of a static busybox, with a user app (1001), as an archive of docker
-// save. Without a command of its own it executes sh. Debian's busybox has a wget that always fails,
-// so the image has "get HOST PORT PATH", which fails unless there is an answer. config is JSON for
-// the image's configuration.
+// BusyboxImage writes an image of a static busybox, with a user app (1001), who has files in
+// /var/lib/app, as an archive of docker save. Without a command of its own it executes sh. Debian's
+// busybox has a wget that always fails, so the image has "get HOST PORT PATH", which fails unless
+// there is an answer. config is JSON for the image's configuration.
 func BusyboxImage(t testing.TB, path string, config ...string) {
 	t.Helper()
 	busybox := Busybox(t)
@@ -44,6 +44,9 @@ test "$body" && echo "$body"
 `)
 	add(tar.Header{Name: "etc/passwd", Mode: 0o644}, "root:x:0:0::/root:/bin/sh\napp:x:1001:1001::/srv:/bin/sh\n")
 	add(tar.Header{Name: "etc/group", Mode: 0o644}, "root:x:0:\napp:x:1001:\n")
+	add(tar.Header{Name: "var/lib/app/", Typeflag: tar.TypeDir, Mode: 0o1770, Uid: 1001, Gid: 1001}, "")
+	add(tar.Header{Name: "var/lib/app/seed", Mode: 0o600, Uid: 1001, Gid: 1001}, "seed\n")
+	add(tar.Header{Name: "var/lib/app/conf", Mode: 0o444}, "conf\n")
 	require.NoError(t, w.Close())
 	of := map[string]any{"Env": []string{"PATH=/bin"}, "Cmd": []string{"sh"}}
 	for _, more := range config {
