@@ -259,6 +259,28 @@ func TestDrainServerAway(t *testing.T) {
 	}
 }
 
+// Leases of what runs are renewed while the worker is drained, and it answers who asks for them.
+func TestDrainKeepsLeases(t *testing.T) {
+	t.Parallel() // it mostly waits
+	q := open(t, Lease(minLease))
+	w := stage(t, q, WorkerName("drained"))
+	id := submit(t, q, named("a"))
+	w.begins(t, "a")
+	w.Drain(time.Hour)
+	other := stage(t, q)
+	time.Sleep(minLease + time.Second)
+	c, err := q.consumer(testkit.Deadline(t), "default", "normal")
+	require.NoError(t, err)
+	info, err := c.Info(testkit.Deadline(t))
+	require.NoError(t, err)
+	require.Zero(t, info.NumRedelivered)
+	require.Equal(t, held, q.ask(testkit.Deadline(t), "default", "drained", id))
+	w.finish <- 0
+	w.returns(t)
+	require.Equal(t, 1, mustWait(t, q, id).Attempt)
+	require.Empty(t, other.begun)
+}
+
 // Of two workers one is drained while tasks come: each task runs once.
 func TestDrainOfTwo(t *testing.T) {
 	q := open(t)

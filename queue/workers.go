@@ -23,7 +23,7 @@ type WorkerStatus struct {
 	Running int       `json:"running"`
 	System  string    `json:"system"` // such as linux/amd64
 	At      time.Time `json:"at"`     // when it said so
-	// Draining reports that it takes no more tasks (Drain).
+	// Draining reports whether it takes no more tasks, as it is drained (Worker.Drain).
 	Draining bool `json:"draining,omitempty"`
 	Offer
 	// Tasks are what it runs: those that it has had longest, up to 256.
