@@ -31,7 +31,7 @@ type staged struct {
 
 func stage(t *testing.T, q *Queue, opts ...WorkerOption) *staged {
 	t.Helper()
-	p := pool.New(sandbox.New(sandbox.WithMemory(128*sandbox.MiB), sandbox.WithPIDs(64)), 4)
+	p := pool.New(sandbox.New(), 4)
 	s := &staged{begun: make(chan string, 1000), finish: make(chan int), ended: make(chan error, 1)}
 	s.Worker = NewWorker(q, p, append([]WorkerOption{Slots(2)}, opts...)...)
 	s.execute = func(ctx context.Context, opts ...sandbox.Option) (*sandbox.Result, error) {
