@@ -34,6 +34,8 @@ func (w *Worker) attempt(ctx context.Context, p pulled) {
 		return
 	}
 	defer l.close()
+	// Servers that do not hear of its end then give it to others when the lease is over.
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(giveBackTime, func() { l.cancel(errStopped) }) })()
 	a := &attempt{w: w, l: l, id: id, delivered: meta.NumDelivered, counted: p.made.UnixNano(), from: p.from, log: w.log.With("task", id, "worker", w.name)}
 	began := time.Now()
 	err = a.do(ctx, p.m)
@@ -45,6 +47,9 @@ func (w *Worker) attempt(ctx context.Context, p pulled) {
 	}
 	a.observed(began, err)
 }
+
+// giveBackTime is for how long a worker that is to end tries to give a task back.
+const giveBackTime = 5 * time.Second
 
 // attempt is one of a task.
 type attempt struct {
@@ -125,7 +130,17 @@ func (a *attempt) do(ctx context.Context, m *nats.Msg) (err error) {
 		return nil
 	}
 	defer give()
+	if a.w.draining.Err() != nil {
+		_ = a.back(m, time.Millisecond) // if it does not arrive, the lease ends
+		return nil
+	}
 	a.from.had(a.id)
+	if a.task.Replica != nil { // it has no end that could be waited for
+		var move context.CancelFunc
+		ctx, move = context.WithCancel(ctx)
+		defer move()
+		defer context.AfterFunc(a.w.draining, move)()
+	}
 	end, over, err := a.begin(ctx, m)
 	if over || err != nil {
 		return err

@@ -47,6 +47,9 @@ var asked = function.New("asked", func(ctx context.Context, q question) (answer,
 		os.Exit(0)
 	case "grow":
 		return answer{Data: make([]byte, q.N)}, nil
+	case "nap":
+		time.Sleep(time.Duration(q.N) * time.Millisecond)
+		return answer{In: map[string]int{"n": q.N}}, nil
 	case "wait":
 		<-ctx.Done()
 		time.Sleep(time.Minute)

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/cellkit/sandbox"
@@ -75,6 +77,48 @@ func ExampleCall() {
 	// Output:
 	// map[be:2 not:1 or:1 to:2] <nil>
 	// there is no text
+}
+
+// A worker that is asked to end finishes what it runs, if that takes no longer than a minute.
+func ExampleWorker_Drain() {
+	asked, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	dir, err := os.MkdirTemp("", "queue")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	ctx := context.Background()
+	q, err := queue.Open(ctx, "", queue.Dir(dir))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer q.Close()
+	p := pool.New(sandbox.New(), 2)
+	defer p.Close(ctx)
+
+	w := queue.NewWorker(q, p, queue.Slots(2))
+	context.AfterFunc(asked, func() { w.Drain(time.Minute) })
+	id, err := q.Submit(ctx, queue.Task{Command: []string{"/bin/sh", "-c", "echo begun; sleep 0.5; echo done"}})
+	if err != nil {
+		log.Print(err)
+	}
+	go func() {
+		for range q.Logs(ctx, id, 0) {
+			break // it has begun
+		}
+		syscall.Kill(os.Getpid(), syscall.SIGTERM)
+	}()
+	fmt.Println(w.Run(ctx))
+	res, err := q.Wait(ctx, id)
+	if err != nil {
+		log.Print(err)
+	}
+	fmt.Printf("%s", res.Stdout)
+	// Output:
+	// <nil>
+	// begun
+	// done
 }
 
 // A service goes on until it is stopped, with as many replicas as are asked for.

@@ -85,7 +85,7 @@ func (w *Worker) others(ctx context.Context) []WorkerStatus {
 		switch {
 		case err != nil && n.at != 0 && clockNow() < n.at+workerAge:
 			return n.list // not known now: as it was
-		case err == nil && s.Name != w.name:
+		case err == nil && s.Name != w.name && !s.Draining:
 			s.Functions, s.Features, s.Tasks = nil, nil, nil // large, and not needed
 			list = append(list, s)
 		}

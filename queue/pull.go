@@ -25,6 +25,7 @@ type puller struct {
 	more    chan struct{}   // gets something when a lane has more than the one that came
 	noted   chan struct{}   // gets something when there is a note
 	ctx     context.Context // of run
+	attempt func(pulled)    // starts what is done with a message, which holds a slot
 
 	mu    sync.Mutex
 	notes map[note]bool // lanes that may have tasks, until run has them asked
@@ -182,8 +183,9 @@ func (p *puller) look(ctx context.Context) {
 	}
 }
 
-func (p *puller) run(ctx context.Context) {
-	p.ctx = ctx
+// run gets tasks until ctx ends.
+func (p *puller) run(ctx context.Context, attempt func(pulled)) {
+	p.ctx, p.attempt = ctx, attempt
 	for _, s := range p.shelves {
 		for _, l := range s.lanes {
 			p.group.Go(func() { p.standAt(ctx, l) })
@@ -429,10 +431,7 @@ func (p *puller) start(ctx context.Context, m pulled) {
 		m.back(time.Millisecond)
 		return
 	}
-	p.group.Go(func() {
-		defer p.w.give()
-		p.w.attempt(ctx, m)
-	})
+	p.attempt(m)
 }
 
 // about returns d, half of it more or less. Of workers in step it would always be the same one that

@@ -21,7 +21,7 @@ type Stats struct {
 	// Those that have workers, tasks or dead letters.
 	Classes map[string]ClassStats `json:"classes"`
 	Workers int                   `json:"workers"` // as Workers yields them
-	Slots   int                   `json:"slots"`
+	Slots   int                   `json:"slots"`   // of those that are drained, Running
 	Running int                   `json:"running"`
 	// What contents of inputs and outputs take.
 	Bytes uint64 `json:"content_bytes"`
@@ -84,6 +84,9 @@ func (q *Queue) Stats(ctx context.Context) (Stats, error) {
 }
 
 func (s *Stats) add(w WorkerStatus) {
+	if w.Draining {
+		w.Slots = w.Running
+	}
 	s.Workers, s.Slots, s.Running = s.Workers+1, s.Slots+w.Slots, s.Running+w.Running
 	for _, class := range w.Classes {
 		if !tokenPattern.MatchString(class) {

@@ -41,6 +41,9 @@ type Worker struct {
 	neighbours neighbours
 	// The address at which services are published; invalid: the worker takes none.
 	services netip.Addr
+	// draining ends when no more tasks are to be taken, over when what runs is to end: see Drain.
+	draining, over context.Context
+	drain, end     context.CancelFunc
 
 	mu      sync.Mutex
 	running int
@@ -106,6 +109,8 @@ func WorkerLog(l *slog.Logger) WorkerOption { return func(w *Worker) { w.log = l
 func NewWorker(q *Queue, p *pool.Pool, opts ...WorkerOption) *Worker {
 	w := &Worker{q: q, pool: p, execute: p.Run, slots: runtime.NumCPU(), classes: []string{"default"}, name: workerName(), log: slog.New(slog.DiscardHandler),
 		live: map[string]*lease{}, freed: make(chan struct{}, 1), news: make(chan struct{}, 1)}
+	w.draining, w.drain = context.WithCancel(context.Background())
+	w.over, w.end = context.WithCancel(context.Background())
 	for _, o := range opts {
 		o(w)
 	}
@@ -132,9 +137,10 @@ func namePattern(s string) bool {
 }
 
 // Run takes tasks and runs them until ctx ends; it then kills what runs, which is tried again by
-// others, and returns nil. While no server answers it waits for one. The errors are wrong options,
-// as *sandbox.OptionErrors, joined, errors.ErrUnsupported on other systems than Linux, and, of a
-// queue that others use too, that this process is PID 1 of a container. It must be called once.
+// others, and returns nil. Drain lets that go on for a time. While no server answers Run waits for
+// one, but returns within 5 s when it is to end. The errors are wrong options, as
+// *sandbox.OptionErrors, joined, errors.ErrUnsupported on other systems than Linux, and, of a queue
+// that others use too, that this process is PID 1 of a container. It must be called once.
 //
 // A worker of a queue that others use too holds a lease of each of its tasks. If this process can't
 // renew one and does not even end the run in time, as it is stopped, traced or starved, or its
@@ -150,8 +156,14 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 	if w.build, err = servedBuild(); err != nil {
 		return fmt.Errorf("queue: %w", err)
 	}
-	var group sync.WaitGroup
-	puller := newPuller(w, &group)
+	runs, end := context.WithCancel(ctx)
+	defer end()
+	defer context.AfterFunc(w.over, end)()
+	takes, stop := context.WithCancel(runs)
+	defer stop()
+	defer context.AfterFunc(w.draining, stop)()
+	var asking, announcing, attempts sync.WaitGroup
+	puller := newPuller(w, &asking)
 	var subs []*nats.Subscription
 	defer func() {
 		for _, s := range subs {
@@ -172,11 +184,39 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 		subs = append(subs, s)
 	}
 	defer puller.close()
-	defer group.Wait()
-	group.Go(func() { w.announce(ctx) })
-	group.Go(func() { w.collectInTurn(ctx) })
-	puller.run(ctx)
+	announcing.Go(func() { w.announce(runs) })
+	asking.Go(func() { w.collectInTurn(takes) })
+	puller.run(takes, func(m pulled) {
+		attempts.Go(func() {
+			defer w.give()
+			w.attempt(runs, m)
+		})
+	})
+	asking.Wait() // which may still start an attempt
+	attempts.Wait()
+	end()
+	announcing.Wait()
 	return nil
+}
+
+// Drain has the worker take no more tasks, and Run return when those that it runs have ended. They
+// go on for up to d; what is left then is killed and tried again by others, as when Run's context
+// ends, which does not count as one of the task's attempts. Replicas of services, which have no end
+// to wait for, are started elsewhere at once. Drain does not wait. It may be called again: the
+// earliest end counts, so Drain(0) ends what runs at once.
+//
+//	context.AfterFunc(ctx, func() { w.Drain(30 * time.Second) }) // ctx ends at SIGTERM
+//	err := w.Run(context.Background())
+func (w *Worker) Drain(d time.Duration) {
+	running, _ := w.runs()
+	w.log.Info("the worker is drained: it takes no more tasks", "worker", w.name, "running", running, "up_to", max(d, 0))
+	w.drain()
+	w.changedHere()
+	if d <= 0 {
+		w.end()
+		return
+	}
+	time.AfterFunc(d, w.end)
 }
 
 // changed is called for each change of a state of a task of the worker's classes: it ends what runs

@@ -23,6 +23,8 @@ type WorkerStatus struct {
 	Running int       `json:"running"`
 	System  string    `json:"system"` // such as linux/amd64
 	At      time.Time `json:"at"`     // when it said so
+	// Draining reports whether it takes no more tasks, as it is drained (Worker.Drain).
+	Draining bool `json:"draining,omitempty"`
 	Offer
 	// Tasks are what it runs: those that it has had longest, up to 256.
 	Tasks []RunningTask `json:"tasks,omitempty"`
@@ -44,6 +46,8 @@ type workerRecord struct {
 	Running int      `cbor:"5,keyasint"`
 	System  string   `cbor:"6,keyasint"`
 	Offer   Offer    `cbor:"7,keyasint,omitempty"`
+	// It takes no more tasks.
+	Draining bool `cbor:"8,keyasint,omitempty"`
 	// What it runs.
 	Tasks []runningRecord `cbor:"20,keyasint,omitempty"`
 }
@@ -82,7 +86,7 @@ func (q *Queue) Workers(ctx context.Context) iter.Seq2[WorkerStatus, error] {
 }
 
 func (r *workerRecord) status(name string, at time.Time) WorkerStatus {
-	s := WorkerStatus{Name: name, Host: r.Host, PID: r.PID, Classes: r.Classes, Slots: r.Slots, Running: r.Running, System: r.System, At: at, Offer: r.Offer}
+	s := WorkerStatus{Name: name, Host: r.Host, PID: r.PID, Classes: r.Classes, Slots: r.Slots, Running: r.Running, System: r.System, At: at, Draining: r.Draining, Offer: r.Offer}
 	for _, t := range r.Tasks[:min(len(r.Tasks), maxAnnounced)] {
 		if validID(t.ID) {
 			s.Tasks = append(s.Tasks, RunningTask{ID: t.ID, Attempt: t.Attempt, Since: time.Unix(0, t.Since)})
@@ -97,7 +101,7 @@ func (w *Worker) announce(ctx context.Context) {
 	host, _ := os.Hostname() // "" is as good
 	for {
 		running, tasks := w.runs()
-		data, err := encode(&workerRecord{Version: version, Host: host, PID: os.Getpid(), Classes: w.classes, Slots: w.slots, Running: running, System: runtime.GOOS + "/" + runtime.GOARCH, Tasks: tasks, Offer: w.offer()})
+		data, err := encode(&workerRecord{Version: version, Host: host, PID: os.Getpid(), Classes: w.classes, Slots: w.slots, Running: running, System: runtime.GOOS + "/" + runtime.GOARCH, Tasks: tasks, Offer: w.offer(), Draining: w.draining.Err() != nil})
 		if err == nil {
 			err = w.say(ctx, data)
 		}

@@ -77,6 +77,9 @@ func TestManifests(t *testing.T) {
 	require.Equal(t, "raw_exec", task.Driver)
 	require.Equal(t, []string{"sandbox-queue"}, workers.Containers[0].Command)
 	require.Equal(t, "/usr/local/bin/sandbox-queue", task.Config.Command)
+	_, unit, ok := strings.Cut(docs(t, "QUEUE.md", "```ini\n", "```"), "ExecStart=/usr/local/bin/sandbox-queue ")
+	require.True(t, ok)
+	unit, _, _ = strings.Cut(unit, "\n")
 	env := map[string]string{}
 	for _, e := range workers.Containers[0].Env {
 		env[e.Name] = e.Value
@@ -92,18 +95,19 @@ func TestManifests(t *testing.T) {
 	defer q.Close()
 	t.Setenv("SANDBOX_QUEUE_URL", q.URL())
 	ctx, stop := context.WithCancel(testkit.Deadline(t))
-	ended := make(chan int, 2)
-	for _, args := range [][]string{workers.Containers[0].Args, task.Config.Args} {
+	ended := make(chan int, 3)
+	for _, args := range [][]string{workers.Containers[0].Args, task.Config.Args, strings.Fields(unit)} {
 		go func() { ended <- run(ctx, args, nil, os.Stdout, os.Stderr) }()
 	}
-	testkit.Eventually(t, "both work", func() bool {
+	testkit.Eventually(t, "all work", func() bool {
 		time.Sleep(20 * time.Millisecond)
 		require.Empty(t, ended, "one has ended")
 		var out bytes.Buffer
 		require.Zero(t, run(ctx, []string{"workers", "-json"}, nil, &out, os.Stderr))
-		return strings.Count(out.String(), `"classes":["linux","debian-12"],"slots":4`) == 2 && strings.Count(out.String(), `"memory":4294967296`) == 1
+		return strings.Count(out.String(), `"slots":4`) == 3 && strings.Count(out.String(), `"classes":["linux","debian-12"],"slots":4`) == 2 && strings.Count(out.String(), `"memory":4294967296`) == 1
 	})
 	stop()
-	require.Zero(t, <-ended)
-	require.Zero(t, <-ended)
+	for range cap(ended) {
+		require.Zero(t, <-ended)
+	}
 }

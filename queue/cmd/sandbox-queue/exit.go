@@ -26,20 +26,29 @@ const (
 )
 
 // interrupt is a signal that asks this program to end.
-type interrupt struct{ syscall.Signal }
+type interrupt struct {
+	syscall.Signal
+	again <-chan struct{} // closed at the next one
+}
 
 func (i interrupt) Error() string        { return i.Signal.String() }
 func (i interrupt) Is(target error) bool { return target == context.Canceled }
 
-// interruptible returns a context that SIGINT and SIGTERM cancel, with the signal as its cause.
+// interruptible returns a context that SIGINT, SIGTERM and SIGHUP cancel, with the interrupt as its
+// cause.
 func interruptible() (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	go func() {
-		if s, ok := (<-signals).(syscall.Signal); ok {
-			cancel(interrupt{s})
+	signals := make(chan os.Signal, 2)
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) { // as SIGHUP is by nohup, and SIGINT in a shell's background job
+			signal.Notify(signals, s)
 		}
+	}
+	again := make(chan struct{})
+	go func() {
+		cancel(interrupt{(<-signals).(syscall.Signal), again})
+		<-signals
+		close(again)
 	}()
 	return ctx, func() {
 		signal.Stop(signals)

@@ -140,6 +140,8 @@ func TestMisuse(t *testing.T) {
 		{"submit -replicas 2 true", "-replicas: 2: must be 1, 3 or 5"},
 		{"work -slots 0", "-slots: 0: must be positive"},
 		{"work -memory -1", `-memory: "-1": must be a size`},
+		{"work -drain -1s", "-drain: -1s: must not be negative"},
+		{"work -drain 30", `-drain: "30": must be a duration`},
 		{"work -max-cpus -1", "-max-cpus: -1: must not be negative"},
 		{"work -classes A", `-classes: "A": a class is`},
 		{"work -services x", `-services: "x": must be an IP address of this machine`},
@@ -256,7 +258,7 @@ func TestOutcomes(t *testing.T) {
 	id := strings.TrimSpace(out.String())
 	for _, command := range []string{"wait", "logs"} {
 		ctx, cancel := context.WithCancelCause(ctx)
-		time.AfterFunc(100*time.Millisecond, func() { cancel(interrupt{syscall.SIGINT}) })
+		time.AfterFunc(100*time.Millisecond, func() { cancel(interrupt{Signal: syscall.SIGINT}) })
 		do(ctx, 130, command, id)
 		require.Contains(t, stderr.String(), "interrupt")
 	}

@@ -83,13 +83,14 @@ func work(e *env, args []string) error {
 	cpus := e.flags.Float64("cpus", 0, "how many CPUs all tasks may have together; default: no limit")
 	address := e.flags.String("services", "", "take services too, and publish their ports at this IP address of the machine")
 	check := e.flags.Bool("check", false, "find out what this machine can do, as sandbox check does, for workers -json")
+	drain := e.flags.Duration("drain", 0, "how long, at the first SIGTERM, SIGINT or SIGHUP, tasks that run go on, and no more are taken; what is left then, or at a second signal, is given back; 0: all is given back at once")
 	shown := e.flags.String("metrics", "", "a loopback address for Prometheus, such as 127.0.0.1:9464; default: none")
 	limits, replicas := e.maxLimitsFlags(), e.replicasFlag()
 	if _, err := e.parse(args, 0, 0, ""); err != nil {
 		return err
 	}
 	// Else it is each task that fails.
-	if err := errors.Join(positive("-cpus", *cpus), limits.check()); err != nil {
+	if err := errors.Join(positive("-cpus", *cpus), positive("-drain", *drain), limits.check()); err != nil {
 		return err
 	}
 	q, err := e.open(replicas(), queue.Log(e.log()))
@@ -114,7 +115,30 @@ func work(e *env, args []string) error {
 	}
 	p := pool.New(sandbox.New(), max(*slots, 1), pool.Memory(memory), pool.CPUs(*cpus))
 	defer func() { _ = p.Close(context.WithoutCancel(e.ctx)) }() // its context's error
-	return queue.NewWorker(q, p, opts...).Run(e.ctx)
+	w := queue.NewWorker(q, p, opts...)
+	if *drain == 0 {
+		return w.Run(e.ctx)
+	}
+	ended := make(chan struct{})
+	defer close(ended)
+	defer context.AfterFunc(e.ctx, func() { e.drain(w, *drain, ended) })()
+	return w.Run(context.WithoutCancel(e.ctx))
+}
+
+// drain drains a worker, for up to d, or until the next signal. It returns when the worker has
+// ended.
+func (e *env) drain(w *queue.Worker, d time.Duration, ended <-chan struct{}) {
+	w.Drain(d)
+	var by interrupt
+	if !errors.As(context.Cause(e.ctx), &by) {
+		return
+	}
+	e.log().Info("another SIGTERM, SIGINT or SIGHUP ends at once what still runs, and gives it back")
+	select {
+	case <-by.again:
+		w.Drain(0)
+	case <-ended:
+	}
 }
 
 type maxLimits struct{ queue.Limits }

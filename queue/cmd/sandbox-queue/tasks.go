@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -86,7 +87,11 @@ func workers(e *env, args []string) error {
 		return err
 	}
 	return table(e, q.Workers(e.ctx), "NAME\tHOST\tCLASSES\tRUNNING\tSLOTS\tBUILD\tSEEN", func(s queue.WorkerStatus) string {
-		return fmt.Sprintf("%s\t%q\t%q\t%d\t%d\t%.12s\t%s", s.Name, s.Host, s.Classes, s.Running, s.Slots, plain(s.Build), s.At.Format(time.DateTime))
+		slots := strconv.Itoa(s.Slots)
+		if s.Draining {
+			slots = "draining"
+		}
+		return fmt.Sprintf("%s\t%q\t%q\t%d\t%s\t%.12s\t%s", s.Name, s.Host, s.Classes, s.Running, slots, plain(s.Build), s.At.Format(time.DateTime))
 	})
 }
 
