@@ -200,7 +200,7 @@ func isThere(r *spec.Root, dst string) bool {
 		return true
 	}
 	defer v.Close()
-	return v.Tree(dst, 0) != nil
+	return v.Tree(dst, 0) != nil || v.Err() != nil
 }
 
 // fillLocked fills a directory while the mark is this process's. It removes the mark.

@@ -26,8 +26,9 @@ import (
 // Refused beyond Docker's, whatever the capabilities: the ioctl requests TIOCSTI and TIOCLINUX,
 // which type commands into the terminal that a run may share with its caller (CVE-2017-5226,
 // CVE-2023-28100), leases and delegations of files, which make others wait, and TIOCSETD; io_setup
-// fails with ENOSYS. Sockets are limited to those that programs use, see refuseSockets, and take no
-// flow labels of IPv6. Without setID, everything that can give a file set-uid or set-gid bits is
+// fails with ENOSYS. Attributes of files have MaxAttribute bytes at most. Sockets are limited to
+// those that programs use, see refuseSockets, and take no flow labels of IPv6 and no keys of TCP.
+// Without setID, everything that can give a file set-uid or set-gid bits is
 // refused. The calls above that no capability unlocks also have refusing rules of their own, so
 // that a later version of Docker's list can't open them.
 //
@@ -77,6 +78,12 @@ func newer(list []specs.LinuxSyscall) (rules []specs.LinuxSyscall) {
 	return rules
 }
 
+// MaxAttribute is how large the value of an extended attribute of a file may be. In file systems in
+// memory, the kernel keeps access control lists, which are attributes, with the inode, and charges
+// them to nobody (fs/posix_acl.c, posix_acl_alloc): of 64 KiB each, two for a directory, they took
+// gigabytes. With its head, such a list takes 512 bytes, less than what is charged for the inode.
+const MaxAttribute = 480
+
 // setDelegation is F_SETDELEG of Linux 6.19.
 const setDelegation = 1024 + 16
 
@@ -113,8 +120,16 @@ func refusals() []specs.LinuxSyscall {
 		// fs.lease-break-time says, 45 s: fcntl(2).
 		refuse("fcntl", is(1, unix.F_SETLEASE)),
 		refuse("fcntl", is(1, setDelegation)),
+		// As a file system without room for it.
+		fail(unix.ENOSPC, "setxattr", tooLarge),
+		fail(unix.ENOSPC, "lsetxattr", tooLarge),
+		fail(unix.ENOSPC, "fsetxattr", tooLarge),
+		// Its size is in memory, where a filter can't look. Programs fall back to the others.
+		fail(unix.ENOSYS, "setxattrat"),
 	}
 }
+
+var tooLarge = specs.LinuxSeccompArg{Index: 3, Value: MaxAttribute, Op: specs.OpGreaterThan}
 
 // refuseSetID refuses what can give a file the mode bits S_ISUID or S_ISGID. Other calls can't:
 // mkdir(2) takes neither (fs/namei.c, vfs_mkdir), access control lists have none

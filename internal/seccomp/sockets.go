@@ -41,6 +41,11 @@ func refuseSockets(caps []string) (rules []specs.LinuxSyscall) {
 	// are in it later, in what labels they may send (net/ipv6/ip6_flowlabel.c,
 	// flowlabel_has_excl), and nothing counts it. See docs/NETWORK.md.
 	rules = append(rules, fail(unix.ENOPROTOOPT, "setsockopt", is(1, unix.IPPROTO_IPV6), is(2, ipv6FlowLabelMgr)))
+	// Keys with which routers sign (RFC 2385, RFC 5925) the kernel keeps with a socket, up to
+	// net.core.optmem_max bytes, which no memory limit counts.
+	for _, option := range []uint64{unix.TCP_MD5SIG, unix.TCP_MD5SIG_EXT, tcpAOAddKey} {
+		rules = append(rules, fail(unix.ENOPROTOOPT, "setsockopt", is(1, unix.IPPROTO_TCP), is(2, option)))
+	}
 	return append(rules, refuseNetlink(slices.Contains(caps, "CAP_NET_ADMIN"))...)
 }
 
@@ -91,6 +96,7 @@ func refuseNetlink(admin bool) []specs.LinuxSyscall {
 const (
 	siocbraddbr      = 0x89a0 // linux/sockios.h
 	ipv6FlowLabelMgr = 32     // IPV6_FLOWLABEL_MGR, linux/in6.h
+	tcpAOAddKey      = 38     // TCP_AO_ADD_KEY, linux/tcp.h
 )
 
 // failOutside makes a call fail if an argument is not one of the allowed values, which are

@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"syscall"
 
 	"github.com/cellkit/sandbox/compose"
 	"github.com/cellkit/sandbox/internal/console"
 	"github.com/cellkit/sandbox/internal/named"
+	"github.com/cellkit/sandbox/internal/stdio"
 )
 
 // dial connects to the process that holds the project which the flags name.
@@ -209,8 +211,9 @@ func (p *pipes) close() {
 	}
 }
 
-// copy begins to copy, once the other ends were sent. done waits for the output, unless something
-// that the command has left behind keeps it open, and what it left is not waited for.
+// copy begins to copy, once the other ends were sent. done is called when the command has ended, and
+// copies what the pipes hold then: what the command has left behind, or has sent their ends to, may
+// keep them open for ever.
 func (p *pipes) copy(e *env) (done func()) {
 	for _, f := range p.theirs {
 		f.Close()
@@ -219,18 +222,21 @@ func (p *pipes) copy(e *env) (done func()) {
 		_, _ = io.Copy(p.ours[0], e.in)
 		p.ours[0].Close()
 	}()
-	ends := make(chan struct{}, 2)
+	var outputs [2]*stdio.PipeReader
+	var copying sync.WaitGroup
 	for i, to := range []io.Writer{e.out, e.err} {
-		go func() {
-			_, _ = io.Copy(to, p.ours[i+1])
-			p.ours[i+1].Close()
-			ends <- struct{}{}
-		}()
+		from := stdio.NewPipeReader(p.ours[i+1])
+		outputs[i] = from
+		copying.Go(func() {
+			_, _ = io.Copy(to, from)
+			from.Close()
+		})
 	}
 	return func() {
-		for range 2 {
-			<-ends
+		for _, from := range outputs {
+			from.End()
 		}
+		copying.Wait()
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -144,6 +145,18 @@ func TestRootlessForeground(t *testing.T) {
 	shown, wrong = do(t, 3, "exec", "two", "sh", "-c", "cat; echo; echo err >&2; exit 3")
 	require.Equal(t, "in\n", shown)
 	require.Equal(t, "err\n", wrong)
+	// What a command leaves behind may keep its streams: that is not waited for.
+	left := make(chan string, 1)
+	go func() {
+		shown, _ := do(t, 0, "exec", "two", "sh", "-c", "setsid sh -c 'while sleep 0.01; do echo on; done' & echo left")
+		left <- shown
+	}()
+	select {
+	case shown = <-left:
+		require.Contains(t, shown, "left\n")
+	case <-time.After(10 * time.Second):
+		require.Fail(t, "exec waits for what its command has left behind")
+	}
 	_, wrong = do(t, failed, "exec", "nobody", "true")
 	require.Contains(t, wrong, `no service "nobody"`)
 	_, wrong = do(t, failed, "up")

@@ -3,6 +3,7 @@
 package attack
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"os/exec"
@@ -113,6 +114,22 @@ func init() {
 			return refusedBy(rawCall(unix.SYS_FCNTL, ^uintptr(0), 1024+16, 0), unix.EPERM) // F_SETDELEG
 		}, true},
 		{"unseen netlink messages", socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_USERSOCK), true},
+		// What follows is memory of the kernel's that no limit counts.
+		{"a long access control list", func([]string) error { return longList() }, false},
+		{"a large attribute", func([]string) error { return refusedBy(rawCall(unix.SYS_SETXATTR, 0, 0, 0, 1<<16), unix.ENOSPC) }, true},
+		{"a large attribute of a link", func([]string) error { return refusedBy(rawCall(unix.SYS_LSETXATTR, 0, 0, 0, 1<<16), unix.ENOSPC) }, true},
+		{"a large attribute of an open file", func([]string) error {
+			return refusedBy(rawCall(unix.SYS_FSETXATTR, ^uintptr(0), 0, 0, 1<<32), unix.ENOSPC)
+		}, true},
+		{"an attribute of unseen size", func([]string) error { return refusedBy(rawCall(unix.SYS_SETXATTRAT), unix.ENOSYS) }, false},
+		{"keys of TCP", func([]string) error {
+			for _, option := range []uintptr{unix.TCP_MD5SIG, unix.TCP_MD5SIG_EXT, 38} { // TCP_AO_ADD_KEY
+				if refusedBy(rawCall(unix.SYS_SETSOCKOPT, ^uintptr(0), unix.IPPROTO_TCP, option, 0, 0), unix.ENOPROTOOPT) == nil {
+					return nil
+				}
+			}
+			return unix.ENOPROTOOPT
+		}, true},
 	}
 	if runtime.GOARCH == "amd64" {
 		list = append(list, attack{"I/O ports", func([]string) error { return rawCall(172, 3) }, false}) // iopl
@@ -132,6 +149,29 @@ func init() {
 		list = append(list, attack{"write /proc/" + p, func([]string) error { return writeProc("/proc/" + p) }, onHost})
 	}
 	addAttacks("kernel", list)
+}
+
+// longList gives a file in memory the longest access control list that there can be: xattr(7),
+// linux/posix_acl_xattr.h.
+func longList() error {
+	fd, err := unix.MemfdCreate("list", 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	list := binary.NativeEndian.AppendUint32(nil, 2) // POSIX_ACL_XATTR_VERSION
+	add := func(tag uint16, id uint32) {
+		list = binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint16(binary.NativeEndian.AppendUint16(list, tag), 6), id)
+	}
+	const owner, user, group, mask, others, nobody = 1, 2, 4, 16, 32, 1<<32 - 1
+	add(owner, nobody)
+	for range 8187 {
+		add(user, uint32(os.Getuid()))
+	}
+	add(group, nobody)
+	add(mask, nobody)
+	add(others, nobody)
+	return unix.Fsetxattr(fd, "system.posix_acl_access", list, 0)
 }
 
 // filtered makes a call whose arguments are all zero.
