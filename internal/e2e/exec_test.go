@@ -361,6 +361,30 @@ func TestExecLimits(t *testing.T) {
 	require.NoError(t, p.Close())
 }
 
+// What the kernel kills for the memory of one command does not count for those that live on and
+// end with their run.
+func TestExecBesideOutOfMemory(t *testing.T) {
+	testkit.Need(t, "cgroup memory")
+	p := session(t, append(runs.HelperOptions(), sandbox.WithMemory(32*sandbox.MiB))...)
+	beside := execute(t, p, sandbox.WithCommand("sleep", "1000"))
+	_, err := execute(t, p, sandbox.WithCommand("/helper", testkit.HelperArgs("alloc", "200")...)).Wait()
+	require.ErrorIs(t, err, sandbox.ErrOutOfMemory)
+	require.NoError(t, p.Kill())
+	_, err = beside.Wait()
+	require.Equal(t, sandbox.RunEnded, runs.ExitError(t, err).Reason)
+	require.NotErrorIs(t, err, sandbox.ErrOutOfMemory)
+}
+
+// A run without a command has none that gets a signal, from its first moment on.
+func TestRootlessHoldSignal(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		p := session(t)
+		require.ErrorIs(t, p.Signal(syscall.SIGTERM), os.ErrProcessDone)
+		require.NoError(t, p.Close())
+	}
+}
+
 func TestExecPaused(t *testing.T) {
 	testkit.Need(t, "freezer")
 	p := session(t)

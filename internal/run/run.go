@@ -196,8 +196,8 @@ func (r *Run) Signal(sig os.Signal) error {
 	}
 	r.state.mu.Lock()
 	defer r.state.mu.Unlock()
-	if r.state.over {
-		return os.ErrProcessDone
+	if r.state.over || r.spec.Command.Hold {
+		return os.ErrProcessDone // what executes the command of other runs may still be there
 	}
 	err := r.signal(s)
 	if hasEnded(err) {
