@@ -71,8 +71,12 @@ func apply(c *spec.Spec, opts []Option) {
 // started: the joined errors of wrong options, in each of which errors.As finds an *OptionError; an
 // error for which errors.Is(err, fs.ErrNotExist) or fs.ErrPermission holds, if the command is
 // missing or not executable; or a *SetupError. Cancelling ctx kills the run; then errors.Is(err,
-// ctx.Err()) and errors.Is(err, context.Cause(ctx)) hold.
+// ctx.Err()) and errors.Is(err, context.Cause(ctx)) hold. What only the Process of Start can use, as
+// WithStdinPipe, is a wrong option.
 func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
+	if err := s.is.CheckAlone("Run"); err != nil {
+		return nil, err
+	}
 	p, err := s.Start(ctx)
 	if err != nil {
 		return nil, err
@@ -97,9 +101,14 @@ func (s *Sandbox) Start(ctx context.Context) (*Process, error) {
 // command for this. The errors are those of Run.
 func (s *Sandbox) Prepare(ctx context.Context) error { return s.is.Prepare(ctx) }
 
-// Output does what Run does and returns the command's standard output. If WithStderr is not set, an
-// *ExitError holds the beginning and the end of the standard error.
+// Output does what Run does and returns the command's standard output, all of which is in memory:
+// WithOutputLimit bounds it. If WithStderr is not set, an *ExitError holds the beginning and the end
+// of the standard error. The Result of a command that exited with status 0 is to be had by Run with
+// WithStdout.
 func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
+	if err := s.is.CheckAlone("Output"); err != nil {
+		return nil, err
+	}
 	if s.is.Spec.Streams.Stdout != nil {
 		return nil, fault.Option("WithStdout", "is set already: leave it out for Output, which returns what it would get")
 	}
@@ -121,6 +130,9 @@ func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
 // CombinedOutput does what Run does and returns the command's standard output and standard error as
 // one, in the order in which they were written.
 func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
+	if err := s.is.CheckAlone("CombinedOutput"); err != nil {
+		return nil, err
+	}
 	var errs []error
 	for _, o := range []struct {
 		option string

@@ -287,6 +287,15 @@ func TestPoolOptions(t *testing.T) {
 		require.ErrorContains(t, err, want)
 		closePool(t, jobs)
 	}
+	alone := pool.New(sandbox.New(sandbox.WithCommand("cat")), 1)
+	_, err := alone.Run(testkit.Deadline(t), sandbox.WithStdinPipe())
+	require.ErrorContains(t, err, "WithStdinPipe: Run returns no Process")
+	process, err := alone.Start(testkit.Deadline(t), sandbox.WithStdinPipe())
+	require.NoError(t, err)
+	require.NoError(t, process.StdinPipe().Close())
+	_, err = process.Wait()
+	require.NoError(t, err)
+	closePool(t, alone)
 }
 
 // TestRootlessPoolBudgetWithoutCgroups asks for what can't be enforced.

@@ -93,6 +93,24 @@ func TestOutput(t *testing.T) {
 	require.ErrorContains(t, err, "WithStderr")
 }
 
+// Who returns no Process refuses what only that can use: such a run would wait for it for ever.
+func TestRunAlone(t *testing.T) {
+	t.Parallel()
+	for name, o := range map[string]sandbox.Option{"WithHold": sandbox.WithHold(), "WithTerminal": sandbox.WithTerminal(24, 80),
+		"WithStdinPipe": sandbox.WithStdinPipe(), "WithStdoutPipe": sandbox.WithStdoutPipe(), "WithStderrPipe": sandbox.WithStderrPipe()} {
+		s, ctx := sandbox.New(sandbox.WithCommand("cat"), sandbox.WithTimeout(testkit.Patience/50), sandbox.WithDir("wrong"), o), testkit.Deadline(t)
+		for by, run := range map[string]func() error{
+			"Run":            func() error { _, err := s.Run(ctx); return err },
+			"Output":         func() error { _, err := s.Output(ctx); return err },
+			"CombinedOutput": func() error { _, err := s.CombinedOutput(ctx); return err },
+		} {
+			err := run()
+			require.ErrorContains(t, err, name+": "+by+" returns no Process")
+			require.ErrorContains(t, err, "WithDir: ", "all wrong options are reported")
+		}
+	}
+}
+
 func TestCommandLookup(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "root")

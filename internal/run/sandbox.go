@@ -71,6 +71,15 @@ func (s *Sandbox) check() error {
 	return errors.Join(errs...)
 }
 
+// CheckAlone returns all wrong options of a sandbox that is started by a function, by, which returns
+// no Process, if some of them need one.
+func (s *Sandbox) CheckAlone(by string) error {
+	if errs := s.Spec.CheckAlone(by); errs != nil {
+		return errors.Join(append([]error{s.check()}, errs...)...)
+	}
+	return nil
+}
+
 // Explain returns the programs of a run as text.
 func (s *Sandbox) Explain() (string, error) {
 	if err := s.check(); err != nil {
