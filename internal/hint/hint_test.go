@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -85,6 +86,7 @@ func TestHints(t *testing.T) {
 		{program.Exec, unix.SYS_EXECVE, unix.EPERM, "must allow execve"},
 		{program.Exec, unix.SYS_EXECVE, unix.ENOENT, "must be in the run's root"},
 		{program.Exec, unix.SYS_EXECVE, unix.EACCES, "may execute"},
+		{program.Exec, unix.SYS_EXECVE, unix.ENOEXEC, "#!/bin/sh, and a program must be one for linux/" + runtime.GOARCH},
 		{program.Exec, unix.SYS_EXECVE, unix.EIO, ""},
 		{program.General, unix.SYS_PRLIMIT64, unix.EPERM, "a hard limit can't be raised"},
 		{program.General, unix.SYS_CLONE3, unix.EAGAIN, "too many processes"},

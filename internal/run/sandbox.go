@@ -12,6 +12,7 @@ import (
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/compile"
 	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/hint"
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
@@ -130,12 +131,20 @@ func (s *Sandbox) Start(ctx context.Context) (*Run, error) {
 				// The host's files may have changed since the plan was compiled.
 				s.plans.forget()
 			}
-			return nil, err
+			return nil, withOwnHint(err)
 		}
 		if s.Spec.Place.Cell != nil || attempt == 2 {
 			return nil, fmt.Errorf("sandbox: %w (%w)", fault.ErrCellLost, err)
 		}
 	}
+}
+
+// withOwnHint returns the error with what to do about it if this process lacks something.
+func withOwnHint(err error) error {
+	if e, ok := err.(*fault.SetupError); ok && e.Hint == "" {
+		return &fault.SetupError{Stage: e.Stage, Err: e.Err, Hint: hint.Own(err)}
+	}
+	return err
 }
 
 func (s *Sandbox) startOnce(ctx context.Context) (*Run, error) {

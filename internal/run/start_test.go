@@ -43,6 +43,17 @@ func TestSetupErrorOfExec(t *testing.T) {
 	require.ErrorContains(t, failed(unix.E2BIG, 0), "WithCommand and WithEnv are too large")
 }
 
+// TestSetupErrorOfOwnLimits has what this process lacks, wherever it was missed.
+func TestSetupErrorOfOwnLimits(t *testing.T) {
+	full := &fault.SetupError{Stage: "pidfd_open", Err: unix.EMFILE}
+	require.ErrorContains(t, withOwnHint(full), "too many open files (raise this process's limit of open files")
+	require.Empty(t, full.Hint, "the error may be that of others, too")
+	require.ErrorContains(t, withOwnHint(&fault.SetupError{Err: unix.ENFILE}), "fs.file-max")
+	for _, other := range []error{unix.EMFILE, &fault.SetupError{Stage: "x", Err: unix.EMFILE, Hint: "y"}} {
+		require.Equal(t, other, withOwnHint(other))
+	}
+}
+
 func TestForgottenPlans(t *testing.T) {
 	e := NewEngine()
 	s := e.New(*described("true"))
