@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -45,20 +46,18 @@ type ExitError struct {
 	Stderr []byte
 
 	cause error // of a cancellation, or of the run's end
+	ofRun error // the cause of the run's end alone
 }
 
 func (e *ExitError) Error() string {
-	var how string
-	switch {
-	case e.Signal != 0:
-		how = "signal: " + e.Signal.String()
-	default:
-		how = fmt.Sprintf("exit status %d", e.ExitCode)
+	why := e.cause
+	if e.Reason == RunEnded {
+		why = e.ofRun
 	}
-	if e.Reason != Exited && e.Reason != Signaled {
-		how = e.Reason.String() + " (" + how + ")"
+	if why == nil || why == context.Canceled {
+		return "sandbox: " + e.Result.String()
 	}
-	return "sandbox: " + how
+	return fmt.Sprintf("sandbox: %v: %v (%s)", e.Reason, why, e.status())
 }
 
 // Unwrap returns the sentinel of the limit that ended the run, or the cause of the context's end

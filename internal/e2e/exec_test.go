@@ -247,12 +247,13 @@ func TestRootlessExecRunEnds(t *testing.T) {
 		opts []sandbox.Option
 		end  func(p *sandbox.Process, cancel func())
 		is   error
+		says string
 	}{
-		"kill":    {[]sandbox.Option{wait}, func(p *sandbox.Process, _ func()) { _ = p.Kill() }, nil},
-		"close":   {[]sandbox.Option{sandbox.WithHold()}, func(p *sandbox.Process, _ func()) { _ = p.Close() }, nil},
-		"exit":    {[]sandbox.Option{wait}, func(p *sandbox.Process, _ func()) { _ = p.Signal(syscall.SIGTERM) }, nil},
-		"cancel":  {[]sandbox.Option{wait}, func(_ *sandbox.Process, cancel func()) { cancel() }, context.Canceled},
-		"timeout": {[]sandbox.Option{sandbox.WithHold(), sandbox.WithTimeout(testkit.Patience / 50)}, func(*sandbox.Process, func()) {}, sandbox.ErrTimeout},
+		"kill":    {[]sandbox.Option{wait}, func(p *sandbox.Process, _ func()) { _ = p.Kill() }, nil, "the run has ended (signal: killed)"},
+		"close":   {[]sandbox.Option{sandbox.WithHold()}, func(p *sandbox.Process, _ func()) { _ = p.Close() }, nil, "the run has ended (signal: killed)"},
+		"exit":    {[]sandbox.Option{wait}, func(p *sandbox.Process, _ func()) { _ = p.Signal(syscall.SIGTERM) }, nil, "the run has ended (signal: killed)"},
+		"cancel":  {[]sandbox.Option{wait}, func(_ *sandbox.Process, cancel func()) { cancel() }, context.Canceled, "the run has ended (signal: killed)"},
+		"timeout": {[]sandbox.Option{sandbox.WithHold(), sandbox.WithTimeout(testkit.Patience / 50)}, func(*sandbox.Process, func()) {}, sandbox.ErrTimeout, "the run has ended: timed out (signal: killed)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -273,6 +274,7 @@ func TestRootlessExecRunEnds(t *testing.T) {
 				_, err := x.Wait()
 				require.Equal(t, sandbox.RunEnded, runs.ExitError(t, err).Reason)
 				require.ErrorIs(t, err, sandbox.ErrRunEnded)
+				require.ErrorContains(t, err, test.says)
 				if test.is != nil {
 					require.ErrorIs(t, err, test.is)
 				}
