@@ -55,12 +55,12 @@ type Queue struct {
 	newestAt time.Time
 }
 
-// Open opens a queue. With a URL such as "nats://a,b,c" or "tls://a" it connects to servers of NATS
-// 2.12 or newer that have JetStream, and keeps trying until ctx ends, when the error says why none was
-// reached; that one side refuses the
-// other's certificate or name is an error. With "" it runs a server in this process, which keeps
-// its files in a directory (Dir), syncs each change before it answers (SyncEvery), and listens on
-// nothing (Listen). One process at a time may have the directory.
+// Open opens a queue. With a URL such as "nats://a,b,c" or "tls://a" it connects to servers of
+// NATS 2.12 or newer that have JetStream, and keeps trying until ctx ends, when the error says
+// why none was reached; that one side refuses the other's certificate or name is an error. With
+// "" it runs a server in this process, which keeps its files in a directory (Dir), syncs each
+// change before it answers (SyncEvery), and listens on nothing (Listen). One process at a time
+// may have the directory.
 //
 // A queue that is not there is made, with the options Lease, Retention and Replicas, which is an
 // error if the cluster has too few servers for 10 s; one that is keeps what it has. Who may not
