@@ -19,6 +19,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -113,7 +114,15 @@ type env struct {
 
 func run(ctx context.Context, args []string, in io.Reader, out, stderr io.Writer) int {
 	commands := map[string]func(*env, []string) (int, error){"up": up, held: up, "ps": ps, "logs": logs, "exec": execute, "down": down, "check": check}
-	if len(args) == 0 || commands[args[0]] == nil {
+	switch {
+	case len(args) > 0 && commands[args[0]] != nil:
+	case len(args) > 0 && slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]):
+		fmt.Fprint(out, usage)
+		return 0
+	default:
+		if len(args) > 0 {
+			fmt.Fprintf(stderr, "sandbox-compose: there is no command %q\n", args[0])
+		}
 		fmt.Fprint(stderr, usage)
 		return misused
 	}
