@@ -67,15 +67,15 @@ type function struct {
 // function's process, not this one.
 //
 // Values are copied, as CBOR (RFC 8949): exported fields, to 32 levels, with 131,072 elements in an
-// array or map; an integer in an any becomes a uint64, or an int64 if it is negative. The fields of
-// In and Out, or of the structs they point to, that are an *os.File are passed as descriptors; in
-// the function's process they are closed when it has returned. Those that are an io.Reader are
-// streams: they are copied while the function, or the caller, reads; see Call. Deeper fields are
-// not passed. If an attacker takes over the process, an answer is whatever the attacker makes it: a
-// value of its type, a stream without end, a file. A file of an answer is a regular one, a
-// directory, or a device such as /dev/null: anything else (pipes, sockets, terminals, files of
-// /proc) may keep its reader waiting for ever and is an error. It can be of any size, with holes,
-// and change while it is read: read it with a bound, and do not map it.
+// array or map; in an any, an integer becomes a uint64, or an int64 if it is negative, and a map a
+// map[any]any. The fields of In and Out, or of the structs they point to, that are an *os.File are
+// passed as descriptors; in the function's process they are closed when it has returned. Those that
+// are an io.Reader are streams: they are copied while the function, or the caller, reads; see Call.
+// Deeper fields are not passed. If an attacker takes over the process, an answer is whatever the
+// attacker makes it: a value of its type, a stream without end, a file. A file of an answer is a
+// regular one, a directory, or a device such as /dev/null: anything else (pipes, sockets,
+// terminals, files of /proc) may keep its reader waiting for ever and is an error. It can be of any
+// size, with holes, and change while it is read: read it with a bound, and do not map it.
 func New[In, Out any](name string, fn func(context.Context, In) (Out, error), opts ...Option) *Func[In, Out] {
 	alone := sync.OnceValue(func() *sandbox.Sandbox {
 		return sandbox.New(func(c *spec.Spec) { c.Root.Rootfs = spec.Rootfs{Parts: spec.OwnProgram} })

@@ -71,7 +71,7 @@ func ofPurpose(e *cell.CallError) string {
 		case e.Number == unix.SYS_OPENAT && e.Errno == unix.EACCES:
 			return "its place must be in a directory that the run's user may write to, such as a tmpfs"
 		case e.Number == unix.SYS_OPENAT2 && e.Errno == unix.ENOENT:
-			return "the mount point must exist where its place can't be written: in a directory of the host, or in a bind"
+			return "the mount point must exist where its place can't be written: in a directory of the host, or in a bind; elsewhere, as in /opt, it is made"
 		case mismatched:
 			return "the source and the mount point must both be directories, or neither"
 		}

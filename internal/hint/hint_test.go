@@ -66,7 +66,7 @@ func TestHints(t *testing.T) {
 	}{
 		{program.General, unix.SYS_OPENAT2, unix.EACCES, "must be open to others"},
 		{program.Place, unix.SYS_OPENAT2, unix.EACCES, "must be open to others"},
-		{program.Place, unix.SYS_OPENAT2, unix.ENOENT, "in a directory of the host, or in a bind"},
+		{program.Place, unix.SYS_OPENAT2, unix.ENOENT, "in a directory of the host, or in a bind; elsewhere, as in /opt, it is made"},
 		{program.General, unix.SYS_OPENAT2, unix.ENOENT, ""},
 		{program.Place, unix.SYS_MOVE_MOUNT, unix.ENOTDIR, "must both be directories, or neither"},
 		{program.Place, unix.SYS_MOVE_MOUNT, unix.EINVAL, "must both be directories, or neither"},
