@@ -152,8 +152,8 @@ var wrong = []struct {
 	{"too many binds", repeated(101, func(i int) Option { return WithBind("/x", fmt.Sprint("/a", i)) }), "WithBind: 101 binds, at most 100 are possible"},
 
 	{"unknown capability", []Option{WithCapabilities("CAP_KILL", "KILL")}, `WithCapabilities: "KILL" is unknown: names look like CAP_NET_BIND_SERVICE`},
-	{"no scratch for a root", []Option{WithScratchRoot(nil)}, `WithScratchRoot: the scratch was not made by NewScratch`},
-	{"no scratch of NewScratch for a root", []Option{WithScratchRoot(new(Scratch))}, `WithScratchRoot: the scratch was not made by NewScratch`},
+	{"no scratch for a root", []Option{WithScratchRoot(nil)}, `WithScratchRoot: the scratch was not made by NewScratch: look at the error of that`},
+	{"no scratch of NewScratch for a root", []Option{WithScratchRoot(new(Scratch))}, `WithScratchRoot: the scratch was not made by NewScratch: look at the error of that`},
 	{"prepared runs for a scratch", []Option{WithPrepared(1), withAnyScratchRoot}, `WithPrepared: with WithScratchRoot`},
 	{"the host's ids in a scratch", []Option{WithoutUserNamespace(), withAnyScratchRoot}, `WithScratchRoot: with WithoutUserNamespace`},
 }

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"fmt"
 	"io/fs"
 
 	"github.com/cellkit/sandbox/internal/fault"
@@ -62,7 +63,12 @@ func NewDiskScratch(dir string, bytes int64) (*Scratch, error) {
 }
 
 // Close gives up the scratch. Runs that have it keep it; no other run can be given it.
-func (s *Scratch) Close() error { return s.impl.Close() }
+func (s *Scratch) Close() error {
+	if !s.made() {
+		return notMade("Close")
+	}
+	return s.impl.Close()
+}
 
 // CopyIn copies all of fsys into the directory dir of the scratch, a name as in fs.FS, "." for its
 // root. The directory is made if it is missing. Files belong to the runs' user and keep their
@@ -72,7 +78,12 @@ func (s *Scratch) Close() error { return s.impl.Close() }
 // (fs.ErrExist), and when the scratch is full (syscall.ENOSPC), and what was copied stays. What
 // can't be copied is left out, and then errors.Is(err, ErrNotCopied) holds: devices, and names that
 // are not UTF-8, unless fsys is an os.DirFS.
-func (s *Scratch) CopyIn(fsys fs.FS, dir string) error { return s.impl.CopyIn(fsys, dir) }
+func (s *Scratch) CopyIn(fsys fs.FS, dir string) error {
+	if !s.made() {
+		return notMade("CopyIn")
+	}
+	return s.impl.CopyIn(fsys, dir)
+}
 
 // ErrNotCopied means that CopyIn or CopyOut left something out. Everything else was copied.
 var ErrNotCopied = fault.ErrNotCopied
@@ -90,7 +101,12 @@ var ErrNotCopied = fault.ErrNotCopied
 // holds a lease of, are left out, and then errors.Is(err, ErrNotCopied) holds. CopyOut never writes
 // more than the scratch has room for: if files with holes would together take more, it stops with
 // an error.
-func (s *Scratch) CopyOut(dir string) error { return s.impl.CopyOut(dir) }
+func (s *Scratch) CopyOut(dir string) error {
+	if !s.made() {
+		return notMade("CopyOut")
+	}
+	return s.impl.CopyOut(dir)
+}
 
 // FS returns a file system that shows what is in the scratch at the moment, by names relative to
 // its root, wherever a run has it mounted. It implements fs.ReadDirFS, fs.StatFS, fs.ReadLinkFS and
@@ -100,7 +116,12 @@ func (s *Scratch) CopyOut(dir string) error { return s.impl.CopyOut(dir) }
 // (syscall.EWOULDBLOCK), for which it needs another seccomp filter than the default one. Nor can a
 // directory be listed at once, or all be copied by CopyOut and WithFS, with more names than one for
 // each 4 KiB of the scratch, plus 256: on a disk, hard links take less.
-func (s *Scratch) FS() fs.FS { return s.impl.FS() }
+func (s *Scratch) FS() fs.FS {
+	if !s.made() {
+		return noFS{}
+	}
+	return s.impl.FS()
+}
 
 // WithScratch mounts the scratch at dst, writable. Its files belong to the run's user. It replaces
 // the default file system at /tmp, /dev/shm or /home/sandbox. Several runs may have it at once,
@@ -145,3 +166,15 @@ func scratchOf(s *Scratch) any {
 
 // made reports whether NewScratch made the scratch.
 func (s *Scratch) made() bool { return s != nil && s.impl != nil }
+
+// notMade is the error of a method of a scratch that NewScratch did not make.
+func notMade(method string) error {
+	return fmt.Errorf("sandbox: %s: the scratch was not made by NewScratch: look at the error of that", method)
+}
+
+// noFS is the file system of such a scratch.
+type noFS struct{}
+
+func (noFS) Open(name string) (fs.File, error) {
+	return nil, &fs.PathError{Op: "open", Path: name, Err: notMade("FS")}
+}

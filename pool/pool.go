@@ -61,6 +61,10 @@ func New(s *sandbox.Sandbox, size int, opts ...Option) *Pool {
 		}
 	}
 	p.err = p.conf.check(size)
+	if s == nil {
+		p.err = errors.Join(p.err, fault.Option("pool.New", "the sandbox is nil: make one by sandbox.New"))
+		s = sandbox.New()
+	}
 	p.shared = &spec.Pool{Name: fmt.Sprintf("pool-%d", poolCount.Add(1)), Memory: p.conf.memory, CPUs: p.conf.cpus}
 	p.s = s.With(func(c *spec.Spec) {
 		c.Limits.Pool = p.shared

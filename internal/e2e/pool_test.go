@@ -278,6 +278,7 @@ func TestPoolOptions(t *testing.T) {
 	t.Parallel()
 	for want, jobs := range map[string]*pool.Pool{
 		"pool.New: 0":              pool.New(runs.Shell("true"), 0),
+		"pool.New: the sandbox is": pool.New(nil, 1),
 		"pool.Queue: -1":           pool.New(runs.Shell("true"), 1, pool.Queue(-1)),
 		"pool.Memory: 5 bytes":     pool.New(runs.Shell("true"), 1, pool.Memory(5)),
 		"pool.CPUs: 1e+06 is not ": pool.New(runs.Shell("true"), 1, pool.CPUs(1e6)),

@@ -103,7 +103,7 @@ func (b Bind) check(string) error { return CheckPath(b.Path) }
 
 func (s Scratch) check(dst string) error {
 	if s.From == nil {
-		return fmt.Errorf("%s: the scratch was not made by NewScratch", dst)
+		return fmt.Errorf("%s: the scratch was not made by NewScratch: look at the error of that", dst)
 	}
 	return nil
 }
