@@ -47,8 +47,9 @@ const (
 // writable file systems of every run, and what the options add, such as WithReadOnlyBind for files
 // that the test reads, or WithRootfs(HostRootfs()) for the host's programs. There is no network
 // except a loopback interface of its own, and nothing of this process's environment. Otherwise it
-// is a sandbox as New makes it. The working directory is empty and writable: the home directory.
-// The package's init functions and TestMain run there too, with the flags of this process.
+// is a sandbox as New makes it. The working directory is empty and writable: the home directory,
+// where WithFS("/home/sandbox/testdata", os.DirFS("testdata")) puts the package's testdata. The
+// package's init functions and TestMain run there too, with the flags of this process.
 //
 // Isolate may also be the first line of a subtest or of a fuzz target (for its seeds: not with
 // -fuzz), and may follow t.Parallel. The subtests of an isolated test are isolated with it; a call

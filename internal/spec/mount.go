@@ -99,7 +99,7 @@ func (m Mount) Check() error {
 	return m.Source.check(dst)
 }
 
-func (b Bind) check(string) error { return CheckPath(b.Path) }
+func (b Bind) check(string) error { return checkHostPath(b.Path) }
 
 func (s Scratch) check(dst string) error {
 	if s.From == nil {

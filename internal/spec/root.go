@@ -115,7 +115,7 @@ func (r *Rootfs) check() (errs []error) {
 	}
 	seen := map[string]bool{}
 	for _, dir := range r.Layers {
-		if err := CheckPath(dir); err != nil {
+		if err := checkHostPath(dir); err != nil {
 			errs = append(errs, err)
 		} else if dir = path.Clean(dir); seen[dir] {
 			errs = append(errs, fmt.Errorf("LayersRootfs: %s is given twice", dir))
