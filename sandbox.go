@@ -71,8 +71,8 @@ func apply(c *spec.Spec, opts []Option) {
 // started: the joined errors of wrong options, in each of which errors.As finds an *OptionError; an
 // error for which errors.Is(err, fs.ErrNotExist) or fs.ErrPermission holds, if the command is
 // missing or not executable; or a *SetupError. Cancelling ctx kills the run; then errors.Is(err,
-// ctx.Err()) and errors.Is(err, context.Cause(ctx)) hold. What only the Process of Start can use, as
-// WithStdinPipe, is a wrong option.
+// ctx.Err()) and errors.Is(err, context.Cause(ctx)) hold. What only the Process of Start can use,
+// as WithStdinPipe, is a wrong option.
 func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
 	if err := s.is.CheckAlone("Run"); err != nil {
 		return nil, err
@@ -102,9 +102,9 @@ func (s *Sandbox) Start(ctx context.Context) (*Process, error) {
 func (s *Sandbox) Prepare(ctx context.Context) error { return s.is.Prepare(ctx) }
 
 // Output does what Run does and returns the command's standard output, all of which is in memory:
-// WithOutputLimit bounds it. If WithStderr is not set, an *ExitError holds the beginning and the end
-// of the standard error. The Result of a command that exited with status 0 is to be had by Run with
-// WithStdout.
+// WithOutputLimit bounds it. If WithStderr is not set, an *ExitError holds the beginning and the
+// end of the standard error. The Result of a command that exited with status 0 is to be had by Run
+// with WithStdout.
 func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
 	if err := s.is.CheckAlone("Output"); err != nil {
 		return nil, err

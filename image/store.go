@@ -43,8 +43,8 @@ func DefaultStore() (*Store, error) {
 // enter it, because images may have set-uid programs. For images that hide files of lower layers,
 // its file system must have user extended attributes, as ext4, xfs and btrfs have, and tmpfs since
 // Linux 6.6, and must not be an overlay, as a container's own root usually is: otherwise Open fails
-// for them. A directory that exists is closed to others; one that they may enter is refused if there
-// is anything else in it.
+// for them. A directory that exists is closed to others; one that they may enter is refused if
+// there is anything else in it.
 func OpenStore(dir string) (*Store, error) {
 	if dir == "" {
 		return nil, errors.New("image: store: no directory is given")
@@ -73,8 +73,8 @@ func OpenStore(dir string) (*Store, error) {
 
 var storeDirs = []string{"layers", "locks", "temp"}
 
-// mayClose refuses a directory that others may enter, and that has something else than a store: they
-// could not use it any more.
+// mayClose refuses a directory that others may enter, and that has something else than a store:
+// they could not use it any more.
 func mayClose(dir string) error {
 	info, err := os.Stat(dir)
 	if err != nil || info.Mode().Perm()&0o077 == 0 {

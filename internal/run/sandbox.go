@@ -72,8 +72,8 @@ func (s *Sandbox) check() error {
 	return errors.Join(errs...)
 }
 
-// CheckAlone returns all wrong options of a sandbox that is started by a function, by, which returns
-// no Process, if some of them need one.
+// CheckAlone returns all wrong options of a sandbox that is started by a function, by, which
+// returns no Process, if some of them need one.
 func (s *Sandbox) CheckAlone(by string) error {
 	if errs := s.Spec.CheckAlone(by); errs != nil {
 		return errors.Join(append([]error{s.check()}, errs...)...)
