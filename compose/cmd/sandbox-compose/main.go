@@ -115,15 +115,14 @@ type env struct {
 func run(ctx context.Context, args []string, in io.Reader, out, stderr io.Writer) int {
 	commands := map[string]func(*env, []string) (int, error){"up": up, held: up, "ps": ps, "logs": logs, "exec": execute, "down": down, "check": check}
 	switch {
-	case len(args) > 0 && commands[args[0]] != nil:
-	case len(args) > 0 && slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]):
+	case len(args) == 0:
+		fmt.Fprint(stderr, usage)
+		return misused
+	case slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]):
 		fmt.Fprint(out, usage)
 		return 0
-	default:
-		if len(args) > 0 {
-			fmt.Fprintf(stderr, "sandbox-compose: there is no command %q\n", args[0])
-		}
-		fmt.Fprint(stderr, usage)
+	case commands[args[0]] == nil:
+		fmt.Fprintf(stderr, "sandbox-compose: there is no command %q: sandbox-compose help lists them\n", args[0])
 		return misused
 	}
 	e := &env{ctx: ctx, in: in, out: out, err: stderr, name: args[0], flags: flag.NewFlagSet("sandbox-compose "+args[0], flag.ContinueOnError)}
