@@ -45,7 +45,7 @@ type ExitError struct {
 	// long. It is set by Output, and by calls of package function.
 	Stderr []byte
 
-	cause error // of a cancellation, or of the run's end
+	cause error // of a cancellation, or of the run's end; or why its streams could not be copied
 	ofRun error // the cause of the run's end alone
 }
 
@@ -54,14 +54,17 @@ func (e *ExitError) Error() string {
 	if e.Reason == RunEnded {
 		why = e.ofRun
 	}
-	if why == nil || why == context.Canceled {
+	switch {
+	case why == nil || why == context.Canceled:
 		return "sandbox: " + e.Result.String()
+	case e.Reason == Exited || e.Reason == Signaled:
+		return fmt.Sprintf("sandbox: %s (%v)", e.status(), why)
 	}
 	return fmt.Sprintf("sandbox: %v: %v (%s)", e.Reason, why, e.status())
 }
 
 // Unwrap returns the sentinel of the limit that ended the run, or the cause of the context's end
-// or, for an Exec, of its run's.
+// or, for an Exec, of its run's, or why the streams of a command that failed could not be copied.
 func (e *ExitError) Unwrap() error {
 	switch e.Reason {
 	case TimedOut:

@@ -63,7 +63,8 @@ func (p *Process) PID() int { return p.r.PID() }
 // WithWaitDelay is over, and returns how it ended. Its mounts and its cgroup are removed a moment
 // later, at the latest with the cell. Then Wait closes Terminal and the pipes of StdinPipe and so
 // on, so what is to be read must be read before. The errors are those of Run; a failure to copy
-// input or output is reported if there is no other. Every call returns the same values.
+// input or output is the error if there is no other, and errors.Is finds it in that of a command
+// that failed by itself, as by SIGPIPE. Every call returns the same values.
 func (p *Process) Wait() (*Result, error) {
 	p.once.Do(func() {
 		p.result, p.err = wait(p.r)

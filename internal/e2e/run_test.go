@@ -308,6 +308,11 @@ func TestCopyErrors(t *testing.T) {
 	// A writer that fails ends a command that goes on writing.
 	_, err = sandbox.New(sandbox.WithCommand("yes"), sandbox.WithStdout(&failing{after: 100_000})).Run(testkit.Deadline(t))
 	require.Equal(t, syscall.SIGPIPE, runs.ExitError(t, err).Signal)
+	require.ErrorIs(t, err, errOfTest, "which says why")
+	require.EqualError(t, err, "sandbox: signal: broken pipe (copying standard streams: "+errOfTest.Error()+")")
+	_, err = sandbox.New(sandbox.WithCommand("yes"), sandbox.WithStdout(&failing{after: 100_000}), sandbox.WithOutputLimit(1)).Run(testkit.Deadline(t))
+	require.ErrorIs(t, err, sandbox.ErrOutputLimit, "what ended it comes first")
+	require.NotErrorIs(t, err, errOfTest)
 }
 
 // A slow writer makes the command wait, and loses nothing.
