@@ -38,6 +38,9 @@ func wait(r *running) (*Result, error) {
 	}
 	failed := exitError(end)
 	if end.Failed() {
+		if failed.Reason == Exited || failed.Reason == Signaled {
+			failed.cause = err // of copying, which may be the command's
+		}
 		return failed.Result, failed
 	}
 	return failed.Result, err

@@ -22,7 +22,7 @@ type End struct {
 	Signal   syscall.Signal
 	Reason   fault.Reason
 	Usage    Usage
-	Cause    error // of a cancellation; of a failure, why its streams could not be copied
+	Cause    error // of a cancellation
 	Of       *End  // the run's, for RunEnded
 }
 
@@ -83,8 +83,8 @@ func (r *Run) finishStreams() {
 	if reason, killed, _ := r.whyKilled(); killed && reason == fault.OutputExceeded && r.end != nil && (r.end.Reason == fault.Exited || r.end.Reason == fault.Signaled) {
 		r.end.Reason = reason
 	}
-	if copied != nil && r.end != nil && r.end.Failed() && (r.end.Reason == fault.Exited || r.end.Reason == fault.Signaled) {
-		r.end.Cause = fmt.Errorf("copying standard streams: %w", copied) // maybe the command's, as by SIGPIPE
+	if copied != nil && r.end != nil && r.end.Failed() {
+		r.err = fmt.Errorf("copying standard streams: %w", copied) // maybe why it failed, as by SIGPIPE
 	}
 	if !inTime {
 		copied = errors.Join(copied, fault.ErrWaitDelay)
