@@ -377,6 +377,27 @@ func TestExecBesideOutOfMemory(t *testing.T) {
 	require.NotErrorIs(t, err, sandbox.ErrOutOfMemory)
 }
 
+// gated is a writer that waits for a channel to be closed.
+type gated chan struct{}
+
+func (g gated) Write(b []byte) (int, error) { <-g; return len(b), nil }
+
+// What the run has found of its output after its end is not for those who ask for a command's end
+// at the same time (go test -race).
+func TestRootlessExecRunEndsBeforeOutput(t *testing.T) {
+	t.Parallel()
+	r, w := io.Pipe()
+	open := make(gated)
+	p := runs.Start(t, sandbox.New(script("read x; head -c 60000 /dev/zero", sandbox.WithStdin(r), sandbox.WithStdout(open), sandbox.WithOutputLimit(50_000))...))
+	x := execute(t, p, sandbox.WithCommand("sleep", "1000"))
+	time.AfterFunc(testkit.Patience/100, func() { close(open) })
+	require.NoError(t, w.Close())
+	_, err := x.Wait()
+	require.Equal(t, sandbox.RunEnded, runs.ExitError(t, err).Reason)
+	_, err = p.Wait()
+	require.ErrorIs(t, err, sandbox.ErrOutputLimit)
+}
+
 // A run without a command has none that gets a signal, from its first moment on.
 func TestRootlessHoldSignal(t *testing.T) {
 	t.Parallel()
