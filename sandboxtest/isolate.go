@@ -38,10 +38,10 @@ const (
 )
 
 // Isolate is the first line of a test that is to run in a sandbox: this test binary is executed
-// again, in a run, for this test only. The lines after it run only there; those before it, in this
-// test and in those above a subtest, run there too, and must get there as well: a t.Skip that looks
-// at the environment comes after it, or looks at a flag. The result, the log and the subtests there
-// are reported as this test's.
+// again, in a run, for this test only. The lines after it run only there. Those before it, in this
+// test and in those above a subtest, run in both: a t.Skip there must not look at the environment
+// or at files, which are not there, but may look at a flag. The result, the log and the subtests
+// inside are reported as this test's.
 //
 // Inside there is nothing except the test binary and the shared libraries that it needs, the
 // writable file systems of every run, and what the options add, such as WithReadOnlyBind for files
