@@ -49,10 +49,10 @@ func (c Change) String() string { return fmt.Sprintf("%v %s", c.Kind, c.Path) }
 // the root can't be opened, or if there are more names than one for each 4 KiB of the scratch, plus
 // 256: on a disk, hard links and removed files take less. It needs what WithScratchRoot needs.
 func (s *Sandbox) RootChanges() ([]Change, error) {
-	if s.is.Spec.Root.Upper == nil {
+	if s.it().Spec.Root.Upper == nil {
 		return nil, fault.Option("WithScratchRoot", "is missing: RootChanges tells what runs changed in its scratch")
 	}
-	changes, err := rootChanges(s.is)
+	changes, err := rootChanges(s.it())
 	if err != nil {
 		return nil, fmt.Errorf("sandbox: RootChanges: %w", err)
 	}

@@ -125,3 +125,12 @@ func TestOptionsAreReusable(t *testing.T) {
 	require.Equal(t, names(&one.is.Spec), names(&two.is.Spec))
 	require.NotEqual(t, names(&one.is.Spec), names(&one.With(opts...).is.Spec))
 }
+
+// The zero Sandbox is that of New.
+func TestZeroSandbox(t *testing.T) {
+	var zero Sandbox
+	_, err := zero.Explain()
+	_, want := New().Explain()
+	require.EqualError(t, err, want.Error())
+	require.Empty(t, zero.With(WithCommand("true")).is.Spec.Check())
+}

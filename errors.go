@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -44,25 +45,26 @@ type ExitError struct {
 	// long. It is set by Output, and by calls of package function.
 	Stderr []byte
 
-	cause error // of a cancellation, or of the run's end
+	cause error // of a cancellation, or of the run's end; or why its streams could not be copied
+	ofRun error // the cause of the run's end alone
 }
 
 func (e *ExitError) Error() string {
-	var how string
+	why := e.cause
+	if e.Reason == RunEnded {
+		why = e.ofRun
+	}
 	switch {
-	case e.Signal != 0:
-		how = "signal: " + e.Signal.String()
-	default:
-		how = fmt.Sprintf("exit status %d", e.ExitCode)
+	case why == nil || why == context.Canceled:
+		return "sandbox: " + e.Result.String()
+	case e.Reason == Exited || e.Reason == Signaled:
+		return fmt.Sprintf("sandbox: %s (%v)", e.status(), why)
 	}
-	if e.Reason != Exited && e.Reason != Signaled {
-		how = e.Reason.String() + " (" + how + ")"
-	}
-	return "sandbox: " + how
+	return fmt.Sprintf("sandbox: %v: %v (%s)", e.Reason, why, e.status())
 }
 
 // Unwrap returns the sentinel of the limit that ended the run, or the cause of the context's end
-// or, for an Exec, of its run's.
+// or, for an Exec, of its run's, or why the streams of a command that failed could not be copied.
 func (e *ExitError) Unwrap() error {
 	switch e.Reason {
 	case TimedOut:

@@ -38,6 +38,9 @@ func wait(r *running) (*Result, error) {
 	}
 	failed := exitError(end)
 	if end.Failed() {
+		if failed.Reason == Exited || failed.Reason == Signaled {
+			failed.cause = err // of copying, which may be the command's
+		}
 		return failed.Result, failed
 	}
 	return failed.Result, err
@@ -46,7 +49,8 @@ func wait(r *running) (*Result, error) {
 func exitError(end *run.End) *ExitError {
 	e := &ExitError{Result: &Result{ExitCode: end.ExitCode, Signal: end.Signal, Reason: Reason(end.Reason), Usage: Usage(end.Usage)}, cause: end.Cause}
 	if end.Of != nil {
-		e.cause = errors.Join(ErrRunEnded, exitError(end.Of).Unwrap())
+		e.ofRun = exitError(end.Of).Unwrap()
+		e.cause = errors.Join(ErrRunEnded, e.ofRun)
 	}
 	return e
 }

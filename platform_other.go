@@ -35,6 +35,7 @@ type (
 func describe(c spec.Spec) *described                      { return &described{c} }
 func (*described) With(c spec.Spec) *described             { return describe(c) }
 func (*described) Start(context.Context) (*running, error) { return nil, unsupported() }
+func (*described) CheckAlone(string) error                 { return unsupported() }
 func (*described) Prepare(context.Context) error           { return unsupported() }
 func (*described) Explain() (string, error)                { return "", unsupported() }
 

@@ -35,8 +35,10 @@ type Process struct {
 // The end of the command is not the end of the run, and what the command leaves in the background
 // goes on until the run ends. The end of the run is that of its commands: their Reason is RunEnded,
 // and the error tells of both. If the run is killed for its memory as a whole, they are OutOfMemory
-// too. ctx, the timeout, Kill and Close kill the command with its descendants and the processes of
-// its session. One that has left both, as a daemon does, lives on in the run.
+// too; and so is a command that fails by itself if the kernel killed a process of the run
+// meanwhile, as it does not tell whose that was. ctx, the timeout, Kill and Close kill the command
+// with its descendants and the processes of its session. One that has left both, as a daemon does,
+// lives on in the run.
 //
 // Ended is closed at the end of the command, Pause and Resume are for the whole run, and Exec
 // starts another command there. Usage covers the command and the children that it waited for, as
@@ -61,7 +63,8 @@ func (p *Process) PID() int { return p.r.PID() }
 // WithWaitDelay is over, and returns how it ended. Its mounts and its cgroup are removed a moment
 // later, at the latest with the cell. Then Wait closes Terminal and the pipes of StdinPipe and so
 // on, so what is to be read must be read before. The errors are those of Run; a failure to copy
-// input or output is reported if there is no other. Every call returns the same values.
+// input or output is the error if there is no other, and errors.Is finds it in that of a command
+// that failed by itself, as by SIGPIPE. Every call returns the same values.
 func (p *Process) Wait() (*Result, error) {
 	p.once.Do(func() {
 		p.result, p.err = wait(p.r)

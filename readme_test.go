@@ -2,6 +2,8 @@ package sandbox_test
 
 import (
 	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -31,4 +33,23 @@ func TestRationaleContents(t *testing.T) {
 			require.Equal(t, 1, strings.Count(string(text), "- ["+heading+"](#"), heading)
 		}
 	}
+}
+
+// Paths that the documents give to options are absolute, as the options want them.
+func TestDocumentedPaths(t *testing.T) {
+	given := regexp.MustCompile(`(?:WithBind|WithReadOnlyBind|WithTmpfs|WithScratch|WithReadOnlyScratch|WithFS|WithFile|WithDir|DirRootfs|LayersRootfs)\(("[^"]*")(?:, ("[^"]*"))?`)
+	docs, err := filepath.Glob("docs/*.md")
+	require.NoError(t, err)
+	found := 0
+	for _, doc := range append(docs, "README.md", "SECURITY.md") {
+		text, err := os.ReadFile(doc)
+		require.NoError(t, err)
+		for _, option := range given.FindAllStringSubmatch(string(text), -1) {
+			for _, path := range option[1:] {
+				require.True(t, path == "" || strings.HasPrefix(path, `"/`), "%s: %s", doc, option[0])
+			}
+			found++
+		}
+	}
+	require.Positive(t, found)
 }

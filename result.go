@@ -20,6 +20,21 @@ type Result struct {
 	Usage Usage
 }
 
+// String returns how the run ended, as "exit status 1" or "timed out (signal: killed)".
+func (r *Result) String() string {
+	if r.Reason == Exited || r.Reason == Signaled {
+		return r.status()
+	}
+	return fmt.Sprintf("%v (%s)", r.Reason, r.status())
+}
+
+func (r *Result) status() string {
+	if r.Signal != 0 {
+		return "signal: " + r.Signal.String()
+	}
+	return fmt.Sprintf("exit status %d", r.ExitCode)
+}
+
 // Reason is why a run ended.
 type Reason int
 

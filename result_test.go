@@ -41,7 +41,7 @@ func TestExitError(t *testing.T) {
 		{Result{ExitCode: 2, Reason: PIDsExceeded}, nil, "sandbox: too many processes (exit status 2)", ErrPIDLimit},
 		{Result{Reason: OutputExceeded}, nil, "sandbox: too much output (exit status 0)", ErrOutputLimit},
 		{killed(Canceled), context.Canceled, "sandbox: canceled (signal: killed)", context.Canceled},
-		{killed(Canceled), context.DeadlineExceeded, "sandbox: canceled (signal: killed)", context.DeadlineExceeded},
+		{killed(Canceled), context.DeadlineExceeded, "sandbox: canceled: context deadline exceeded (signal: killed)", context.DeadlineExceeded},
 	}
 	sentinels := []error{ErrTimeout, ErrCPUTime, ErrOutOfMemory, ErrOutputLimit, ErrPIDLimit, ErrCellLost, context.Canceled, context.DeadlineExceeded}
 	for _, test := range tests {
@@ -55,6 +55,15 @@ func TestExitError(t *testing.T) {
 			require.ErrorAs(t, fmt.Errorf("task 7: %w", err), &exit)
 			require.Equal(t, test.result.ExitCode, exit.ExitCode)
 		})
+	}
+}
+
+func TestResultString(t *testing.T) {
+	for want, r := range map[string]Result{
+		"exit status 0": {}, "signal: killed": {ExitCode: -1, Signal: syscall.SIGKILL, Reason: Signaled},
+		"canceled (exit status 3)": {ExitCode: 3, Reason: Canceled},
+	} {
+		require.Equal(t, want, fmt.Sprint(&r))
 	}
 }
 

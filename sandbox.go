@@ -40,8 +40,15 @@ import (
 )
 
 // Sandbox describes how to run a command. It is immutable and safe for concurrent use; each Run or
-// Start makes a new run from it.
+// Start makes a new run from it. The zero Sandbox is what New returns without options.
 type Sandbox struct{ is *described }
+
+func (s *Sandbox) it() *described {
+	if s.is == nil {
+		return New().is
+	}
+	return s.is
+}
 
 // New describes a sandbox. It never fails and does nothing else: Run, Start and Explain report
 // wrong options, all of them in one error, as OptionError describes.
@@ -53,9 +60,9 @@ func New(opts ...Option) *Sandbox {
 
 // With returns a copy of the sandbox to which the options are applied. The receiver is unchanged.
 func (s *Sandbox) With(opts ...Option) *Sandbox {
-	c := s.is.Spec.Clone()
+	c := s.it().Spec.Clone()
 	apply(&c, opts)
-	return &Sandbox{s.is.With(c)}
+	return &Sandbox{s.it().With(c)}
 }
 
 func apply(c *spec.Spec, opts []Option) {
@@ -71,8 +78,12 @@ func apply(c *spec.Spec, opts []Option) {
 // started: the joined errors of wrong options, in each of which errors.As finds an *OptionError, or
 // a *SetupError. If the command is missing or not executable, errors.Is(err, fs.ErrNotExist) or
 // fs.ErrPermission holds for that. Cancelling ctx kills the run; then errors.Is(err, ctx.Err()) and
-// errors.Is(err, context.Cause(ctx)) hold.
+// errors.Is(err, context.Cause(ctx)) hold. What only the Process of Start can use, as
+// WithStdinPipe, is a wrong option.
 func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
+	if err := s.it().CheckAlone("Run"); err != nil {
+		return nil, err
+	}
 	p, err := s.Start(ctx)
 	if err != nil {
 		return nil, err
@@ -83,10 +94,10 @@ func (s *Sandbox) Run(ctx context.Context) (*Result, error) {
 // Start starts a run and returns as soon as the command has been executed. The caller must call
 // Wait. The errors are those of Run.
 func (s *Sandbox) Start(ctx context.Context) (*Process, error) {
-	if start, ok := s.is.Spec.Supervision.Start.(func(context.Context, *Sandbox) (*Process, error)); ok {
+	if start, ok := s.it().Spec.Supervision.Start.(func(context.Context, *Sandbox) (*Process, error)); ok {
 		return start(ctx, s.With(func(c *spec.Spec) { c.Supervision.Start = nil }))
 	}
-	r, err := s.is.Start(ctx)
+	r, err := s.it().Start(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -95,18 +106,23 @@ func (s *Sandbox) Start(ctx context.Context) (*Process, error) {
 
 // Prepare waits until all runs that WithPrepared asks for are prepared. The sandbox needs no
 // command for this. The errors are those of Run.
-func (s *Sandbox) Prepare(ctx context.Context) error { return s.is.Prepare(ctx) }
+func (s *Sandbox) Prepare(ctx context.Context) error { return s.it().Prepare(ctx) }
 
-// Output does what Run does and returns the command's standard output. If WithStderr is not set, an
-// *ExitError holds the beginning and the end of the standard error.
+// Output does what Run does and returns the command's standard output, all of which is in memory:
+// WithOutputLimit bounds it. If WithStderr is not set, an *ExitError holds the beginning and the
+// end of the standard error. The Result of a command that exited with status 0 is to be had by Run
+// with WithStdout.
 func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
-	if s.is.Spec.Streams.Stdout != nil {
+	if err := s.it().CheckAlone("Output"); err != nil {
+		return nil, err
+	}
+	if s.it().Spec.Streams.Stdout != nil {
 		return nil, fault.Option("WithStdout", "is set already: leave it out for Output, which returns what it would get")
 	}
 	var stdout stdio.Buffer
 	opts := []Option{WithStdout(&stdout)}
 	var stderr *stdio.PrefixSuffix
-	if s.is.Spec.Streams.Stderr == nil {
+	if s.it().Spec.Streams.Stderr == nil {
 		stderr = &stdio.PrefixSuffix{N: 32 << 10}
 		opts = append(opts, WithStderr(stderr))
 	}
@@ -121,11 +137,14 @@ func (s *Sandbox) Output(ctx context.Context) ([]byte, error) {
 // CombinedOutput does what Run does and returns the command's standard output and standard error as
 // one, in the order in which they were written.
 func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
+	if err := s.it().CheckAlone("CombinedOutput"); err != nil {
+		return nil, err
+	}
 	var errs []error
 	for _, o := range []struct {
 		option string
 		isSet  bool
-	}{{"WithStdout", s.is.Spec.Streams.Stdout != nil}, {"WithStderr", s.is.Spec.Streams.Stderr != nil}} {
+	}{{"WithStdout", s.it().Spec.Streams.Stdout != nil}, {"WithStderr", s.it().Spec.Streams.Stderr != nil}} {
 		if o.isSet {
 			errs = append(errs, fault.Option(o.option, "is set already: leave it out for CombinedOutput, which returns what it would get"))
 		}
@@ -140,7 +159,7 @@ func (s *Sandbox) CombinedOutput(ctx context.Context) ([]byte, error) {
 
 // Explain returns what a run of this sandbox does from its clone to its command, as compiled for
 // this machine, in one readable line per system call. It starts nothing and needs no privilege.
-func (s *Sandbox) Explain() (string, error) { return s.is.Explain() }
+func (s *Sandbox) Explain() (string, error) { return s.it().Explain() }
 
 // Shutdown ends the default cells with every run in them and waits until nothing of them is left:
 // no process, mount, cgroup or file. A later Run boots a new one. If ctx ends first, what is left

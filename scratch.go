@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 
 	"github.com/cellkit/sandbox/internal/fault"
@@ -63,7 +64,12 @@ func NewDiskScratch(dir string, bytes int64) (*Scratch, error) {
 }
 
 // Close gives up the scratch. Runs that have it keep it; no other run can be given it.
-func (s *Scratch) Close() error { return s.impl.Close() }
+func (s *Scratch) Close() error {
+	if !s.made() {
+		return notMade("Close")
+	}
+	return s.impl.Close()
+}
 
 // CopyIn copies all of fsys into the directory dir of the scratch, a name as in fs.FS, "." for its
 // root. The directory is made if it is missing. Files belong to the runs' user and keep their
@@ -73,7 +79,12 @@ func (s *Scratch) Close() error { return s.impl.Close() }
 // (fs.ErrExist), and when the scratch is full (syscall.ENOSPC), and what was copied stays. What
 // can't be copied is left out, and then errors.Is(err, ErrNotCopied) holds: devices, and names that
 // are not UTF-8, unless fsys is an os.DirFS.
-func (s *Scratch) CopyIn(fsys fs.FS, dir string) error { return s.impl.CopyIn(fsys, dir) }
+func (s *Scratch) CopyIn(fsys fs.FS, dir string) error {
+	if !s.made() {
+		return notMade("CopyIn")
+	}
+	return s.impl.CopyIn(fsys, dir)
+}
 
 // Fill copies what the sandbox's image (module image) has at the directory dst into the scratch, if
 // that is empty: so new volumes of containers begin. It is for runs of the sandbox that will have
@@ -89,7 +100,10 @@ func (s *Scratch) CopyIn(fsys fs.FS, dir string) error { return s.impl.CopyIn(fs
 // If there is not enough room (syscall.ENOSPC), if something can't be read, or if ctx ends before
 // all is copied, the scratch stays empty. Of several calls at once one copies, and the others wait.
 func (s *Scratch) Fill(ctx context.Context, of *Sandbox, dst string) error {
-	return s.impl.Fill(ctx, &of.is.Spec, dst)
+	if !s.made() {
+		return notMade("Fill")
+	}
+	return s.impl.Fill(ctx, &of.it().Spec, dst)
 }
 
 // ErrNotCopied means that CopyIn or CopyOut left something out. Everything else was copied.
@@ -108,7 +122,12 @@ var ErrNotCopied = fault.ErrNotCopied
 // holds a lease of, are left out, and then errors.Is(err, ErrNotCopied) holds. CopyOut never writes
 // more than the scratch has room for: if files with holes would together take more, it stops with
 // an error.
-func (s *Scratch) CopyOut(dir string) error { return s.impl.CopyOut(dir) }
+func (s *Scratch) CopyOut(dir string) error {
+	if !s.made() {
+		return notMade("CopyOut")
+	}
+	return s.impl.CopyOut(dir)
+}
 
 // FS returns a file system that shows what is in the scratch at the moment, by names relative to
 // its root, wherever a run has it mounted. It implements fs.ReadDirFS, fs.StatFS, fs.ReadLinkFS and
@@ -118,7 +137,12 @@ func (s *Scratch) CopyOut(dir string) error { return s.impl.CopyOut(dir) }
 // (syscall.EWOULDBLOCK), for which it needs another seccomp filter than the default one. Nor can a
 // directory be listed at once, or all be copied by CopyOut and WithFS, with more names than one for
 // each 4 KiB of the scratch, plus 256: on a disk, hard links take less.
-func (s *Scratch) FS() fs.FS { return s.impl.FS() }
+func (s *Scratch) FS() fs.FS {
+	if !s.made() {
+		return noFS{}
+	}
+	return s.impl.FS()
+}
 
 // WithScratch mounts the scratch at dst, writable. Its files belong to the run's user. It replaces
 // the default file system at /tmp, /dev/shm or /home/sandbox. Several runs may have it at once,
@@ -163,3 +187,15 @@ func scratchOf(s *Scratch) any {
 
 // made reports whether NewScratch made the scratch.
 func (s *Scratch) made() bool { return s != nil && s.impl != nil }
+
+// notMade is the error of a method of a scratch that NewScratch did not make.
+func notMade(method string) error {
+	return fmt.Errorf("sandbox: %s: the scratch was not made by NewScratch: look at the error of that", method)
+}
+
+// noFS is the file system of such a scratch.
+type noFS struct{}
+
+func (noFS) Open(name string) (fs.File, error) {
+	return nil, &fs.PathError{Op: "open", Path: name, Err: notMade("FS")}
+}

@@ -78,7 +78,7 @@ func TestClosedFiles(t *testing.T) {
 
 func TestTooLarge(t *testing.T) {
 	_, err := New(WithCommand("true", strings.Repeat("x", 9*MiB))).Explain()
-	requireOptionError(t, err, "sandbox: WithCommand: arguments, environment and paths are larger than 8388608 bytes together: pass what is large in a file, with WithReadOnlyBind")
+	requireOptionError(t, err, "sandbox: WithCommand: arguments, environment and paths are larger than 8388608 bytes together: pass what is large in a file, with WithFile or WithReadOnlyBind")
 	_, err = New(valid, WithEnv("A="+strings.Repeat("x", 9*MiB))).Explain()
 	requireOptionError(t, err, "sandbox: WithEnv: arguments, environment and paths are larger")
 }

@@ -159,6 +159,8 @@ func (c *call) trouble(m wire.Message) error {
 	}
 	t.Text, t.Stack = t.Text[:min(len(t.Text), wire.MaxText)], t.Stack[:min(len(t.Stack), wire.MaxText)]
 	switch {
+	case c.ctx.Err() != nil && t.Text == c.ctx.Err().Error():
+		return c.canceled()
 	case c.ctx.Err() != nil:
 		return fmt.Errorf("%w (%s)", c.canceled(), t.Text)
 	case t.TooLarge:
@@ -178,6 +180,9 @@ func invoke[In, Out any](ctx context.Context, f *Func[In, Out], w *worker, in In
 		e.Until = max(deadline.UnixNano(), 1)
 	}
 	body, files, streams, ends, err := wire.Pack(f.in, in, e)
+	if err != nil {
+		err = fmt.Errorf("sandbox: function %s: its argument: %w", f.name, err)
+	}
 	for _, s := range streams {
 		c.left = append(c.left, s.To)
 	}

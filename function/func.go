@@ -11,6 +11,7 @@ package function
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -38,6 +39,8 @@ type function struct {
 	name string
 	base func() *sandbox.Sandbox          // returns the sandbox with the options
 	own  func() (*sandbox.Sandbox, error) // returns the sandbox of calls without more options
+	// types is why no value of In or Out could be passed.
+	types error
 }
 
 // New makes a function that can be called in isolation. It must be called while packages are
@@ -64,7 +67,8 @@ type function struct {
 // function's process, not this one.
 //
 // Values are copied, as CBOR (RFC 8949): exported fields, to 32 levels, with 131,072 elements in an
-// array or map. The fields of In and Out, or of the structs they point to, that are an *os.File are
+// array or map; in an any, an integer becomes a uint64, or an int64 if it is negative, and a map a
+// map[any]any. The fields of In and Out, or of the structs they point to, that are an *os.File are
 // passed as descriptors; in the function's process they are closed when it has returned. Those that
 // are an io.Reader are streams: they are copied while the function, or the caller, reads; see Call.
 // Deeper fields are not passed. If an attacker takes over the process, an answer is whatever the
@@ -76,7 +80,7 @@ func New[In, Out any](name string, fn func(context.Context, In) (Out, error), op
 	alone := sync.OnceValue(func() *sandbox.Sandbox {
 		return sandbox.New(func(c *spec.Spec) { c.Root.Rootfs = spec.Rootfs{Parts: spec.OwnProgram} })
 	})
-	f := &Func[In, Out]{with(name, alone, opts), wire.ShapeOf(reflect.TypeFor[In]()), wire.ShapeOf(reflect.TypeFor[Out]())}
+	f := &Func[In, Out]{with(name, alone, typesOf[In, Out](), opts), wire.ShapeOf(reflect.TypeFor[In]()), wire.ShapeOf(reflect.TypeFor[Out]())}
 	register(name)
 	if w, ok := asWorker(); ok && w.name == name {
 		w.serve(max(f.in.Files(), f.out.Streams()), func(c *servedCall) (wire.Message, error) { return answer(c, f, fn) })
@@ -86,14 +90,28 @@ func New[In, Out any](name string, fn func(context.Context, In) (Out, error), op
 
 // With returns a copy of the function to which the options are added. The receiver is unchanged.
 func (f *Func[In, Out]) With(opts ...Option) *Func[In, Out] {
-	return &Func[In, Out]{with(f.name, f.base, opts), f.in, f.out}
+	return &Func[In, Out]{with(f.name, f.base, f.types, opts), f.in, f.out}
+}
+
+// typesOf returns why no value of In or Out could be passed.
+func typesOf[In, Out any]() error {
+	var errs []error
+	for _, of := range []struct {
+		what string
+		t    reflect.Type
+	}{{"argument", reflect.TypeFor[In]()}, {"result", reflect.TypeFor[Out]()}} {
+		if err := wire.Passable(of.t); err != nil {
+			errs = append(errs, fault.Option("function.New", "the %s: %w", of.what, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // with returns the function with options added to those of base. Nothing is done with the options
 // before a call: programs have functions that they never call.
-func with(name string, base func() *sandbox.Sandbox, opts []Option) *function {
+func with(name string, base func() *sandbox.Sandbox, types error, opts []Option) *function {
 	opts = slices.Clone(opts)
-	f := &function{name: name}
+	f := &function{name: name, types: types}
 	f.base = sync.OnceValue(func() *sandbox.Sandbox { return base().With(apply(opts)) })
 	f.own = sync.OnceValues(func() (*sandbox.Sandbox, error) { return f.command(f.base()) })
 	return f
@@ -156,6 +174,9 @@ func (f *function) sandbox(opts []Option) (*sandbox.Sandbox, error) {
 
 // command returns the sandbox with the command that serves the function.
 func (f *function) command(s *sandbox.Sandbox) (*sandbox.Sandbox, error) {
+	if f.types != nil {
+		return nil, f.types
+	}
 	var commanded bool
 	s = s.With(func(c *spec.Spec) {
 		commanded = c.Command.Argv != nil

@@ -2,6 +2,7 @@ package function
 
 import (
 	"context"
+	"io"
 	"os"
 	"reflect"
 	"runtime"
@@ -66,6 +67,31 @@ func TestCommandIsWrong(t *testing.T) {
 		require.ErrorContains(t, err, "WithCommand")
 	}
 	set(t, same.With(sandbox.WithMemory(sandbox.MiB)), MessageLimit(1))
+}
+
+func nothing[In, Out any](context.Context, In) (out Out, err error) { return out, nil }
+
+var (
+	ofReader = New("of a reader", nothing[io.Reader, *os.File])
+	ofError  = New("of an error", nothing[any, error])
+	ofChan   = New("of a channel", nothing[chan int, struct{ C chan int }])
+	ofField  = New("of a field", nothing[struct{ F func() }, int])
+)
+
+// TestTypesAreWrong has types of which nothing could be passed, which is told before a process is
+// started.
+func TestTypesAreWrong(t *testing.T) {
+	_, err := ofReader.With(sandbox.WithMemory(sandbox.MiB)).sandbox(nil)
+	require.EqualError(t, err, "sandbox: function.New: the argument: it is an io.Reader itself: let it be a struct with a field of that type\n"+
+		"sandbox: function.New: the result: it is an *os.File itself: let it be a struct with a field of that type")
+	_, err = ofError.Call(t.Context(), 1)
+	require.ErrorContains(t, err, "the result: error is an interface with methods")
+	_, err = ofChan.Workers(1).Call(t.Context(), nil)
+	require.ErrorContains(t, err, "the argument: a chan int can't be copied")
+	if runtime.GOOS == "linux" {
+		_, err = ofField.Call(t.Context(), struct{ F func() }{})
+		require.ErrorContains(t, err, "sandbox: function of a field: its argument: encoding a struct")
+	}
 }
 
 // TestMostExtraFiles has as many as leave room for what a function's process has of its own.

@@ -113,7 +113,9 @@ func WithStoreSize(bytes int64) Option { return func(o *options) { o.keep = &byt
 func Open(ctx context.Context, ref string, opts ...Option) (_ *Image, err error) {
 	o := options{platform: "linux/" + runtime.GOARCH, keys: authn.DefaultKeychain, limits: limits{16 * sandbox.GiB, 1_000_000}, patience: time.Minute}
 	for _, opt := range opts {
-		opt(&o)
+		if opt != nil {
+			opt(&o)
+		}
 	}
 	if o.limits.bytes <= 0 || o.limits.files <= 0 {
 		return nil, fmt.Errorf("image: WithLimits: %d bytes and %d files: both must be positive", o.limits.bytes, o.limits.files)

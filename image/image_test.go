@@ -304,12 +304,13 @@ func TestChoice(t *testing.T) {
 	for ref, want := range map[string]string{
 		dir: "there are 2 images: choose one with a tag", dir + ":v2": `there is no image "v2"`, t.TempDir(): "no such file or directory (a directory that is a root itself is no image", "/no/such/file": "no such file",
 		"/proc/self/exe": "neither a directory nor a tar archive", "UPPER/case": "could not parse reference", "localhost:1/x": "connection refused",
+		"docker://localhost:1/x": "no docker:// before it: write localhost:1/x", "oci:" + dir: fmt.Sprintf("for the layout or archive at %q write that", dir),
 	} {
 		_, err := Open(t.Context(), ref, WithStore(store))
 		require.ErrorContains(t, err, want)
 		require.ErrorContains(t, err, "image: "+ref)
 	}
-	_, err := Open(t.Context(), dir, WithStore(store), WithPlatform("a/b/c/d"))
+	_, err := Open(t.Context(), dir, WithStore(store), nil, WithPlatform("a/b/c/d"))
 	require.ErrorContains(t, err, "WithPlatform")
 	_, err = Open(t.Context(), dir, WithStore(store), WithLimits(0, 1))
 	require.ErrorContains(t, err, "WithLimits")

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -31,14 +32,22 @@ type source struct {
 
 func (s *source) close() { s.from.close() }
 
+// transports are what other tools have before the path of a layout or an archive.
+var transports = []string{"oci", "oci-archive", "docker-archive"}
+
 // find reads as much of an image as it takes to know its parts.
 func find(ctx context.Context, ref string, o *options) (*source, error) {
 	var s *source
 	var err error
 	if strings.HasPrefix(ref, "/") || strings.HasPrefix(ref, "./") || strings.HasPrefix(ref, "../") {
 		s, err = fromPath(ctx, ref, o)
+	} else if scheme, name, has := strings.Cut(ref, "://"); has {
+		err = fmt.Errorf("an image's name has no %s:// before it: write %s", scheme, name)
 	} else {
 		s, err = pull(ctx, ref, o)
+		if transport, path, has := strings.Cut(ref, ":"); err != nil && has && slices.Contains(transports, transport) {
+			err = fmt.Errorf("%w: for the layout or archive at %q write that, and ./ before it if it is not absolute", err, path)
+		}
 		if file, _, _, statErr := split(ref); err != nil && statErr == nil {
 			err = fmt.Errorf("%w: for the file %q write ./%s", err, file, ref)
 		}

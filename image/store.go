@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -42,13 +43,20 @@ func DefaultStore() (*Store, error) {
 // enter it, because images may have set-uid programs. For images that hide files of lower layers,
 // its file system must have user extended attributes, as ext4, xfs and btrfs have, and tmpfs since
 // Linux 6.6, and must not be an overlay, as a container's own root usually is: otherwise Open fails
-// for them.
+// for them. A directory that exists is closed to others; one that they may enter is refused if
+// there is anything else in it.
 func OpenStore(dir string) (*Store, error) {
+	if dir == "" {
+		return nil, errors.New("image: store: no directory is given")
+	}
 	dir, err := filepath.Abs(dir)
+	if err == nil {
+		err = mayClose(dir)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("image: store: %w", err)
 	}
-	for _, sub := range []string{"layers", "locks", "temp"} {
+	for _, sub := range storeDirs {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, fmt.Errorf("image: store: %w", err)
 		}
@@ -61,6 +69,33 @@ func OpenStore(dir string) (*Store, error) {
 		return nil, fmt.Errorf("image: store: %w", err)
 	}
 	return &Store{dir}, nil
+}
+
+var storeDirs = []string{"layers", "locks", "temp"}
+
+// mayClose refuses a directory that others may enter, and that has something else than a store:
+// they could not use it any more.
+func mayClose(dir string) error {
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm()&0o077 == 0 {
+		return nil // what is wrong with it is found when it is used
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const enough = 1 + 4 // storeDirs, lost+found, and what is too much
+	names, err := f.Readdirnames(enough)
+	if err != nil && err != io.EOF {
+		return err
+	}
+	for _, name := range names {
+		if !slices.Contains(storeDirs, name) && name != "lost+found" {
+			return fmt.Errorf("%s has %q, and others may enter it: name a directory of its own, as a store is closed to them", dir, name)
+		}
+	}
+	return nil
 }
 
 // layer is a locked layer in the store.

@@ -192,6 +192,42 @@ func TestFasterOther(t *testing.T) {
 	require.NoError(t, <-opened)
 }
 
+// A store is closed to others, and closes nothing that is not its own.
+func TestStoreClosesNothingElse(t *testing.T) {
+	mode := func(dir string) fs.FileMode {
+		info, err := os.Stat(dir)
+		require.NoError(t, err)
+		return info.Mode().Perm()
+	}
+	for name, test := range map[string]struct {
+		have   string // a directory in it
+		before fs.FileMode
+		fails  bool
+	}{
+		"empty": {"", 0o755, false}, "a file system's": {"lost+found", 0o755, false}, "a store": {"layers", 0o755, false},
+		"closed": {"other", 0o700, false}, "another's": {"other", 0o755, true}, "everybody's": {"other", 0o777, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			require.NoError(t, os.MkdirAll(filepath.Join(dir, test.have), 0o755))
+			require.NoError(t, os.Chmod(dir, test.before))
+			_, err := OpenStore(dir)
+			if !test.fails {
+				require.NoError(t, err)
+				require.Equal(t, fs.FileMode(0o700), mode(dir))
+				return
+			}
+			require.ErrorContains(t, err, "name a directory of its own")
+			require.Equal(t, test.before, mode(dir))
+			entries, err := os.ReadDir(dir)
+			require.NoError(t, err)
+			require.Len(t, entries, 1, "nothing is made there")
+		})
+	}
+	_, err := OpenStore("")
+	require.ErrorContains(t, err, "no directory is given")
+}
+
 // crashEnv makes this test binary open an image in a store until its parent kills it.
 const crashEnv = "IMAGE_TEST_CRASH"
 

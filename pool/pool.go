@@ -61,6 +61,10 @@ func New(s *sandbox.Sandbox, size int, opts ...Option) *Pool {
 		}
 	}
 	p.err = p.conf.check(size)
+	if s == nil {
+		p.err = errors.Join(p.err, fault.Option("pool.New", "the sandbox is nil: make one by sandbox.New"))
+		s = sandbox.New()
+	}
 	p.shared = &spec.Pool{Name: fmt.Sprintf("pool-%d", poolCount.Add(1)), Memory: p.conf.memory, CPUs: p.conf.cpus}
 	p.s = s.With(func(c *spec.Spec) {
 		c.Limits.Pool = p.shared
@@ -86,7 +90,7 @@ func (p *Pool) TryRun(ctx context.Context, opts ...sandbox.Option) (*sandbox.Res
 }
 
 func (p *Pool) run(ctx context.Context, wait bool, opts []sandbox.Option) (*sandbox.Result, error) {
-	process, left, err := p.start(ctx, wait, opts)
+	process, left, err := p.start(ctx, wait, true, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -97,12 +101,13 @@ func (p *Pool) run(ctx context.Context, wait bool, opts []sandbox.Option) (*sand
 // Start waits for its turn and starts a run. The next run's turn comes when this one has ended,
 // whether or not Wait was called.
 func (p *Pool) Start(ctx context.Context, opts ...sandbox.Option) (*sandbox.Process, error) {
-	process, _, err := p.start(ctx, true, opts)
+	process, _, err := p.start(ctx, true, false, opts)
 	return process, err
 }
 
-// start also returns a channel that is closed when the run has left its place to another.
-func (p *Pool) start(ctx context.Context, wait bool, opts []sandbox.Option) (*sandbox.Process, <-chan struct{}, error) {
+// start also returns a channel that is closed when the run has left its place to another. If alone
+// is set, the caller does not get the process.
+func (p *Pool) start(ctx context.Context, wait, alone bool, opts []sandbox.Option) (*sandbox.Process, <-chan struct{}, error) {
 	if p.err != nil {
 		return nil, nil, p.err
 	}
@@ -114,8 +119,14 @@ func (p *Pool) start(ctx context.Context, wait bool, opts []sandbox.Option) (*sa
 		return nil, nil, fmt.Errorf("sandbox: %w", err)
 	}
 	record := Record{ID: id}
-	command := func(c *spec.Spec) { record.Command = slices.Clone(c.Command.Argv) }
-	s := p.s.With(append(slices.Clip(opts), command)...)
+	var wrong []error
+	look := func(c *spec.Spec) {
+		record.Command = slices.Clone(c.Command.Argv)
+		if alone {
+			wrong = c.CheckAlone("Run")
+		}
+	}
+	s := p.s.With(append(slices.Clip(opts), look)...)
 	err = p.await(run)
 	turn := time.Now()
 	record.Waited = turn.Sub(begun)
@@ -125,7 +136,10 @@ func (p *Pool) start(ctx context.Context, wait bool, opts []sandbox.Option) (*sa
 		return nil, nil, err
 	}
 	p.began()
-	process, err := s.Start(run)
+	process, err := (*sandbox.Process)(nil), errors.Join(wrong...)
+	if err == nil {
+		process, err = s.Start(run)
+	}
 	if err != nil {
 		record.Took, record.Err = time.Since(turn), err
 		p.leave(record, true)

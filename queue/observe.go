@@ -87,6 +87,9 @@ func (q *Queue) reconnected(c *nats.Conn) {
 	q.mendSoon()
 }
 
+// unreached is told of each server that can't be reached.
+func (q *Queue) unreached(_ *nats.Conn, err error) { q.tried.Store(&err) }
+
 func (q *Queue) refused(_ *nats.Conn, _ *nats.Subscription, err error) {
 	q.config.log.Warn("the servers refuse something", "error", err)
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -144,12 +145,17 @@ const (
 	minRetention       = time.Minute
 )
 
+// schemes are those that NATS knows.
+var schemes = []string{"nats", "tls", "ws", "wss"}
+
 var tokenPattern = regexp.MustCompile(`^[a-z0-9-]{1,32}$`)
 
 func newConfig(url string, opts []Option) (config, error) {
 	c := config{name: "sandbox", lease: 15 * time.Second, retention: 7 * 24 * time.Hour, grace: blobGrace, blobBytes: 16 << 30, log: slog.New(slog.DiscardHandler)}
 	for _, o := range opts {
-		o(&c)
+		if o != nil {
+			o(&c)
+		}
 	}
 	check := func(ok bool, option, format string, args ...any) {
 		if !ok {
@@ -163,6 +169,10 @@ func newConfig(url string, opts []Option) (config, error) {
 	check(c.blobBytes > 0, "queue.BlobBytes", "%d: must be positive", c.blobBytes)
 	check(c.syncEvery >= 0, "queue.SyncEvery", "%v: must not be negative", c.syncEvery)
 	if url != "" {
+		for server := range strings.SplitSeq(url, ",") {
+			scheme, _, given := strings.Cut(strings.TrimSpace(server), "://")
+			check(!given || slices.Contains(schemes, scheme), "queue.Open", "%q is no scheme of NATS: a URL is like nats://host:4222 or tls://host", scheme)
+		}
 		for _, o := range c.server {
 			check(false, o, "is for a server in this process, which the URL \"\" asks for")
 		}

@@ -37,6 +37,7 @@ type Queue struct {
 	ctx      context.Context // ends with Close
 	stop     context.CancelFunc
 	nc       *nats.Conn
+	tried    atomic.Pointer[error] // why a server could not be reached, the last time
 	js       jetstream.JetStream
 
 	tasks, states, dead, blobs, services jetstream.Stream
@@ -54,11 +55,12 @@ type Queue struct {
 	newestAt time.Time
 }
 
-// Open opens a queue. With a URL such as "nats://a,b,c" or "tls://a" it connects to servers of NATS
-// 2.12 or newer that have JetStream, and keeps trying until ctx ends; that one side refuses the
-// other's certificate or name is an error. With "" it runs a server in this process, which keeps
-// its files in a directory (Dir), syncs each change before it answers (SyncEvery), and listens on
-// nothing (Listen). One process at a time may have the directory.
+// Open opens a queue. With a URL such as "nats://a,b,c" or "tls://a" it connects to servers of
+// NATS 2.12 or newer that have JetStream, and keeps trying until ctx ends, when the error says
+// why none was reached; that one side refuses the other's certificate or name is an error. With
+// "" it runs a server in this process, which keeps its files in a directory (Dir), syncs each
+// change before it answers (SyncEvery), and listens on nothing (Listen). One process at a time
+// may have the directory.
 //
 // A queue that is not there is made, with the options Lease, Retention and Replicas, which is an
 // error if the cluster has too few servers for 10 s; one that is keeps what it has. Who may not
@@ -83,7 +85,7 @@ func Open(ctx context.Context, url string, opts ...Option) (*Queue, error) {
 
 func (q *Queue) connect(ctx context.Context, url string) (err error) {
 	conn := append([]nats.Option{nats.Name("sandbox"), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.RetryOnFailedConnect(true),
-		nats.DisconnectErrHandler(q.disconnected), nats.ReconnectHandler(q.reconnected), nats.ErrorHandler(q.refused)}, q.config.conn...)
+		nats.DisconnectErrHandler(q.disconnected), nats.ReconnectHandler(q.reconnected), nats.ReconnectErrHandler(q.unreached), nats.ErrorHandler(q.refused)}, q.config.conn...)
 	if url == "" {
 		if err := q.startServer(); err != nil {
 			return err
@@ -133,7 +135,10 @@ func (q *Queue) awaitConnection(ctx context.Context) error {
 		err, again := q.nc.LastError(), q.nc.Stats().Reconnects > 0
 		switch {
 		case ctx.Err() != nil:
-			return errors.Join(context.Cause(ctx), err)
+			if last := q.tried.Load(); err == nil && last != nil {
+				err = *last
+			}
+			return errors.Join(fmt.Errorf("no server could be reached: %w", context.Cause(ctx)), err)
 		case q.nc.IsClosed() || errors.Is(err, nats.ErrTLS) && again:
 			return errors.Join(errors.New("the connection was refused"), err)
 		}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -356,10 +357,23 @@ func TestOpen(t *testing.T) {
 	require.Equal(t, 3*time.Second, c.CachedInfo().Config.AckWait, "the lease is the queue's")
 	_, err = Open(testkit.Deadline(t), "nats://127.0.0.1:1", Dir(dir))
 	require.ErrorAs(t, err, &option)
-	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	_, err = Open(testkit.Deadline(t), "nats://127.0.0.1:1,http://user:secret@127.0.0.1:2", nil)
+	require.ErrorAs(t, err, &option)
+	require.EqualError(t, err, `sandbox: queue.Open: "http" is no scheme of NATS: a URL is like nats://host:4222 or tls://host`)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	_, err = Open(ctx, "nats://127.0.0.1:1")
+	_, err = Open(ctx, "127.0.0.1:1")
 	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorIs(t, err, syscall.ECONNREFUSED, "and why")
+}
+
+// What is missing is a wrong option of a worker, as all else.
+func TestWorkerOfNothing(t *testing.T) {
+	var option *sandbox.OptionError
+	err := NewWorker(nil, nil, nil).Run(testkit.Deadline(t))
+	require.ErrorAs(t, err, &option)
+	require.ErrorContains(t, err, "the queue is nil")
+	require.ErrorContains(t, err, "the pool is nil")
 }
 
 // Results are kept for as long as the queue was made to, whatever a later Open says.

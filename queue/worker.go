@@ -107,13 +107,23 @@ func WorkerLog(l *slog.Logger) WorkerOption { return func(w *Worker) { w.log = l
 // and other options are what tasks have, and no task can change them. It never fails: Run reports
 // wrong options.
 func NewWorker(q *Queue, p *pool.Pool, opts ...WorkerOption) *Worker {
-	w := &Worker{q: q, pool: p, execute: p.Run, slots: runtime.NumCPU(), classes: []string{"default"}, name: workerName(), log: slog.New(slog.DiscardHandler),
+	w := &Worker{q: q, pool: p, slots: runtime.NumCPU(), classes: []string{"default"}, name: workerName(), log: slog.New(slog.DiscardHandler),
 		live: map[string]*lease{}, freed: make(chan struct{}, 1), news: make(chan struct{}, 1)}
 	w.draining, w.drain = context.WithCancel(context.Background())
 	w.over, w.end = context.WithCancel(context.Background())
 	for _, o := range opts {
-		o(w)
+		if o != nil {
+			o(w)
+		}
 	}
+	if q == nil {
+		w.errs = append(w.errs, wrong("queue.NewWorker", "the queue is nil: open one by Open"))
+	}
+	if p == nil {
+		w.errs = append(w.errs, wrong("queue.NewWorker", "the pool is nil: make one by pool.New"))
+		return w
+	}
+	w.execute = p.Run
 	w.budget = newBudget(p.Capacity(), w.slots)
 	if has := w.budget.most(); has.Memory > 0 && w.max.Memory > has.Memory || has.CPUs > 0 && w.max.CPUs > has.CPUs {
 		w.errs = append(w.errs, wrong("queue.MaxLimits", "%d bytes and %v CPUs for one task are more than the pool has for all, %d and %v (pool.Memory, pool.CPUs)", w.max.Memory, w.max.CPUs, has.Memory, has.CPUs))

@@ -167,7 +167,7 @@ func (p *parser) conclude(err error) *result {
 	}
 	switch {
 	case r == nil && err == nil:
-		r = &result{problem: "the test did not run"}
+		r = &result{problem: "the test did not run: the tests above it run there too, without the files, network and environment of this process, and one of them has returned, skipped or failed before"}
 	case r == nil:
 		r = &result{problem: fmt.Sprintf("the test did not run: %v", err)}
 	case p.items > maxItems:

@@ -1,6 +1,7 @@
 package sandboxtest
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"unsafe"
 
 	"github.com/cellkit/sandbox"
+	"github.com/cellkit/sandbox/internal/fault"
 	"github.com/cellkit/sandbox/internal/program"
 	"github.com/cellkit/sandbox/internal/spec"
 )
@@ -36,15 +38,18 @@ const (
 )
 
 // Isolate is the first line of a test that is to run in a sandbox: this test binary is executed
-// again, in a run, for this test only. The lines after it run only there. The result, the log and
-// the subtests there are reported as this test's.
+// again, in a run, for this test only. The lines after it run only there. Those before it, in this
+// test and in those above a subtest, run in both: a t.Skip there must not look at the environment
+// or at files, which are not there, but may look at a flag. The result, the log and the subtests
+// inside are reported as this test's.
 //
 // Inside there is nothing except the test binary and the shared libraries that it needs, the
 // writable file systems of every run, and what the options add, such as WithReadOnlyBind for files
 // that the test reads, or WithRootfs(HostRootfs()) for the host's programs. There is no network
 // except a loopback interface of its own, and nothing of this process's environment. Otherwise it
-// is a sandbox as New makes it. The working directory is empty and writable: the home directory.
-// The package's init functions and TestMain run there too, with the flags of this process.
+// is a sandbox as New makes it. The working directory is empty and writable: the home directory,
+// where WithFS("/home/sandbox/testdata", os.DirFS("testdata")) puts the package's testdata. The
+// package's init functions and TestMain run there too, with the flags of this process.
 //
 // Isolate may also be the first line of a subtest or of a fuzz target (for its seeds: not with
 // -fuzz), and may follow t.Parallel. The subtests of an isolated test are isolated with it; a call
@@ -84,6 +89,9 @@ func isolate(t *testing.T, opts []sandbox.Option) *result {
 	}
 	ctx, cancel := withDeadline(t.Context(), t)
 	defer cancel()
+	if err := ownOptions(opts); err != nil {
+		return newParser(t.Name()).conclude(err)
+	}
 	inside := "/" + filepath.Base(exe)
 	base := sandbox.New(hermetic(), ownProgram, sandbox.WithReadOnlyBind(exe, inside), sandbox.WithOutputLimit(maxOutput)).
 		With(seeds(t)...).With(opts...).With(sandbox.WithEnv(isolatedEnv+"="+t.Name()), sandbox.WithWaitDelay(0))
@@ -94,6 +102,22 @@ func isolate(t *testing.T, opts []sandbox.Option) *result {
 	}
 	events, err := covered(t, run)
 	return events.conclude(err)
+}
+
+// ownOptions refuses the options whose place the test takes.
+func ownOptions(opts []sandbox.Option) error {
+	var errs []error
+	sandbox.New(opts...).With(func(c *spec.Spec) {
+		for _, o := range []struct {
+			name  string
+			given bool
+		}{{"WithCommand", c.Command.Argv != nil}, {"WithStdout", c.Streams.Stdout != nil}, {"WithStderr", c.Streams.Stderr != nil}} {
+			if o.given {
+				errs = append(errs, fault.Option(o.name, "the test is the command, and its output is in the log: leave it out"))
+			}
+		}
+	})
+	return errors.Join(errs...)
 }
 
 // ownProgram shows nothing in the root but what this program needs to be executed in it.

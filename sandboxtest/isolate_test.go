@@ -104,6 +104,17 @@ func TestSampleSetup(t *testing.T) {
 	sample(t, sandbox.WithReadOnlyBind("/no/such/file", "/x"))
 }
 
+func TestSampleCommand(t *testing.T) {
+	sample(t, sandbox.WithCommand("true"))
+}
+
+func TestSampleAbove(t *testing.T) {
+	if _, err := os.Stat("isolate_test.go"); err != nil {
+		t.Skip("there are no files inside")
+	}
+	t.Run("sub", func(t *testing.T) { sample(t) })
+}
+
 func TestSampleFlags(t *testing.T) {
 	sample(t)
 	require.Equal(t, "given", *word)
@@ -231,6 +242,8 @@ func TestRootlessIsolateDies(t *testing.T) {
 		"ExitZero": {"unexpected call to os.Exit(0) during test", "in its sandbox: its process: sandbox: exit status 2"},
 		"Sleep":    {"test timed out after", "in its sandbox: its process: sandbox: exit status 2", "time.Sleep"},
 		"Setup":    {"the test did not run: sandbox: WithReadOnlyBind", "/no/such/file"},
+		"Command":  {"the test did not run: sandbox: WithCommand: the test is the command"},
+		"Above":    {"the test did not run: the tests above it run there too", "--- FAIL: TestSampleAbove/sub"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -413,7 +426,7 @@ func TestParser(t *testing.T) {
 		sub := &result{name: "TestX/a/b", status: passed, items: []item{{text: []byte("in b\nnoise\n")}}}
 		require.Equal(t, []item{{text: []byte("out")}, {sub: sub}, {text: []byte("more\n")}, {key: "k", value: "v w"}, {text: []byte("lostafter\n")}}, r.items)
 	}
-	require.Equal(t, "the test did not run", newParser("TestX").conclude(nil).problem)
+	require.Contains(t, newParser("TestX").conclude(nil).problem, "the test did not run: the tests above it run there too")
 	p := newParser("TestX")
 	_, _ = p.Write([]byte("\x16=== RUN   TestX\nx\x16=== incomplete"))
 	r := p.conclude(nil)

@@ -58,6 +58,7 @@ type Cell struct {
 	uncounted []string
 
 	doomed atomic.Bool      // PID 1 was seen to end
+	closed atomic.Bool      // by Close, while it was alive
 	done   chan struct{}    // closed when PID 1 has ended
 	end    *os.ProcessState // how it ended, once done is closed
 	once   sync.Once
@@ -277,8 +278,11 @@ func (c *Cell) Lost() error {
 	case <-c.done:
 	case <-time.After(time.Second):
 	}
-	if c.killed() {
+	switch {
+	case c.killed():
 		return fmt.Errorf("%w: %v", ErrLost, c.end)
+	case c.closed.Load():
+		return fmt.Errorf("%w, by Close or Shutdown", ErrLost)
 	}
 	return fmt.Errorf("%w%s", ErrLost, c.complaint())
 }
@@ -318,6 +322,7 @@ func (c *Cell) enter() bool {
 func (c *Cell) Close(ctx context.Context) error {
 	var err error
 	c.once.Do(func() {
+		c.closed.Store(!c.Dying())
 		c.mu.Lock()
 		c.closing = true
 		c.mu.Unlock()

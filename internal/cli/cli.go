@@ -34,6 +34,9 @@ func dispatch(args []string) int {
 		fmt.Fprint(os.Stderr, usage)
 		return statusSetup
 	}
+	if args[0] == "help" && len(args) == 2 && (args[1] == "run" || args[1] == "exec") {
+		args = []string{args[1], "-h"}
+	}
 	name, rest := args[0], args[1:]
 	asJSON := (name == "check" || name == "version" || name == "ps") && len(rest) == 1 && (rest[0] == "-json" || rest[0] == "--json")
 	if asJSON {

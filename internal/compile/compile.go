@@ -190,7 +190,7 @@ func (k *compiler) program(b *program.Builder) (*program.Program, error) {
 	if len(strings.Join(k.c.Command.Env, "")) > len(strings.Join(k.c.Command.Argv, "")) {
 		option = "WithEnv"
 	}
-	return nil, fault.Option(option, "%w: pass what is large in a file, with WithReadOnlyBind", err)
+	return nil, fault.Option(option, "%w: pass what is large in a file, with WithFile or WithReadOnlyBind", err)
 }
 
 // declareFiles declares the descriptors that accompany the run's program, in their order.

@@ -251,12 +251,13 @@ func TestRootlessExecRunEnds(t *testing.T) {
 		opts []sandbox.Option
 		end  func(p *sandbox.Process, cancel func())
 		is   error
+		says string
 	}{
-		"kill":    {[]sandbox.Option{wait}, func(p *sandbox.Process, _ func()) { _ = p.Kill() }, nil},
-		"close":   {[]sandbox.Option{sandbox.WithHold()}, func(p *sandbox.Process, _ func()) { _ = p.Close() }, nil},
-		"exit":    {[]sandbox.Option{wait}, func(p *sandbox.Process, _ func()) { _ = p.Signal(syscall.SIGTERM) }, nil},
-		"cancel":  {[]sandbox.Option{wait}, func(_ *sandbox.Process, cancel func()) { cancel() }, context.Canceled},
-		"timeout": {[]sandbox.Option{sandbox.WithHold(), sandbox.WithTimeout(testkit.Patience / 50)}, func(*sandbox.Process, func()) {}, sandbox.ErrTimeout},
+		"kill":    {[]sandbox.Option{wait}, func(p *sandbox.Process, _ func()) { _ = p.Kill() }, nil, "the run has ended (signal: killed)"},
+		"close":   {[]sandbox.Option{sandbox.WithHold()}, func(p *sandbox.Process, _ func()) { _ = p.Close() }, nil, "the run has ended (signal: killed)"},
+		"exit":    {[]sandbox.Option{wait}, func(p *sandbox.Process, _ func()) { _ = p.Signal(syscall.SIGTERM) }, nil, "the run has ended (signal: killed)"},
+		"cancel":  {[]sandbox.Option{wait}, func(_ *sandbox.Process, cancel func()) { cancel() }, context.Canceled, "the run has ended (signal: killed)"},
+		"timeout": {[]sandbox.Option{sandbox.WithHold(), sandbox.WithTimeout(testkit.Patience / 50)}, func(*sandbox.Process, func()) {}, sandbox.ErrTimeout, "the run has ended: timed out (signal: killed)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -277,6 +278,7 @@ func TestRootlessExecRunEnds(t *testing.T) {
 				_, err := x.Wait()
 				require.Equal(t, sandbox.RunEnded, runs.ExitError(t, err).Reason)
 				require.ErrorIs(t, err, sandbox.ErrRunEnded)
+				require.ErrorContains(t, err, test.says)
 				if test.is != nil {
 					require.ErrorIs(t, err, test.is)
 				}
@@ -363,6 +365,51 @@ func TestExecLimits(t *testing.T) {
 	require.NoError(t, err)
 	require.Positive(t, usage.OOMKills)
 	require.NoError(t, p.Close())
+}
+
+// What the kernel kills for the memory of one command does not count for those that live on and
+// end with their run.
+func TestExecBesideOutOfMemory(t *testing.T) {
+	testkit.Need(t, "cgroup memory")
+	p := session(t, append(runs.HelperOptions(), sandbox.WithMemory(32*sandbox.MiB))...)
+	beside := execute(t, p, sandbox.WithCommand("sleep", "1000"))
+	_, err := execute(t, p, sandbox.WithCommand("/helper", testkit.HelperArgs("alloc", "200")...)).Wait()
+	require.ErrorIs(t, err, sandbox.ErrOutOfMemory)
+	require.NoError(t, p.Kill())
+	_, err = beside.Wait()
+	require.Equal(t, sandbox.RunEnded, runs.ExitError(t, err).Reason)
+	require.NotErrorIs(t, err, sandbox.ErrOutOfMemory)
+}
+
+// gated is a writer that waits for a channel to be closed.
+type gated chan struct{}
+
+func (g gated) Write(b []byte) (int, error) { <-g; return len(b), nil }
+
+// What the run has found of its output after its end is not for those who ask for a command's end
+// at the same time (go test -race).
+func TestRootlessExecRunEndsBeforeOutput(t *testing.T) {
+	t.Parallel()
+	r, w := io.Pipe()
+	open := make(gated)
+	p := runs.Start(t, sandbox.New(script("read x; head -c 60000 /dev/zero", sandbox.WithStdin(r), sandbox.WithStdout(open), sandbox.WithOutputLimit(50_000))...))
+	x := execute(t, p, sandbox.WithCommand("sleep", "1000"))
+	time.AfterFunc(testkit.Patience/100, func() { close(open) })
+	require.NoError(t, w.Close())
+	_, err := x.Wait()
+	require.Equal(t, sandbox.RunEnded, runs.ExitError(t, err).Reason)
+	_, err = p.Wait()
+	require.ErrorIs(t, err, sandbox.ErrOutputLimit)
+}
+
+// A run without a command has none that gets a signal, from its first moment on.
+func TestRootlessHoldSignal(t *testing.T) {
+	t.Parallel()
+	for range 20 {
+		p := session(t)
+		require.ErrorIs(t, p.Signal(syscall.SIGTERM), os.ErrProcessDone)
+		require.NoError(t, p.Close())
+	}
 }
 
 func TestExecPaused(t *testing.T) {

@@ -278,6 +278,7 @@ func TestPoolOptions(t *testing.T) {
 	t.Parallel()
 	for want, jobs := range map[string]*pool.Pool{
 		"pool.New: 0":              pool.New(runs.Shell("true"), 0),
+		"pool.New: the sandbox is": pool.New(nil, 1),
 		"pool.Queue: -1":           pool.New(runs.Shell("true"), 1, pool.Queue(-1)),
 		"pool.Memory: 5 bytes":     pool.New(runs.Shell("true"), 1, pool.Memory(5)),
 		"pool.CPUs: 1e+06 is not ": pool.New(runs.Shell("true"), 1, pool.CPUs(1e6)),
@@ -287,6 +288,15 @@ func TestPoolOptions(t *testing.T) {
 		require.ErrorContains(t, err, want)
 		closePool(t, jobs)
 	}
+	alone := pool.New(sandbox.New(sandbox.WithCommand("cat")), 1)
+	_, err := alone.Run(testkit.Deadline(t), sandbox.WithStdinPipe())
+	require.ErrorContains(t, err, "WithStdinPipe: Run returns no Process")
+	process, err := alone.Start(testkit.Deadline(t), sandbox.WithStdinPipe())
+	require.NoError(t, err)
+	require.NoError(t, process.StdinPipe().Close())
+	_, err = process.Wait()
+	require.NoError(t, err)
+	closePool(t, alone)
 }
 
 // TestRootlessPoolBudgetWithoutCgroups asks for what can't be enforced.

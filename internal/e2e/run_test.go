@@ -93,6 +93,24 @@ func TestOutput(t *testing.T) {
 	require.ErrorContains(t, err, "WithStderr")
 }
 
+// Who returns no Process refuses what only that can use: such a run would wait for it for ever.
+func TestRunAlone(t *testing.T) {
+	t.Parallel()
+	for name, o := range map[string]sandbox.Option{"WithHold": sandbox.WithHold(), "WithTerminal": sandbox.WithTerminal(24, 80),
+		"WithStdinPipe": sandbox.WithStdinPipe(), "WithStdoutPipe": sandbox.WithStdoutPipe(), "WithStderrPipe": sandbox.WithStderrPipe()} {
+		s, ctx := sandbox.New(sandbox.WithCommand("cat"), sandbox.WithTimeout(testkit.Patience/50), sandbox.WithDir("wrong"), o), testkit.Deadline(t)
+		for by, run := range map[string]func() error{
+			"Run":            func() error { _, err := s.Run(ctx); return err },
+			"Output":         func() error { _, err := s.Output(ctx); return err },
+			"CombinedOutput": func() error { _, err := s.CombinedOutput(ctx); return err },
+		} {
+			err := run()
+			require.ErrorContains(t, err, name+": "+by+" returns no Process")
+			require.ErrorContains(t, err, "WithDir: ", "all wrong options are reported")
+		}
+	}
+}
+
 func TestCommandLookup(t *testing.T) {
 	t.Parallel()
 	testkit.Need(t, "root")
@@ -290,6 +308,11 @@ func TestCopyErrors(t *testing.T) {
 	// A writer that fails ends a command that goes on writing.
 	_, err = sandbox.New(sandbox.WithCommand("yes"), sandbox.WithStdout(&failing{after: 100_000})).Run(testkit.Deadline(t))
 	require.Equal(t, syscall.SIGPIPE, runs.ExitError(t, err).Signal)
+	require.ErrorIs(t, err, errOfTest, "which says why")
+	require.EqualError(t, err, "sandbox: signal: broken pipe (copying standard streams: "+errOfTest.Error()+")")
+	_, err = sandbox.New(sandbox.WithCommand("yes"), sandbox.WithStdout(&failing{after: 100_000}), sandbox.WithOutputLimit(1)).Run(testkit.Deadline(t))
+	require.ErrorIs(t, err, sandbox.ErrOutputLimit, "what ended it comes first")
+	require.NotErrorIs(t, err, errOfTest)
 }
 
 // A slow writer makes the command wait, and loses nothing.

@@ -133,6 +133,16 @@ func TestRootlessScratchEnds(t *testing.T) {
 	require.ErrorIs(t, s.CopyIn(fstest.MapFS{}, "."), fs.ErrClosed)
 }
 
+// A scratch that NewScratch did not make, whose error nobody looked at, is an error too.
+func TestScratchOfNothing(t *testing.T) {
+	for _, s := range []*sandbox.Scratch{nil, {}} {
+		_, noFile := s.FS().Open("x")
+		for _, err := range []error{s.CopyIn(fstest.MapFS{}, "."), s.CopyOut(t.TempDir()), noFile, s.Close()} {
+			require.ErrorContains(t, err, "the scratch was not made by NewScratch: look at the error of that")
+		}
+	}
+}
+
 func TestScratchOptions(t *testing.T) {
 	_, err := sandbox.NewScratch(0)
 	require.EqualError(t, err, "sandbox: NewScratch: 0 is not a positive number of bytes")

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -34,7 +35,7 @@ func Exec(errno unix.Errno) string {
 	case unix.EACCES:
 		return "the command must be a program that the run's user may execute"
 	case unix.ENOEXEC:
-		return "the command must be a program for this machine's architecture, or a script whose first line names its interpreter, such as #!/bin/sh"
+		return "a script must begin with its interpreter, as in #!/bin/sh, and a program must be one for linux/" + runtime.GOARCH
 	}
 	return ""
 }
@@ -70,7 +71,7 @@ func ofPurpose(e *cell.CallError) string {
 		case e.Number == unix.SYS_OPENAT && e.Errno == unix.EACCES:
 			return "its place must be in a directory that the run's user may write to, such as a tmpfs"
 		case e.Number == unix.SYS_OPENAT2 && e.Errno == unix.ENOENT:
-			return "the mount point must exist where its place can't be written: in a directory of the host, or in a bind"
+			return "the mount point must exist where its place can't be written: in a directory of the host, or in a bind; elsewhere, as in /opt, it is made"
 		case mismatched:
 			return "the source and the mount point must both be directories, or neither"
 		}
@@ -88,7 +89,7 @@ type failed struct {
 func ofCall(e *cell.CallError) string {
 	switch (failed{e.Number, e.Errno}) {
 	case failed{unix.SYS_EXECVE, unix.E2BIG}:
-		return "WithCommand and WithEnv are too large together, or one string of them is larger than 128 KiB: pass what is large in a file, with WithReadOnlyBind"
+		return "WithCommand and WithEnv are too large together, or one string of them is larger than 128 KiB: pass what is large in a file, with WithFile or WithReadOnlyBind"
 	case failed{unix.SYS_EXECVE, unix.EPERM}:
 		return "a profile of WithSeccomp must allow execve"
 	case failed{unix.SYS_PRLIMIT64, unix.EPERM}:
@@ -272,8 +273,17 @@ func Private(err error) string {
 		return "a kernel with veth: modprobe veth, or CONFIG_VETH; for Reaches also CONFIG_IP_MULTIPLE_TABLES"
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
 		return "this process must be the user that it was when the cell was booted; with WithoutUserNamespace it needs CAP_NET_ADMIN and CAP_NET_RAW"
+	}
+	return Own(err)
+}
+
+// Own returns what to do about what this process lacks itself, or "" if that is not it.
+func Own(err error) string {
+	switch {
 	case errors.Is(err, unix.EMFILE):
-		return "raise the limit of open files (ulimit -n)"
+		return "raise this process's limit of open files (ulimit -n, RLIMIT_NOFILE), or have fewer runs at a time"
+	case errors.Is(err, unix.ENFILE):
+		return "raise the machine's limit of open files: sysctl fs.file-max"
 	}
 	return ""
 }

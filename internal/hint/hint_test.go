@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -65,7 +66,7 @@ func TestHints(t *testing.T) {
 	}{
 		{program.General, unix.SYS_OPENAT2, unix.EACCES, "must be open to others"},
 		{program.Place, unix.SYS_OPENAT2, unix.EACCES, "must be open to others"},
-		{program.Place, unix.SYS_OPENAT2, unix.ENOENT, "in a directory of the host, or in a bind"},
+		{program.Place, unix.SYS_OPENAT2, unix.ENOENT, "in a directory of the host, or in a bind; elsewhere, as in /opt, it is made"},
 		{program.General, unix.SYS_OPENAT2, unix.ENOENT, ""},
 		{program.Place, unix.SYS_MOVE_MOUNT, unix.ENOTDIR, "must both be directories, or neither"},
 		{program.Place, unix.SYS_MOVE_MOUNT, unix.EINVAL, "must both be directories, or neither"},
@@ -85,6 +86,7 @@ func TestHints(t *testing.T) {
 		{program.Exec, unix.SYS_EXECVE, unix.EPERM, "must allow execve"},
 		{program.Exec, unix.SYS_EXECVE, unix.ENOENT, "must be in the run's root"},
 		{program.Exec, unix.SYS_EXECVE, unix.EACCES, "may execute"},
+		{program.Exec, unix.SYS_EXECVE, unix.ENOEXEC, "#!/bin/sh, and a program must be one for linux/" + runtime.GOARCH},
 		{program.Exec, unix.SYS_EXECVE, unix.EIO, ""},
 		{program.General, unix.SYS_PRLIMIT64, unix.EPERM, "a hard limit can't be raised"},
 		{program.General, unix.SYS_CLONE3, unix.EAGAIN, "too many processes"},

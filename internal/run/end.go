@@ -79,17 +79,23 @@ func (r *Run) finishStreams() {
 	if r.in == nil { // what a further command was refused is told as the run's
 		r.refused.finish(r.spec.Supervision.WaitDelay)
 	}
-	// The limit may be reached by what was still to be read when the end was seen.
-	if reason, killed, _ := r.whyKilled(); killed && reason == fault.OutputExceeded && r.end != nil && (r.end.Reason == fault.Exited || r.end.Reason == fault.Signaled) {
-		r.end.Reason = reason
+	r.last = r.end
+	if r.end == nil {
+		r.err = fmt.Errorf("sandbox: %w (%w)", fault.ErrCellLost, r.cell.Lost())
+		return
 	}
-	if !inTime {
+	// The limit may be reached by what was still to be read when the end was seen.
+	if reason, killed, _ := r.whyKilled(); killed && reason == fault.OutputExceeded && (r.end.Reason == fault.Exited || r.end.Reason == fault.Signaled) {
+		last := *r.end // of which commands in the run may be told at this moment
+		last.Reason, r.last = reason, &last
+	}
+	failed := r.last.Failed()
+	if !inTime && !failed {
 		copied = errors.Join(copied, fault.ErrWaitDelay)
 	}
-	switch {
-	case r.end == nil:
-		r.err = fmt.Errorf("sandbox: %w (%w)", fault.ErrCellLost, r.cell.Lost())
-	case copied != nil && !r.end.Failed():
+	if copied != nil && failed {
+		r.err = fmt.Errorf("copying standard streams: %w", copied) // maybe why it failed, as by SIGPIPE
+	} else if copied != nil {
 		r.err = fmt.Errorf("sandbox: copying standard streams: %w", copied)
 	}
 }

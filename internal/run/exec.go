@@ -93,7 +93,7 @@ func (r *Run) startExec(ctx context.Context, x *Run, join func(context.Context) 
 		if starting.Err() != nil && ctx.Err() == nil || r.endsWith(err) {
 			return nil, os.ErrProcessDone
 		}
-		return nil, err
+		return nil, withOwnHint(err)
 	}
 	x.begin(ctx)
 	return x, nil

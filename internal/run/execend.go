@@ -36,10 +36,13 @@ func (x *Run) finishExec() {
 	x.release()
 	if end.Reason == fault.RunEnded {
 		<-x.in.gone // its own reason is there then
-		if x.in.end == nil {
+		switch of := x.in.end; {
+		case of == nil:
 			end = nil // with the cell
-		} else {
-			end.Of = x.in.end
+		case of.Reason == fault.OutOfMemory:
+			end.Reason = of.Reason // the kernel has killed all of the run
+		default:
+			end.Of = of
 		}
 	}
 	x.end = end
@@ -69,12 +72,12 @@ func (x *Run) endOfExec(exit program.Event, exited bool) *End {
 	switch {
 	case killed && end.Signal == unix.SIGKILL, asked, killed && reason == fault.OutputExceeded:
 		end.Reason = reason
-	case end.Failed() && now.oomKills > x.before.oomKills:
-		end.Reason = fault.OutOfMemory
 	// PID 1 closes its socket before the kernel ends what is left in its pid namespace:
 	// kernel/exit.c, do_exit. That of the cell ends all at once.
 	case end.Signal == unix.SIGKILL && (x.in.ends() || !x.in.conn.Quiet() || !exited && (x.guest != nil || x.cell.DiesNow())):
 		end.Reason = fault.RunEnded
+	case end.Failed() && now.oomKills > x.before.oomKills:
+		end.Reason = fault.OutOfMemory
 	case end.Failed() && now.pidsRefused > x.before.pidsRefused:
 		end.Reason = fault.PIDsExceeded
 	}

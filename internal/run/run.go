@@ -38,8 +38,9 @@ type Run struct {
 
 	published []netip.AddrPort
 
-	done chan struct{} // closed when end, err are there
-	end  *End
+	end  *End          // there when gone is closed
+	done chan struct{} // closed when last and err are there
+	last *End          // end, or another one if what was left of the output tells another reason
 	err  error
 }
 
@@ -84,7 +85,7 @@ func (r *Run) PID() int {
 // lost cell, with no End, or of copying the run's streams.
 func (r *Run) Wait() (*End, error) {
 	<-r.done
-	return r.end, r.err
+	return r.last, r.err
 }
 
 func (r *Run) wasKilled() bool {
@@ -196,8 +197,8 @@ func (r *Run) Signal(sig os.Signal) error {
 	}
 	r.state.mu.Lock()
 	defer r.state.mu.Unlock()
-	if r.state.over {
-		return os.ErrProcessDone
+	if r.state.over || r.spec.Command.Hold {
+		return os.ErrProcessDone // what executes the command of other runs may still be there
 	}
 	err := r.signal(s)
 	if hasEnded(err) {
@@ -218,10 +219,10 @@ func (r *Run) signal(s unix.Signal) error {
 func (r *Run) Usage() (Usage, error) {
 	select {
 	case <-r.done:
-		if r.end == nil {
+		if r.last == nil {
 			return Usage{}, r.err
 		}
-		return r.end.Usage, nil
+		return r.last.Usage, nil
 	default:
 	}
 	wall := time.Since(r.started)

@@ -12,6 +12,7 @@ import (
 	"github.com/cellkit/sandbox/internal/cell"
 	"github.com/cellkit/sandbox/internal/compile"
 	"github.com/cellkit/sandbox/internal/fault"
+	"github.com/cellkit/sandbox/internal/hint"
 	"github.com/cellkit/sandbox/internal/spec"
 )
 
@@ -71,6 +72,15 @@ func (s *Sandbox) check() error {
 	return errors.Join(errs...)
 }
 
+// CheckAlone returns all wrong options of a sandbox that is started by a function, by, which
+// returns no Process, if some of them need one.
+func (s *Sandbox) CheckAlone(by string) error {
+	if errs := s.Spec.CheckAlone(by); errs != nil {
+		return errors.Join(append([]error{s.check()}, errs...)...)
+	}
+	return nil
+}
+
 // Explain returns the programs of a run as text.
 func (s *Sandbox) Explain() (string, error) {
 	if err := s.check(); err != nil {
@@ -121,12 +131,20 @@ func (s *Sandbox) Start(ctx context.Context) (*Run, error) {
 				// The host's files may have changed since the plan was compiled.
 				s.plans.forget()
 			}
-			return nil, err
+			return nil, withOwnHint(err)
 		}
 		if s.Spec.Place.Cell != nil || attempt == 2 {
 			return nil, fmt.Errorf("sandbox: %w (%w)", fault.ErrCellLost, err)
 		}
 	}
+}
+
+// withOwnHint returns the error with what to do about it if this process lacks something.
+func withOwnHint(err error) error {
+	if e, ok := err.(*fault.SetupError); ok && e.Hint == "" {
+		return &fault.SetupError{Stage: e.Stage, Err: e.Err, Hint: hint.Own(err)}
+	}
+	return err
 }
 
 func (s *Sandbox) startOnce(ctx context.Context) (*Run, error) {

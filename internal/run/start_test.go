@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -31,7 +32,7 @@ func TestSetupErrorOfExec(t *testing.T) {
 	}{
 		{failed(unix.ENOENT, 0), []error{fs.ErrNotExist}, "sandbox: exec: exec job: no such file or directory (the command and its interpreter must be in the run's root: WithReadOnlyBind shows files of the host there)"},
 		{failed(unix.EACCES, 1<<20), []error{fs.ErrPermission}, "sandbox: exec: exec job: permission denied (the command must be a program that the run's user may execute)"},
-		{failed(unix.ENOEXEC, 0), nil, "sandbox: exec: exec job: exec format error (the command must be a program for this machine's architecture, or a script whose first line names its interpreter, such as #!/bin/sh)"},
+		{failed(unix.ENOEXEC, 0), nil, "sandbox: exec: exec job: exec format error (a script must begin with its interpreter, as in #!/bin/sh, and a program must be one for linux/" + runtime.GOARCH + ")"},
 		{failed(unix.ENOMEM, 0), []error{unix.ENOMEM}, "sandbox: exec: exec job: cannot allocate memory"},
 		{failed(unix.ENOMEM, 1<<20), []error{unix.ENOMEM, fault.ErrOutOfMemory},
 			"sandbox: exec: exec job: out of memory (cannot allocate memory) (raise WithMemory)"},
@@ -42,6 +43,17 @@ func TestSetupErrorOfExec(t *testing.T) {
 		}
 	}
 	require.ErrorContains(t, failed(unix.E2BIG, 0), "WithCommand and WithEnv are too large")
+}
+
+// TestSetupErrorOfOwnLimits has what this process lacks, wherever it was missed.
+func TestSetupErrorOfOwnLimits(t *testing.T) {
+	full := &fault.SetupError{Stage: "pidfd_open", Err: unix.EMFILE}
+	require.ErrorContains(t, withOwnHint(full), "too many open files (raise this process's limit of open files")
+	require.Empty(t, full.Hint, "the error may be that of others, too")
+	require.ErrorContains(t, withOwnHint(&fault.SetupError{Err: unix.ENFILE}), "fs.file-max")
+	for _, other := range []error{unix.EMFILE, &fault.SetupError{Stage: "x", Err: unix.EMFILE, Hint: "y"}} {
+		require.Equal(t, other, withOwnHint(other))
+	}
 }
 
 func TestForgottenPlans(t *testing.T) {

@@ -104,6 +104,15 @@ func CheckPath(p string) error {
 	return nil
 }
 
+// checkHostPath is CheckPath for a path of this machine.
+func checkHostPath(p string) error {
+	err := CheckPath(p)
+	if err != nil && p != "" && strings.IndexByte(p, 0) < 0 && !path.IsAbs(p) {
+		return fmt.Errorf("%w: filepath.Abs returns one of this machine", err)
+	}
+	return err
+}
+
 // What a run has without asking.
 const (
 	UserName    = "sandbox"

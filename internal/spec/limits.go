@@ -149,7 +149,7 @@ func (l *Limits) check() (errs []error) {
 		bad("WithCPUTime", "%v is not a positive duration", l.CPUTime)
 	}
 	for _, io := range l.IO {
-		if err := CheckPath(io.Path); err != nil {
+		if err := checkHostPath(io.Path); err != nil {
 			bad("WithIO", "%w", err)
 		}
 	}

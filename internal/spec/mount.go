@@ -99,11 +99,11 @@ func (m Mount) Check() error {
 	return m.Source.check(dst)
 }
 
-func (b Bind) check(string) error { return CheckPath(b.Path) }
+func (b Bind) check(string) error { return checkHostPath(b.Path) }
 
 func (s Scratch) check(dst string) error {
 	if s.From == nil {
-		return fmt.Errorf("%s: the scratch was not made by NewScratch", dst)
+		return fmt.Errorf("%s: the scratch was not made by NewScratch: look at the error of that", dst)
 	}
 	return nil
 }

@@ -115,7 +115,7 @@ func (r *Rootfs) check() (errs []error) {
 	}
 	seen := map[string]bool{}
 	for _, dir := range r.Layers {
-		if err := CheckPath(dir); err != nil {
+		if err := checkHostPath(dir); err != nil {
 			errs = append(errs, err)
 		} else if dir = path.Clean(dir); seen[dir] {
 			errs = append(errs, fmt.Errorf("LayersRootfs: %s is given twice", dir))
@@ -133,7 +133,7 @@ func (r *Root) check() (errs []error) {
 		errs = append(errs, r.Subject().Wrong("%w", err))
 	}
 	if r.HasUpper && r.Upper == nil {
-		bad("WithScratchRoot", "the scratch was not made by NewScratch")
+		bad("WithScratchRoot", "the scratch was not made by NewScratch: look at the error of that")
 	} else if r.Writable < 0 {
 		bad("WithWritableRoot", "%d is not a positive number of bytes", r.Writable)
 	}

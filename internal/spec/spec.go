@@ -188,6 +188,28 @@ func (s *Spec) checkStreams() (errs []error) {
 	return errs
 }
 
+// CheckAlone refuses, of a run of which nobody gets the Process, what only that can use. by is the
+// function that starts it, such as "Run".
+func (s *Spec) CheckAlone(by string) (errs []error) {
+	for _, o := range []struct {
+		name  string
+		given bool
+		use   string
+	}{{"WithHold", s.Command.Hold, "Exec"}, {"WithTerminal", s.Command.Terminal.On, "Terminal"}, {"WithStdinPipe", ofProcess(s.Streams.Stdin), "StdinPipe"},
+		{"WithStdoutPipe", ofProcess(s.Streams.Stdout), "StdoutPipe"}, {"WithStderrPipe", ofProcess(s.Streams.Stderr), "StderrPipe"}} {
+		if o.given {
+			errs = append(errs, fault.Option(o.name, "%s returns no Process that has %s: use Start", by, o.use))
+		}
+	}
+	return errs
+}
+
+// ofProcess reports whether the other end of a stream is the Process's.
+func ofProcess(stream any) bool {
+	_, is := stream.(interface{ OfProcess() })
+	return is
+}
+
 const maxSignal = 64 // _NSIG of asm-generic/signal.h
 
 func (s *Supervision) check() (errs []error) {

@@ -13,6 +13,9 @@ type Pipe struct{ Stream int }
 func (Pipe) Read([]byte) (int, error)  { return 0, errors.ErrUnsupported }
 func (Pipe) Write([]byte) (int, error) { return 0, errors.ErrUnsupported }
 
+// OfProcess is what spec.Spec knows a Pipe by.
+func (Pipe) OfProcess() {}
+
 // Ends are the caller's ends of pipes that Pipe asked for, nil if it did not.
 type Ends struct {
 	Stdin          io.WriteCloser

@@ -93,6 +93,19 @@ func ShapeOf(t reflect.Type) Shape {
 	return s
 }
 
+// Passable returns why no value of a type could be passed, nil if some can.
+func Passable(t reflect.Type) error {
+	switch {
+	case t == fileType, t == readerType:
+		return fmt.Errorf("it is an %v itself: let it be a struct with a field of that type", t)
+	case t.Kind() == reflect.Interface && t.NumMethod() > 0:
+		return fmt.Errorf("%v is an interface with methods: let it be a type without, such as a string", t)
+	case t.Kind() == reflect.Chan, t.Kind() == reflect.Func, t.Kind() == reflect.UnsafePointer:
+		return fmt.Errorf("a %v can't be copied to another process", t)
+	}
+	return nil
+}
+
 // Files returns how many files values of the shape may have.
 func (s Shape) Files() int { return len(s.readers) + len(s.files) }
 

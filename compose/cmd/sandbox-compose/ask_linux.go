@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -115,11 +116,16 @@ func logs(e *env, args []string) (int, error) {
 // that of this program, or an open file, is not for who may be hostile.
 func execute(e *env, args []string) (int, error) {
 	terminal := e.flags.Bool("t", false, "give the command a terminal of its own, connected to the one at hand")
-	rest, c, err := e.dialFor(args, 2, "SERVICE COMMAND...")
+	rest, c, err := e.dialFor(args, 2, "SERVICE [--] COMMAND...")
 	if err != nil {
 		return 0, err
 	}
 	defer c.Close()
+	if rest[1] == "--" { // as for sandbox exec
+		if rest = slices.Delete(rest, 1, 2); len(rest) == 1 {
+			return 0, errors.New("exec: no command is given after --")
+		}
+	}
 	defer context.AfterFunc(e.ctx, func() { _ = c.Close() })()
 	q := request{Op: "exec", Services: rest[:1], Terminal: *terminal}
 	for _, a := range rest[1:] {

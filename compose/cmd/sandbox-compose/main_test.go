@@ -157,6 +157,10 @@ func TestRootlessForeground(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		require.Fail(t, "exec waits for what its command has left behind")
 	}
+	shown, _ = do(t, 0, "exec", "two", "--", "echo", "--")
+	require.Equal(t, "--\n", shown)
+	_, wrong = do(t, failed, "exec", "two", "--")
+	require.Contains(t, wrong, "no command is given")
 	_, wrong = do(t, failed, "exec", "nobody", "true")
 	require.Contains(t, wrong, `no service "nobody"`)
 	_, wrong = do(t, failed, "up")
@@ -307,6 +311,10 @@ func TestUsage(t *testing.T) {
 	for _, args := range [][]string{{}, {"nonsense"}, {"up", "-nonsense"}, {"up", "-d", "-held=false"}, {"exec", "web"}, {"up", "-allow", "x"}, {"up", "-volume-size", "x"}} {
 		do(t, misused, args...)
 	}
+	_, wrong = do(t, misused, "restart")
+	require.Contains(t, wrong, `there is no command "restart"`)
+	shown, _ = do(t, 0, "help")
+	require.Equal(t, usage, shown)
 	_, wrong = do(t, failed, held, "-d", "-ignore", "build", "-ignore", "ipc")
 	require.Contains(t, wrong, "held is for up -d itself")
 	do(t, 0, "up", "-h")
