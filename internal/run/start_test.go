@@ -5,8 +5,8 @@ package run
 import (
 	"errors"
 	"io/fs"
-	"slices"
 	"runtime"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
