@@ -87,10 +87,12 @@ func closeFDs(fds []int) {
 // there for it.
 func (v *View) Err() error { return v.err }
 
-// note keeps an error for Err. A directory that was moved out of its layer is an EXDEV.
+// note keeps an error for Err, unless a name can't lead anywhere, or something else is there than
+// a moment ago: a link that is none any more is an EINVAL, a directory that was moved out of its
+// layer an EXDEV, and what is moved just now an EAGAIN.
 func (v *View) note(call, p string, err error) {
 	switch err {
-	case nil, unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES, unix.ENAMETOOLONG, unix.EXDEV:
+	case nil, unix.ENOENT, unix.ENOTDIR, unix.ELOOP, unix.EACCES, unix.ENAMETOOLONG, unix.EXDEV, unix.EINVAL, unix.EAGAIN:
 		return
 	}
 	if v.err == nil {

@@ -164,7 +164,7 @@ func TestRootlessForeground(t *testing.T) {
 	_, wrong = do(t, failed, "exec", "nobody", "true")
 	require.Contains(t, wrong, `no service "nobody"`)
 	_, wrong = do(t, failed, "up")
-	require.Contains(t, wrong, "in use")
+	require.Contains(t, wrong, "is up already: sandbox-compose down ends it")
 	screen, picture := watch(t), ""
 	for !strings.Contains(picture, "running (healthy)") {
 		more, goesOn := <-screen
