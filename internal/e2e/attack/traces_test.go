@@ -389,7 +389,8 @@ func keyTrace(name string, ring int) trace {
 func attributesHelper([]string) error {
 	runtime.LockOSThread() // thread-self is the one that opened the file
 	status, err := os.ReadFile("/proc/thread-self/status")
-	for line := range strings.Lines(string(status)) {
+	// SIGURG is how Go's scheduler interrupts its own threads.
+	for line := range strings.Lines(strings.Replace(string(status), "SigPnd:\t0000000000400000", "SigPnd:\t0000000000000000", 1)) {
 		name, _, _ := strings.Cut(line, ":")
 		if !strings.HasPrefix(name, "Vm") && !strings.HasPrefix(name, "Rss") && !strings.Contains(name, "ctxt") && name != "SigQ" && name != "Threads" && !slices.Contains([]string{"Pid", "NSpid"}, name) {
 			fmt.Print(line)
