@@ -155,15 +155,16 @@ func TestRootlessNoHealth(t *testing.T) {
 	require.ErrorContains(t, wrong, "services.web.depends_on.db.condition: db has no healthcheck, nor has its image")
 }
 
-// A service gives files of its own set-uid and set-gid bits, as images do that begin by preparing
-// directories, but none that it can write to on this machine.
+// Services give files set-uid and set-gid bits, as images do that begin by preparing directories,
+// unless one can write to a directory of this machine, of which it could pass files to others.
 func TestRootlessSetID(t *testing.T) {
 	const compose = `
 services:
   own: {image: ./busybox.tar, command: sleep 1000000, stop_signal: KILL, volumes: ['vol:/v', '/own', './ro:/ro:ro']}
-  bind: {image: ./busybox.tar, command: sleep 1000000, stop_signal: KILL, volumes: ['vol:/v:ro', './dir:/dir']}
 volumes: {vol: }
 `
+	const bind = `  bind: {image: ./busybox.tar, command: sleep 1000000, stop_signal: KILL, volumes: ['vol:/v:ro', './dir:/dir']}
+volumes:`
 	chmod := func(r *Running, service, dir string) error {
 		_, err := inside(t, r, service, "sh", "-c", "mkdir -p "+dir+"/d && touch "+dir+"/f && busybox chmod 3775 "+dir+"/d && busybox chmod 4755 "+dir+"/f && test -g "+dir+"/d && test -u "+dir+"/f")
 		return err
@@ -173,7 +174,12 @@ volumes: {vol: }
 	for _, dir := range []string{"/srv", "/v", "/own"} {
 		require.NoError(t, chmod(r, "own", dir), dir)
 	}
+	require.NoError(t, r.Close())
+
+	r = up(t, project(t, map[string]string{"compose.yaml": strings.Replace(compose, "volumes: {vol", bind+" {vol", 1)}))
+	require.NoError(t, r.Ready())
 	require.Error(t, chmod(r, "bind", "/dir"))
+	require.Error(t, chmod(r, "own", "/own"))
 	require.NoError(t, r.Close())
 
 	r = up(t, project(t, map[string]string{"compose.yaml": compose}, VolumeDir(testkit.OpenDir(t))))

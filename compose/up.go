@@ -322,7 +322,6 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 	if p.again {
 		tail = append(tail, service.RestartEnded())
 	}
-	binds := p.binds
 	for _, m := range p.volumes {
 		if m.name == "" {
 			tail = append(tail, r.ownVolume(m))
@@ -333,9 +332,8 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 			return nil, fmt.Errorf("volume at %s: %w", m.dst, err)
 		}
 		opts = append(opts, mount)
-		binds = binds || r.project.conf.volumes.inDir() && !m.readOnly
 	}
-	if !binds { // all that it writes is the service's own
+	if !r.project.writesHere() {
 		opts = append(opts, sandbox.WithSetID())
 	}
 	on := shared
@@ -389,6 +387,14 @@ func (r *Running) fill(m mounted, box *sandbox.Sandbox) error {
 // elsewhere.
 func (r *Running) volumeDir(m mounted) string {
 	return filepath.Join(r.project.conf.volumes.dir, m.name)
+}
+
+// writesHere reports whether a service can write to a directory of this machine. Services can pass
+// each other its files, as descriptors, so that then none may give files set-uid bits.
+func (p *Project) writesHere() bool {
+	return slices.ContainsFunc(p.services, func(s *plan) bool {
+		return s.binds || p.conf.volumes.inDir() && slices.ContainsFunc(s.volumes, func(m mounted) bool { return m.name != "" && !m.readOnly })
+	})
 }
 
 // openInput returns a standard input on which nothing comes, and no end.

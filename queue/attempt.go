@@ -34,9 +34,13 @@ func (w *Worker) attempt(ctx context.Context, p pulled) {
 		return
 	}
 	defer l.close()
-	// Servers that do not hear of its end then give it to others when the lease is over.
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(giveBackTime, func() { l.cancel(errStopped) }) })()
 	a := &attempt{w: w, l: l, id: id, delivered: meta.NumDelivered, counted: p.made.UnixNano(), from: p.from, log: w.log.With("task", id, "worker", w.name)}
+	// Servers that do not hear of its end then give it to others when the lease is over.
+	defer context.AfterFunc(ctx, func() {
+		a.running.Lock()
+		defer a.running.Unlock()
+		time.AfterFunc(giveBackTime, func() { l.cancel(errStopped) })
+	})()
 	began := time.Now()
 	err = a.do(ctx, p.m)
 	if err != nil {
@@ -48,7 +52,8 @@ func (w *Worker) attempt(ctx context.Context, p pulled) {
 	a.observed(began, err)
 }
 
-// giveBackTime is for how long a worker that is to end tries to give a task back.
+// giveBackTime is for how long a worker that is to end tries to give a task back when its run has
+// ended.
 const giveBackTime = 5 * time.Second
 
 // attempt is one of a task.
@@ -65,6 +70,7 @@ type attempt struct {
 	now     stateRecord   // as this worker wrote it
 	seq     uint64        // its number
 	claimed chan struct{} // closed when the claim is stored
+	running sync.Mutex    // held while the run is there
 }
 
 var (
@@ -427,11 +433,13 @@ func (a *attempt) run(ctx context.Context) (r *runRecord, failure error, again b
 	}
 	opts = append(opts, sandbox.WithStdout(out.writer(0)), sandbox.WithStderr(out.writer(1)), func(c *spec.Spec) { c.Supervision.Before, c.Streams.Lull = before, lull })
 	var res *sandbox.Result
+	a.running.Lock()
 	if a.task.Replica != nil {
 		res, err = a.serve(run, opts)
 	} else {
 		res, err = a.w.execute(run, opts...)
 	}
+	a.running.Unlock()
 	out.end(run)
 	if res == nil || run.Err() != nil {
 		var option *sandbox.OptionError

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +28,7 @@ type staged struct {
 	finish chan int           // is taken from by each run, which exits with the value
 	end    context.CancelFunc // of Run's context
 	ended  chan error         // gets what Run returns
+	grace  atomic.Int64       // for how long a run goes on that is to end, ns
 }
 
 func stage(t *testing.T, q *Queue, opts ...WorkerOption) *staged {
@@ -51,6 +53,7 @@ func stage(t *testing.T, q *Queue, opts ...WorkerOption) *staged {
 			}
 			return r, nil
 		case <-ctx.Done():
+			time.Sleep(time.Duration(s.grace.Load()))
 			return nil, context.Cause(ctx)
 		}
 	}
@@ -257,6 +260,27 @@ func TestDrainServerAway(t *testing.T) {
 	case <-time.After(3 * sooner):
 		require.Fail(t, "Run does not return")
 	}
+}
+
+// A task whose run is long about its end is given back after that, and loses no attempt.
+func TestDrainSlowEnd(t *testing.T) {
+	t.Parallel() // it mostly waits
+	q := open(t, Lease(time.Hour))
+	w := stage(t, q)
+	w.grace.Store(int64(giveBackTime + time.Second))
+	id := submit(t, q, named("a"))
+	w.begins(t, "a")
+	w.Drain(0)
+	select {
+	case err := <-w.ended:
+		require.NoError(t, err)
+	case <-time.After(testkit.Patience):
+		require.Fail(t, "Run does not return")
+	}
+	other := stage(t, q)
+	other.begins(t, "a")
+	other.finish <- 0
+	mustWait(t, q, id)
 }
 
 // Leases of what runs are renewed while the worker is drained, and it answers who asks for them.

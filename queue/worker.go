@@ -148,7 +148,7 @@ func namePattern(s string) bool {
 
 // Run takes tasks and runs them until ctx ends; it then kills what runs, which is tried again by
 // others, and returns nil. Drain lets that go on for a time. While no server answers Run waits for
-// one, but returns within 5 s when it is to end. The errors are wrong options, as
+// one, but returns within 5 s of the end of what runs when it is to end. The errors are wrong options, as
 // *sandbox.OptionErrors, joined, errors.ErrUnsupported on other systems than Linux, and, of a queue
 // that others use too, that this process is PID 1 of a container. It must be called once.
 //
