@@ -84,7 +84,7 @@ func TestAttackBombsInFunctions(t *testing.T) {
 		{"pipes", "cgroup memory", memory, sandbox.OutOfMemory},
 		{"sockets", "cgroup memory", memory, sandbox.OutOfMemory},
 		{"threads", "cgroup pids", few, sandbox.PIDsExceeded},
-		{"processes", "cgroup pids", few, sandbox.TimedOut},
+		{"processes", "cgroup pids", few, sandbox.TimedOut}, // or Go's runtime finds no room for a thread
 		{"stops", "", nil, sandbox.TimedOut},
 		{"deaf", "", nil, sandbox.TimedOut},
 		{"deep directories", "", nil, sandbox.TimedOut},
@@ -104,7 +104,8 @@ func TestAttackBombsInFunctions(t *testing.T) {
 			require.Equal(t, "warm", out)
 			began := time.Now()
 			_, err = workers.Call(testkit.Deadline(t), test.name)
-			require.Equal(t, test.reason, runs.ExitError(t, err).Reason, "%v", err)
+			reason := runs.ExitError(t, err).Reason
+			require.True(t, reason == test.reason || test.name == "processes" && reason == sandbox.PIDsExceeded, "%v", err)
 			require.Less(t, time.Since(began), testkit.Patience/2)
 			ctx, cancel := context.WithTimeout(testkit.Deadline(t), testkit.Patience)
 			defer cancel()
