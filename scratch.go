@@ -86,16 +86,16 @@ func (s *Scratch) CopyIn(fsys fs.FS, dir string) error {
 	return s.impl.CopyIn(fsys, dir)
 }
 
-// Fill copies what the sandbox's image (module image) has at the directory dst into the scratch, if
-// that is empty: so new volumes of containers begin. It is for runs of the sandbox that will have
-// the scratch there, and symbolic links at dst lead to where they lead for WithScratch. It does
-// nothing if the root is no image's, or the image has no directory there.
+// Fill copies the directory dst of the sandbox's image (module image) into the scratch, if the
+// scratch is empty, as container engines fill new volumes. The scratch is then for runs of that
+// sandbox, with WithScratch at dst. Symbolic links at dst are followed inside the image. Fill does
+// nothing if the sandbox has no image, or the image has no directory at dst. It needs no privilege.
 //
-// Modes, times and hard links are kept, those of dst itself too, but no set-uid, nor set-gid of
-// files. If this process is root, runs as root (WithUser(0, 0)) find the owners of the image. Else
-// all belongs to the runs' user. If that is not root, what it may not read in the image is left
-// out; but for an ordinary user, whose images have lost their owners, all is copied. Devices and
-// extended attributes are left out.
+// Modes, times and hard links are kept, also those of dst itself, except the set-uid bit, and the
+// set-gid bit of files. Owners are kept if this process is root and the sandbox's user is root
+// (WithUser(0, 0)). Otherwise everything belongs to the runs' user, and files that this user may
+// not read in the image are left out. An ordinary user's images have no owners, so there nothing is
+// left out for that. Devices and extended attributes are never copied.
 //
 // If there is not enough room (syscall.ENOSPC), if something can't be read, or if ctx ends before
 // all is copied, the scratch stays empty. Of several calls at once one copies, and the others wait.

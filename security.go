@@ -35,9 +35,9 @@ func WithSeccomp(profile *specs.LinuxSeccomp) Option {
 // this with EPERM ("Operation not permitted"), and openat2 with ENOSYS, since its mode can't be
 // seen. Inside, the bits do nothing. But a program that a run makes in a writable bind belongs to
 // the owner of the bind's directory on the host, and with a set-uid bit whoever executes it there
-// acts for that owner, root for one. Use it if nothing is bound writable, for no run either that can
-// pass this one open files, or if the host has the bind's file system mounted nosuid. In a cell of
-// runsc it lets the run use ptrace too, by which gVisor's filters are got around.
+// acts for that owner, root for one. Use it if nothing is bound writable, neither for this run nor
+// for one that can pass it open files, or if the host has the bind's file system mounted nosuid. In
+// a cell of runsc it lets the run use ptrace too, by which gVisor's filters are got around.
 func WithSetID() Option {
 	return func(c *spec.Spec) { c.Security.SetID = true }
 }

@@ -8,11 +8,9 @@ import (
 	"iter"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/cellkit/sandbox"
@@ -322,17 +320,11 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 	if p.again {
 		tail = append(tail, service.RestartEnded())
 	}
-	for _, m := range p.volumes {
-		if m.name == "" {
-			tail = append(tail, r.ownVolume(m))
-			continue
-		}
-		mount, err := r.volume(m)
-		if err != nil {
-			return nil, fmt.Errorf("volume at %s: %w", m.dst, err)
-		}
-		opts = append(opts, mount)
+	named, own, err := r.mountVolumes(p)
+	if err != nil {
+		return nil, err
 	}
+	opts, tail = append(opts, named...), append(tail, own...)
 	if !r.project.writesHere() {
 		opts = append(opts, sandbox.WithSetID())
 	}
@@ -357,44 +349,10 @@ func (r *Running) service(p *plan, shared *sandbox.PrivateNetwork) (*service.Ser
 		tail = append(tail, health.options(p.listens(img))...)
 	}
 	box := sandbox.New(opts...)
-	for _, m := range p.volumes {
-		if m.name != "" && !m.nocopy {
-			if err := r.fill(m, box); err != nil {
-				return nil, fmt.Errorf("volume %s: %w", m.name, err)
-			}
-		}
+	if err := r.fillVolumes(p, box); err != nil {
+		return nil, err
 	}
 	return service.New(p.name, box, tail...), nil
-}
-
-// fill copies what the root of the sandbox has at the place of a volume into it, unless it has
-// files. Nothing of the project runs yet.
-func (r *Running) fill(m mounted, box *sandbox.Sandbox) error {
-	if s := r.scratch[m.name]; s != nil {
-		err := s.Fill(r.over, box, m.dst)
-		if errors.Is(err, syscall.ENOSPC) {
-			err = fmt.Errorf("%w: make volumes larger (VolumeMemory, VolumeDisk), or say nocopy of it", err)
-		}
-		return err
-	}
-	if err := fillDir(r.over, box, m.dst, r.volumeDir(m)); err != nil {
-		return fmt.Errorf("%w (nocopy leaves the volume as it is)", err)
-	}
-	return nil
-}
-
-// volumeDir returns the directory of a volume that stays: Load has refused names that lead
-// elsewhere.
-func (r *Running) volumeDir(m mounted) string {
-	return filepath.Join(r.project.conf.volumes.dir, m.name)
-}
-
-// writesHere reports whether a service can write to a directory of this machine. Services can pass
-// each other its files, as descriptors, so that then none may give files set-uid bits.
-func (p *Project) writesHere() bool {
-	return slices.ContainsFunc(p.services, func(s *plan) bool {
-		return s.binds || p.conf.volumes.inDir() && slices.ContainsFunc(s.volumes, func(m mounted) bool { return m.name != "" && !m.readOnly })
-	})
 }
 
 // openInput returns a standard input on which nothing comes, and no end.
@@ -426,51 +384,6 @@ func (p *Project) reaches(of *plan) []sandbox.PlaceOption {
 		return nil
 	}
 	return []sandbox.PlaceOption{sandbox.Reaches(names...)}
-}
-
-// volume returns the option that mounts a volume. It is made for the first service that has it.
-func (r *Running) volume(m mounted) (sandbox.Option, error) {
-	v := r.project.conf.volumes
-	if v.inDir() {
-		dir := r.volumeDir(m)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return nil, err
-		}
-		if m.readOnly {
-			return sandbox.WithReadOnlyBind(dir, m.dst), nil
-		}
-		return sandbox.WithBind(dir, m.dst), nil
-	}
-	s := r.scratch[m.name]
-	if s == nil {
-		var err error
-		if v.onDisk {
-			s, err = sandbox.NewDiskScratch(v.dir, v.bytes)
-		} else {
-			s, err = sandbox.NewScratch(v.bytes)
-		}
-		if err != nil {
-			return nil, err
-		}
-		r.scratch[m.name] = s
-	}
-	if m.readOnly {
-		return sandbox.WithReadOnlyScratch(m.dst, s), nil
-	}
-	return sandbox.WithScratch(m.dst, s), nil
-}
-
-// ownVolume returns the option that makes a volume of each replica's own.
-func (r *Running) ownVolume(m mounted) service.Option {
-	v := r.project.conf.volumes
-	var opts []service.VolumeOption
-	if m.nocopy {
-		opts = append(opts, service.NoCopy())
-	}
-	if v.onDisk {
-		return service.DiskVolume(m.dst, v.dir, v.bytes, opts...)
-	}
-	return service.Volume(m.dst, v.bytes, opts...)
 }
 
 // release gives back what services had.

@@ -41,7 +41,8 @@ type Worker struct {
 	neighbours neighbours
 	// The address at which services are published; invalid: the worker takes none.
 	services netip.Addr
-	// draining ends when no more tasks are to be taken, over when what runs is to end: see Drain.
+	// draining ends when no more tasks are to be taken, and over when what runs is to end: see
+	// Drain.
 	draining, over context.Context
 	drain, end     context.CancelFunc
 
@@ -146,11 +147,12 @@ func namePattern(s string) bool {
 	return len(s) >= 1 && len(s) <= 63 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
-// Run takes tasks and runs them until ctx ends; it then kills what runs, which is tried again by
-// others, and returns nil. Drain lets that go on for a time. While no server answers Run waits for
-// one, but returns within 5 s of the end of what runs when it is to end. The errors are wrong options, as
-// *sandbox.OptionErrors, joined, errors.ErrUnsupported on other systems than Linux, and, of a queue
-// that others use too, that this process is PID 1 of a container. It must be called once.
+// Run takes tasks and runs them until ctx ends. It then kills what runs, which other workers try
+// again, and returns nil. Drain lets what runs go on for a time. While no server answers, Run waits
+// for one. When it is to end, it returns at most 5 s after its runs have ended, whether or not a
+// server answers. The errors are wrong options, as *sandbox.OptionErrors, joined,
+// errors.ErrUnsupported on other systems than Linux, and, of a queue that others use too, that this
+// process is PID 1 of a container. It must be called once.
 //
 // A worker of a queue that others use too holds a lease of each of its tasks. If this process can't
 // renew one and does not even end the run in time, as it is stopped, traced or starved, or its

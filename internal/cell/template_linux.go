@@ -119,8 +119,8 @@ func (ts *templates) drop(t *Template) {
 	}
 }
 
-// AssembleAhead assembles the base of a template, so that the first one which has it finds it there.
-// It does nothing if there are templates already, and leaves an error to them.
+// AssembleAhead assembles the base of a template, so that the first template with that base finds
+// it there. It does nothing if there are templates already, and leaves an error to them.
 func (c *Cell) AssembleAhead(base Assembly) {
 	c.assembling.Lock()
 	defer c.assembling.Unlock()

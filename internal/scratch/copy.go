@@ -30,8 +30,8 @@ type copier struct {
 	forAll   bool // for all to read
 	distrust bool // a run may have made what from has in it
 
-	// asIs copies modes as they are, but for set-uid, hard links, and the mode of the directory
-	// itself. Sys of what from describes is a *syscall.Stat_t then.
+	// asIs keeps hard links, and all modes except set-uid bits, also that of the directory
+	// itself. In from, Sys must return a *syscall.Stat_t then.
 	asIs   bool
 	owner  *owner          // with asIs: of all, in place of those that from has
 	reader *reader         // with asIs: what it may not read is left out, if it is not nil

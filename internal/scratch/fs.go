@@ -24,8 +24,8 @@ type liveFS struct {
 	s       *Scratch
 	noLinks bool // are followed
 	dir     string
-	// left is how many names a walk may still list, which takes those that are not UTF-8 too. It
-	// is nil outside of walks: as many as there can be files each time.
+	// left is how many names a walk may still list, also such that are not UTF-8. If it is nil,
+	// there is no walk, and each directory may have as many names as there can be files.
 	left *int64
 }
 

@@ -124,7 +124,7 @@ func refusals() []specs.LinuxSyscall {
 		fail(unix.ENOSPC, "setxattr", tooLarge),
 		fail(unix.ENOSPC, "lsetxattr", tooLarge),
 		fail(unix.ENOSPC, "fsetxattr", tooLarge),
-		// Its size is in memory, where a filter can't look. Programs fall back to the others.
+		// Its size is in memory, which a filter can't read. Programs use the others then.
 		fail(unix.ENOSYS, "setxattrat"),
 	}
 }

@@ -217,9 +217,9 @@ func (p *pipes) close() {
 	}
 }
 
-// copy begins to copy, once the other ends were sent. done is called when the command has ended, and
-// copies what the pipes hold then: what the command has left behind, or has sent their ends to, may
-// keep them open for ever.
+// copy begins to copy, once the other ends were sent. done must be called when the command has
+// ended. It copies what the pipes hold then and does not wait for their end: what the command has
+// left behind may keep them open.
 func (p *pipes) copy(e *env) (done func()) {
 	for _, f := range p.theirs {
 		f.Close()
