@@ -13,8 +13,8 @@ import (
 // do not answer.
 const claimPatience = time.Second
 
-// begin claims the task and runs it, or reports what claim does; then there is no outcome. What the
-// run needs is prepared while the claim is written, for which its command waits. If there is another
+// begin claims the task and runs it, or returns what claim returns; then there is no outcome. The
+// run is prepared while the claim is written, and its command waits for that. If there is another
 // claim, or no answer, the run is dropped, and another one prepared when the claim is stored.
 func (a *attempt) begin(ctx context.Context, m *nats.Msg) (end outcome, over bool, err error) {
 	early, cancel := context.WithCancel(ctx)

@@ -211,11 +211,11 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 	return nil
 }
 
-// Drain has the worker take no more tasks, and Run return when those that it runs have ended. They
-// go on for up to d; what is left then is killed and tried again by others, as when Run's context
-// ends, which does not count as one of the task's attempts. Replicas of services, which have no end
-// to wait for, are started elsewhere at once. Drain does not wait. It may be called again: the
-// earliest end counts, so Drain(0) ends what runs at once.
+// Drain stops the worker gently: it takes no more tasks, and Run returns when those that it runs
+// have ended. They go on for up to d. What is left then is killed and tried again by other workers,
+// as when Run's context ends, which does not count as one of the task's attempts. Replicas of
+// services don't end by themselves, so they are moved to other workers at once. Drain does not wait.
+// If it is called again, the earliest end counts: Drain(0) kills what runs at once.
 //
 //	context.AfterFunc(ctx, func() { w.Drain(30 * time.Second) }) // ctx ends at SIGTERM
 //	err := w.Run(context.Background())
