@@ -214,8 +214,8 @@ func (w *Worker) Run(ctx context.Context) (err error) {
 // Drain stops the worker gently: it takes no more tasks, and Run returns when those that it runs
 // have ended. They go on for up to d. What is left then is killed and tried again by other workers,
 // as when Run's context ends, which does not count as one of the task's attempts. Replicas of
-// services don't end by themselves, so they are moved to other workers at once. Drain does not wait.
-// If it is called again, the earliest end counts: Drain(0) kills what runs at once.
+// services don't end by themselves, so they are moved to other workers at once. Drain does not
+// wait. If it is called again, the earliest end counts: Drain(0) kills what runs at once.
 //
 //	context.AfterFunc(ctx, func() { w.Drain(30 * time.Second) }) // ctx ends at SIGTERM
 //	err := w.Run(context.Background())
